@@ -1,0 +1,82 @@
+"""Every exception this package raises on purpose.
+
+::
+
+    Exception
+    └── DistroError                     catch this to catch everything of ours
+        ├── ConfigurationError          an argument or a setting is wrong (also a ValueError)
+        ├── MissingDependencyError      an optional package is not installed (also an ImportError)
+        ├── ProtocolError               bytes or messages from a peer break the protocol
+        │   ├── TruncatedError          they end too early: more bytes might complete them
+        │   └── LimitExceededError      they ask for more than a stated bound
+        └── ExchangeError               peers could not be reached, or did not answer in time
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "DistroError",
+    "ExchangeError",
+    "LimitExceededError",
+    "MissingDependencyError",
+    "ProtocolError",
+    "TruncatedError",
+]
+
+
+class DistroError(Exception):
+    """Base class of all exceptions of :mod:`distro_optim`."""
+
+
+class ConfigurationError(DistroError, ValueError):
+    """An argument or a setting is wrong. The message names it, shows its value and says what to do.
+
+    Attributes:
+        name: the argument, as the caller spelled it, or None.
+        value: what was given.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.value = value
+
+
+class MissingDependencyError(DistroError, ImportError):
+    """An optional package is needed for what was asked. The message holds the ``pip install`` line."""
+
+
+class ProtocolError(DistroError):
+    """What a peer sent breaks the protocol. The only exception a decoder of ours raises, whatever the bytes.
+
+    Attributes:
+        field: dotted path of the field being read, where known, such as ``"clients[3].id"``.
+        offset: position in the input in bytes, where known.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.offset = offset
+
+    def __str__(self) -> str:
+        where = []
+        if self.field:
+            where.append(f"in {self.field}")
+        if self.offset is not None:
+            where.append(f"at byte {self.offset}")
+        return f"{self.message} ({', '.join(where)})" if where else self.message
+
+
+class TruncatedError(ProtocolError):
+    """The input ends before the value does."""
+
+
+class LimitExceededError(ProtocolError):
+    """A declared length, count or size lies above its bound; nothing was allocated for it."""
+
+
+class ExchangeError(DistroError):
+    """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers gone, timeout, closed."""

@@ -1,0 +1,1 @@
+"""Is a peer honest: Bloom filters, Merkle trees, commitments, similarity of results."""
