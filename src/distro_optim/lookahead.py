@@ -1,0 +1,74 @@
+"""Psyche's error correction: gradients are taken where the weights will be, not where they are.
+
+With overlapped steps a gradient is computed before the update of the step before has arrived. What a peer has in its
+momentum is its best guess of what is coming, so for the forward and backward pass it shifts its weights by
+``-lr * sign(delta)`` and takes the shift back before the step (PsycheFoundation/psyche
+``shared/modeling/src/distro.rs``, ``error_correction``).
+
+Floating-point addition does not give back what subtraction took: adding the shift again changes a few per cent of the
+weights by a rounding error, differently on every peer, and replicas drift apart. So the weights are kept aside and
+copied back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["Lookahead"]
+
+# Elements shifted at a time: the temporary for the signs stays in the cache.
+_CHUNK: Final = 1 << 19
+
+
+class Lookahead:
+    """Shifts parameters in place and puts them back, bit for bit."""
+
+    def __init__(self, *, on: bool = False) -> None:
+        self._on = on
+        # Tells a write by somebody else from none; None where nothing is known, as in a copied optimizer.
+        self._versions: list[int] | None = None
+
+    @property
+    def on(self) -> bool:
+        return self._on
+
+    def put_on(
+        self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
+    ) -> None:
+        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``; ``lr`` is one per tensor."""
+        for param, delta, keep, rate in zip(params, deltas, saved, lr, strict=True):
+            keep.copy_(param)
+            _shift(param, delta, rate)
+        self._versions = [p._version for p in params]
+        self._on = True
+
+    def take_off(
+        self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
+    ) -> None:
+        """Copies ``saved`` back to ``params``.
+
+        A parameter that somebody else has written to in between (a loaded checkpoint, say) keeps what was written,
+        unless that is just the shifted weights again.
+        """
+        versions = self._versions if self._versions is not None else [-1] * len(params)
+        for param, delta, keep, rate, version in zip(params, deltas, saved, lr, versions, strict=True):
+            if param._version != version:
+                expected = keep.clone()
+                _shift(expected, delta, rate)
+                if not torch.equal(param, expected):
+                    continue
+            param.copy_(keep)
+        self._versions, self._on = None, False
+
+
+def _shift(param: Tensor, delta: Tensor, lr: float) -> None:
+    if not param.is_contiguous():
+        param.add_(torch.sign(delta), alpha=-lr)
+        return
+    flat, flat_delta = param.view(-1), delta.view(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        flat[start : start + _CHUNK].add_(torch.sign(flat_delta[start : start + _CHUNK]), alpha=-lr)
