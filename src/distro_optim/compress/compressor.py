@@ -95,6 +95,8 @@ class Compressor:
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
         dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
+        # An absent tensor sends nothing, so nothing of its momentum may leave.
+        sending = [None if g is None else d for g, d in zip(grads, deltas, strict=True)]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             rate, keep = lr[batch.group], decay[batch.group]
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
@@ -110,7 +112,7 @@ class Compressor:
                     value = value.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
                 if own is None:
                     transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
-                    self._store(block, tiles, deltas)
+                    self._store(block, tiles, sending)
                 else:
                     self._keep_own(block, dense, index, value, own)
                 if quantize:
@@ -186,10 +188,13 @@ class Compressor:
         n = tiles.shape[0]
         return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
 
-    def _store(self, block: Block, tiles: Tensor, deltas: Sequence[Tensor]) -> None:
+    def _store(self, block: Block, tiles: Tensor, targets: Sequence[Tensor | None]) -> None:
         for piece in block.pieces:
+            target = targets[piece.param]
+            if target is None:
+                continue
             for region in piece.regions:
-                region.of_tensor(deltas[piece.param]).copy_(region.of_block(tiles))
+                region.of_tensor(target).copy_(region.of_block(tiles))
 
     def _keep_own(
         self,
