@@ -14,11 +14,10 @@ from torch import Tensor
 
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
-from golden import assert_close, assert_same_picks
 from reference.demo import PlainDeMo, Sent
 from reference.psyche import PlainPsyche
 
-# Below this part of the largest element a decoded update is a rounding error, whose sign means nothing.
+# Below this part of the largest coefficient a decoded update is a rounding error, whose sign means nothing.
 NOISE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-4}
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of one operation on a weight
 
@@ -79,6 +78,16 @@ def pairs(optimizer: DisTrO, plain: Sequence[PlainDeMo]) -> Iterator[tuple[int, 
             yield number, *entry
 
 
+def magnitude(x: Tensor) -> float:
+    return float(x.double().abs().max())
+
+
+def assert_near(ours: Tensor, expected: Tensor, what: str, relative: float, *, scale: float = 0.0) -> None:
+    """Equal within ``relative`` of the largest expected magnitude, or of ``scale``."""
+    worst = magnitude(ours.double() - expected.double())
+    assert worst <= relative * max(scale, magnitude(expected)), f"{what}: off by {worst:.2e}"
+
+
 def sent_by(updates: Sequence[CompressedUpdate], number: int) -> list[Sent]:
     """What the updates say about one tensor, as the twins write it."""
     sent = []
@@ -90,18 +99,31 @@ def sent_by(updates: Sequence[CompressedUpdate], number: int) -> list[Sent]:
     return sent
 
 
-def assert_same_contribution(update: CompressedUpdate, number: int, expected: Sent | None) -> None:
+def settle_ties(update: CompressedUpdate, number: int, twin: PlainDeMo, tolerance: float) -> None:
+    """Makes the twin pick as the update does, after checking that these are the largest coefficients.
+
+    Ties are common: a padded tile of one element has equal coefficients.
+    """
+
+    def select(coefficients: Tensor, k: int) -> Sent:
+        ((index, _),) = sent_by([update], number)
+        flat = coefficients.flatten(1)
+        assert index.shape == (len(flat), min(k, flat.shape[1]))
+        assert all(len(set(row)) == len(row) for row in index.tolist())
+        value = flat.gather(1, index)
+        best = flat.abs().topk(index.shape[1]).values
+        assert_near(value.abs().sort(1, descending=True).values, best, "picks", tolerance, scale=magnitude(flat))
+        return index, value
+
+    twin.select = select
+
+
+def assert_same_values(update: CompressedUpdate, number: int, expected: Sent | None, tolerance: float) -> None:
     assert update.present[number] == (expected is not None)
-    if expected is None:
-        return
-    ((index, value),) = sent_by([update], number)
-    order = expected[0].argsort(1)
-    recorded = expected[0].gather(1, order), expected[1].gather(1, order)
-    if value.dtype == torch.bool:
-        assert torch.equal(index.sort(1).values, recorded[0])
-        assert torch.equal(value.gather(1, index.argsort(1)), recorded[1])
-    else:
-        assert_same_picks(index, value.to(recorded[1].dtype), *recorded)
+    if expected is not None:
+        ((_, value),) = sent_by([update], number)
+        assert value.dtype == expected[1].dtype or value.dtype != torch.bool
+        assert_near(value, expected[1], "values", tolerance)
 
 
 def compare(case: Case, steps: int) -> None:
@@ -118,17 +140,18 @@ def compare(case: Case, steps: int) -> None:
                 optimizer.lookahead()
                 for _, param, twin, lr in pairs(optimizer, plain):
                     assert isinstance(twin, PlainPsyche)
-                    assert_close(param, twin.looking_ahead(lr), "lookahead", relative=ROUNDING[case.dtype])
+                    assert_near(param, twin.looking_ahead(lr), "lookahead", ROUNDING[case.dtype])
             for param in params_of(optimizer):
                 gone = float(torch.rand((), generator=generator)) < case.absent
                 grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
                 param.grad = None if gone else grad.to(case.dtype)
             updates.append(optimizer.generate())
             for number, param, twin, lr in pairs(optimizer, plain):
-                assert_same_contribution(updates[-1], number, twin.generate(param.grad, lr))
+                entered = magnitude(twin.delta) + (0.0 if param.grad is None else lr * magnitude(param.grad))
+                settle_ties(updates[-1], number, twin, relative)
+                assert_same_values(updates[-1], number, twin.generate(param.grad, lr), ROUNDING[case.dtype])
                 delta = optimizer.state[param]["delta"]
-                moved = lr * (0.0 if param.grad is None else float(param.grad.abs().max()))
-                assert_close(delta, twin.delta, "delta", relative=relative, floor=max(moved, 1e-30))
+                assert_near(delta, twin.delta, "delta", relative, scale=entered)
                 twin.delta = delta.clone()
         for optimizer, plain in zip(optimizers, twins, strict=True):
             decoded = optimizer.decode(updates)
@@ -136,10 +159,10 @@ def compare(case: Case, steps: int) -> None:
             for number, param, twin, lr in pairs(optimizer, plain):
                 sent = sent_by(updates, number)
                 expected = twin.decoded(sent)
-                assert_close(decoded[number], expected, "decoded", relative=relative)
+                scale = max((1.0 if value.dtype == torch.bool else magnitude(value) for _, value in sent), default=0.0)
+                assert_near(decoded[number], expected, "decoded", relative, scale=scale)
                 twin.apply(sent, lr)
-                largest = expected.abs().max()
-                certain = (expected.abs() > NOISE[case.dtype] * largest) | (largest == 0)
+                certain = expected.abs() >= NOISE[case.dtype] * scale
                 torch.testing.assert_close(param[certain], twin.param[certain], rtol=ROUNDING[case.dtype], atol=1e-12)
                 twin.param.copy_(param)  # a sign of noise is not defined: go on from the same weights
     first = params_of(optimizers[0])
@@ -170,7 +193,7 @@ def cases(draw: st.DrawFn, *, overlap: bool) -> Case:
     ]
     return Case(
         groups,
-        peers=draw(st.integers(1, 16)),
+        peers=draw(st.sampled_from([1, 2, 3, 7, 16])),
         tiling=draw(st.sampled_from(["divisor", "padded"])),
         quantize=draw(st.booleans()),
         overlap=overlap,
@@ -181,13 +204,13 @@ def cases(draw: st.DrawFn, *, overlap: bool) -> Case:
 
 
 @given(case=cases(overlap=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_demo_agrees_on_any_shapes_groups_and_peers(case: Case) -> None:
     compare(case, steps=3)
 
 
 @given(case=cases(overlap=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_psyche_agrees_on_any_shapes_groups_and_peers(case: Case) -> None:
     compare(case, steps=3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ class PlainDeMo:
     tiling: str
     quantize: bool
     weight_decay: float = 0.0
+    select: Callable[[Tensor, int], Sent] = largest  # a test may settle ties
 
     def generate(self, grad: Tensor | None, lr: float) -> Sent | None:
         """What is sent of this step, or None without a gradient."""
@@ -36,7 +37,7 @@ class PlainDeMo:
         self.param.mul_(1 - lr * self.weight_decay)
         self.delta = self.decay * self.delta + lr * grad.to(self.delta.dtype)
         tiles = to_tiles(self.delta, self.chunk, self.tiling)
-        index, value = largest(encode(tiles), self.topk)
+        index, value = self.select(encode(tiles), self.topk)
         if not self.quantize:
             value = value.to(self.param.dtype).to(self.delta.dtype)
         self.delta = self.delta - from_tiles(decode(placed(index, value, tiles)), self.delta, self.tiling)

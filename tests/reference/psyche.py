@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .demo import PlainDeMo, Sent
-from .tiles import decode, encode, from_tiles, largest, placed, to_tiles
+from .tiles import decode, encode, from_tiles, placed, to_tiles
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PlainPsyche(PlainDeMo):
             return None
         self.param.mul_(1 - lr * self.weight_decay)
         self.delta = self.decay * self.delta + lr * grad.to(self.delta.dtype)
-        index, value = largest(encode(to_tiles(self.delta, self.chunk, self.tiling)), self.topk)
+        index, value = self.select(encode(to_tiles(self.delta, self.chunk, self.tiling)), self.topk)
         if not self.quantize:
             value = value.to(self.param.dtype).to(self.delta.dtype)
         self.own = index, value
