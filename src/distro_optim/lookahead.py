@@ -23,6 +23,10 @@ __all__ = ["Lookahead"]
 # Elements shifted at a time: the temporary for the signs stays in the cache.
 _CHUNK: Final = 1 << 19
 
+# Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
+# are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing.
+_ALWAYS_COMPARED: Final = 1024
+
 
 class Lookahead:
     """Shifts parameters in place and puts them back, bit for bit."""
@@ -47,21 +51,33 @@ class Lookahead:
         self._on = True
 
     def take_off(
-        self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
+        self,
+        params: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        *,
+        keep_edited: bool = False,
     ) -> None:
-        """Copies ``saved`` back to ``params``.
+        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile.
 
-        A parameter that somebody else has written to in between (a loaded checkpoint, say) keeps what was written,
-        unless that is just the shifted weights again.
+        A tensor that was written to keeps what was written, unless that is just the shifted weights again (a
+        checkpoint of them). If most of it is (it was clipped, say), those elements are put back and the others keep
+        what was written; with ``keep_edited`` all do.
         """
         versions = self._versions if self._versions is not None else [-1] * len(params)
         for param, delta, keep, rate, version in zip(params, deltas, saved, lr, versions, strict=True):
-            if param._version != version:
-                expected = keep.clone()
-                _shift(expected, delta, rate)
-                if not torch.equal(param, expected):
-                    continue
-            param.copy_(keep)
+            if param._version == version and param.numel() > _ALWAYS_COMPARED:
+                param.copy_(keep)
+                continue
+            shifted = keep.to(dtype=param.dtype, device=param.device, copy=True)
+            _shift(shifted, delta.to(param.device), rate)
+            unwritten = param == shifted
+            count = int(unwritten.sum())
+            if count == param.numel():
+                param.copy_(keep)
+            elif count > param.numel() // 2 and not keep_edited:
+                param.copy_(torch.where(unwritten, keep.to(param), param))
         self._versions, self._on = None, False
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, overload
 
 import torch
@@ -18,6 +18,15 @@ from .compress.dct import TRANSFORMS, TransformName
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
 from .lookahead import Lookahead
+from .optimizer_arguments import (
+    check_choice,
+    check_exchange,
+    check_flag,
+    check_param,
+    check_process_group,
+    normal_settings,
+    unique_params,
+)
 from .optimizer_state import (
     DELTA,
     OWN_INDEX,
@@ -32,8 +41,34 @@ from .optimizer_state import (
 
 __all__ = ["DisTrO"]
 
-# Psyche's wire holds the sides of a tile in 16 bits.
-_MAX_CHUNK: Final = 65535
+# Where the run stands: saved in the groups with the hyper-parameters, equal in all of them.
+_PROGRESS: Final = {
+    "training": True,
+    "looks_ahead": False,
+    "resumes_ahead": False,
+    "lookahead_lr": 0.0,
+    "in_flight": False,
+}
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is not part of the optimizer's state: caches, scratch memory, the network, what is on its way.
+
+    One object, never an attribute of the optimizer itself: the wrappers of Lightning and Fabric hand on reads of
+    attributes but keep writes, so that ``wrapper.flush()`` would leave the optimizer behind.
+    """
+
+    exchange: Exchange | None = None
+    explicit_exchange: bool = False
+    process_group: torch.distributed.ProcessGroup | None = None
+    plan: TilePlan | None = None
+    compressor: Compressor | None = None
+    lookahead: Lookahead = field(default_factory=Lookahead)
+    started_with: TilePlan | None = None
+    begun: bool = False
+    published: bool = False
+    arrived: list[CompressedUpdate] | None = None
 
 
 class DisTrO(Optimizer):
@@ -101,80 +136,63 @@ class DisTrO(Optimizer):
         process_group: torch.distributed.ProcessGroup | None = None,
         transform: TransformName = "dct",
     ) -> None:
-        _check_choice("tiling", tiling, TILINGS)
-        _check_choice("transform", transform, TRANSFORMS)
-        for name, flag in (("quantize_1bit", quantize_1bit), ("overlap", overlap)):
-            if not isinstance(flag, bool):
-                raise ConfigurationError(f"{name}={flag!r}: give True or False", name=name, value=flag)
-        if exchange is not None and not isinstance(exchange, Exchange):
-            raise ConfigurationError(
-                f"exchange={exchange!r}: give a distro_optim.comm.exchange.Exchange, or None for the default process "
-                "group",
-                name="exchange",
-                value=exchange,
-            )
+        check_choice("tiling", tiling, TILINGS)
+        check_choice("transform", transform, TRANSFORMS)
+        check_flag("quantize_1bit", quantize_1bit)
+        check_flag("overlap", overlap)
+        check_exchange(exchange)
+        check_process_group(process_group)
         if exchange is not None and process_group is not None:
             raise ConfigurationError(
-                "exchange and process_group are both given: leave one of them out", name="process_group"
+                f"exchange={exchange!r} and process_group={process_group!r}: leave one of them out",
+                name="process_group",
+                value=process_group,
             )
         self._tiling: Tiling = tiling
         self._transform = transform
         self._quantize = quantize_1bit
         self._overlap = overlap
-        self._explicit_exchange = exchange is not None
-        self._reset_transients()
-        self._exchange: Exchange | None = exchange
-        self._process_group = process_group
-        defaults = {
-            "lr": lr,
-            "compression_decay": compression_decay,
-            "compression_topk": compression_topk,
-            "compression_chunk": compression_chunk,
-            "weight_decay": weight_decay,
-            # Where the run stands, saved with it: equal in all groups.
-            "training": True,
-            "looks_ahead": False,
-            "resumes_ahead": False,
-            "lookahead_lr": 0.0,
-            "in_flight": False,
-        }
-        super().__init__(_unique(params), defaults)
+        self._run = _Run(exchange, exchange is not None, process_group)
+        settings = normal_settings(
+            {
+                "lr": lr,
+                "compression_decay": compression_decay,
+                "compression_topk": compression_topk,
+                "compression_chunk": compression_chunk,
+                "weight_decay": weight_decay,
+            }
+        )
+        super().__init__(unique_params(params), {**settings, **_PROGRESS})
 
     # ------------------------------------------------------------------ construction and copies
 
-    def _reset_transients(self) -> None:
-        """What is not part of the optimizer's state: caches, scratch memory, what is on its way."""
-        self._plan: TilePlan | None = None
-        self._compressor: Compressor | None = None
-        self._lookahead = Lookahead()
-        self._started_with: TilePlan | None = None
-        self._published = False
-        self._arrived: list[CompressedUpdate] | None = None
-
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        settings = {**self.defaults, **{k: v for k, v in param_group.items() if k != "params"}}
-        _check_settings(settings)
-        ahead = self._lookahead.on
+        """As for any optimizer, also in mid-run: the new parameters join the next step, on every peer alike."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f'param_group={param_group!r}: give a dict with the key "params"')
+        [group] = unique_params([param_group])
+        group.update(normal_settings({**self.defaults, **group}))
+        for member in group["params"]:
+            check_param(member[1] if isinstance(member, tuple) else member)
+        ahead = self._run.lookahead.on
         self.undo_lookahead()
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if len(self.param_groups) > 1:
-            for key in ("training", "looks_ahead", "resumes_ahead", "lookahead_lr", "in_flight"):
-                group[key] = self.param_groups[0][key]
-        for param in group["params"]:
-            _check_param(param)
-        self._plan = self._compressor = None
-        plan = self._planned()
-        first = len(plan) - len(group["params"])
-        for number, param in enumerate(group["params"], start=first):
-            self.state[param] = initial_state(param, plan, number, self._overlap)
-        if ahead:
-            self._look_ahead_again()
+        try:
+            super().add_param_group(group)
+            if len(self.param_groups) > 1:
+                group.update({key: self.param_groups[0][key] for key in _PROGRESS})
+            self._run.plan = self._run.compressor = None
+            plan = self._planned()
+            first = len(plan) - len(group["params"])
+            for number, param in enumerate(group["params"], start=first):
+                self.state[param] = initial_state(param, plan, number, self._overlap)
+        finally:
+            if ahead:
+                self._look_ahead_again()
 
     def _planned(self) -> TilePlan:
-        if self._plan is None:
-            self._plan = make_plan(
+        if self._run.plan is None:
+            self._run.plan = make_plan(
                 [
                     ParamSpec(
                         tuple(p.shape), p.dtype, p.device, number, group["compression_chunk"], group["compression_topk"]
@@ -184,7 +202,7 @@ class DisTrO(Optimizer):
                 ],
                 self._tiling,
             )
-        return self._plan
+        return self._run.plan
 
     @property
     def plan(self) -> TilePlan:
@@ -196,43 +214,54 @@ class DisTrO(Optimizer):
         plan = self._planned()
         if any(s.device != p.device or s.dtype != p.dtype for s, p in zip(plan.specs, params, strict=True)):
             # model.to(...) after construction: the parameters are the same objects on another device.
-            self._plan = self._compressor = None
+            self._run.plan = self._run.compressor = None
             plan = self._planned()
-        if self._compressor is None:
-            self._compressor = Compressor(plan, self._transform)
+        for spec in plan.specs:
+            group = self.param_groups[spec.group]
+            for name, planned in (("compression_topk", spec.topk), ("compression_chunk", spec.chunk)):
+                if group[name] != planned:
+                    raise ConfigurationError(
+                        f"{name}={group[name]!r} was set in a parameter group that began with {planned}: it cannot "
+                        "change in mid-run, so set it back, or make a new optimizer",
+                        name=name,
+                        value=group[name],
+                    )
+        if self._run.compressor is None:
+            self._run.compressor = Compressor(plan, self._transform)
             for number, param in enumerate(params):
                 self.state[param] = restore_state(self.state[param], param, plan, number, self._overlap)
-        return self._compressor
+        return self._run.compressor
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
         state: dict[str, Any] = super().__getstate__()
-        keys = ("_tiling", "_transform", "_quantize", "_overlap", "_explicit_exchange", "_arrived")
-        state.update({key: getattr(self, key) for key in keys})
+        state.update({key: getattr(self, key) for key in ("_tiling", "_transform", "_quantize", "_overlap")})
+        # Neither exchange nor process group: two optimizers that publish on one of them would mix up their steps.
+        run = self._run
+        explicit = run.explicit_exchange or run.process_group is not None
+        state["_run"] = _Run(explicit_exchange=explicit, arrived=run.arrived)
         return state
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_tiling" in state:  # a copy or an unpickled optimizer, not load_state_dict
-            self._reset_transients()
-            self._exchange = None
-            self._process_group = None
-            if state["param_groups"] and state["param_groups"][0]["looks_ahead"]:
-                self._lookahead = Lookahead(on=True)
         super().__setstate__(state)
+        if "_run" in state:  # a copy or an unpickled optimizer, not load_state_dict
+            self._run.lookahead = Lookahead(on=bool(self.param_groups and self.param_groups[0]["looks_ahead"]))
 
     @property
     def exchange(self) -> Exchange | None:
         """What carries updates; None until the first step decides. Set it on a copy, which does not inherit it."""
-        return self._exchange
+        return self._run.exchange
 
     @exchange.setter
     def exchange(self, exchange: Exchange | None) -> None:
+        check_exchange(exchange)
         self._settle()
-        self._exchange = exchange
-        self._explicit_exchange = exchange is not None
-        self._started_with = None
+        self._run.exchange = exchange
+        self._run.explicit_exchange = exchange is not None
+        self._run.process_group = None
+        self._run.started_with = None
 
     # ------------------------------------------------------------------ the three verbs
 
@@ -245,7 +274,7 @@ class DisTrO(Optimizer):
         """
         if not self._overlap:
             raise DistroError("lookahead() is for overlap=True: without overlap nothing is on its way")
-        if self._lookahead.on:
+        if self._run.lookahead.on:
             return
         self._compress()
         for group in self.param_groups:
@@ -254,9 +283,17 @@ class DisTrO(Optimizer):
 
     @torch.no_grad()
     def undo_lookahead(self) -> None:
-        """Puts the weights back, bit for bit. Does nothing if they are not shifted."""
-        if self._lookahead.on:
-            self._lookahead.take_off(*self._lookahead_args())
+        """Puts the weights back, bit for bit. Does nothing if they are not shifted.
+
+        Weights that were written to meanwhile (clipped, or loaded from a checkpoint) keep what was written; a tensor
+        of which only some elements were, gets the others back. What is written through ``.data`` goes unnoticed:
+        use ``torch.no_grad()``, or call :meth:`eval` before.
+        """
+        self._undo_lookahead(keep_edited=False)
+
+    def _undo_lookahead(self, *, keep_edited: bool) -> None:
+        if self._run.lookahead.on:
+            self._run.lookahead.take_off(*self._lookahead_args(), keep_edited=keep_edited)
             for group in self.param_groups:
                 group["looks_ahead"] = False
 
@@ -265,18 +302,24 @@ class DisTrO(Optimizer):
         """Takes the gradients into the momentum and returns this peer's contribution to the step.
 
         Weight decay first, then ``delta = decay * delta + lr * grad``. A parameter without gradient, or whose
-        gradient is not finite, keeps weight and ``delta`` and is absent from the update. Undoes the lookahead.
+        gradient is not finite, takes nothing into ``delta`` and is absent from the update. Its weight decays all the
+        same if it requires a gradient, since other peers, who may have one, must end up with the same weights.
+        Undoes the lookahead.
 
         Args:
             lr: for all groups; by default each group's own.
         """
-        compressor = self._compress()
+        return self._generate(lr, alone=False)
+
+    def _generate(self, lr: float | None, *, alone: bool) -> CompressedUpdate:
+        """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim."""
         self.undo_lookahead()
+        compressor = self._compress()
         params, rates = self._params(), self._rates(lr)
         grads = self._usable_gradients(params)
         shrink = [1 - rate * group["weight_decay"] for group, rate in zip(self.param_groups, rates, strict=True)]
         for param, grad, spec in zip(params, grads, compressor.plan.specs, strict=True):
-            if grad is not None and shrink[spec.group] != 1:
+            if shrink[spec.group] != 1 and (grad is not None or (param.requires_grad and not alone)):
                 param.mul_(shrink[spec.group])
         grad_scale = getattr(self, "grad_scale", None)  # set by GradScaler if it leaves the unscaling to us
         scale = 1.0 if grad_scale is None else float(grad_scale)
@@ -303,8 +346,8 @@ class DisTrO(Optimizer):
         Raises:
             ConfigurationError: an update was made for other parameters.
         """
-        compressor = self._compress()
         self.undo_lookahead()
+        compressor = self._compress()
         _check_plans(updates, compressor.plan)
         compressor.merge(updates, self._params(), lr=self._rates(lr))
 
@@ -339,6 +382,8 @@ class DisTrO(Optimizer):
         self._require_training()
         loss = None
         if closure is not None:
+            # Starting gives all peers the same weights: the first gradient should be of those.
+            self._connect()
             if self._overlap:
                 self.lookahead()
             try:
@@ -346,41 +391,43 @@ class DisTrO(Optimizer):
                     loss = closure()
             finally:
                 self.undo_lookahead()
-        else:
-            self.undo_lookahead()
         self.begin_step()
         self.finish_step()
         if self._overlap and closure is None:
             self.lookahead()
         return loss
 
+    @torch.no_grad()
     def begin_step(self) -> None:
-        """The first half of :meth:`step`: generates this peer's update and starts to send it."""
-        self._require_training()
-        self.undo_lookahead()
-        exchange = self._connect()
-        update = self.generate()
-        if self._published:
-            # The update of the step before is still out; with it collected, at most one is on its way.
-            self._arrived = exchange.collect()
-        exchange.publish(update)
-        self._published = True
+        """The first half of :meth:`step`: generates this peer's update and starts to send it.
 
+        For several optimizers in one thread: ``begin_step()`` on all of them, then :meth:`finish_step` on all.
+        """
+        self._require_training()
+        self._require_between_steps("begin_step()")
+        exchange = self._connect()
+        update = self._generate(None, alone=exchange.num_peers == 1)
+        if self._run.published:
+            # The update of the step before is still out; with it collected, at most one is on its way.
+            self._run.arrived = self._collect()
+        exchange.publish(update)
+        self._run.begun = self._run.published = True
+
+    @torch.no_grad()
     def finish_step(self) -> None:
         """The second half: applies everybody's updates; with overlap those of the step before."""
-        if not self._overlap:
-            assert self._exchange is not None
-            self._published = False
-            self.apply(self._exchange.collect())
-            return
-        if self._arrived is not None:
-            updates, self._arrived = self._arrived, None
-            self.apply([self._on_current_plan(u) for u in updates])
-        self._flag_in_flight(True)
+        if not self._run.begun:
+            raise DistroError("finish_step() without begin_step(): call them in pairs")
+        self._run.begun = False
+        if self._overlap:
+            self._flag_in_flight(True)
+        else:
+            self._run.arrived = self._collect()
+        self._apply_arrived()
 
     def eval(self) -> None:
         """Takes the lookahead off until :meth:`train`: for evaluating and saving. (As schedule-free optimizers do.)"""
-        ahead = self._lookahead.on
+        ahead = self._run.lookahead.on
         self.undo_lookahead()
         for group in self.param_groups:
             if group["training"]:
@@ -399,17 +446,20 @@ class DisTrO(Optimizer):
     def flush(self) -> None:
         """Applies what is on its way and leaves nothing in flight. All peers must call it together.
 
-        For the end of training, and before saving for another number of peers.
+        For the end of training, and before saving for another number of peers. The weights no longer look ahead
+        then.
         """
         self._settle()
-        if self._arrived is not None:
-            updates, self._arrived = self._arrived, None
-            self.apply([self._on_current_plan(u) for u in updates])
+        self._apply_arrived()
+        self.undo_lookahead()
         self._flag_in_flight(False)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forgets the momentum and what was sent (Psyche's ``zero_optim`` on a cold start)."""
+        """Forgets the momentum (Psyche's ``zero_optim`` on a cold start).
+
+        What is on its way is still applied, as it is by the other peers; :meth:`flush` before, if that is not wanted.
+        """
         self.undo_lookahead()
         for param in self._params():
             for key in (DELTA, OWN_VALUE):
@@ -444,8 +494,8 @@ class DisTrO(Optimizer):
         if self._overlap:
             plan = self._planned()
             updates = None
-            if self._arrived is not None:
-                updates = [self._on_current_plan(u) for u in self._arrived]
+            if self._run.arrived is not None:
+                updates = [self._on_current_plan(u) for u in self._run.arrived]
             extra = pack_in_flight(plan, updates, self._quantize, self._peers())
             packed["state"] = {n: {**entry, **extra[n]} for n, entry in packed["state"].items()}
         return packed
@@ -459,32 +509,54 @@ class DisTrO(Optimizer):
             ConfigurationError: the state belongs to parameters of other shapes.
         """
         self._settle()
-        self.undo_lookahead()
-        saved = state_dict["state"]
-        groups = [{**self.defaults, **group} for group in state_dict["param_groups"]]
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        params = self._params()
-        # The base class casts every tensor to its parameter's dtype; take the original ones.
-        order = [n for group in groups for n in group["params"]]
-        originals = [dict(saved.get(n, {})) for n in order]
-        self._plan = self._compressor = None
-        plan = self._planned()
-        for number, (param, original) in enumerate(zip(params, originals, strict=True)):
-            # Copies: the saved tensors may be those of an optimizer that goes on.
-            copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
-            self.state[param] = restore_state(copied, param, plan, number, self._overlap)
-        self._published, self._arrived, self._started_with = False, None, None
-        if self._overlap and self.param_groups[0]["in_flight"]:
-            self._arrived = unpack_in_flight(plan, originals)
+        # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
+        self._undo_lookahead(keep_edited=True)
+        before = self.state, self.param_groups
+        try:
+            originals = self._load_base(state_dict)
+            self._run.plan = self._run.compressor = None
+            plan = self._planned()
+            for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):
+                # Copies: the saved tensors may be those of an optimizer that goes on.
+                copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
+                self.state[param] = restore_state(copied, param, plan, number, self._overlap)
+            in_flight = self._overlap and self.param_groups[0]["in_flight"]
+            arrived = unpack_in_flight(plan, originals) if in_flight else None
+        except BaseException:
+            self.state, self.param_groups = before
+            self._run.plan = self._run.compressor = None
+            raise
+        self._run.arrived, self._run.started_with = arrived, None
+        self._flag_in_flight(arrived is not None)
         if self.param_groups[0]["looks_ahead"]:
-            for param, original in zip(params, originals, strict=True):
+            for param, original in zip(self._params(), originals, strict=True):
                 if WEIGHT in original:
                     param.copy_(original[WEIGHT])
             if self._overlap:
                 self._look_ahead_again()
-            else:
-                for group in self.param_groups:
-                    group["looks_ahead"] = False
+        if not self._overlap:
+            for group in self.param_groups:
+                group["looks_ahead"] = group["resumes_ahead"] = False
+
+    def _load_base(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """Loads as the base class does, and returns each parameter's saved state as it was saved.
+
+        The base class casts every tensor to the dtype of its parameter, and ``delta`` would lose its lower bits.
+        """
+        seen: dict[str, Any] = {}
+
+        def complete_and_keep(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            groups = [{**self.defaults, **group} for group in loaded["param_groups"]]
+            seen.update(loaded, param_groups=groups)
+            return seen
+
+        # The last of the hooks: what the user's own make of the state is what counts.
+        hook = self.register_load_state_dict_pre_hook(complete_and_keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        return [dict(seen["state"].get(n, {})) for group in seen["param_groups"] for n in group["params"]]
 
     # ------------------------------------------------------------------ inside
 
@@ -499,7 +571,7 @@ class DisTrO(Optimizer):
         """Puts the lookahead on at the learning rates it had last."""
         for group in self.param_groups:
             group["looks_ahead"] = True
-        self._lookahead.put_on(*self._lookahead_args())
+        self._run.lookahead.put_on(*self._lookahead_args())
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
         params = self._params()
@@ -546,40 +618,55 @@ class DisTrO(Optimizer):
         if not self.param_groups[0]["training"]:
             raise DistroError("the optimizer is in evaluation mode: call optimizer.train() before the next step")
 
+    def _require_between_steps(self, what: str) -> None:
+        if self._run.begun:
+            raise DistroError(f"{what} is not possible between begin_step() and finish_step(): finish the step first")
+
     def _flag_in_flight(self, flag: bool) -> None:
         for group in self.param_groups:
             group["in_flight"] = flag
 
     def _peers(self) -> int:
-        if self._exchange is not None:
-            return self._exchange.num_peers
-        if self._explicit_exchange:
+        if self._run.exchange is not None:
+            return self._run.exchange.num_peers
+        if self._run.explicit_exchange:
             return 1
-        return ambient_process_group(self._process_group, initialize=False)[1]
+        return ambient_process_group(self._run.process_group, initialize=False)[1]
 
     def _connect(self) -> Exchange:
         """The exchange, started on the current plan."""
-        if self._exchange is None:
-            if self._explicit_exchange:
+        if self._run.exchange is None:
+            if self._run.explicit_exchange:
                 raise DistroError(
                     "this is a copy of an optimizer that has an exchange, which a copy does not inherit: set "
                     "optimizer.exchange"
                 )
-            group, peers = ambient_process_group(self._process_group, initialize=True, params=self._params())
-            self._exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
+            group, peers = ambient_process_group(self._run.process_group, initialize=True, params=self._params())
+            self._run.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
         plan = self._planned()
-        if self._started_with is None or self._started_with.layout != plan.layout:
+        if self._run.started_with is None or self._run.started_with.layout != plan.layout:
             self._settle()
-            self._exchange.start(plan, self._params())
-            self._started_with = plan
-        return self._exchange
+            self.undo_lookahead()
+            self._run.exchange.start(plan, self._params())
+            self._run.started_with = plan
+        return self._run.exchange
 
     def _settle(self) -> None:
-        """Waits for what is on its way, so that nothing but ``_arrived`` has to be remembered."""
-        if self._published:
-            assert self._exchange is not None
-            self._arrived = self._exchange.collect()
-            self._published = False
+        """Waits for what is on its way, so that nothing but ``arrived`` has to be remembered."""
+        self._require_between_steps("this")
+        if self._run.published:
+            self._run.arrived = self._collect()
+
+    def _collect(self) -> list[CompressedUpdate]:
+        assert self._run.exchange is not None
+        # First, so that the optimizer can still be saved where the exchange has failed.
+        self._run.published = False
+        return self._run.exchange.collect()
+
+    def _apply_arrived(self) -> None:
+        if self._run.arrived is not None:
+            updates, self._run.arrived = self._run.arrived, None
+            self.apply([self._on_current_plan(u) for u in updates])
 
     def _on_current_plan(self, update: CompressedUpdate) -> CompressedUpdate:
         """An update from before ``add_param_group``, with nothing said about the new parameters."""
@@ -592,84 +679,12 @@ class DisTrO(Optimizer):
         )
 
 
-def _unique(params: Iterable[Any]) -> list[Any]:
-    """Each tensor once: a tied weight that is listed twice is still one weight."""
-    seen: set[int] = set()
-
-    def first(item: Any) -> bool:
-        tensor = item[1] if isinstance(item, tuple) else item
-        known = id(tensor) in seen
-        seen.add(id(tensor))
-        return not known
-
-    if isinstance(params, Tensor):
-        raise TypeError("params is a single tensor: give an iterable of tensors, such as [tensor]")
-    entries = list(params)
-    if entries and isinstance(entries[0], dict):
-        groups = []
-        for group in entries:
-            members = group["params"]
-            members = [members] if isinstance(members, Tensor) else list(members)
-            groups.append({**group, "params": [m for m in members if first(m)]})
-        return groups
-    return [e for e in entries if first(e)]
-
-
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:
     for number, update in enumerate(updates):
         if update.plan.layout != plan.layout:
             raise ConfigurationError(
                 f"updates[{number}] was made for other parameters, another tiling or another top-k", name="updates"
             )
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"{name}={value!r}: give one of {', '.join(choices)}", name=name, value=value)
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raises ConfigurationError for the first setting of a group that is out of its range."""
-
-    def number(name: str, *, low: float, high: float, open_low: bool, advice: str) -> None:
-        value = settings[name]
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"{name}={value!r}: give a number", name=name, value=value)
-        if not math.isfinite(value) or value < low or (open_low and value == low) or value > high:
-            raise ConfigurationError(f"{name}={value!r}: {advice}", name=name, value=value)
-
-    def count(name: str, high: int, advice: str) -> None:
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise ConfigurationError(f"{name}={value!r}: {advice}", name=name, value=value)
-
-    number("lr", low=0, high=math.inf, open_low=False, advice="give a learning rate of 0 or more")
-    number(
-        "compression_decay",
-        low=0,
-        high=1,
-        open_low=True,
-        advice="give what is left of the momentum after a step, above 0 and at most 1, such as 0.999",
-    )
-    number("weight_decay", low=0, high=math.inf, open_low=False, advice="give 0 or more")
-    count("compression_topk", 1 << 31, "give a whole number of coefficients per tile, at least 1, such as 8")
-    count("compression_chunk", _MAX_CHUNK, f"give the longest side of a tile, from 1 to {_MAX_CHUNK}, such as 64")
-
-
-def _check_param(param: Tensor) -> None:
-    if param.is_complex():
-        raise ConfigurationError(
-            f"params: a tensor of {param.dtype} cannot be compressed: use torch.view_as_real on it", name="params"
-        )
-    if not param.is_floating_point():
-        raise ConfigurationError(f"params: a tensor of {param.dtype} cannot be trained", name="params")
-    if hasattr(param, "device_mesh"):
-        raise ConfigurationError(
-            "params: a DTensor cannot be compressed: DisTrO needs whole parameters, so do not shard the model",
-            name="params",
-        )
 
 
 def _is_finite(grad: Tensor) -> bool:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from .compress import CompressedUpdate, TilePlan
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DistroError
 
 __all__ = [
     "DELTA",
@@ -89,7 +89,7 @@ def restore_state(
     state = {}
     for key, fresh in _templates(param, plan, number, overlap).items():
         value = saved.get(key)
-        if value is None:
+        if value is None or (value.is_meta and not param.is_meta):
             state[key] = initial_state(param, plan, number, overlap)[key]
             continue
         if tuple(value.shape) != tuple(fresh.shape):
@@ -123,9 +123,18 @@ def pack_in_flight(
         else:
             start, stop = plan.batches[home].ranges[number]
             index = torch.stack([u.index[home][start:stop] for u in held])
-            value = torch.stack([u.value[home][start:stop] for u in held])
+            value = _stack_values([u.value[home][start:stop] for u in held], present.tolist())
         packed.append({_IN_FLIGHT_INDEX: index, _IN_FLIGHT_VALUE: value, _IN_FLIGHT_PRESENT: present})
     return packed
+
+
+def _stack_values(values: Sequence[Tensor], present: Sequence[bool]) -> Tensor:
+    """Signs stay signs, whatever the rows of absent peers, which mean nothing, happen to be."""
+    kinds = {value.dtype for value, there in zip(values, present, strict=True) if there}
+    if len(kinds) > 1:
+        raise DistroError("some peers send signs and others values: give all of them the same quantize_1bit")
+    kind = kinds.pop() if kinds else values[0].dtype
+    return torch.stack([v if v.dtype == kind else torch.zeros_like(v, dtype=kind) for v in values])
 
 
 def unpack_in_flight(plan: TilePlan, saved: Sequence[dict[str, Any]]) -> list[CompressedUpdate] | None:

@@ -96,10 +96,11 @@ class Compressor:
             own: one per tensor; changed in place.
         """
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
-        update = CompressedUpdate(self.plan, update.index, update.value, tuple(g is not None for g in grads))
+        spoken: list[Tensor] = []
         dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             rate, keep = lr[batch.group], decay[batch.group]
+            spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
             for block in batch.blocks:
                 tiles, coefficients, spare = self._buffers(batch, block)
                 self._load(block, dense, deltas, tiles, rate / keep)
@@ -109,16 +110,32 @@ class Compressor:
                 index, value = self._select(transform, batch, tiles, coefficients, spare)
                 sent = value * keep
                 if not quantize and batch.value_dtype != batch.compute_dtype:
-                    sent = sent.to(batch.value_dtype).to(batch.compute_dtype)
+                    limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
+                    sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
                     value = sent / keep
                 if own is None:
                     transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
                     self._store(block, tiles, dense, deltas, keep, inert=False)
                 else:
                     self._keep_own(block, dense, index, sent, own)
+                if quantize:
+                    torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
                 update.index[number][block.start : block.stop].copy_(index)
                 update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
-        return update
+        present = [grad is not None for grad in grads]
+        if quantize:
+            self._silence(present, spoken)
+        return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+
+    def _silence(self, present: list[bool], spoken: Sequence[Tensor]) -> None:
+        """Marks tensors absent that are zero all over: a sign cannot say 0, and their weights would start to move.
+
+        So it is with gradients of zeros, and with a learning rate that warms up from 0.
+        """
+        for batch, tiles in zip(self.plan.batches, spoken, strict=True):
+            before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
+            for number, (start, stop) in batch.ranges.items():
+                present[number] = present[number] and before[stop] > before[start]
 
     def _load(
         self, block: Block, grads: Sequence[Tensor | None], deltas: Sequence[Tensor], tiles: Tensor, lr: float

@@ -106,7 +106,8 @@ class CompressedUpdate:
         kinds = {t.value.dtype == torch.bool for n, t in enumerate(tensors) if present[n]}
         if len(kinds) > 1:
             raise ProtocolError("the update mixes signs and values")
-        quantized = kinds == {True}
+        # Where nobody is present, the dtype of what is not there still tells the one kind from the other.
+        quantized = kinds == {True} if kinds else any(t.value.dtype == torch.bool for t in tensors)
         update = cls.empty(plan, quantized=quantized)
         for n, entry in enumerate(tensors):
             home = plan.home[n]
