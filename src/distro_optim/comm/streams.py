@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final
 
-from ..errors import ConfigurationError, ExchangeError
+from ..errors import ConfigurationError
 
 __all__ = ["CLOSE_SECONDS", "MemoryListener", "Stream", "StreamListener", "TcpListener", "memory_pipe", "open_tcp"]
 
 ACCEPT_BACKLOG: Final = 128
 """Connections that wait to be taken; chosen to outlast a burst of joiners."""
+
+READ_BYTES: Final = 64 * 1024
+"""Taken from a stream at once if nothing else is said; most states of a run arrive in one piece."""
 
 CLOSE_SECONDS: Final = 1.0
 """How long a closing stream waits for its peer to read what was written."""
@@ -35,7 +38,7 @@ class Stream(ABC):
         """Who is at the other end, for logs and limits: ``host:port``, or what the transport has in its place."""
 
     @abstractmethod
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """The next bytes, at least one and at most ``max_bytes``; empty when no more will come.
 
         Raises:
@@ -92,7 +95,7 @@ class _TcpStream(Stream):
     def peer(self) -> str:
         return self._peer
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         return await self._reader.read(max_bytes)
 
     async def write(self, data: bytes) -> None:
@@ -175,19 +178,13 @@ class TcpListener(StreamListener):
             self._waiting.put_nowait(stream)
 
 
-async def open_tcp(host: str, port: int, *, timeout_seconds: float = 10.0) -> Stream:
+async def open_tcp(host: str, port: int) -> Stream:
     """Connects.
 
     Raises:
-        ExchangeError: nobody answers there in time.
+        OSError: nobody answers there.
     """
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError) as error:
-        why = f"no answer within {timeout_seconds:g} seconds" if isinstance(error, TimeoutError) else str(error)
-        raise ExchangeError(f"cannot connect to {host}:{port}: {why}") from None
-    return _TcpStream(reader, writer)
+    return _TcpStream(*await asyncio.open_connection(host, port))
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
@@ -215,7 +212,7 @@ class _MemoryStream(Stream):
     def peer(self) -> str:
         return self._peer
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         pipe = self._incoming
         async with pipe.changed:
             await pipe.changed.wait_for(lambda: pipe.chunks or pipe.ended or self._closed)
@@ -275,10 +272,10 @@ class MemoryListener(StreamListener):
         """A new stream to whoever accepts here.
 
         Raises:
-            ExchangeError: the listener is closed, or nobody accepts.
+            OSError: the listener is closed, or nobody accepts.
         """
         if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
-            raise ExchangeError(f"cannot connect to {self._name}: nobody accepts")
+            raise ConnectionRefusedError(f"nobody accepts at {self._name}")
         self._count += 1
         near, far = memory_pipe(near=f"{self._name}:{self._count}", far=self._name)
         self._waiting.put_nowait(far)
