@@ -88,7 +88,7 @@ class _TcpStream(Stream):
         self._reader = reader
         self._writer = writer
         name = writer.get_extra_info("peername")
-        self._peer = f"{name[0]}:{name[1]}" if name else "unknown"
+        self._peer = _joined(name[0], name[1]) if name else "unknown"
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -123,6 +123,10 @@ class _TcpStream(Stream):
         self._writer.transport.abort()
 
 
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class TcpListener(StreamListener):
     """Accepts TCP connections. Made by :meth:`bind`."""
 
@@ -146,7 +150,7 @@ class TcpListener(StreamListener):
                 f"cannot listen on {host}:{port}: {error.strerror or error}", name="port", value=port
             ) from None
         listener._server = server
-        listener._address = f"{host}:{server.sockets[0].getsockname()[1]}"
+        listener._address = _joined(host, server.sockets[0].getsockname()[1])
         return listener
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from ..comm.framing import Else, encode_frame
@@ -22,6 +22,7 @@ from .host import Event, PhaseChanged, Refused, RunHost
 from .limits import ServerLimits
 from .messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
 from .session import Session
+from .session_service import Output, SessionService
 from .types import Coordinator, NodeIdentity
 
 __all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "ServiceEvent"]
@@ -50,16 +51,7 @@ class Disconnected:
 ServiceEvent = Event | Connected | Disconnected
 
 
-@dataclass
-class Output:
-    """What the sockets' side has to do."""
-
-    writable: set[Session] = field(default_factory=set)
-    closing: dict[Session, str] = field(default_factory=dict)
-    events: list[ServiceEvent] = field(default_factory=list)
-
-
-class CoordinatorService:
+class CoordinatorService(SessionService):
     """A coordinator for any number of connections.
 
     Times are monotonic seconds. Unix time is made from them with an offset that is fixed at the start, so that a clock

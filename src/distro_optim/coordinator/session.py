@@ -55,6 +55,11 @@ class Session:
     def is_open(self) -> bool:
         return self._link.state is LinkState.OPEN
 
+    @property
+    def num_unsent(self) -> int:
+        """Frames in line."""
+        return len(self._unsent)
+
     def receive(self, data: bytes, now: float) -> list[Any]:
         """Takes bytes and returns the messages that are complete.
 
