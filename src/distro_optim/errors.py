@@ -9,13 +9,18 @@
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   └── LimitExceededError      they ask for more than a stated bound
+        ├── CoordinatorError            the coordinator refuses an input in its present state
         └── ExchangeError               peers could not be reached, or did not answer in time
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
 __all__ = [
     "ConfigurationError",
+    "CoordinatorError",
+    "CoordinatorErrorCode",
     "DistroError",
     "ExchangeError",
     "LimitExceededError",
@@ -76,6 +81,46 @@ class TruncatedError(ProtocolError):
 
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
+
+
+class CoordinatorErrorCode(Enum):
+    """Why a coordinator refuses; the values are Psyche's names (``CoordinatorError`` in shared/coordinator)."""
+
+    NO_ACTIVE_ROUND = "NoActiveRound"
+    INVALID_WITNESS = "InvalidWitness"
+    INVALID_RUN_STATE = "InvalidRunState"
+    DUPLICATE_WITNESS = "DuplicateWitness"
+    INVALID_HEALTH_CHECK = "InvalidHealthCheck"
+    HALTED = "Halted"
+    WITNESSES_FULL = "WitnessesFull"
+    CANNOT_RESUME = "CannotResume"
+    INVALID_WITHDRAW = "InvalidWithdraw"
+    INVALID_COMMITTEE_SELECTION = "InvalidCommitteeSelection"
+    INVALID_COMMITTEE_PROOF = "InvalidCommitteeProof"
+
+
+class CoordinatorError(DistroError):
+    """The coordinator refuses an input in its present state, which stays as it was.
+
+    Attributes:
+        code: why, in Psyche's terms.
+        run_state: the phase it was in, where one is concerned.
+        input: the name of what was refused, such as ``"witness"``.
+    """
+
+    def __init__(
+        self, code: CoordinatorErrorCode, message: str, run_state: object = None, input: str | None = None
+    ) -> None:
+        super().__init__(code, message, run_state, input)
+        self.code = code
+        self.message = message
+        self.run_state = run_state
+        self.input = input
+
+    def __str__(self) -> str:
+        subject = f"{self.input} refused" if self.input else "refused"
+        where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""
+        return f"{subject}{where}: {self.code.value}: {self.message}"
 
 
 class ExchangeError(DistroError):
