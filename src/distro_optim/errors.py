@@ -10,17 +10,31 @@
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   └── LimitExceededError      they ask for more than a stated bound
         └── ExchangeError               peers could not be reached, or did not answer in time
+            ├── PeerUnreachableError    no connection to the peer could be made
+            ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
+            ├── PeerRefusedError        the peer, or we, do not allow this connection
+            ├── ConnectionLostError     the connection ended under us
+            ├── StreamResetError        the sender gave up this one stream; carries its code
+            ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
+            └── NodeClosedError         our own node is closed
 """
 
 from __future__ import annotations
 
 __all__ = [
     "ConfigurationError",
+    "ConnectionLostError",
     "DistroError",
     "ExchangeError",
     "LimitExceededError",
     "MissingDependencyError",
+    "NodeClosedError",
+    "PeerRefusedError",
+    "PeerTimeoutError",
+    "PeerUnreachableError",
     "ProtocolError",
+    "StreamResetError",
+    "StreamStoppedError",
     "TruncatedError",
 ]
 
@@ -80,3 +94,47 @@ class LimitExceededError(ProtocolError):
 
 class ExchangeError(DistroError):
     """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers gone, timeout, closed."""
+
+
+class PeerUnreachableError(ExchangeError):
+    """No connection to the peer could be made; the message says what was tried."""
+
+
+class PeerTimeoutError(ExchangeError, TimeoutError):
+    """The peer did not answer within the time the caller gave it."""
+
+
+class PeerRefusedError(ExchangeError):
+    """One of the two sides does not allow the connection: the peer is not on an allow-list."""
+
+
+class ConnectionLostError(ExchangeError):
+    """The connection to a peer ended while something was still to be done on it."""
+
+
+class StreamResetError(ExchangeError):
+    """The sending peer gave up a stream before its end; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamStoppedError(ExchangeError):
+    """The receiving peer wants no more of a stream; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NodeClosedError(ExchangeError):
+    """The node was closed, so nothing can be sent, dialled or accepted any more."""
