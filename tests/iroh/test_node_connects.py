@@ -17,7 +17,7 @@ from distro_optim.comm.iroh import ffi
 from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
-from distro_optim.comm.iroh.keys import endpoint_id_of
+from distro_optim.comm.signing import SecretKey
 from distro_optim.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -71,7 +71,7 @@ def test_the_handshake_proves_both_identities(make_node: MakeNode) -> None:
         server.accept(ALPN, keep)
         dialled = await client.connect(server.endpoint_id, ALPN)
         accepted = await seen.get()
-        assert dialled.remote_id == server.endpoint_id == endpoint_id_of(bytes(31) + b"\1")
+        assert dialled.remote_id == server.endpoint_id == SecretKey(bytes(31) + b"\1").public
         assert accepted.remote_id == client.endpoint_id
         assert (dialled.dialled, accepted.dialled) == (True, False)
         assert accepted.alpn == ALPN
@@ -96,14 +96,14 @@ def test_the_callback_direction_needs_no_address(make_node: MakeNode, loop_threa
 
 def test_an_unknown_address_fails_at_once_and_says_so(make_node: MakeNode) -> None:
     client = make_node()
-    stranger = endpoint_id_of(b"\5" * 32)
+    stranger = SecretKey(b"\5" * 32).public
     with pytest.raises(PeerUnreachableError, match="no known address"):
         client.submit(client.connect(stranger, ALPN)).result(SECONDS)
 
 
 def test_a_dead_address_fails_after_the_timeout(make_node: MakeNode) -> None:
     client = make_node()
-    nobody = EndpointAddr(endpoint_id_of(b"\5" * 32), direct=(SocketAddr.parse("127.0.0.1:9"),))
+    nobody = EndpointAddr(SecretKey(b"\5" * 32).public, direct=(SocketAddr.parse("127.0.0.1:9"),))
     with pytest.raises(PeerUnreachableError, match=r"127\.0\.0\.1:9"):
         client.submit(client.connect(nobody, ALPN, timeout=0.2)).result(SECONDS)
 

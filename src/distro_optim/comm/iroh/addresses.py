@@ -11,24 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import Annotated, Final
 
-from ...buffer import Reader, Writer
-from ...errors import ConfigurationError, LimitExceededError, ProtocolError
-from .keys import ID_SIZE
+from ...errors import ConfigurationError
+from ..postcard import U16, Bytes32, Fixed, Limit, Via
+from ..signing import PUBLIC_KEY_SIZE
 
-__all__ = [
-    "MAX_ADDRESSES",
-    "AddressBook",
-    "EndpointAddr",
-    "SocketAddr",
-    "pull_endpoint_addr",
-    "pull_relay_url",
-    "pull_socket_addr",
-    "push_endpoint_addr",
-    "push_relay_url",
-    "push_socket_addr",
-]
+__all__ = ["MAX_ADDRESSES", "AddressBook", "EndpointAddr", "RelayUrl", "SocketAddr", "TransportAddr"]
 
 # A host announces a handful of interfaces, each with a local and a public address; chosen with room to spare.
 MAX_ADDRESSES: Final = 32
@@ -39,13 +28,37 @@ LEARNT_SECONDS: Final = 300.0
 # Far more peers than a run has; at some 200 bytes each the book stays below a megabyte.
 MAX_PEERS: Final = 4096
 
-_RELAY, _IP, _CUSTOM = 0, 1, 2
-_V4, _V6 = 0, 1
+
+# --- what stands on the wire: three Rust enums and a struct ---
+
+
+@dataclass(frozen=True)
+class _V4:
+    octets: Annotated[bytes, Fixed(4)]
+    port: U16
+
+
+@dataclass(frozen=True)
+class _V6:
+    octets: Annotated[bytes, Fixed(16)]
+    port: U16
+
+
+def _checked_url(url: str) -> str:
+    if not url.startswith(("https://", "http://")) or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"a relay URL in its normal form is ASCII and begins with https://, got {url[:40]!r}")
+    return url
+
+
+RelayUrl = Annotated[str, Via(Annotated[str, Limit(MAX_RELAY_URL_BYTES)], str, _checked_url)]
+
+
+# --- what they mean ---
 
 
 @dataclass(frozen=True)
 class SocketAddr:
-    """An IP address and a UDP port.
+    """An IP address and a UDP port; in postcard messages Rust's ``SocketAddr``.
 
     Raises:
         ConfigurationError: from the constructor, if the port does not fit in 16 bits.
@@ -53,6 +66,8 @@ class SocketAddr:
 
     ip: IPv4Address | IPv6Address
     port: int
+
+    __postcard__ = Via(_V4 | _V6, lambda address: address._to_wire(), lambda wire: SocketAddr._from_wire(wire))
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 0xFFFF:
@@ -80,6 +95,13 @@ class SocketAddr:
     def __str__(self) -> str:
         return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
 
+    def _to_wire(self) -> _V4 | _V6:
+        return (_V4 if self.ip.version == 4 else _V6)(self.ip.packed, self.port)
+
+    @classmethod
+    def _from_wire(cls, wire: _V4 | _V6) -> SocketAddr:
+        return cls((IPv4Address if isinstance(wire, _V4) else IPv6Address)(wire.octets), wire.port)
+
     @property
     def sort_key(self) -> tuple[int, int, int]:
         """Rust's order of socket addresses: V4 before V6, then address, then port."""
@@ -97,6 +119,26 @@ class SocketAddr:
 
 
 @dataclass(frozen=True)
+class _Relay:
+    url: RelayUrl
+
+
+@dataclass(frozen=True)
+class _Ip:
+    addr: SocketAddr
+
+
+# A third variant, Custom, changed its layout after iroh 1.0.3; an address list with one is refused.
+TransportAddr = _Relay | _Ip
+
+
+@dataclass(frozen=True)
+class _EndpointAddr:
+    id: Bytes32
+    addrs: Annotated[list[TransportAddr], Limit(2 * MAX_ADDRESSES)]
+
+
+@dataclass(frozen=True)
 class EndpointAddr:
     """A peer's id and what is known about where it is.
 
@@ -105,20 +147,33 @@ class EndpointAddr:
         relays: URLs of relay servers, each with its final slash.
         direct: socket addresses.
 
-    Both are kept sorted and without repetition, so that equal addresses give equal bytes.
+    Both are kept sorted and without repetition, so that equal addresses give equal bytes. In postcard messages this
+    is iroh's ``EndpointAddr``.
     """
 
     id: bytes
     relays: tuple[str, ...] = ()
     direct: tuple[SocketAddr, ...] = ()
 
+    __postcard__ = Via(_EndpointAddr, lambda address: address._to_wire(), lambda wire: EndpointAddr._from_wire(wire))
+
     def __post_init__(self) -> None:
-        if len(self.id) != ID_SIZE:
+        if len(self.id) != PUBLIC_KEY_SIZE:
             raise ConfigurationError(
-                f"an endpoint id has {ID_SIZE} bytes, got {len(self.id)}", name="id", value=self.id
+                f"an endpoint id has {PUBLIC_KEY_SIZE} bytes, got {len(self.id)}", name="id", value=self.id
             )
         object.__setattr__(self, "relays", tuple(sorted(set(self.relays))))
         object.__setattr__(self, "direct", tuple(sorted(set(self.direct), key=lambda address: address.sort_key)))
+
+    def _to_wire(self) -> _EndpointAddr:
+        # Relays before IPs, as Rust sorts its set.
+        return _EndpointAddr(self.id, [*map(_Relay, self.relays), *map(_Ip, self.direct)])
+
+    @classmethod
+    def _from_wire(cls, wire: _EndpointAddr) -> EndpointAddr:
+        relays = tuple(place.url for place in wire.addrs if isinstance(place, _Relay))
+        direct = tuple(place.addr for place in wire.addrs if isinstance(place, _Ip))
+        return cls(wire.id, relays, direct)
 
     @property
     def is_empty(self) -> bool:
@@ -132,85 +187,6 @@ class EndpointAddr:
         relays = tuple(dict.fromkeys(other.relays + self.relays))[:MAX_ADDRESSES]
         direct = tuple(dict.fromkeys(other.direct + self.direct))[:MAX_ADDRESSES]
         return EndpointAddr(self.id, relays, direct)
-
-
-def push_socket_addr(writer: Writer, address: SocketAddr) -> None:
-    """Variant, 4 or 16 octets, port as a varint."""
-    writer.push_u8(_V4 if address.ip.version == 4 else _V6)
-    writer.push_bytes(address.ip.packed)
-    writer.push_varint(address.port)
-
-
-def pull_socket_addr(reader: Reader) -> SocketAddr:
-    """See :func:`push_socket_addr`; raises ProtocolError."""
-    start = reader.pos
-    variant = reader.pull_varint(32)
-    if variant == _V4:
-        return SocketAddr(IPv4Address(bytes(reader.pull_bytes(4))), reader.pull_varint(16))
-    if variant == _V6:
-        return SocketAddr(IPv6Address(bytes(reader.pull_bytes(16))), reader.pull_varint(16))
-    raise ProtocolError(f"unknown kind {variant} of socket address", offset=start)
-
-
-def push_relay_url(writer: Writer, url: str) -> None:
-    """A string: varint length, UTF-8."""
-    writer.push_blob(url.encode())
-
-
-def pull_relay_url(reader: Reader) -> str:
-    """See :func:`push_relay_url`; raises ProtocolError for what cannot be a relay's URL."""
-    start = reader.pos
-    raw = bytes(reader.pull_blob(limit=MAX_RELAY_URL_BYTES))
-    try:
-        url = raw.decode("ascii")
-    except UnicodeDecodeError:
-        raise ProtocolError("a relay URL is ASCII in its normal form", offset=start) from None
-    if not url.startswith(("https://", "http://")) or not url.isprintable() or " " in url:
-        raise ProtocolError("a relay URL begins with https:// or http://", offset=start)
-    return url
-
-
-def push_endpoint_addr(writer: Writer, address: EndpointAddr) -> None:
-    """Id, then the sorted set of transport addresses: relays, V4, V6."""
-    writer.push_bytes(address.id)
-    push_transport_addrs(writer, address)
-
-
-def push_transport_addrs(writer: Writer, address: EndpointAddr) -> None:
-    """The set of transport addresses alone: count, then each with its variant."""
-    writer.push_varint(len(address.relays) + len(address.direct))
-    for url in address.relays:
-        writer.push_u8(_RELAY)
-        push_relay_url(writer, url)
-    for socket_addr in address.direct:
-        writer.push_u8(_IP)
-        push_socket_addr(writer, socket_addr)
-
-
-def pull_endpoint_addr(reader: Reader) -> EndpointAddr:
-    """See :func:`push_endpoint_addr`.
-
-    Raises:
-        ProtocolError: malformed, more than ``2 * MAX_ADDRESSES`` addresses, or one of the custom kind, whose layout
-            differs between iroh versions.
-    """
-    peer = bytes(reader.pull_bytes(ID_SIZE))
-    start = reader.pos
-    count = reader.pull_length(item_size=2)
-    if count > 2 * MAX_ADDRESSES:
-        raise LimitExceededError(f"{count} addresses of one peer, at most {2 * MAX_ADDRESSES} are read", offset=start)
-    relays: list[str] = []
-    direct: list[SocketAddr] = []
-    for _ in range(count):
-        start = reader.pos
-        variant = reader.pull_varint(32)
-        if variant == _RELAY:
-            relays.append(pull_relay_url(reader))
-        elif variant == _IP:
-            direct.append(pull_socket_addr(reader))
-        else:
-            raise ProtocolError(f"transport addresses of kind {variant} are not understood", offset=start)
-    return EndpointAddr(peer, tuple(relays), tuple(direct))
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,11 @@ from ...errors import (
     PeerUnreachableError,
     ProtocolError,
 )
+from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
 from .addresses import AddressBook, EndpointAddr, SocketAddr
 from .connection import Connection, translate_errors
 from .ffi import accelerate
-from .keys import ID_SIZE, SECRET_KEY_SIZE, endpoint_id_of, generate_secret_key, load_secret_key
+from .keys import generate_secret_key, load_secret_key
 from .loop import LoopThread
 
 __all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "Handler", "Node", "NodeLimits"]
@@ -89,8 +90,8 @@ class Node:
     """One iroh endpoint: identity, sockets, protocols, connections.
 
     Args:
-        secret_key: 32 bytes; or the path of a key file, made with mode 0600 if there is none; or None for a fresh
-            identity.
+        secret_key: a key, or its 32 bytes; or the path of a key file, made with mode 0600 if there is none; or None
+            for a fresh identity.
         bind_addr: where to listen for IPv4, such as ``"0.0.0.0:4433"``; port 0 takes any. IPv6 listens on any
             address, or on ``::1`` only if this is a loopback address.
         relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
@@ -108,7 +109,7 @@ class Node:
     def __init__(
         self,
         *,
-        secret_key: bytes | str | os.PathLike[str] | None = None,
+        secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
         bind_addr: str = _DEFAULT_BIND,
         relay: Literal["default", "none"] | Sequence[str] = "default",
         discovery: bool | None = None,
@@ -119,14 +120,16 @@ class Node:
     ) -> None:
         if secret_key is None:
             secret_key = generate_secret_key()
-        elif not isinstance(secret_key, bytes):
+        elif isinstance(secret_key, str | os.PathLike):
             secret_key = load_secret_key(secret_key)
-        elif len(secret_key) != SECRET_KEY_SIZE:
-            raise ConfigurationError(
-                f"secret_key must have {SECRET_KEY_SIZE} bytes, got {len(secret_key)}; "
-                "pass a path to keep it in a file, or None for a fresh one",
-                name="secret_key",
-            )
+        elif isinstance(secret_key, bytes):
+            if len(secret_key) != SECRET_KEY_SIZE:
+                raise ConfigurationError(
+                    f"secret_key must have {SECRET_KEY_SIZE} bytes, got {len(secret_key)}; "
+                    "pass a path to keep it in a file, or None for a fresh one",
+                    name="secret_key",
+                )
+            secret_key = SecretKey(secret_key)
         if isinstance(relay, str) and relay not in ("default", "none"):
             raise ConfigurationError(
                 f"relay must be 'default', 'none' or a list of URLs, got {relay!r}", name="relay", value=relay
@@ -139,7 +142,7 @@ class Node:
                 value=bind_addr,
             )
         self.secret_key = secret_key
-        self.endpoint_id = endpoint_id_of(secret_key)
+        self.endpoint_id = secret_key.public
         self.addresses = addresses if addresses is not None else AddressBook()
         self.limits = limits if limits is not None else NodeLimits()
         self._relay = relay if isinstance(relay, str) else tuple(relay)
@@ -327,7 +330,7 @@ class Node:
         if self._bind_addr.ip.is_loopback:
             # Otherwise the package listens on all IPv6 addresses although the user asked for loopback.
             binds.append("[::1]:0")
-        relay, discovery, secret_key = self._relay, self._discovery, self.secret_key
+        relay, discovery, secret_key = self._relay, self._discovery, self.secret_key.to_bytes()
 
         class Settings(iroh.Preset):  # type: ignore[misc]
             def apply(self, builder: Any) -> None:
@@ -471,8 +474,10 @@ class Node:
 def _checked_ids(ids: Iterable[bytes]) -> frozenset[bytes]:
     checked = frozenset(ids)
     for peer in checked:
-        if not isinstance(peer, bytes) or len(peer) != ID_SIZE:
-            raise ConfigurationError(f"an endpoint id has {ID_SIZE} bytes, got {peer!r}", name="allowed", value=peer)
+        if not isinstance(peer, bytes) or len(peer) != PUBLIC_KEY_SIZE:
+            raise ConfigurationError(
+                f"an endpoint id has {PUBLIC_KEY_SIZE} bytes, got {peer!r}", name="allowed", value=peer
+            )
     return checked
 
 

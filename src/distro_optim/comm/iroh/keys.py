@@ -11,33 +11,22 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from ...errors import ConfigurationError
+from ..signing import SECRET_KEY_SIZE, SecretKey
 
-__all__ = ["ID_SIZE", "SECRET_KEY_SIZE", "endpoint_id_of", "generate_secret_key", "load_secret_key"]
+__all__ = ["generate_secret_key", "load_secret_key"]
 
-SECRET_KEY_SIZE: Final = 32
-ID_SIZE: Final = 32
 # Nobody but the owner may read or write a secret key.
 _OWNER_ONLY: Final = 0o600
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
-def generate_secret_key() -> bytes:
-    """32 fresh random bytes from the operating system."""
-    return os.urandom(SECRET_KEY_SIZE)
+def generate_secret_key() -> SecretKey:
+    """A key of fresh random bytes from the operating system."""
+    return SecretKey(os.urandom(SECRET_KEY_SIZE))
 
 
-def endpoint_id_of(secret_key: bytes) -> bytes:
-    """The 32 bytes of the public key that belongs to ``secret_key``."""
-    if len(secret_key) != SECRET_KEY_SIZE:
-        raise ConfigurationError(f"a secret key has {SECRET_KEY_SIZE} bytes, got {len(secret_key)}", name="secret_key")
-    return Ed25519PrivateKey.from_private_bytes(secret_key).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def load_secret_key(path: str | os.PathLike[str]) -> bytes:
+def load_secret_key(path: str | os.PathLike[str]) -> SecretKey:
     """The key in the file ``path``; if there is none, a fresh one is written there with mode 0600.
 
     Two processes that start at the same moment get the same key: the file appears whole or not at all, and the
@@ -49,7 +38,7 @@ def load_secret_key(path: str | os.PathLike[str]) -> bytes:
     """
     target = Path(path)
     try:
-        return _read(target)
+        return SecretKey(_read(target))
     except FileNotFoundError:
         pass
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +47,14 @@ def load_secret_key(path: str | os.PathLike[str]) -> bytes:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(fresh)
+            file.write(fresh.to_bytes())
             file.flush()
             os.fsync(file.fileno())
         try:
             # A hard link fails if the name is taken, where a rename would silently replace the other's key.
             os.link(partial, target)
         except FileExistsError:
-            return _read(target)
+            return SecretKey(_read(target))
     finally:
         partial.unlink()
     return fresh
