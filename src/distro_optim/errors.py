@@ -8,6 +8,7 @@
         ├── MissingDependencyError      an optional package is not installed (also an ImportError)
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
+        │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
         │   └── LimitExceededError      they ask for more than a stated bound
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
@@ -16,16 +17,20 @@
             ├── ConnectionLostError     the connection ended under us
             ├── StreamResetError        the sender gave up this one stream; carries its code
             ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
+            ├── BlobUnavailableError    no provider gave the blob; carries what each one did
+            ├── StoreFullError          a blob does not fit within the store's limit
             └── NodeClosedError         our own node is closed
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BlobUnavailableError",
     "ConfigurationError",
     "ConnectionLostError",
     "DistroError",
     "ExchangeError",
+    "HashMismatchError",
     "LimitExceededError",
     "MissingDependencyError",
     "NodeClosedError",
@@ -33,6 +38,7 @@ __all__ = [
     "PeerTimeoutError",
     "PeerUnreachableError",
     "ProtocolError",
+    "StoreFullError",
     "StreamResetError",
     "StreamStoppedError",
     "TruncatedError",
@@ -88,6 +94,18 @@ class TruncatedError(ProtocolError):
     """The input ends before the value does."""
 
 
+class HashMismatchError(ProtocolError):
+    """Data, or the hashes that should prove it, do not belong to the blob that was asked for.
+
+    Attributes:
+        at: byte of the blob from which on nothing of what the peer sent is proven.
+    """
+
+    def __init__(self, message: str, *, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
 
@@ -138,3 +156,19 @@ class StreamStoppedError(ExchangeError):
 
 class NodeClosedError(ExchangeError):
     """The node was closed, so nothing can be sent, dialled or accepted any more."""
+
+
+class BlobUnavailableError(ExchangeError):
+    """No provider gave a blob.
+
+    Attributes:
+        attempts: (provider, error) in the order in which they were tried.
+    """
+
+    def __init__(self, message: str, *, attempts: tuple[tuple[str, Exception], ...] = ()) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+class StoreFullError(ExchangeError):
+    """A blob does not fit within the store's limit, even after everything untagged is gone."""
