@@ -9,11 +9,13 @@
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
+        │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
         │   └── LimitExceededError      they ask for more than a stated bound
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
             ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
             ├── PeerRefusedError        the peer, or we, do not allow this connection
+            ├── NotSharedError          the peer has not, or does not give, what it was asked for
             ├── ConnectionLostError     the connection ended under us
             ├── StreamResetError        the sender gave up this one stream; carries its code
             ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
@@ -34,10 +36,12 @@ __all__ = [
     "LimitExceededError",
     "MissingDependencyError",
     "NodeClosedError",
+    "NotSharedError",
     "PeerRefusedError",
     "PeerTimeoutError",
     "PeerUnreachableError",
     "ProtocolError",
+    "SizeConflictError",
     "StoreFullError",
     "StreamResetError",
     "StreamStoppedError",
@@ -106,6 +110,10 @@ class HashMismatchError(ProtocolError):
         self.at = at
 
 
+class SizeConflictError(ProtocolError):
+    """A peer announces another size for a blob than the peer before. Which of them lies is not known yet."""
+
+
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
 
@@ -124,6 +132,18 @@ class PeerTimeoutError(ExchangeError, TimeoutError):
 
 class PeerRefusedError(ExchangeError):
     """One of the two sides does not allow the connection: the peer is not on an allow-list."""
+
+
+class NotSharedError(ExchangeError):
+    """A peer answered, in good order, that it has not or does not give what it was asked for.
+
+    Attributes:
+        reason: name of the error in the peer's protocol, such as ``"ParameterUnknown"``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ConnectionLostError(ExchangeError):
