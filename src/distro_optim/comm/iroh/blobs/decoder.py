@@ -7,14 +7,14 @@ company; if a span fails, its items are checked one by one to find, and blame, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from ....errors import HashMismatchError, LimitExceededError, ProtocolError, TruncatedError
+from ....errors import HashMismatchError, LimitExceededError, ProtocolError, SizeConflictError, TruncatedError
 from .encoder import SIZE_LEN
-from .outboard import outboard_len
+from .outboard import MutableBuffer, zeroed_outboard
 from .prefix import SPAN_LEN, PrefixVerifier
 from .ranges import ChunkRanges
 from .tree import (
@@ -60,7 +60,8 @@ class Decoder:
         ranges: what was asked for.
         max_size: largest size header to accept, in bytes. The header is a stranger's word until the last chunk is
             proven; it decides about the outboard's allocation (0.4 % of it) and nothing else.
-        prefix: the proven beginning, if there is one: what arrives may continue it. It sets the size expected.
+        prefix: the proven beginning, if there is one: what arrives may continue it.
+        new_outboard: makes room for the outboard of a blob of so many bytes; called if there is no ``prefix``.
 
     Attributes:
         prefix: the proven beginning; None until the size header arrived.
@@ -68,12 +69,19 @@ class Decoder:
     """
 
     def __init__(
-        self, root: bytes, ranges: ChunkRanges, *, max_size: int, prefix: PrefixVerifier | None = None
+        self,
+        root: bytes,
+        ranges: ChunkRanges,
+        *,
+        max_size: int,
+        prefix: PrefixVerifier | None = None,
+        new_outboard: Callable[[int], MutableBuffer] = zeroed_outboard,
     ) -> None:
         self._root = root
         self._ranges = ranges
         self._max_size = max_size
         self.prefix = prefix
+        self._new_outboard = new_outboard
         self._rest = b""
         self._items: Iterator[Item] | None = None
         self._next: Item | None = None
@@ -93,7 +101,8 @@ class Decoder:
         Raises:
             LimitExceededError: the size is above ``max_size``.
             HashMismatchError: an item is not what the blob's hash demands. What was proven before it was yielded.
-            ProtocolError: a size other than the prefix has; bytes behind the end.
+            SizeConflictError: the size is not the one that the prefix has.
+            ProtocolError: bytes behind the end.
         """
         view = memoryview(self._rest + data if self._rest else bytes(data))
         at = 0
@@ -131,9 +140,9 @@ class Decoder:
         if size > self._max_size:
             raise LimitExceededError(f"a blob of {size} bytes is announced, at most {self._max_size} are allowed")
         if self.prefix is None:
-            self.prefix = PrefixVerifier(self._root, size, bytearray(outboard_len(size)))
+            self.prefix = PrefixVerifier(self._root, size, self._new_outboard(size))
         elif self.prefix.size != size:
-            raise ProtocolError(f"a blob that began with {self.prefix.size} bytes is announced to have {size}")
+            raise SizeConflictError(f"a blob that began with {self.prefix.size} bytes is announced to have {size}")
         self._items = walk(size, self._ranges)
         self._next = next(self._items, None)
 

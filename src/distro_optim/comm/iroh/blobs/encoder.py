@@ -68,7 +68,8 @@ def encode(blob: ReadableBlob, ranges: ChunkRanges = ALL) -> Iterator[bytes]:
                 at = item.slot * PAIR_LEN
                 parts.append(outboard[at : at + PAIR_LEN])
             length += PAIR_LEN
-        if length >= PIECE_LEN:
+        # A request that picks here and there costs much hashing for few bytes; its pieces come window by window.
+        if length >= PIECE_LEN or within_groups.take_moved():
             yield b"".join(parts)
             parts, length = [], 0
     if parts:
@@ -81,6 +82,7 @@ class _GroupPairs:
     def __init__(self, blob: ReadableBlob) -> None:
         self._blob = blob
         self._first = -1
+        self._moved = False
         self._cvs: npt.NDArray[np.uint8] = np.empty((0, 32), np.uint8)
 
     def pair(self, start: int, size: int, left_chunks: int) -> bytes:
@@ -91,6 +93,12 @@ class _GroupPairs:
             length = min(_WINDOW_CHUNKS * CHUNK_LEN, self._blob.size - offset)
             self._cvs = chunk_cvs(self._blob.read(offset, length), window)
             self._first = window
+            self._moved = True
         at = start - window
         cvs = self._cvs[at : at + -(-size // CHUNK_LEN)]
         return fold_cvs(cvs[:left_chunks]) + fold_cvs(cvs[left_chunks:])
+
+    def take_moved(self) -> bool:
+        """Whether chunks were hashed since the last call."""
+        moved, self._moved = self._moved, False
+        return moved

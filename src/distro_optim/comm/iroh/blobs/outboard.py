@@ -26,7 +26,7 @@ from .tree import (
     root_hash,
 )
 
-__all__ = ["MutableBuffer", "build_outboard", "merged_prefix_hash", "outboard_len", "pair_index"]
+__all__ = ["MutableBuffer", "build_outboard", "merged_prefix_hash", "outboard_len", "pair_index", "zeroed_outboard"]
 
 MutableBuffer: TypeAlias = bytearray | mmap
 
@@ -34,6 +34,11 @@ MutableBuffer: TypeAlias = bytearray | mmap
 def outboard_len(size: int) -> int:
     """Bytes of the outboard of a blob of ``size`` bytes."""
     return PAIR_LEN * (group_count(size) - 1)
+
+
+def zeroed_outboard(size: int) -> bytearray:
+    """Room for the outboard of a blob of ``size`` bytes, in memory."""
+    return bytearray(outboard_len(size))
 
 
 def build_outboard(data: Buffer) -> tuple[bytes, bytes]:

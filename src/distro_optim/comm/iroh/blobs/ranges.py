@@ -129,6 +129,11 @@ class RangesSeq:
         """The first ``count`` blobs, whole."""
         return cls(((0, ALL), (count, NOTHING)))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it selects only whole blobs."""
+        return all(ranges.boundaries in ((), (0,)) for _, ranges in self.runs)
+
     def spans(self) -> Iterator[tuple[int, int | None, ChunkRanges]]:
         """(first index, index behind the last or None for ever, set) for every run that selects something."""
         for i, (start, ranges) in enumerate(self.runs):
