@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distro_optim.comm.iroh import sharing_messages as messages
 from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.iroh.blobs.store import MAX_TAG_LEN
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.sharing import ModelSharing, SharedModel, download_model
@@ -151,6 +152,22 @@ def test_what_cannot_be_published_is_an_error_and_tried_again(make_node: MakeNod
         assert len(attempts) == 2
 
     joiner.submit(scenario()).result(SECONDS)
+
+
+def test_the_tag_of_a_parameter_with_a_long_name_fits_every_store(make_node: MakeNode) -> None:
+    blobs = Blobs()
+    joiner, giver = make_node(), make_node()
+    names = ["model." + letter * 500 for letter in "ab"]
+    ModelSharing(giver, blobs.publisher(giver)).offer(SharedModel("", "", {name: torch.zeros(1) for name in names}))
+
+    async def scenario() -> None:
+        sharing = ModelSharing(joiner, blobs.publisher(joiner))
+        for name in names:
+            await sharing.request_parameter(giver.endpoint_id, name)
+
+    joiner.submit(scenario()).result(SECONDS)
+    assert len(blobs.tags) == 2
+    assert all(len(tag.encode()) <= MAX_TAG_LEN for tag in blobs.tags)
 
 
 async def garbage(connection: Connection) -> None:

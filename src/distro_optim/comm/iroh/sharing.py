@@ -8,6 +8,7 @@ Psyche's peers do it (``shared/network/src/p2p_model_sharing.rs``).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -62,6 +63,8 @@ _ATTEMPTS: Final = 500
 _ERROR_SECONDS: Final = 0.1
 _CONFIG_TAG: Final = "model-config"
 _PARAMETER_TAG: Final = "model-"
+# The stores' bound on a tag (:mod:`.blobs.store`).
+_MAX_TAG_BYTES: Final = 80
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,14 @@ class ModelSharing:
             return await self._publish(content, _CONFIG_TAG)
         # Copying hundreds of megabytes would stop the loop: gossip would miss its timers.
         content = await asyncio.to_thread(_parameter_blob, name, model.parameters[name])
-        return await self._publish(content, _PARAMETER_TAG + name)
+        return await self._publish(content, _parameter_tag(name))
+
+
+def _parameter_tag(name: str) -> str:
+    tag = _PARAMETER_TAG + name
+    if len(tag.encode()) <= _MAX_TAG_BYTES:
+        return tag
+    return _PARAMETER_TAG + hashlib.sha256(name.encode()).hexdigest()
 
 
 def _parameter_blob(name: str, tensor: torch.Tensor) -> bytes:
