@@ -306,6 +306,12 @@ class Node:
         self._register(connection)
         return connection
 
+    async def online(self) -> None:
+        """Waits until a relay server is connected, so that :meth:`addr` holds it; for ever if there is none."""
+        await self.bind()
+        with translate_errors():
+            await self._bound().online()
+
     async def aclose(self) -> None:
         """See :meth:`close`."""
         if self._closing is None:

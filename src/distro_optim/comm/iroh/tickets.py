@@ -128,4 +128,7 @@ def _from_text(prefix: str, text: str, form: Any) -> Any:
         raise ProtocolError("a ticket is base32 behind its prefix; was it copied whole?")
     if data[0] != 0:
         raise ProtocolError(f"tickets of variant {data[0]} are not understood")
-    return postcard.decode(form, memoryview(data)[1:])
+    try:
+        return postcard.decode(form, memoryview(data)[1:])
+    except ProtocolError as error:
+        raise ProtocolError(f"the ticket is damaged or cut short: {error}") from error
