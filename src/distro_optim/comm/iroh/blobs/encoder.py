@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ranges import ALL, ChunkRanges
-from .tree import CHUNK_LEN, GROUP_CHUNKS, PAIR_LEN, Buffer, chunk_cvs, fold_cvs
+from .tree import CHUNK_LEN, GROUP_CHUNKS, PAIR_LEN, Buffer, chunk_cvs, pair_up
 from .walk import Leaf, walk
 
 __all__ = ["PIECE_LEN", "SIZE_LEN", "ReadableBlob", "encode", "encoded_len"]
@@ -63,7 +63,7 @@ def encode(blob: ReadableBlob, ranges: ChunkRanges = ALL) -> Iterator[bytes]:
                 length += item.size
         else:
             if item.slot is None:
-                parts.append(within_groups.pair(item.start, item.size, item.left_chunks))
+                parts.append(within_groups.pair(item.start, item.left_chunks))
             else:
                 at = item.slot * PAIR_LEN
                 parts.append(outboard[at : at + PAIR_LEN])
@@ -83,20 +83,24 @@ class _GroupPairs:
         self._blob = blob
         self._first = -1
         self._moved = False
-        self._cvs: npt.NDArray[np.uint8] = np.empty((0, 32), np.uint8)
+        # CVs of chunks, of pairs of chunks, of fours, of eights: (n, 32) uint8 each.
+        self._levels: list[npt.NDArray[np.uint8]] = []
 
-    def pair(self, start: int, size: int, left_chunks: int) -> bytes:
-        """The pair of the node over ``size`` bytes from chunk ``start``, at most one group."""
+    def pair(self, start: int, left_chunks: int) -> bytes:
+        """The pair of the node that begins at chunk ``start`` and has ``left_chunks``, 1 to 8, under its left child."""
         window = start // _WINDOW_CHUNKS * _WINDOW_CHUNKS
         if window != self._first:
             offset = window * CHUNK_LEN
             length = min(_WINDOW_CHUNKS * CHUNK_LEN, self._blob.size - offset)
-            self._cvs = chunk_cvs(self._blob.read(offset, length), window)
+            self._levels = [chunk_cvs(self._blob.read(offset, length), window)]
+            while len(self._levels) < GROUP_CHUNKS.bit_length() - 1:
+                self._levels.append(pair_up(self._levels[-1]))
             self._first = window
             self._moved = True
-        at = start - window
-        cvs = self._cvs[at : at + -(-size // CHUNK_LEN)]
-        return fold_cvs(cvs[:left_chunks]) + fold_cvs(cvs[left_chunks:])
+        height = left_chunks.bit_length() - 1
+        at = (start - window) >> height
+        # As in the outboard: an odd last node moved up unchanged, so the right child is next to the left one.
+        return self._levels[height][at : at + 2].tobytes()
 
     def take_moved(self) -> bool:
         """Whether chunks were hashed since the last call."""

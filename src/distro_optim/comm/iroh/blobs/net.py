@@ -201,13 +201,17 @@ class BlobService:
             error: Exception | None = None
             try:
                 await self._ask(attempt, begun, progress)
-            except (StoreFullError, OSError):
+            except StoreFullError:
                 # More was proven than could be stored.
                 begun.restart()
                 raise
             except DistroError as failure:
                 _log.info("%s did not give blob %s: %s", attempt.provider.hex()[:10], begun.root.hex(), failure)
                 error = failure
+            except OSError:
+                # The disk is full. (A peer's timeout is an OSError too, but one of ours, above.)
+                begun.restart()
+                raise
             failed_before = len(download.failures)
             download.ended(attempt, error)
             if download.must_discard:
@@ -226,10 +230,14 @@ class BlobService:
                 for _ in pieces:
                     pass
                 return
-            for piece in pieces:
-                begun.append(piece.data)
-            begun.prefix = attempt.prefix
-            if progress is not None and attempt.prefix is not None:
+            stored = False
+            try:
+                for piece in pieces:
+                    begun.append(piece.data)
+                    stored = True
+            finally:
+                begun.prefix = attempt.prefix
+            if stored and progress is not None and attempt.prefix is not None:
                 progress(attempt.prefix.length, attempt.prefix.size)
 
         limits = self._fetch_limits
@@ -259,7 +267,12 @@ class BlobService:
         limits = self._fetch_limits
         deadline, due = clock() + limits.stall_seconds, limits.stall_bytes
         while not attempt.is_complete:
-            data = await recv.read(timeout=max(0.0, deadline - clock()))
+            try:
+                data = await recv.read(timeout=max(0.0, deadline - clock()))
+            except PeerTimeoutError:
+                raise PeerTimeoutError(
+                    f"it sent fewer than {limits.stall_bytes} bytes within {limits.stall_seconds} s"
+                ) from None
             if not data:
                 return
             keep(attempt.receive(data))

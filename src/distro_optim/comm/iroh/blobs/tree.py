@@ -28,6 +28,7 @@ __all__ = [
     "fold_cvs",
     "group_count",
     "group_cvs",
+    "pair_up",
     "parent_cv",
     "parent_cvs",
     "root_hash",
