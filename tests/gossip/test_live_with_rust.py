@@ -14,15 +14,15 @@ import pytest
 from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.gossip.net import GossipService, Topic
+from distro_optim.comm.iroh.gossip.net import GossipService
 from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.errors import ConfigurationError
+from gossip.live import CALL_SECONDS, RUN_SECONDS, count_messages, until
 
 rust: Any = pytest.importorskip("aster._aster", reason="the Rust peer is in the wheel aster-rpc==0.1.2")
 
 EACH_SIDE = 4
 MESSAGES_FROM_EACH = 50
-CALL_SECONDS = 15.0
-RUN_SECONDS = 90.0
 #: Any protocol that both sides serve: a connection over it tells Rust where we are.
 INTRODUCTION = b"test/introduction"
 
@@ -77,17 +77,6 @@ async def rust_nodes(count: int) -> AsyncIterator[list[RustNode]]:
     finally:
         for node in nodes:
             await node.close()
-
-
-async def count_messages(topic: Topic, received: Counter[bytes]) -> None:
-    async for message in topic:
-        received[message.content] += 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(RUN_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def hold(connection: Connection) -> None:
@@ -158,8 +147,6 @@ def test_a_mixed_swarm_delivers_every_message_of_every_node_once_to_all_others(
 def test_the_largest_message_passes_both_ways_and_a_longer_one_is_refused_before_it_is_sent(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
-    from distro_optim.errors import ConfigurationError
-
     node = make_node()
     node.accept(INTRODUCTION, hold)
 

@@ -57,9 +57,6 @@ GOSSIP_ALPN: Final = b"/iroh-gossip/1"
 _DIAL_ATTEMPTS: Final = 3
 #: Seconds between two looks at addresses and unused connections.
 _SWEEP_SECONDS: Final = 1.0
-#: Seconds after which a connection that no topic needs is closed. iroh-gossip never closes it, but waits this long
-#: for its last messages to be acknowledged.
-_LINGER_SECONDS: Final = 5.0
 #: Time for the goodbyes when the service closes; the node allows its hooks 0.3.
 _GOODBYE_SECONDS: Final = 0.2
 #: A broadcast waits while more than this is queued for a neighbour.
@@ -85,6 +82,8 @@ class ServiceLimits:
         links: peers connected or being dialled.
         dials: dials at a time.
         queue: events that wait for the application, per topic; the oldest are dropped.
+        linger_seconds: time after its last frame until a connection that no topic needs is closed. iroh-gossip never
+            closes it, but waits this long for its last messages to be acknowledged.
         ban_seconds: how long an offender is not talked to.
         banned: offenders remembered.
     """
@@ -93,6 +92,7 @@ class ServiceLimits:
     links: int = 256
     dials: int = 16
     queue: int = 4096
+    linger_seconds: float = 5.0
     ban_seconds: float = 60.0
     banned: int = 1024
 
@@ -499,7 +499,7 @@ class GossipService:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             self._update_addresses()
-            before = self._now() - _LINGER_SECONDS
+            before = self._now() - self.limits.linger_seconds
             for link in tuple(self._links.values()):
                 if link.is_connected and link.last_used < before and not self.protocol.needs(link.peer):
                     # Not a loss: the peer may be remembered and asked again.
