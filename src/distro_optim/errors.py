@@ -8,9 +8,21 @@
         ├── MissingDependencyError      an optional package is not installed (also an ImportError)
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
+        │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
+        │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
         │   └── LimitExceededError      they ask for more than a stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
         └── ExchangeError               peers could not be reached, or did not answer in time
+            ├── PeerUnreachableError    no connection to the peer could be made
+            ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
+            ├── PeerRefusedError        the peer, or we, do not allow this connection
+            ├── NotSharedError          the peer has not, or does not give, what it was asked for
+            ├── ConnectionLostError     the connection ended under us
+            ├── StreamResetError        the sender gave up this one stream; carries its code
+            ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
+            ├── BlobUnavailableError    no provider gave the blob; carries what each one did
+            ├── StoreFullError          a blob does not fit within the store's limit
+            └── NodeClosedError         our own node is closed
 """
 
 from __future__ import annotations
@@ -18,14 +30,26 @@ from __future__ import annotations
 from enum import Enum
 
 __all__ = [
+    "BlobUnavailableError",
     "ConfigurationError",
+    "ConnectionLostError",
     "CoordinatorError",
     "CoordinatorErrorCode",
     "DistroError",
     "ExchangeError",
+    "HashMismatchError",
     "LimitExceededError",
     "MissingDependencyError",
+    "NodeClosedError",
+    "NotSharedError",
+    "PeerRefusedError",
+    "PeerTimeoutError",
+    "PeerUnreachableError",
     "ProtocolError",
+    "SizeConflictError",
+    "StoreFullError",
+    "StreamResetError",
+    "StreamStoppedError",
     "TruncatedError",
 ]
 
@@ -79,6 +103,22 @@ class TruncatedError(ProtocolError):
     """The input ends before the value does."""
 
 
+class HashMismatchError(ProtocolError):
+    """Data, or the hashes that should prove it, do not belong to the blob that was asked for.
+
+    Attributes:
+        at: byte of the blob from which on nothing of what the peer sent is proven.
+    """
+
+    def __init__(self, message: str, *, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+class SizeConflictError(ProtocolError):
+    """A peer announces another size for a blob than the peer before. Which of them lies is not known yet."""
+
+
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
 
@@ -125,3 +165,75 @@ class CoordinatorError(DistroError):
 
 class ExchangeError(DistroError):
     """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers gone, timeout, closed."""
+
+
+class PeerUnreachableError(ExchangeError):
+    """No connection to the peer could be made; the message says what was tried."""
+
+
+class PeerTimeoutError(ExchangeError, TimeoutError):
+    """The peer did not answer within the time the caller gave it."""
+
+
+class PeerRefusedError(ExchangeError):
+    """One of the two sides does not allow the connection: the peer is not on an allow-list."""
+
+
+class NotSharedError(ExchangeError):
+    """A peer answered, in good order, that it has not or does not give what it was asked for.
+
+    Attributes:
+        reason: name of the error in the peer's protocol, such as ``"ParameterUnknown"``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ConnectionLostError(ExchangeError):
+    """The connection to a peer ended while something was still to be done on it."""
+
+
+class StreamResetError(ExchangeError):
+    """The sending peer gave up a stream before its end; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamStoppedError(ExchangeError):
+    """The receiving peer wants no more of a stream; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NodeClosedError(ExchangeError):
+    """The node was closed, so nothing can be sent, dialled or accepted any more."""
+
+
+class BlobUnavailableError(ExchangeError):
+    """No provider gave a blob.
+
+    Attributes:
+        attempts: (provider, error) in the order in which they were tried.
+    """
+
+    def __init__(self, message: str, *, attempts: tuple[tuple[str, Exception], ...] = ()) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+class StoreFullError(ExchangeError):
+    """A blob does not fit within the store's limit, even after everything untagged is gone."""
