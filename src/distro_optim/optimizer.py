@@ -509,6 +509,7 @@ class DisTrO(Optimizer):
             ConfigurationError: the state belongs to parameters of other shapes.
         """
         self._settle()
+        ahead = self._run.lookahead.on
         # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
         self._undo_lookahead(keep_edited=True)
         before = self.state, self.param_groups
@@ -525,6 +526,8 @@ class DisTrO(Optimizer):
         except BaseException:
             self.state, self.param_groups = before
             self._run.plan = self._run.compressor = None
+            if ahead:
+                self._look_ahead_again()
             raise
         self._run.arrived, self._run.started_with = arrived, None
         self._flag_in_flight(arrived is not None)
