@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.flat import decode_flat, encode_flat, flat_size, max_flat_size
 from distro_optim.errors import ProtocolError, TruncatedError
-from updates import random_update, same_update
+from distro_optim.testing.updates import random_update, same_update
 
 CPU = torch.device("cpu")
 

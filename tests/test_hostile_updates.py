@@ -10,7 +10,7 @@ import torch
 
 from distro_optim.compress import CompressedTensor, CompressedUpdate, ParamSpec, make_plan
 from distro_optim.errors import ProtocolError
-from updates import random_update, same_update
+from distro_optim.testing.updates import random_update, same_update
 
 CPU = torch.device("cpu")
 PLAN = make_plan(

@@ -32,7 +32,7 @@ from distro_optim.compress.wire import (
     widen_index,
 )
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
-from updates import random_update
+from distro_optim.testing.updates import random_update
 
 CPU = torch.device("cpu")
 

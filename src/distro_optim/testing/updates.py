@@ -1,4 +1,4 @@
-"""Updates to try things with."""
+"""Updates to try an exchange or a codec with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from distro_optim.compress import CompressedUpdate, TilePlan
+from ..compress import CompressedUpdate, TilePlan
+
+__all__ = ["random_update", "same_update"]
 
 
 def random_update(
