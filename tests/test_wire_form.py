@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distro_optim.buffer import Reader, Writer
-from distro_optim.compress import CompressedTensor, CompressedUpdate, ParamSpec, TilePlan, make_plan
+from distro_optim.compress import CompressedTensor, CompressedUpdate, ParamSpec, make_plan
 from distro_optim.compress.wire import (
     ENTRY_OVERHEAD,
     EXPANSION,
@@ -32,6 +32,7 @@ from distro_optim.compress.wire import (
     widen_index,
 )
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
+from distro_optim.testing.updates import random_update
 
 CPU = torch.device("cpu")
 
@@ -162,20 +163,8 @@ def updates(draw: st.DrawFn) -> CompressedUpdate:
     chunk, topk = draw(st.sampled_from([(4, 3), (64, 8), (300, 5)]))
     specs = [ParamSpec(shape, dtype, CPU, 0, chunk, topk) for shape, dtype in draw(st.sampled_from(PLANS))]
     plan = make_plan(specs, draw(st.sampled_from(["divisor", "padded"])))
-    return filled(
-        plan, draw(st.booleans()), draw(st.lists(st.booleans(), min_size=9, max_size=9)), draw(st.integers(0))
-    )
-
-
-def filled(plan: TilePlan, quantized: bool, present: list[bool], seed: int) -> CompressedUpdate:
-    generator = torch.Generator().manual_seed(seed % (1 << 63))
-    update = CompressedUpdate.empty(plan, quantized=quantized)
-    for batch, index, value in zip(plan.batches, update.index, update.value, strict=True):
-        index.copy_(torch.rand(batch.tiles, batch.tile_size, generator=generator).topk(batch.k).indices)
-        noise = torch.randn(value.shape, generator=generator)
-        value.copy_(noise < 0 if quantized else noise)
-    flags = tuple(there and plan.home[n] is not None for n, there in zip(range(len(plan)), present, strict=False))
-    return CompressedUpdate(plan, update.index, update.value, flags)
+    present = draw(st.lists(st.booleans(), min_size=len(plan), max_size=len(plan)))
+    return random_update(plan, quantized=draw(st.booleans()), present=present, seed=draw(st.integers(0)))
 
 
 @given(
@@ -380,7 +369,7 @@ def peak_of(data: bytes) -> tuple[int, ProtocolError | None]:
 @pytest.mark.parametrize("chunk", [16, 64, 300])
 def test_decoding_allocates_no_more_than_it_says(chunk: int, quantized: bool) -> None:
     plan = make_plan([ParamSpec((1200, 1200), torch.float32, CPU, 0, chunk, 64)], "padded")
-    update = filled(plan, quantized, [True], 1)
+    update = random_update(plan, quantized=quantized)
     data = encode_download(TransmittableDistroResult.from_update(update, step=0, trainer_nonce=0, batch_id=(0, 0)))
     peak, error = peak_of(data)
     assert error is None

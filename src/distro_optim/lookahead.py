@@ -70,9 +70,10 @@ class Lookahead:
             if param._version == version and param.numel() > _ALWAYS_COMPARED:
                 param.copy_(keep)
                 continue
-            shifted = keep.to(dtype=param.dtype, device=param.device, copy=True)
-            _shift(shifted, delta.to(param.device), rate)
-            unwritten = param == shifted
+            shifted = keep.clone()
+            _shift(shifted, delta, rate)
+            # The parameter may be on another device and of another type by now: module.to(...) writes through .data.
+            unwritten = param == shifted.to(param)
             count = int(unwritten.sum())
             if count == param.numel():
                 param.copy_(keep)

@@ -250,6 +250,11 @@ class DisTrO(Optimizer):
             self._run.lookahead = Lookahead(on=bool(self.param_groups and self.param_groups[0]["looks_ahead"]))
 
     @property
+    def overlap(self) -> bool:
+        """Whether an update travels while the next step computes."""
+        return self._overlap
+
+    @property
     def exchange(self) -> Exchange | None:
         """What carries updates; None until the first step decides. Set it on a copy, which does not inherit it."""
         return self._run.exchange
@@ -382,15 +387,7 @@ class DisTrO(Optimizer):
         self._require_training()
         loss = None
         if closure is not None:
-            # Starting gives all peers the same weights: the first gradient should be of those.
-            self._connect()
-            if self._overlap:
-                self.lookahead()
-            try:
-                with torch.enable_grad():
-                    loss = closure()
-            finally:
-                self.undo_lookahead()
+            loss = self._evaluate(closure)
         self.begin_step()
         self.finish_step()
         if self._overlap and closure is None:
@@ -509,6 +506,7 @@ class DisTrO(Optimizer):
             ConfigurationError: the state belongs to parameters of other shapes.
         """
         self._settle()
+        ahead = self._run.lookahead.on
         # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
         self._undo_lookahead(keep_edited=True)
         before = self.state, self.param_groups
@@ -525,6 +523,8 @@ class DisTrO(Optimizer):
         except BaseException:
             self.state, self.param_groups = before
             self._run.plan = self._run.compressor = None
+            if ahead:
+                self._look_ahead_again()
             raise
         self._run.arrived, self._run.started_with = arrived, None
         self._flag_in_flight(arrived is not None)
@@ -559,6 +559,18 @@ class DisTrO(Optimizer):
         return [dict(seen["state"].get(n, {})) for group in seen["param_groups"] for n in group["params"]]
 
     # ------------------------------------------------------------------ inside
+
+    def _evaluate(self, closure: Callable[[], float]) -> float:
+        """The closure's loss and gradients, with the weights looking ahead."""
+        # Starting gives all peers the same weights: the first gradient should be of those.
+        self._connect()
+        if self._overlap:
+            self.lookahead()
+        try:
+            with torch.enable_grad():
+                return closure()
+        finally:
+            self.undo_lookahead()
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -69,7 +69,10 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
         members = group["params"]
         _require_order(members)
         members = [members] if isinstance(members, Tensor) else list(members)
-        groups.append({**group, "params": [m for m in members if first(m)]})
+        kept = [m for m in members if first(m)]
+        # A group of which nothing is left must still say that it had names: torch wants all groups with or without.
+        names: dict[str, Any] = {"param_names": []} if members and not kept and isinstance(members[0], tuple) else {}
+        groups.append({**group, **names, "params": kept})
     return groups
 
 
@@ -89,6 +92,12 @@ def check_param(param: object) -> None:
     if param.dtype not in _DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
         raise ConfigurationError(f"params: a tensor of {param.dtype} cannot be trained: use {known}", name="params")
+    if param.is_meta:
+        raise ConfigurationError(
+            "params: a tensor is on the meta device: make the optimizer after model.to_empty(), which puts new "
+            "parameters in the place of the old ones",
+            name="params",
+        )
     if hasattr(param, "device_mesh"):
         raise ConfigurationError(
             "params: a DTensor cannot be compressed: DisTrO needs whole parameters, so do not shard the model",

@@ -15,7 +15,8 @@ With ``overlap=True`` also, and saved:
 ``weight``       as the parameter: the true weights while the lookahead is on; stale while it is off
 ===============  ================================================================================================
 
-Only in ``state_dict()``, where it stands for what the exchange holds (with the ``in_flight`` flag of the groups):
+Filled only in ``state_dict()``, where it stands for what the exchange holds (with the ``in_flight`` flag of the
+groups); in ``state[p]`` of no peers, since torch.distributed.checkpoint restores what it finds there by name:
 
 =====================  ==========================================================================================
 ``in_flight_index``    ``(peers, tiles, k) int32``: everybody's update that is sent and not applied
@@ -56,6 +57,7 @@ WEIGHT: Final = "weight"
 _IN_FLIGHT_INDEX: Final = "in_flight_index"
 _IN_FLIGHT_VALUE: Final = "in_flight_value"
 _IN_FLIGHT_PRESENT: Final = "in_flight_present"
+_IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
 
 
 def _compute_dtype(param: Tensor) -> torch.dtype:
@@ -73,6 +75,9 @@ def initial_state(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> 
         state[OWN_INDEX] = torch.zeros(rows, dtype=torch.int32, device=param.device)
         state[OWN_VALUE] = torch.zeros(rows, dtype=dtype, device=param.device)
         state[WEIGHT] = param.detach().clone(memory_format=torch.preserve_format)
+        state[_IN_FLIGHT_INDEX] = torch.zeros(0, *rows, dtype=torch.int32, device=param.device)
+        state[_IN_FLIGHT_VALUE] = torch.zeros(0, *rows, dtype=param.dtype, device=param.device)
+        state[_IN_FLIGHT_PRESENT] = torch.zeros(0, dtype=torch.bool)
     return state
 
 
@@ -89,7 +94,7 @@ def restore_state(
     state = {}
     for key, fresh in _templates(param, plan, number, overlap).items():
         value = saved.get(key)
-        if value is None or (value.is_meta and not param.is_meta):
+        if value is None or key in _IN_FLIGHT:
             state[key] = initial_state(param, plan, number, overlap)[key]
             continue
         if tuple(value.shape) != tuple(fresh.shape):
@@ -140,13 +145,15 @@ def _stack_values(values: Sequence[Tensor], present: Sequence[bool]) -> Tensor:
 def unpack_in_flight(plan: TilePlan, saved: Sequence[dict[str, Any]]) -> list[CompressedUpdate] | None:
     """The updates that :func:`pack_in_flight` saved; None where the state was saved without them.
 
+    A parameter without an entry (torch.distributed.checkpoint leaves out frozen ones) is absent from the updates.
+
     Raises:
         ConfigurationError: they do not fit the plan.
     """
-    if not saved or any(_IN_FLIGHT_INDEX not in entry for entry in saved):
+    peers = max((len(entry.get(_IN_FLIGHT_PRESENT, ())) for entry in saved), default=0)
+    if not peers:
         return None
-    peers = len(saved[0][_IN_FLIGHT_PRESENT])
-    homes = [(n, home) for n, home in enumerate(plan.home) if home is not None]
+    homes = [(n, home) for n, home in enumerate(plan.home) if home is not None and _IN_FLIGHT_PRESENT in saved[n]]
     quantized = any(saved[n][_IN_FLIGHT_VALUE].dtype == torch.bool for n, _ in homes)
     updates = []
     for peer in range(peers):
@@ -162,6 +169,6 @@ def unpack_in_flight(plan: TilePlan, saved: Sequence[dict[str, Any]]) -> list[Co
                 )
             update.index[home][start:stop].copy_(index)
             update.value[home][start:stop].copy_(value)
-        present = tuple(bool(entry[_IN_FLIGHT_PRESENT][peer]) for entry in saved)
+        present = tuple(_IN_FLIGHT_PRESENT in entry and bool(entry[_IN_FLIGHT_PRESENT][peer]) for entry in saved)
         updates.append(CompressedUpdate(plan, update.index, update.value, present))
     return updates

@@ -2,7 +2,7 @@
 
 Implementations: :class:`LocalExchange` (alone), :class:`~distro_optim.comm.memory.MemoryExchange` (peers in one
 process), :class:`~distro_optim.comm.process_group.ProcessGroupExchange` (torch.distributed). All of them, and yours,
-pass :func:`distro_optim.testing.check_exchange`.
+pass :func:`distro_optim.testing.exchange.check_exchange`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class LocalExchange(Exchange):
 
     def __init__(self) -> None:
         self._queue: deque[CompressedUpdate] | None = deque()
+        self._started = False
 
     @property
     def num_peers(self) -> int:
@@ -82,9 +83,13 @@ class LocalExchange(Exchange):
 
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         self._open()
+        self._started = True
 
     def publish(self, update: CompressedUpdate) -> None:
-        self._open().append(update)
+        queue = self._open()
+        if not self._started:
+            raise ExchangeError("start() before publish()")
+        queue.append(update)
 
     def collect(self) -> list[CompressedUpdate]:
         queue = self._open()

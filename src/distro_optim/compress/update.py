@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from ..errors import ProtocolError
 from .plan import TilePlan
 
 __all__ = ["CompressedTensor", "CompressedUpdate"]
+
+_INDEX_DTYPES: Final = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class CompressedUpdate:
         entries = []
         for number, (grid, home) in enumerate(zip(self.plan.grids, self.plan.home, strict=True)):
             shape = grid.coded_shape
-            rows = shape[:-1] if len(shape) == 2 else shape[:-2]  # a vector's tiles have one dimension
+            rows = _rows(shape)
             if home is None or not self.present[number]:
                 dtype = self._value_dtype(number)
                 index = torch.zeros(*rows, 0, dtype=torch.int32)
@@ -138,6 +141,11 @@ class CompressedUpdate:
                     raise ProtocolError("a value is not finite")
 
 
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What is left of an encoded shape without the tile, which has one dimension in a vector and else two."""
+    return shape[:-1] if len(shape) == 2 else shape[:-2]
+
+
 def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
     """Whether tensor ``number`` is present; ProtocolError if its entry cannot belong to it."""
     grid, k = plan.grids[number], plan.topk[number]
@@ -150,9 +158,9 @@ def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
         raise ProtocolError(f"{tuple(entry.index.shape)} indices, {tuple(entry.value.shape)} values", field=where)
     if entry.index.numel() == 0:
         return False
-    if entry.index.shape[-1] != k or entry.index.numel() != grid.tiles * k:
+    if tuple(entry.index.shape) != (*_rows(grid.coded_shape), k):
         raise ProtocolError(f"{tuple(entry.index.shape)} indices for {grid.tiles} tiles of {k}", field=where)
-    if entry.index.dtype.is_floating_point or entry.index.dtype in (torch.bool,):
+    if entry.index.dtype not in _INDEX_DTYPES:
         raise ProtocolError(f"indices are {entry.index.dtype}", field=where)
     # An int64 index that wraps in int32 could look legal.
     low, high = int(entry.index.min()), int(entry.index.max())
