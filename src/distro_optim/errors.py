@@ -10,6 +10,8 @@
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   └── LimitExceededError      they ask for more than a stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
+        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
+        │   └── JoinRefusedError        it was reached and does not take us into the run
         └── ExchangeError               peers could not be reached, or did not answer in time
 """
 
@@ -22,7 +24,9 @@ __all__ = [
     "CoordinatorError",
     "CoordinatorErrorCode",
     "DistroError",
+    "CoordinatorLinkError",
     "ExchangeError",
+    "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
     "ProtocolError",
@@ -121,6 +125,24 @@ class CoordinatorError(DistroError):
         subject = f"{self.input} refused" if self.input else "refused"
         where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""
         return f"{subject}{where}: {self.code.value}: {self.message}"
+
+
+class CoordinatorLinkError(DistroError):
+    """The coordinator cannot be reached, does not answer in time, or the link to it is gone for good."""
+
+
+class JoinRefusedError(CoordinatorLinkError):
+    """The coordinator was reached and does not take us into the run.
+
+    Attributes:
+        wanted: the run that was asked for.
+        hosted: the run that the coordinator has, where it said so.
+    """
+
+    def __init__(self, message: str, *, wanted: str, hosted: str | None = None) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+        self.hosted = hosted
 
 
 class ExchangeError(DistroError):
