@@ -12,6 +12,8 @@
         │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
         │   └── LimitExceededError      they ask for more than a stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
+        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
+        │   └── JoinRefusedError        it was reached and does not take us into the run
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
             ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
@@ -35,9 +37,11 @@ __all__ = [
     "ConnectionLostError",
     "CoordinatorError",
     "CoordinatorErrorCode",
+    "CoordinatorLinkError",
     "DistroError",
     "ExchangeError",
     "HashMismatchError",
+    "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
     "NodeClosedError",
@@ -161,6 +165,24 @@ class CoordinatorError(DistroError):
         subject = f"{self.input} refused" if self.input else "refused"
         where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""
         return f"{subject}{where}: {self.code.value}: {self.message}"
+
+
+class CoordinatorLinkError(DistroError):
+    """The coordinator cannot be reached, does not answer in time, or the link to it is gone for good."""
+
+
+class JoinRefusedError(CoordinatorLinkError):
+    """The coordinator was reached and does not take us into the run.
+
+    Attributes:
+        wanted: the run that was asked for.
+        hosted: the run that the coordinator has, where it said so.
+    """
+
+    def __init__(self, message: str, *, wanted: str, hosted: str | None = None) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+        self.hosted = hosted
 
 
 class ExchangeError(DistroError):

@@ -131,6 +131,7 @@ class RunHost:
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
         self._pending: dict[NodeIdentity, None] = {}
+        self._dropped: frozenset[NodeIdentity] = frozenset()
         self._configured_warmup_time: int | None = None
         if init_warmup_time is not None:
             self._configured_warmup_time = state.config.warmup_time
@@ -161,14 +162,11 @@ class RunHost:
             now: Unix time in seconds; must not run backwards.
             seed: 64 fresh random bits, for the round that may start.
         """
-        for client in self.state.epoch_state.exited_clients:
-            # Who was dropped or went away has to join again.
-            if client.state is not ClientState.HEALTHY:
-                self._pending.pop(client.id, None)
         if is_halted(self.state):
             return []
         before = self.state
         self.state, result = machine.tick(before, self._pending.keys(), now, seed)
+        self._forget_dropped()
         events = self._phase_events(before)
         if result is machine.TickResult.EPOCH_END:
             events.append(EpochEnded())
@@ -241,6 +239,18 @@ class RunHost:
             return [Refused(client=client, reason=f"join refused: {self._max_pending} clients are waiting already")]
         self._pending[client] = None
         return [Joined(client=client)]
+
+    def _forget_dropped(self) -> None:
+        """Who was dropped has to join again; once it has, it is pending like anybody.
+
+        (Psyche's server forgets everyone in the list of the exited, again at each tick. After an epoch that nobody
+        witnessed that is everyone, and a run whose members all join anew still waits for ever.)
+        """
+        removed = (ClientState.DROPPED, ClientState.EJECTED)
+        dropped = frozenset(client.id for client in self.state.epoch_state.exited_clients if client.state in removed)
+        for client in dropped - self._dropped:
+            self._pending.pop(client, None)
+        self._dropped = dropped
 
     def _index_of(self, client: NodeIdentity) -> int:
         """Its place in the epoch; -1, which the machine refuses, if it has none."""
