@@ -130,6 +130,8 @@ def compare(case: Case, steps: int) -> None:
     """Runs all peers and their twins, and compares picks, momenta, decoded updates and weights after every step."""
     relative = 1e-10 if case.dtype == torch.float64 else 1e-5
     exact = torch.float64 if case.dtype == torch.float64 else torch.float32
+    # A value on the edge between two numbers of a short type may be sent as either, and what is sent leaves delta.
+    left = relative if case.quantize or exact == case.dtype else ROUNDING[case.dtype]
     optimizers = [case.optimizer() for _ in range(case.peers)]
     twins = [case.twins(optimizer, exact) for optimizer in optimizers]
     generator = torch.Generator().manual_seed(case.seed + 1)
@@ -151,7 +153,7 @@ def compare(case: Case, steps: int) -> None:
                 settle_ties(updates[-1], number, twin, relative)
                 assert_same_values(updates[-1], number, twin.generate(param.grad, lr), ROUNDING[case.dtype])
                 delta = optimizer.state[param]["delta"]
-                assert_near(delta, twin.delta, "delta", relative, scale=entered)
+                assert_near(delta, twin.delta, "delta", left, scale=entered)
                 twin.delta = delta.clone()
         for optimizer, plain in zip(optimizers, twins, strict=True):
             decoded = optimizer.decode(updates)

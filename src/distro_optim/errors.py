@@ -8,19 +8,52 @@
         ├── MissingDependencyError      an optional package is not installed (also an ImportError)
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
+        │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
+        │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
         │   └── LimitExceededError      they ask for more than a stated bound
+        ├── CoordinatorError            the coordinator refuses an input in its present state
+        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
+        │   └── JoinRefusedError        it was reached and does not take us into the run
         └── ExchangeError               peers could not be reached, or did not answer in time
+            ├── PeerUnreachableError    no connection to the peer could be made
+            ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
+            ├── PeerRefusedError        the peer, or we, do not allow this connection
+            ├── NotSharedError          the peer has not, or does not give, what it was asked for
+            ├── ConnectionLostError     the connection ended under us
+            ├── StreamResetError        the sender gave up this one stream; carries its code
+            ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
+            ├── BlobUnavailableError    no provider gave the blob; carries what each one did
+            ├── StoreFullError          a blob does not fit within the store's limit
+            └── NodeClosedError         our own node is closed
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
 __all__ = [
+    "BlobUnavailableError",
     "ConfigurationError",
+    "ConnectionLostError",
+    "CoordinatorError",
+    "CoordinatorErrorCode",
+    "CoordinatorLinkError",
     "DistroError",
     "ExchangeError",
+    "HashMismatchError",
+    "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
+    "NodeClosedError",
+    "NotSharedError",
+    "PeerRefusedError",
+    "PeerTimeoutError",
+    "PeerUnreachableError",
     "ProtocolError",
+    "SizeConflictError",
+    "StoreFullError",
+    "StreamResetError",
+    "StreamStoppedError",
     "TruncatedError",
 ]
 
@@ -74,9 +107,155 @@ class TruncatedError(ProtocolError):
     """The input ends before the value does."""
 
 
+class HashMismatchError(ProtocolError):
+    """Data, or the hashes that should prove it, do not belong to the blob that was asked for.
+
+    Attributes:
+        at: byte of the blob from which on nothing of what the peer sent is proven.
+    """
+
+    def __init__(self, message: str, *, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+class SizeConflictError(ProtocolError):
+    """A peer announces another size for a blob than the peer before. Which of them lies is not known yet."""
+
+
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
 
 
+class CoordinatorErrorCode(Enum):
+    """Why a coordinator refuses; the values are Psyche's names (``CoordinatorError`` in shared/coordinator)."""
+
+    NO_ACTIVE_ROUND = "NoActiveRound"
+    INVALID_WITNESS = "InvalidWitness"
+    INVALID_RUN_STATE = "InvalidRunState"
+    DUPLICATE_WITNESS = "DuplicateWitness"
+    INVALID_HEALTH_CHECK = "InvalidHealthCheck"
+    HALTED = "Halted"
+    WITNESSES_FULL = "WitnessesFull"
+    CANNOT_RESUME = "CannotResume"
+    INVALID_WITHDRAW = "InvalidWithdraw"
+    INVALID_COMMITTEE_SELECTION = "InvalidCommitteeSelection"
+    INVALID_COMMITTEE_PROOF = "InvalidCommitteeProof"
+
+
+class CoordinatorError(DistroError):
+    """The coordinator refuses an input in its present state, which stays as it was.
+
+    Attributes:
+        code: why, in Psyche's terms.
+        run_state: the phase it was in, where one is concerned.
+        input: the name of what was refused, such as ``"witness"``.
+    """
+
+    def __init__(
+        self, code: CoordinatorErrorCode, message: str, run_state: object = None, input: str | None = None
+    ) -> None:
+        super().__init__(code, message, run_state, input)
+        self.code = code
+        self.message = message
+        self.run_state = run_state
+        self.input = input
+
+    def __str__(self) -> str:
+        subject = f"{self.input} refused" if self.input else "refused"
+        where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""
+        return f"{subject}{where}: {self.code.value}: {self.message}"
+
+
+class CoordinatorLinkError(DistroError):
+    """The coordinator cannot be reached, does not answer in time, or the link to it is gone for good."""
+
+
+class JoinRefusedError(CoordinatorLinkError):
+    """The coordinator was reached and does not take us into the run.
+
+    Attributes:
+        wanted: the run that was asked for.
+        hosted: the run that the coordinator has, where it said so.
+    """
+
+    def __init__(self, message: str, *, wanted: str, hosted: str | None = None) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+        self.hosted = hosted
+
+
 class ExchangeError(DistroError):
     """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers gone, timeout, closed."""
+
+
+class PeerUnreachableError(ExchangeError):
+    """No connection to the peer could be made; the message says what was tried."""
+
+
+class PeerTimeoutError(ExchangeError, TimeoutError):
+    """The peer did not answer within the time the caller gave it."""
+
+
+class PeerRefusedError(ExchangeError):
+    """One of the two sides does not allow the connection: the peer is not on an allow-list."""
+
+
+class NotSharedError(ExchangeError):
+    """A peer answered, in good order, that it has not or does not give what it was asked for.
+
+    Attributes:
+        reason: name of the error in the peer's protocol, such as ``"ParameterUnknown"``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ConnectionLostError(ExchangeError):
+    """The connection to a peer ended while something was still to be done on it."""
+
+
+class StreamResetError(ExchangeError):
+    """The sending peer gave up a stream before its end; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamStoppedError(ExchangeError):
+    """The receiving peer wants no more of a stream; the connection goes on.
+
+    Attributes:
+        code: the application error code the peer sent.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NodeClosedError(ExchangeError):
+    """The node was closed, so nothing can be sent, dialled or accepted any more."""
+
+
+class BlobUnavailableError(ExchangeError):
+    """No provider gave a blob.
+
+    Attributes:
+        attempts: (provider, error) in the order in which they were tried.
+    """
+
+    def __init__(self, message: str, *, attempts: tuple[tuple[str, Exception], ...] = ()) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+class StoreFullError(ExchangeError):
+    """A blob does not fit within the store's limit, even after everything untagged is gone."""

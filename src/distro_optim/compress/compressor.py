@@ -81,6 +81,9 @@ class Compressor:
     ) -> CompressedUpdate:
         """``delta = decay * delta + lr * grad``, and the largest coefficients of it.
 
+        Inside, tiles hold ``delta / decay``: then one pass reads both ``delta`` and gradient, and the pass that
+        writes ``delta`` back multiplies.
+
         With ``own``, what was sent in the round before leaves ``delta`` first, and what is sent now replaces it in
         ``own``. Without, what is sent now leaves ``delta`` at once.
 
@@ -95,30 +98,30 @@ class Compressor:
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
         dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
-        # An absent tensor sends nothing, so nothing of its momentum may leave.
-        sending = [None if g is None else d for g, d in zip(grads, deltas, strict=True)]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             rate, keep = lr[batch.group], decay[batch.group]
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
             for block in batch.blocks:
                 tiles, coefficients, spare = self._buffers(batch, block)
-                self._load(block, dense, deltas, tiles, rate, keep)
+                self._load(block, dense, deltas, tiles, rate / keep)
                 if own is not None:
-                    self._remove_own(transform, block, dense, own, tiles, spare, keep)
-                    self._store(block, tiles, deltas)
+                    self._remove_own(transform, block, own, tiles, spare)
+                    self._store(block, tiles, dense, deltas, keep, inert=True)
                 index, value = self._select(transform, batch, tiles, coefficients, spare)
+                sent = value * keep
                 if not quantize and batch.value_dtype != batch.compute_dtype:
                     limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
-                    value = value.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
+                    sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
+                    value = sent / keep
                 if own is None:
                     transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
-                    self._store(block, tiles, sending)
+                    self._store(block, tiles, dense, deltas, keep, inert=False)
                 else:
-                    self._keep_own(block, dense, index, value, own)
+                    self._keep_own(block, dense, index, sent, own)
                 if quantize:
-                    torch.any(value, dim=1, out=spoken[-1][block.start : block.stop])
+                    torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
                 update.index[number][block.start : block.stop].copy_(index)
-                update.value[number][block.start : block.stop].copy_(values_to_signs(value) if quantize else value)
+                update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
         present = [grad is not None for grad in grads]
         if quantize:
             self._silence(present, spoken)
@@ -135,15 +138,9 @@ class Compressor:
                 present[number] = present[number] and before[stop] > before[start]
 
     def _load(
-        self,
-        block: Block,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        tiles: Tensor,
-        lr: float,
-        decay: float,
+        self, block: Block, grads: Sequence[Tensor | None], deltas: Sequence[Tensor], tiles: Tensor, lr: float
     ) -> None:
-        """Fills ``tiles`` with ``decay * delta + lr * grad``, or with ``delta`` where there is no gradient."""
+        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient."""
         for piece in block.pieces:
             if piece.partial:
                 tiles[piece.block_start : piece.block_stop].zero_()
@@ -153,30 +150,15 @@ class Compressor:
                 if grad is None:
                     window.copy_(region.of_tensor(delta))
                 else:
-                    torch.mul(region.of_tensor(delta), decay, out=window)
-                    window.add_(region.of_tensor(grad), alpha=lr)
+                    torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
 
     def _remove_own(
-        self,
-        transform: Transform,
-        block: Block,
-        grads: Sequence[Tensor | None],
-        own: Sequence[OwnPart],
-        tiles: Tensor,
-        spare: Tensor,
-        decay: float,
+        self, transform: Transform, block: Block, own: Sequence[OwnPart], tiles: Tensor, spare: Tensor
     ) -> None:
-        """``decay * (delta - sent) + lr * grad`` from ``decay * delta + lr * grad``."""
+        """Takes what was sent in the round before out of ``tiles``."""
         index = _rows([own[p.param].index[p.start : p.stop] for p in block.pieces])
         value = _rows([own[p.param].value[p.start : p.stop] for p in block.pieces])
-        if all(grads[p.param] is not None for p in block.pieces):
-            transform.add_sparse(tiles, index.long(), value, alpha=-decay, beta=1.0)
-        else:
-            factor = value.new_ones(block.tiles, 1)
-            for p in block.pieces:
-                if grads[p.param] is not None:
-                    factor[p.block_start : p.block_stop] = decay
-            transform.add_sparse(tiles, index.long(), value * factor, alpha=-1.0, beta=1.0)
+        transform.add_sparse(tiles, index.long(), value, alpha=-1.0, beta=1.0)
         for piece in block.pieces:
             if piece.partial:
                 _clear_padding(piece, tiles, spare)
@@ -188,13 +170,24 @@ class Compressor:
         n = tiles.shape[0]
         return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
 
-    def _store(self, block: Block, tiles: Tensor, targets: Sequence[Tensor | None]) -> None:
+    def _store(
+        self,
+        block: Block,
+        tiles: Tensor,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        decay: float,
+        *,
+        inert: bool,
+    ) -> None:
+        """``delta = decay * tiles``. Where there is no gradient: ``delta = tiles`` if ``inert``, or nothing."""
         for piece in block.pieces:
-            target = targets[piece.param]
-            if target is None:
+            present = grads[piece.param] is not None
+            if not present and not inert:
                 continue
             for region in piece.regions:
-                region.of_tensor(target).copy_(region.of_block(tiles))
+                window = region.of_tensor(deltas[piece.param])
+                torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
 
     def _keep_own(
         self,
@@ -250,7 +243,10 @@ class Compressor:
         ]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             for block in batch.blocks if updates else ():
-                self._store(block, self._decode_mean(number, batch, block, transform, updates), decoded)
+                tiles = self._decode_mean(number, batch, block, transform, updates)
+                for piece in block.pieces:
+                    for region in piece.regions:
+                        region.of_tensor(decoded[piece.param]).copy_(region.of_block(tiles))
         return decoded
 
     def _decode_mean(
@@ -260,7 +256,7 @@ class Compressor:
         n, parts = block.tiles, len(updates)
         rows = slice(block.start, block.stop)
         index = _columns([u.index[number][rows] for u in updates]).long()
-        value = _columns([_as_values(u.value[number][rows], batch.compute_dtype) for u in updates])
+        value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
         weight = _presence(block, batch, updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
         if parts * batch.k <= SPARSE_DECODE_LIMIT:
@@ -280,8 +276,12 @@ def _columns(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _as_values(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return signs_to_values(value, dtype) if value.dtype == torch.bool else value.to(dtype)
+def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Signs and values of all contributors as numbers, side by side."""
+    if any(p.dtype != parts[0].dtype for p in parts):
+        parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]
+    joined = _columns(parts)
+    return signs_to_values(joined, dtype) if joined.dtype == torch.bool else joined.to(dtype)
 
 
 def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -> Tensor | None:

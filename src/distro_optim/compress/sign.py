@@ -23,7 +23,7 @@ def values_to_signs(value: Tensor) -> Tensor:
 
 def signs_to_values(sign: Tensor, dtype: torch.dtype) -> Tensor:
     """True to -1, False to +1."""
-    return 1.0 - 2.0 * sign.to(dtype)
+    return sign.to(dtype).mul_(-2).add_(1)
 
 
 def pack_signs(sign: Tensor) -> bytes:

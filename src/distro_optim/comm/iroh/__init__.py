@@ -1,0 +1,1 @@
+"""Peers find each other and exchange bytes over iroh: identity, connections, gossip, blobs."""

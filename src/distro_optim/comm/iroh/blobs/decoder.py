@@ -1,0 +1,270 @@
+"""From the bytes of a response to proven data: nothing leaves here that the blob's hash does not vouch for.
+
+Pairs are compared with the CV that their parent's pair (in the end, the blob's hash) names for them; data with the CV
+of its leaf. Checks are gathered for up to a span (1 MiB) because both pairs and data are much cheaper to hash in
+company; if a span fails, its items are checked one by one to find, and blame, the first bad one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ....errors import HashMismatchError, LimitExceededError, ProtocolError, SizeConflictError, TruncatedError
+from .encoder import SIZE_LEN
+from .outboard import MutableBuffer, zeroed_outboard
+from .prefix import SPAN_LEN, PrefixVerifier
+from .ranges import ChunkRanges
+from .tree import (
+    CHUNK_LEN,
+    GROUP_CHUNKS,
+    GROUP_LEN,
+    HASH_LEN,
+    PAIR_LEN,
+    Buffer,
+    group_cvs,
+    parent_cv,
+    parent_cvs,
+    subtree_cv,
+)
+from .walk import Item, Leaf, Parent, walk
+
+__all__ = ["Decoder", "Piece"]
+
+_MAX_BATCH_ITEMS: Final = 4096
+"""Items gathered before a check, for requests that pick so sparsely that a span never fills. Chosen arbitrarily."""
+
+
+class Piece(NamedTuple):
+    """A stretch of proven data: ``data`` stands at byte ``offset`` of the blob."""
+
+    offset: int
+    data: memoryview
+
+
+class _Entry(NamedTuple):
+    """An item as it arrived, and the CV it must have."""
+
+    item: Item
+    data: memoryview
+    expected: bytes
+
+
+class Decoder:
+    """Takes one blob's response as it arrives.
+
+    Args:
+        root: the blob's hash, 32 bytes.
+        ranges: what was asked for.
+        max_size: largest size header to accept, in bytes. The header is a stranger's word until the last chunk is
+            proven; it decides about the outboard's allocation (0.4 % of it) and nothing else.
+        prefix: the proven beginning, if there is one: what arrives may continue it.
+        new_outboard: makes room for the outboard of a blob of so many bytes; called if there is no ``prefix``.
+
+    Attributes:
+        prefix: the proven beginning; None until the size header arrived.
+        is_complete: whether everything asked for arrived and was proven.
+    """
+
+    def __init__(
+        self,
+        root: bytes,
+        ranges: ChunkRanges,
+        *,
+        max_size: int,
+        prefix: PrefixVerifier | None = None,
+        new_outboard: Callable[[int], MutableBuffer] = zeroed_outboard,
+    ) -> None:
+        self._root = root
+        self._ranges = ranges
+        self._max_size = max_size
+        self.prefix = prefix
+        self._new_outboard = new_outboard
+        self._rest = b""
+        self._items: Iterator[Item] | None = None
+        self._next: Item | None = None
+        self._expected = [root]
+        self._batch: list[_Entry] = []
+        self._batch_len = 0
+        self.is_complete = not ranges
+
+    @property
+    def size(self) -> int | None:
+        """The size header, None before it arrived."""
+        return None if self._items is None or self.prefix is None else self.prefix.size
+
+    def receive(self, data: Buffer) -> Iterator[Piece]:
+        """Takes bytes off the stream and yields what they prove; iterate to the end.
+
+        Raises:
+            LimitExceededError: the size is above ``max_size``.
+            HashMismatchError: an item is not what the blob's hash demands. What was proven before it was yielded.
+            SizeConflictError: the size is not the one that the prefix has.
+            ProtocolError: bytes behind the end.
+        """
+        view = memoryview(self._rest + data if self._rest else bytes(data))
+        at = 0
+        if self._items is None:
+            if len(view) < SIZE_LEN and not self.is_complete:
+                self._rest = view.tobytes()
+                return
+            if not self.is_complete:
+                self._begin(int.from_bytes(view[:SIZE_LEN], "little"))
+                at = SIZE_LEN
+        while (item := self._next) is not None:
+            length = item.size if isinstance(item, Leaf) else PAIR_LEN
+            if at + length > len(view):
+                break
+            self._take(item, view[at : at + length])
+            at += length
+            if self._is_batch_full():
+                yield from self._check_batch()
+        self._rest = view[at:].tobytes()
+        if self._rest and self._next is None:
+            raise ProtocolError(f"{len(self._rest)} bytes follow the end of a response")
+
+    def finish(self) -> Iterator[Piece]:
+        """The stream ended, here or too early: yields what the last bytes prove; iterate to the end.
+
+        Raises:
+            HashMismatchError: as :meth:`receive`.
+            TruncatedError: something is missing.
+        """
+        yield from self._check_batch()
+        if not self.is_complete:
+            raise TruncatedError("a response ended before all that was asked for had arrived")
+
+    def _begin(self, size: int) -> None:
+        if size > self._max_size:
+            raise LimitExceededError(f"a blob of {size} bytes is announced, at most {self._max_size} are allowed")
+        if self.prefix is None:
+            self.prefix = PrefixVerifier(self._root, size, self._new_outboard(size))
+        elif self.prefix.size != size:
+            raise SizeConflictError(f"a blob that began with {self.prefix.size} bytes is announced to have {size}")
+        self._items = walk(size, self._ranges)
+        self._next = next(self._items, None)
+
+    def _take(self, item: Item, data: memoryview) -> None:
+        assert self._items is not None
+        self._batch.append(_Entry(item, data, self._expected.pop()))
+        if isinstance(item, Parent):
+            if item.has_right:
+                self._expected.append(data[HASH_LEN:].tobytes())
+            if item.has_left:
+                self._expected.append(data[:HASH_LEN].tobytes())
+        else:
+            self._batch_len += item.size
+        self._next = next(self._items, None)
+
+    def _is_batch_full(self) -> bool:
+        item = self._batch[-1].item
+        return (
+            self._next is None
+            or self._batch_len >= SPAN_LEN
+            or len(self._batch) >= _MAX_BATCH_ITEMS
+            or (isinstance(item, Leaf) and (item.start * CHUNK_LEN + item.size) % SPAN_LEN == 0)
+        )
+
+    def _check_batch(self) -> Iterator[Piece]:
+        batch, self._batch, self._batch_len = self._batch, [], 0
+        if not batch:
+            return
+        leaves = [entry for entry in batch if isinstance(entry.item, Leaf)]
+        if self._pairs_hold([entry for entry in batch if isinstance(entry.item, Parent)]):
+            for entry in batch:
+                self._keep_pair(entry)
+            if leaves and not self._continues_prefix(leaves) and not self._leaves_hold(leaves):
+                yield from self._find_first_bad(batch)
+        else:
+            yield from self._find_first_bad(batch)
+        if self._next is None:
+            self.is_complete = True
+        for entry in leaves:
+            yield Piece(entry.item.start * CHUNK_LEN, entry.data)
+
+    def _pairs_hold(self, entries: list[_Entry]) -> bool:
+        if entries and entries[0].item.start == 0 and _is_root(entries[0].item):
+            if parent_cv(entries[0].data, is_root=True) != entries[0].expected:
+                return False
+            entries = entries[1:]
+        if not entries:
+            return True
+        pairs = np.frombuffer(b"".join(entry.data for entry in entries), np.uint8).reshape(-1, PAIR_LEN)
+        return parent_cvs(pairs).tobytes() == b"".join(entry.expected for entry in entries)
+
+    def _keep_pair(self, entry: _Entry) -> None:
+        assert self.prefix is not None
+        if isinstance(entry.item, Parent) and entry.item.slot is not None:
+            at = entry.item.slot * PAIR_LEN
+            self.prefix.outboard[at : at + PAIR_LEN] = entry.data
+
+    def _continues_prefix(self, leaves: list[_Entry]) -> bool:
+        """Whether the leaves are whole groups that continue the proven beginning, and prove right as such."""
+        assert self.prefix is not None
+        stop = self.prefix.length
+        for entry in leaves:
+            if entry.item.start * CHUNK_LEN != stop or not self._is_group(entry.item):
+                return False
+            stop += entry.item.size
+        return self.prefix.can_extend_to(stop) and self.prefix.extend(entry.data for entry in leaves)
+
+    def _is_group(self, item: Item) -> bool:
+        assert self.prefix is not None
+        aligned = item.start % GROUP_CHUNKS == 0
+        return aligned and (item.size == GROUP_LEN or item.start * CHUNK_LEN + item.size == self.prefix.size)
+
+    def _leaves_hold(self, leaves: list[_Entry]) -> bool:
+        """Compares leaves by their own CVs, runs of whole groups at once."""
+        at = 0
+        while at < len(leaves):
+            stop = at
+            while stop < len(leaves) and self._follows(leaves, at, stop):
+                stop += 1
+            if stop > at:
+                run = leaves[at:stop]
+                cvs = group_cvs(b"".join(entry.data for entry in run), run[0].item.start)
+                if cvs.tobytes() != b"".join(entry.expected for entry in run):
+                    return False
+            elif not _holds(leaves[at]):
+                return False
+            for entry in leaves[at : max(stop, at + 1)]:
+                self._extend_prefix(entry)
+            at = max(stop, at + 1)
+        return True
+
+    def _follows(self, leaves: list[_Entry], first: int, index: int) -> bool:
+        item = leaves[index].item
+        contiguous = item.start == leaves[first].item.start + (index - first) * GROUP_CHUNKS
+        return contiguous and self._is_group(item) and not _is_root(item)
+
+    def _extend_prefix(self, entry: _Entry) -> None:
+        """A leaf proven by its CV may still continue the beginning."""
+        assert self.prefix is not None
+        if entry.item.start * CHUNK_LEN == self.prefix.length and self._is_group(entry.item):
+            self.prefix.append_proven(entry.data)
+
+    def _find_first_bad(self, batch: list[_Entry]) -> Iterator[Piece]:
+        """Walks a batch that does not hold up to the item to blame; yields the data before it."""
+        for entry in batch:
+            offset = entry.item.start * CHUNK_LEN
+            if not _holds(entry):
+                what = "data" if isinstance(entry.item, Leaf) else "a hash pair"
+                raise HashMismatchError(f"{what} at byte {offset} of blob {self._root.hex()} is not genuine", at=offset)
+            self._keep_pair(entry)
+            if isinstance(entry.item, Leaf):
+                assert self.prefix is not None
+                if offset >= self.prefix.length:
+                    self._extend_prefix(entry)
+                yield Piece(offset, entry.data)
+
+
+def _is_root(item: Item) -> bool:
+    return item.is_root
+
+
+def _holds(entry: _Entry) -> bool:
+    if isinstance(entry.item, Parent):
+        return parent_cv(entry.data, is_root=entry.item.is_root) == entry.expected
+    return subtree_cv(entry.data, entry.item.start, is_root=entry.item.is_root) == entry.expected

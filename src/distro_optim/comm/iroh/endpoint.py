@@ -1,0 +1,507 @@
+"""A node: one iroh endpoint on an event loop of its own, for synchronous and asynchronous callers alike.
+
+::
+
+    with Node() as node:  # binds, publishes nothing but its address
+        node.accept(b"my-protocol/0", serve)  # `async def serve(connection)`, run on the node's loop
+        connection = node.submit(node.connect(peer_id, b"my-protocol/0")).result()
+
+Nothing happens before the node is first used. Coroutines of a node, its connections and streams belong to its loop;
+other threads hand them over with :meth:`Node.submit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self, TypeVar
+
+from ...errors import (
+    ConfigurationError,
+    DistroError,
+    ExchangeError,
+    MissingDependencyError,
+    NodeClosedError,
+    PeerRefusedError,
+    PeerTimeoutError,
+    PeerUnreachableError,
+    ProtocolError,
+)
+from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
+from .addresses import AddressBook, EndpointAddr, SocketAddr
+from .connection import Connection, translate_errors
+from .ffi import accelerate
+from .keys import generate_secret_key, load_secret_key
+from .loop import LoopThread
+
+__all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "Handler", "Node", "NodeLimits"]
+
+T = TypeVar("T")
+Handler = Callable[[Connection], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+# Code and words with which Psyche's clients turn away who is not in the run (`shared/network/src/allowlist.rs`).
+CLOSE_NOT_ALLOWED: Final = 1
+_NOT_ALLOWED: Final = b"not in allowlist"
+# Ours; no peer looks at the code.
+CLOSE_PROTOCOL_ERROR: Final = 2
+# Psyche's connection pool gives a dial this long (`shared/network/src/lib.rs`).
+DIAL_SECONDS: Final = 5.0
+# Time for the endpoint to tell its peers that it leaves, out of the two seconds that closing may take.
+_FAREWELL_SECONDS: Final = 0.8
+_HOOK_SECONDS: Final = 0.3
+_BIND_SECONDS: Final = 10.0
+_DEFAULT_BIND: Final = "0.0.0.0:0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLimits:
+    """What strangers can make a node hold.
+
+    Attributes:
+        connections: all together; Psyche's pool holds as many (``shared/network/src/lib.rs``).
+        connections_per_peer: of one peer, whatever the protocols. Chosen: three protocols, twice each while both
+            sides dial at once, and room.
+        handshakes: at a time. From half of it on, callers must first prove their address (a QUIC retry), so that
+            forged packets cannot fill the rest.
+        handshake_seconds: after which a half-open connection is dropped.
+    """
+
+    connections: int = 1024
+    connections_per_peer: int = 16
+    handshakes: int = 64
+    handshake_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "connections_per_peer", "handshakes", "handshake_seconds"):
+            value = getattr(self, name)
+            if value <= 0:
+                raise ConfigurationError(f"{name} must be positive, got {value}", name=name, value=value)
+
+
+class Node:
+    """One iroh endpoint: identity, sockets, protocols, connections.
+
+    Args:
+        secret_key: a key, or its 32 bytes; or the path of a key file, made with mode 0600 if there is none; or None
+            for a fresh identity.
+        bind_addr: where to listen for IPv4, such as ``"0.0.0.0:4433"``; port 0 takes any. IPv6 listens on any
+            address, or on ``::1`` only if this is a loopback address.
+        relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
+        discovery: whether to publish the own address, and look up those of peers, through iroh's public DNS. None:
+            only with the default relays. Without it, peers must be in the address book.
+        allowed: endpoint ids that may connect or be dialled; None allows everybody. See :meth:`set_allowed`.
+        addresses: the address book; an empty one if None.
+        loop: a loop shared with other nodes; None starts one for this node alone.
+        limits: bounds against strangers.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
+        bind_addr: str = _DEFAULT_BIND,
+        relay: Literal["default", "none"] | Sequence[str] = "default",
+        discovery: bool | None = None,
+        allowed: Iterable[bytes] | None = None,
+        addresses: AddressBook | None = None,
+        loop: LoopThread | None = None,
+        limits: NodeLimits | None = None,
+    ) -> None:
+        if secret_key is None:
+            secret_key = generate_secret_key()
+        elif isinstance(secret_key, str | os.PathLike):
+            secret_key = load_secret_key(secret_key)
+        elif isinstance(secret_key, bytes):
+            if len(secret_key) != SECRET_KEY_SIZE:
+                raise ConfigurationError(
+                    f"secret_key must have {SECRET_KEY_SIZE} bytes, got {len(secret_key)}; "
+                    "pass a path to keep it in a file, or None for a fresh one",
+                    name="secret_key",
+                )
+            secret_key = SecretKey(secret_key)
+        if isinstance(relay, str) and relay not in ("default", "none"):
+            raise ConfigurationError(
+                f"relay must be 'default', 'none' or a list of URLs, got {relay!r}", name="relay", value=relay
+            )
+        self._bind_addr = SocketAddr.parse(bind_addr)
+        if self._bind_addr.ip.version != 4:
+            raise ConfigurationError(
+                f"bind_addr must be an IPv4 address, got {bind_addr}; IPv6 is listened on beside it",
+                name="bind_addr",
+                value=bind_addr,
+            )
+        self.secret_key = secret_key
+        self.endpoint_id = secret_key.public
+        self.addresses = addresses if addresses is not None else AddressBook()
+        self.limits = limits if limits is not None else NodeLimits()
+        self._relay = relay if isinstance(relay, str) else tuple(relay)
+        self._discovery = relay == "default" if discovery is None else discovery
+        self._allowed = None if allowed is None else _checked_ids(allowed)
+        self._owns_loop = loop is None
+        self.loop = loop if loop is not None else LoopThread(f"iroh-{self.endpoint_id.hex()[:8]}")
+
+        self._handlers: dict[bytes, Handler] = {}
+        self._close_hooks: list[Callable[[], Awaitable[None]]] = []
+        self._endpoint: Any = None
+        self._binding: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: set[Connection] = set()
+        self._per_peer: Counter[bytes] = Counter()
+        self._handshakes = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "bound" if self._endpoint is not None else "not bound"
+        return f"<Node {self.endpoint_id.hex()[:10]} {state}>"
+
+    # --- for any thread ---
+
+    def start(self, timeout: float = _BIND_SECONDS) -> Self:
+        """Binds now instead of at first use; waits for it, at most ``timeout`` seconds.
+
+        Raises:
+            ExchangeError: the address is taken, or the like.
+            NodeClosedError: the node was closed.
+        """
+        self.loop.run(self.bind(), timeout)
+        return self
+
+    def close(self) -> None:
+        """Tells the peers, ends all connections, stops what runs. Idempotent; takes at most two seconds."""
+        if self._owns_loop:
+            self.loop.stop()  # awaits `aclose`
+        elif self._binding is not None:
+            try:
+                self.loop.run(self.aclose(), _FAREWELL_SECONDS * 2)
+            except (TimeoutError, NodeClosedError):
+                pass
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Runs ``coroutine`` on the node's loop; binds the node first."""
+
+        async def bound() -> T:
+            try:
+                await self.bind()
+            except BaseException:
+                coroutine.close()
+                raise
+            return await coroutine
+
+        if self._closing is not None:
+            coroutine.close()
+            raise NodeClosedError("the node is closed")
+        return self.loop.submit(bound())
+
+    def accept(self, alpn: bytes, handler: Handler) -> None:
+        """Serves the protocol ``alpn``: each connection a peer makes for it is given to ``handler``.
+
+        The connection belongs to the handler: when it returns or raises, the connection is closed.
+
+        Raises:
+            ConfigurationError: the protocol is served already, or the name is empty.
+        """
+        if not alpn or len(alpn) > 255:
+            raise ConfigurationError(f"an ALPN has 1 to 255 bytes, got {len(alpn)}", name="alpn", value=alpn)
+        if alpn in self._handlers:
+            raise ConfigurationError(f"{alpn!r} is served already", name="alpn", value=alpn)
+        self._handlers[alpn] = handler
+        self._advertise()
+
+    def refuse(self, alpn: bytes) -> None:
+        """Serves ``alpn`` no more; open connections go on."""
+        self._handlers.pop(alpn, None)
+        self._advertise()
+
+    def on_close(self, hook: Callable[[], Awaitable[None]]) -> None:
+        """Has ``hook`` awaited on the loop before the connections are closed, for a word of farewell.
+
+        All hooks together get 0.3 seconds.
+        """
+        self._close_hooks.append(hook)
+
+    def addr(self) -> EndpointAddr:
+        """The own id with the addresses known at this moment. The node must be bound."""
+        raw = self._bound().addr()
+        relay = raw.relay_url()
+        direct = tuple(SocketAddr.parse(text) for text in raw.direct_addresses())
+        return EndpointAddr(self.endpoint_id, (relay,) if relay else (), direct)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing is not None
+
+    @property
+    def allowed(self) -> frozenset[bytes] | None:
+        """Endpoint ids that may connect or be dialled; None for everybody."""
+        return self._allowed
+
+    def set_allowed(self, ids: Iterable[bytes] | None) -> None:
+        """Replaces the allow-list; connections of peers that are no longer on it are closed."""
+        self._allowed = None if ids is None else _checked_ids(ids)
+        for connection in list(self._connections):
+            if not self._allows(connection.remote_id):
+                connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
+
+    def connections(self) -> list[Connection]:
+        """All open connections, incoming and outgoing."""
+        return list(self._connections)
+
+    # --- on the loop ---
+
+    async def bind(self) -> None:
+        """Opens the sockets, once; later calls wait for the first."""
+        if self._closing is not None:
+            raise NodeClosedError("the node is closed")
+        if self._binding is None:
+            self._binding = asyncio.get_running_loop().create_task(self._bind())
+        await asyncio.shield(self._binding)
+
+    async def connect(self, peer: bytes | EndpointAddr, alpn: bytes, *, timeout: float = DIAL_SECONDS) -> Connection:
+        """Dials ``peer`` once. The caller closes the connection; see :class:`~.pool.ConnectionPool` for reuse.
+
+        Raises:
+            PeerRefusedError: the peer is not on our allow-list.
+            PeerUnreachableError: no handshake, with the reason.
+            NodeClosedError: the node was closed.
+        """
+        await self.bind()
+        address = peer if isinstance(peer, EndpointAddr) else EndpointAddr(peer)
+        name = address.id.hex()[:10]
+        if address.id == self.endpoint_id:
+            raise PeerUnreachableError("a node cannot dial itself")
+        if not self._allows(address.id):
+            raise PeerRefusedError(f"{name} is not on the allow-list")
+        address = self.addresses.lookup(address.id, time.monotonic()).merged(address)
+        endpoint = self._bound()
+        try:
+            async with asyncio.timeout(timeout):
+                with translate_errors():
+                    raw = await endpoint.connect(_raw_addr(address), alpn)
+        except TimeoutError:
+            raise PeerUnreachableError(f"{name} did not answer within {timeout} s at {_places(address)}") from None
+        except ExchangeError as error:
+            raise PeerUnreachableError(f"{name} cannot be reached at {_places(address)}: {error}") from error
+        connection = Connection(raw, dialled=True)
+        # The list may have changed during the handshake.
+        if not self._allows(connection.remote_id):
+            connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
+            raise PeerRefusedError(f"{name} is not on the allow-list")
+        self._register(connection)
+        return connection
+
+    async def online(self) -> None:
+        """Waits until a relay server is connected, so that :meth:`addr` holds it; for ever if there is none."""
+        await self.bind()
+        with translate_errors():
+            await self._bound().online()
+
+    async def aclose(self) -> None:
+        """See :meth:`close`."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    # --- inside ---
+
+    async def _bind(self) -> None:
+        # At first use, not in the constructor: a node that is only described costs nothing.
+        iroh = _iroh()
+        accelerate()
+        self.loop.on_stop(self.aclose)
+        options = iroh.EndpointOptions(preset=self._preset(iroh), alpns=list(self._handlers))
+        with translate_errors():
+            self._endpoint = await iroh.Endpoint.bind(options)
+        self._advertise()
+        self._spawn(self._accept_loop(self._endpoint))
+
+    def _preset(self, iroh: Any) -> Any:
+        binds = [str(self._bind_addr)]
+        if self._bind_addr.ip.is_loopback:
+            # Otherwise the package listens on all IPv6 addresses although the user asked for loopback.
+            binds.append("[::1]:0")
+        relay, discovery, secret_key = self._relay, self._discovery, self.secret_key.to_bytes()
+
+        class Settings(iroh.Preset):  # type: ignore[misc]
+            def apply(self, builder: Any) -> None:
+                if discovery:
+                    builder.apply_n0()
+                else:
+                    builder.apply_minimal()
+                if relay == "none":
+                    builder.relay_mode(iroh.RelayMode.disabled())
+                elif relay == "default":
+                    builder.relay_mode(iroh.RelayMode.default_mode())
+                else:
+                    builder.relay_mode(iroh.RelayMode.custom_from_urls(list(relay)))
+                builder.secret_key(secret_key)
+                for bind in binds:
+                    builder.bind_addr(bind)
+
+        return Settings()
+
+    def _bound(self) -> Any:
+        if self._closing is not None:
+            raise NodeClosedError("the node is closed")
+        if self._endpoint is None:
+            raise ExchangeError("the node is not bound yet: call start() first")
+        return self._endpoint
+
+    def _advertise(self) -> None:
+        if self._endpoint is not None and self._closing is None:
+            self._endpoint.set_alpns(list(self._handlers))
+
+    def _allows(self, peer: bytes) -> bool:
+        return self._allowed is None or peer in self._allowed
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _register(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._per_peer[connection.remote_id] += 1
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._connections.discard(connection)
+            self._per_peer[connection.remote_id] -= 1
+            if not self._per_peer[connection.remote_id]:
+                del self._per_peer[connection.remote_id]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.debug("watching %r failed: %s", connection, error)
+
+        task = connection.watch()
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _accept_loop(self, endpoint: Any) -> None:
+        while True:
+            with translate_errors():
+                incoming = await endpoint.accept_next()
+            if incoming is None:
+                return
+            try:
+                with translate_errors():
+                    if self._handshakes >= self.limits.handshakes or len(self._connections) >= self.limits.connections:
+                        await incoming.refuse()
+                        continue
+                    if 2 * self._handshakes >= self.limits.handshakes and not await incoming.remote_addr_validated():
+                        await incoming.retry()
+                        continue
+            except ExchangeError as error:
+                _log.debug("an incoming connection vanished: %s", error)
+                continue
+            self._handshakes += 1
+            self._spawn(self._serve(incoming))
+
+    async def _serve(self, incoming: Any) -> None:
+        try:
+            async with asyncio.timeout(self.limits.handshake_seconds):
+                with translate_errors():
+                    accepting = await incoming.accept()
+                    raw = await accepting.connect()
+        except (TimeoutError, ExchangeError) as error:
+            _log.debug("an incoming handshake failed: %s", error)
+            return
+        finally:
+            self._handshakes -= 1
+        connection = Connection(raw, dialled=False)
+        peer = connection.remote_id
+        handler = self._handlers.get(connection.alpn)
+        if not self._allows(peer):
+            _log.info("%s is not on the allow-list and was turned away", peer.hex()[:10])
+            connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
+            return
+        if handler is None or self._per_peer[peer] >= self.limits.connections_per_peer:
+            connection.close(CLOSE_NOT_ALLOWED, b"not served" if handler is None else b"too many connections")
+            return
+        self._register(connection)
+        code = 0
+        try:
+            await handler(connection)
+        except ProtocolError as error:
+            code = CLOSE_PROTOCOL_ERROR
+            _log.warning("%s broke %s: %s", peer.hex()[:10], connection.alpn.decode(errors="replace"), error)
+        except (DistroError, TimeoutError) as error:
+            _log.debug("serving %r ended: %s", connection, error)
+        except Exception:
+            code = CLOSE_PROTOCOL_ERROR
+            _log.exception("serving %r failed", connection)
+        finally:
+            connection.close(code)
+
+    async def _close(self) -> None:
+        if self._binding is not None:
+            await asyncio.wait([self._binding])
+        hooks = [asyncio.ensure_future(hook()) for hook in self._close_hooks]
+        if hooks:
+            _, late = await asyncio.wait(hooks, timeout=_HOOK_SECONDS)
+            for task in late:
+                task.cancel()
+            for task in hooks:
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    _log.warning("a close hook failed: %s", error)
+        for task in list(self._tasks):
+            task.cancel()
+        self.loop.remove_hook(self.aclose)
+        if self._endpoint is None:
+            return
+        for connection in list(self._connections):
+            connection.close()
+        endpoint, self._endpoint = self._endpoint, None
+        try:
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                with translate_errors():
+                    await endpoint.close()
+        except (TimeoutError, PeerTimeoutError):
+            _log.debug("some peers did not acknowledge the close in time")
+        except ExchangeError as error:
+            _log.debug("closing the endpoint: %s", error)
+
+
+def _checked_ids(ids: Iterable[bytes]) -> frozenset[bytes]:
+    checked = frozenset(ids)
+    for peer in checked:
+        if not isinstance(peer, bytes) or len(peer) != PUBLIC_KEY_SIZE:
+            raise ConfigurationError(
+                f"an endpoint id has {PUBLIC_KEY_SIZE} bytes, got {peer!r}", name="allowed", value=peer
+            )
+    return checked
+
+
+def _iroh() -> Any:
+    try:
+        import iroh
+    except ImportError as error:
+        raise MissingDependencyError("the peer-to-peer network needs iroh: pip install 'iroh>=1.2,<2'") from error
+    return iroh
+
+
+def _raw_addr(address: EndpointAddr) -> Any:
+    iroh = _iroh()
+    relay = address.relays[0] if address.relays else None
+    with translate_errors():
+        peer = iroh.EndpointId.from_bytes(address.id)
+        return iroh.EndpointAddr(peer, relay, [str(socket_addr) for socket_addr in address.direct])
+
+
+def _places(address: EndpointAddr) -> str:
+    return ", ".join([*map(str, address.direct), *address.relays]) or "no known address"

@@ -1,0 +1,114 @@
+"""What can be set about a gossip swarm. Nothing here is negotiated; nodes with different values work together.
+
+The one exception is :attr:`GossipConfig.max_message_size`, which a whole swarm must share.
+Defaults are those of iroh-gossip 0.97 to 0.101 (``src/proto/hyparview.rs``, ``src/proto/plumtree.rs``,
+``src/proto/topic.rs``); the ones from the papers are marked [H] (Leitão, Pereira, Rodrigues: HyParView, DSN 2007) and
+[P] (the same: Epidemic Broadcast Trees, SRDS 2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ....errors import ConfigurationError
+
+__all__ = ["MIN_MESSAGE_SIZE", "PSYCHE_GOSSIP", "GossipConfig"]
+
+#: Smallest ``max_message_size`` iroh-gossip accepts: the membership messages must fit (``src/proto/topic.rs``).
+MIN_MESSAGE_SIZE: Final = 512
+
+#: Encoded size of a Gossip message beyond its content and the content's length: two tags, the id, the scope's tag and
+#: a round of up to three bytes.
+_GOSSIP_OVERHEAD: Final = 2 + 32 + 1 + 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipConfig:
+    """Settings of one node. Durations are in seconds, sizes in bytes, walks in hops.
+
+    Attributes:
+        active_view_capacity: neighbours of a node in one topic. [H]
+        passive_view_capacity: peers remembered to replace lost neighbours. [H]
+        active_random_walk_length: hops of a ForwardJoin until the newcomer is taken as a neighbour. [H]
+        passive_random_walk_length: hops left of a ForwardJoin when the newcomer is remembered. [H]
+        shuffle_random_walk_length: hops of a Shuffle until it is answered. [H]
+        shuffle_active_view_count: neighbours named in a Shuffle. [H]
+        shuffle_passive_view_count: remembered peers named in a Shuffle. [H]
+        shuffle_interval: time between two Shuffles.
+        neighbor_request_timeout: time a peer has to answer a Neighbor request.
+        graft_timeout_1: shortest wait after an IHave before the payload is asked for.
+        graft_timeout_2: shortest wait after a Graft before the next peer is asked.
+        dispatch_timeout: time in which IHaves are collected.
+        optimization_threshold: rounds by which a lazy path must be shorter to replace an eager one, or None for never.
+            [P] and iroh-gossip have 7, which helps when one node does most of the sending; with many senders each of
+            them undoes the tree of the others.
+        message_cache_retention: how long payloads are kept for Grafts.
+        message_id_retention: how long ids are kept against duplicates.
+        cache_evict_interval: time between two sweeps of both.
+        max_message_size: an encoded message must be shorter than this.
+        cache_capacity: bytes of payload kept for Grafts; the oldest go first. Ours: iroh-gossip has no bound.
+        seen_capacity: ids kept against duplicates; the oldest go first. Ours. 2,000 messages a second for the two
+            minutes of Psyche's retention make 240,000.
+        missing_capacity: announced ids whose payload has not arrived. Ours.
+        missing_per_peer: announcements of those that one peer may hold. Ours.
+        pending_capacity: Neighbor requests without an answer. Ours; strangers can make a node send them.
+        rejoin_interval: first wait before a node without neighbours asks its bootstrap peers again. Ours.
+        rejoin_interval_max: the wait doubles up to this.
+    """
+
+    active_view_capacity: int = 5
+    passive_view_capacity: int = 30
+    active_random_walk_length: int = 6
+    passive_random_walk_length: int = 3
+    shuffle_random_walk_length: int = 6
+    shuffle_active_view_count: int = 3
+    shuffle_passive_view_count: int = 4
+    shuffle_interval: float = 60.0
+    neighbor_request_timeout: float = 0.5
+    graft_timeout_1: float = 0.080
+    graft_timeout_2: float = 0.040
+    dispatch_timeout: float = 0.005
+    optimization_threshold: int | None = None
+    message_cache_retention: float = 30.0
+    message_id_retention: float = 90.0
+    cache_evict_interval: float = 1.0
+    max_message_size: int = 4096
+    cache_capacity: int = 32 << 20
+    seen_capacity: int = 1 << 18
+    missing_capacity: int = 1 << 14
+    missing_per_peer: int = 1 << 11
+    pending_capacity: int = 64
+    rejoin_interval: float = 1.0
+    rejoin_interval_max: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_message_size < MIN_MESSAGE_SIZE:
+            raise ConfigurationError(
+                f"max_message_size must be at least {MIN_MESSAGE_SIZE} bytes, so that membership messages fit; "
+                f"got {self.max_message_size}",
+                name="max_message_size",
+                value=self.max_message_size,
+            )
+        for name in ("active_view_capacity", "passive_view_capacity", "pending_capacity", "seen_capacity"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} must be at least 1, got {getattr(self, name)}", name=name, value=getattr(self, name)
+                )
+
+    @property
+    def max_content_size(self) -> int:
+        """Bytes of content that fit in a message at every round, however far it has travelled."""
+        length_bytes = -(-self.max_message_size.bit_length() // 7)
+        return self.max_message_size - 1 - _GOSSIP_OVERHEAD - length_bytes
+
+
+#: What Psyche's clients use (PsycheFoundation/psyche ``shared/network/src/lib.rs``).
+PSYCHE_GOSSIP: Final = GossipConfig(
+    active_view_capacity=8,
+    shuffle_interval=30.0,
+    neighbor_request_timeout=2.0,
+    graft_timeout_2=0.200,
+    message_cache_retention=60.0,
+    message_id_retention=120.0,
+)

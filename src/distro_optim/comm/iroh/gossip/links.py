@@ -1,0 +1,288 @@
+"""The connections to one peer, as gossip uses them: frames go out in order, frames come in from everywhere.
+
+Rules of n0-computer/iroh-gossip ``src/net.rs``: each side sends on one-way streams, one per topic, on the connection
+that *it* came to know last; when both dialled at once there are two, and messages arrive on both. The end of the
+connection used for sending is the end of the link; the end of an older one is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from ....errors import DistroError, ExchangeError, PeerTimeoutError, ProtocolError, StreamStoppedError
+from ..connection import Connection, RecvStream, SendStream
+from ..endpoint import CLOSE_PROTOCOL_ERROR
+from .frames import FrameReader, encode_header
+from .messages import PeerId, TopicId
+
+__all__ = ["LinkLimits", "LinkOwner", "PeerLink"]
+
+_log = logging.getLogger(__name__)
+
+#: One read asks for this much: some sixty messages of a kilobyte, a few milliseconds of work between two turns of
+#: the event loop.
+_READ_SIZE: Final = 64 << 10
+#: One write carries at most this much, so that its time limit means a rate.
+_WRITE_SIZE: Final = 256 << 10
+#: Close code of iroh-gossip, which gives it no meaning.
+_CLOSE_OK: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkLimits:
+    """What one peer may cost us. All chosen by us; iroh-gossip has no such bounds.
+
+    Attributes:
+        outbox: bytes that wait to be sent to a neighbour; one that lets them grow beyond is cut off.
+        stranger_outbox: the same for a peer that is no neighbour, which has no business with payloads.
+        stall_seconds: time for one write of at most 256 KiB.
+        header_seconds: time for a new stream to say its topic.
+        streams: streams of the peer at a time; a peer needs one per topic.
+        stream_rate: new streams a second, in the long run.
+    """
+
+    outbox: int = 8 << 20
+    stranger_outbox: int = 256 << 10
+    stall_seconds: float = 15.0
+    header_seconds: float = 10.0
+    streams: int = 64
+    stream_rate: float = 10.0
+
+
+class LinkOwner(Protocol):
+    """What a link tells the service it belongs to. Called on the event loop."""
+
+    def on_frame(self, link: PeerLink, topic: TopicId, frame: memoryview) -> None:
+        """A frame arrived; raises ProtocolError if it is no message."""
+
+    def on_lost(self, link: PeerLink) -> None:
+        """The connection used for sending has ended."""
+
+    def on_offence(self, link: PeerLink, reason: str) -> None:
+        """The peer broke a rule or a limit; the owner closes the link."""
+
+    def is_neighbor(self, peer: PeerId) -> bool:
+        """Whether any topic wants a connection to ``peer``."""
+
+
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """One connection: our streams on it by topic, and the peer's tokens for opening streams."""
+
+    connection: Connection
+    streams: dict[TopicId, SendStream]
+    tokens: float
+    refilled: float
+    open_streams: int = 0
+
+
+class PeerLink:
+    """Everything we send to and receive from one peer.
+
+    Attributes:
+        peer: its id.
+        last_used: loop time of the last frame in either direction.
+        queued: bytes waiting to be sent.
+    """
+
+    def __init__(self, peer: PeerId, owner: LinkOwner, limits: LinkLimits, max_message_size: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.peer = peer
+        self.last_used = self._loop.time()
+        self.queued = 0
+        self._owner = owner
+        self._limits = limits
+        self._max_message_size = max_message_size
+        self._outbox: deque[tuple[TopicId, bytes | None]] = deque()
+        self._channels: list[_Channel] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._work = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._closed = False
+        self._spawn(self._write_loop())
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._channels)
+
+    # Sending
+
+    def send(self, topic: TopicId, frame: bytes) -> None:
+        """Queues a frame. Too many of them waiting is an offence of the peer, which does not read."""
+        self._outbox.append((topic, frame))
+        self.queued += len(frame)
+        self._drained.clear()
+        self._work.set()
+        limits = self._limits
+        if self.queued > limits.stranger_outbox:
+            limit = limits.outbox if self._owner.is_neighbor(self.peer) else limits.stranger_outbox
+            if self.queued > limit:
+                self._offend(f"does not read: {self.queued} bytes wait for it")
+
+    def finish(self, topic: TopicId) -> None:
+        """Ends the stream of ``topic`` once what was queued before is out."""
+        self._outbox.append((topic, None))
+        self._drained.clear()
+        self._work.set()
+
+    async def drain(self) -> None:
+        """Waits until nothing is queued, or the link is closed."""
+        await self._drained.wait()
+
+    # Connections
+
+    def add(self, connection: Connection) -> None:
+        """Takes a new connection, and sends on it from now on."""
+        connection.limit_streams(uni=self._limits.streams)
+        channel = _Channel(connection, {}, float(self._limits.streams), self._loop.time())
+        for older in self._channels:
+            self._spawn(self._finish_streams(older))
+        self._channels.append(channel)
+        self._connected.set()
+        self._spawn(self._accept_loop(channel))
+        self._spawn(self._watch(channel))
+
+    def close(self, code: int = _CLOSE_OK, reason: bytes = b"") -> None:
+        """Ends everything at once."""
+        if self._closed:
+            return
+        self._closed = True
+        for channel in self._channels:
+            channel.connection.close(code, reason)
+        for task in self._tasks:
+            task.cancel()
+        self._outbox.clear()
+        self.queued = 0
+        self._drained.set()
+
+    # Inside
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _offend(self, reason: str) -> None:
+        if not self._closed:
+            self._owner.on_offence(self, reason)
+
+    async def _write_loop(self) -> None:
+        while True:
+            while not self._outbox:
+                self._drained.set()
+                self._work.clear()
+                await self._work.wait()
+            await self._connected.wait()
+            channel = self._channels[-1]
+            topic, frames, end = self._next_batch()
+            try:
+                if frames:
+                    await self._write(channel, topic, frames)
+                if end and (stream := channel.streams.pop(topic, None)) is not None:
+                    await stream.finish()
+            except StreamStoppedError:
+                # The peer wants no more on this stream; a later message opens another.
+                channel.streams.pop(topic, None)
+            except PeerTimeoutError:
+                self._offend(f"does not read: a write took more than {self._limits.stall_seconds} s")
+                return
+            except ExchangeError as error:
+                # The watcher of the connection has the last word on it.
+                _log.debug("writing to %s: %s", self.peer.hex()[:10], error)
+                await channel.connection.closed()
+
+    def _next_batch(self) -> tuple[TopicId, list[bytes], bool]:
+        """The frames at the head of the queue that are for one topic, and whether its stream ends after them."""
+        topic = self._outbox[0][0]
+        frames: list[bytes] = []
+        size = 0
+        while self._outbox and self._outbox[0][0] == topic and size < _WRITE_SIZE:
+            frame = self._outbox.popleft()[1]
+            if frame is None:
+                self.queued -= size
+                return topic, frames, True
+            frames.append(frame)
+            size += len(frame)
+        self.queued -= size
+        return topic, frames, False
+
+    async def _write(self, channel: _Channel, topic: TopicId, frames: list[bytes]) -> None:
+        timeout = self._limits.stall_seconds
+        stream = channel.streams.get(topic)
+        if stream is None:
+            stream = await channel.connection.open_uni(timeout=timeout)
+            channel.streams[topic] = stream
+            # In one write with the first messages: the peer reads nothing else while a header is missing.
+            frames = [encode_header(topic), *frames]
+        await stream.write(b"".join(frames), timeout=timeout)
+        self.last_used = self._loop.time()
+
+    async def _finish_streams(self, channel: _Channel) -> None:
+        streams, channel.streams = list(channel.streams.values()), {}
+        for stream in streams:
+            try:
+                await stream.finish()
+            except ExchangeError as error:
+                _log.debug("finishing a stream to %s: %s", self.peer.hex()[:10], error)
+
+    async def _watch(self, channel: _Channel) -> None:
+        await channel.connection.closed()
+        if self._closed:
+            return
+        current = self._channels[-1] is channel
+        self._channels.remove(channel)
+        if current:
+            self._owner.on_lost(self)
+
+    async def _accept_loop(self, channel: _Channel) -> None:
+        while True:
+            try:
+                stream = await channel.connection.accept_uni()
+            except ExchangeError:
+                return
+            now = self._loop.time()
+            channel.tokens += (now - channel.refilled) * self._limits.stream_rate
+            channel.tokens = min(channel.tokens, 2.0 * self._limits.streams) - 1
+            channel.refilled = now
+            if channel.tokens < 0 or channel.open_streams >= 2 * self._limits.streams:
+                self._offend("opens too many streams")
+                return
+            channel.open_streams += 1
+            self._spawn(self._read(channel, stream))
+
+    async def _read(self, channel: _Channel, stream: RecvStream) -> None:
+        reader = FrameReader(self._max_message_size)
+        deadline = self._loop.time() + self._limits.header_seconds
+        try:
+            while True:
+                timeout = max(deadline - self._loop.time(), 0.001) if reader.topic is None else None
+                data = await stream.read(_READ_SIZE, timeout=timeout)
+                if not data:
+                    return
+                frames = reader.feed(data)
+                if reader.topic is not None and frames:
+                    self.last_used = self._loop.time()
+                    for frame in frames:
+                        if self._closed:
+                            return
+                        self._owner.on_frame(self, reader.topic, frame)
+        except ProtocolError as error:
+            self._offend(str(error))
+        except PeerTimeoutError:
+            self._offend("opens a stream and does not say for which topic")
+        except DistroError as error:
+            _log.debug("a stream of %s ended: %s", self.peer.hex()[:10], error)
+        finally:
+            channel.open_streams -= 1
+
+
+def close_offender(link: PeerLink, reason: str) -> None:
+    """Closes a link whose peer broke a rule, saying why."""
+    link.close(CLOSE_PROTOCOL_ERROR, reason.encode()[:100])

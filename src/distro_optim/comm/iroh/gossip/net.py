@@ -1,0 +1,514 @@
+"""Gossip on a node: the state machines of :mod:`.protocol`, a clock, and the connections of :mod:`.links`.
+
+::
+
+    gossip = GossipService(node)
+    topic = await gossip.join(topic_id, bootstrap=[peer_id, another])
+    await topic.broadcast(b"hello")
+    async for message in topic:
+        print(message.content)
+
+All of it runs on the node's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from ....errors import ConfigurationError, DistroError, NodeClosedError, PeerTimeoutError, ProtocolError
+from ..addresses import EndpointAddr
+from ..backoff import BackoffPolicy, DialSchedule
+from ..connection import Connection
+from ..endpoint import CLOSE_NOT_ALLOWED, Node
+from .config import GossipConfig
+from .events import (
+    Deliver,
+    DropPeer,
+    JoinPeers,
+    LearnAddress,
+    NeighborDown,
+    NeighborUp,
+    Offence,
+    Publish,
+    Quit,
+    Received,
+    Schedule,
+    Send,
+)
+from .frames import encode_frame
+from .links import LinkLimits, PeerLink, close_offender
+from .messages import ID_SIZE, Disconnect, PeerId, TopicId, decode_message, encode_message
+from .peer_data import decode_peer_data, encode_peer_data
+from .protocol import GossipProtocol, TopicAction
+
+__all__ = ["GOSSIP_ALPN", "GossipService", "GossipStats", "Lagged", "ServiceLimits", "Topic", "TopicEvent"]
+
+_log = logging.getLogger(__name__)
+
+#: n0-computer/iroh-gossip ``src/net.rs``.
+GOSSIP_ALPN: Final = b"/iroh-gossip/1"
+#: Dials of one peer before it is given up; the protocol then turns to others and may come back. Chosen arbitrarily.
+_DIAL_ATTEMPTS: Final = 3
+#: Seconds between two looks at addresses and unused connections.
+_SWEEP_SECONDS: Final = 1.0
+#: Time for the goodbyes when the service closes; the node allows its hooks 0.3.
+_GOODBYE_SECONDS: Final = 0.2
+#: A broadcast waits while more than this is queued for a neighbour.
+_HIGH_WATER: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged:
+    """The application read too slowly: the oldest ``count`` events were dropped at this place."""
+
+    count: int
+
+
+TopicEvent: TypeAlias = Deliver | NeighborUp | NeighborDown | Lagged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLimits:
+    """What all peers together may cost. Chosen by us; iroh-gossip has no such bounds.
+
+    Attributes:
+        link: what one may cost.
+        links: peers connected or being dialled.
+        dials: dials at a time.
+        queue: events that wait for the application, per topic; the oldest are dropped.
+        linger_seconds: time after its last frame until a connection that no topic needs is closed. iroh-gossip never
+            closes it, but waits this long for its last messages to be acknowledged.
+        ban_seconds: how long an offender is not talked to.
+        banned: offenders remembered.
+    """
+
+    link: LinkLimits = field(default_factory=LinkLimits)
+    links: int = 256
+    dials: int = 16
+    queue: int = 4096
+    linger_seconds: float = 5.0
+    ban_seconds: float = 60.0
+    banned: int = 1024
+
+
+@dataclass(slots=True)
+class GossipStats:
+    """Counts since the start.
+
+    Attributes:
+        frames_received, frames_sent: messages of all kinds, one for each peer.
+        delivered: messages handed to the application.
+        lagged: events the application was too slow for.
+        offenders: peers cut off.
+        too_large: messages not sent because they do not fit in ``max_message_size``.
+    """
+
+    frames_received: int = 0
+    frames_sent: int = 0
+    delivered: int = 0
+    lagged: int = 0
+    offenders: int = 0
+    too_large: int = 0
+
+
+class Topic:
+    """A topic that was joined. Iterate over it for messages, or over :meth:`events`; one of both, and one reader.
+
+    Attributes:
+        id: 32 bytes.
+    """
+
+    def __init__(self, service: GossipService, topic: TopicId, capacity: int) -> None:
+        self.id = topic
+        self._service = service
+        self._queue: deque[TopicEvent] = deque()
+        self._capacity = capacity
+        self._lagged = 0
+        self._ready = asyncio.Event()
+        self._joined = asyncio.Event()
+        self._left = False
+
+    @property
+    def neighbors(self) -> tuple[PeerId, ...]:
+        """Direct neighbours at this moment."""
+        state = self._service.protocol.topics.get(self.id)
+        return state.neighbors if state is not None else ()
+
+    async def broadcast(self, content: bytes) -> None:
+        """Sends ``content`` to everybody in the topic; waits while a neighbour's connection is congested.
+
+        The same content within the id retention is one message: add a counter where repeats matter. It is not
+        delivered to this node itself. Without a neighbour it is kept for the first one, for a while.
+
+        Raises:
+            ConfigurationError: it is longer than ``config.max_content_size``.
+            NodeClosedError: the topic was left.
+        """
+        await self._publish(Publish(content))
+
+    async def broadcast_neighbors(self, content: bytes) -> None:
+        """Sends ``content`` to direct neighbours only. Raises as :meth:`broadcast`."""
+        await self._publish(Publish(content, neighbors_only=True))
+
+    async def joined(self, timeout: float | None = None) -> None:
+        """Waits for a neighbour.
+
+        Raises:
+            PeerTimeoutError: there is none after ``timeout`` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._joined.wait()
+        except TimeoutError:
+            raise PeerTimeoutError(f"no neighbour within {timeout} s") from None
+
+    def add_peers(self, peers: Iterable[PeerId | EndpointAddr]) -> None:
+        """Joins through further peers."""
+        self._check()
+        self._service._join_peers(self.id, peers)
+
+    async def events(self) -> AsyncIterator[TopicEvent]:
+        """Messages, neighbours that come and go, and gaps, until the topic is left."""
+        while True:
+            while not self._queue:
+                if self._left:
+                    return
+                self._ready.clear()
+                await self._ready.wait()
+            if self._lagged:
+                count, self._lagged = self._lagged, 0
+                yield Lagged(count)
+            yield self._queue.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[Deliver]:
+        """Messages only, until the topic is left."""
+        async for event in self.events():
+            if isinstance(event, Deliver):
+                yield event
+
+    async def leave(self) -> None:
+        """Says goodbye to the neighbours; readers end after what has arrived. Idempotent."""
+        if not self._left:
+            self._service._leave(self.id)
+
+    async def _publish(self, event: Publish) -> None:
+        self._check()
+        limit = self._service.config.max_content_size
+        if len(event.content) > limit:
+            raise ConfigurationError(
+                f"a gossip message has at most {limit} bytes, got {len(event.content)}; put large data in a blob "
+                "and announce its ticket",
+                name="content",
+                value=len(event.content),
+            )
+        self._service._handle(self.id, event)
+        await self._service._uncongested(self)
+
+    def _check(self) -> None:
+        if self._left:
+            raise NodeClosedError("the topic was left; join it again")
+
+    def _push(self, event: TopicEvent) -> None:
+        if isinstance(event, NeighborUp):
+            self._joined.set()
+        elif isinstance(event, NeighborDown) and not self.neighbors:
+            self._joined.clear()
+        if len(self._queue) >= self._capacity:
+            self._queue.popleft()
+            self._lagged += 1
+            self._service.stats.lagged += 1
+        self._queue.append(event)
+        self._ready.set()
+
+    def _end(self) -> None:
+        self._left = True
+        self._ready.set()
+
+
+class GossipService:
+    """Gossip for one node; any number of topics.
+
+    Args:
+        node: whose connections are used. Construct the service on its loop, or before it is bound.
+        config: settings of the protocol, for all topics.
+        limits: bounds against strangers.
+        rng: decides every random choice; a fresh one if None.
+
+    Attributes:
+        protocol: the state machines; to look at.
+        stats: counts.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: GossipConfig | None = None,
+        *,
+        limits: ServiceLimits | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config if config is not None else GossipConfig()
+        self.limits = limits if limits is not None else ServiceLimits()
+        self.stats = GossipStats()
+        self._node = node
+        rng = rng if rng is not None else random.SystemRandom()
+        self.protocol = GossipProtocol(node.endpoint_id, self.config, rng)
+        self._topics: dict[TopicId, Topic] = {}
+        self._links: dict[PeerId, PeerLink] = {}
+        self._dials: dict[PeerId, asyncio.Task[None]] = {}
+        self._dial_slots = asyncio.Semaphore(self.limits.dials)
+        self._schedule = DialSchedule(BackoffPolicy(), rng.random)
+        self._banned: OrderedDict[PeerId, float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+        node.accept(GOSSIP_ALPN, self._serve)
+        node.on_close(self.aclose)
+
+    async def join(self, topic: TopicId, bootstrap: Iterable[PeerId | EndpointAddr] = ()) -> Topic:
+        """Enters ``topic`` through the peers of ``bootstrap``, or waits for others if there are none.
+
+        Returns at once; :meth:`Topic.joined` waits for a neighbour. Peers that cannot be reached are dialled again
+        as long as there is no neighbour.
+
+        Raises:
+            ConfigurationError: the topic is no 32 bytes, or was joined already.
+            NodeClosedError: the service is closed.
+        """
+        if len(topic) != ID_SIZE:
+            raise ConfigurationError(f"a topic id has {ID_SIZE} bytes, got {len(topic)}", name="topic", value=topic)
+        if topic in self._topics:
+            raise ConfigurationError("the topic is joined already; use Topic.add_peers", name="topic", value=topic)
+        if self._closed:
+            raise NodeClosedError("the gossip service is closed")
+        await self._node.bind()
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_loop())
+        self._update_addresses()
+        handle = self._topics[topic] = Topic(self, topic, self.limits.queue)
+        self._join_peers(topic, bootstrap)
+        return handle
+
+    async def aclose(self) -> None:
+        """Leaves all topics, says goodbye, closes the connections. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for topic in tuple(self._topics):
+            self._leave(topic)
+        links = [link for link in self._links.values() if link.is_connected]
+        if links:
+            drains = [asyncio.ensure_future(link.drain()) for link in links]
+            _, late = await asyncio.wait(drains, timeout=_GOODBYE_SECONDS)
+            for task in late:
+                task.cancel()
+        self._node.refuse(GOSSIP_ALPN)
+        for dial in tuple(self._dials.values()):
+            dial.cancel()
+        for link in tuple(self._links.values()):
+            link.close()
+        self._links.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # What links call
+
+    def on_frame(self, link: PeerLink, topic: TopicId, frame: memoryview) -> None:
+        """See :class:`~.links.LinkOwner`."""
+        self.stats.frames_received += 1
+        # Decoded for unknown topics too: garbage is garbage.
+        self._handle(topic, Received(link.peer, decode_message(frame)))
+
+    def on_lost(self, link: PeerLink) -> None:
+        """See :class:`~.links.LinkOwner`."""
+        self._remove(link)
+        self._perform(self.protocol.disconnected(link.peer, self._now()))
+
+    def on_offence(self, link: PeerLink, reason: str) -> None:
+        """See :class:`~.links.LinkOwner`."""
+        _log.warning("cut off %s: %s", link.peer.hex()[:10], reason)
+        self.stats.offenders += 1
+        self._banned[link.peer] = self._now() + self.limits.ban_seconds
+        if len(self._banned) > self.limits.banned:
+            self._banned.popitem(last=False)
+        close_offender(link, reason)
+        self._remove(link)
+        # Later: an offence can show while actions of the same peer are being carried out.
+        asyncio.get_running_loop().call_soon(self._lost_later, link.peer)
+
+    def is_neighbor(self, peer: PeerId) -> bool:
+        """See :class:`~.links.LinkOwner`."""
+        return self.protocol.needs(peer)
+
+    # Inside
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _join_peers(self, topic: TopicId, peers: Iterable[PeerId | EndpointAddr]) -> None:
+        ids = []
+        for peer in peers:
+            if isinstance(peer, EndpointAddr):
+                self._node.addresses.add(peer)
+                ids.append(peer.id)
+            else:
+                ids.append(peer)
+        self._handle(topic, JoinPeers(tuple(ids)))
+
+    def _leave(self, topic: TopicId) -> None:
+        handle = self._topics[topic]
+        self._handle(topic, Quit())
+        del self._topics[topic]
+        handle._end()
+
+    def _handle(self, topic: TopicId, event: JoinPeers | Received | Publish | Quit) -> None:
+        self._perform(self.protocol.handle(topic, event, self._now()))
+
+    def _perform(self, actions: list[TopicAction]) -> None:
+        for topic, action in actions:
+            match action:
+                case Send(peers=peers, message=message):
+                    payload = encode_message(message)
+                    if len(payload) >= self.config.max_message_size:
+                        self.stats.too_large += 1
+                        continue
+                    frame = encode_frame(payload)
+                    for peer in peers:
+                        self._send(peer, topic, frame, last=isinstance(message, Disconnect))
+                case Deliver():
+                    self.stats.delivered += 1
+                    self._topics[topic]._push(action)
+                case NeighborUp() | NeighborDown():
+                    self._topics[topic]._push(action)
+                case LearnAddress(peer=peer, data=data):
+                    self._learn(peer, data)
+                case DropPeer(peer=peer):
+                    if (link := self._links.get(peer)) is not None:
+                        link.finish(topic)
+                case Offence(peer=peer, reason=reason):
+                    if (link := self._links.get(peer)) is not None:
+                        self.on_offence(link, reason)
+                case Schedule():
+                    raise AssertionError("the protocol keeps its timers itself")
+        self._arm()
+
+    def _send(self, peer: PeerId, topic: TopicId, frame: bytes, *, last: bool) -> None:
+        link = self._links.get(peer)
+        if link is None:
+            full = len(self._links) >= self.limits.links
+            if self._closed or full or self._is_banned(peer):
+                asyncio.get_running_loop().call_soon(self._lost_later, peer)
+                return
+            link = self._links[peer] = PeerLink(peer, self, self.limits.link, self.config.max_message_size)
+            self._dials[peer] = asyncio.get_running_loop().create_task(self._dial(link))
+        self.stats.frames_sent += 1
+        link.send(topic, frame)
+        if last:
+            link.finish(topic)
+
+    def _learn(self, peer: PeerId, data: bytes) -> None:
+        try:
+            self._node.addresses.learn(decode_peer_data(peer, data), self._now())
+        except ProtocolError as error:
+            # Somebody else may have said it of this peer: nobody to blame.
+            _log.debug("no addresses of %s: %s", peer.hex()[:10], error)
+
+    def _lost_later(self, peer: PeerId) -> None:
+        if not self._closed and peer not in self._links:
+            self._perform(self.protocol.disconnected(peer, self._now()))
+
+    def _is_banned(self, peer: PeerId) -> bool:
+        until = self._banned.get(peer)
+        if until is not None and until <= self._now():
+            del self._banned[peer]
+            return False
+        return until is not None
+
+    def _remove(self, link: PeerLink) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        if (dial := self._dials.pop(link.peer, None)) is not None:
+            dial.cancel()
+        link.close()
+
+    def _arm(self) -> None:
+        deadline = self.protocol.next_deadline()
+        if deadline is None or self._closed:
+            return
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+        self._timer_at = deadline
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self.protocol.tick(self._now()))
+
+    async def _uncongested(self, topic: Topic) -> None:
+        for peer in topic.neighbors:
+            link = self._links.get(peer)
+            if link is not None and link.queued > _HIGH_WATER:
+                await link.drain()
+
+    async def _serve(self, connection: Connection) -> None:
+        peer = connection.remote_id
+        if self._closed or self._is_banned(peer):
+            connection.close(CLOSE_NOT_ALLOWED, b"not now")
+            return
+        link = self._links.get(peer)
+        if link is None:
+            if len(self._links) >= self.limits.links:
+                connection.close(CLOSE_NOT_ALLOWED, b"too many peers")
+                return
+            link = self._links[peer] = PeerLink(peer, self, self.limits.link, self.config.max_message_size)
+        self._schedule.succeeded(peer)
+        link.add(connection)
+        await connection.closed()
+
+    async def _dial(self, link: PeerLink) -> None:
+        for _ in range(_DIAL_ATTEMPTS):
+            await asyncio.sleep(self._schedule.wait(link.peer, self._now()))
+            if link.is_connected:
+                break
+            try:
+                async with self._dial_slots:
+                    connection = await self._node.connect(link.peer, GOSSIP_ALPN)
+            except DistroError as error:
+                _log.debug("dialling %s: %s", link.peer.hex()[:10], error)
+                self._schedule.failed(link.peer, self._now())
+            else:
+                self._schedule.succeeded(link.peer)
+                link.add(connection)
+                break
+        del self._dials[link.peer]
+        if not link.is_connected:
+            self.on_lost(link)
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._update_addresses()
+            before = self._now() - self.limits.linger_seconds
+            for link in tuple(self._links.values()):
+                if link.is_connected and link.last_used < before and not self.protocol.needs(link.peer):
+                    # Not a loss: the peer may be remembered and asked again.
+                    self._remove(link)
+
+    def _update_addresses(self) -> None:
+        try:
+            data = encode_peer_data(self._node.addr())
+        except DistroError as error:
+            _log.debug("no own addresses: %s", error)
+            return
+        self._perform(self.protocol.update_peer_data(data, self._now()))

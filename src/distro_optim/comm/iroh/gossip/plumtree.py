@@ -1,0 +1,329 @@
+"""How a message reaches everybody in one topic: PlumTree.
+
+Neighbours are *eager*, they are pushed payloads, or *lazy*, they are only told which payloads there are (IHave).
+A duplicate payload makes its sender lazy (Prune), a payload that was announced and does not come makes an announcer
+eager (Graft). So the eager links settle into a spanning tree, and the lazy ones repair it. The paper: Leitão, Pereira,
+Rodrigues, "Epidemic Broadcast Trees", SRDS 2007. The rules are those of n0-computer/iroh-gossip
+``src/proto/plumtree.rs``.
+
+Where this node is stricter than iroh-gossip, with the same messages:
+
+* links change on evidence, not on one message: :mod:`.patience`;
+* only neighbours become eager or lazy; a stranger's Prune and Graft change no state, though its Graft is answered;
+* all tables have bounds, also in bytes and per peer;
+* an id that does not belong to its content is an offence;
+* what was broadcast before there was any neighbour goes to the first one that comes;
+* content that was broadcast or received before is not broadcast again: neighbours would only prune the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from .config import GossipConfig
+from .events import (
+    Action,
+    Deliver,
+    DispatchTimer,
+    EvictTimer,
+    GraftTimer,
+    NeighborDown,
+    NeighborUp,
+    Offence,
+    Publish,
+    Schedule,
+    Send,
+)
+from .messages import BroadcastMessage, Gossip, Graft, IHave, MessageId, PeerId, Prune, message_id
+from .patience import Patience
+from .picking import RandomSource
+
+__all__ = ["PlumTree"]
+
+V = TypeVar("V")
+
+#: Rounds are u16 on the wire; a liar must not make them overflow.
+_MAX_ROUND: Final = 0xFFFF
+#: Largest encoded entry of an IHave: the id and a round of three bytes (``IHave::POSTCARD_MAX_SIZE``).
+_IHAVE_ENTRY: Final = 35
+#: A message's tag and topic as iroh-gossip accounts for them, and an IHave's tag and count.
+_IHAVE_OVERHEAD: Final = 33 + 3
+#: Messages broadcast without a neighbour that are kept for the first one; the oldest go first. Chosen arbitrarily.
+_MAX_UNHEARD: Final = 64
+
+
+class PlumTree:
+    """Broadcast of one node in one topic.
+
+    Args:
+        me: our id.
+        config: times and bounds.
+        rng: decides how long to wait.
+
+    Attributes:
+        eager: neighbours that are pushed payloads.
+        lazy: neighbours that are told ids. Eager and lazy ones together are the active view.
+        duplicates: payloads that arrived though we had them.
+        payloads: payloads that arrived, duplicates included.
+    """
+
+    def __init__(self, me: PeerId, config: GossipConfig, rng: RandomSource) -> None:
+        # Dicts stand for sets that keep their order, so that a run can be repeated.
+        self.eager: dict[PeerId, None] = {}
+        self.lazy: dict[PeerId, None] = {}
+        self.duplicates = 0
+        self.payloads = 0
+        self._me = me
+        self._config = config
+        # Both in the order of expiry, because the retention is the same for all.
+        self._received: dict[MessageId, float] = {}
+        self._cache: dict[MessageId, tuple[float, Gossip]] = {}
+        self._cache_bytes = 0
+        self._missing: dict[MessageId, dict[PeerId, int]] = {}
+        self._missing_by_peer: dict[PeerId, int] = {}
+        self._graft_waits: set[MessageId] = set()
+        self._patience = Patience(config, rng)
+        self._lazy_queue: dict[PeerId, list[tuple[MessageId, int]]] = {}
+        self._unheard: dict[MessageId, None] = {}
+        self._ihave_chunk = (config.max_message_size - _IHAVE_OVERHEAD) // _IHAVE_ENTRY
+        self._dispatch_scheduled = False
+        self._evict_scheduled = False
+        self._out: list[Action] = []
+
+    def handle(
+        self, event: Publish | NeighborUp | NeighborDown | DispatchTimer | GraftTimer | EvictTimer, now: float
+    ) -> list[Action]:
+        """Takes in anything but a message."""
+        match event:
+            case Publish():
+                self._publish(event, now)
+            case NeighborUp(peer=peer):
+                self.lazy.pop(peer, None)
+                self.eager[peer] = None
+                self._patience.new_link(peer)
+                self._send_unheard(peer)
+            case NeighborDown(peer=peer):
+                self._forget_peer(peer)
+            case DispatchTimer():
+                self._dispatch_scheduled = False
+                for peer in tuple(self._lazy_queue):
+                    self._announce(peer)
+            case GraftTimer(id=id_):
+                self._on_graft_timer(id_, now)
+            case EvictTimer():
+                self._evict(now)
+        return self._flush()
+
+    def receive(self, sender: PeerId, message: BroadcastMessage, now: float) -> list[Action]:
+        """Takes in a message of a peer, neighbour or not."""
+        if sender == self._me:
+            return []
+        match message:
+            case Gossip():
+                self._on_gossip(sender, message, now)
+            case IHave(entries=entries):
+                for id_, round_ in entries:
+                    self._on_ihave(sender, id_, round_)
+            case Prune():
+                self._make_lazy(sender)
+            case Graft(id=id_):
+                self._make_eager(sender)
+                if id_ is not None and id_ in self._cache:
+                    self._send((sender,), self._cache[id_][1])
+        return self._flush()
+
+    # Payloads
+
+    def _publish(self, event: Publish, now: float) -> None:
+        id_ = message_id(event.content)
+        if event.neighbors_only:
+            self._send((*self.eager, *self.lazy), Gossip(id_, event.content, None))
+        elif id_ not in self._received:
+            if not self.eager and not self.lazy:
+                self._unheard[id_] = None
+                if len(self._unheard) > _MAX_UNHEARD:
+                    del self._unheard[next(iter(self._unheard))]
+            self._spread(Gossip(id_, event.content, 0), None, now)
+
+    def _on_gossip(self, sender: PeerId, message: Gossip, now: float) -> None:
+        self.payloads += 1
+        id_, round_ = message.id, message.round
+        if message_id(message.content) != id_:
+            self._out.append(Offence(sender, "a message id is not the hash of its content"))
+        elif id_ in self._received:
+            self.duplicates += 1
+            if self._patience.was_needless(id_):
+                # The tree was only slower than our patience: no reason to change it.
+                pass
+            elif sender not in self.eager or self._patience.duplicate(sender):
+                self._prune(sender)
+        elif round_ is None:
+            self._out.append(Deliver(message.content, sender, None))
+        else:
+            self._patience.first_copy(sender, id_)
+            following = Gossip(id_, message.content, min(round_ + 1, _MAX_ROUND))
+            self._spread(following, sender, now)
+            self._shorten(sender, following, self._no_longer_missing(id_))
+            self._out.append(Deliver(message.content, sender, round_))
+
+    def _spread(self, message: Gossip, sender: PeerId | None, now: float) -> None:
+        """Remembers ``message`` and passes it on to everybody but the one it came from."""
+        config = self._config
+        id_, round_ = message.id, message.round
+        assert round_ is not None
+        self._received[id_] = now + config.message_id_retention
+        if len(self._received) > config.seen_capacity:
+            del self._received[next(iter(self._received))]
+        if id_ in self._cache:
+            self._uncache(id_)
+        self._cache[id_] = (now + config.message_cache_retention, message)
+        self._cache_bytes += len(message.content)
+        while self._cache_bytes > config.cache_capacity:
+            self._uncache(next(iter(self._cache)))
+        self._send(tuple(peer for peer in self.eager if peer != sender), message)
+        for peer in self.lazy:
+            if peer != sender:
+                queue = self._lazy_queue.setdefault(peer, [])
+                queue.append((id_, round_))
+                if len(queue) >= self._ihave_chunk:
+                    self._announce(peer)
+        if self._lazy_queue and not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            self._out.append(Schedule(config.dispatch_timeout, DispatchTimer()))
+        if not self._evict_scheduled:
+            self._evict_scheduled = True
+            self._out.append(Schedule(config.cache_evict_interval, EvictTimer()))
+
+    def _send_unheard(self, peer: PeerId) -> None:
+        for id_ in self._unheard:
+            if id_ in self._cache:
+                self._send((peer,), self._cache[id_][1])
+        self._unheard.clear()
+
+    def _shorten(self, sender: PeerId, message: Gossip, announced: dict[PeerId, int]) -> None:
+        """Prefers a peer that announced ``message`` over far fewer hops than it has come through ``sender``."""
+        threshold = self._config.optimization_threshold
+        if threshold is None or not announced or message.round is None:
+            return
+        peer, round_ = min(announced.items(), key=lambda item: item[1])
+        if round_ < message.round and message.round - round_ >= threshold:
+            if peer not in self.eager:
+                self._make_eager(peer)
+                self._send((peer,), Graft(None, round_))
+            self._prune(sender)
+
+    # Announcements
+
+    def _announce(self, peer: PeerId) -> None:
+        queue = self._lazy_queue.pop(peer)
+        self._send((peer,), IHave(tuple(queue)))
+
+    def _on_ihave(self, sender: PeerId, id_: MessageId, round_: int) -> None:
+        if id_ in self._received:
+            return
+        config = self._config
+        announcers = self._missing.get(id_)
+        held = self._missing_by_peer.get(sender, 0)
+        if held >= config.missing_per_peer or (announcers is None and len(self._missing) >= config.missing_capacity):
+            return
+        if announcers is None:
+            announcers = self._missing[id_] = {}
+        if sender not in announcers:
+            announcers[sender] = round_
+            self._missing_by_peer[sender] = held + 1
+        if id_ not in self._graft_waits:
+            self._graft_waits.add(id_)
+            self._out.append(Schedule(self._patience.first_wait(), GraftTimer(id_)))
+
+    def _on_graft_timer(self, id_: MessageId, now: float) -> None:
+        self._graft_waits.discard(id_)
+        announcers = self._missing.get(id_)
+        if not announcers:
+            return
+        # An eager one first: it should have pushed the payload, and no link has to change.
+        peer = next((p for p in announcers if p in self.eager), None) or next(iter(announcers))
+        round_ = announcers.pop(peer)
+        self._count_down(peer)
+        if not announcers:
+            del self._missing[id_]
+        lasting = self._patience.missed(id_, now)
+        self._send((peer,), Graft(id_, round_))
+        if lasting:
+            self._make_eager(peer)
+        elif peer not in self.eager:
+            self._send((peer,), Prune())
+        if announcers:
+            self._graft_waits.add(id_)
+            self._out.append(Schedule(self._patience.next_wait(), GraftTimer(id_)))
+
+    def _no_longer_missing(self, id_: MessageId) -> dict[PeerId, int]:
+        announcers = self._missing.pop(id_, {})
+        for peer in announcers:
+            self._count_down(peer)
+        return announcers
+
+    def _count_down(self, peer: PeerId) -> None:
+        held = self._missing_by_peer[peer] - 1
+        if held:
+            self._missing_by_peer[peer] = held
+        else:
+            del self._missing_by_peer[peer]
+
+    # Peers
+
+    def _make_eager(self, peer: PeerId) -> None:
+        if peer in self.lazy:
+            del self.lazy[peer]
+            self.eager[peer] = None
+
+    def _make_lazy(self, peer: PeerId) -> None:
+        if peer in self.eager:
+            del self.eager[peer]
+            self.lazy[peer] = None
+
+    def _prune(self, peer: PeerId) -> None:
+        self._make_lazy(peer)
+        self._send((peer,), Prune())
+
+    def _forget_peer(self, peer: PeerId) -> None:
+        self._patience.forget(peer)
+        self.eager.pop(peer, None)
+        self.lazy.pop(peer, None)
+        self._lazy_queue.pop(peer, None)
+        if self._missing_by_peer.pop(peer, 0):
+            for id_ in [id_ for id_, announcers in self._missing.items() if peer in announcers]:
+                del self._missing[id_][peer]
+                if not self._missing[id_]:
+                    del self._missing[id_]
+
+    # Housekeeping
+
+    def _uncache(self, id_: MessageId) -> None:
+        self._cache_bytes -= len(self._cache.pop(id_)[1].content)
+
+    def _evict(self, now: float) -> None:
+        _pop_expired(self._cache, lambda entry: entry[0] <= now, self._uncache)
+        _pop_expired(self._received, lambda expiry: expiry <= now, self._received.__delitem__)
+        self._evict_scheduled = bool(self._received)
+        if self._evict_scheduled:
+            self._out.append(Schedule(self._config.cache_evict_interval, EvictTimer()))
+
+    def _send(self, peers: tuple[PeerId, ...], message: BroadcastMessage) -> None:
+        if peers:
+            self._out.append(Send(peers, message))
+
+    def _flush(self) -> list[Action]:
+        out, self._out = self._out, []
+        return out
+
+
+def _pop_expired(
+    table: dict[MessageId, V], expired: Callable[[V], bool], remove: Callable[[MessageId], object]
+) -> None:
+    """Removes from the front of a table that is in the order of expiry."""
+    while table:
+        id_ = next(iter(table))
+        if not expired(table[id_]):
+            return
+        remove(id_)

@@ -1,0 +1,76 @@
+"""One topic of one node: membership and broadcast put together."""
+
+from __future__ import annotations
+
+from .config import GossipConfig
+from .events import (
+    Action,
+    DispatchTimer,
+    Event,
+    EvictTimer,
+    GraftTimer,
+    JoinPeers,
+    NeighborDown,
+    NeighborUp,
+    PeerDisconnected,
+    Publish,
+    Quit,
+    Received,
+    TimerExpired,
+    UpdatePeerData,
+)
+from .hyparview import HyParView
+from .messages import Gossip, Graft, IHave, PeerId, Prune
+from .picking import RandomSource
+from .plumtree import PlumTree
+
+__all__ = ["TopicState"]
+
+
+class TopicState:
+    """``handle(event, now)`` returns what is to be done.
+
+    Args:
+        me: our id.
+        config: settings of both layers.
+        rng: decides every random choice.
+        data: our own peer data.
+    """
+
+    def __init__(self, me: PeerId, config: GossipConfig, rng: RandomSource, data: bytes = b"") -> None:
+        self.membership = HyParView(me, config, rng, data)
+        self.broadcast = PlumTree(me, config, rng)
+
+    @property
+    def neighbors(self) -> tuple[PeerId, ...]:
+        """Our direct neighbours, in the order they came."""
+        return tuple(self.membership.active)
+
+    def needs(self, peer: PeerId) -> bool:
+        """Whether this topic wants a connection to ``peer``."""
+        return peer in self.membership.active or peer in self.membership.pending
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Takes in one event that happened at ``now`` (seconds of any clock that does not go back)."""
+        match event:
+            case Received(peer=peer, message=message):
+                if isinstance(message, Gossip | IHave | Graft | Prune):
+                    return self.broadcast.receive(peer, message, now)
+                actions = self.membership.receive(peer, message, now)
+            case Publish():
+                return self.broadcast.handle(event, now)
+            case TimerExpired(timer=timer):
+                if isinstance(timer, DispatchTimer | GraftTimer | EvictTimer):
+                    return self.broadcast.handle(timer, now)
+                actions = self.membership.handle(timer, now)
+            case PeerDisconnected(peer=peer):
+                # Also without a NeighborDown: a peer that is no neighbour may have announced payloads.
+                self.broadcast.handle(NeighborDown(peer), now)
+                actions = self.membership.handle(event, now)
+            case JoinPeers() | UpdatePeerData() | Quit():
+                actions = self.membership.handle(event, now)
+        # In this order: a new neighbour gets the answer to its Join or Neighbor before any payload.
+        for action in tuple(actions):
+            if isinstance(action, NeighborUp | NeighborDown):
+                actions += self.broadcast.handle(action, now)
+        return actions

@@ -1,0 +1,239 @@
+"""A swarm over iroh: announcements by gossip, data by verified blobs, between peers anywhere on the internet.
+
+::
+
+    node = Node(secret_key="identity.key").start()
+    swarm = IrohSwarm(node, topic_of_run("my-run"))
+    node.submit(swarm.join([ticket.addr])).result()
+    node.submit(swarm.announce(b"hello")).result()
+
+Peers of Psyche understand it: same topic, same envelope, same blobs (PsycheFoundation/psyche ``shared/network``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import count
+from typing import Final
+
+from ...errors import ConfigurationError, NodeClosedError
+from ..announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
+from ..signing import SignedMessage
+from ..swarm import AnnouncementStream, PeerInfo, Swarm, check_announcement, provider_order
+from .addresses import EndpointAddr
+from .blobs.net import BlobService
+from .blobs.request import ALPN as BLOBS_ALPN
+from .blobs.store import BlobStore, MemoryStore
+from .connection import ConnectionStats
+from .endpoint import Node
+from .gossip.config import PSYCHE_GOSSIP, GossipConfig
+from .gossip.net import GossipService, Topic
+from .pool import ConnectionPool
+from .tickets import BlobFormat, BlobTicket
+from .traffic import TrafficMonitor
+
+__all__ = ["IrohSwarm", "topic_of_run"]
+
+_log = logging.getLogger(__name__)
+
+# Between two looks at the counters of all connections; a fifteenth of the window of a rate.
+_SAMPLE_SECONDS: Final = 1.0
+_TOPIC_PREFIX: Final = b"psyche gossip"
+_SALT_SIZE: Final = 16
+
+
+def topic_of_run(run_id: str) -> bytes:
+    """The gossip topic of a run, as Psyche derives it (``shared/network/src/util.rs``)."""
+    return hashlib.sha256(_TOPIC_PREFIX + run_id.encode()).digest()
+
+
+class IrohSwarm(Swarm):
+    """One topic and one blob store on one node.
+
+    The coroutines belong to the node's loop. Closing the swarm leaves the node open.
+
+    Args:
+        node: from now on serves gossip and blobs; a node carries one swarm.
+        topic: 32 bytes, see :func:`topic_of_run`.
+        store: of published and fetched blobs; in memory without a limit if None.
+        gossip: settings; the default is what Psyche's clients use.
+        inbox_limits: bounds on announcements that nobody has read yet.
+        rng: for whom to ask first; a fresh one if None.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        topic: bytes,
+        *,
+        store: BlobStore | None = None,
+        gossip: GossipConfig = PSYCHE_GOSSIP,
+        inbox_limits: InboxLimits | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.node = node
+        self.store = store if store is not None else MemoryStore()
+        self.pool = ConnectionPool(node)
+        self.blobs = BlobService(node, self.store, pool=self.pool)
+        self.gossip = GossipService(node, gossip)
+        self._topic_id = topic
+        self._topic: Topic | None = None
+        self._entering: asyncio.Task[Topic] | None = None
+        inbox = AnnouncementInbox(
+            node.endpoint_id, salt=os.urandom(_SALT_SIZE), allowed=node.allowed, limits=inbox_limits
+        )
+        self._stream = AnnouncementStream(inbox)
+        self._traffic = TrafficMonitor()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rng = rng if rng is not None else random.Random()
+        self._fetches = count()
+        self._closed = False
+        node.on_close(self.aclose)
+
+    @property
+    def peer_id(self) -> bytes:
+        return self.node.endpoint_id
+
+    @property
+    def counts(self) -> InboxCounts:
+        return self._stream.inbox.counts
+
+    @property
+    def neighbors(self) -> tuple[bytes, ...]:
+        """Peers with whom announcements are exchanged directly."""
+        return self._topic.neighbors if self._topic is not None else ()
+
+    async def joined(self, timeout: float | None = None) -> None:
+        """Waits for the first neighbour; raises PeerTimeoutError if there is none after ``timeout`` seconds."""
+        await (await self._enter()).joined(timeout)
+
+    async def publish(self, data: bytes, tag: str) -> BlobTicket:
+        self._check_open()
+        await self.node.bind()
+        # Hashing takes a fifth of a second for 64 MiB, which gossip cannot wait for.
+        root = await asyncio.to_thread(self.store.add, data, tag=tag)
+        return BlobTicket.raw(self.node.addr(), root)
+
+    def forget(self, unwanted: Callable[[str], bool]) -> int:
+        forgotten = self.store.delete_tags(unwanted)
+        if forgotten:
+            self.store.collect_garbage()
+        return forgotten
+
+    async def announce(self, data: bytes) -> None:
+        self._check_open()
+        check_announcement(data)
+        topic = await self._enter()
+        await topic.broadcast(SignedMessage.seal(self.node.secret_key, data))
+
+    def announcements(self) -> AsyncIterator[Announcement]:
+        return aiter(self._stream)
+
+    async def fetch(
+        self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
+    ) -> bytes:
+        self._check_open()
+        if ticket.format is not BlobFormat.RAW:
+            raise ConfigurationError("only tickets of raw blobs can be fetched", name="ticket", value=ticket.format)
+        self.node.addresses.learn(ticket.addr, asyncio.get_running_loop().time())
+        order = provider_order(ticket, providers, self.peer_id, self._rtts(), self._rng)
+        # Without any tag the blob could be collected before it is read.
+        held = tag if tag is not None else f"fetching-{next(self._fetches)}"
+        try:
+            blob = await self.blobs.fetch(ticket.hash, order, max_size=max_size, tag=held)
+            return bytes(blob.data)
+        finally:
+            if tag is None:
+                self.forget(lambda name: name == held)
+
+    def peers(self) -> Sequence[PeerInfo]:
+        now = asyncio.get_running_loop().time()
+        self._traffic.sample(self.node.connections(), now)
+        paths = self._paths()
+        neighbors = set(self.neighbors)
+        found = []
+        for peer, traffic in self._traffic.peers.items():
+            path = paths.get(peer)
+            found.append(
+                PeerInfo(
+                    id=peer,
+                    is_neighbor=peer in neighbors,
+                    path=path.path if path is not None else "none",
+                    rtt=path.rtt if path is not None else None,
+                    bytes_sent=traffic.sent.total,
+                    bytes_received=traffic.received.total,
+                    send_rate=traffic.sent.rate(now),
+                    receive_rate=traffic.received.rate(now),
+                )
+            )
+        return found
+
+    async def join(self, peers: Iterable[EndpointAddr]) -> None:
+        self._check_open()
+        (await self._enter()).add_peers([peer for peer in peers if peer.id != self.peer_id])
+
+    def set_allowed(self, peers: Iterable[bytes] | None) -> None:
+        allowed = None if peers is None else frozenset(peers)
+        self.node.set_allowed(allowed)
+        self._stream.inbox.set_allowed(allowed)
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self.gossip.aclose()
+        self.node.refuse(BLOBS_ALPN)
+        await self.pool.aclose()
+        for connection in self.node.connections():
+            if connection.alpn == BLOBS_ALPN:
+                connection.close()
+        for task in self._tasks:
+            task.cancel()
+        self._stream.close()
+
+    # --- inside ---
+
+    def _check_open(self) -> None:
+        if self._closed or self.node.is_closed:
+            raise NodeClosedError("the swarm is closed")
+
+    async def _enter(self) -> Topic:
+        """The topic, entered at first need."""
+        self._check_open()
+        if self._entering is None:
+            self._entering = asyncio.get_running_loop().create_task(self.gossip.join(self._topic_id))
+            self._tasks.append(asyncio.get_running_loop().create_task(self._listen(self._entering)))
+            self._tasks.append(asyncio.get_running_loop().create_task(self._watch_traffic()))
+        self._topic = await asyncio.shield(self._entering)
+        return self._topic
+
+    async def _listen(self, entering: asyncio.Task[Topic]) -> None:
+        async for message in await entering:
+            self._stream.deliver(message.content)
+
+    async def _watch_traffic(self) -> None:
+        while True:
+            await asyncio.sleep(_SAMPLE_SECONDS)
+            self._traffic.sample(self.node.connections(), asyncio.get_running_loop().time())
+
+    def _paths(self) -> dict[bytes, ConnectionStats]:
+        """The best path to each connected peer: direct before relayed, then the shortest."""
+        best: dict[bytes, ConnectionStats] = {}
+        for connection in self.node.connections():
+            stats = connection.stats()
+            known = best.get(connection.remote_id)
+            if known is None or _distance(stats) < _distance(known):
+                best[connection.remote_id] = stats
+        return best
+
+    def _rtts(self) -> dict[bytes, float]:
+        return {peer: stats.rtt for peer, stats in self._paths().items() if stats.rtt is not None}
+
+
+def _distance(stats: ConnectionStats) -> tuple[int, float]:
+    return ("direct", "relayed", "none").index(stats.path), stats.rtt if stats.rtt is not None else float("inf")

@@ -1,0 +1,65 @@
+"""Bytes and rates of each peer, over all its connections, those that have ended included."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..meter import RateMeter
+from .connection import Connection
+
+__all__ = ["PeerTraffic", "TrafficMonitor"]
+
+# As many peers as the address book holds; at some 3 kB each.
+_MAX_PEERS: Final = 4096
+
+
+@dataclass
+class PeerTraffic:
+    """UDP payload to and from one peer."""
+
+    sent: RateMeter = field(default_factory=RateMeter)
+    received: RateMeter = field(default_factory=RateMeter)
+
+
+class TrafficMonitor:
+    """Adds up what connections count; :meth:`sample` it every second or so, and before reading.
+
+    Args:
+        max_peers: beyond it, the peer not heard of for longest is forgotten.
+    """
+
+    def __init__(self, max_peers: int = _MAX_PEERS) -> None:
+        self._max_peers = max_peers
+        self._peers: OrderedDict[bytes, PeerTraffic] = OrderedDict()
+        # What each connection had counted when last looked at. Kept until its end was seen, for the last bytes.
+        self._counted: dict[Connection, tuple[int, int]] = {}
+
+    @property
+    def peers(self) -> dict[bytes, PeerTraffic]:
+        """Traffic by endpoint id."""
+        return dict(self._peers)
+
+    def sample(self, connections: list[Connection], now: float) -> None:
+        """Takes note of what ``connections``, all that are open, have carried up to ``now``."""
+        open_now = set(connections)
+        for connection in [*connections, *(known for known in self._counted if known not in open_now)]:
+            stats = connection.stats()
+            sent, received = self._counted.get(connection, (0, 0))
+            traffic = self._traffic(connection.remote_id)
+            if stats.bytes_sent > sent:
+                traffic.sent.add(stats.bytes_sent - sent, now)
+            if stats.bytes_received > received:
+                traffic.received.add(stats.bytes_received - received, now)
+            if connection in open_now:
+                self._counted[connection] = (stats.bytes_sent, stats.bytes_received)
+            else:
+                del self._counted[connection]
+
+    def _traffic(self, peer: bytes) -> PeerTraffic:
+        traffic = self._peers.setdefault(peer, PeerTraffic())
+        self._peers.move_to_end(peer)
+        while len(self._peers) > self._max_peers:
+            self._peers.popitem(last=False)
+        return traffic
