@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distro_optim import DisTrO, MemoryExchange
+from distro_optim.errors import DistroError
 from models import STEPS, EveryShape, Step, copies, same_bits, set_gradients
 
 SHAPES = [(), (1,), (7,), (4096,), (1, 1), (127, 61), (64, 64), (65, 130), (5, 3, 3, 3), (2, 3, 4, 5, 6), (0,), (3, 0)]
@@ -103,6 +104,19 @@ def test_a_gradient_of_zeros_does_not_move_a_weight(overlap: bool, quantize: boo
         optimizer.step()
     optimizer.eval()
     assert same_bits(idle, torch.ones(8, 8))
+
+
+def test_as_values_a_tile_without_gradient_does_not_move_in_a_tensor_that_has_one() -> None:
+    """As the rows of an embedding that the data never names."""
+    table = nn.Parameter(torch.zeros(128, 64))
+    optimizer = DisTrO([table], overlap=False, quantize_1bit=False)
+    for step in range(3):
+        set_gradients([table], step)
+        assert table.grad is not None
+        table.grad[64:] = 0
+        optimizer.step()
+    assert same_bits(table[64:], torch.zeros(64, 64))
+    assert table[:64].all()
 
 
 def test_a_warm_up_from_a_learning_rate_of_zero_does_not_move_weights_at_random() -> None:
@@ -227,9 +241,19 @@ def test_a_model_moved_to_another_dtype_while_it_looks_ahead_gets_its_true_weigh
         torch.testing.assert_close(param.detach(), weight.double(), rtol=0, atol=1e-7)
 
 
+def test_a_parameter_that_changes_its_shape_is_refused_before_anything_is_written() -> None:
+    model = EveryShape()
+    optimizer = DisTrO(model.parameters())
+    STEPS["closure"](model, optimizer, 0)
+    model.head.weight.data = torch.zeros(7, 127)
+    model.zero_grad()
+    with pytest.raises(DistroError, match=r"parameter 7 had shape \(3, 127\) and has \(7, 127\) now"):
+        optimizer.step()
+
+
 def test_a_sparse_gradient_is_refused_with_the_remedy() -> None:
     embedding = nn.Embedding(10, 4, sparse=True)
     optimizer = DisTrO(embedding.parameters())
     embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(Exception, match="sparse=False"):
+    with pytest.raises(DistroError, match="sparse=False"):
         optimizer.step()

@@ -110,8 +110,14 @@ class DisTrO(Optimizer):
         ConfigurationError: an argument is out of its range, or parameters are of a kind that cannot be compressed.
 
     Between steps. Without a closure the next gradient is computed between two calls of :meth:`step`, so with
-    ``overlap=True`` the weights are left looking ahead. Before you evaluate or save, call :meth:`eval`; before you
-    go on, :meth:`train`. With a closure (as Lightning passes it) they look ahead only while it runs.
+    ``overlap=True`` the weights are left looking ahead. Before you evaluate, average or save the model, call
+    :meth:`eval`; before you go on, :meth:`train`. With a closure (as Lightning passes it) they look ahead only while
+    it runs. At the end of training :meth:`flush` applies the last update, which is still on its way.
+
+    Learning rate. An update changes each weight by ``lr``. A bfloat16 weight larger than 256 to 512 times ``lr`` is
+    too coarse to change at all, a float16 one from 2048 to 4096 times: keep float32 weights under autocast.
+    A sign cannot say 0: with ``quantize_1bit=True`` a tile without any gradient of its own, such as the rows
+    of an embedding that the data never names, still moves in a tensor that has one; values do not move it.
 
     Attributes:
         quarantined: non-finite gradients that were left out so far, all parameters together; per parameter in
@@ -216,7 +222,13 @@ class DisTrO(Optimizer):
             # model.to(...) after construction: the parameters are the same objects on another device.
             self._run.plan = self._run.compressor = None
             plan = self._planned()
-        for spec in plan.specs:
+        for number, (spec, param) in enumerate(zip(plan.specs, params, strict=True)):
+            if param.shape != spec.shape:
+                raise DistroError(
+                    f"parameter {number} had shape {spec.shape} and has {tuple(param.shape)} now: make a new optimizer "
+                    "after a model has changed its shape; sharding that frees parameters (FSDP, ZeRO) is not supported"
+                )
+        for spec in {spec.group: spec for spec in plan.specs}.values():
             group = self.param_groups[spec.group]
             for name, planned in (("compression_topk", spec.topk), ("compression_chunk", spec.chunk)):
                 if group[name] != planned:

@@ -1,0 +1,182 @@
+"""Four workers in one process that train the byte model in lock-step: with AdamW, with DisTrO, with its plain twin."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# For what is not installed: the model of the examples, the plain twins.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from examples.byte_model import ByteTransformer, next_byte_loss
+from tests.reference.demo import PlainDeMo
+from tests.reference.psyche import PlainPsyche
+from torch import Tensor, nn
+
+from distro_optim import DisTrO
+from distro_optim.comm.memory import MemoryExchange
+
+__all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "PlainWorkers", "Workers"]
+
+# Inputs and targets, (windows, context) int64.
+Batch = tuple[Tensor, Tensor]
+
+WORKERS = 4
+CHUNK = 64
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared; the learning rates are the best of a coarse search (half decades) with such a model.
+
+    Attributes:
+        topk: coefficients sent per tile; 0 for AdamW.
+    """
+
+    name: str
+    lr: float
+    topk: int = 0
+    decay: float = 0.0
+    quantize: bool = False
+    overlap: bool = False
+
+
+class Workers(ABC):
+    """Four workers in one process, in lock-step."""
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        """One step of all workers, each on its batch."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """With the weights that all workers share, not those of a lookahead."""
+
+    @abstractmethod
+    def sent_per_step(self) -> float:
+        """Bytes of update data that each worker has sent, per step."""
+
+
+class AdamWWorkers(Workers):
+    """Averaged gradients, as DistributedDataParallel computes them: the gradient of all batches together."""
+
+    def __init__(self, method: Method) -> None:
+        self._model = ByteTransformer()
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=method.lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        inputs, targets = zip(*batches, strict=True)
+        self._optimizer.zero_grad()
+        next_byte_loss(self._model, torch.cat(inputs), torch.cat(targets)).backward()
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+
+    def model(self) -> nn.Module:
+        return self._model
+
+    def sent_per_step(self) -> float:
+        return sum(p.numel() for p in self._model.parameters()) * BF16_BYTES
+
+
+class DistroWorkers(Workers):
+    """Four models, four optimizers."""
+
+    def __init__(self, method: Method) -> None:
+        self._overlap = method.overlap
+        self._steps = 0
+        first = ByteTransformer()
+        self._models = [first, *(copy.deepcopy(first) for _ in range(WORKERS - 1))]
+        self._exchanges = MemoryExchange.group(WORKERS)
+        self._optimizers = [
+            DisTrO(
+                model.parameters(),
+                lr=method.lr,
+                compression_decay=method.decay,
+                compression_topk=method.topk,
+                compression_chunk=CHUNK,
+                quantize_1bit=method.quantize,
+                overlap=method.overlap,
+                exchange=exchange,
+            )
+            for model, exchange in zip(self._models, self._exchanges, strict=True)
+        ]
+
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        for model, optimizer, batch in zip(self._models, self._optimizers, batches, strict=True):
+            optimizer.train()
+            optimizer.zero_grad()
+            next_byte_loss(model, *batch).backward()
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.begin_step()
+        for optimizer in self._optimizers:
+            optimizer.finish_step()
+            if self._overlap:
+                optimizer.lookahead()
+        self._steps += 1
+
+    def model(self) -> nn.Module:
+        for optimizer in self._optimizers:
+            optimizer.eval()
+        first, *others = [list(m.parameters()) for m in self._models]
+        if not all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)):
+            raise AssertionError("the workers' weights differ")
+        return self._models[0]
+
+    def sent_per_step(self) -> float:
+        return self._exchanges[0].bytes_sent / self._steps
+
+
+class PlainWorkers(Workers):
+    """One set of weights, since all workers' are equal, and of every tensor as many plain optimizers as workers."""
+
+    def __init__(self, method: Method) -> None:
+        self._model = ByteTransformer()
+        self._weights = [p.detach().clone() for p in self._model.parameters()]
+        kind = PlainPsyche if method.overlap else PlainDeMo
+        self._peers = [
+            [
+                kind(w, torch.zeros_like(w), method.decay, method.topk, CHUNK, "padded", method.quantize)
+                for w in self._weights
+            ]
+            for _ in range(WORKERS)
+        ]
+        self._overlap = method.overlap
+        self._previous_lr = 0.0
+        self._on_its_way: list[list[tuple[Tensor, Tensor]]] = []
+
+    @torch.no_grad()
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        sent: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._weights]
+        gradients = [self._gradients(peer, batch) for peer, batch in zip(self._peers, batches, strict=True)]
+        for peer, own in zip(self._peers, gradients, strict=True):
+            for number, (plain, gradient) in enumerate(zip(peer, own, strict=True)):
+                message = plain.generate(gradient, lr)
+                assert message is not None
+                sent[number].append(message)
+        arrived = self._on_its_way if self._overlap else sent
+        for plain, messages in zip(self._peers[0], arrived, strict=bool(arrived)):
+            plain.apply(messages, lr)  # to the weights they all share
+        self._on_its_way, self._previous_lr = sent, lr
+
+    @torch.enable_grad()
+    def _gradients(self, peer: Sequence[PlainDeMo], batch: Batch) -> list[Tensor]:
+        with torch.no_grad():
+            for param, plain in zip(self._model.parameters(), peer, strict=True):
+                param.copy_(plain.looking_ahead(self._previous_lr) if isinstance(plain, PlainPsyche) else plain.param)
+        return list(torch.autograd.grad(next_byte_loss(self._model, *batch), list(self._model.parameters())))
+
+    @torch.no_grad()
+    def model(self) -> nn.Module:
+        for param, weight in zip(self._model.parameters(), self._weights, strict=True):
+            param.copy_(weight)
+        return self._model
+
+    def sent_per_step(self) -> float:
+        return math.nan  # twins send nothing
