@@ -19,7 +19,7 @@ class ServerLimits:
 
     Attributes:
         connections: open at once.
-        unproved: of those, such as have not answered their challenge yet.
+        unproved: of those, such as have not answered their challenge yet; of more the oldest are closed.
         per_address: of those, from one network address.
         handshake_seconds: within which the challenge has to be answered.
         message_bytes: longest message of a client. The largest honest one, 256 health checks, has 17 KiB.
