@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from coordinator_swarm import METADATA, RUN, UNIX_START, WORK_SECONDS, Peer, Swa
 from distro_optim.comm.framing import encode_frame
 from distro_optim.comm.postcard import encode
 from distro_optim.coordinator.limits import Bucket, ServerLimits
-from distro_optim.coordinator.messages import HealthCheckMessage, Join, WitnessMessage, WitnessStep
+from distro_optim.coordinator.messages import CLIENT_TO_SERVER, HealthCheckMessage, Join, WitnessMessage, WitnessStep
 from distro_optim.coordinator.service import frame_of
 from distro_optim.coordinator.types import (
     ClientState,
@@ -352,7 +353,24 @@ def test_a_flood_is_cut_off_before_it_is_all_worked_through() -> None:
     flood(peer)
     swarm.collect()
     assert not peer.connected
-    assert any("messages a second" in reason for reason in swarm.reasons)
+    assert any("more than 100 messages came at once" in reason for reason in swarm.reasons)
+
+
+def test_a_flood_is_not_even_decoded_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    decoded = 0
+    real = CLIENT_TO_SERVER.read
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(peer.session._link, "_incoming", replace(CLIENT_TO_SERVER, read=counting))
+    flood(peer)
+    assert decoded == swarm.service.limits.messages_burst
 
 
 def test_bytes_that_arrive_after_the_cut_are_dropped() -> None:

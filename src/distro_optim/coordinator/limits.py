@@ -65,11 +65,15 @@ class Bucket:
         self._tokens = burst
         self._updated = now
 
-    def take(self, amount: float, now: float) -> bool:
-        """Takes ``amount`` tokens if they are there."""
+    def available(self, now: float) -> float:
+        """Tokens that are there."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) * self._rate)
         self._updated = now
-        if amount > self._tokens:
+        return self._tokens
+
+    def take(self, amount: float, now: float) -> bool:
+        """Takes ``amount`` tokens if they are there."""
+        if amount > self.available(now):
             return False
         self._tokens -= amount
         return True
