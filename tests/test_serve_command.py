@@ -341,6 +341,17 @@ def test_lines_for_machines_are_json() -> None:
     assert records[5]["clients"][0]["state"] == "Healthy"
 
 
+def test_a_flood_of_events_fills_no_disk() -> None:
+    for kind in (PlainLines, JsonLines):
+        stream = io.StringIO()
+        with kind(stream) as reporter:
+            for _ in range(5000):
+                reporter.event(EVENTS[1])
+            reporter.status(STATUS)
+        assert stream.getvalue().count("\n") < 2000
+        assert "left out" in stream.getvalue() or "events_left_out" in stream.getvalue()
+
+
 def test_the_table_shows_run_clients_and_events_without_control_characters() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=140, force_terminal=False)

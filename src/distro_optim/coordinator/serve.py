@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
@@ -200,17 +200,18 @@ def _data_port(state: Coordinator) -> int:
 
 
 async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter) -> None:
-    stopped = asyncio.create_task(stop.wait())
-    finished = asyncio.create_task(server.wait_finished())
+    """Reports until the server is to stop, the run is finished, or the server breaks."""
+    ends = [asyncio.create_task(end) for end in (stop.wait(), server.wait_finished(), server.wait_failed())]
     try:
-        done: set[asyncio.Task[object]] = set()
+        done: set[asyncio.Task[Any]] = set()
         while not done:
             reporter.status(status_of(server.service, time.monotonic()))
-            waiting: set[asyncio.Task[object]] = {stopped, finished}
-            done, _ = await asyncio.wait(waiting, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
     finally:
-        stopped.cancel()
-        finished.cancel()
+        for end in ends:
+            end.cancel()
 
 
 def _toggle_pause(service: CoordinatorService, reporter: Reporter) -> None:
