@@ -10,12 +10,24 @@ iroh or transformers.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from .comm.exchange import Exchange as Exchange
+    from .comm.memory import MemoryExchange as MemoryExchange
+    from .comm.process_group import ProcessGroupExchange as ProcessGroupExchange
+    from .optimizer import DisTrO as DisTrO
+
+__all__ = ["DisTrO", "Exchange", "MemoryExchange", "ProcessGroupExchange"]
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
-_HOMES: dict[str, str] = {}
+_HOMES = {
+    "DisTrO": "distro_optim.optimizer",
+    "Exchange": "distro_optim.comm.exchange",
+    "MemoryExchange": "distro_optim.comm.memory",
+    "ProcessGroupExchange": "distro_optim.comm.process_group",
+}
 
 
 def __getattr__(name: str) -> object:

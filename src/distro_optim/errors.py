@@ -11,6 +11,9 @@
         │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
         │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
         │   └── LimitExceededError      they ask for more than a stated bound
+        ├── CoordinatorError            the coordinator refuses an input in its present state
+        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
+        │   └── JoinRefusedError        it was reached and does not take us into the run
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
             ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
@@ -26,13 +29,19 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 __all__ = [
     "BlobUnavailableError",
     "ConfigurationError",
     "ConnectionLostError",
+    "CoordinatorError",
+    "CoordinatorErrorCode",
+    "CoordinatorLinkError",
     "DistroError",
     "ExchangeError",
     "HashMismatchError",
+    "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
     "NodeClosedError",
@@ -116,6 +125,64 @@ class SizeConflictError(ProtocolError):
 
 class LimitExceededError(ProtocolError):
     """A declared length, count or size lies above its bound; nothing was allocated for it."""
+
+
+class CoordinatorErrorCode(Enum):
+    """Why a coordinator refuses; the values are Psyche's names (``CoordinatorError`` in shared/coordinator)."""
+
+    NO_ACTIVE_ROUND = "NoActiveRound"
+    INVALID_WITNESS = "InvalidWitness"
+    INVALID_RUN_STATE = "InvalidRunState"
+    DUPLICATE_WITNESS = "DuplicateWitness"
+    INVALID_HEALTH_CHECK = "InvalidHealthCheck"
+    HALTED = "Halted"
+    WITNESSES_FULL = "WitnessesFull"
+    CANNOT_RESUME = "CannotResume"
+    INVALID_WITHDRAW = "InvalidWithdraw"
+    INVALID_COMMITTEE_SELECTION = "InvalidCommitteeSelection"
+    INVALID_COMMITTEE_PROOF = "InvalidCommitteeProof"
+
+
+class CoordinatorError(DistroError):
+    """The coordinator refuses an input in its present state, which stays as it was.
+
+    Attributes:
+        code: why, in Psyche's terms.
+        run_state: the phase it was in, where one is concerned.
+        input: the name of what was refused, such as ``"witness"``.
+    """
+
+    def __init__(
+        self, code: CoordinatorErrorCode, message: str, run_state: object = None, input: str | None = None
+    ) -> None:
+        super().__init__(code, message, run_state, input)
+        self.code = code
+        self.message = message
+        self.run_state = run_state
+        self.input = input
+
+    def __str__(self) -> str:
+        subject = f"{self.input} refused" if self.input else "refused"
+        where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""
+        return f"{subject}{where}: {self.code.value}: {self.message}"
+
+
+class CoordinatorLinkError(DistroError):
+    """The coordinator cannot be reached, does not answer in time, or the link to it is gone for good."""
+
+
+class JoinRefusedError(CoordinatorLinkError):
+    """The coordinator was reached and does not take us into the run.
+
+    Attributes:
+        wanted: the run that was asked for.
+        hosted: the run that the coordinator has, where it said so.
+    """
+
+    def __init__(self, message: str, *, wanted: str, hosted: str | None = None) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+        self.hosted = hosted
 
 
 class ExchangeError(DistroError):

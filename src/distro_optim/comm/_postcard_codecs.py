@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ..buffer import Reader, Writer
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
+from .declarations import IntShape
 
 MAX_NESTING: Final = 64
 """How often a recursive type may contain itself. Chosen well below Python's own recursion limit."""
@@ -88,9 +89,8 @@ def _append_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def int_codec(bits: int, signed: bool) -> Codec:
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    kind = f"{'i' if signed else 'u'}{bits}"
+def int_codec(shape: IntShape) -> Codec:
+    bits, signed, low, high, kind = shape.bits, shape.signed, shape.low, shape.high, shape.name
 
     def check(value: int) -> None:
         if not low <= value <= high:
@@ -241,12 +241,11 @@ def sequence_codec(
     item: Codec,
     make: Callable[[list[Any]], Any],
     limit: int | None,
-    name: str,
     to_items: Callable[[Any], Iterable[Any]] = iter,
 ) -> Codec:
     """A count and that many items."""
     if item.min_size == 0 and limit is None:
-        raise TypeError(f"{name}: items that may take no bytes need a Limit")
+        raise TypeError("a sequence of items that may take no bytes needs a Limit")
     encode_item, decode_item, item_size = item._encode, item._decode, item.min_size
 
     def encode_sequence(out: bytearray, value: Any, depth: int) -> None:
@@ -304,9 +303,9 @@ def tuple_codec(parts: list[Codec]) -> Codec:
     return Codec(encode_tuple, decode_tuple, sum(part.min_size for part in parts))
 
 
-def map_codec(key: Codec, value: Codec, limit: int | None, name: str) -> Codec:
+def map_codec(key: Codec, value: Codec, limit: int | None) -> Codec:
     """A dict. Of a key that comes twice the last value counts, as in serde."""
-    return sequence_codec(tuple_codec([key, value]), dict, limit, name, to_items=lambda mapping: mapping.items())
+    return sequence_codec(tuple_codec([key, value]), dict, limit, to_items=lambda mapping: mapping.items())
 
 
 # -- choices -------------------------------------------------------------------------------------------------------
@@ -360,8 +359,6 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
     """Variants with data, told apart by the class of the value."""
     by_class = {cls: (varint(index), variant._encode) for index, (cls, variant) in enumerate(variants)}
     decoders = [(cls.__name__, variant._decode) for cls, variant in variants]
-    if len(by_class) != len(variants):
-        raise TypeError(f"{name}: each variant needs a class of its own")
 
     def encode_variant(out: bytearray, value: Any, depth: int) -> None:
         try:

@@ -33,6 +33,7 @@ annotation                                bytes
 ``T | None``                              ``Option``: 00, or 01 and the value
 ``A | B``, :class:`enum.Enum`             varint of the variant's zero-based position, then the variant
 ``Ok[T] | Err[E]``                        ``Result``
+``Annotated[A, OnlyVariant()]``           an enum with the one variant ``A``
 ``None``                                  nothing
 ``Annotated[X, Via(W, to_wire, ...)]``    as the wire type ``W`` of it (or ``__postcard__ = Via(...)`` in the class)
 ========================================  =======================================================================
@@ -51,11 +52,6 @@ Format: https://postcard.jamesmunns.com/wire-format
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, TypeVar, overload
 
@@ -81,6 +77,30 @@ from ._postcard_codecs import (
     unit_enum_codec,
     via_codec,
 )
+from .declarations import (
+    BoolShape,
+    BytesShape,
+    EnumShape,
+    Fixed,
+    Float,
+    FloatShape,
+    Int,
+    IntShape,
+    Limit,
+    MapShape,
+    NothingShape,
+    OnlyVariant,
+    OptionShape,
+    SequenceShape,
+    Shape,
+    StrShape,
+    StructShape,
+    TupleShape,
+    UnitEnumShape,
+    Via,
+    ViaShape,
+    shape_of,
+)
 
 __all__ = [
     "F32",
@@ -104,6 +124,7 @@ __all__ = [
     "Int",
     "Limit",
     "Ok",
+    "OnlyVariant",
     "Via",
     "codec",
     "decode",
@@ -114,53 +135,6 @@ __all__ = [
 
 T = TypeVar("T")
 E = TypeVar("E")
-
-
-# -- what an annotation can say ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Int:
-    """An integer of ``bits`` bits."""
-
-    bits: int
-    signed: bool = False
-
-
-@dataclass(frozen=True)
-class Float:
-    """An IEEE 754 number of ``bits`` bits."""
-
-    bits: int
-
-
-@dataclass(frozen=True)
-class Limit:
-    """At most ``count`` items, or bytes of a ``str`` or ``bytes``."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Exactly ``count`` items or bytes, and no count on the wire."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Via:
-    """Travels as another type.
-
-    Args:
-        wire: the type that is written.
-        to_wire: value -> wire value.
-        from_wire: wire value -> value; may raise ValueError or ProtocolError.
-    """
-
-    wire: Any
-    to_wire: Callable[[Any], Any]
-    from_wire: Callable[[Any], Any]
 
 
 U8 = Annotated[int, Int(8)]
@@ -254,110 +228,57 @@ def codec(type: Any) -> Codec:
     found = _COMPILED.get(id(type))
     if found is not None:
         return found[1]
-    made = _compile(type, {}, {})
+    made = _compile(shape_of(type), {})
     if len(_COMPILED) >= _MAX_COMPILED:
         _COMPILED.clear()
     _COMPILED[id(type)] = (type, made)
     return made
 
 
-# -- from annotations to codecs ------------------------------------------------------------------------------------
+# -- from declarations to codecs -----------------------------------------------------------------------------------
 
 
-def _compile(declared: Any, variables: dict[Any, Any], open_classes: dict[Any, list[Codec]]) -> Codec:
-    """The codec of one annotation.
+def _compile(shape: Shape, around: dict[StructShape, list[Codec]]) -> Codec:
+    """The codec of one declaration.
 
     Args:
-        declared: the annotation.
-        variables: what the type variables of the generic class around it stand for.
-        open_classes: the classes being compiled further out, each with room for its codec once that is there.
+        shape: the declaration.
+        around: the classes it stands in, each with room for its codec once that is made.
     """
-    marks: tuple[Any, ...] = ()
-    origin = typing.get_origin(declared)
-    if origin is Annotated:
-        declared, *rest = typing.get_args(declared)
-        marks = tuple(rest)
-        origin = typing.get_origin(declared)
-    if isinstance(declared, TypeVar):
-        return _compile(variables[declared], {}, open_classes)
-
-    for mark in marks:
-        if isinstance(mark, Via):
-            return via_codec(_compile(mark.wire, variables, open_classes), mark.to_wire, mark.from_wire)
-        if isinstance(mark, Int):
-            return int_codec(mark.bits, mark.signed)
-        if isinstance(mark, Float):
-            return float_codec(mark.bits)
-    limit = next((mark.count for mark in marks if isinstance(mark, Limit)), None)
-    fixed = next((mark.count for mark in marks if isinstance(mark, Fixed)), None)
-
-    if declared is bool:
-        return BOOL
-    if declared is None or declared is types.NoneType:
-        return NOTHING
-    if declared is str:
-        return str_codec(limit)
-    if declared is bytes:
-        return blob_codec(limit) if fixed is None else raw_codec(fixed)
-    if origin in (types.UnionType, typing.Union):
-        return _compile_union(declared, variables, open_classes)
-    if origin in (list, tuple, dict):
-        parts = [part for part in typing.get_args(declared) if part is not Ellipsis]
-        codecs = [_compile(part, variables, open_classes) for part in parts]
-        if origin is dict:
-            return map_codec(codecs[0], codecs[1], limit, repr(declared))
-        if origin is tuple and Ellipsis not in typing.get_args(declared):
-            return tuple_codec(codecs)
-        make: Callable[[list[Any]], Any] = tuple if origin is tuple else list
-        if fixed is not None:
-            return array_codec(codecs[0], make, fixed)
-        return sequence_codec(codecs[0], make, limit, repr(declared))
-    if isinstance(declared, type) and issubclass(declared, enum.Enum):
-        return _compile_unit_enum(declared)
-    return _compile_class(declared, variables, open_classes)
-
-
-def _compile_union(declared: Any, variables: dict[Any, Any], open_classes: dict[Any, list[Codec]]) -> Codec:
-    variants = [part for part in typing.get_args(declared) if part is not types.NoneType]
-    codecs = [_compile(part, variables, open_classes) for part in variants]
-    if len(variants) == 1:
-        return option_codec(codecs[0])
-    classes = [typing.get_origin(part) or part for part in variants]
-    if not all(isinstance(cls, type) and dataclasses.is_dataclass(cls) for cls in classes):
-        raise TypeError(f"{declared}: the variants of an enum with data are dataclasses")
-    name = " | ".join(cls.__name__ for cls in classes)
-    choice = enum_codec(list(zip(classes, codecs, strict=True)), name)
-    return option_codec(choice) if len(variants) < len(typing.get_args(declared)) else choice
-
-
-def _compile_unit_enum(declared: type[enum.Enum]) -> Codec:
-    members = list(declared)
-    for position, member in enumerate(members):
-        # An integer enumeration reads as if its numbers were the wire's; then they have to be.
-        if isinstance(member, int) and member != position:
-            raise TypeError(f"{declared.__name__}.{member.name} is {int(member)} but stands at position {position}")
-    return unit_enum_codec(members, declared.__name__)
-
-
-def _compile_class(declared: Any, variables: dict[Any, Any], open_classes: dict[Any, list[Codec]]) -> Codec:
-    cls = typing.get_origin(declared) or declared
-    if not isinstance(cls, type):
-        raise TypeError(f"{declared!r} is no postcard declaration")
-    via = cls.__dict__.get("__postcard__")
-    if via is not None:
-        return via_codec(_compile(via.wire, {}, open_classes), via.to_wire, via.from_wire)
-    if not dataclasses.is_dataclass(cls):
-        advice = "; declare its width, such as U64 or F32" if cls in (int, float) else ""
-        raise TypeError(f"{cls.__name__} is no postcard declaration{advice}")
-    if declared in open_classes:
-        room = open_classes[declared]
-        return recursive_codec(lambda: room[0], cls.__name__)
-
-    arguments = tuple(variables.get(argument, argument) for argument in typing.get_args(declared))
-    inner = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=True)) if arguments else {}
-    open_classes = {**open_classes, declared: []}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = [(field.name, _compile(hints[field.name], inner, open_classes)) for field in dataclasses.fields(cls)]
-    made = struct_codec(cls, fields, cached=cls.__dict__.get("__postcard_cached__", False))
-    open_classes[declared].append(made)
-    return made
+    match shape:
+        case NothingShape():
+            return NOTHING
+        case BoolShape():
+            return BOOL
+        case IntShape():
+            return int_codec(shape)
+        case FloatShape(bits):
+            return float_codec(bits)
+        case StrShape(limit):
+            return str_codec(limit)
+        case BytesShape(limit, fixed):
+            return blob_codec(limit) if fixed is None else raw_codec(fixed)
+        case SequenceShape(item, make, limit, fixed):
+            inner = _compile(item, around)
+            return sequence_codec(inner, make, limit) if fixed is None else array_codec(inner, make, fixed)
+        case TupleShape(parts):
+            return tuple_codec([_compile(part, around) for part in parts])
+        case MapShape(key, value, limit):
+            return map_codec(_compile(key, around), _compile(value, around), limit)
+        case OptionShape(some):
+            return option_codec(_compile(some, around))
+        case UnitEnumShape(cls):
+            return unit_enum_codec(shape.members, cls.__name__)
+        case EnumShape(variants):
+            return enum_codec([(variant.cls, _compile(variant.shape, around)) for variant in variants], shape.name)
+        case ViaShape(wire, to_wire, from_wire):
+            return via_codec(_compile(wire, around), to_wire, from_wire)
+        case StructShape(cls):
+            if shape in around:
+                room = around[shape]
+                return recursive_codec(lambda: room[0], cls.__name__)
+            around = {**around, shape: []}
+            fields = [(field.name, _compile(part, around)) for field, part in shape.fields]
+            made = struct_codec(cls, fields, cached=cls.__dict__.get("__postcard_cached__", False))
+            around[shape].append(made)
+            return made

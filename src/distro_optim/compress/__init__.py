@@ -1,1 +1,34 @@
-"""Mathematics only: tiles, transforms, selection, signs, and what one peer says in one round. No network."""
+"""Mathematics only: tiles, transforms, selection, signs, and what one peer says in one round. No network.
+
+===============  ==========================================================================================
+``tiling``       how one tensor is cut into tiles
+``plan``         the tiles of a whole model, in batches that fit in the cache
+``dct``          orthonormal transforms of a block of tiles
+``topk``         which coefficients are sent; the mean over those who sent one
+``sign``         values as single bits
+``update``       :class:`CompressedUpdate`: one peer's contribution to one step
+``compressor``   the two halves of a step, over all of the above
+``wire``         a contribution as bytes, in Psyche's form
+``flat``         a contribution as bytes, for peers that are known to share the plan
+===============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from .compressor import Compressor, OwnPart
+from .plan import ParamSpec, TilePlan, make_plan
+from .tiling import TileGrid, Tiling, tile_grid
+from .update import CompressedTensor, CompressedUpdate
+
+__all__ = [
+    "CompressedTensor",
+    "CompressedUpdate",
+    "Compressor",
+    "OwnPart",
+    "ParamSpec",
+    "TileGrid",
+    "TilePlan",
+    "Tiling",
+    "make_plan",
+    "tile_grid",
+]

@@ -1,0 +1,346 @@
+"""Time and memory of one optimizer step, beside the published DeMo (PyPI: pytorch_optimizer) and torch's AdamW.
+
+    python benchmarks/optimizer_step.py            # all cases, about 5 minutes on 2 cores
+    python benchmarks/optimizer_step.py --quick    # the 20M model only
+
+Whole step = gradients to coefficients, decoding of everybody's coefficients, new weights. Contributors beyond the
+first are made up and held locally: no network time is in any number. Compared optimizers take turns in one process,
+so that a machine that slows down slows all of them; the ratios are taken turn by turn. Every run first checks that
+both implementations of DeMo choose the same coefficients and take the same step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from shapes import MODELS, gpt2_small, make_params, one_tensor
+
+from distro_optim import DisTrO
+from distro_optim.compress import CompressedUpdate, compressor
+
+Tensors = list[torch.nn.Parameter]
+LR = 1e-3
+
+
+def made_up(optimizer: DisTrO, count: int) -> list[CompressedUpdate]:
+    """Updates of ``count`` other peers, with distinct random positions in each tile."""
+    generator = torch.Generator().manual_seed(1)
+    plan = optimizer.plan
+    quantized = optimizer.generate().quantized
+    updates = []
+    for _ in range(count):
+        index, value = [], []
+        for batch in plan.batches:
+            # Distinct positions without sorting whole tiles: a random start and an odd stride.
+            start = torch.randint(batch.tile_size, (batch.tiles, 1), generator=generator)
+            stride = torch.randint(max(1, batch.tile_size // batch.k), (batch.tiles, 1), generator=generator) | 1
+            steps = torch.arange(batch.k)
+            index.append(((start + stride * steps) % batch.tile_size).int())
+            signs = torch.rand(batch.tiles, batch.k, generator=generator) < 0.5
+            value.append(signs if quantized else torch.where(signs, -1e-3, 1e-3))
+        updates.append(CompressedUpdate(plan, tuple(index), tuple(value), (True,) * len(plan)))
+    return updates
+
+
+class Ours:
+    """DisTrO with ``contributors`` updates held locally."""
+
+    def __init__(self, params: Tensors, k: int, contributors: int, *, psyche: bool) -> None:
+        self.optimizer = DisTrO(
+            params,
+            lr=LR,
+            compression_topk=k,
+            quantize_1bit=psyche,
+            overlap=psyche,
+            tiling="divisor",
+        )
+        self._others = made_up(self.optimizer, contributors - 1) if contributors > 1 else []
+
+    def step(self) -> None:
+        self.optimizer.apply([self.optimizer.generate(), *self._others])
+
+
+class Published:
+    """pytorch_optimizer's DeMo, its all-gather replaced by made-up updates of the same number of contributors.
+
+    With one contributor it takes a short cut of its own: the update is the part it has just removed from its momentum.
+    """
+
+    def __init__(self, params: Tensors, k: int, contributors: int) -> None:
+        from pytorch_optimizer import DeMo
+
+        self.optimizer = DeMo(params, lr=LR, compression_top_k=k)
+        self.optimizer.process_group = SimpleNamespace(size=lambda: contributors)
+        self.optimizer.demo_all_gather = self._gather
+        self.picks: list[torch.Tensor] = []
+        self._contributors = contributors
+        self._others: list[torch.Tensor] = []
+        self._compress = self.optimizer.compress.compress
+        self._tile_sizes: list[tuple[int, int]] = []
+        self.optimizer.compress.compress = self._record
+
+    def _record(self, encoded: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Size]:
+        index, value, shape = self._compress(encoded, k)
+        self.picks.append(index)
+        self._tile_sizes.append((index.numel(), encoded[0, 0].numel() if encoded.dim() > 2 else encoded.shape[-1]))
+        return index, value, shape
+
+    def _gather(self, index: torch.Tensor, value: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        if not self._others:
+            self._others = [
+                torch.cat([torch.randint(tile, (count,)) for count, tile in self._tile_sizes])
+                for _ in range(self._contributors - 1)
+            ]
+        return [index, *self._others], [value] * self._contributors
+
+    def step(self) -> None:
+        self.picks.clear()
+        self._tile_sizes.clear()
+        self.optimizer.step()
+
+
+class AdamW:
+    """torch.optim.AdamW as it comes: what a user would replace."""
+
+    def __init__(self, params: Tensors) -> None:
+        self.optimizer = torch.optim.AdamW(params, lr=LR)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def check_same_picks(shapes: list[tuple[int, ...]], k: int) -> str:
+    """Steps both DeMo implementations from the same state; raises if they differ by more than ties."""
+    ours_params, theirs_params = make_params(shapes), make_params(shapes)
+    ours, theirs = Ours(ours_params, k, 1, psyche=False), Published(theirs_params, k, 1)
+    update = ours.optimizer.generate()
+    ours.optimizer.apply([update])
+    theirs.step()
+    tiles = differ = moved = wrong = 0
+    for entry, index, a, b in zip(update.tensors(), theirs.picks, ours_params, theirs_params, strict=True):
+        same = (entry.index.sort(-1).values.view(index.shape) == index.sort(-1).values).all(-1)
+        tiles += same.numel()
+        differ += int((~same).sum())
+        moved += a.numel()
+        wrong += int(((a - b).abs() > LR / 2).sum())
+    if differ > 1e-3 * tiles or wrong > 1e-3 * moved:
+        raise SystemExit(
+            f"k={k}: picks differ in {differ} of {tiles} tiles, {wrong} of {moved} weights moved otherwise"
+        )
+    return f"picks equal in {tiles - differ} of {tiles} tiles, step equal in {moved - wrong} of {moved} weights"
+
+
+def time_in_turns(runners: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, taking turns; one untimed turn first."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(rounds + 1):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+@contextmanager
+def stage_clock() -> Iterator[dict[str, float]]:
+    """Adds up seconds per stage of DisTrO's step while it is open."""
+    spent: dict[str, float] = {}
+    saved: list[tuple[object, str, object]] = []
+
+    def wrap(owner: object, name: str, stage: str) -> None:
+        original = getattr(owner, name)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - start
+
+        saved.append((owner, name, original))
+        setattr(owner, name, timed)
+
+    from distro_optim.compress.dct import DCT
+
+    wrap(DisTrO, "_usable_gradients", "check gradients are finite")
+    wrap(compressor.Compressor, "_load", "momentum into tiles")
+    wrap(compressor, "select_topk", "top-k")
+    wrap(DCT, "encode", "encode (dense)")
+    wrap(DCT, "decode", "decode (dense)")
+    wrap(DCT, "add_sparse", "remove own / decode (sparse)")
+    wrap(compressor.Compressor, "_store", "tiles into momentum")
+    wrap(compressor, "contributor_mean", "mean over contributors")
+    wrap(compressor, "contributor_weights", "mean over contributors")
+    try:
+        yield spent
+    finally:
+        for owner, name, original in saved:
+            setattr(owner, name, original)
+
+
+def peak_temporaries(build: Callable[[], Callable[[], None]]) -> int:
+    """Most bytes held at once beyond what stood before, over the first two steps; scratch memory included."""
+    step = build()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+        step()
+    held = peak = 0
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    ):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def exactness(steps: int = 100) -> tuple[float, float]:
+    """Share of equal update signs against a float64 twin over ``steps``, and the error of delta in the end.
+
+    Both run freely on the same gradients: low-rank structure plus noise, as a training run has.
+    """
+    torch.manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(512, 256), (256, 256), (688, 256), (256,)]
+    single = [torch.nn.Parameter(torch.zeros(s)) for s in shapes]
+    double = [torch.nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in shapes]
+    options = {"lr": LR, "compression_topk": 8, "overlap": False, "quantize_1bit": False}
+    a, b = DisTrO(single, **options), DisTrO(double, **options)
+    equal = total = 0
+    for _ in range(steps):
+        for p, q in zip(single, double, strict=True):
+            grad = torch.randn(p.shape) * 1e-3
+            if p.dim() == 2:
+                grad += torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]) * 1e-3
+            p.grad, q.grad = grad, grad.double()
+        ua, ub = a.generate(), b.generate()
+        for x, y in zip(a.decode([ua]), b.decode([ub]), strict=True):
+            equal += int((x.sign() == y.sign()).sum())
+            total += x.numel()
+    errors = [
+        float((a.state[p]["delta"].double() - b.state[q]["delta"]).norm() / b.state[q]["delta"].norm())
+        for p, q in zip(single, double, strict=True)
+    ]
+    return equal / total, max(errors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the 20M model only")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each case")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--out", type=Path, default=Path("out/optimizer_step.json"), help="where the figures go too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", module="pytorch_optimizer")
+    console = Console()
+    results: list[dict[str, object]] = []
+
+    table = Table(title=f"One step, milliseconds (median of {args.rounds}), {args.threads} threads")
+    for column in ("model", "k", "contributors", "published DeMo", "ours, DeMo", "ours, Psyche", "AdamW"):
+        table.add_column(column, justify="right")
+    table.add_column("times faster than DeMo: DeMo / Psyche settings", justify="right")
+    models = ["20M"] if args.quick else ["20M", "124M"]
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("optimizer steps", total=len(models) * 6)
+        for model in models:
+            shapes = MODELS[model]()
+            params = make_params(shapes)
+            for k in (8, 32):
+                progress.console.print(f"{model} k={k}: {check_same_picks(shapes, k)}")
+                for contributors in (1, 4, 16):
+                    runners = {
+                        "published": Published(params, k, contributors).step,
+                        "demo": Ours(params, k, contributors, psyche=False).step,
+                        "psyche": Ours(params, k, contributors, psyche=True).step,
+                        "adamw": AdamW(params).step,
+                    }
+                    times = time_in_turns(runners, args.rounds)
+                    del runners
+                    ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
+                    ratio = {
+                        name: statistics.median(p / o for p, o in zip(times["published"], times[name], strict=True))
+                        for name in ("demo", "psyche")
+                    }
+                    results.append({"model": model, "k": k, "contributors": contributors, "ms": ms, "ratio": ratio})
+                    table.add_row(
+                        model,
+                        str(k),
+                        str(contributors),
+                        *(f"{ms[name]:.0f}" for name in ("published", "demo", "psyche", "adamw")),
+                        f"{ratio['demo']:.1f} / {ratio['psyche']:.1f}",
+                    )
+                    progress.advance(task)
+    console.print(table)
+
+    model = models[-1]
+    shapes = MODELS[model]()
+    stages = Table(title=f"Stages of a step, {model}, k=8, Psyche settings, milliseconds")
+    for column in ("stage", "1 contributor", "16 contributors"):
+        stages.add_column(column, justify="left" if column == "stage" else "right")
+    columns = []
+    for contributors in (1, 16):
+        ours = Ours(make_params(shapes), 8, contributors, psyche=True)
+        ours.step()
+        start = time.perf_counter()
+        with stage_clock() as spent:
+            ours.step()
+        whole = time.perf_counter() - start
+        spent["everything else"] = whole - sum(spent.values())
+        columns.append(spent)
+    for stage in sorted(set(columns[0]) | set(columns[1])):
+        stages.add_row(stage, *(f"{1e3 * c.get(stage, 0.0):.0f}" for c in columns))
+    console.print(stages)
+
+    memory = {}
+    for name, psyche in (("DeMo settings", False), ("Psyche settings", True)):
+        memory[name] = peak_temporaries(lambda p=psyche: Ours(make_params(shapes), 8, 1, psyche=p).step)
+    memory["published DeMo"] = peak_temporaries(lambda: Published(make_params(shapes), 8, 1).step)
+    lines = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items())
+    console.print(f"temporaries beyond parameters and state, {model}, k=8: {lines}")
+
+    agreement, error = exactness()
+    console.print(f"100 steps beside a float64 twin: {agreement:.4%} of update signs equal, delta off by {error:.1e}")
+
+    tensors: dict[str, object] = {}
+    if not args.quick:
+        many, one = (
+            Ours(make_params(gpt2_small()), 8, 1, psyche=True),
+            Ours(make_params(one_tensor()), 8, 1, psyche=True),
+        )
+        times = time_in_turns({"many": many.step, "one": one.step}, args.rounds)
+        cost = statistics.median(m / o for m, o in zip(times["many"], times["one"], strict=True))
+        tensors = {"ratio": cost, "tensors": len(gpt2_small())}
+        console.print(f"{len(gpt2_small())} tensors cost {cost:.2f} times one tensor of the same size")
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(
+        json.dumps(
+            {
+                "steps": results,
+                "stages_ms": [{k: 1e3 * v for k, v in c.items()} for c in columns],
+                "temporaries_bytes": memory,
+                "signs_equal": agreement,
+                "delta_error": error,
+                "many_tensors": tensors,
+            },
+            indent=1,
+        )
+    )
+    console.print(f"figures written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

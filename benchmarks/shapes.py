@@ -1,0 +1,41 @@
+"""Parameter shapes of the models the benchmarks use."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["MODELS", "gpt2_small", "llama_20m", "make_params", "one_tensor"]
+
+
+def gpt2_small() -> list[tuple[int, ...]]:
+    """GPT-2 small, 124M: biases included, vocabulary filled up to 50304, input and output embedding tied."""
+    shapes: list[tuple[int, ...]] = [(50304, 768), (1024, 768)]
+    for _ in range(12):
+        shapes += [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
+        shapes += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
+    return [*shapes, (768,), (768,)]
+
+
+def llama_20m() -> list[tuple[int, ...]]:
+    """A Llama of 22.7M: hidden 256, 8 layers, feed-forward 688 (whose tiles are 43 wide under the divisor rule)."""
+    shapes: list[tuple[int, ...]] = [(32000, 256)]
+    for _ in range(8):
+        shapes += [(256, 256)] * 4 + [(688, 256), (688, 256), (256, 688), (256,), (256,)]
+    return [*shapes, (256,), (32000, 256)]
+
+
+def one_tensor() -> list[tuple[int, ...]]:
+    """As many elements as GPT-2 small, in one tensor."""
+    return [(sum(torch.Size(s).numel() for s in gpt2_small()) // 768, 768)]
+
+
+MODELS = {"20M": llama_20m, "124M": gpt2_small}
+
+
+def make_params(shapes: list[tuple[int, ...]], seed: int = 0) -> list[torch.nn.Parameter]:
+    """Gaussian weights of standard deviation 0.02 with Gaussian gradients of 1e-3."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator) * 0.02) for s in shapes]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator) * 1e-3
+    return params

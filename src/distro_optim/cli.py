@@ -1,0 +1,121 @@
+"""The command ``distro-optim``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import ConfigurationError, DistroError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the status of the process: 0, 1 if it failed, 2 if it was asked for wrongly."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except ConfigurationError as error:
+        print(f"distro-optim: {error}", file=sys.stderr)
+        return 2
+    except DistroError as error:
+        print(f"distro-optim: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="distro-optim", description="Train neural networks over the open internet.")
+    parser.add_argument("--version", action="version", version=f"distro-optim {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    serve = commands.add_parser(
+        "serve",
+        help="host a run for clients of ours and of Psyche",
+        description="Hosts a run: a coordinator that clients of ours and of Psyche join over TCP.",
+    )
+    serve.set_defaults(command=_serve)
+    serve.add_argument("--state", type=Path, required=True, metavar="FILE", help="the run, as in Psyche's state.toml")
+    serve.add_argument("--data", type=Path, metavar="FILE", help="serve training data too, as in Psyche's data.toml")
+    serve.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
+    serve.add_argument("--port", type=_port, default=20000, help="TCP port, 0 for any free one (%(default)s)")
+    serve.add_argument("--save-dir", type=Path, metavar="DIR", help="keep the run here, saved after each epoch")
+    serve.add_argument("--resume", action="store_true", help="go on from what is saved in --save-dir")
+    serve.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY|FILE",
+        help="let only these public keys join: a key in hexadecimal, or a file with one a line; may be repeated",
+    )
+    serve.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
+    serve.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")
+    serve.add_argument(
+        "--keep-disconnected",
+        action="store_true",
+        help="leave a client that disconnects in its epoch (else it is withdrawn at once)",
+    )
+    output = serve.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object a line")
+    output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
+
+    validate = commands.add_parser("validate", help="check a state.toml", description="Checks a state.toml.")
+    validate.set_defaults(command=_validate)
+    validate.add_argument("state", type=Path, metavar="FILE")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .coordinator.console import reporter_for
+    from .coordinator.limits import ServerLimits
+    from .coordinator.serve import ServeOptions, serve
+
+    request = ServeOptions(
+        state=options.state,
+        data=options.data,
+        host=options.host,
+        port=options.port,
+        save_dir=options.save_dir,
+        resume=options.resume,
+        allow=options.allow,
+        init_warmup_time=options.init_warmup_time,
+        withdraw_on_disconnect=not options.keep_disconnected,
+        limits=ServerLimits(connections=options.max_connections),
+    )
+    asyncio.run(serve(request, reporter_for(as_json=options.json, plain=options.plain)))
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from .coordinator.store import read_state_file
+    from .coordinator.validation import check_run, model_problems
+
+    state = read_state_file(options.state)
+    check_run(state)
+    for field, advice in model_problems(state.model):
+        print(f"note: model.{field} {advice} for a run in the open")
+    print(f"{options.state}: run {state.run_id!r} is in order")
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""An exchange on ``torch.distributed``: one asynchronous all-gather a step for the whole model, gloo or NCCL.
+
+The ranks of a process group are one's own machines; their messages are decoded with the sizes checked but trusted
+otherwise, as DistributedDataParallel trusts gradients. For strangers there is :mod:`distro_optim.comm.swarm`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..compress import CompressedUpdate, TilePlan
+from ..compress.flat import decode_flat, encode_flat, max_flat_size
+from ..errors import ExchangeError, ProtocolError
+from .exchange import Exchange
+
+__all__ = ["ProcessGroupExchange", "ambient_process_group"]
+
+_LENGTH_SIZE: Final = 8
+DEFAULT_TIMEOUT: Final = timedelta(minutes=5)
+
+
+class ProcessGroupExchange(Exchange):
+    """All ranks of a process group.
+
+    A message is its length and then the update in :mod:`~distro_optim.compress.flat` form, filled up to the size of
+    a complete update, because a collective wants equal sizes. The collective of one step runs in the background until
+    :meth:`collect` needs it: with ``DisTrO(overlap=True)`` that is after the next step's backward pass.
+
+    Args:
+        group: the process group, or None for the default one.
+        timeout: how long :meth:`collect` waits.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+        self._group = group
+        self._timeout = timeout
+        self._plan: TilePlan | None = None
+        self._device = torch.device("cpu")
+        self._in_flight: deque[tuple[dist.Work, Tensor, Tensor, CompressedUpdate]] = deque()
+        self._closed = False
+
+    @property
+    def num_peers(self) -> int:
+        return dist.get_world_size(self._group)
+
+    def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
+        """See :meth:`Exchange.start`. The weights of the group's first rank are everybody's, as under DDP."""
+        self._require_open()
+        if self._in_flight:
+            raise ExchangeError("start() with an update in flight: collect() it first")
+        self._device = _communication_device(self._group, params)
+        mine = torch.frombuffer(bytearray(plan.layout), dtype=torch.uint8).to(self._device)
+        everybody = [torch.empty_like(mine) for _ in range(self.num_peers)]
+        dist.all_gather(everybody, mine, group=self._group)
+        for rank, layout in enumerate(everybody):
+            if not torch.equal(layout, everybody[0]):
+                raise ExchangeError(
+                    f"rank {rank} has other parameters than rank 0 (number, shapes, dtypes, tiling or top-k differ): "
+                    "build the same model and optimizer on every rank"
+                )
+        source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
+        for param in params:
+            data = param.detach().to(self._device).contiguous()
+            dist.broadcast(data, src=source, group=self._group)
+            with torch.no_grad():
+                param.copy_(data)
+        self._plan = plan
+
+    def publish(self, update: CompressedUpdate) -> None:
+        self._require_open()
+        if self._plan is None:
+            raise ExchangeError("start() before publish()")
+        payload = encode_flat(update)
+        capacity = _LENGTH_SIZE + max_flat_size(self._plan, quantized=update.quantized)
+        message = bytearray(len(payload).to_bytes(_LENGTH_SIZE, "little") + payload)
+        message.extend(bytes(capacity - len(message)))
+        mine = torch.frombuffer(message, dtype=torch.uint8).to(self._device)
+        everybody = torch.empty(capacity * self.num_peers, dtype=torch.uint8, device=self._device)
+        work = dist.all_gather_into_tensor(everybody, mine, group=self._group, async_op=True)
+        assert work is not None  # because of async_op
+        self._in_flight.append((work, mine, everybody, update))
+        self.bytes_sent += capacity
+
+    def collect(self) -> list[CompressedUpdate]:
+        self._require_open()
+        if not self._in_flight or self._plan is None:
+            raise ExchangeError("nothing is in flight: publish() before collect()")
+        work, mine, everybody, own = self._in_flight.popleft()
+        try:
+            work.wait(self._timeout)
+        except RuntimeError as error:
+            raise ExchangeError(f"the ranks did not exchange their updates within {self._timeout}: {error}") from error
+        rank = dist.get_rank(self._group)
+        messages = everybody.cpu().view(self.num_peers, mine.numel()).numpy()
+        self.bytes_received += mine.numel() * (self.num_peers - 1)
+        updates = []
+        for peer, message in enumerate(messages):
+            if peer == rank:
+                updates.append(own)
+                continue
+            length = int.from_bytes(message[:_LENGTH_SIZE].tobytes(), "little")
+            try:
+                if length > len(message) - _LENGTH_SIZE:
+                    raise ProtocolError(f"a length of {length} in a message of {len(message)} bytes")
+                data = memoryview(message)[_LENGTH_SIZE : _LENGTH_SIZE + length]
+                updates.append(decode_flat(data, self._plan, check=False))
+            except ProtocolError as error:
+                raise ExchangeError(f"rank {peer} sent no update: {error}") from error
+        return updates
+
+    def close(self) -> None:
+        # A collective that everybody has entered must be left by everybody; its result is not wanted.
+        while self._in_flight:
+            self._in_flight.popleft()
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ExchangeError("the exchange is closed")
+        if not dist.is_initialized():
+            raise ExchangeError("torch.distributed is not initialized, or was shut down: init_process_group() first")
+
+
+def ambient_process_group(
+    group: dist.ProcessGroup | None, *, initialize: bool, params: Sequence[Tensor] = ()
+) -> tuple[dist.ProcessGroup | None, int]:
+    """The process group a script runs in, and its size: ``group``, or the default one, or nobody else (None, 1).
+
+    Args:
+        initialize: under torchrun in a script without ``init_process_group``, call it: NCCL for parameters on a GPU,
+            else gloo.
+    """
+    if not dist.is_available():
+        return None, 1
+    if group is not None:
+        return group, dist.get_world_size(group)
+    if dist.is_initialized():
+        return None, dist.get_world_size()
+    size = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+    if size > 1 and initialize:
+        dist.init_process_group("nccl" if any(p.device.type == "cuda" for p in params) else "gloo")
+    return None, size
+
+
+def _communication_device(group: dist.ProcessGroup | None, params: Sequence[Tensor]) -> torch.device:
+    """NCCL moves what lies on its GPU; gloo what lies on the CPU."""
+    if dist.get_backend(group) == "nccl":
+        for param in params:
+            if param.device.type == "cuda":
+                return param.device
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,298 @@
+"""Byte streams that a server accepts and a client opens, whatever carries them.
+
+:class:`Stream` and :class:`StreamListener` are the seam between a protocol and a transport: TCP and memory are here,
+iroh brings its own. ``tests/stream_contract.py`` says what every implementation promises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Final
+
+from ..errors import ConfigurationError
+
+__all__ = ["CLOSE_SECONDS", "MemoryListener", "Stream", "StreamListener", "TcpListener", "memory_pipe", "open_tcp"]
+
+ACCEPT_BACKLOG: Final = 128
+"""Connections that wait to be taken; chosen to outlast a burst of joiners."""
+
+READ_BYTES: Final = 64 * 1024
+"""Taken from a stream at once if nothing else is said; most states of a run arrive in one piece."""
+
+CLOSE_SECONDS: Final = 1.0
+"""How long a closing stream waits for its peer to read what was written."""
+
+MEMORY_CAPACITY: Final = 64 * 1024
+"""Bytes in flight in one direction of a stream in memory; as much as asyncio buffers for a socket."""
+
+
+class Stream(ABC):
+    """Bytes in both directions, in order, each delivered once or not at all."""
+
+    @property
+    @abstractmethod
+    def peer(self) -> str:
+        """Who is at the other end, for logs and limits: ``host:port``, or what the transport has in its place."""
+
+    @abstractmethod
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
+        """The next bytes, at least one and at most ``max_bytes``; empty when no more will come.
+
+        Raises:
+            ConnectionError: the stream broke.
+        """
+
+    @abstractmethod
+    async def write(self, data: bytes) -> None:
+        """Sends ``data``; returns when there is room for more, so that a slow reader slows its writer down.
+
+        Raises:
+            ConnectionError: the stream broke, or is closed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Ends both directions, within :data:`CLOSE_SECONDS`. What was written still arrives if the peer reads until
+        then. Calling it again does nothing."""
+
+
+class StreamListener(ABC):
+    """Where streams come from."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """What a client needs to connect."""
+
+    @abstractmethod
+    async def accept(self) -> Stream:
+        """The next stream.
+
+        Raises:
+            ConnectionError: the listener is closed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Takes no more streams; those accepted live on. Calling it again does nothing."""
+
+
+# -- TCP -----------------------------------------------------------------------------------------------------------
+
+
+class _TcpStream(Stream):
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        name = writer.get_extra_info("peername")
+        self._peer = _joined(name[0], name[1]) if name else "unknown"
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
+        return await self._reader.read(max_bytes)
+
+    async def write(self, data: bytes) -> None:
+        if self._writer.is_closing():
+            raise ConnectionResetError("the stream is closed")
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._writer.close()
+            # A task of its own: the future inside is shared, and a timeout around it would cancel it for all.
+            self._closing = asyncio.create_task(self._wait_closed())
+        _, late = await asyncio.wait({self._closing}, timeout=CLOSE_SECONDS)
+        if late:
+            self.abort()
+            await asyncio.wait({self._closing})
+
+    async def _wait_closed(self) -> None:
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Drops the connection with all that waits in it."""
+        self._writer.transport.abort()
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class TcpListener(StreamListener):
+    """Accepts TCP connections. Made by :meth:`bind`."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG)
+        self._server: asyncio.Server | None = None
+        self._address = ""
+
+    @classmethod
+    async def bind(cls, host: str, port: int) -> TcpListener:
+        """Listens on ``host``; port 0 takes any free one.
+
+        Raises:
+            ConfigurationError: the address cannot be had.
+        """
+        listener = cls()
+        try:
+            server = await asyncio.start_server(listener._take, host, port, backlog=ACCEPT_BACKLOG)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}", name="port", value=port
+            ) from None
+        listener._server = server
+        listener._address = _joined(host, server.sockets[0].getsockname()[1])
+        return listener
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def accept(self) -> Stream:
+        stream = await self._waiting.get()
+        if stream is None:
+            self._waiting.put_nowait(None)
+            raise ConnectionAbortedError("the listener is closed")
+        return stream
+
+    async def close(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        while not self._waiting.empty():
+            if (stream := self._waiting.get_nowait()) is not None:
+                await stream.close()
+        self._waiting.put_nowait(None)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = _TcpStream(reader, writer)
+        if self._server is None or self._waiting.full():
+            stream.abort()
+        else:
+            self._waiting.put_nowait(stream)
+
+
+async def open_tcp(host: str, port: int) -> Stream:
+    """Connects.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    return _TcpStream(*await asyncio.open_connection(host, port))
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+class _Pipe:
+    """One direction."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.size = 0
+        self.ended = False
+        self.broken = False
+        self.changed = asyncio.Condition()
+
+
+class _MemoryStream(Stream):
+    def __init__(self, incoming: _Pipe, outgoing: _Pipe, peer: str) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._peer = peer
+        self._closed = False
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
+        pipe = self._incoming
+        async with pipe.changed:
+            await pipe.changed.wait_for(lambda: pipe.chunks or pipe.ended or self._closed)
+            if not pipe.chunks or self._closed:
+                return b""
+            chunk = pipe.chunks.popleft()
+            if len(chunk) > max_bytes:
+                pipe.chunks.appendleft(chunk[max_bytes:])
+                chunk = chunk[:max_bytes]
+            pipe.size -= len(chunk)
+            pipe.changed.notify_all()
+            return chunk
+
+    async def write(self, data: bytes) -> None:
+        pipe = self._outgoing
+        async with pipe.changed:
+            if self._closed or pipe.broken:
+                raise ConnectionResetError("the stream is closed")
+            if data:
+                pipe.chunks.append(bytes(data))
+                pipe.size += len(data)
+                pipe.changed.notify_all()
+            await pipe.changed.wait_for(lambda: pipe.size <= MEMORY_CAPACITY or self._closed or pipe.broken)
+            if self._closed or pipe.broken:
+                raise ConnectionResetError("the stream was closed while writing")
+
+    async def close(self) -> None:
+        self._closed = True
+        async with self._outgoing.changed:
+            self._outgoing.ended = True
+            self._outgoing.changed.notify_all()
+        async with self._incoming.changed:
+            self._incoming.broken = True
+            self._incoming.changed.notify_all()
+
+
+def memory_pipe(near: str = "memory:near", far: str = "memory:far") -> tuple[Stream, Stream]:
+    """Two ends of a stream within the process, for tests and for embedding; named as the other end sees them."""
+    there, back = _Pipe(), _Pipe()
+    return _MemoryStream(back, there, far), _MemoryStream(there, back, near)
+
+
+class MemoryListener(StreamListener):
+    """Accepts streams of its own process; :meth:`connect` is the way in."""
+
+    def __init__(self, name: str = "memory") -> None:
+        self._name = name
+        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)
+        self._closed = False
+        self._count = 0
+
+    @property
+    def address(self) -> str:
+        return self._name
+
+    async def connect(self) -> Stream:
+        """A new stream to whoever accepts here.
+
+        Raises:
+            OSError: the listener is closed, or nobody accepts.
+        """
+        if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
+            raise ConnectionRefusedError(f"nobody accepts at {self._name}")
+        self._count += 1
+        near, far = memory_pipe(near=f"{self._name}:{self._count}", far=self._name)
+        self._waiting.put_nowait(far)
+        return near
+
+    async def accept(self) -> Stream:
+        stream = await self._waiting.get()
+        if stream is None:
+            self._waiting.put_nowait(None)
+            raise ConnectionAbortedError("the listener is closed")
+        return stream
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._waiting.put_nowait(None)

@@ -1,0 +1,305 @@
+"""The two halves of a step: gradients to coefficients, and everybody's coefficients to new weights.
+
+Both walk the plan block by block and run every stage of a block before the next block, in three reused scratch
+buffers of a few megabytes. A step therefore needs no temporary of the size of a tensor, and its many small tensors
+cost little more than one large one.
+
+The momentum (``delta``) is kept in weight space, one tensor per parameter: a checkpoint can be read without knowing
+the tiling, and Psyche's lookahead needs its sign there. What is sent leaves it again as ``k`` rank-one updates per
+tile (:meth:`~distro_optim.compress.dct.Transform.add_sparse`) rather than by a dense inverse transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .dct import Transform, make_transform
+from .plan import Batch, Block, Piece, TilePlan
+from .sign import signs_to_values, values_to_signs
+from .topk import contributor_mean, contributor_weights, select_topk
+from .update import CompressedUpdate
+
+__all__ = ["Compressor", "OwnPart"]
+
+# Up to this many coefficients per tile, summing basis functions one by one is faster than a dense inverse transform:
+# measured crossover on 64 x 64 tiles between 32 and 64.
+SPARSE_DECODE_LIMIT: Final = 48
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """What a peer itself sent of one tensor in the round before, unquantised.
+
+    Attributes:
+        index: ``(tiles, k) int32``.
+        value: ``(tiles, k)`` of the compute dtype; all 0 where nothing was sent.
+    """
+
+    index: Tensor
+    value: Tensor
+
+
+class Compressor:
+    """Scratch memory and transforms for one plan."""
+
+    def __init__(self, plan: TilePlan, transform: str) -> None:
+        self.plan = plan
+        self._transforms: list[Transform] = [
+            make_transform(transform, b.h, b.w, b.compute_dtype, b.device) for b in plan.batches
+        ]
+        needed: dict[tuple[torch.device, torch.dtype], int] = {}
+        for b in plan.batches:
+            key = (b.device, b.compute_dtype)
+            size = max(block.tiles for block in b.blocks) * b.tile_size
+            needed[key] = max(needed.get(key, 0), size)
+        self._scratch = {
+            (device, dtype): [torch.empty(size, device=device, dtype=dtype) for _ in range(3)]
+            for (device, dtype), size in needed.items()
+        }
+
+    def _buffers(self, batch: Batch, block: Block) -> list[Tensor]:
+        shape = (block.tiles, batch.h, batch.w)
+        size = block.tiles * batch.tile_size
+        return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype]]
+
+    # ---------------------------------------------------------------- gradients to coefficients
+
+    def extract(
+        self,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        *,
+        lr: Sequence[float],
+        decay: Sequence[float],
+        quantize: bool,
+        own: Sequence[OwnPart] | None = None,
+    ) -> CompressedUpdate:
+        """``delta = decay * delta + lr * grad``, and the largest coefficients of it.
+
+        Inside, tiles hold ``delta / decay``: then one pass reads both ``delta`` and gradient, and the pass that
+        writes ``delta`` back multiplies.
+
+        With ``own``, what was sent in the round before leaves ``delta`` first, and what is sent now replaces it in
+        ``own``. Without, what is sent now leaves ``delta`` at once.
+
+        Args:
+            grads: one per tensor, or None: that tensor keeps its ``delta`` and is absent from the update.
+            deltas: one per tensor, contiguous, of the compute dtype; changed in place.
+            lr: one per parameter group, with any unscaling of the gradients folded in.
+            decay: one per parameter group.
+            quantize: send signs instead of values.
+            own: one per tensor; changed in place.
+        """
+        update = CompressedUpdate.empty(self.plan, quantized=quantize)
+        spoken: list[Tensor] = []
+        dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
+        for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
+            rate, keep = lr[batch.group], decay[batch.group]
+            spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
+            for block in batch.blocks:
+                tiles, coefficients, spare = self._buffers(batch, block)
+                self._load(block, dense, deltas, tiles, rate / keep)
+                if own is not None:
+                    self._remove_own(transform, block, own, tiles, spare)
+                    self._store(block, tiles, dense, deltas, keep, inert=True)
+                index, value = self._select(transform, batch, tiles, coefficients, spare)
+                sent = value * keep
+                if not quantize and batch.value_dtype != batch.compute_dtype:
+                    limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
+                    sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
+                    value = sent / keep
+                if own is None:
+                    transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
+                    self._store(block, tiles, dense, deltas, keep, inert=False)
+                else:
+                    self._keep_own(block, dense, index, sent, own)
+                if quantize:
+                    torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
+                update.index[number][block.start : block.stop].copy_(index)
+                update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
+        present = [grad is not None for grad in grads]
+        if quantize:
+            self._silence(present, spoken)
+        return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+
+    def _silence(self, present: list[bool], spoken: Sequence[Tensor]) -> None:
+        """Marks tensors absent that are zero all over: a sign cannot say 0, and their weights would start to move.
+
+        So it is with gradients of zeros, and with a learning rate that warms up from 0.
+        """
+        for batch, tiles in zip(self.plan.batches, spoken, strict=True):
+            before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
+            for number, (start, stop) in batch.ranges.items():
+                present[number] = present[number] and before[stop] > before[start]
+
+    def _load(
+        self, block: Block, grads: Sequence[Tensor | None], deltas: Sequence[Tensor], tiles: Tensor, lr: float
+    ) -> None:
+        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient."""
+        for piece in block.pieces:
+            if piece.partial:
+                tiles[piece.block_start : piece.block_stop].zero_()
+            grad, delta = grads[piece.param], deltas[piece.param]
+            for region in piece.regions:
+                window = region.of_block(tiles)
+                if grad is None:
+                    window.copy_(region.of_tensor(delta))
+                else:
+                    torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
+
+    def _remove_own(
+        self, transform: Transform, block: Block, own: Sequence[OwnPart], tiles: Tensor, spare: Tensor
+    ) -> None:
+        """Takes what was sent in the round before out of ``tiles``."""
+        index = _rows([own[p.param].index[p.start : p.stop] for p in block.pieces])
+        value = _rows([own[p.param].value[p.start : p.stop] for p in block.pieces])
+        transform.add_sparse(tiles, index.long(), value, alpha=-1.0, beta=1.0)
+        for piece in block.pieces:
+            if piece.partial:
+                _clear_padding(piece, tiles, spare)
+
+    def _select(
+        self, transform: Transform, batch: Batch, tiles: Tensor, coefficients: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        transform.encode(tiles, out=coefficients, scratch=spare)
+        n = tiles.shape[0]
+        return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
+
+    def _store(
+        self,
+        block: Block,
+        tiles: Tensor,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        decay: float,
+        *,
+        inert: bool,
+    ) -> None:
+        """``delta = decay * tiles``. Where there is no gradient: ``delta = tiles`` if ``inert``, or nothing."""
+        for piece in block.pieces:
+            present = grads[piece.param] is not None
+            if not present and not inert:
+                continue
+            for region in piece.regions:
+                window = region.of_tensor(deltas[piece.param])
+                torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
+
+    def _keep_own(
+        self,
+        block: Block,
+        grads: Sequence[Tensor | None],
+        index: Tensor,
+        value: Tensor,
+        own: Sequence[OwnPart],
+    ) -> None:
+        for p in block.pieces:
+            part = own[p.param]
+            if grads[p.param] is None:
+                part.value[p.start : p.stop].zero_()
+            else:
+                part.index[p.start : p.stop].copy_(index[p.block_start : p.block_stop])
+                part.value[p.start : p.stop].copy_(value[p.block_start : p.block_stop])
+
+    # ---------------------------------------------------------------- coefficients to weights
+
+    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+        """``param -= lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
+
+        The result depends on the order of ``updates`` by rounding: all peers must pass the same order.
+
+        Args:
+            updates: of all contributors, on this plan; none leaves the parameters as they are.
+            params: one per tensor.
+            lr: one per parameter group.
+        """
+        if not updates:
+            return
+        dense = [p if p.is_contiguous() else p.contiguous() for p in params]
+        for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
+            for block in batch.blocks:
+                tiles = self._decode_mean(number, batch, block, transform, updates)
+                tiles.sign_()
+                for piece in block.pieces:
+                    for region in piece.regions:
+                        region.of_tensor(dense[piece.param]).add_(region.of_block(tiles), alpha=-lr[batch.group])
+        for param, changed in zip(params, dense, strict=True):
+            if param is not changed:
+                param.copy_(changed)
+
+    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+        """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
+        decoded = [
+            torch.zeros(
+                spec.shape,
+                dtype=torch.float64 if spec.dtype == torch.float64 else torch.float32,
+                device=spec.device,
+            )
+            for spec in self.plan.specs
+        ]
+        for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
+            for block in batch.blocks if updates else ():
+                tiles = self._decode_mean(number, batch, block, transform, updates)
+                for piece in block.pieces:
+                    for region in piece.regions:
+                        region.of_tensor(decoded[piece.param]).copy_(region.of_block(tiles))
+        return decoded
+
+    def _decode_mean(
+        self, number: int, batch: Batch, block: Block, transform: Transform, updates: Sequence[CompressedUpdate]
+    ) -> Tensor:
+        tiles, coefficients, spare = self._buffers(batch, block)
+        n, parts = block.tiles, len(updates)
+        rows = slice(block.start, block.stop)
+        index = _columns([u.index[number][rows] for u in updates]).long()
+        value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
+        weight = _presence(block, batch, updates)
+        flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
+        if parts * batch.k <= SPARSE_DECODE_LIMIT:
+            share = contributor_weights(index, value, weight, scratch=flat, scratch2=flat_spare, parts=parts)
+            transform.add_sparse(tiles, index, share, alpha=1.0, beta=0.0)
+        else:
+            contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
+            transform.decode(coefficients, out=tiles, scratch=spare)
+        return tiles
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=0)
+
+
+def _columns(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Signs and values of all contributors as numbers, side by side."""
+    if any(p.dtype != parts[0].dtype for p in parts):
+        parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]
+    joined = _columns(parts)
+    return signs_to_values(joined, dtype) if joined.dtype == torch.bool else joined.to(dtype)
+
+
+def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -> Tensor | None:
+    """``(tiles, parts * k)`` of 1 and 0, or None if everybody speaks about every tensor of the block."""
+    if all(u.present[p.param] for u in updates for p in block.pieces):
+        return None
+    weight = torch.ones(block.tiles, len(updates), batch.k, dtype=batch.compute_dtype, device=batch.device)
+    for part, update in enumerate(updates):
+        for p in block.pieces:
+            if not update.present[p.param]:
+                weight[p.block_start : p.block_stop, part] = 0
+    return weight.view(block.tiles, -1)
+
+
+def _clear_padding(piece: Piece, tiles: Tensor, spare: Tensor) -> None:
+    """Zeroes what lies beyond the tensor: the error of a round must not live on where there is no weight."""
+    rows = slice(piece.block_start, piece.block_stop)
+    spare[rows].zero_()
+    for region in piece.regions:
+        region.of_block(spare).copy_(region.of_block(tiles))
+    tiles[rows].copy_(spare[rows])

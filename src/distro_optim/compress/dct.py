@@ -1,0 +1,137 @@
+"""Transforms of tiles: the orthonormal DCT, and the identity.
+
+A transform works on a block of tiles, ``(n, h, w)`` contiguous, with every output and temporary given by the caller,
+so that a step reuses a few megabytes that stay in cache. With ``F`` the orthonormal DCT-II of the unit vectors
+(row = input index), a tile ``X`` is encoded as ``F_h^T @ X @ F_w`` and decoded as ``F_h @ C @ F_w^T``
+(PsycheFoundation/psyche ``shared/modeling/src/distro.rs``; bloc97/DeMo ``demo.py``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Final, Literal, get_args
+
+import torch
+import torch_dct
+from torch import Tensor
+
+__all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_basis", "make_transform"]
+
+TransformName = Literal["dct", "identity"]
+TRANSFORMS: Final[tuple[str, ...]] = get_args(TransformName)
+
+
+@lru_cache(maxsize=256)
+def dct_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``F``: orthonormal DCT-II of the unit vectors, ``(size, size)``, row = input index, column = frequency.
+
+    Computed by torch_dct in float32 (float64 for a float64 basis), then cast, as the reference does.
+    """
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        basis: Tensor = torch_dct.dct(torch.eye(size, dtype=exact), norm="ortho")
+    return basis.to(dtype=dtype, device=device).contiguous()
+
+
+@lru_cache(maxsize=256)
+def _dct_rows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``F^T``: row k is the k-th basis function, ``(size, size)`` contiguous."""
+    return dct_basis(size, dtype, device).t().contiguous()
+
+
+class Transform(ABC):
+    """An orthonormal linear map of tiles of one shape, dtype and device."""
+
+    name: str
+
+    def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.h = h
+        self.w = w
+        self.dtype = dtype
+        self.device = device
+
+    @abstractmethod
+    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        """Tiles to coefficients, all ``(n, h, w)``. Overwrites ``out`` and ``scratch``, returns the coefficients."""
+
+    @abstractmethod
+    def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        """Coefficients to tiles, all ``(n, h, w)``. Overwrites ``out`` and ``scratch``, returns the tiles."""
+
+    @abstractmethod
+    def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
+        """``tiles = beta * tiles + alpha * decode(coefficients)`` for coefficients that are nearly all zero.
+
+        Args:
+            tiles: ``(n, h, w)``, changed in place; not read where ``beta`` is 0.
+            index: ``(n, m) int64`` positions in the flattened tile; one that occurs twice counts twice.
+            value: ``(n, m)`` coefficients at these positions.
+        """
+
+
+class DCT(Transform):
+    """The two-dimensional orthonormal DCT-II of each tile; of one dimension where the other is 1."""
+
+    name = "dct"
+
+    def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(h, w, dtype, device)
+        self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
+        self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
+
+    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
+
+    def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        return self._two_products(coefficients, self._fh, self._fw_rows, out, scratch)
+
+    def _two_products(self, x: Tensor, left: Tensor, right: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+        # One tall product for the columns, one batched product for the rows: both run near the GEMM peak, where
+        # an einsum over (rows, h, cols, w) would permute and copy its operands.
+        n = x.shape[0]
+        target = scratch if self.h > 1 else out
+        torch.mm(x.view(n * self.h, self.w), right, out=target.view(n * self.h, self.w))
+        if self.h > 1:
+            torch.bmm(left.expand(n, self.h, self.h), scratch, out=out)
+        return out
+
+    def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
+        n, m = index.shape
+        if self.h > 1:
+            row = torch.div(index, self.w, rounding_mode="floor")
+            column = index - row * self.w
+            left = self._fh_rows.index_select(0, row.view(-1)).view(n, m, self.h)
+            left.mul_(value.unsqueeze(-1))
+        else:
+            column = index
+            left = value.reshape(n, m, 1)
+        right = self._fw_rows.index_select(0, column.reshape(-1)).view(n, m, self.w)
+        torch.baddbmm(tiles, left.transpose(1, 2), right, beta=beta, alpha=alpha, out=tiles)
+
+
+class Identity(Transform):
+    """Coefficients are the elements themselves: plain chunked top-k with error feedback."""
+
+    name = "identity"
+
+    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        return out.copy_(tiles)
+
+    def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
+        return out.copy_(coefficients)
+
+    def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
+        if beta == 0:
+            tiles.zero_()
+        elif beta != 1:
+            tiles.mul_(beta)
+        tiles.view(tiles.shape[0], -1).scatter_add_(1, index, value * alpha)
+
+
+_CLASSES: Final[dict[str, type[Transform]]] = {"dct": DCT, "identity": Identity}
+
+
+def make_transform(name: str, h: int, w: int, dtype: torch.dtype, device: torch.device) -> Transform:
+    """The transform called ``name`` for tiles of ``h`` x ``w``."""
+    return _CLASSES[name](h, w, dtype, device)

@@ -1,0 +1,276 @@
+"""The plan of a model: tiles of the same shape, of all its tensors, in batches that fit in the cache.
+
+Made once. A :class:`Batch` numbers the tiles of its tensors one after the other and cuts the row into
+:class:`Block`\\ s of a few megabytes; a block is processed from gradient to coefficients (or from coefficients to
+weights) before the next one is touched, in scratch memory that is reused. Small tensors share a block, a large one
+has many.
+
+How elements get from a tensor into its tiles and back is precomputed too: a :class:`Piece` is a run of tiles of one
+tensor inside one block, and its :class:`Region`\\ s are strided windows, at most four (the inside, the last column,
+the last row and the corner of a padded grid).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .tiling import TileGrid, Tiling, tile_grid
+
+__all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "make_plan"]
+
+# 128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (sizes of 64 to 256 tiles measured alike),
+# and a GPU wants enough work in one launch.
+BLOCK_ELEMENTS_CPU: Final = 128 * 4096
+BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """What the plan has to know of a tensor.
+
+    Attributes:
+        group: settings it shares with others (index of its parameter group).
+        chunk: longest side of a tile.
+        topk: coefficients kept per tile.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    group: int
+    chunk: int
+    topk: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A window of whole or partial tiles: the same ``size``, once in the tensor and once in the block.
+
+    ``size`` is (matrices, tile rows, tile columns, rows in a tile, columns in a tile).
+    """
+
+    size: tuple[int, ...]
+    tensor_stride: tuple[int, ...]
+    tensor_offset: int
+    block_stride: tuple[int, ...]
+    block_offset: int
+
+    def of_tensor(self, tensor: Tensor) -> Tensor:
+        """The window in a contiguous tensor of the planned shape."""
+        return tensor.as_strided(self.size, self.tensor_stride, tensor.storage_offset() + self.tensor_offset)
+
+    def of_block(self, block: Tensor) -> Tensor:
+        """The window in a contiguous ``(n, h, w)`` block."""
+        return block.as_strided(self.size, self.block_stride, block.storage_offset() + self.block_offset)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tiles ``[start, stop)`` of tensor ``param``, at ``[block_start, block_stop)`` of their block."""
+
+    param: int
+    start: int
+    stop: int
+    block_start: int
+    regions: tuple[Region, ...]
+    partial: bool
+
+    @property
+    def block_stop(self) -> int:
+        return self.block_start + self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tiles ``[start, stop)`` of a batch."""
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def tiles(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All tiles of one shape that share settings, element types and device.
+
+    Attributes:
+        k: coefficients per tile.
+        compute_dtype: of the arithmetic: float64 for float64 tensors, else float32.
+        value_dtype: of a transmitted value: that of the tensors.
+        ranges: tensor -> its tiles ``[start, stop)`` in the batch.
+    """
+
+    group: int
+    h: int
+    w: int
+    k: int
+    compute_dtype: torch.dtype
+    value_dtype: torch.dtype
+    device: torch.device
+    tiles: int
+    ranges: dict[int, tuple[int, int]]
+    blocks: tuple[Block, ...] = field(repr=False)
+
+    @property
+    def tile_size(self) -> int:
+        return self.h * self.w
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """All batches of a model; tensors are numbered in the order in which they were given.
+
+    Attributes:
+        grids: of every tensor, by number.
+        home: tensor -> index of its batch, or None where it has no elements.
+        layout: 32 bytes that are equal on two peers exactly if their plans are.
+    """
+
+    specs: tuple[ParamSpec, ...]
+    grids: tuple[TileGrid, ...]
+    topk: tuple[int, ...]
+    batches: tuple[Batch, ...]
+    home: tuple[int | None, ...]
+    layout: bytes
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def make_plan(specs: Sequence[ParamSpec], tiling: Tiling) -> TilePlan:
+    """Plans the tiles of tensors ``specs`` under ``tiling``."""
+    grids = tuple(tile_grid(s.shape, s.chunk, tiling) for s in specs)
+    topk = tuple(max(1, min(s.topk, g.tile_size)) for s, g in zip(specs, grids, strict=True))
+    members: dict[tuple[object, ...], list[int]] = {}
+    for number, (spec, grid) in enumerate(zip(specs, grids, strict=True)):
+        if grid.tiles:
+            key = (spec.group, grid.h, grid.w, topk[number], spec.dtype, spec.device)
+            members.setdefault(key, []).append(number)
+
+    home: list[int | None] = [None] * len(specs)
+    batches: list[Batch] = []
+    for numbers in members.values():
+        for number in numbers:
+            home[number] = len(batches)
+        batches.append(_make_batch(numbers, specs, grids, topk))
+    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), _layout_hash(specs, grids, topk))
+
+
+def _make_batch(
+    numbers: list[int], specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Sequence[int]
+) -> Batch:
+    spec, grid = specs[numbers[0]], grids[numbers[0]]
+    elements = BLOCK_ELEMENTS_CPU if spec.device.type == "cpu" else BLOCK_ELEMENTS_ACCELERATOR
+    capacity = max(1, elements // grid.tile_size)
+    blocks: list[Block] = []
+    pieces: list[Piece] = []
+    ranges: dict[int, tuple[int, int]] = {}
+    total = block_start = 0
+    for number in numbers:
+        ranges[number] = (total, total + grids[number].tiles)
+        for window in _windows(grids[number], capacity):
+            size = window.tiles
+            if total + size - block_start > capacity:
+                blocks.append(Block(block_start, total, tuple(pieces)))
+                pieces, block_start = [], total
+            pieces.append(window.piece(number, total - block_start))
+            total += size
+    blocks.append(Block(block_start, total, tuple(pieces)))
+    return Batch(
+        group=spec.group,
+        h=grid.h,
+        w=grid.w,
+        k=topk[numbers[0]],
+        compute_dtype=torch.float64 if spec.dtype == torch.float64 else torch.float32,
+        value_dtype=spec.dtype,
+        device=spec.device,
+        tiles=total,
+        ranges=ranges,
+        blocks=tuple(blocks),
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A box of tiles that is a run in row-major order: matrices b0:b1, tile rows y0:y1, tile columns x0:x1."""
+
+    grid: TileGrid
+    b0: int
+    b1: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def tiles(self) -> int:
+        return (self.b1 - self.b0) * (self.y1 - self.y0) * (self.x1 - self.x0)
+
+    def piece(self, param: int, block_start: int) -> Piece:
+        g = self.grid
+        start = (self.b0 * g.rows + self.y0) * g.cols + self.x0
+        regions = tuple(self._regions(block_start))
+        covered = sum(r.size[0] * r.size[1] * r.size[2] * r.size[3] * r.size[4] for r in regions)
+        partial = covered < self.tiles * g.tile_size
+        return Piece(param, start, start + self.tiles, block_start, regions, partial)
+
+    def _regions(self, block_start: int) -> Iterator[Region]:
+        g = self.grid
+        matrices, tile = self.b1 - self.b0, g.tile_size
+        columns = self.x1 - self.x0
+        block_stride = ((self.y1 - self.y0) * columns * tile, columns * tile, tile, g.w, 1)
+        tensor_stride = (g.height * g.width, g.h * g.width, g.w, g.width, 1)
+        for y0, y1, rows in _whole_and_rest(self.y0, self.y1, g.h, g.height):
+            for x0, x1, cols in _whole_and_rest(self.x0, self.x1, g.w, g.width):
+                yield Region(
+                    size=(matrices, y1 - y0, x1 - x0, rows, cols),
+                    tensor_stride=tensor_stride,
+                    tensor_offset=self.b0 * g.height * g.width + y0 * g.h * g.width + x0 * g.w,
+                    block_stride=block_stride,
+                    block_offset=(block_start + (y0 - self.y0) * columns + x0 - self.x0) * tile,
+                )
+
+
+def _whole_and_rest(start: int, stop: int, side: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts tiles ``start:stop`` of a dimension into those that lie inside it and the one that reaches beyond."""
+    whole = min(stop, length // side)
+    if whole > start:
+        yield start, whole, side
+    if stop > max(whole, start):
+        yield max(whole, start), stop, length % side
+
+
+def _windows(grid: TileGrid, capacity: int) -> Iterator[_Window]:
+    """Cuts a grid into boxes of at most ``capacity`` tiles, in tile order."""
+    rows, cols, batch = grid.rows, grid.cols, grid.batch
+    if rows * cols <= capacity:
+        step = capacity // (rows * cols)
+        for b in range(0, batch, step):
+            yield _Window(grid, b, min(b + step, batch), 0, rows, 0, cols)
+    elif cols <= capacity:
+        step = capacity // cols
+        for b in range(batch):
+            for y in range(0, rows, step):
+                yield _Window(grid, b, b + 1, y, min(y + step, rows), 0, cols)
+    else:
+        for b in range(batch):
+            for y in range(rows):
+                for x in range(0, cols, capacity):
+                    yield _Window(grid, b, b + 1, y, y + 1, x, min(x + capacity, cols))
+
+
+def _layout_hash(specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Sequence[int]) -> bytes:
+    digest = hashlib.sha256()
+    for spec, grid, k in zip(specs, grids, topk, strict=True):
+        digest.update(repr((spec.shape, str(spec.dtype), grid.h, grid.w, k)).encode())
+    return digest.digest()

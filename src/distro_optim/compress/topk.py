@@ -1,0 +1,122 @@
+"""Which coefficients are sent, and what several senders' coefficients mean together."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["contributor_mean", "contributor_weights", "select_topk"]
+
+_FAST_PATH: Final = 64
+# Below this a row fits in a few cache lines and the second round costs more than it saves.
+_MIN_SIZE_FOR_GROUPS: Final = 1024
+
+
+def select_topk(coefficients: Tensor, k: int, *, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``k`` coefficients of largest magnitude in each row, in no particular order.
+
+    Args:
+        coefficients: ``(n, size)``.
+        k: between 1 and ``size``.
+        scratch: ``(n, size)``, overwritten.
+
+    Returns:
+        index ``(n, k) int64`` and value ``(n, k)``, signed. Among equal magnitudes the choice is torch's.
+    """
+    torch.abs(coefficients, out=scratch)
+    size = coefficients.shape[-1]
+    width = _group_width(size, k) if coefficients.device.type == "cpu" else 0
+    index = _topk_of_groups(scratch, k, width) if width else torch.topk(scratch, k, dim=-1, sorted=False).indices
+    return index, coefficients.gather(-1, index)
+
+
+def _topk_of_groups(magnitude: Tensor, k: int, width: int) -> Tensor:
+    """The same choice in two rounds: the ``k`` of ``width`` groups with the largest maxima, then among their members.
+
+    None of the ``k`` largest elements can lie in another group: there are ``k`` groups with a maximum as large.
+    A group is a column of the row seen as ``(size / width, width)``, so that its maximum is a vectorised reduction.
+    """
+    n, size = magnitude.shape
+    members = size // width
+    grid = magnitude.view(n, members, width)
+    groups = torch.topk(grid.amax(1), k, dim=-1, sorted=False).indices
+    candidates = grid.gather(2, groups.unsqueeze(1).expand(n, members, k)).view(n, members * k)
+    chosen = torch.topk(candidates, k, dim=-1, sorted=False).indices
+    member = torch.div(chosen, k, rounding_mode="floor")
+    return member * width + groups.gather(1, chosen - member * k)
+
+
+@lru_cache(maxsize=1024)
+def _group_width(size: int, k: int) -> int:
+    """How many groups :func:`_topk_of_groups` should make, or 0 where one round is as fast.
+
+    torch's topk on a CPU takes a fast path while ``64 * k`` is at most the row's length (ATen ``TopKImpl.h``). With
+    that many groups the first round is on it; where they would be nearly as many as elements, a sixteenth does.
+    """
+    if size < _MIN_SIZE_FOR_GROUPS:
+        return 0
+    wanted = _FAST_PATH * k if _FAST_PATH * k <= size // 8 else size // 16
+    for width in range(wanted, size // 4 + 1):
+        if size % width == 0:
+            return width if width >= 2 * k else 0
+    return 0
+
+
+def contributor_mean(
+    index: Tensor, value: Tensor, weight: Tensor | None, *, out: Tensor, scratch: Tensor, parts: int
+) -> Tensor:
+    """Mean over contributors of each coefficient: over those who sent it, not over all.
+
+    The sum and the count are exact for one-bit values, whatever the order of addition.
+
+    Args:
+        index: ``(n, m) int64``, ``m`` = the coefficients of all contributors side by side.
+        value: ``(n, m)``.
+        weight: ``(n, m)`` of 1 (counts) and 0 (absent), or None where all count.
+        out, scratch: ``(n, size)``, overwritten.
+        parts: number of contributors; each brings ``m / parts`` different positions.
+
+    Returns:
+        ``out``: the means, 0 where nobody sent anything.
+    """
+    out.zero_()
+    if parts == 1 and weight is None:
+        return out.scatter_(1, index, value)
+    _sum_and_count(index, value, weight, out, scratch, parts)
+    mean = out.gather(1, index)
+    count = scratch.gather(1, index)
+    # Where all who sent a position are absent the count is 0, and so is the sum: leave the 0.
+    mean.div_(count.clamp_(min=1))
+    return out.scatter_(1, index, mean)
+
+
+def contributor_weights(
+    index: Tensor, value: Tensor, weight: Tensor | None, *, scratch: Tensor, scratch2: Tensor, parts: int
+) -> Tensor:
+    """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`."""
+    if parts == 1:
+        return value if weight is None else value * weight
+    _sum_and_count(index, value, weight, scratch.zero_(), scratch2, parts)
+    count = scratch2.gather(1, index).clamp_(min=1)
+    # A position named by c contributors occurs c times below: each occurrence carries 1/c of the mean. An absent
+    # one carries nothing, so the others' share must not be cut by it.
+    share = scratch.gather(1, index).div_(count).div_(count)
+    return share if weight is None else share.mul_(weight)
+
+
+def _sum_and_count(
+    index: Tensor, value: Tensor, weight: Tensor | None, total: Tensor, count: Tensor, parts: int
+) -> None:
+    counted = torch.ones_like(value) if weight is None else weight
+    weighted = value if weight is None else value * weight
+    count.zero_().scatter_add_(1, index, counted)
+    if index.device.type == "cpu":
+        total.scatter_add_(1, index, weighted)
+        return
+    # Atomic adds on an accelerator come in any order. One contributor at a time there are no two adds to one
+    # position, so that every peer gets the same bits.
+    for i, v in zip(index.chunk(parts, 1), weighted.chunk(parts, 1), strict=True):
+        total.scatter_add_(1, i, v)

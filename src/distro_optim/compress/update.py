@@ -1,0 +1,182 @@
+"""What one peer says in one round: for every tensor, the chosen coefficients of each of its tiles.
+
+Inside a process the coefficients of all tensors lie in a few arrays, one pair for each batch of the plan, because a
+handful of large operations is faster than one per tensor. :meth:`CompressedUpdate.tensors` shows them tensor by
+tensor, as they travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..errors import ProtocolError
+from .plan import TilePlan
+
+__all__ = ["CompressedTensor", "CompressedUpdate"]
+
+_INDEX_DTYPES: Final = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class CompressedTensor:
+    """The chosen coefficients of one tensor.
+
+    Attributes:
+        index: ``(*shape[:-2], k)`` of an integer type, for a vector ``(tiles, k)``: positions in the flattened tile.
+        value: same shape: bool (True is negative) or the tensor's float type.
+        shape: of the encoded tensor, Psyche's ``xshape``: ``(..., rows, cols, h, w)`` or ``(tiles, w)``.
+        totalk: elements in a tile; every index lies below it.
+
+    A tensor about which the peer says nothing (no gradient, or one that was not finite) has ``k = 0``.
+    """
+
+    index: Tensor
+    value: Tensor
+    shape: tuple[int, ...]
+    totalk: int
+
+
+@dataclass(frozen=True)
+class CompressedUpdate:
+    """One peer's contribution to one step.
+
+    Attributes:
+        plan: how the tensors are tiled.
+        index: one ``(tiles, k) int32`` for each batch of the plan.
+        value: one ``(tiles, k)`` for each batch: bool (True is negative), or the batch's ``value_dtype``.
+        present: for each tensor, whether the peer says anything about it. Rows of an absent tensor mean nothing.
+    """
+
+    plan: TilePlan
+    index: tuple[Tensor, ...]
+    value: tuple[Tensor, ...]
+    present: tuple[bool, ...]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether values are single bits."""
+        return any(v.dtype == torch.bool for v in self.value)
+
+    @classmethod
+    def empty(cls, plan: TilePlan, *, quantized: bool) -> CompressedUpdate:
+        """A contribution that says nothing: what a peer sends that takes part without a gradient."""
+        return cls(
+            plan,
+            tuple(torch.zeros(b.tiles, b.k, dtype=torch.int32, device=b.device) for b in plan.batches),
+            tuple(
+                torch.zeros(b.tiles, b.k, dtype=torch.bool if quantized else b.value_dtype, device=b.device)
+                for b in plan.batches
+            ),
+            (False,) * len(plan),
+        )
+
+    def tensors(self) -> list[CompressedTensor]:
+        """Tensor by tensor, in the plan's order; views wherever possible."""
+        entries = []
+        for number, (grid, home) in enumerate(zip(self.plan.grids, self.plan.home, strict=True)):
+            shape = grid.coded_shape
+            rows = _rows(shape)
+            if home is None or not self.present[number]:
+                dtype = self._value_dtype(number)
+                index = torch.zeros(*rows, 0, dtype=torch.int32)
+                value = torch.zeros(*rows, 0, dtype=dtype)
+            else:
+                start, stop = self.plan.batches[home].ranges[number]
+                index = self.index[home][start:stop].view(*rows, -1)
+                value = self.value[home][start:stop].view(*rows, -1)
+            entries.append(CompressedTensor(index, value, shape, grid.tile_size))
+        return entries
+
+    def _value_dtype(self, number: int) -> torch.dtype:
+        return torch.bool if self.quantized else self.plan.specs[number].dtype
+
+    @classmethod
+    def from_tensors(cls, plan: TilePlan, tensors: Sequence[CompressedTensor]) -> CompressedUpdate:
+        """The inverse of :meth:`tensors`. Nothing a peer says is taken on trust.
+
+        Raises:
+            ProtocolError: number of tensors, a shape, the number of coefficients, a type or an index does not fit
+                the plan, or a position is named twice in one tile, or a value is not finite.
+        """
+        if len(tensors) != len(plan):
+            raise ProtocolError(f"the update has {len(tensors)} tensors, the model has {len(plan)}")
+        present = tuple(_check_entry(plan, n, t) for n, t in enumerate(tensors))
+        kinds = {t.value.dtype == torch.bool for n, t in enumerate(tensors) if present[n]}
+        if len(kinds) > 1:
+            raise ProtocolError("the update mixes signs and values")
+        # Where nobody is present, the dtype of what is not there still tells the one kind from the other.
+        quantized = kinds == {True} if kinds else any(t.value.dtype == torch.bool for t in tensors)
+        update = cls.empty(plan, quantized=quantized)
+        for n, entry in enumerate(tensors):
+            home = plan.home[n]
+            if not present[n] or home is None:
+                continue
+            start, stop = plan.batches[home].ranges[n]
+            k = plan.topk[n]
+            update.index[home][start:stop].copy_(entry.index.reshape(-1, k))
+            update.value[home][start:stop].copy_(entry.value.reshape(-1, k))
+        update = cls(plan, update.index, update.value, present)
+        update.check()
+        return update
+
+    def check(self) -> None:
+        """Raises ProtocolError unless every index lies in its tile, none twice, and every value is finite."""
+        for batch, index, value in zip(self.plan.batches, self.index, self.value, strict=True):
+            ranges = [r for n, r in batch.ranges.items() if self.present[n]]
+            for start, stop in _merge(ranges):
+                rows = index[start:stop]
+                if not rows.numel():
+                    continue
+                ordered = rows.sort(dim=1).values
+                if int(ordered[:, 0].min()) < 0 or int(ordered[:, -1].max()) >= batch.tile_size:
+                    raise ProtocolError(f"an index lies outside its tile of {batch.tile_size} elements")
+                if batch.k > 1 and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+                    raise ProtocolError("a position is named twice in one tile")
+                if value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
+                    raise ProtocolError("a value is not finite")
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What is left of an encoded shape without the tile, which has one dimension in a vector and else two."""
+    return shape[:-1] if len(shape) == 2 else shape[:-2]
+
+
+def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
+    """Whether tensor ``number`` is present; ProtocolError if its entry cannot belong to it."""
+    grid, k = plan.grids[number], plan.topk[number]
+    where = f"tensors[{number}]"
+    if tuple(entry.shape) != grid.coded_shape or entry.totalk != grid.tile_size:
+        raise ProtocolError(
+            f"encoded shape {tuple(entry.shape)} with {entry.totalk} a tile, expected {grid.coded_shape}", field=where
+        )
+    if entry.index.shape != entry.value.shape:
+        raise ProtocolError(f"{tuple(entry.index.shape)} indices, {tuple(entry.value.shape)} values", field=where)
+    if entry.index.numel() == 0:
+        return False
+    if tuple(entry.index.shape) != (*_rows(grid.coded_shape), k):
+        raise ProtocolError(f"{tuple(entry.index.shape)} indices for {grid.tiles} tiles of {k}", field=where)
+    if entry.index.dtype not in _INDEX_DTYPES:
+        raise ProtocolError(f"indices are {entry.index.dtype}", field=where)
+    # An int64 index that wraps in int32 could look legal.
+    low, high = int(entry.index.min()), int(entry.index.max())
+    if low < 0 or high >= grid.tile_size:
+        raise ProtocolError(f"indices from {low} to {high}, a tile has {grid.tile_size} elements", field=where)
+    if entry.value.dtype not in (torch.bool, plan.specs[number].dtype):
+        raise ProtocolError(f"values are {entry.value.dtype}, the tensor {plan.specs[number].dtype}", field=where)
+    return True
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Joins neighbouring ``[start, stop)`` ranges."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged

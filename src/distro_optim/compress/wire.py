@@ -1,0 +1,424 @@
+"""A contribution as bytes, in Psyche's form: what lies in a blob, and what its sender has committed to.
+
+Format: serde's postcard of these structures (PsycheFoundation/psyche ``shared/network/src/serialized_distro.rs``,
+``serializable_tensor.rs``, ``serializable_kind.rs``; index widths: ``shared/modeling/src/distro.rs``).
+
+=============================  =====================================================================================
+``SerializableTensor``         ``dims`` varint count, zigzag varints; ``kind`` u8; ``requires_grad`` bool; ``data``:
+                               variant 0 (elements, row-major, little endian) or 1 (bool, packed 8 to a byte), then a
+                               varint length and the bytes
+``SerializedDistroResult``     ``sparse_idx``, ``sparse_val``: tensors; ``xshape`` varint count, u16 varints;
+                               ``totalk`` u32 varint
+``TransmittableDistroResult``  ``step``, ``trainer_nonce`` u32 varints; ``batch_id`` two u64 varints, both inclusive;
+                               varint count of results, one per parameter, in the order of the parameters' names
+``TransmittableDownload``      varint 0, then a ``TransmittableDistroResult``; variants 1 and 2 share a model
+=============================  =====================================================================================
+
+Indices below ``totalk`` take as many bytes as it needs (1, 2, 4 or 8); those of 2 and 4 travel as a uint8 tensor
+whose last dimension is 2 or 4 times as long. A tensor about which the sender says nothing has ``k = 0``: both last
+dimensions are 0 and there is no data.
+
+Reading is in two steps. The decoders make views of the input and compare every length with what is there: beside the
+views, they allocate at most :data:`ENTRY_OVERHEAD` bytes per result, and never for more than ``max_results``. So a
+commitment is checked on the very bytes that came, before a tensor is made of them.
+:meth:`SerializedDistroResult.to_tensor` then allocates at most :data:`EXPANSION` bytes per byte of data. We accept
+what Psyche's reader accepts (bytes after the end, set bits in the padding of packed signs), so that one odd message
+does not split a run, and refuse where it would read out of bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..buffer import Reader, Writer
+from ..errors import ConfigurationError, LimitExceededError, ProtocolError
+from .plan import TilePlan
+from .sign import pack_signs, unpack_signs
+from .update import CompressedTensor, CompressedUpdate
+
+__all__ = [
+    "DEFAULT_MAX_RESULTS",
+    "ENTRY_OVERHEAD",
+    "EXPANSION",
+    "SerializableTensor",
+    "SerializedDistroResult",
+    "TransmittableDistroResult",
+    "decode_distro_result",
+    "decode_download",
+    "decode_tensor",
+    "decode_transmittable",
+    "encode_distro_result",
+    "encode_download",
+    "encode_tensor",
+    "encode_transmittable",
+    "narrow_index",
+    "widen_index",
+]
+
+Bytes = bytes | bytearray | memoryview
+
+# torch's ScalarType numbers, for the element types that occur in a result.
+_KIND_UINT8: Final = 0
+_KIND_INT64: Final = 4
+_KIND_BOOL: Final = 11
+_VALUE_KINDS: Final[dict[torch.dtype, int]] = {
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bool: _KIND_BOOL,
+    torch.bfloat16: 15,
+}
+_VALUE_DTYPES: Final = {kind: dtype for dtype, kind in _VALUE_KINDS.items()}
+_ITEM_SIZES: Final = {_KIND_UINT8: 1, _KIND_INT64: 8} | {kind: d.itemsize for d, kind in _VALUE_KINDS.items()}
+
+_FULL: Final = 0  # variants of a tensor's data
+_ONE_BIT: Final = 1
+_DOWNLOAD_DISTRO_RESULT: Final = 0  # variant of TransmittableDownload
+
+_MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
+# Chosen arbitrarily, above any model's: an encoded 5-D convolution has 7 dimensions.
+_MAX_DIMS: Final = 32
+# Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor.
+_MAX_ELEMENTS: Final = 1 << 48
+# Smallest result: two tensors of two dimensions without data (7 bytes each), xshape of two, totalk.
+_MIN_RESULT_SIZE: Final = 18
+
+DEFAULT_MAX_RESULTS: Final = 1 << 16
+"""Parameters of the largest model that is decoded unless the caller knows better. Chosen arbitrarily."""
+ENTRY_OVERHEAD: Final = 2048
+"""Bytes of Python objects per decoded result, generously."""
+EXPANSION: Final = 8
+"""Bytes allocated per byte of data by ``to_tensor``: a packed sign becomes a byte; an index of 2 or 4 bytes doubles."""
+
+
+@dataclass(frozen=True, slots=True)
+class SerializableTensor:
+    """A tensor as it travels.
+
+    Attributes:
+        dims: shape.
+        kind: element type, a torch ScalarType number: 0 uint8, 4 int64, 5 float16, 6 float32, 7 float64, 11 bool,
+            15 bfloat16.
+        data: elements in row-major order, little endian; of bools one bit each.
+    """
+
+    dims: tuple[int, ...]
+    kind: int
+    data: Bytes
+    requires_grad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SerializedDistroResult:
+    """One parameter's coefficients as they travel; see :class:`~distro_optim.compress.update.CompressedTensor`."""
+
+    sparse_idx: SerializableTensor
+    sparse_val: SerializableTensor
+    xshape: tuple[int, ...]
+    totalk: int
+
+    @classmethod
+    def from_tensor(cls, entry: CompressedTensor) -> SerializedDistroResult:
+        """``entry`` with its indices narrowed and its signs packed.
+
+        Raises:
+            ConfigurationError: the wire cannot hold it.
+        """
+        if max(entry.shape, default=0) > _MAX_SIDE:
+            raise ConfigurationError(
+                f"an encoded tensor of shape {entry.shape} does not fit the wire, which holds up to {_MAX_SIDE} tiles "
+                "in a row: choose a larger compression_chunk, or tiling='padded'",
+                name="compression_chunk",
+                value=entry.shape,
+            )
+        kind = _VALUE_KINDS.get(entry.value.dtype)
+        if kind is None:
+            raise ConfigurationError(f"values of {entry.value.dtype} have no place on the wire", name="value")
+        if entry.value.dtype == torch.bool:
+            data = pack_signs(entry.value)
+        else:
+            data = entry.value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        narrow = narrow_index(entry.index, entry.totalk)
+        return cls(
+            SerializableTensor(
+                tuple(narrow.shape),
+                _KIND_INT64 if narrow.dtype == torch.int64 else _KIND_UINT8,
+                narrow.numpy().tobytes(),
+            ),
+            SerializableTensor(tuple(entry.value.shape), kind, data),
+            tuple(entry.shape),
+            entry.totalk,
+        )
+
+    def to_tensor(self) -> CompressedTensor:
+        """The inverse of :meth:`from_tensor`, in memory of its own; indices are uint8, int32 or int64.
+
+        Raises:
+            ProtocolError: an index lies outside its tile. (Shapes were checked when this was decoded.)
+        """
+        size = 8 if self.sparse_idx.kind == _KIND_INT64 else 1
+        raw = torch.from_numpy(np.frombuffer(self.sparse_idx.data, dtype="<i8" if size == 8 else "u1").copy())
+        index = widen_index(raw.view(self.sparse_idx.dims), self.totalk)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.totalk:
+            raise ProtocolError(
+                f"indices from {int(index.min())} to {int(index.max())}, a tile has {self.totalk} elements"
+            )
+        dims, data = self.sparse_val.dims, self.sparse_val.data
+        if self.sparse_val.kind == _KIND_BOOL:
+            value = unpack_signs(memoryview(data), math.prod(dims)).view(dims)
+        else:
+            dtype = _VALUE_DTYPES[self.sparse_val.kind]
+            value = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            value = value.view(dims)
+        return CompressedTensor(index, value, self.xshape, self.totalk)
+
+
+@dataclass(frozen=True, slots=True)
+class TransmittableDistroResult:
+    """What one peer says in one round.
+
+    Attributes:
+        step: the coordinator's step.
+        trainer_nonce: how often the sender has trained before, since it started.
+        batch_id: first and last data index of the interval it trained on, both inclusive.
+        distro_results: one per parameter, in the order of the parameters' names.
+    """
+
+    step: int
+    trainer_nonce: int
+    batch_id: tuple[int, int]
+    distro_results: tuple[SerializedDistroResult, ...]
+
+    @classmethod
+    def from_update(
+        cls, update: CompressedUpdate, *, step: int, trainer_nonce: int, batch_id: tuple[int, int]
+    ) -> TransmittableDistroResult:
+        """``update`` as it travels.
+
+        Raises:
+            ConfigurationError: the wire cannot hold it.
+        """
+        return cls(step, trainer_nonce, batch_id, tuple(map(SerializedDistroResult.from_tensor, update.tensors())))
+
+    def to_update(self, plan: TilePlan) -> CompressedUpdate:
+        """The update it holds, on the receiver's own plan.
+
+        Raises:
+            ProtocolError: it does not fit the plan, or names a position twice, or has a value that is not finite.
+        """
+        if len(self.distro_results) != len(plan):
+            raise ProtocolError(f"the update has {len(self.distro_results)} tensors, the model has {len(plan)}")
+        return CompressedUpdate.from_tensors(plan, [r.to_tensor() for r in self.distro_results])
+
+    def committed_segments(self) -> Iterator[tuple[Bytes, Bytes]]:
+        """The bytes that a commitment covers, per result: of the indices, and of the values (packed if bits).
+
+        The commitment is the SHA-256 of step (4 bytes), first and last data index (8 each), all big endian, and these
+        in order. Shapes, ``totalk`` and the nonce are not covered.
+        """
+        for result in self.distro_results:
+            yield result.sparse_idx.data, result.sparse_val.data
+
+
+# -------------------------------------------------------------------- index widths
+
+
+def _index_width(totalk: int) -> int:
+    """Bytes of an index below ``totalk``."""
+    return 1 if totalk <= 1 << 8 else 2 if totalk <= 1 << 16 else 4 if totalk <= 1 << 32 else 8
+
+
+def narrow_index(index: Tensor, totalk: int) -> Tensor:
+    """``(..., k)`` of any integer type to uint8 ``(..., k * width)`` on the CPU; int64 stays where 4 bytes are few.
+
+    The indices must lie in ``[0, totalk)``.
+    """
+    width = _index_width(totalk)
+    if width == 8:
+        return index.detach().cpu().to(torch.int64)
+    narrow = index.detach().cpu().numpy().astype(f"<u{width}", order="C")
+    return torch.from_numpy(narrow.reshape(-1).view("u1").reshape(*index.shape[:-1], index.shape[-1] * width))
+
+
+def widen_index(data: Tensor, totalk: int) -> Tensor:
+    """The inverse of :func:`narrow_index`: uint8 or int64 as it is, 2 bytes to int32, 4 bytes to int64."""
+    width = _index_width(totalk)
+    if width in (1, 8):
+        return data
+    wide = data.contiguous().numpy().reshape(-1).view(f"<u{width}").astype(np.int32 if width == 2 else np.int64)
+    return torch.from_numpy(wide.reshape(*data.shape[:-1], data.shape[-1] // width))
+
+
+# -------------------------------------------------------------------- tensors
+
+
+def encode_tensor(writer: Writer, tensor: SerializableTensor) -> None:
+    """Appends ``SerializableTensor``."""
+    writer.push_varint(len(tensor.dims))
+    for dim in tensor.dims:
+        writer.push_zigzag(dim)
+    writer.push_u8(tensor.kind)
+    writer.push_bool(tensor.requires_grad)
+    writer.push_varint(_ONE_BIT if tensor.kind == _KIND_BOOL else _FULL)
+    writer.push_blob(tensor.data)
+
+
+def decode_tensor(reader: Reader) -> SerializableTensor:
+    """Takes a ``SerializableTensor``; its data is a view of the input and has the length that its shape asks for.
+
+    Raises:
+        ProtocolError: the bytes are none, or of an element type that does not occur in results.
+    """
+    dims = []
+    for _ in range(reader.pull_length(limit=_MAX_DIMS)):
+        dim = reader.pull_zigzag()
+        if dim < 0:
+            raise ProtocolError(f"a dimension of {dim}", offset=reader.pos)
+        dims.append(dim)
+    kind = reader.pull_u8()
+    if kind not in _ITEM_SIZES:
+        raise ProtocolError(f"tensors of kind {kind} do not occur in results", offset=reader.pos - 1)
+    requires_grad = reader.pull_bool()
+    variant = reader.pull_varint(32)
+    if variant != (_ONE_BIT if kind == _KIND_BOOL else _FULL):
+        raise ProtocolError(f"data of variant {variant} in a tensor of kind {kind}", offset=reader.pos)
+    data = reader.pull_blob()
+    count = math.prod(dims)
+    size = -(-count // 8) if variant == _ONE_BIT else count * _ITEM_SIZES[kind]
+    if size != len(data):
+        raise ProtocolError(f"{len(data)} bytes of data for shape {tuple(dims)} of kind {kind}", offset=reader.pos)
+    return SerializableTensor(tuple(dims), kind, data, requires_grad)
+
+
+# -------------------------------------------------------------------- results
+
+
+def encode_distro_result(writer: Writer, result: SerializedDistroResult) -> None:
+    """Appends ``SerializedDistroResult``."""
+    encode_tensor(writer, result.sparse_idx)
+    encode_tensor(writer, result.sparse_val)
+    writer.push_varint(len(result.xshape))
+    for side in result.xshape:
+        writer.push_varint(side)
+    writer.push_varint(result.totalk)
+
+
+def decode_distro_result(reader: Reader) -> SerializedDistroResult:
+    """Takes a ``SerializedDistroResult`` whose shapes agree with each other.
+
+    Raises:
+        ProtocolError: the bytes are none, or no tensor could be encoded like that.
+    """
+    start = reader.pos
+    index, value = decode_tensor(reader), decode_tensor(reader)
+    xshape = tuple(reader.pull_varint(16) for _ in range(reader.pull_length(limit=_MAX_DIMS)))
+    totalk = reader.pull_varint(32)
+    if len(xshape) < 2 or len(xshape) == 3:
+        raise ProtocolError(f"an encoded tensor has 2 dimensions, or 4 and more, not {len(xshape)}", offset=start)
+    if math.prod(side or 1 for side in xshape) > _MAX_ELEMENTS:
+        raise LimitExceededError(f"an encoded tensor of shape {xshape}", offset=start)
+    inner = 1 if len(xshape) == 2 else 2
+    rows, tile = xshape[:-inner], math.prod(xshape[-inner:])
+    if tile != totalk:
+        raise ProtocolError(f"{totalk} elements a tile, but shape {xshape}", offset=start)
+    width = _index_width(totalk)
+    if index.kind != (_KIND_INT64 if width == 8 else _KIND_UINT8):
+        raise ProtocolError(f"indices of kind {index.kind} for {totalk} elements a tile", offset=start)
+    if value.kind not in _VALUE_DTYPES:
+        raise ProtocolError(f"values of kind {value.kind}", offset=start)
+    k = value.dims[-1] if value.dims else 0
+    if value.dims != (*rows, k) or k > totalk:
+        raise ProtocolError(f"values of shape {value.dims} in an encoded tensor of shape {xshape}", offset=start)
+    if index.dims != (*rows, k if width == 8 else k * width):
+        raise ProtocolError(f"indices of shape {index.dims} for values of shape {value.dims}", offset=start)
+    return SerializedDistroResult(index, value, xshape, totalk)
+
+
+def encode_transmittable(result: TransmittableDistroResult) -> bytes:
+    """``TransmittableDistroResult`` as bytes.
+
+    Raises:
+        ConfigurationError: a number does not fit its field.
+    """
+    writer = Writer()
+    _push_transmittable(writer, result)
+    return writer.finish()
+
+
+def decode_transmittable(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS) -> TransmittableDistroResult:
+    """The inverse of :func:`encode_transmittable`; tensors are views of ``data``.
+
+    Args:
+        max_results: parameters of the receiver's model.
+
+    Raises:
+        ProtocolError: the bytes are none.
+    """
+    return _pull_transmittable(Reader(data), max_results)
+
+
+def encode_download(result: TransmittableDistroResult) -> bytes:
+    """What a blob holds: ``TransmittableDownload`` with a result in it.
+
+    Raises:
+        ConfigurationError: a number does not fit its field.
+    """
+    writer = Writer()
+    writer.push_varint(_DOWNLOAD_DISTRO_RESULT)
+    _push_transmittable(writer, result)
+    return writer.finish()
+
+
+def decode_download(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS) -> TransmittableDistroResult:
+    """The inverse of :func:`encode_download`; tensors are views of ``data``.
+
+    Args:
+        max_results: parameters of the receiver's model.
+
+    Raises:
+        ProtocolError: the bytes are none, or they hold something else than a result.
+    """
+    reader = Reader(data)
+    if (variant := reader.pull_varint(32)) != _DOWNLOAD_DISTRO_RESULT:
+        raise ProtocolError(f"a download of variant {variant}, a result is variant {_DOWNLOAD_DISTRO_RESULT}", offset=0)
+    return _pull_transmittable(reader, max_results)
+
+
+def _push_transmittable(writer: Writer, result: TransmittableDistroResult) -> None:
+    start, end = result.batch_id
+    for name, value, bits in (
+        ("step", result.step, 32),
+        ("trainer_nonce", result.trainer_nonce, 32),
+        ("batch_id", start, 64),
+        ("batch_id", end, 64),
+    ):
+        if not 0 <= value < 1 << bits:
+            raise ConfigurationError(f"{name}={value}: give an unsigned number of {bits} bits", name=name, value=value)
+        writer.push_varint(value)
+    if start > end:
+        raise ConfigurationError(f"batch_id={result.batch_id}: the first comes before the last", name="batch_id")
+    writer.push_varint(len(result.distro_results))
+    for entry in result.distro_results:
+        encode_distro_result(writer, entry)
+
+
+def _pull_transmittable(reader: Reader, max_results: int) -> TransmittableDistroResult:
+    step, nonce = reader.pull_varint(32), reader.pull_varint(32)
+    batch = reader.pull_varint(64), reader.pull_varint(64)
+    if batch[0] > batch[1]:
+        raise ProtocolError(f"a batch from {batch[0]} to {batch[1]}", field="batch_id", offset=reader.pos)
+    results = []
+    for number in range(reader.pull_length(item_size=_MIN_RESULT_SIZE, limit=max_results)):
+        try:
+            results.append(decode_distro_result(reader))
+        except ProtocolError as error:
+            error.field = f"distro_results[{number}]"
+            raise
+    return TransmittableDistroResult(step, nonce, batch, tuple(results))

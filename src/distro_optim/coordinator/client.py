@@ -1,0 +1,465 @@
+"""A client's side of a coordinator: one interface, whatever lies between.
+
+:class:`CoordinatorClient` is that interface. :class:`RemoteCoordinator` speaks Psyche's TCP protocol over any stream of
+bytes; :mod:`.embedded` needs no network. Both pass the same suite, :mod:`distro_optim.testing.coordinator`.
+
+A coordinator answers nothing. It sends its whole state, again and again, and whoever wants to know whether a message
+was taken looks there. So messages here return as soon as they are on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
+from ..comm.streams import Stream, open_tcp
+from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError, ProtocolError
+from .messages import (
+    CLIENT_TO_SERVER,
+    SERVER_TO_CLIENT,
+    CheckpointMessage,
+    ClientToServerMessage,
+    CoordinatorMessage,
+    HealthCheckMessage,
+    Join,
+    WarmupStep,
+    WitnessMessage,
+    WitnessStep,
+)
+from .model import Checkpoint
+from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
+
+__all__ = ["Backoff", "Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
+
+Connector = Callable[[], Awaitable[Stream]]
+"""Opens a new stream to the same coordinator each time; raises OSError or ExchangeError if it cannot."""
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREAD_STATES: Final = 64
+"""States kept for a reader that is busy; a state tells all that matters of four rounds, so older ones may go."""
+
+READ_BYTES: Final = 64 * 1024
+"""Taken from the stream at once; chosen so that most states come in one piece."""
+
+STATES_TO_JOIN: Final = 2
+"""States to wait for after asking to join. A server sends one as soon as our key is proved, and closes the connection
+if it does not want us; the next one, at its next tick, tells that it has read what we asked and does."""
+
+MAX_UNSENT: Final = 64
+"""Messages kept while there is no link. A round needs three."""
+
+
+class CoordinatorClient(ABC):
+    """One participant's link to the coordinator of a run.
+
+    ``join`` comes first and once, ``close`` last; the rest may be called in between from one task or several.
+    """
+
+    run_id: str
+    identity: NodeIdentity
+
+    @property
+    @abstractmethod
+    def state(self) -> Coordinator | None:
+        """The newest state; None before :meth:`join`."""
+
+    @abstractmethod
+    async def join(self) -> Coordinator:
+        """Asks to be in every epoch from now on, and returns the state of the run at that time.
+
+        Raises:
+            JoinRefusedError: the coordinator hosts another run, or does not want us.
+            CoordinatorLinkError: it could not be reached or did not answer in time.
+            ProtocolError: what answers is no coordinator.
+        """
+
+    @abstractmethod
+    def states(self) -> AsyncIterator[Coordinator]:
+        """Every new state, from that of :meth:`join` on; equal ones in a row come once. Ends at :meth:`close`.
+
+        A reader that falls far behind misses the oldest. There is one such stream: two readers share it.
+
+        Raises:
+            JoinRefusedError, CoordinatorLinkError: the link is gone for good.
+        """
+
+    @abstractmethod
+    async def send(self, message: ClientToServerMessage) -> None:
+        """Sends a message, or keeps it until there is a link again.
+
+        Raises:
+            CoordinatorLinkError: not joined, or closed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leaves the run. May be called twice."""
+
+    async def witness(self, report: Witness, metadata: WitnessMetadata) -> None:
+        """Reports on a round, as an elected witness."""
+        await self.send(WitnessMessage(WitnessStep(report, metadata)))
+
+    async def warmup_witness(self, report: Witness) -> None:
+        """Says that we and our peers are ready for training."""
+        await self.send(WitnessMessage(WarmupStep(report)))
+
+    async def health_check(self, checks: Sequence[tuple[NodeIdentity, CommitteeProof]]) -> None:
+        """Names clients that did no work."""
+        await self.send(HealthCheckMessage(tuple(checks)))
+
+    async def checkpoint(self, uploaded: Checkpoint) -> None:
+        """Says where we have uploaded the model."""
+        await self.send(CheckpointMessage(uploaded))
+
+    async def __aenter__(self) -> CoordinatorClient:
+        await self.join()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class StateFeed:
+    """What :meth:`CoordinatorClient.states` reads from: states go in, each reader takes the next."""
+
+    def __init__(self) -> None:
+        self.latest: Coordinator | None = None
+        self._unread: deque[Coordinator] = deque(maxlen=MAX_UNREAD_STATES)
+        self._news = asyncio.Event()
+        self._ended = False
+        self._error: Exception | None = None
+
+    def put(self, state: Coordinator) -> None:
+        """Adds a state, unless it equals the one before."""
+        if self._ended or state is self.latest or state == self.latest:
+            return
+        self.latest = state
+        self._unread.append(state)
+        self._news.set()
+
+    def end(self, error: Exception | None = None) -> None:
+        """No state will follow; the readers get ``error`` once they have read what is there."""
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._news.set()
+
+    async def read(self) -> AsyncIterator[Coordinator]:
+        while True:
+            while self._unread:
+                yield self._unread.popleft()
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return
+            self._news.clear()
+            await self._news.wait()
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Seconds between attempts to connect: growing, and each shortened at random so that clients spread out.
+
+    Attributes:
+        initial: the first, 0 to try again at once.
+        factor: each over the one before.
+        maximum: of all.
+        spread: largest share taken off, 0 to 1.
+    """
+
+    initial: float = 0.5
+    factor: float = 2.0
+    maximum: float = 30.0
+    spread: float = 0.5
+
+    def delays(self, generator: random.Random) -> Iterator[float]:
+        delay = self.initial
+        while True:
+            yield min(delay, self.maximum) * (1.0 - self.spread * generator.random())
+            delay = min(delay * self.factor, self.maximum)
+
+
+class RemoteCoordinator(CoordinatorClient):
+    """The link to a coordinator on another machine, ours or Psyche's.
+
+    If the link breaks it is opened again, with growing pauses, and the run joined again; Psyche's own client gives up
+    there. A message that was under way when the link broke may be lost.
+
+    Args:
+        connect: opens a stream, such as :func:`tcp_connector` gives it, or one for iroh.
+        key: who we are; its public key is signer and peer-to-peer identity in one.
+        run_id: the run to join.
+        name: what errors call the coordinator, such as its address.
+        timeout: seconds for connecting, handshake and first state together.
+        silence: seconds without a byte after which the link counts as broken. A coordinator sends twice a second.
+        give_up_after: seconds without a link after which :meth:`states` fails.
+        backoff: pauses between attempts.
+        generator: for the spread of the pauses.
+    """
+
+    def __init__(
+        self,
+        connect: Connector,
+        key: SecretKey,
+        run_id: str,
+        *,
+        name: str = "the coordinator",
+        timeout: float = 10.0,
+        silence: float = 60.0,
+        give_up_after: float = 600.0,
+        backoff: Backoff | None = None,
+        generator: random.Random | None = None,
+    ) -> None:
+        for setting, seconds in (("timeout", timeout), ("silence", silence), ("give_up_after", give_up_after)):
+            if not seconds > 0:
+                raise ConfigurationError(
+                    f"{setting} must be above 0 seconds, got {seconds}", name=setting, value=seconds
+                )
+        self.run_id = run_id
+        self.identity = NodeIdentity.from_single_key(key.public)
+        self._connect = connect
+        self._key = key
+        self._name = name
+        self._timeout = timeout
+        self._silence = silence
+        self._give_up_after = give_up_after
+        self._backoff = backoff or Backoff()
+        self._generator = generator or random.Random()
+        self._feed = StateFeed()
+        self._session: _Session | None = None
+        self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def state(self) -> Coordinator | None:
+        return self._feed.latest
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a link at the moment."""
+        return self._session is not None
+
+    async def join(self) -> Coordinator:
+        if self._task is not None or self._closed:
+            raise ConfigurationError("join() is called once, before close()")
+        session = await self._open_within_timeout()
+        assert self._feed.latest is not None
+        self._session = session
+        self._task = asyncio.create_task(self._keep_up(session), name=f"link to {self._name}")
+        return self._feed.latest
+
+    def states(self) -> AsyncIterator[Coordinator]:
+        return self._feed.read()
+
+    async def send(self, message: ClientToServerMessage) -> None:
+        if self._task is None or self._closed:
+            raise CoordinatorLinkError(
+                f"no message can go to {self._name}: " + ("closed" if self._closed else "not joined")
+            )
+        frame = _encode(message)
+        session = self._session
+        if session is None:
+            self._unsent.append(frame)
+            return
+        try:
+            await session.write(frame)
+        except OSError:
+            # The reader finds the same and opens a new link.
+            self._unsent.append(frame)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._feed.end()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        # A task that is cancelled before its first step leaves the session to us.
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # -- the background task ---------------------------------------------------------------------------------------
+
+    async def _keep_up(self, session: _Session) -> None:
+        try:
+            await self._follow(session)
+        except Exception as error:  # whoever reads the states must not wait for ever
+            self._feed.end(error)
+
+    async def _follow(self, session: _Session) -> None:
+        """Reads states for as long as there is a link, and opens new ones."""
+        while True:
+            self._session = session
+            try:
+                await self._flush(session)
+                await self._read(session)
+            except (OSError, ProtocolError, TimeoutError) as error:
+                logger.warning("link to %s lost, reconnecting: %s", self._name, error)
+            finally:
+                self._session = None
+                await session.close()
+            reopened = await self._reopen()
+            if reopened is None:
+                return
+            session = reopened
+
+    async def _flush(self, session: _Session) -> None:
+        while self._unsent:
+            frame = self._unsent.popleft()
+            try:
+                await session.write(frame)
+            except OSError:
+                self._unsent.appendleft(frame)
+                raise
+
+    async def _read(self, session: _Session) -> None:
+        """Feeds states until the link breaks, which it says by raising."""
+        while True:
+            async with asyncio.timeout(self._silence):
+                states = await session.receive()
+            for state in states:
+                self._expect_run(state)
+                before = self._feed.latest
+                self._feed.put(state)
+                if _forms_anew(before, state):
+                    await session.write(_encode(Join(self.run_id)))
+
+    async def _reopen(self) -> _Session | None:
+        """A new link, or None once there is no hope; the reader of the states has been told why then."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._give_up_after
+        for delay in self._backoff.delays(self._generator):
+            await asyncio.sleep(delay)
+            try:
+                return await self._open_within_timeout()
+            except (CoordinatorLinkError, ProtocolError) as error:
+                other_run = isinstance(error, JoinRefusedError) and error.hosted is not None
+                if other_run or loop.time() >= give_up_at:
+                    self._feed.end(error)
+                    return None
+                logger.info("no link to %s yet: %s", self._name, error)
+        return None
+
+    # -- opening a link --------------------------------------------------------------------------------------------
+
+    async def _open_within_timeout(self) -> _Session:
+        progress = "it did not take the connection"
+        try:
+            async with asyncio.timeout(self._timeout):
+                stream = await self._connect()
+                session = _Session(stream, ClientLink(self._key, SERVER_TO_CLIENT, CLIENT_TO_SERVER))
+                try:
+                    progress = "it sent no challenge; is it a Psyche coordinator?"
+                    await self._shake_hands(session)
+                    progress = "it sent no state, though the handshake is done"
+                    await self._join_run(session)
+                except BaseException:
+                    await session.close()
+                    raise
+                return session
+        except TimeoutError as error:
+            raise CoordinatorLinkError(f"{self._name}: no answer within {self._timeout:g} s: {progress}") from error
+        except (OSError, ExchangeError) as error:
+            raise CoordinatorLinkError(f"{self._name} cannot be reached: {error}") from error
+        except ProtocolError as error:
+            raise ProtocolError(f"{self._name} does not speak the protocol of a coordinator: {error}") from error
+
+    async def _shake_hands(self, session: _Session) -> None:
+        try:
+            while session.link.state is not LinkState.OPEN:
+                for state in await session.receive():
+                    self._expect_run(state)
+        except _StreamEnded as error:
+            raise CoordinatorLinkError(
+                f"{self._name} closed the connection before any challenge; it is overloaded, or no coordinator"
+            ) from error
+
+    async def _join_run(self, session: _Session) -> None:
+        """Joins and waits for the first state, which names the run."""
+        try:
+            await session.write(_encode(Join(self.run_id)))
+            seen = 0
+            while seen < STATES_TO_JOIN:
+                for state in await session.receive():
+                    self._expect_run(state)
+                    self._feed.put(state)
+                    seen += 1
+        except OSError as error:
+            raise JoinRefusedError(
+                f"{self._name} closed the connection when we asked to join {self.run_id!r}: it hosts another run, is "
+                f"full, or the key {self.identity.signer.hex()} is not on its list",
+                wanted=self.run_id,
+            ) from error
+
+    def _expect_run(self, state: Coordinator) -> None:
+        if state.run_id != self.run_id:
+            raise JoinRefusedError(
+                f"{self._name} hosts the run {state.run_id!r}, not {self.run_id!r}",
+                wanted=self.run_id,
+                hosted=state.run_id,
+            )
+
+
+def tcp_connector(host: str, port: int) -> Connector:
+    """Opens plain TCP connections, as Psyche's coordinator takes them."""
+    return lambda: open_tcp(host, port)
+
+
+def _forms_anew(before: Coordinator | None, state: Coordinator) -> bool:
+    """Whether the run begins to wait for members, the time for whom it has dropped to ask again.
+
+    Psyche's client asks once; when it was dropped, it stays outside until it is started anew.
+    """
+    waiting = RunState.WAITING_FOR_MEMBERS
+    return state.run_state is waiting and (before is None or before.run_state is not waiting)
+
+
+def _encode(message: ClientToServerMessage) -> bytes:
+    return encode_frame(CLIENT_TO_SERVER.encode(Else(message)))
+
+
+class _StreamEnded(ConnectionError):
+    """The peer ended the stream in good order."""
+
+
+class _Session:
+    """One connection: a stream and the protocol on it."""
+
+    def __init__(self, stream: Stream, link: ClientLink) -> None:
+        self.link = link
+        self._stream = stream
+        self._writing = asyncio.Lock()
+
+    async def receive(self) -> list[Coordinator]:
+        """The states in the next bytes, perhaps none. Answers the challenge on the way.
+
+        Raises:
+            OSError: the link is gone.
+            ProtocolError: the bytes make no sense.
+        """
+        data = await self._stream.read(READ_BYTES)
+        if not data:
+            raise _StreamEnded("the coordinator closed the connection")
+        messages: list[CoordinatorMessage] = self.link.receive(data)
+        answer = self.link.data_to_send()
+        if answer:
+            await self.write(answer)
+        return [message.state for message in messages]
+
+    async def write(self, frame: bytes) -> None:
+        """Raises OSError if the link is gone."""
+        async with self._writing:
+            await self._stream.write(frame)
+
+    async def close(self) -> None:
+        self.link.close()
+        await self._stream.close()

@@ -1,0 +1,174 @@
+"""What :class:`~distro_optim.optimizer.DisTrO` remembers of a parameter, and how it is saved.
+
+Always in ``state[p]``, from construction, and saved:
+
+===============  ================================================================================================
+``delta``        momentum, shaped as the parameter; float32, or float64 for a float64 parameter
+``quarantined``  0-D int64 on the CPU: gradients left out because they were not finite
+===============  ================================================================================================
+
+With ``overlap=True`` also, and saved:
+
+===============  ================================================================================================
+``own_index``    ``(tiles, k) int32``: what this peer sent in the step before
+``own_value``    ``(tiles, k)`` as ``delta``: the coefficients, unquantised; all 0 where nothing was sent
+``weight``       as the parameter: the true weights while the lookahead is on; stale while it is off
+===============  ================================================================================================
+
+Filled only in ``state_dict()``, where it stands for what the exchange holds (with the ``in_flight`` flag of the
+groups); in ``state[p]`` of no peers, since torch.distributed.checkpoint restores what it finds there by name:
+
+=====================  ==========================================================================================
+``in_flight_index``    ``(peers, tiles, k) int32``: everybody's update that is sent and not applied
+``in_flight_value``    ``(peers, tiles, k)`` bool or as the parameter
+``in_flight_present``  ``(peers,)`` bool
+=====================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from .compress import CompressedUpdate, TilePlan
+from .errors import ConfigurationError, DistroError
+
+__all__ = [
+    "DELTA",
+    "OWN_INDEX",
+    "OWN_VALUE",
+    "QUARANTINED",
+    "WEIGHT",
+    "initial_state",
+    "pack_in_flight",
+    "restore_state",
+    "unpack_in_flight",
+]
+
+DELTA: Final = "delta"
+QUARANTINED: Final = "quarantined"
+OWN_INDEX: Final = "own_index"
+OWN_VALUE: Final = "own_value"
+WEIGHT: Final = "weight"
+
+_IN_FLIGHT_INDEX: Final = "in_flight_index"
+_IN_FLIGHT_VALUE: Final = "in_flight_value"
+_IN_FLIGHT_PRESENT: Final = "in_flight_present"
+_IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
+
+
+def _compute_dtype(param: Tensor) -> torch.dtype:
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def initial_state(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
+    """State of a parameter that has not been trained yet; ``number`` is its place in ``plan``."""
+    dtype, rows = _compute_dtype(param), (plan.grids[number].tiles, plan.topk[number])
+    state = {
+        DELTA: torch.zeros(param.shape, dtype=dtype, device=param.device),
+        QUARANTINED: torch.zeros((), dtype=torch.int64),
+    }
+    if overlap:
+        state[OWN_INDEX] = torch.zeros(rows, dtype=torch.int32, device=param.device)
+        state[OWN_VALUE] = torch.zeros(rows, dtype=dtype, device=param.device)
+        state[WEIGHT] = param.detach().clone(memory_format=torch.preserve_format)
+        state[_IN_FLIGHT_INDEX] = torch.zeros(0, *rows, dtype=torch.int32, device=param.device)
+        state[_IN_FLIGHT_VALUE] = torch.zeros(0, *rows, dtype=param.dtype, device=param.device)
+        state[_IN_FLIGHT_PRESENT] = torch.zeros(0, dtype=torch.bool)
+    return state
+
+
+def restore_state(
+    saved: dict[str, Any], param: Tensor, plan: TilePlan, number: int, overlap: bool
+) -> dict[str, Tensor]:
+    """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
+
+    So a state of plain DeMo (``delta`` alone) loads too. Tensors that are right already are taken as they are.
+
+    Raises:
+        ConfigurationError: a tensor has another shape.
+    """
+    state = {}
+    for key, fresh in _templates(param, plan, number, overlap).items():
+        value = saved.get(key)
+        if value is None or key in _IN_FLIGHT:
+            state[key] = initial_state(param, plan, number, overlap)[key]
+            continue
+        if tuple(value.shape) != tuple(fresh.shape):
+            raise ConfigurationError(
+                f"the saved {key} of parameter {number} has shape {tuple(value.shape)}, expected "
+                f"{tuple(fresh.shape)}: load it into the same model with the same compression settings",
+                name="state_dict",
+            )
+        device = torch.device("cpu") if key == QUARANTINED else param.device
+        value = value.to(device=device, dtype=fresh.dtype)
+        state[key] = value if key in (WEIGHT, QUARANTINED) or value.is_contiguous() else value.contiguous()
+    return state
+
+
+def _templates(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
+    """Tensors without memory that have the shapes and dtypes of the state."""
+    return initial_state(torch.empty_like(param, device="meta"), plan, number, overlap)
+
+
+def pack_in_flight(
+    plan: TilePlan, updates: Sequence[CompressedUpdate] | None, quantized: bool, peers: int
+) -> list[dict[str, Tensor]]:
+    """The saved form of ``updates``, parameter by parameter; zeros for ``peers`` peers where nothing is in flight."""
+    held = updates if updates is not None else [CompressedUpdate.empty(plan, quantized=quantized)] * peers
+    packed = []
+    for number, home in enumerate(plan.home):
+        present = torch.tensor([u.present[number] for u in held])
+        if home is None:
+            index = torch.zeros(len(held), 0, plan.topk[number], dtype=torch.int32)
+            value = torch.zeros(len(held), 0, plan.topk[number])
+        else:
+            start, stop = plan.batches[home].ranges[number]
+            index = torch.stack([u.index[home][start:stop] for u in held])
+            value = _stack_values([u.value[home][start:stop] for u in held], present.tolist())
+        packed.append({_IN_FLIGHT_INDEX: index, _IN_FLIGHT_VALUE: value, _IN_FLIGHT_PRESENT: present})
+    return packed
+
+
+def _stack_values(values: Sequence[Tensor], present: Sequence[bool]) -> Tensor:
+    """Signs stay signs, whatever the rows of absent peers, which mean nothing, happen to be."""
+    kinds = {value.dtype for value, there in zip(values, present, strict=True) if there}
+    if len(kinds) > 1:
+        raise DistroError("some peers send signs and others values: give all of them the same quantize_1bit")
+    kind = kinds.pop() if kinds else values[0].dtype
+    return torch.stack([v if v.dtype == kind else torch.zeros_like(v, dtype=kind) for v in values])
+
+
+def unpack_in_flight(plan: TilePlan, saved: Sequence[dict[str, Any]]) -> list[CompressedUpdate] | None:
+    """The updates that :func:`pack_in_flight` saved; None where the state was saved without them.
+
+    A parameter without an entry (torch.distributed.checkpoint leaves out frozen ones) is absent from the updates.
+
+    Raises:
+        ConfigurationError: they do not fit the plan.
+    """
+    peers = max((len(entry.get(_IN_FLIGHT_PRESENT, ())) for entry in saved), default=0)
+    if not peers:
+        return None
+    homes = [(n, home) for n, home in enumerate(plan.home) if home is not None and _IN_FLIGHT_PRESENT in saved[n]]
+    quantized = any(saved[n][_IN_FLIGHT_VALUE].dtype == torch.bool for n, _ in homes)
+    updates = []
+    for peer in range(peers):
+        update = CompressedUpdate.empty(plan, quantized=quantized)
+        for number, home in homes:
+            start, stop = plan.batches[home].ranges[number]
+            index, value = saved[number][_IN_FLIGHT_INDEX][peer], saved[number][_IN_FLIGHT_VALUE][peer]
+            if index.shape != update.index[home][start:stop].shape:
+                raise ConfigurationError(
+                    f"the saved update of parameter {number} has shape {tuple(index.shape)}, expected "
+                    f"{(stop - start, plan.topk[number])}: load it with the same compression settings",
+                    name="state_dict",
+                )
+            update.index[home][start:stop].copy_(index)
+            update.value[home][start:stop].copy_(value)
+        present = tuple(_IN_FLIGHT_PRESENT in entry and bool(entry[_IN_FLIGHT_PRESENT][peer]) for entry in saved)
+        updates.append(CompressedUpdate(plan, update.index, update.value, present))
+    return updates

@@ -1,0 +1,387 @@
+"""The contract of :class:`~distro_optim.coordinator.client.CoordinatorClient`, as checks to run against any of them.
+
+Bring an :class:`Arena`, which holds a run and makes clients for it, and await each of :data:`CHECKS` with a fresh one::
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_client(check):
+        async def run():
+            async with MyArena() as arena:
+                await check(arena)
+
+        asyncio.run(run())
+
+Time stands still unless a check moves it, so nothing here depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from ..coordinator.client import CoordinatorClient
+from ..coordinator.committee import CommitteeSelection
+from ..coordinator.model import (
+    LLM,
+    ConstantLR,
+    DummyCheckpoint,
+    DummyData,
+    DummyOptimizer,
+    Hub,
+    HubRepo,
+    LLMArchitecture,
+    LLMTrainingDataType,
+)
+from ..coordinator.types import (
+    ClientState,
+    Coordinator,
+    CoordinatorConfig,
+    NodeIdentity,
+    RunState,
+    Witness,
+    WitnessBloom,
+    WitnessMetadata,
+    WitnessProof,
+)
+from ..errors import CoordinatorLinkError, JoinRefusedError
+from ..verify.bloom import BloomFilter
+
+__all__ = ["CHECKS", "DUMMY_CONFIG", "Arena", "Follower", "dummy_run", "metadata", "report"]
+
+PATIENCE_SECONDS: Final = 20.0
+"""How long a check waits for a state before it fails; never reached when all is well."""
+
+DUMMY_CONFIG: Final = CoordinatorConfig(
+    warmup_time=10,
+    cooldown_time=5,
+    max_round_train_time=15,
+    round_witness_time=3,
+    global_batch_size_warmup_tokens=0,
+    epoch_time=60,
+    total_steps=1000,
+    init_min_clients=3,
+    min_clients=2,
+    witness_nodes=0,
+    global_batch_size_start=8,
+    global_batch_size_end=8,
+    verification_percent=0,
+    waiting_for_members_extra_time=3,
+)
+
+
+def dummy_run(run_id: str = "dummy", config: CoordinatorConfig = DUMMY_CONFIG) -> Coordinator:
+    """A run without tensors that waits for members since second 0: dummy model, data and optimizer."""
+    model = LLM(
+        max_seq_len=16,
+        cold_start_warmup_steps=0,
+        architecture=LLMArchitecture.HF_LLAMA,
+        checkpoint=DummyCheckpoint(HubRepo("dummy/model")),
+        data_type=LLMTrainingDataType.PRETRAINING,
+        data_location=DummyData(),
+        lr_schedule=ConstantLR(0.0, 0.0, 0),
+        optimizer=DummyOptimizer(),
+    )
+    return Coordinator(run_id, RunState.WAITING_FOR_MEMBERS, model, config)
+
+
+def report(proof: WitnessProof, participants: Iterable[NodeIdentity]) -> Witness:
+    """The report of a witness that saw these clients take part."""
+    bloom = BloomFilter(range(1, 9))
+    bloom.add_many([hashlib.sha256(identity.signer).digest() for identity in participants])
+    return Witness(proof, participant_bloom=WitnessBloom(bloom.keys, bloom.words))
+
+
+def metadata(step: int) -> WitnessMetadata:
+    return WitnessMetadata(step, 1000.0, 10.0, 2.5, (), (), 0, 0.5)
+
+
+class Arena(ABC):
+    """A :func:`dummy_run` and a clock that starts at 0 and that only :meth:`advance` moves."""
+
+    @abstractmethod
+    def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
+        """A new participant, not yet joined; the same number has the same key. By default for the arena's run."""
+
+    @abstractmethod
+    async def advance(self, seconds: int) -> None:
+        """Moves the clock and lets the coordinator tick once."""
+
+    @property
+    @abstractmethod
+    def state(self) -> Coordinator:
+        """The coordinator's own state."""
+
+
+class Follower:
+    """A client and the stream of its states."""
+
+    def __init__(self, client: CoordinatorClient) -> None:
+        self.client = client
+        self._states: AsyncIterator[Coordinator] = client.states()
+        self.state: Coordinator | None = None
+
+    async def until(self, wanted: Callable[[Coordinator], bool]) -> Coordinator:
+        """Reads states until one is as wanted."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.state is None or not wanted(self.state):
+                self.state = await anext(self._states)
+        return self.state
+
+    async def in_phase(self, run_state: RunState) -> Coordinator:
+        return await self.until(lambda state: state.run_state is run_state)
+
+    def index(self) -> int:
+        """Our place in the list of the epoch."""
+        assert self.state is not None
+        return [listed.id for listed in self.state.epoch_state.clients].index(self.client.identity)
+
+    def proof(self) -> WitnessProof:
+        assert self.state is not None
+        return CommitteeSelection.for_round(self.state, self.state.current_round).get_witness(self.index())
+
+
+async def joined(arena: Arena, count: int) -> list[Follower]:
+    followers = [Follower(arena.client(number)) for number in range(count)]
+    for follower in followers:
+        await follower.client.join()
+    return followers
+
+
+async def warmed_up(arena: Arena, count: int = 3) -> list[Follower]:
+    followers = await joined(arena, count)
+    await arena.advance(3)
+    for follower in followers:
+        await follower.in_phase(RunState.WARMUP)
+    return followers
+
+
+async def training(arena: Arena, count: int = 3) -> list[Follower]:
+    followers = await warmed_up(arena, count)
+    for follower in followers:
+        index = follower.index()
+        await follower.client.warmup_witness(Witness(WitnessProof(index, index, False)))
+    for follower in followers:
+        await follower.in_phase(RunState.ROUND_TRAIN)
+    return followers
+
+
+async def witnessed_round(arena: Arena, followers: list[Follower], participants: Iterable[NodeIdentity]) -> None:
+    """All report that these took part; the next round begins."""
+    participants = list(participants)
+    step = arena.state.progress.step
+    for follower in followers:
+        await follower.client.witness(report(follower.proof(), participants), metadata(step))
+    for follower in followers:
+        await follower.in_phase(RunState.ROUND_WITNESS)
+    await arena.advance(DUMMY_CONFIG.round_witness_time)
+    for follower in followers:
+        await follower.until(lambda state: state.progress.step == step + 1)
+
+
+async def close_all(followers: Iterable[Follower]) -> None:
+    for follower in followers:
+        await follower.client.close()
+
+
+# -- the checks -------------------------------------------------------------------------------------------------------
+
+
+async def joining_returns_the_state_of_the_run(arena: Arena) -> None:
+    client = arena.client(1)
+    known: list[Coordinator | None] = [client.state]
+    state = await client.join()
+    known.append(client.state)
+    assert known == [None, state]
+    assert state == arena.state
+    assert state.run_id == client.run_id
+    await client.close()
+
+
+async def all_who_joined_are_in_the_epoch(arena: Arena) -> None:
+    followers = await warmed_up(arena)
+    for follower in followers:
+        listed = [listed.id for listed in follower.state.epoch_state.clients] if follower.state else []
+        assert listed == [other.client.identity for other in followers]
+    await close_all(followers)
+
+
+async def training_begins_when_all_are_ready(arena: Arena) -> None:
+    followers = await training(arena)
+    assert arena.state.current_round.clients_len == 3
+    await close_all(followers)
+
+
+async def all_reports_end_the_round(arena: Arena) -> None:
+    followers = await training(arena)
+    await witnessed_round(arena, followers, [follower.client.identity for follower in followers])
+    assert arena.state.current_round.height == 1
+    assert [len(round_.witnesses) for round_ in arena.state.epoch_state.rounds] == [3, 0, 0, 0]
+    await close_all(followers)
+
+
+async def a_health_check_drops_the_idle(arena: Arena) -> None:
+    followers = await training(arena)
+    idle = followers[2]
+    seen = [follower.client.identity for follower in followers[:2]]
+    for _ in range(2):
+        await witnessed_round(arena, followers, seen)
+    selection = CommitteeSelection.for_round(arena.state, arena.state.previous_round)
+    check = (idle.client.identity, selection.get_committee(idle.index()))
+    await followers[0].client.health_check([check])
+
+    def dropped(state: Coordinator) -> bool:
+        return state.epoch_state.clients[check[1].index].state is ClientState.DROPPED
+
+    for follower in followers:
+        await follower.until(dropped)
+    await close_all(followers)
+
+
+async def an_uploaded_checkpoint_is_known_to_all(arena: Arena) -> None:
+    followers = await warmed_up(arena)
+    for repo in ("one/model", "other/model"):
+        # The dummy run has no storage until its host gives it one.
+        await followers[1].client.checkpoint(Hub(HubRepo(repo)))
+    await arena.advance(1)
+    assert arena.state.model.checkpoint == DummyCheckpoint(HubRepo("dummy/model"))
+    await close_all(followers)
+
+
+async def the_wrong_run_is_refused_by_name(arena: Arena) -> None:
+    client = arena.client(1, run_id="another")
+    error = await failure(client.join(), JoinRefusedError)
+    assert (error.wanted, error.hosted) == ("another", arena.state.run_id)
+    assert "another" in str(error)
+    await client.close()
+
+
+async def who_closes_leaves_the_epoch(arena: Arena) -> None:
+    followers = await warmed_up(arena, 4)
+    gone = followers.pop(1)
+    await gone.client.close()
+    await until_true(
+        lambda: any(listed.state is ClientState.WITHDRAWN for listed in arena.state.epoch_state.clients),
+    )
+    await arena.advance(1)
+    for follower in followers:
+        state = await follower.until(lambda state: len(state.epoch_state.clients) == 3)
+        assert gone.client.identity not in [listed.id for listed in state.epoch_state.clients]
+    await close_all(followers)
+
+
+async def who_left_can_come_back_for_the_next_epoch(arena: Arena) -> None:
+    followers = await warmed_up(arena)
+    await close_all(followers[1:])
+    await until_true(lambda: sum(c.state is ClientState.HEALTHY for c in arena.state.epoch_state.clients) == 1)
+    await arena.advance(1)
+    await followers[0].in_phase(RunState.WAITING_FOR_MEMBERS)
+    back = [Follower(arena.client(number)) for number in (1, 2)]
+    for follower in back:
+        await follower.client.join()
+    await arena.advance(DUMMY_CONFIG.waiting_for_members_extra_time)
+    for follower in (followers[0], *back):
+        state = await follower.in_phase(RunState.WARMUP)
+        assert len(state.epoch_state.clients) == 3
+    await close_all([followers[0], *back])
+
+
+async def who_was_dropped_can_come_back_for_the_next_epoch(arena: Arena) -> None:
+    followers = await training(arena)
+    seen = [follower.client.identity for follower in followers[:2]]
+    for _ in range(2):
+        await witnessed_round(arena, followers, seen)
+    selection = CommitteeSelection.for_round(arena.state, arena.state.previous_round)
+    check = (followers[2].client.identity, selection.get_committee(followers[2].index()))
+    await followers[0].client.health_check([check])
+    await followers[0].until(lambda state: state.epoch_state.clients[check[1].index].state is ClientState.DROPPED)
+    for _ in range(2):  # nobody reports, so the epoch ends after the round's witness time
+        await arena.advance(DUMMY_CONFIG.max_round_train_time)
+    await arena.advance(DUMMY_CONFIG.cooldown_time)
+    for follower in followers:
+        await follower.in_phase(RunState.WAITING_FOR_MEMBERS)
+    for _ in range(3):  # the dropped one asks again by itself, which may take a moment on a network
+        await arena.advance(1)
+    for follower in followers:
+        state = await follower.in_phase(RunState.WARMUP)
+        assert len(state.epoch_state.clients) == 3
+    await close_all(followers)
+
+
+async def the_states_end_when_the_client_is_closed(arena: Arena) -> None:
+    client = arena.client(1)
+    await client.join()
+
+    async def read_all() -> int:
+        return len([state async for state in client.states()])
+
+    reader = asyncio.create_task(read_all())
+    await asyncio.sleep(0)
+    await client.close()
+    await client.close()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await reader >= 1
+
+
+async def equal_states_come_once(arena: Arena) -> None:
+    (follower,) = await joined(arena, 1)
+    for _ in range(5):
+        await arena.advance(0)
+    await follower.client.close()
+    seen = [state async for state in follower.client.states()]
+    assert len(seen) == 1
+
+
+async def nothing_can_be_sent_outside_of_the_run(arena: Arena) -> None:
+    client = arena.client(1)
+    await failure(client.warmup_witness(Witness(WitnessProof(0, 0, False))), CoordinatorLinkError)
+    await client.join()
+    await client.close()
+    await failure(client.warmup_witness(Witness(WitnessProof(0, 0, False))), CoordinatorLinkError)
+
+
+async def a_refused_message_harms_nobody(arena: Arena) -> None:
+    followers = await training(arena)
+    before = arena.state
+    await followers[0].client.witness(Witness(WitnessProof(12345, 99, True)), metadata(1))
+    await followers[0].client.health_check([])
+    await followers[0].client.warmup_witness(Witness(WitnessProof(2**64 - 1, 2**64 - 1, True)))
+    await witnessed_round(arena, followers, [])
+    assert arena.state.progress.step == before.progress.step + 1
+    await close_all(followers)
+
+
+CHECKS: Final[list[Callable[[Arena], Awaitable[None]]]] = [
+    joining_returns_the_state_of_the_run,
+    all_who_joined_are_in_the_epoch,
+    training_begins_when_all_are_ready,
+    all_reports_end_the_round,
+    a_health_check_drops_the_idle,
+    an_uploaded_checkpoint_is_known_to_all,
+    the_wrong_run_is_refused_by_name,
+    who_closes_leaves_the_epoch,
+    who_left_can_come_back_for_the_next_epoch,
+    who_was_dropped_can_come_back_for_the_next_epoch,
+    the_states_end_when_the_client_is_closed,
+    equal_states_come_once,
+    nothing_can_be_sent_outside_of_the_run,
+    a_refused_message_harms_nobody,
+]
+
+
+async def failure(attempt: Awaitable[Any], expected: type[CoordinatorLinkError]) -> Any:
+    """The error of an attempt that must fail in this way."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await attempt
+    except expected as error:
+        return error
+    raise AssertionError(f"no {expected.__name__} was raised")
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Lets other tasks run until something is so."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,395 @@
+"""The coordinator server without sockets: whom it serves, and what a client that misbehaves can and cannot do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator_swarm import METADATA, RUN, UNIX_START, WORK_SECONDS, Peer, Swarm, frame, key
+from distro_optim.comm.framing import encode_frame
+from distro_optim.comm.postcard import encode
+from distro_optim.coordinator.limits import Bucket, ServerLimits
+from distro_optim.coordinator.messages import HealthCheckMessage, Join, WitnessMessage, WitnessStep
+from distro_optim.coordinator.service import frame_of
+from distro_optim.coordinator.types import (
+    ClientState,
+    Committee,
+    CommitteeProof,
+    Coordinator,
+    NodeIdentity,
+    RunState,
+    Witness,
+)
+from distro_optim.errors import ConfigurationError, LimitExceededError
+from runs import elected, report
+
+
+def test_who_has_proved_its_key_gets_the_state_at_once_and_with_every_tick() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    assert peer.state is None
+    peer.read()
+    assert peer.state == swarm.state
+    swarm.second()
+    assert peer.states_read == 3
+
+
+def test_states_are_sent_in_psyches_frames() -> None:
+    state = Swarm().state
+    data = encode(state)
+    assert frame_of(state) == (len(data) + 2).to_bytes(4, "big") + b"\x01\x00" + data
+
+
+def test_a_run_goes_through_its_epochs() -> None:
+    swarm = Swarm()
+    peers = swarm.join(1, 2, 3)
+    for epoch in (1, 2):
+        swarm.until(RunState.COOLDOWN)
+        swarm.until(RunState.WAITING_FOR_MEMBERS)
+        assert swarm.state.progress.epoch == epoch
+    assert all(peer.connected for peer in peers)
+    assert not swarm.reasons
+
+
+def test_a_change_of_phase_is_sent_without_waiting_for_a_tick() -> None:
+    swarm = Swarm()
+    peers = swarm.join(1, 2)
+    swarm.until(RunState.WARMUP, acting=[])
+    for peer in peers:
+        peer.read()
+    swarm.now += WORK_SECONDS
+    peers[0].act()
+    assert swarm.state.run_state is RunState.ROUND_TRAIN
+    peers[1].read()
+    assert peers[1].state == swarm.state
+
+
+def test_the_same_state_is_not_put_in_line_twice() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    for _ in range(10):
+        swarm.service.tick(swarm.now)
+    peer.read()
+    assert peer.states_read == 2
+
+
+def test_a_newer_connection_of_the_same_key_takes_over_without_leaving_the_run() -> None:
+    swarm = Swarm()
+    older, _ = swarm.join(1, 2)
+    swarm.until(RunState.WARMUP)
+    newer = swarm.connect(1)
+    newer.read()
+    swarm.collect()
+    assert not older.connected
+    assert newer.connected
+    assert "the same key has connected anew" in swarm.reasons
+    assert swarm.state.epoch_state.clients[0].state is ClientState.HEALTHY
+    assert newer.identity in swarm.service.host.pending
+
+
+def test_a_join_to_another_run_closes_the_connection_after_the_state_was_sent() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    assert peer.state is not None
+    assert peer.state.run_id == RUN
+    peer.say(Join("another"))
+    assert not peer.connected
+
+
+def test_a_key_that_is_not_on_the_list_is_let_go_after_its_proof() -> None:
+    swarm = Swarm(allowed=[key(1).public])
+    friend, stranger = swarm.connect(1), swarm.connect(2)
+    friend.read()
+    stranger.read()
+    swarm.collect()
+    assert friend.connected
+    assert not stranger.connected
+    assert stranger.state is None
+    assert any("list of this run" in reason for reason in swarm.reasons)
+
+
+def test_challenges_are_fresh() -> None:
+    swarm = Swarm()
+    openings = {swarm.connect(number).session.next_frame() for number in range(20)}
+    assert len(openings) == 20
+
+
+def test_an_answer_replayed_to_another_connection_is_refused() -> None:
+    swarm = Swarm()
+    victim = swarm.connect(1)
+    opening = victim.session.next_frame()
+    assert opening is not None
+    victim.link.receive(opening)
+    answer = victim.link.data_to_send()
+    thief = swarm.connect(2)
+    thief.send(answer)
+    assert not thief.connected
+    assert not swarm.service.clients
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_connections_are_limited_in_all_unproved_and_from_one_place() -> None:
+    limits = ServerLimits(connections=4, unproved=2, per_address=3)
+    swarm = Swarm(limits=limits)
+    swarm.connect(1, "a:1"), swarm.connect(2, "a:2")
+    with pytest.raises(LimitExceededError, match="not proved"):
+        swarm.connect(3, "b:1")
+    for peer in swarm.peers:
+        peer.read()
+    swarm.connect(3, "a:3").read()
+    with pytest.raises(LimitExceededError, match="from a are"):
+        swarm.connect(4, "a:4")
+    swarm.connect(4, "b:4").read()
+    with pytest.raises(LimitExceededError, match="4 connections are open"):
+        swarm.connect(5, "c:5")
+    swarm.peers[0].leave()
+    swarm.connect(5, "a:5")
+
+
+def test_who_does_not_answer_the_challenge_is_cut_off_in_time() -> None:
+    swarm = Swarm(limits=ServerLimits(handshake_seconds=5))
+    peer = swarm.connect(1)
+    swarm.seconds(5, acting=[])
+    assert peer.connected
+    swarm.second(acting=[])
+    assert not peer.connected
+    assert any("did not answer" in reason for reason in swarm.reasons)
+
+
+def test_who_reads_nothing_is_cut_off_and_costs_no_more_than_a_few_states() -> None:
+    swarm = Swarm(limits=ServerLimits(stall_seconds=8, unsent_frames=4))
+    others = swarm.join(1, 2)
+    deaf = swarm.connect(3)
+    deaf.join()
+    swarm.until(RunState.ROUND_TRAIN, acting=others)
+    assert len(deaf.session._unsent) <= 4
+    swarm.seconds(9, acting=others)
+    assert not deaf.connected
+    assert any("read nothing" in reason for reason in swarm.reasons)
+
+
+def test_a_message_above_the_limit_is_refused_from_its_header() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    peer.send((1 << 20).to_bytes(4, "big"))
+    assert not peer.connected
+
+
+def test_a_bucket_gives_its_burst_at_once_and_its_rate_in_the_long_run() -> None:
+    bucket = Bucket(rate=2.0, burst=10.0, now=0.0)
+    assert [bucket.take(1, 0.0) for _ in range(11)] == [True] * 10 + [False]
+    assert [bucket.take(1, 1.0) for _ in range(3)] == [True, True, False]
+    assert not bucket.take(11, 1000.0)
+    assert bucket.take(10, 1000.0)
+    assert not bucket.take(1, 500.0)  # a clock that goes back gives nothing
+
+
+def test_limits_are_checked_when_they_are_made() -> None:
+    with pytest.raises(ConfigurationError, match="stall_seconds must be above 0"):
+        ServerLimits(stall_seconds=0)
+
+
+# -- offenders: the others go on, and the state is as if the offender had been absent -----------------------------
+
+
+def flood(peer: Peer) -> None:
+    peer.send(frame(Join("x")) * 5000)
+
+
+def many_bytes(peer: Peer) -> None:
+    for _ in range(100):
+        peer.send(bytes(16 * 1024))
+
+
+def garbage(peer: Peer) -> None:
+    peer.send(random.Random(7).randbytes(500))
+
+
+def garbage_in_a_frame(peer: Peer) -> None:
+    peer.send(encode_frame(random.Random(8).randbytes(500)))
+
+
+def nothing_at_all(peer: Peer) -> None:
+    pass
+
+
+def another_clients_witness(peer: Peer) -> None:
+    state = peer.swarm.state
+    if state.run_state is RunState.ROUND_TRAIN:
+        for _, proof in elected(state):
+            members = [member.id for member in state.epoch_state.clients]
+            peer.say(WitnessMessage(WitnessStep(report(proof, members), METADATA)))
+
+
+def false_health_checks(peer: Peer) -> None:
+    state = peer.swarm.state
+    checks = tuple(
+        (member.id, CommitteeProof(Committee.TRAINER, index, index))
+        for index, member in enumerate(state.epoch_state.clients)
+    )
+    peer.say(HealthCheckMessage(checks))
+
+
+def impossible_health_checks(peer: Peer) -> None:
+    stranger = NodeIdentity.from_single_key(bytes(32))
+    peer.say(HealthCheckMessage(((stranger, CommitteeProof(Committee.VERIFIER, 2**64 - 1, 2**64 - 1)),) * 3))
+
+
+def comes_and_goes(peer: Peer) -> None:
+    peer.leave()
+    again = peer.swarm.connect(99)
+    again.read()
+    again.leave()
+    peer.swarm.peers.remove(again)
+
+
+OFFENCES: list[Callable[[Peer], None]] = [
+    flood,
+    many_bytes,
+    garbage,
+    garbage_in_a_frame,
+    nothing_at_all,
+    another_clients_witness,
+    false_health_checks,
+    impossible_health_checks,
+    comes_and_goes,
+]
+PHASES = [
+    RunState.WAITING_FOR_MEMBERS,
+    RunState.WARMUP,
+    RunState.ROUND_TRAIN,
+    RunState.ROUND_WITNESS,
+    RunState.COOLDOWN,
+]
+
+
+def without_seeds(state: Coordinator) -> Coordinator:
+    """Seeds differ: the offender's challenge and messages draw from the same source."""
+
+    def without_position(one: Witness) -> Witness:
+        return replace(one, proof=replace(one.proof, position=0))
+
+    rounds = tuple(
+        replace(one, random_seed=0, witnesses=tuple(without_position(report) for report in one.witnesses))
+        for one in state.epoch_state.rounds
+    )
+    return replace(state, epoch_state=replace(state.epoch_state, rounds=rounds))
+
+
+def run_with(offence: Callable[[Peer], None] | None, phase: RunState) -> list[Coordinator]:
+    """A state a second, while one who is in no epoch does its worst in every second from ``phase`` on."""
+    swarm = Swarm(witness_nodes=0, epoch_time=20)
+    honest = swarm.join(1, 2, 3)
+    states, begun = [], False
+    offender: Peer | None = None
+    for _ in range(60):
+        begun = begun or swarm.state.run_state is phase
+        if offence is not None and begun:
+            if offender is None or not offender.connected:
+                offender = swarm.connect(99)
+                swarm.peers.remove(offender)
+                offender.read()
+            offence(offender)
+        swarm.second(acting=honest)
+        states.append(without_seeds(swarm.state))
+    assert all(peer.connected for peer in honest)
+    assert all(peer.state is not None and peer.state.progress == swarm.state.progress for peer in honest)
+    assert begun
+    return states
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.value)
+def test_a_run_beside_an_offender_is_the_run_without_it(phase: RunState) -> None:
+    expected = run_with(None, phase)
+    assert expected[-1].progress.epoch >= 1
+    for offence in OFFENCES:
+        assert run_with(offence, phase) == expected, offence.__name__
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.value)
+def test_a_member_that_disconnects_in_any_phase_is_the_only_one_to_miss_the_run(phase: RunState) -> None:
+    swarm = Swarm(witness_nodes=0, epoch_time=20)
+    peers = swarm.join(1, 2, 3, 4)
+    swarm.until(phase)
+    peers[3].leave()
+    swarm.seconds(120)
+    assert swarm.state.progress.epoch >= 2
+    assert [member.id for member in swarm.state.epoch_state.clients] == [peer.identity for peer in peers[:3]]
+    assert all(peer.connected for peer in peers[:3])
+
+
+@pytest.mark.parametrize("offence", OFFENCES, ids=lambda offence: offence.__name__)
+def test_a_member_that_misbehaves_cannot_stop_the_others(offence: Callable[[Peer], None]) -> None:
+    swarm = Swarm(witness_nodes=0, epoch_time=20)
+    *honest, offender = swarm.join(1, 2, 3, 4)
+    for _ in range(150):
+        if offender.connected:
+            offence(offender)
+        swarm.second(acting=honest)
+    assert swarm.state.progress.epoch >= 2
+    assert all(peer.connected for peer in honest)
+
+
+def test_a_flood_is_cut_off_before_it_is_all_worked_through() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    flood(peer)
+    swarm.collect()
+    assert not peer.connected
+    assert any("messages a second" in reason for reason in swarm.reasons)
+
+
+def test_bytes_that_arrive_after_the_cut_are_dropped() -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    garbage(peer)
+    assert not peer.connected
+    peer.say(Join(RUN))
+    peer.leave()
+    assert not swarm.service.host.pending
+    assert swarm.service.num_connections == 0
+
+
+def test_whoever_goes_is_forgotten_on_every_path() -> None:
+    swarm = Swarm(limits=ServerLimits(handshake_seconds=1, stall_seconds=2))
+    for offence in (garbage, flood, garbage_in_a_frame, Peer.leave):
+        offence(swarm.connect(1).join())
+    swarm.connect(2)
+    swarm.connect(3).join()
+    swarm.seconds(10, acting=[])
+    assert swarm.service.num_connections == 0
+    assert not swarm.service.clients
+    assert not swarm.service._addresses
+    assert not swarm.service.host.pending
+
+
+def test_unix_time_follows_the_monotonic_clock_alone() -> None:
+    swarm = Swarm()
+    assert swarm.service.unix_time(swarm.now) == UNIX_START
+    assert swarm.service.unix_time(swarm.now + 3600) == UNIX_START + 3600
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.binary(max_size=120), max_size=5), st.booleans())
+def test_arbitrary_bytes_end_a_session_and_nothing_else(pieces: list[bytes], joined: bool) -> None:
+    swarm = Swarm()
+    honest = swarm.join(1, 2)
+    peer = swarm.connect(3)
+    if joined:
+        peer.join()
+    for piece in pieces:
+        peer.send(piece)
+    swarm.until(RunState.ROUND_TRAIN, acting=honest)
+    assert all(one.connected for one in honest)
