@@ -5,9 +5,10 @@
 
 latency     a message of 100 bytes every 5 ms; from the call of ``broadcast`` in one process until the application of
             another has it. Both read the same monotonic clock.
-flow        one node sends messages of 1 KiB, as fast as ``broadcast`` lets it, to eight neighbours in other processes
-            that have no neighbour but it. The rate counts messages that all eight have, with their contents checked.
-simulation  200 nodes: share of duplicate payloads, with our rules about links and with those of iroh-gossip.
+flow        one node sends messages of 1 KiB, as fast as ``broadcast`` lets it, to eight neighbours in two other
+            processes that may talk to nobody but it. The rate counts messages that all eight have, contents checked.
+simulation  200 nodes: share of duplicate payloads when links change on evidence, as ours do, and when they change on
+            every single message, as the paper and iroh-gossip say.
 memory      resident memory of a process with a node in one topic, without torch.
 
 Everything goes over loopback, without relay. The Rust peer (iroh-gossip 0.97, called from Python) comes with
@@ -37,7 +38,7 @@ LATENCY_INTERVAL = 0.005
 FLOW_MESSAGES = 10_000
 FLOW_SIZE = 1024
 NEIGHBORS = 8
-PROCESS_SECONDS = 20.0
+PROCESS_SECONDS = 60.0
 
 Receive = Callable[[bytes], None]
 
@@ -92,7 +93,7 @@ class RustPeer:
     """One node of iroh-gossip 0.97."""
 
     def __init__(self, only: str | None = None) -> None:
-        # It cannot be told whom to talk to: eight of them are neighbours of each other, too.
+        # It cannot be told whom to talk to.
         pass
 
     async def start(self, receive: Receive, bootstrap: tuple[str, list[str]] | None) -> tuple[str, list[str]]:
@@ -126,8 +127,6 @@ class RustPeer:
 
     async def neighbors(self, count: int) -> None:
         await asyncio.shield(self.subscribing)
-        # The wheel does not show how many there are: time for all to come.
-        await asyncio.sleep(1.0)
 
     async def close(self) -> None:
         self.reader.cancel()
@@ -213,15 +212,15 @@ async def latency(sender_kind: str, receiver_kind: str) -> tuple[float, float]:
     return statistics.median(arrived), arrived[len(arrived) * 9 // 10]
 
 
-async def flow(sender_kind: str, receiver_kind: str) -> float:
+async def flow() -> float:
     """Messages a second that all eight neighbours have received."""
-    sender = PEERS[sender_kind]()
+    sender = PythonPeer()
     address = await sender.start(lambda content: None, None)
     processes = [
         spawn(
             {
                 "what": "flow",
-                "kind": receiver_kind,
+                "kind": "python",
                 "nodes": NEIGHBORS // 2,
                 "messages": FLOW_MESSAGES,
                 "bootstrap": address,
@@ -248,15 +247,21 @@ async def flow(sender_kind: str, receiver_kind: str) -> float:
 
 
 def simulation() -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import random
 
     from distro_optim.comm.iroh.gossip import patience
     from distro_optim.comm.iroh.gossip.config import GossipConfig
-    from gossip.simulator import Simulator
+
+    # By its path: on sys.path this script itself is `gossip`.
+    path = Path(__file__).parent.parent / "tests" / "gossip" / "simulator.py"
+    spec = importlib.util.spec_from_file_location("gossip_simulator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    simulator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulator)
 
     def duplicates(config: GossipConfig, latency: tuple[float, float]) -> float:
-        sim, rng = Simulator(config, seed=1, latency=latency), random.Random(1)
+        sim, rng = simulator.Simulator(config, seed=1, latency=latency), random.Random(1)
         bootstrap = [sim.add()]
         for i in range(199):
             sim.run(0.05)
@@ -320,8 +325,8 @@ def main() -> None:
             print(f"  {sender:>6} -> {receiver:<6}  median {median * 1e3:6.2f} ms   90 % below {tenth * 1e3:6.2f} ms")
     if "flow" in wanted:
         print(f"\n1 KiB to {NEIGHBORS} neighbours in two processes")
-        for sender, receiver in pairs[:2]:
-            print(f"  {sender:>6} -> {receiver:<6}  {run(flow(sender, receiver)):6.0f} messages/s", flush=True)
+        # Not beside Rust: its wheel drops events when Python takes them too slowly, so the count would be too low.
+        print(f"  {run(flow()):6.0f} messages/s", flush=True)
     if "simulation" in wanted:
         simulation()
 
