@@ -14,12 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from ....errors import ConfigurationError, DistroError, ExchangeError, PeerTimeoutError, ProtocolError, StoreFullError
+from ....errors import (
+    ConfigurationError,
+    DistroError,
+    ExchangeError,
+    NodeClosedError,
+    PeerTimeoutError,
+    ProtocolError,
+    StoreFullError,
+)
 from ..connection import Connection, RecvStream, SendStream
 from ..endpoint import Node
 from ..pool import ConnectionPool
 from .decoder import Piece
 from .getter import Attempt, Download, Purpose
+from .promptness import prompt_switching
 from .provider import ERR_LIMIT, Action, Finish, KeepOpen, ProviderStream, Reset, Send, StopReading
 from .request import ALPN
 from .store import Blob, BlobStore, PartialBlob
@@ -205,6 +214,8 @@ class BlobService:
                 # More was proven than could be stored.
                 begun.restart()
                 raise
+            except NodeClosedError:
+                raise
             except DistroError as failure:
                 _log.info("%s did not give blob %s: %s", attempt.provider.hex()[:10], begun.root.hex(), failure)
                 error = failure
@@ -246,7 +257,8 @@ class BlobService:
             try:
                 await send.write(attempt.request, timeout=limits.open_seconds)
                 await send.finish()
-                await self._read_response(attempt, recv, keep)
+                with prompt_switching():
+                    await self._read_response(attempt, recv, keep)
             except (ExchangeError, asyncio.CancelledError):
                 try:
                     keep(attempt.receive_end())

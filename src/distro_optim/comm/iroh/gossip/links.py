@@ -105,6 +105,8 @@ class PeerLink:
         self._connected = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
+        # That of a stranger until more is needed, so that not every frame asks whether the peer is a neighbour.
+        self._allowance = limits.stranger_outbox
         self._closed = False
         self._spawn(self._write_loop())
 
@@ -120,10 +122,10 @@ class PeerLink:
         self.queued += len(frame)
         self._drained.clear()
         self._work.set()
-        limits = self._limits
-        if self.queued > limits.stranger_outbox:
-            limit = limits.outbox if self._owner.is_neighbor(self.peer) else limits.stranger_outbox
-            if self.queued > limit:
+        if self.queued > self._allowance:
+            if self._owner.is_neighbor(self.peer):
+                self._allowance = self._limits.outbox
+            if self.queued > self._allowance:
                 self._offend(f"does not read: {self.queued} bytes wait for it")
 
     def finish(self, topic: TopicId) -> None:
@@ -176,6 +178,7 @@ class PeerLink:
     async def _write_loop(self) -> None:
         while True:
             while not self._outbox:
+                self._allowance = self._limits.stranger_outbox
                 self._drained.set()
                 self._work.clear()
                 await self._work.wait()
