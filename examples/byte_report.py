@@ -29,7 +29,8 @@ DOTS_PER_INCH = 110
 
 def kilobytes(count: float) -> str:
     """``count`` bytes in words, 1 kB being 1000 bytes."""
-    return f"{count / 1000:,.1f} kB" if count else "nothing"
+    digits = 1 if count < 100_000 else 0
+    return f"{count / 1000:,.{digits}f} kB" if count else "nothing"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Report:
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}  sent {task.fields[sent]} a step (DDP in bf16: {task.fields[ddp]})"),
+            TextColumn("loss {task.fields[loss]}, {task.fields[sent]}/step (DDP {task.fields[ddp]})"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -152,7 +153,7 @@ class Report:
         if not self.console.is_terminal:
             self.console.print(
                 f"step {point.step}/{self._steps}  loss {point.training:.3f}  validation {point.validation:.3f}  "
-                f"sent {kilobytes(sent_per_step)} a step (DDP in bf16: {kilobytes(self._gradient_bytes)})",
+                f"{kilobytes(sent_per_step)}/step (DDP {kilobytes(self._gradient_bytes)})",
                 soft_wrap=True,
             )
 

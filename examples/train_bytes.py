@@ -161,6 +161,7 @@ def launch(workers: int, script_args: Sequence[str]) -> int:
     try:
         torchrun(["--standalone", "--nproc-per-node", str(workers), __file__, *script_args])
     except SignalException as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # torchrun's handler raises, and there is nobody left to catch it
         print(f"\nstopped by {stopped.sigval.name}", file=sys.stderr)
         return 128 + stopped.sigval
     except ChildFailedError as failed:

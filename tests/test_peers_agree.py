@@ -96,6 +96,29 @@ def test_in_threads_with_plain_steps_and_the_lookahead_on(overlap: bool, closure
         assert all_same_bits(a, c)
 
 
+@pytest.mark.timeout(120)
+def test_the_first_gradient_of_a_closure_is_taken_at_the_weights_that_all_have() -> None:
+    peers = make(2)
+    assert not all_same_bits(copies(peers[0][0].parameters()), copies(peers[1][0].parameters()))
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def train(number: int) -> None:
+        model, optimizer = peers[number]
+
+        def compute() -> float:
+            seen.setdefault(number, copies(model.parameters()))
+            return 0.0
+
+        optimizer.step(compute)
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all_same_bits(seen[0], seen[1])
+
+
 @OVERLAP
 def test_a_parameter_that_only_some_peers_use_stays_equal(overlap: bool) -> None:
     """As the expert that only one peer's tokens were routed to, under weight decay."""

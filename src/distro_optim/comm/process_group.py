@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from .exchange import Exchange
 
 __all__ = ["ProcessGroupExchange", "ambient_process_group"]
 
+# Renamed in torch 2.13, where the old name warns.
+_gather_flat: Final[Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _LENGTH_SIZE: Final = 8
 DEFAULT_TIMEOUT: Final = timedelta(minutes=5)
 
@@ -44,6 +46,7 @@ class ProcessGroupExchange(Exchange):
         self._timeout = timeout
         self._plan: TilePlan | None = None
         self._device = torch.device("cpu")
+        self._capacity = 0  # bytes of a message, agreed on by all ranks
         self._in_flight: deque[tuple[dist.Work, Tensor, Tensor, CompressedUpdate]] = deque()
         self._closed = False
 
@@ -58,8 +61,7 @@ class ProcessGroupExchange(Exchange):
             raise ExchangeError("start() with an update in flight: collect() it first")
         self._device = _communication_device(self._group, params)
         mine = torch.frombuffer(bytearray(plan.layout), dtype=torch.uint8).to(self._device)
-        everybody = [torch.empty_like(mine) for _ in range(self.num_peers)]
-        dist.all_gather(everybody, mine, group=self._group)
+        everybody = self._compared(mine)
         for rank, layout in enumerate(everybody):
             if not torch.equal(layout, everybody[0]):
                 raise ExchangeError(
@@ -69,37 +71,46 @@ class ProcessGroupExchange(Exchange):
         source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
         for param in params:
             data = param.detach().to(self._device).contiguous()
-            dist.broadcast(data, src=source, group=self._group)
+            work = dist.broadcast(data, src=source, group=self._group, async_op=True)
+            self._wait(work)
             with torch.no_grad():
                 param.copy_(data)
         self._plan = plan
+        self._capacity = 0
 
     def publish(self, update: CompressedUpdate) -> None:
+        """See :meth:`Exchange.publish`. The first time after :meth:`start`, waits for the ranks to compare sizes."""
         self._require_open()
         if self._plan is None:
             raise ExchangeError("start() before publish()")
         payload = encode_flat(update)
         capacity = _LENGTH_SIZE + max_flat_size(self._plan, quantized=update.quantized)
+        if capacity != self._capacity:
+            self._agree_on_capacity(capacity)
         message = bytearray(len(payload).to_bytes(_LENGTH_SIZE, "little") + payload)
         message.extend(bytes(capacity - len(message)))
         mine = torch.frombuffer(message, dtype=torch.uint8).to(self._device)
-        everybody = torch.empty(capacity * self.num_peers, dtype=torch.uint8, device=self._device)
-        work = dist.all_gather_into_tensor(everybody, mine, group=self._group, async_op=True)
-        assert work is not None  # because of async_op
+        work, everybody = self._all_gather(mine)
         self._in_flight.append((work, mine, everybody, update))
         self.bytes_sent += capacity
+
+    def _agree_on_capacity(self, capacity: int) -> None:
+        """A collective of messages of different sizes would break down with an error that says nothing."""
+        sizes = self._compared(torch.tensor([capacity], device=self._device)).flatten().tolist()
+        if len(set(sizes)) > 1:
+            raise ExchangeError(
+                f"the ranks send messages of {sizes} bytes: give quantize_1bit the same value on every rank"
+            )
+        self._capacity = capacity
 
     def collect(self) -> list[CompressedUpdate]:
         self._require_open()
         if not self._in_flight or self._plan is None:
             raise ExchangeError("nothing is in flight: publish() before collect()")
         work, mine, everybody, own = self._in_flight.popleft()
-        try:
-            work.wait(self._timeout)
-        except RuntimeError as error:
-            raise ExchangeError(f"the ranks did not exchange their updates within {self._timeout}: {error}") from error
+        self._wait(work)
         rank = dist.get_rank(self._group)
-        messages = everybody.cpu().view(self.num_peers, mine.numel()).numpy()
+        messages = everybody.cpu().numpy()
         self.bytes_received += mine.numel() * (self.num_peers - 1)
         updates = []
         for peer, message in enumerate(messages):
@@ -115,6 +126,25 @@ class ProcessGroupExchange(Exchange):
             except ProtocolError as error:
                 raise ExchangeError(f"rank {peer} sent no update: {error}") from error
         return updates
+
+    def _all_gather(self, mine: Tensor) -> tuple[dist.Work, Tensor]:
+        """Starts to gather everybody's ``(n,)`` as ``(ranks, n)``."""
+        everybody = mine.new_empty(self.num_peers, mine.numel())
+        work = _gather_flat(everybody.view(-1), mine, group=self._group, async_op=True)
+        return work, everybody
+
+    def _compared(self, mine: Tensor) -> Tensor:
+        """Everybody's ``(n,)`` as ``(ranks, n)``, waited for."""
+        work, everybody = self._all_gather(mine)
+        self._wait(work)
+        return everybody
+
+    def _wait(self, work: dist.Work | None) -> None:
+        assert work is not None  # because of async_op
+        try:
+            work.wait(self._timeout)
+        except RuntimeError as error:
+            raise ExchangeError(f"the ranks did not answer within {self._timeout}, or one is gone: {error}") from error
 
     def close(self) -> None:
         # A collective that everybody has entered must be left by everybody; its result is not wanted.
