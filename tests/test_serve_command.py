@@ -304,6 +304,11 @@ def test_a_good_run_is_validated_with_notes(tmp_path: Path, capsys: pytest.Captu
     assert "run 'demo' is in order" in output
 
 
+def test_the_example_is_a_run_that_can_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(Path(__file__).parents[1] / "examples" / "demo_run.toml")]) == 0
+    assert "run 'demo' is in order" in capsys.readouterr().out
+
+
 def test_allow_lists_come_from_keys_and_files(tmp_path: Path) -> None:
     keys = [key(number).public for number in (1, 2, 3)]
     path = tmp_path / "keys.txt"
