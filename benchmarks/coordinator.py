@@ -69,6 +69,12 @@ CONFIG = replace(
 TARGETS = {"tick": 50.0, "broadcast": 50.0, "encode": 2.0, "memory": 300.0}
 
 
+def full_report(proof: WitnessProof, participants: Sequence[NodeIdentity]) -> Witness:
+    """What a witness of a round sends in which everybody took part."""
+    results = [hashlib.sha256(identity.signer + proof.position.to_bytes(8)).digest() for identity in participants]
+    return report(proof, participants, results, os.urandom(64))
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
@@ -154,7 +160,7 @@ async def act(state: Coordinator, by_identity: dict[NodeIdentity, LeanClient]) -
         for index, member in enumerate(listed):
             proof = selection.get_witness(index)
             if proof.witness:
-                step = WitnessStep(report(proof, participants), metadata(state.progress.step))
+                step = WitnessStep(full_report(proof, participants), metadata(state.progress.step))
                 await by_identity[member.id].say(WitnessMessage(step))
 
 
@@ -244,7 +250,7 @@ def full_state() -> Coordinator:
         for index, member in enumerate(state.epoch_state.clients):
             proof = selection.get_witness(index)
             if proof.witness:
-                state = machine.witness(state, member.id, report(proof, pending), now)
+                state = machine.witness(state, member.id, full_report(proof, pending), now)
         now += 1
         if seed < 3:
             state, _ = machine.tick(state, None, now, seed)

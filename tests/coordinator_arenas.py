@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 
+from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.streams import IrohListener, open_iroh
+from distro_optim.comm.iroh.tickets import EndpointTicket
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, StreamListener, TcpListener
 from distro_optim.coordinator.client import Backoff, Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
@@ -101,6 +104,21 @@ class TcpArena(ServedArena):
         listener = await TcpListener.bind("127.0.0.1", 0)
         host, _, port = listener.address.rpartition(":")
         return listener, tcp_connector(host, int(port))
+
+
+class IrohArena(ServedArena):
+    """One node for the server and one for all clients, who keep keys of their own; nothing leaves the machine."""
+
+    async def listen(self) -> tuple[StreamListener, Connector]:
+        self.nodes = [Node(bind_addr="127.0.0.1:0", relay="none").start() for _ in range(2)]
+        listener = IrohListener(self.nodes[0])
+        address = EndpointTicket.parse(listener.address).addr
+        return listener, lambda: open_iroh(self.nodes[1], address)
+
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
+        for node in self.nodes:
+            node.close()
 
 
 class MemoryArena(ServedArena):

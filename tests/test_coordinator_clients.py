@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from coordinator_arenas import EmbeddedArena, MemoryArena, ServedArena, TcpArena
+from coordinator_arenas import EmbeddedArena, IrohArena, MemoryArena, ServedArena, TcpArena
 from distro_optim.testing.coordinator import CHECKS, Arena
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("arena", [EmbeddedArena, MemoryArena, TcpArena])
+@pytest.mark.parametrize("arena", [EmbeddedArena, MemoryArena, TcpArena, IrohArena])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_client_keeps_its_promises(
     arena: type[EmbeddedArena | ServedArena], check: Callable[[Arena], Awaitable[None]]

@@ -1,4 +1,4 @@
-"""Eight clients without tensors train three epochs over TCP while members leave, crash, idle and join.
+"""Eight clients without tensors train three epochs over TCP and over iroh while members leave, crash, idle and join.
 
 Each member does what a training client does and nothing else: it says when it is ready, trains the interval that it
 computes for itself, commits to the result, tells the others, reports as a witness what it heard, names whom nobody
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from coordinator_arenas import TcpArena
+from coordinator_arenas import IrohArena, ServedArena, TcpArena
 from distro_optim.coordinator.assignment import assign_data, batch_ids_for_round
 from distro_optim.coordinator.client import RemoteCoordinator
 from distro_optim.coordinator.committee import CommitteeSelection
@@ -23,22 +23,18 @@ from distro_optim.coordinator.consensus import is_healthy, select_commitment, wi
 from distro_optim.coordinator.types import (
     BatchId,
     Coordinator,
-    MerkleRoot,
     NodeIdentity,
     RunState,
     Witness,
-    WitnessBloom,
     WitnessProof,
 )
 from distro_optim.errors import CoordinatorError
-from distro_optim.testing.coordinator import DUMMY_CONFIG, dummy_run, metadata
-from distro_optim.verify.bloom import BloomFilter
+from distro_optim.testing.coordinator import DUMMY_CONFIG, dummy_run, metadata, report
 from distro_optim.verify.commitment import Commitment, training_result_hash
-from distro_optim.verify.merkle import merkle_root
 
 EPOCHS = 3
 CONFIG = replace(
-    DUMMY_CONFIG, init_min_clients=4, min_clients=3, epoch_time=30, global_batch_size_start=21, global_batch_size_end=21
+    DUMMY_CONFIG, init_min_clients=4, min_clients=3, epoch_time=18, global_batch_size_start=21, global_batch_size_end=21
 )
 
 
@@ -54,7 +50,7 @@ class Gossip:
 class Member:
     """One client."""
 
-    def __init__(self, number: int, arena: TcpArena, gossip: Gossip) -> None:
+    def __init__(self, number: int, arena: ServedArena, gossip: Gossip) -> None:
         client = arena.client(number)
         assert isinstance(client, RemoteCoordinator)
         self.client = client
@@ -121,18 +117,14 @@ class Member:
         if not proof.witness:
             return
         heard = self.gossip.results[state.progress.step - 1] if state.current_round.height else {}
-        keys = [int.from_bytes(hashlib.sha256(self.client.identity.signer + bytes([n])).digest()[:8]) for n in range(8)]
-        participants, broadcasts = BloomFilter(keys), BloomFilter(keys)
         results = [result for batch in sorted(heard) for result in heard[batch]]
-        participants.add_many([hashlib.sha256(who.signer).digest() for who, _ in results])
-        broadcasts.add_many([commitment.data_hash for _, commitment in results])
-        report = Witness(
+        saw = report(
             proof,
-            WitnessBloom(participants.keys, participants.words),
-            WitnessBloom(broadcasts.keys, broadcasts.words),
-            MerkleRoot(merkle_root([commitment.data_hash for _, commitment in results])),
+            [who for who, _ in results],
+            [commitment.data_hash for _, commitment in results],
+            entropy=hashlib.sha512(self.client.identity.signer).digest(),
         )
-        await self.client.witness(report, metadata(state.progress.step))
+        await self.client.witness(saw, metadata(state.progress.step))
 
     async def _name_the_idle(self, state: Coordinator) -> None:
         if state.current_round.height < 2:
@@ -167,7 +159,7 @@ class Member:
 class Conductor:
     """Moves the time when nobody has anything left to do."""
 
-    def __init__(self, arena: TcpArena) -> None:
+    def __init__(self, arena: ServedArena) -> None:
         self.arena = arena
         self.members: list[Member] = []
         self.rounds: dict[int, tuple[int, int, int, bool]] = {}  # step -> epoch, first index, size, trains
@@ -211,8 +203,7 @@ class Conductor:
             self.listed.setdefault((state.progress.epoch, round_.height), ids)
 
 
-async def run_swarm() -> None:
-    arena = TcpArena(dummy_run(config=CONFIG))
+async def run_swarm(arena: ServedArena) -> None:
     gossip = Gossip()
     async with arena:
         conductor = Conductor(arena)
@@ -294,5 +285,6 @@ def check_training(conductor: Conductor, members: set[Member]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_eight_clients_train_three_epochs_while_members_come_and_go() -> None:
-    asyncio.run(run_swarm())
+@pytest.mark.parametrize("arena", [TcpArena, IrohArena])
+def test_eight_clients_train_three_epochs_while_members_come_and_go(arena: type[ServedArena]) -> None:
+    asyncio.run(run_swarm(arena(dummy_run(config=CONFIG))))
