@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -37,10 +38,16 @@ node.submit(main()).result()
 """
 
 
-def start_peer(node: Node) -> subprocess.Popen[str]:
+@contextmanager
+def peer_of(node: Node) -> Iterator[subprocess.Popen[str]]:
+    """A process with a peer that joins through ``node``; killed at the end."""
     addresses = [str(address) for address in node.addr().direct]
     arguments = [TOPIC.hex(), KEY.hex(), node.endpoint_id.hex(), *addresses]
-    return subprocess.Popen([sys.executable, "-c", PEER, *arguments], stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", PEER, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_peer_that_is_killed_and_started_again_receives_the_next_messages(
@@ -65,16 +72,14 @@ def test_a_peer_that_is_killed_and_started_again_receives_the_next_messages(
                 await asyncio.wait([line], timeout=0.005)
             return int(line.result().split()[0])
 
-        with start_peer(node) as first:
+        with peer_of(node) as first:
             await received_something(first)
-            first.kill()
         killed_at = number
-        with start_peer(node) as second:
+        with peer_of(node) as second:
             async with asyncio.timeout(60):
                 assert await received_something(second) > killed_at
             assert len(topic.neighbors) == 1
             assert service.stats.offenders == 0
-            second.kill()
         await service.aclose()
 
     loop_thread.run(scenario(), 110)
