@@ -17,10 +17,12 @@ proven anew when a download continues.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from pathlib import Path
@@ -30,7 +32,7 @@ from urllib.parse import quote, unquote
 from ....errors import ConfigurationError, ExchangeError, StoreFullError
 from .disk_partial import DiskPartial, has_length, remove_files
 from .outboard import build_outboard, outboard_len
-from .store import Blob, BlobStore, PartialBlob, check_tag, require_proven
+from .store import KEEP_CUT_SECONDS, Blob, BlobStore, PartialBlob, check_tag, require_proven
 from .tree import HASH_LEN, Buffer
 
 __all__ = ["DiskStore"]
@@ -44,15 +46,24 @@ class DiskStore(BlobStore):
     Args:
         path: the directory; made if it is not there.
         max_bytes: limit for everything the store holds; None for no limit. What is there already may exceed it.
+        keep_cut_seconds: how long a download that was cut may wait to go on, counted anew when the store is opened.
         durable: whether to wait until the disk has what was written (fsync). Without, a power cut may lose blobs.
 
     Raises:
         ConfigurationError: the directory belongs to something else, to a later version or to another process.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        keep_cut_seconds: float = KEEP_CUT_SECONDS,
+        durable: bool = True,
+    ) -> None:
         self.path = Path(path)
         self.max_bytes = max_bytes
+        self._keep_cut_seconds = keep_cut_seconds
         self._durable = durable
         self._lock = threading.RLock()
         self._serial = count()
@@ -60,6 +71,7 @@ class DiskStore(BlobStore):
         self._tags: dict[str, bytes] = {}
         self._open: set[bytes] = set()
         self._partial_used: dict[bytes, int] = {}
+        self._cut_at: dict[bytes, float] = {}
         self._used = 0
         for name in ("blobs", "partial", "tags", "tmp"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -127,10 +139,10 @@ class DiskStore(BlobStore):
                 durable=self._durable,
                 take=lambda length: self._take(root, length),
                 give_back=lambda: self._give_back(root),
-                on_close=lambda: self._open.discard(root),
+                on_close=lambda: self._end(root),
             )
         except BaseException:
-            self._open.discard(root)
+            self._end(root)
             raise
 
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
@@ -175,6 +187,11 @@ class DiskStore(BlobStore):
         return len(names)
 
     def collect_garbage(self) -> int:
+        return self._collect(time.monotonic() - self._keep_cut_seconds)
+
+    # --- inside ---
+
+    def _collect(self, cut_before: float) -> int:
         with self._lock:
             before = self._used
             named = set(self._tags.values())
@@ -188,12 +205,13 @@ class DiskStore(BlobStore):
                     continue  # Windows: somebody is reading it; the next collection will get it
                 del self._blobs[root]
                 self._used -= size + outboard_len(size)
-            for root in [root for root in self._partial_used if root not in self._open]:
-                remove_files(self.path.glob(f"partial/{root.hex()}.*"))
-                self._used -= self._partial_used.pop(root)
+            waiting = [root for root in self._partial_used if root not in self._open]
+            for root in waiting:
+                if self._cut_at.get(root, -math.inf) <= cut_before:
+                    remove_files(self.path.glob(f"partial/{root.hex()}.*"))
+                    self._used -= self._partial_used.pop(root)
+                    self._cut_at.pop(root, None)
             return before - self._used
-
-    # --- inside ---
 
     def _blob_path(self, root: bytes, suffix: str) -> Path:
         name = root.hex()
@@ -259,6 +277,7 @@ class DiskStore(BlobStore):
             else:
                 length = path.stat().st_size
                 self._partial_used[root] = self._partial_used.get(root, 0) + length
+                self._cut_at[root] = time.monotonic()
                 self._used += length
         for path in self.path.glob("tags/*"):
             root = _parse_hash(path.read_text(errors="replace").strip())
@@ -270,7 +289,7 @@ class DiskStore(BlobStore):
     def _reserve(self, length: int) -> None:
         with self._lock:
             if self.max_bytes is not None and self._used + length > self.max_bytes:
-                self.collect_garbage()
+                self._collect(cut_before=math.inf)
                 if self._used + length > self.max_bytes:
                     raise StoreFullError(
                         f"{length} bytes do not fit: {self._used} of {self.max_bytes} are in use by tagged blobs and "
@@ -282,6 +301,14 @@ class DiskStore(BlobStore):
         with self._lock:
             self._reserve(length)
             self._partial_used[root] = self._partial_used.get(root, 0) + length
+
+    def _end(self, root: bytes) -> None:
+        with self._lock:
+            self._open.discard(root)
+            if root in self._partial_used:
+                self._cut_at[root] = time.monotonic()
+            else:
+                self._cut_at.pop(root, None)
 
     def _give_back(self, root: bytes) -> None:
         with self._lock:
