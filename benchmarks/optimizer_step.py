@@ -69,7 +69,14 @@ class Ours:
         )
         self._others = made_up(self.optimizer, contributors - 1) if contributors > 1 else []
 
+        self._psyche = psyche
+
     def step(self) -> None:
+        if not self._others:
+            self.optimizer.step()
+            return
+        if self._psyche:
+            self.optimizer.lookahead()
         self.optimizer.apply([self.optimizer.generate(), *self._others])
 
 

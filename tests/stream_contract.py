@@ -15,7 +15,7 @@ import pytest
 from distro_optim.comm.streams import Stream, StreamListener
 
 T = TypeVar("T")
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 60  # generous: only a stream that hangs gets there
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:

@@ -3,122 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from distro_optim.comm.signing import SecretKey
-from distro_optim.comm.streams import MemoryListener, StreamListener, TcpListener
-from distro_optim.coordinator.client import Backoff, Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
-from distro_optim.coordinator.embedded import EmbeddedCoordinator
-from distro_optim.coordinator.host import RunHost
-from distro_optim.coordinator.server import CoordinatorServer
-from distro_optim.coordinator.service import CoordinatorService
-from distro_optim.coordinator.types import Coordinator, NodeIdentity
-from distro_optim.testing.coordinator import CHECKS, Arena, dummy_run
-
-TICK_SECONDS = 0.01
-
-
-def key(number: int) -> SecretKey:
-    return SecretKey(number.to_bytes(32, "little"))
-
-
-class EmbeddedArena(Arena):
-    def __init__(self) -> None:
-        self.now = 0
-        self.coordinator = EmbeddedCoordinator(RunHost(dummy_run()), clock=lambda: self.now)
-
-    async def __aenter__(self) -> EmbeddedArena:
-        return self  # nothing ticks in the background
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
-        return self.coordinator.client(NodeIdentity.from_single_key(key(number).public), run_id or self.state.run_id)
-
-    async def advance(self, seconds: int) -> None:
-        self.now += seconds
-        self.coordinator.tick()
-
-    @property
-    def state(self) -> Coordinator:
-        return self.coordinator.state
-
-
-class ClockedService(CoordinatorService):
-    """Lives in seconds that a test counts, while connections live in real ones."""
-
-    def __init__(self, host: RunHost) -> None:
-        super().__init__(host, draw=os.urandom, unix_offset=0.0)
-        self.seconds = 0
-        self.ticked = asyncio.Condition()
-        self.ticks = 0
-
-    def unix_time(self, now: float) -> int:
-        return self.seconds
-
-    def tick(self, now: float) -> None:
-        super().tick(now)
-        self.ticks += 1
-
-    async def advance(self, seconds: int) -> None:
-        self.seconds += seconds
-        seen = self.ticks
-        while self.ticks == seen:
-            await asyncio.sleep(TICK_SECONDS)
-
-
-class ServedArena(Arena):
-    """A server on some kind of stream."""
-
-    def __init__(self) -> None:
-        self.service = ClockedService(RunHost(dummy_run()))
-
-    async def listen(self) -> tuple[StreamListener, Connector]:
-        raise NotImplementedError
-
-    async def __aenter__(self) -> ServedArena:
-        listener, self.connect = await self.listen()
-        self.server = CoordinatorServer(self.service, [listener], tick_seconds=TICK_SECONDS)
-        await self.server.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.server.close()
-
-    def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
-        return RemoteCoordinator(self.connect, key(number), run_id or self.state.run_id, backoff=Backoff(initial=0.01))
-
-    async def advance(self, seconds: int) -> None:
-        await self.service.advance(seconds)
-
-    @property
-    def state(self) -> Coordinator:
-        return self.service.host.state
-
-
-class TcpArena(ServedArena):
-    async def listen(self) -> tuple[StreamListener, Connector]:
-        listener = await TcpListener.bind("127.0.0.1", 0)
-        host, _, port = listener.address.rpartition(":")
-        return listener, tcp_connector(host, int(port))
-
-
-class MemoryArena(ServedArena):
-    async def listen(self) -> tuple[StreamListener, Connector]:
-        listener = MemoryListener()
-        return listener, listener.connect
+from coordinator_arenas import EmbeddedArena, IrohArena, MemoryArena, ServedArena, TcpArena
+from distro_optim.testing.coordinator import CHECKS, Arena
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("arena", [EmbeddedArena, MemoryArena, TcpArena])
+@pytest.mark.parametrize("arena", [EmbeddedArena, MemoryArena, TcpArena, IrohArena])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_client_keeps_its_promises(arena: type[Arena], check: Callable[[Arena], Awaitable[None]]) -> None:
+def test_a_client_keeps_its_promises(
+    arena: type[EmbeddedArena | ServedArena], check: Callable[[Arena], Awaitable[None]]
+) -> None:
     async def run() -> None:
-        async with arena() as instance:  # type: ignore[attr-defined]
+        async with arena() as instance:
             await check(instance)
 
     asyncio.run(run())

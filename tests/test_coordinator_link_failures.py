@@ -19,6 +19,7 @@ from distro_optim.coordinator.client import (
     Backoff,
     RemoteCoordinator,
     StateFeed,
+    _RememberingCodec,
     tcp_connector,
 )
 from distro_optim.coordinator.host import RunHost
@@ -84,13 +85,19 @@ class ScriptedServer:
         link = ServerLink(os.urandom(32), CLIENT_TO_SERVER, SERVER_TO_CLIENT)
         await stream.write(link.opening())
         while link.peer is None:
-            self.messages += link.receive(await stream.read(4096))
+            await self.take(stream, link)
         return link
+
+    async def take(self, stream: Stream, link: ServerLink) -> None:
+        data = await stream.read(65536)
+        if not data:
+            raise ConnectionAbortedError("the client went")
+        self.messages += link.receive(data)
 
     async def listen(self, stream: Stream, link: ServerLink, until: int) -> None:
         """Reads until so many messages have come in all."""
         while len(self.messages) < until:
-            self.messages += link.receive(await stream.read(65536))
+            await self.take(stream, link)
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -282,6 +289,7 @@ def test_what_was_said_without_a_link_is_sent_with_the_next() -> None:
         for _ in range(2):
             await stream.write(state_frame(dummy_run()))
         await server.listen(stream, link, 3)
+        await stream.read(4096)
 
     async def run() -> None:
         reconnect = asyncio.Event()
@@ -378,3 +386,16 @@ def test_joining_twice_is_refused() -> None:
         await server.stop()
 
     asyncio.run(run())
+
+
+def test_a_state_that_is_sent_again_is_not_decoded_again() -> None:
+    codec = _RememberingCodec.of(SERVER_TO_CLIENT)
+    first, second = (SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(dummy_run(name)))) for name in ("one", "two"))
+    decoded = codec.decode(first)
+    assert codec.decode(memoryview(first)) is decoded
+    assert codec.decode(second).message.state.run_id == "two"
+    with pytest.raises(ProtocolError):
+        codec.decode(b"")
+    with pytest.raises(ProtocolError):
+        codec.decode(second + b"x")
+    assert codec.decode(first) == decoded

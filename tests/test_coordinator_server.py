@@ -243,14 +243,16 @@ def test_strangers_of_every_kind_at_once_do_not_stop_the_run(memory: bool) -> No
     async def work(site: Site) -> None:
         site.join(1, 2, 3)
         attackers = [asyncio.create_task(attack(site, how)) for how in ATTACKS]
-        await site.until(lambda: site.state.progress.epoch >= 2)
-        members = {member.id for member in site.state.epoch_state.clients}
-        assert members == {NodeIdentity.from_single_key(key(number).public) for number in (1, 2, 3)}
-        for attacker in attackers:
-            attacker.cancel()
-        await asyncio.gather(*attackers, return_exceptions=True)
+        try:
+            await site.until(lambda: site.state.progress.epoch >= 2)
+            await site.until(lambda: any("at most" in reason for reason in site.reasons()))
+            members = {member.id for member in site.state.epoch_state.clients}
+            assert members == {NodeIdentity.from_single_key(key(number).public) for number in (1, 2, 3)}
+        finally:
+            for attacker in attackers:
+                attacker.cancel()
+            await asyncio.gather(*attackers, return_exceptions=True)
         await site.until(lambda: site.server.service.num_connections == 3)
-        assert any("at most" in reason for reason in site.reasons())
 
     serve(work, memory=memory, limits=ServerLimits(stall_seconds=10))
 
@@ -351,6 +353,18 @@ def test_a_finished_run_is_reported_after_its_clients_were_told() -> None:
         assert site.state.run_state is RunState.FINISHED
 
     serve(work, state=small_run(total_steps=4))
+
+
+def test_a_server_that_breaks_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    async def work(site: Site) -> None:
+        monkeypatch.setattr(site.server.service, "tick", fail)
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            await site.server.wait_failed()
+
+    serve(work)
 
 
 def test_a_machine_whose_clock_is_set_by_an_hour_keeps_its_phases(monkeypatch: pytest.MonkeyPatch) -> None:

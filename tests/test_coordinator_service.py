@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from coordinator_swarm import METADATA, RUN, UNIX_START, WORK_SECONDS, Peer, Swa
 from distro_optim.comm.framing import encode_frame
 from distro_optim.comm.postcard import encode
 from distro_optim.coordinator.limits import Bucket, ServerLimits
-from distro_optim.coordinator.messages import HealthCheckMessage, Join, WitnessMessage, WitnessStep
+from distro_optim.coordinator.messages import CLIENT_TO_SERVER, HealthCheckMessage, Join, WitnessMessage, WitnessStep
 from distro_optim.coordinator.service import frame_of
 from distro_optim.coordinator.types import (
     ClientState,
@@ -137,15 +138,11 @@ def test_an_answer_replayed_to_another_connection_is_refused() -> None:
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
-def test_connections_are_limited_in_all_unproved_and_from_one_place() -> None:
-    limits = ServerLimits(connections=4, unproved=2, per_address=3)
+def test_connections_are_limited_in_all_and_from_one_place() -> None:
+    limits = ServerLimits(connections=4, per_address=3)
     swarm = Swarm(limits=limits)
-    swarm.connect(1, "a:1"), swarm.connect(2, "a:2")
-    with pytest.raises(LimitExceededError, match="not proved"):
-        swarm.connect(3, "b:1")
-    for peer in swarm.peers:
-        peer.read()
-    swarm.connect(3, "a:3").read()
+    for number in (1, 2, 3):
+        swarm.connect(number, f"a:{number}").read()
     with pytest.raises(LimitExceededError, match="from a are"):
         swarm.connect(4, "a:4")
     swarm.connect(4, "b:4").read()
@@ -153,6 +150,15 @@ def test_connections_are_limited_in_all_unproved_and_from_one_place() -> None:
         swarm.connect(5, "c:5")
     swarm.peers[0].leave()
     swarm.connect(5, "a:5")
+
+
+def test_who_only_holds_the_line_makes_room_for_who_answers() -> None:
+    swarm = Swarm(limits=ServerLimits(unproved=3))
+    silent = [swarm.connect(number) for number in range(100, 150)]
+    assert [peer.connected for peer in silent] == [False] * 47 + [True] * 3
+    honest = swarm.join(*range(1, 9))
+    assert all(peer.connected for peer in honest)
+    assert len(swarm.service.clients) == 8
 
 
 def test_who_does_not_answer_the_challenge_is_cut_off_in_time() -> None:
@@ -288,11 +294,11 @@ def without_seeds(state: Coordinator) -> Coordinator:
 
 def run_with(offence: Callable[[Peer], None] | None, phase: RunState) -> list[Coordinator]:
     """A state a second, while one who is in no epoch does its worst in every second from ``phase`` on."""
-    swarm = Swarm(witness_nodes=0, epoch_time=20)
+    swarm = Swarm(witness_nodes=0, epoch_time=12)
     honest = swarm.join(1, 2, 3)
     states, begun = [], False
     offender: Peer | None = None
-    for _ in range(60):
+    for _ in range(42):
         begun = begun or swarm.state.run_state is phase
         if offence is not None and begun:
             if offender is None or not offender.connected:
@@ -347,7 +353,24 @@ def test_a_flood_is_cut_off_before_it_is_all_worked_through() -> None:
     flood(peer)
     swarm.collect()
     assert not peer.connected
-    assert any("messages a second" in reason for reason in swarm.reasons)
+    assert any("more than 100 messages came at once" in reason for reason in swarm.reasons)
+
+
+def test_a_flood_is_not_even_decoded_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = Swarm()
+    peer = swarm.connect(1)
+    peer.read()
+    decoded = 0
+    real = CLIENT_TO_SERVER.read
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(peer.session._link, "_incoming", replace(CLIENT_TO_SERVER, read=counting))
+    flood(peer)
+    assert decoded == swarm.service.limits.messages_burst
 
 
 def test_bytes_that_arrive_after_the_cut_are_dropped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rich.console import Console
 from coordinator_swarm import METADATA, frame, key
 from distro_optim.cli import main
 from distro_optim.comm.framing import ClientLink
+from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.coordinator.client import RemoteCoordinator
 from distro_optim.coordinator.console import JsonLines, LiveTable, PlainLines, render, reporter_for
 from distro_optim.coordinator.host import Joined, PhaseChanged, Refused
 from distro_optim.coordinator.messages import (
@@ -37,6 +40,7 @@ from distro_optim.coordinator.serve import read_allow_list
 from distro_optim.coordinator.service import Connected, Disconnected
 from distro_optim.coordinator.status import ClientStatus, RunStatus
 from distro_optim.coordinator.text import to_toml
+from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ConfigurationError
 from runs import client, elected, ready, report, waiting_run
@@ -110,7 +114,12 @@ def served(state: Path, *options: str) -> Iterator[Served]:
 
 
 def take_part(port: int, stop: threading.Event) -> None:
-    """One client that does what it should until told to stop."""
+    """One client that does what it should until told to stop, or until its server is killed."""
+    with suppress(ConnectionError):
+        _take_part(port, stop)
+
+
+def _take_part(port: int, stop: threading.Event) -> None:
     me = key(1)
     link = ClientLink(me, SERVER_TO_CLIENT, CLIENT_TO_SERVER)
     said: set[Any] = set()
@@ -201,6 +210,38 @@ def test_training_data_are_served_beside_the_run(tmp_path: Path) -> None:
         assert server.end(signal.SIGTERM) == 0
 
 
+def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    options = ("--iroh", "--relay", "none", "--save-dir", str(saved))
+
+    async def joined(ticket: RunTicket) -> Coordinator:
+        with Node(bind_addr="127.0.0.1:0", relay="none") as node:
+            # Its addresses are tried in any order; here the one of TCP is left out, so that it must be iroh.
+            connect = connector(replace(ticket, tcp=()), node)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                client = RemoteCoordinator(connect, key(1), ticket.run_id, timeout=PATIENCE_SECONDS)
+                state = await client.join()
+                await client.close()
+        return state
+
+    with served(state_file(tmp_path), *options) as server:
+        while "ticket" not in (record := server.line(event="server")):
+            pass
+        ticket = RunTicket.parse(record["ticket"])
+        assert ticket.run_id == RUN
+        assert asyncio.run(joined(ticket)).run_id == RUN
+        server.line(event="joined", client=key(1).public.hex())
+        assert server.end(signal.SIGTERM) == 0
+    assert (saved / "coordinator.key").stat().st_mode & 0o077 == 0
+    with served(state_file(tmp_path), "--resume", *options) as server:
+        while "ticket" not in (record := server.line(event="server")):
+            pass
+        again = RunTicket.parse(record["ticket"]).endpoint
+        assert again is not None
+        assert ticket.endpoint is not None
+        assert again.id == ticket.endpoint.id
+
+
 # -- wrong requests ------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +302,11 @@ def test_a_good_run_is_validated_with_notes(tmp_path: Path, capsys: pytest.Captu
     output = capsys.readouterr().out
     assert "model.optimizer must not be Dummy" in output
     assert "run 'demo' is in order" in output
+
+
+def test_the_example_is_a_run_that_can_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(Path(__file__).parents[1] / "examples" / "demo_run.toml")]) == 0
+    assert "run 'demo' is in order" in capsys.readouterr().out
 
 
 def test_allow_lists_come_from_keys_and_files(tmp_path: Path) -> None:
@@ -339,6 +385,17 @@ def test_lines_for_machines_are_json() -> None:
     assert (records[2]["before"], records[2]["after"]) == ("Warmup", "RoundTrain")
     assert records[4]["client"] is None
     assert records[5]["clients"][0]["state"] == "Healthy"
+
+
+def test_a_flood_of_events_fills_no_disk() -> None:
+    for kind in (PlainLines, JsonLines):
+        stream = io.StringIO()
+        with kind(stream) as reporter:
+            for _ in range(5000):
+                reporter.event(EVENTS[1])
+            reporter.status(STATUS)
+        assert stream.getvalue().count("\n") < 2000
+        assert "left out" in stream.getvalue() or "events_left_out" in stream.getvalue()
 
 
 def test_the_table_shows_run_clients_and_events_without_control_characters() -> None:

@@ -157,18 +157,24 @@ class Reader:
 
     def pull_varint(self, bits: int = 64) -> int:
         """Unsigned LEB128 of at most ``bits`` bits. Over-long and too large forms are errors, as in postcard."""
-        start = self._pos
-        value = shift = 0
+        # Filters and seeds are ten bytes each and a state holds thousands, so the loop touches locals only.
+        data, start, end = self._data, self._pos, self._end
+        pos, value, shift = start, 0, 0
         while True:
-            byte = self.pull_u8()
-            value |= (byte & 0x7F) << shift
+            if pos >= end:
+                raise TruncatedError("1 byte is expected, 0 are left", offset=pos)
+            byte = data[pos]
+            pos += 1
             if byte < 0x80:
                 break
+            value |= (byte & 0x7F) << shift
             shift += 7
             if shift >= bits:
                 raise ProtocolError(f"a varint is longer than {bits} bits", offset=start)
+        value |= byte << shift
         if value >> bits:
             raise ProtocolError(f"a varint does not fit in {bits} bits", offset=start)
+        self._pos = pos
         return value
 
     def pull_zigzag(self, bits: int = 64) -> int:

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="host a run for clients of ours and of Psyche",
-        description="Hosts a run: a coordinator that clients of ours and of Psyche join over TCP.",
+        description="Hosts a run: a coordinator that clients of ours and of Psyche join.",
     )
     serve.set_defaults(command=_serve)
     serve.add_argument("--state", type=Path, required=True, metavar="FILE", help="the run, as in Psyche's state.toml")
@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY|FILE",
         help="let only these public keys join: a key in hexadecimal, or a file with one a line; may be repeated",
     )
+    serve.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
+    serve.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
+    serve.add_argument("--relay", default="default", metavar="default|none|URL", help="relay server for iroh")
     serve.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
     serve.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")
     serve.add_argument(
@@ -83,6 +86,9 @@ def _serve(options: argparse.Namespace) -> int:
         save_dir=options.save_dir,
         resume=options.resume,
         allow=options.allow,
+        iroh=options.iroh,
+        key_file=options.key_file,
+        relay=options.relay,
         init_warmup_time=options.init_warmup_time,
         withdraw_on_disconnect=not options.keep_disconnected,
         limits=ServerLimits(connections=options.max_connections),

@@ -326,10 +326,13 @@ class DisTrO(Optimizer):
         Args:
             lr: for all groups; by default each group's own.
         """
-        return self._generate(lr, alone=False)
+        return self._generate(lr, alone=False, at_once=False)
 
-    def _generate(self, lr: float | None, *, alone: bool) -> CompressedUpdate:
-        """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim."""
+    def _generate(self, lr: float | None, *, alone: bool, at_once: bool) -> CompressedUpdate:
+        """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim.
+
+        With ``at_once`` the weights take the update in the same pass.
+        """
         self.undo_lookahead()
         compressor = self._compress()
         params, rates = self._params(), self._rates(lr)
@@ -350,6 +353,7 @@ class DisTrO(Optimizer):
             decay=[group["compression_decay"] for group in self.param_groups],
             quantize=self._quantize,
             own=own,
+            step=(params, rates) if at_once else None,
         )
 
     @torch.no_grad()
@@ -415,12 +419,16 @@ class DisTrO(Optimizer):
         self._require_training()
         self._require_between_steps("begin_step()")
         exchange = self._connect()
-        update = self._generate(None, alone=exchange.num_peers == 1)
+        # Alone, without delay and in full values: nobody can have a say in the update.
+        at_once = isinstance(exchange, LocalExchange) and not self._overlap and not self._quantize
+        update = self._generate(None, alone=exchange.num_peers == 1, at_once=at_once)
         if self._run.published:
             # The update of the step before is still out; with it collected, at most one is on its way.
             self._run.arrived = self._collect()
-        exchange.publish(update)
-        self._run.begun = self._run.published = True
+        if not at_once:
+            exchange.publish(update)
+            self._run.published = True
+        self._run.begun = True
 
     @torch.no_grad()
     def finish_step(self) -> None:
@@ -430,7 +438,7 @@ class DisTrO(Optimizer):
         self._run.begun = False
         if self._overlap:
             self._flag_in_flight(True)
-        else:
+        elif self._run.published:
             self._run.arrived = self._collect()
         self._apply_arrived()
 

@@ -104,7 +104,7 @@ def main(path: Path, rounds: int) -> dict[str, int]:
         told["acknowledged"] += len(acknowledged)
         left_over = [*(path / "tmp").iterdir(), *(path / "partial").iterdir()]
         told["killed_in_mid_write"] += bool(left_over)
-        with DiskStore(path, durable=False) as store:
+        with DiskStore(path, keep_cut_seconds=0.0, durable=False) as store:
             for root in list(store._blobs):
                 blob = store.get(root)
                 if blob is None or root_hash(blob.data) != root or build_outboard(blob.data)[1] != bytes(blob.outboard):

@@ -173,3 +173,9 @@ def test_providers_that_contradict_each_other_for_ever_do_not_keep_it_busy() -> 
     sizes = [BLOB.size - n for n in range(20)]
     fetch = Fetch({str(size): with_size(size) if size != BLOB.size else cut_after(10**6) for size in sizes})
     assert len(fetch.asked) <= 3 * len(sizes)
+
+
+def test_a_size_that_nothing_came_of_is_forgotten() -> None:
+    fetch = Fetch({"a": lambda request: (BLOB.size + 5).to_bytes(8, "little") + bytes(100), "b": honest})
+    assert fetch.data == BLOB.data
+    assert [purpose for _, _, purpose in fetch.asked] == [Purpose.DATA, Purpose.DATA]

@@ -160,13 +160,10 @@ def test_a_blob_that_vanishes_while_it_is_sent_ends_in_a_reset() -> None:
     assert list(stream.receive_end()) == [Reset(ERR_INTERNAL)]
 
 
-def test_only_parts_of_blobs_are_costly() -> None:
-    for request, costly in (
-        (GetRequest.blob(LARGE.hash), False),
-        (GetRequest.blob(LARGE.hash, ChunkRanges((1,))), True),
-    ):
+def test_only_parts_of_groups_are_costly() -> None:
+    for ranges, costly in ((ALL, False), (ChunkRanges((32,)), False), (ChunkRanges((33,)), True)):
         stream = ProviderStream(BLOBS.get)
-        assert list(stream.receive(push_request(request))) == []
+        assert list(stream.receive(push_request(GetRequest.blob(LARGE.hash, ranges)))) == []
         stream.receive_end()
         assert stream.is_costly is costly
 

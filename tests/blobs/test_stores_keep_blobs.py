@@ -25,10 +25,10 @@ MakeStore = Callable[..., BlobStore]
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     opened: list[DiskStore] = []
 
-    def make(max_bytes: int | None = None) -> BlobStore:
+    def make(max_bytes: int | None = None, **options: float) -> BlobStore:
         if request.param == "memory":
-            return MemoryStore(max_bytes)
-        opened.append(DiskStore(tmp_path / str(len(opened)), max_bytes=max_bytes, durable=False))
+            return MemoryStore(max_bytes, **options)
+        opened.append(DiskStore(tmp_path / str(len(opened)), max_bytes=max_bytes, durable=False, **options))
         return opened[-1]
 
     yield make
@@ -162,8 +162,19 @@ def test_a_download_that_was_cut_is_continued(make_store: MakeStore) -> None:
     assert bytes(blob) == sampled.data
 
 
-def test_a_download_that_nobody_continues_is_garbage(make_store: MakeStore) -> None:
-    store, sampled = make_store(), SampleBlob(sample(3 * MIB))
+def test_a_download_that_was_cut_waits_until_its_room_is_needed(make_store: MakeStore) -> None:
+    store, sampled = make_store(max_bytes=4 * MIB), SampleBlob(sample(3 * MIB))
+    partial = store.begin(sampled.hash)
+    download(partial, sampled, 2 * MIB + 50_000)
+    partial.close()
+    assert store.collect_garbage() == 0
+    assert store.used_bytes == 2 * MIB + outboard_len(3 * MIB)
+    store.add(sample(3 * MIB + 1), tag="t")
+    assert store.used_bytes == 3 * MIB + 1 + outboard_len(3 * MIB + 1)
+
+
+def test_a_download_that_nobody_continues_in_time_is_garbage(make_store: MakeStore) -> None:
+    store, sampled = make_store(keep_cut_seconds=0.0), SampleBlob(sample(3 * MIB))
     partial = store.begin(sampled.hash)
     download(partial, sampled, 2 * MIB + 50_000)
     store.collect_garbage()
@@ -302,5 +313,6 @@ def test_strange_files_in_a_directory_do_no_harm(tmp_path: Path) -> None:
         partial = store.begin(bytes.fromhex("cd" * 32))
         assert partial.prefix is None
         partial.close()
+    with DiskStore(tmp_path, keep_cut_seconds=0.0) as store:
         store.collect_garbage()
         assert store.used_bytes == 100_000 + outboard_len(100_000)

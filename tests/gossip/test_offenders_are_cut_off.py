@@ -11,7 +11,7 @@ import pytest
 from distro_optim.comm.iroh.endpoint import CLOSE_NOT_ALLOWED, CLOSE_PROTOCOL_ERROR, Node
 from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
 from distro_optim.comm.iroh.gossip.links import LinkLimits
-from distro_optim.comm.iroh.gossip.messages import Gossip, IHave, Join, Neighbor, encode_message
+from distro_optim.comm.iroh.gossip.messages import Gossip, Graft, IHave, Join, Neighbor, encode_message, message_id
 from distro_optim.comm.iroh.gossip.net import GossipService, ServiceLimits
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.errors import DistroError, PeerUnreachableError
@@ -20,6 +20,7 @@ from gossip.live import CALL_SECONDS, RawPeer, count_messages, until
 pytestmark = pytest.mark.timeout(120)
 
 TOPIC = b"t" * 32
+OUTBOX = 2 << 20
 Attack = Callable[[RawPeer, GossipService], Awaitable[None]]
 
 
@@ -59,10 +60,29 @@ async def never_reading(attacker: RawPeer, victim: GossipService) -> None:
     await attacker.send(Join(), Neighbor(high=True))
     (topic,) = victim._topics.values()
     await until(lambda: attacker.node.endpoint_id in topic.neighbors)
+    link = victim._links[attacker.node.endpoint_id]
     for i in range(6000):
         if attacker.connection.is_closed:
             return
         await topic.broadcast(i.to_bytes(4, "big") + bytes(1000))
+        assert link.queued <= OUTBOX
+
+
+async def asking_for_payloads_and_never_reading(attacker: RawPeer, victim: GossipService) -> None:
+    (topic,) = victim._topics.values()
+    content = bytes(4000)
+    await topic.broadcast(content)
+    peer = attacker.node.endpoint_id
+    await until(lambda: peer in victim._links)
+    link = victim._links[peer]
+    stream = await attacker.connection.open_uni()
+    await stream.write(encode_header(TOPIC))
+    graft = encode_frame(encode_message(Graft(message_id(content), 0)))
+    # Not as a neighbour: what it may have queued is less.
+    while not attacker.connection.is_closed:
+        await stream.write(graft * 20)
+        assert link.queued <= victim.limits.link.stranger_outbox
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +95,14 @@ async def never_reading(attacker: RawPeer, victim: GossipService) -> None:
         streams_that_say_nothing,
         a_forged_id,
         never_reading,
+        asking_for_payloads_and_never_reading,
     ],
 )
 def test_an_attacker_is_cut_off_and_the_others_go_on(
     attack: Attack, make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
     victim, friend, enemy = make_node(), make_node(), make_node()
-    limits = ServiceLimits(link=LinkLimits(header_seconds=0.5, stall_seconds=1.0, outbox=2 << 20))
+    limits = ServiceLimits(link=LinkLimits(header_seconds=0.5, stall_seconds=1.0, outbox=OUTBOX))
 
     async def scenario() -> None:
         services = [GossipService(victim, limits=limits), GossipService(friend)]
@@ -99,6 +120,7 @@ def test_an_attacker_is_cut_off_and_the_others_go_on(
         await attacking
 
         assert services[0].stats.offenders == 1
+        assert services[0].stats.frames_received < 5000
         assert enemy.endpoint_id not in topic.neighbors
         assert topic.neighbors == (friend.endpoint_id,)
         before = sum(received.values())

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..buffer import Reader, Writer
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
-from .declarations import IntShape
+from .declarations import IntShape, step_into
 
 MAX_NESTING: Final = 64
 """How often a recursive type may contain itself. Chosen well below Python's own recursion limit."""
@@ -38,18 +38,20 @@ class Codec:
     """The compiled form of one declaration.
 
     Attributes:
+        write: appends a value to a buffer, given how deep it is nested.
+        read: takes a value off a reader, given how deep it is nested.
         min_size: the fewest bytes a value takes.
     """
 
-    _encode: Encode
-    _decode: Decode
+    write: Encode
+    read: Decode
     min_size: int
 
     def encode(self, value: Any) -> bytes:
         """The bytes of ``value``; see :func:`~.postcard.encode`."""
         out = bytearray()
         try:
-            self._encode(out, value, 0)
+            self.write(out, value, 0)
         except BadValue as bad:
             where = f"{bad.path}: " if bad.path else ""
             raise ConfigurationError(f"{where}{bad.message}", name=bad.path or None, value=bad.value) from None
@@ -58,7 +60,7 @@ class Codec:
     def decode(self, data: bytes | bytearray | memoryview, *, allow_trailing: bool = False) -> Any:
         """The value that ``data`` holds; see :func:`~.postcard.decode`."""
         reader = Reader(data)
-        value = self._decode(reader, 0)
+        value = self.read(reader, 0)
         if not allow_trailing:
             reader.expect_end()
         return value
@@ -69,7 +71,7 @@ class Codec:
 
     def pull(self, reader: Reader) -> Any:
         """Takes one value off the front; what follows it is left."""
-        return self._decode(reader, 0)
+        return self.read(reader, 0)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def str_codec(limit: int | None) -> Codec:
             data = value.encode()
         except UnicodeEncodeError:
             raise BadValue(f"{value!r} cannot be written as UTF-8", value) from None
-        blob._encode(out, data, depth)
+        blob.write(out, data, depth)
 
     def decode_str(reader: Reader, depth: int) -> str:
         start = reader.pos
@@ -207,13 +209,6 @@ def str_codec(limit: int | None) -> Codec:
 
 
 # -- collections ---------------------------------------------------------------------------------------------------
-
-
-def step_into(name: str, field: str | None) -> str:
-    """The path of ``field`` seen from one level further out: ("clients", "[3].id") -> "clients[3].id"."""
-    if not field:
-        return name
-    return f"{name}{field}" if field.startswith("[") else f"{name}.{field}"
 
 
 def _encode_items(out: bytearray, items: Any, encode_item: Encode, depth: int) -> None:
@@ -246,7 +241,7 @@ def sequence_codec(
     """A count and that many items."""
     if item.min_size == 0 and limit is None:
         raise TypeError("a sequence of items that may take no bytes needs a Limit")
-    encode_item, decode_item, item_size = item._encode, item._decode, item.min_size
+    encode_item, decode_item, item_size = item.write, item.read, item.min_size
 
     def encode_sequence(out: bytearray, value: Any, depth: int) -> None:
         if limit is not None and len(value) > limit:
@@ -262,7 +257,7 @@ def sequence_codec(
 
 
 def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Codec:
-    encode_item, decode_item = item._encode, item._decode
+    encode_item, decode_item = item.write, item.read
 
     def encode_array(out: bytearray, value: Any, depth: int) -> None:
         if len(value) != count:
@@ -276,8 +271,8 @@ def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Co
 
 
 def tuple_codec(parts: list[Codec]) -> Codec:
-    encoders = [part._encode for part in parts]
-    decoders = [part._decode for part in parts]
+    encoders = [part.write for part in parts]
+    decoders = [part.read for part in parts]
 
     def encode_tuple(out: bytearray, value: Any, depth: int) -> None:
         if len(value) != len(encoders):
@@ -312,7 +307,7 @@ def map_codec(key: Codec, value: Codec, limit: int | None) -> Codec:
 
 
 def option_codec(some: Codec) -> Codec:
-    encode_some, decode_some = some._encode, some._decode
+    encode_some, decode_some = some.write, some.read
 
     def encode_option(out: bytearray, value: Any, depth: int) -> None:
         if value is None:
@@ -357,8 +352,8 @@ def unit_enum_codec(members: Sequence[Any], name: str) -> Codec:
 
 def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
     """Variants with data, told apart by the class of the value."""
-    by_class = {cls: (varint(index), variant._encode) for index, (cls, variant) in enumerate(variants)}
-    decoders = [(cls.__name__, variant._decode) for cls, variant in variants]
+    by_class = {cls: (varint(index), variant.write) for index, (cls, variant) in enumerate(variants)}
+    decoders = [(cls.__name__, variant.read) for cls, variant in variants]
 
     def encode_variant(out: bytearray, value: Any, depth: int) -> None:
         try:
@@ -389,8 +384,8 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
 def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -> Codec:
     """The fields of a dataclass in declaration order."""
     names = [name for name, _ in fields]
-    encoders = [(name, field._encode) for name, field in fields]
-    decoders = [field._decode for _, field in fields]
+    encoders = [(name, field.write) for name, field in fields]
+    decoders = [field.read for _, field in fields]
 
     def encode_struct(out: bytearray, value: Any, depth: int) -> None:
         if value.__class__ is not cls:
@@ -431,7 +426,7 @@ def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -
 
 def via_codec(wire: Codec, to_wire: Callable[[Any], Any], from_wire: Callable[[Any], Any]) -> Codec:
     """A value that travels as another type."""
-    encode_wire, decode_wire = wire._encode, wire._decode
+    encode_wire, decode_wire = wire.write, wire.read
 
     def encode_via(out: bytearray, value: Any, depth: int) -> None:
         encode_wire(out, to_wire(value), depth)
@@ -453,12 +448,12 @@ def recursive_codec(resolve: Callable[[], Codec], name: str) -> Codec:
     def encode_inner(out: bytearray, value: Any, depth: int) -> None:
         if depth >= MAX_NESTING:
             raise BadValue(f"{name} nests deeper than {MAX_NESTING}", None)
-        resolve()._encode(out, value, depth + 1)
+        resolve().write(out, value, depth + 1)
 
     def decode_inner(reader: Reader, depth: int) -> Any:
         if depth >= MAX_NESTING:
             raise LimitExceededError(f"{name} nests deeper than {MAX_NESTING}", offset=reader.pos)
-        return resolve()._decode(reader, depth + 1)
+        return resolve().read(reader, depth + 1)
 
     # A type can hold itself only behind an option, a count or a variant, so one byte is spent a step.
     return Codec(encode_inner, decode_inner, 1)

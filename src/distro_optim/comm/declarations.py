@@ -43,6 +43,7 @@ __all__ = [
     "raw_order",
     "raw_width",
     "shape_of",
+    "step_into",
     "variant",
 ]
 
@@ -290,6 +291,16 @@ Shape = (
     | StructShape
     | ViaShape
 )
+
+
+# -- paths ----------------------------------------------------------------------------------------------------------
+
+
+def step_into(name: str, field: str | None) -> str:
+    """The path of ``field`` seen from one level further out: ("clients", "[3].id") -> "clients[3].id"."""
+    if not field:
+        return name
+    return f"{name}{field}" if field.startswith("[") else f"{name}.{field}"
 
 
 # -- from annotations to shapes ------------------------------------------------------------------------------------

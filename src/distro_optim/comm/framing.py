@@ -172,10 +172,15 @@ class _Link:
         """
         return encode_frame(self._outgoing.encode(Else(message)), limit=CLIENT_FRAME_LIMIT)
 
-    def receive(self, data: bytes | bytearray | memoryview) -> list[Any]:
+    def receive(self, data: bytes | bytearray | memoryview, *, max_messages: int | None = None) -> list[Any]:
         """Takes bytes from the peer, in pieces of any size, and returns the messages that are complete.
 
+        Args:
+            data: the bytes.
+            max_messages: how many may come at once; what is above is not even decoded.
+
         Raises:
+            LimitExceededError: there are more; the link is closed by it.
             ProtocolError: the link is closed by it.
         """
         if self.state is LinkState.CLOSED:
@@ -183,6 +188,8 @@ class _Link:
         messages: list[Any] = []
         try:
             for payload in self._frames.feed(data):
+                if max_messages is not None and len(messages) >= max_messages:
+                    raise LimitExceededError(f"more than {max_messages} messages came at once")
                 envelope = self._incoming.decode(payload)
                 if self.state is LinkState.CHALLENGE:
                     self._shake(envelope)

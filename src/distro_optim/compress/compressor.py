@@ -78,6 +78,7 @@ class Compressor:
         decay: Sequence[float],
         quantize: bool,
         own: Sequence[OwnPart] | None = None,
+        step: tuple[Sequence[Tensor], Sequence[float]] | None = None,
     ) -> CompressedUpdate:
         """``delta = decay * delta + lr * grad``, and the largest coefficients of it.
 
@@ -94,7 +95,12 @@ class Compressor:
             decay: one per parameter group.
             quantize: send signs instead of values.
             own: one per tensor; changed in place.
+            step: parameters and their groups' learning rates, for a peer that is alone and sends values: what leaves
+                ``delta`` is the whole update then, so the parameters take it at once, in place.
         """
+        if step is not None and (quantize or own is not None):
+            raise ValueError("what leaves delta is not the update where signs are sent, or later")
+        params = None if step is None else _Dense(step[0])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
         dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
@@ -105,7 +111,7 @@ class Compressor:
                 tiles, coefficients, spare = self._buffers(batch, block)
                 self._load(block, dense, deltas, tiles, rate / keep)
                 if own is not None:
-                    self._remove_own(transform, block, own, tiles, spare)
+                    self._remove_own(transform, block, own, tiles, coefficients, spare)
                     self._store(block, tiles, dense, deltas, keep, inert=True)
                 index, value = self._select(transform, batch, tiles, coefficients, spare)
                 sent = value * keep
@@ -113,15 +119,21 @@ class Compressor:
                     limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
                     sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
                     value = sent / keep
-                if own is None:
-                    transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
+                if own is not None:
+                    self._keep_own(block, dense, index, sent, own)
+                elif step is None or params is None:
+                    self._subtract(transform, tiles, index, value, coefficients, spare)
                     self._store(block, tiles, dense, deltas, keep, inert=False)
                 else:
-                    self._keep_own(block, dense, index, sent, own)
+                    leaving = self._rebuild(transform, index, value, coefficients, spare)
+                    self._store(block, tiles.sub_(leaving), dense, deltas, keep, inert=False)
+                    self._descend(block, leaving.sign_(), params.tensors, step[1][batch.group], dense)
                 if quantize:
                     torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
                 update.index[number][block.start : block.stop].copy_(index)
                 update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
+        if params is not None:
+            params.write_back()
         present = [grad is not None for grad in grads]
         if quantize:
             self._silence(present, spoken)
@@ -153,15 +165,41 @@ class Compressor:
                     torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
 
     def _remove_own(
-        self, transform: Transform, block: Block, own: Sequence[OwnPart], tiles: Tensor, spare: Tensor
+        self,
+        transform: Transform,
+        block: Block,
+        own: Sequence[OwnPart],
+        tiles: Tensor,
+        coefficients: Tensor,
+        spare: Tensor,
     ) -> None:
         """Takes what was sent in the round before out of ``tiles``."""
         index = _rows([own[p.param].index[p.start : p.stop] for p in block.pieces])
         value = _rows([own[p.param].value[p.start : p.stop] for p in block.pieces])
-        transform.add_sparse(tiles, index.long(), value, alpha=-1.0, beta=1.0)
+        self._subtract(transform, tiles, index.long(), value, coefficients, spare)
         for piece in block.pieces:
             if piece.partial:
                 _clear_padding(piece, tiles, spare)
+
+    def _subtract(
+        self, transform: Transform, tiles: Tensor, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
+    ) -> None:
+        """``tiles -= decode(index, value)``; overwrites the other two buffers."""
+        if index.shape[1] <= SPARSE_DECODE_LIMIT:
+            transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
+        else:
+            tiles.sub_(self._rebuild(transform, index, value, coefficients, spare))
+
+    def _rebuild(
+        self, transform: Transform, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
+    ) -> Tensor:
+        """``decode(index, value)`` of one contributor, in one of the two buffers."""
+        if index.shape[1] <= SPARSE_DECODE_LIMIT or transform.h == 1:
+            transform.add_sparse(spare, index, value, alpha=1.0, beta=0.0)
+            return spare
+        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
+        # The first of the two products has read all coefficients when the second one overwrites them.
+        return transform.decode(coefficients, out=coefficients, scratch=spare)
 
     def _select(
         self, transform: Transform, batch: Batch, tiles: Tensor, coefficients: Tensor, spare: Tensor
@@ -219,17 +257,21 @@ class Compressor:
         """
         if not updates:
             return
-        dense = [p if p.is_contiguous() else p.contiguous() for p in params]
+        dense = _Dense(params)
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             for block in batch.blocks:
                 tiles = self._decode_mean(number, batch, block, transform, updates)
-                tiles.sign_()
-                for piece in block.pieces:
-                    for region in piece.regions:
-                        region.of_tensor(dense[piece.param]).add_(region.of_block(tiles), alpha=-lr[batch.group])
-        for param, changed in zip(params, dense, strict=True):
-            if param is not changed:
-                param.copy_(changed)
+                self._descend(block, tiles.sign_(), dense.tensors, lr[batch.group], dense.tensors)
+        dense.write_back()
+
+    def _descend(
+        self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Sequence[Tensor | None]
+    ) -> None:
+        """``param -= lr * tiles``, except where ``spoken_of`` has None."""
+        for piece in block.pieces:
+            if spoken_of[piece.param] is not None:
+                for region in piece.regions:
+                    region.of_tensor(params[piece.param]).add_(region.of_block(tiles), alpha=-lr)
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
@@ -266,6 +308,19 @@ class Compressor:
             contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
             transform.decode(coefficients, out=tiles, scratch=spare)
         return tiles
+
+
+class _Dense:
+    """Parameters as contiguous tensors: themselves, or copies that are written back in the end."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = params
+        self.tensors = [p if p.is_contiguous() else p.contiguous() for p in params]
+
+    def write_back(self) -> None:
+        for param, tensor in zip(self._params, self.tensors, strict=True):
+            if param is not tensor:
+                param.copy_(tensor)
 
 
 def _rows(parts: list[Tensor]) -> Tensor:

@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
+from ..comm.postcard import Codec
 from ..comm.streams import Stream, open_tcp
 from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError, ProtocolError
 from .messages import (
@@ -356,7 +357,9 @@ class RemoteCoordinator(CoordinatorClient):
         try:
             async with asyncio.timeout(self._timeout):
                 stream = await self._connect()
-                session = _Session(stream, ClientLink(self._key, SERVER_TO_CLIENT, CLIENT_TO_SERVER))
+                session = _Session(
+                    stream, ClientLink(self._key, _RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER)
+                )
                 try:
                     progress = "it sent no challenge; is it a Psyche coordinator?"
                     await self._shake_hands(session)
@@ -425,6 +428,26 @@ def _forms_anew(before: Coordinator | None, state: Coordinator) -> bool:
 
 def _encode(message: ClientToServerMessage) -> bytes:
     return encode_frame(CLIENT_TO_SERVER.encode(Else(message)))
+
+
+class _RememberingCodec(Codec):
+    """Decodes a payload that is the same as the one before to the same value, at no cost.
+
+    A coordinator sends its state twice a second, and it changes every few seconds.
+    """
+
+    _payload: bytes | None = None
+    _value: Any = None
+
+    @classmethod
+    def of(cls, codec: Codec) -> _RememberingCodec:
+        return cls(codec.write, codec.read, codec.min_size)
+
+    def decode(self, data: bytes | bytearray | memoryview, *, allow_trailing: bool = False) -> Any:
+        if self._payload is None or data != self._payload:
+            value = super().decode(data, allow_trailing=allow_trailing)
+            self._payload, self._value = bytes(data), value
+        return self._value
 
 
 class _StreamEnded(ConnectionError):

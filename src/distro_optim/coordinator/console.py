@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .limits import Bucket
 from .service import ServiceEvent
 from .status import RunStatus, describe, event_record
 
@@ -24,6 +25,10 @@ __all__ = ["JsonLines", "LiveTable", "PlainLines", "Reporter", "render", "report
 SHOWN_EVENTS: Final = 8
 SHOWN_CLIENTS: Final = 24
 """Rows that fit a terminal; of more clients the rest is counted."""
+
+EVENTS_PER_SECOND: Final = 20.0
+EVENTS_BURST: Final = 1000.0
+"""Lines of events; so many that no honest swarm reaches them, so few that strangers who come and go fill no disk."""
 
 STATUS_SECONDS: Final = 10.0
 """Between two lines of status where nothing is redrawn."""
@@ -62,17 +67,25 @@ class PlainLines(Reporter):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._due = 0.0
+        self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
+        self._left_out = 0
 
     def say(self, text: str, **facts: object) -> None:
         print(f"{time.strftime('%H:%M:%S')} {_printable(text)}", file=self._stream, flush=True)
 
     def event(self, event: ServiceEvent) -> None:
-        self.say(describe(event))
+        if self._room.take(1, time.monotonic()):
+            self.say(describe(event))
+        else:
+            self._left_out += 1
 
     def status(self, status: RunStatus) -> None:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + STATUS_SECONDS
+        if self._left_out:
+            self.say(f"{self._left_out} more events were left out")
+            self._left_out = 0
         rate = "" if status.tokens_per_second is None else f", {status.tokens_per_second:.0f} tokens/s"
         loss = "" if status.loss is None else f", loss {status.loss:.4f}"
         self.say(
@@ -87,6 +100,8 @@ class JsonLines(Reporter):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._due = 0.0
+        self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
+        self._left_out = 0
 
     def _write(self, record: dict[str, object]) -> None:
         print(json.dumps({"time": round(time.time(), 3), **record}), file=self._stream, flush=True)
@@ -95,12 +110,16 @@ class JsonLines(Reporter):
         self._write({"event": "server", "text": text, **facts})
 
     def event(self, event: ServiceEvent) -> None:
-        self._write(event_record(event))
+        if self._room.take(1, time.monotonic()):
+            self._write(event_record(event))
+        else:
+            self._left_out += 1
 
     def status(self, status: RunStatus) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + STATUS_SECONDS
-            self._write({"event": "status", **dataclasses.asdict(status)})
+            self._write({"event": "status", "events_left_out": self._left_out, **dataclasses.asdict(status)})
+            self._left_out = 0
 
 
 class LiveTable(Reporter):

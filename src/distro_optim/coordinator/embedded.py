@@ -62,6 +62,7 @@ class EmbeddedCoordinator:
         self._draw_seed = draw_seed
         self._on_events = on_events
         self._feeds: dict[NodeIdentity, StateFeed] = {}
+        self._published = host.state
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -138,8 +139,10 @@ class EmbeddedCoordinator:
                 events += self.host.receive(identity, Join(self.state.run_id), self._now, 0)
         for event in events:
             logger.log(logging.WARNING if isinstance(event, Refused) else logging.DEBUG, "%s", event)
-        for feed in self._feeds.values():
-            feed.put(self.host.state)
+        if self.host.state is not self._published:
+            self._published = self.host.state
+            for feed in self._feeds.values():
+                feed.put(self._published)
         if events and self._on_events is not None:
             self._on_events(events)
 

@@ -187,6 +187,9 @@ class RunHost:
                 case WitnessMessage(WarmupStep(report)):
                     self.state = machine.warmup_witness(before, client, report, now, seed)
                 case HealthCheckMessage(checks):
+                    if self._index_of(client) < 0:
+                        # Psyche takes them from anybody; each costs us a look into every witness's filters.
+                        return [Refused(client=client, reason="health check refused: it is not in this epoch")]
                     self.state, _ = machine.health_check(before, checks)
                 case CheckpointMessage(checkpoint):
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)

@@ -19,7 +19,7 @@ class ServerLimits:
 
     Attributes:
         connections: open at once.
-        unproved: of those, such as have not answered their challenge yet.
+        unproved: of those, such as have not answered their challenge yet; of more the oldest are closed.
         per_address: of those, from one network address.
         handshake_seconds: within which the challenge has to be answered.
         message_bytes: longest message of a client. The largest honest one, 256 health checks, has 17 KiB.
@@ -65,11 +65,15 @@ class Bucket:
         self._tokens = burst
         self._updated = now
 
-    def take(self, amount: float, now: float) -> bool:
-        """Takes ``amount`` tokens if they are there."""
+    def available(self, now: float) -> float:
+        """Tokens that are there."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) * self._rate)
         self._updated = now
-        if amount > self._tokens:
+        return self._tokens
+
+    def take(self, amount: float, now: float) -> bool:
+        """Takes ``amount`` tokens if they are there."""
+        if amount > self.available(now):
             return False
         self._tokens -= amount
         return True

@@ -41,6 +41,7 @@ from ..comm.declarations import (
     UnitEnumShape,
     ViaShape,
     shape_of,
+    step_into,
 )
 from ..errors import LimitExceededError, ProtocolError, TruncatedError
 
@@ -224,8 +225,5 @@ def _inside(name: str, layout: Layout, view: memoryview, at: int) -> Any:
     try:
         return layout._read(view, at)
     except ProtocolError as error:
-        if not error.field:
-            error.field = name
-        else:
-            error.field = f"{name}{error.field}" if error.field.startswith("[") else f"{name}.{error.field}"
+        error.field = step_into(name, error.field)
         raise

@@ -8,11 +8,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ..comm.iroh.endpoint import Node
+from ..comm.iroh.streams import IrohListener
 from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
 from ..errors import ConfigurationError, CoordinatorError
@@ -27,11 +29,15 @@ from .service import CoordinatorService
 from .status import status_of
 from .store import StateStore, read_state_file
 from .stream_server import TICK_SECONDS
+from .ticket import RunTicket
 from .token_files import read_data_file
 from .types import Coordinator, RunState
 from .validation import check_run
 
 __all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
+
+RELAY_SECONDS: Final = 5.0
+"""How long a relay server may take to answer; without one the ticket names our own addresses only."""
 
 _ANY_HOST: Final = frozenset({"0.0.0.0", "[::]", ""})
 
@@ -51,6 +57,10 @@ class ServeOptions:
         save_dir: folder to keep the run in; None keeps nothing.
         resume: go on from what is saved there.
         allow: keys in hexadecimal, and files with one a line; empty lets everybody join.
+        iroh: whether to be reached over iroh, too, also behind a NAT.
+        key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
+            ``save_dir``, or a fresh key each time.
+        relay: "default" for iroh's public relay servers, "none", or the URL of one.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         limits: what one stranger may ask.
@@ -63,6 +73,9 @@ class ServeOptions:
     save_dir: Path | None = None
     resume: bool = False
     allow: Sequence[str] = ()
+    iroh: bool = False
+    key_file: Path | None = None
+    relay: str = "default"
     init_warmup_time: int | None = None
     withdraw_on_disconnect: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
@@ -127,7 +140,7 @@ def read_allow_list(entries: Iterable[str]) -> frozenset[bytes] | None:
     return frozenset(keys)
 
 
-async def serve(options: ServeOptions, reporter: Reporter, *, listeners: Sequence[StreamListener] = ()) -> None:
+async def serve(options: ServeOptions, reporter: Reporter) -> None:
     """Serves until the run is finished, the process is asked to stop, or the task is cancelled.
 
     SIGTERM and SIGINT save and stop; SIGUSR1 pauses the run, or resumes it.
@@ -135,7 +148,6 @@ async def serve(options: ServeOptions, reporter: Reporter, *, listeners: Sequenc
     Args:
         options: what was asked for.
         reporter: where the news goes.
-        listeners: more ways in, beside TCP.
 
     Raises:
         ConfigurationError: the files or the address are no good; nothing was started.
@@ -162,13 +174,27 @@ async def serve(options: ServeOptions, reporter: Reporter, *, listeners: Sequenc
         service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=options.limits)
         stop = asyncio.Event()
         stack.enter_context(_signals(stop.set, lambda: _toggle_pause(service, reporter)))
-        server = CoordinatorServer(service, [listener, *listeners], store=store, on_event=reporter.event)
         async with contextlib.AsyncExitStack() as servers:
+            listeners: list[StreamListener] = [listener]
+            ways = [] if _host_of(listener.address) in _ANY_HOST else [listener.address]
+            endpoint = None
+            if options.iroh:
+                node = await servers.enter_async_context(_node(options))
+                listeners.append(IrohListener(node))
+                endpoint = node.addr()
+            server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
             await servers.enter_async_context(server)
             stack.enter_context(reporter)
             reporter.say(f"run {state.run_id}: {note}", run_id=state.run_id, step=state.progress.step)
-            for way_in in (listener, *listeners):
-                reporter.say(_invitation(way_in.address, state.run_id), address=way_in.address)
+            reporter.say(f"listening on {listener.address}", address=listener.address)
+            if ways:
+                reporter.say(f"join with {ways[0]}/{state.run_id}")
+            elif endpoint is None:
+                port = listener.address.rpartition(":")[2]
+                reporter.say(f"join with ADDRESS:{port}/{state.run_id}, ADDRESS being this machine's")
+            if endpoint is not None:
+                ticket = str(RunTicket(state.run_id, tuple(ways), endpoint))
+                reporter.say(f"join from anywhere with {ticket}", ticket=ticket)
             if files is not None:
                 way_in = await TcpListener.bind(options.host, data_port)
                 data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
@@ -178,12 +204,27 @@ async def serve(options: ServeOptions, reporter: Reporter, *, listeners: Sequenc
             reporter.say("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
 
 
-def _invitation(address: str, run_id: str) -> str:
-    """How to join, as a line for people."""
-    host, _, port = address.rpartition(":")
-    if host in _ANY_HOST:
-        return f"join with ADDRESS:{port}/{run_id}, where ADDRESS is this machine's (127.0.0.1 on itself)"
-    return f"join with {address}/{run_id}"
+def _host_of(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+@contextlib.asynccontextmanager
+async def _node(options: ServeOptions) -> AsyncIterator[Node]:
+    """The iroh endpoint, started; with its relay, if one answers in time."""
+    key_file = options.key_file
+    if key_file is None and options.save_dir is not None:
+        key_file = options.save_dir / "coordinator.key"
+    relay: Any = options.relay if options.relay in ("default", "none") else [options.relay]
+    node = Node(secret_key=key_file, relay=relay)
+    try:
+        await asyncio.to_thread(node.start)
+        if relay != "none":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELAY_SECONDS):
+                    await asyncio.wrap_future(node.submit(node.online()))
+        yield node
+    finally:
+        await asyncio.to_thread(node.close)
 
 
 def _data_port(state: Coordinator) -> int:
@@ -200,17 +241,18 @@ def _data_port(state: Coordinator) -> int:
 
 
 async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter) -> None:
-    stopped = asyncio.create_task(stop.wait())
-    finished = asyncio.create_task(server.wait_finished())
+    """Reports until the server is to stop, the run is finished, or the server breaks."""
+    ends = [asyncio.create_task(end) for end in (stop.wait(), server.wait_finished(), server.wait_failed())]
     try:
-        done: set[asyncio.Task[object]] = set()
+        done: set[asyncio.Task[Any]] = set()
         while not done:
             reporter.status(status_of(server.service, time.monotonic()))
-            waiting: set[asyncio.Task[object]] = {stopped, finished}
-            done, _ = await asyncio.wait(waiting, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
     finally:
-        stopped.cancel()
-        finished.cancel()
+        for end in ends:
+            end.cancel()
 
 
 def _toggle_pause(service: CoordinatorService, reporter: Reporter) -> None:

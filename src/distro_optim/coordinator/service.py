@@ -72,6 +72,7 @@ class CoordinatorService(SessionService):
         self._draw = draw
         self._unix_offset = unix_offset
         self._sessions: set[Session] = set()
+        self._unproved: dict[Session, None] = {}  # the oldest first
         self._by_client: dict[NodeIdentity, Session] = {}
         self._addresses: Counter[str] = Counter()
         self._output = Output()
@@ -113,8 +114,9 @@ class CoordinatorService(SessionService):
         place = _place(address)
         if len(self._sessions) >= self.limits.connections:
             raise LimitExceededError(f"{self.limits.connections} connections are open already")
-        if len(self._sessions) - len(self._by_client) >= self.limits.unproved:
-            raise LimitExceededError(f"{self.limits.unproved} connections have not proved their key yet")
+        if len(self._unproved) >= self.limits.unproved:
+            # An honest client answers within a round trip. Whoever only holds the line makes room first.
+            self._close(next(iter(self._unproved)), "it had not proved its key when others needed the place")
         if self._addresses[place] >= self.limits.per_address:
             raise LimitExceededError(f"{self.limits.per_address} connections from {place} are open already")
         session = Session(
@@ -126,6 +128,7 @@ class CoordinatorService(SessionService):
             now=now,
         )
         self._sessions.add(session)
+        self._unproved[session] = None
         self._addresses[place] += 1
         self._output.writable.add(session)
         return session
@@ -179,6 +182,7 @@ class CoordinatorService(SessionService):
     def _admit(self, session: Session, now: float) -> None:
         """A key is proved."""
         client = self._client_of(session)
+        del self._unproved[session]
         if not self.host.is_allowed(client.signer):
             raise ProtocolError("the key is not on the list of this run")
         older = self._by_client.get(client)
@@ -203,6 +207,7 @@ class CoordinatorService(SessionService):
         if session not in self._sessions:
             return
         self._sessions.remove(session)
+        self._unproved.pop(session, None)
         self._output.writable.discard(session)
         place = _place(session.address)
         self._addresses[place] -= 1

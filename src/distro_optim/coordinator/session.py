@@ -67,10 +67,10 @@ class Session:
             ProtocolError: malformed, or too much at once; the session is over.
         """
         if not self._bytes.take(len(data), now):
-            raise self._over(f"more than {self._limits.bytes_per_second:.0f} bytes a second came")
-        messages = self._link.receive(data)
-        if not self._messages.take(len(messages), now):
-            raise self._over(f"more than {self._limits.messages_per_second:.0f} messages a second came")
+            self._link.close()
+            raise LimitExceededError(f"more than {self._limits.bytes_per_second:.0f} bytes a second came")
+        messages = self._link.receive(data, max_messages=int(self._messages.available(now)))
+        self._messages.take(len(messages), now)
         return messages
 
     def send(self, frame: bytes, now: float) -> None:
@@ -98,7 +98,3 @@ class Session:
         if self._waiting_since is not None and now - self._waiting_since > self._limits.stall_seconds:
             return f"it read nothing for {self._limits.stall_seconds:g} seconds"
         return None
-
-    def _over(self, reason: str) -> LimitExceededError:
-        self._link.close()
-        return LimitExceededError(reason)

@@ -57,6 +57,7 @@ class StreamServer:
         self._readers: dict[Session, asyncio.Task[None]] = {}
         self._tasks: dict[asyncio.Task[None], Stream] = {}
         self._running: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -64,6 +65,8 @@ class StreamServer:
         self._running = [asyncio.create_task(self._accept_from(listener)) for listener in self._listeners]
         self._running.append(asyncio.create_task(self._tick_for_ever()))
         self._running += [asyncio.create_task(work) for work in self._background()]
+        for task in self._running:
+            task.add_done_callback(self._watch)
         return self
 
     async def __aexit__(
@@ -89,6 +92,17 @@ class StreamServer:
         for stream in tasks.values():
             await stream.close()  # a task that was cancelled before its first step has not done so
 
+    async def wait_failed(self) -> None:
+        """Never returns; raises what broke the server, should one of its own tasks break."""
+        await asyncio.shield(self._failed)
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
+            _log.error("the server broke", exc_info=error)
+            self._failed.set_exception(error)
+            self._failed.exception()  # whoever waits gets it; nobody has to
+
     # -- tasks -----------------------------------------------------------------------------------------------------
 
     async def _accept_from(self, listener: StreamListener) -> None:
@@ -105,7 +119,7 @@ class StreamServer:
         try:
             session = self._service.connect(stream.peer, self._clock())
         except LimitExceededError as error:
-            _log.warning("refused %s: %s", stream.peer, error)
+            _log.debug("refused %s: %s", stream.peer, error)  # no more: strangers must not fill the log
             await stream.close()
             return
         waker = self._wakers[session] = asyncio.Event()

@@ -38,6 +38,7 @@ from ..comm.declarations import (
     UnitEnumShape,
     ViaShape,
     shape_of,
+    step_into,
 )
 from ..errors import LimitExceededError, ProtocolError
 
@@ -313,8 +314,5 @@ def _inside(name: str, shape: Shape, plain: Any) -> Any:
     try:
         return _from_plain(shape, plain)
     except ProtocolError as error:
-        if not error.field:
-            error.field = name
-        else:
-            error.field = f"{name}{error.field}" if error.field.startswith("[") else f"{name}.{error.field}"
+        error.field = step_into(name, error.field)
         raise

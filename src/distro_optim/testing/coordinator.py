@@ -38,6 +38,7 @@ from ..coordinator.types import (
     ClientState,
     Coordinator,
     CoordinatorConfig,
+    MerkleRoot,
     NodeIdentity,
     RunState,
     Witness,
@@ -47,6 +48,7 @@ from ..coordinator.types import (
 )
 from ..errors import CoordinatorLinkError, JoinRefusedError
 from ..verify.bloom import BloomFilter
+from ..verify.merkle import merkle_root
 
 __all__ = ["CHECKS", "DUMMY_CONFIG", "Arena", "Follower", "dummy_run", "metadata", "report"]
 
@@ -86,11 +88,20 @@ def dummy_run(run_id: str = "dummy", config: CoordinatorConfig = DUMMY_CONFIG) -
     return Coordinator(run_id, RunState.WAITING_FOR_MEMBERS, model, config)
 
 
-def report(proof: WitnessProof, participants: Iterable[NodeIdentity]) -> Witness:
-    """The report of a witness that saw these clients take part."""
-    bloom = BloomFilter(range(1, 9))
-    bloom.add_many([hashlib.sha256(identity.signer).digest() for identity in participants])
-    return Witness(proof, participant_bloom=WitnessBloom(bloom.keys, bloom.words))
+def report(
+    proof: WitnessProof, participants: Iterable[NodeIdentity], results: Iterable[bytes] = (), entropy: bytes = bytes(64)
+) -> Witness:
+    """The report of a witness that saw these clients take part, and results with these hashes."""
+    who, what = BloomFilter.from_entropy(entropy), BloomFilter.from_entropy(entropy)
+    who.add_many([hashlib.sha256(identity.signer).digest() for identity in participants])
+    hashes = list(results)
+    what.add_many(hashes)
+    return Witness(
+        proof,
+        WitnessBloom(who.keys, who.words),
+        WitnessBloom(what.keys, what.words),
+        MerkleRoot(merkle_root(hashes)),
+    )
 
 
 def metadata(step: int) -> WitnessMetadata:

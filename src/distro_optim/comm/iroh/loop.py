@@ -28,9 +28,10 @@ _log = logging.getLogger(__name__)
 
 # All of closing, hooks and tasks together, ends within this time.
 CLOSE_SECONDS: Final = 2.0
-# Share of the above for the close hooks; the rest is for cancelled tasks to unwind and the thread to end.
+# Shares of the above: for the close hooks, for cancelled tasks to unwind, and once more for those that did not.
 _HOOKS_SHARE: Final = 0.6
 _TASKS_SHARE: Final = 0.2
+_LAST_SECONDS: Final = 0.1
 
 _running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 
@@ -134,7 +135,7 @@ class LoopThread:
             _log.warning("closing took longer than %.1f s and was cut short", timeout)
         finally:
             loop.call_soon_threadsafe(loop.stop)
-            thread.join(max(0.0, deadline - time.monotonic()) + 0.1)
+            thread.join(max(0.0, deadline - time.monotonic()) + 2 * _LAST_SECONDS)
 
     async def _shutdown(self, timeout: float) -> None:
         hooks = [asyncio.ensure_future(_quietly(hook)) for hook in self._hooks]
@@ -154,6 +155,15 @@ class LoopThread:
         try:
             loop.run_forever()
         finally:
+            # Empty, unless the time was up before everything had unwound.
+            late = asyncio.all_tasks(loop)
+            for task in late:
+                task.cancel()
+            if late:
+                _, late = loop.run_until_complete(asyncio.wait(late, timeout=_LAST_SECONDS))
+            for task in late:
+                # It is known and logged; what asyncio would print when it is destroyed tells a user nothing.
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
             loop.close()
 
 

@@ -17,10 +17,12 @@ proven anew when a download continues.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from pathlib import Path
@@ -28,15 +30,14 @@ from typing import IO, Final
 from urllib.parse import quote, unquote
 
 from ....errors import ConfigurationError, ExchangeError, StoreFullError
-from .outboard import MutableBuffer, build_outboard, outboard_len
-from .prefix import restored_prefix
-from .store import Blob, BlobStore, PartialBlob, check_tag, require_proven
+from .disk_partial import DiskPartial, has_length, remove_files
+from .outboard import build_outboard, outboard_len
+from .store import KEEP_CUT_SECONDS, Blob, BlobStore, PartialBlob, check_tag, require_proven
 from .tree import HASH_LEN, Buffer
 
 __all__ = ["DiskStore"]
 
 _VERSION: Final = "distro_optim blobs 1\n"
-_WRITE_BUFFER: Final = 1024 * 1024
 
 
 class DiskStore(BlobStore):
@@ -45,15 +46,24 @@ class DiskStore(BlobStore):
     Args:
         path: the directory; made if it is not there.
         max_bytes: limit for everything the store holds; None for no limit. What is there already may exceed it.
+        keep_cut_seconds: how long a download that was cut may wait to go on, counted anew when the store is opened.
         durable: whether to wait until the disk has what was written (fsync). Without, a power cut may lose blobs.
 
     Raises:
         ConfigurationError: the directory belongs to something else, to a later version or to another process.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        keep_cut_seconds: float = KEEP_CUT_SECONDS,
+        durable: bool = True,
+    ) -> None:
         self.path = Path(path)
         self.max_bytes = max_bytes
+        self._keep_cut_seconds = keep_cut_seconds
         self._durable = durable
         self._lock = threading.RLock()
         self._serial = count()
@@ -61,6 +71,7 @@ class DiskStore(BlobStore):
         self._tags: dict[str, bytes] = {}
         self._open: set[bytes] = set()
         self._partial_used: dict[bytes, int] = {}
+        self._cut_at: dict[bytes, float] = {}
         self._used = 0
         for name in ("blobs", "partial", "tags", "tmp"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -122,13 +133,20 @@ class DiskStore(BlobStore):
                 raise ExchangeError(f"blob {root.hex()} is being fetched already")
             self._open.add(root)
         try:
-            return _DiskPartial(self, root)
+            return DiskPartial(
+                self.path / "partial",
+                root,
+                durable=self._durable,
+                take=lambda length: self._take(root, length),
+                give_back=lambda: self._give_back(root),
+                on_close=lambda: self._end(root),
+            )
         except BaseException:
-            self._open.discard(root)
+            self._end(root)
             raise
 
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
-        assert isinstance(partial, _DiskPartial)
+        assert isinstance(partial, DiskPartial)
         if tag is not None:
             check_tag(tag)
         require_proven(partial)
@@ -169,6 +187,11 @@ class DiskStore(BlobStore):
         return len(names)
 
     def collect_garbage(self) -> int:
+        return self._collect(time.monotonic() - self._keep_cut_seconds)
+
+    # --- inside ---
+
+    def _collect(self, cut_before: float) -> int:
         with self._lock:
             before = self._used
             named = set(self._tags.values())
@@ -182,12 +205,13 @@ class DiskStore(BlobStore):
                     continue  # Windows: somebody is reading it; the next collection will get it
                 del self._blobs[root]
                 self._used -= size + outboard_len(size)
-            for root in [root for root in self._partial_used if root not in self._open]:
-                _remove(self.path.glob(f"partial/{root.hex()}.*"))
-                self._used -= self._partial_used.pop(root)
+            waiting = [root for root in self._partial_used if root not in self._open]
+            for root in waiting:
+                if self._cut_at.get(root, -math.inf) <= cut_before:
+                    remove_files(self.path.glob(f"partial/{root.hex()}.*"))
+                    self._used -= self._partial_used.pop(root)
+                    self._cut_at.pop(root, None)
             return before - self._used
-
-    # --- inside ---
 
     def _blob_path(self, root: bytes, suffix: str) -> Path:
         name = root.hex()
@@ -234,10 +258,10 @@ class DiskStore(BlobStore):
 
     def _recover(self) -> None:
         """Sweeps away what a kill left behind and takes stock of the rest."""
-        _remove((self.path / "tmp").iterdir())
+        remove_files((self.path / "tmp").iterdir())
         for path in self.path.glob("blobs/*/*.data"):
             root, size = _parse_hash(path.stem), path.stat().st_size
-            if root is not None and _has_length(path.with_suffix(".pairs"), outboard_len(size)):
+            if root is not None and has_length(path.with_suffix(".pairs"), outboard_len(size)):
                 self._blobs[root] = size
                 self._used += size + outboard_len(size)
             else:
@@ -253,6 +277,7 @@ class DiskStore(BlobStore):
             else:
                 length = path.stat().st_size
                 self._partial_used[root] = self._partial_used.get(root, 0) + length
+                self._cut_at[root] = time.monotonic()
                 self._used += length
         for path in self.path.glob("tags/*"):
             root = _parse_hash(path.read_text(errors="replace").strip())
@@ -264,7 +289,7 @@ class DiskStore(BlobStore):
     def _reserve(self, length: int) -> None:
         with self._lock:
             if self.max_bytes is not None and self._used + length > self.max_bytes:
-                self.collect_garbage()
+                self._collect(cut_before=math.inf)
                 if self._used + length > self.max_bytes:
                     raise StoreFullError(
                         f"{length} bytes do not fit: {self._used} of {self.max_bytes} are in use by tagged blobs and "
@@ -277,100 +302,17 @@ class DiskStore(BlobStore):
             self._reserve(length)
             self._partial_used[root] = self._partial_used.get(root, 0) + length
 
+    def _end(self, root: bytes) -> None:
+        with self._lock:
+            self._open.discard(root)
+            if root in self._partial_used:
+                self._cut_at[root] = time.monotonic()
+            else:
+                self._cut_at.pop(root, None)
+
     def _give_back(self, root: bytes) -> None:
         with self._lock:
             self._used -= self._partial_used.pop(root, 0)
-
-
-class _DiskPartial(PartialBlob):
-    """A download in ``partial/``. The outboard is mapped, so what is proven reaches the file without further ado."""
-
-    def __init__(self, store: DiskStore, root: bytes) -> None:
-        self.root = root
-        self.prefix = None
-        self.data_path = store.path / "partial" / f"{root.hex()}.data"
-        self._store = store
-        self._outboard: mmap.mmap | None = None
-        self._file: IO[bytes] | None = None
-        self._continue()
-
-    def pairs_path(self, size: int) -> Path:
-        return self._store.path / "partial" / f"{self.root.hex()}.{size}.pairs"
-
-    def new_outboard(self, size: int) -> MutableBuffer:
-        length = outboard_len(size)
-        self._store._take(self.root, length)
-        if length == 0:
-            return bytearray()
-        path = self.pairs_path(size)
-        # Zeros are written, not seeked over: writing to a mapped hole on a full disk would kill the process.
-        with path.open("wb") as file:
-            for at in range(0, length, _WRITE_BUFFER):
-                file.write(bytes(min(length - at, _WRITE_BUFFER)))
-        return self._map_outboard(path)
-
-    def append(self, data: Buffer) -> None:
-        self._store._take(self.root, len(data))
-        if self._file is None:
-            self._file = self.data_path.open("ab", buffering=_WRITE_BUFFER)
-        self._file.write(data)
-
-    def restart(self) -> None:
-        self._close_files()
-        _remove(self._store.path.glob(f"partial/{self.root.hex()}.*"))
-        self._store._give_back(self.root)
-        self.prefix = None
-
-    def close(self) -> None:
-        self._close_files()
-        self._store._open.discard(self.root)
-
-    def seal(self) -> None:
-        """Brings everything to the disk and closes the files, before they are renamed."""
-        if self._file is None:
-            self.data_path.touch()  # the empty blob
-        elif self._store._durable:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if self._outboard is not None and self._store._durable:
-            self._outboard.flush()
-        self._close_files()
-
-    def _continue(self) -> None:
-        """Takes up what an earlier download left, as far as it can be proven."""
-        found = list(self._store.path.glob(f"partial/{self.root.hex()}.*.pairs"))
-        size = int(found[0].name.split(".")[1]) if len(found) == 1 and found[0].name.split(".")[1].isdecimal() else 0
-        if not (size and _has_length(found[0], outboard_len(size)) and self.data_path.exists()):
-            self.restart()
-            return
-        outboard = self._map_outboard(found[0])
-        stored = self.data_path.stat().st_size
-        with self.data_path.open("rb") as file:
-            self.prefix = restored_prefix(self.root, size, outboard, stored, lambda at, n: _read_at(file, at, n))
-        if self.prefix.length == 0:
-            self.restart()
-        elif stored > self.prefix.length:
-            os.truncate(self.data_path, self.prefix.length)
-            self._store._give_back(self.root)
-            self._store._take(self.root, len(outboard) + self.prefix.length)
-
-    def _map_outboard(self, path: Path) -> mmap.mmap:
-        with path.open("r+b") as file:
-            self._outboard = mmap.mmap(file.fileno(), 0)
-        return self._outboard
-
-    def _close_files(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._outboard is not None:
-            self._outboard.close()
-            self._outboard = None
-
-
-def _read_at(file: IO[bytes], offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
 
 
 def _map(path: Path) -> Buffer | mmap.mmap:
@@ -381,24 +323,12 @@ def _map(path: Path) -> Buffer | mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _has_length(path: Path, length: int) -> bool:
-    try:
-        return path.stat().st_size == length
-    except FileNotFoundError:
-        return length == 0
-
-
 def _parse_hash(text: str) -> bytes | None:
     try:
         root = bytes.fromhex(text)
     except ValueError:
         return None
     return root if len(root) == HASH_LEN and root.hex() == text else None
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        path.unlink(missing_ok=True)
 
 
 def _lock_directory(path: Path) -> IO[bytes]:

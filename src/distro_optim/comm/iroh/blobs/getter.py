@@ -98,7 +98,7 @@ class Download(Generic[P]):
 
     Attributes:
         prefix: the proven beginning so far.
-        must_discard: set when what was stored belongs to a size that proved wrong: drop it, then unset this.
+        must_discard: set when what was stored is worth nothing: drop it, outboard included, then unset this.
         failures: (provider, error) of the attempts that failed.
     """
 
@@ -153,6 +153,10 @@ class Download(Generic[P]):
                 self._note(provider, error)
             return
         self.prefix = attempt.prefix
+        if self.prefix is not None and self.prefix.length == 0 and not self.is_complete:
+            # Nothing but somebody's word for the size: not worth a conflict with the next one's.
+            self.prefix = None
+            self.must_discard = True
         if isinstance(error, SizeConflictError) and self._size_proofs.get(provider, 0) < MAX_SIZE_PROOFS:
             self._size_proofs[provider] = self._size_proofs.get(provider, 0) + 1
             self._queue.append((provider, Purpose.SIZE_PROOF))

@@ -14,12 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from ....errors import ConfigurationError, DistroError, ExchangeError, PeerTimeoutError, ProtocolError, StoreFullError
+from ....errors import (
+    ConfigurationError,
+    DistroError,
+    ExchangeError,
+    NodeClosedError,
+    PeerTimeoutError,
+    ProtocolError,
+    StoreFullError,
+)
 from ..connection import Connection, RecvStream, SendStream
 from ..endpoint import Node
 from ..pool import ConnectionPool
 from .decoder import Piece
 from .getter import Attempt, Download, Purpose
+from .promptness import prompt_switching
 from .provider import ERR_LIMIT, Action, Finish, KeepOpen, ProviderStream, Reset, Send, StopReading
 from .request import ALPN
 from .store import Blob, BlobStore, PartialBlob
@@ -31,6 +40,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _REQUEST_READ: Final = 64 * 1024
+# Above it, reading a request may take long: a megabyte of boundaries takes about half a second. Ours have 39 bytes.
+_LONG_REQUEST: Final = 16 * 1024
 # Long enough for the end of a stream whose data is all here, short enough not to matter if it never comes.
 _END_SECONDS: Final = 1.0
 
@@ -109,6 +120,7 @@ class BlobService:
         self._pool = pool if pool is not None else ConnectionPool(node)
         self._serve_limits = serve_limits if serve_limits is not None else ServeLimits()
         self._fetch_limits = fetch_limits if fetch_limits is not None else FetchLimits()
+        self._working = asyncio.Lock()
         self._serving = asyncio.Semaphore(self._serve_limits.streams)
         self._fetching = asyncio.Semaphore(self._fetch_limits.downloads)
         self._under_way: dict[bytes, _Turn] = {}
@@ -205,6 +217,8 @@ class BlobService:
                 # More was proven than could be stored.
                 begun.restart()
                 raise
+            except NodeClosedError:
+                raise
             except DistroError as failure:
                 _log.info("%s did not give blob %s: %s", attempt.provider.hex()[:10], begun.root.hex(), failure)
                 error = failure
@@ -246,7 +260,8 @@ class BlobService:
             try:
                 await send.write(attempt.request, timeout=limits.open_seconds)
                 await send.finish()
-                await self._read_response(attempt, recv, keep)
+                with prompt_switching():
+                    await self._read_response(attempt, recv, keep)
             except (ExchangeError, asyncio.CancelledError):
                 try:
                     keep(attempt.receive_end())
@@ -304,15 +319,20 @@ class BlobService:
         stream = ProviderStream(self.store.get)
         try:
             async with asyncio.timeout(limits.request_seconds):
+                length = 0
                 while data := await recv.read(_REQUEST_READ):
+                    length += len(data)
                     for action in stream.receive(data):
                         await self._act(action, send, recv)
                     if stream.is_answered:
                         return
-            answer = stream.receive_end()
+            if length > _LONG_REQUEST:
+                answer = await self._aside(stream.receive_end)
+            else:
+                answer = stream.receive_end()
             while True:
                 take = partial(next, answer, None)
-                step = await asyncio.to_thread(take) if stream.is_costly else take()
+                step = await self._aside(take) if stream.is_costly else take()
                 if step is None:
                     return
                 await self._act(step, send, recv)
@@ -321,6 +341,11 @@ class BlobService:
             connection.close(ERR_LIMIT, b"limit")
         except ExchangeError as error:
             _log.debug("answering on %r ended: %s", connection, error)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """Does what a peer can make expensive beside the loop, one piece at a time, so that it costs others little."""
+        async with self._working:
+            return await asyncio.to_thread(work)
 
     async def _act(self, action: Action, send: SendStream, recv: RecvStream) -> None:
         match action:

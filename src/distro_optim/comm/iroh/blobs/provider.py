@@ -96,7 +96,7 @@ class ProviderStream:
 
     @property
     def is_costly(self) -> bool:
-        """Whether the answer may take much hashing, as parts of blobs are asked for. Known with the request."""
+        """Whether the answer may take much hashing, as parts of chunk groups are asked for. Known with the request."""
         return self._costly
 
     @property
@@ -132,7 +132,7 @@ class ProviderStream:
             return iter((Finish(),))
         finally:
             self._request.clear()
-        self._costly = isinstance(request, GetRequest | GetManyRequest) and not request.ranges.is_whole
+        self._costly = isinstance(request, GetRequest | GetManyRequest) and not request.ranges.is_aligned
         return self._answer(request)
 
     def _answer(self, request: Request) -> Iterator[Action]:

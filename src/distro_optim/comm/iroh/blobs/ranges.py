@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from ....buffer import Reader, Writer
 from ....errors import ProtocolError
-from .tree import chunk_count
+from .tree import GROUP_CHUNKS, chunk_count
 
 __all__ = ["ALL", "LAST_CHUNK", "MAX_BOUNDARY", "NOTHING", "ChunkRanges", "RangesSeq"]
 
@@ -130,9 +130,9 @@ class RangesSeq:
         return cls(((0, ALL), (count, NOTHING)))
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it selects only whole blobs."""
-        return all(ranges.boundaries in ((), (0,)) for _, ranges in self.runs)
+    def is_aligned(self) -> bool:
+        """Whether it selects only whole chunk groups, as for whole blobs or the rest of one."""
+        return all(b % GROUP_CHUNKS == 0 for _, ranges in self.runs for b in ranges.boundaries)
 
     def spans(self) -> Iterator[tuple[int, int | None, ChunkRanges]]:
         """(first index, index behind the last or None for ever, set) for every run that selects something."""

@@ -6,7 +6,9 @@ Every store counts data, outboards and unfinished downloads against ``max_bytes`
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from mmap import mmap
@@ -17,10 +19,13 @@ from .outboard import MutableBuffer, build_outboard, outboard_len
 from .prefix import PrefixVerifier
 from .tree import HASH_LEN, Buffer
 
-__all__ = ["MAX_TAG_LEN", "Blob", "BlobStore", "MemoryStore", "PartialBlob"]
+__all__ = ["KEEP_CUT_SECONDS", "MAX_TAG_LEN", "Blob", "BlobStore", "MemoryStore", "PartialBlob"]
 
 MAX_TAG_LEN: Final = 80
 """UTF-8 bytes of a tag. Chosen so that a tag, percent-encoded, is a file name everywhere (255 bytes)."""
+
+KEEP_CUT_SECONDS: Final = 600.0
+"""As long as Psyche's clients go on trying to download a blob (``shared/network/src/download``)."""
 
 
 class Blob:
@@ -91,11 +96,14 @@ class PartialBlob(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the download; what is there may serve a later one until the next garbage collection."""
+        """Ends the download; what is there may serve a later one, see :class:`BlobStore`."""
 
 
 class BlobStore(ABC):
-    """Blobs by hash. All methods may be called from any thread."""
+    """Blobs by hash. All methods may be called from any thread.
+
+    A download that was cut is kept for ``keep_cut_seconds``, or until its room is needed, so that it can go on.
+    """
 
     @abstractmethod
     def add(self, data: Buffer, *, tag: str | None = None) -> bytes:
@@ -135,7 +143,7 @@ class BlobStore(ABC):
 
     @abstractmethod
     def collect_garbage(self) -> int:
-        """Drops blobs that no tag names and downloads that nobody continues; returns how many bytes became free."""
+        """Drops blobs that no tag names and downloads cut long ago; returns how many bytes became free."""
 
     @property
     @abstractmethod
@@ -159,10 +167,12 @@ class MemoryStore(BlobStore):
 
     Args:
         max_bytes: limit for everything the store holds; None for no limit.
+        keep_cut_seconds: how long a download that was cut may wait to go on.
     """
 
-    def __init__(self, max_bytes: int | None = None) -> None:
+    def __init__(self, max_bytes: int | None = None, *, keep_cut_seconds: float = KEEP_CUT_SECONDS) -> None:
         self.max_bytes = max_bytes
+        self._keep_cut_seconds = keep_cut_seconds
         self._lock = threading.RLock()
         self._blobs: dict[bytes, Blob] = {}
         self._partials: dict[bytes, _MemoryPartial] = {}
@@ -230,20 +240,23 @@ class MemoryStore(BlobStore):
         return len(names)
 
     def collect_garbage(self) -> int:
+        return self._collect(time.monotonic() - self._keep_cut_seconds)
+
+    def _collect(self, cut_before: float) -> int:
         with self._lock:
             before = self._used
             named = set(self._tags.values())
             for root in [root for root in self._blobs if root not in named]:
                 blob = self._blobs.pop(root)
                 self._used -= blob.size + len(blob.outboard)
-            for root in [root for root, partial in self._partials.items() if not partial.is_open]:
+            for root in [root for root, partial in self._partials.items() if partial.was_cut_before(cut_before)]:
                 self._used -= self._partials.pop(root).used
             return before - self._used
 
     def _reserve(self, length: int) -> None:
         with self._lock:
             if self.max_bytes is not None and self._used + length > self.max_bytes:
-                self.collect_garbage()
+                self._collect(cut_before=math.inf)
                 if self._used + length > self.max_bytes:
                     raise StoreFullError(
                         f"{length} bytes do not fit: {self._used} of {self.max_bytes} are in use by tagged blobs and "
@@ -263,7 +276,11 @@ class _MemoryPartial(PartialBlob):
         self.data = bytearray()
         self.used = 0
         self.is_open = False
+        self._closed_at = -math.inf
         self._store = store
+
+    def was_cut_before(self, moment: float) -> bool:
+        return not self.is_open and self._closed_at <= moment
 
     def new_outboard(self, size: int) -> MutableBuffer:
         self._take(outboard_len(size))
@@ -279,6 +296,7 @@ class _MemoryPartial(PartialBlob):
 
     def close(self) -> None:
         self.is_open = False
+        self._closed_at = time.monotonic()
 
     def _take(self, length: int) -> None:
         self._store._reserve(length)

@@ -21,6 +21,7 @@ __all__ = [
     "GROUP_CHUNKS",
     "GROUP_LEN",
     "HASH_LEN",
+    "LANES",
     "PAIR_LEN",
     "Buffer",
     "chunk_count",

@@ -105,6 +105,8 @@ class PeerLink:
         self._connected = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
+        # That of a stranger until more is needed, so that not every frame asks whether the peer is a neighbour.
+        self._allowance = limits.stranger_outbox
         self._closed = False
         self._spawn(self._write_loop())
 
@@ -120,10 +122,10 @@ class PeerLink:
         self.queued += len(frame)
         self._drained.clear()
         self._work.set()
-        limits = self._limits
-        if self.queued > limits.stranger_outbox:
-            limit = limits.outbox if self._owner.is_neighbor(self.peer) else limits.stranger_outbox
-            if self.queued > limit:
+        if self.queued > self._allowance:
+            if self._owner.is_neighbor(self.peer):
+                self._allowance = self._limits.outbox
+            if self.queued > self._allowance:
                 self._offend(f"does not read: {self.queued} bytes wait for it")
 
     def finish(self, topic: TopicId) -> None:
@@ -142,10 +144,9 @@ class PeerLink:
         """Takes a new connection, and sends on it from now on."""
         connection.limit_streams(uni=self._limits.streams)
         channel = _Channel(connection, {}, float(self._limits.streams), self._loop.time())
-        for older in self._channels:
-            self._spawn(self._finish_streams(older))
         self._channels.append(channel)
         self._connected.set()
+        self._work.set()
         self._spawn(self._accept_loop(channel))
         self._spawn(self._watch(channel))
 
@@ -175,28 +176,40 @@ class PeerLink:
 
     async def _write_loop(self) -> None:
         while True:
-            while not self._outbox:
+            for older in self._channels[:-1]:
+                await self._finish_streams(older)
+            if not self._outbox:
+                self._allowance = self._limits.stranger_outbox
                 self._drained.set()
                 self._work.clear()
                 await self._work.wait()
+                continue
             await self._connected.wait()
-            channel = self._channels[-1]
             topic, frames, end = self._next_batch()
-            try:
-                if frames:
-                    await self._write(channel, topic, frames)
-                if end and (stream := channel.streams.pop(topic, None)) is not None:
-                    await stream.finish()
-            except StreamStoppedError:
-                # The peer wants no more on this stream; a later message opens another.
-                channel.streams.pop(topic, None)
-            except PeerTimeoutError:
+            while not await self._write_batch(self._channels[-1], topic, frames, end):
+                pass
+
+    async def _write_batch(self, channel: _Channel, topic: TopicId, frames: list[bytes], end: bool) -> bool:
+        """Writes what goes to one stream. False if it has to be written again, on a newer connection."""
+        try:
+            if frames:
+                await self._write(channel, topic, frames)
+            if end and (stream := channel.streams.pop(topic, None)) is not None:
+                await stream.finish()
+        except StreamStoppedError:
+            # The peer wants no more on this stream; a later message opens another.
+            channel.streams.pop(topic, None)
+        except ExchangeError as error:
+            if channel is not self._channels[-1]:
+                # A peer that was restarted dials us while its old connection hangs.
+                return False
+            if isinstance(error, PeerTimeoutError):
                 self._offend(f"does not read: a write took more than {self._limits.stall_seconds} s")
-                return
-            except ExchangeError as error:
-                # The watcher of the connection has the last word on it.
-                _log.debug("writing to %s: %s", self.peer.hex()[:10], error)
-                await channel.connection.closed()
+                return True
+            # The watcher of the connection has the last word, and ends this task.
+            _log.debug("writing to %s: %s", self.peer.hex()[:10], error)
+            await channel.connection.closed()
+        return True
 
     def _next_batch(self) -> tuple[TopicId, list[bytes], bool]:
         """The frames at the head of the queue that are for one topic, and whether its stream ends after them."""

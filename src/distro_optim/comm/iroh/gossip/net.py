@@ -16,12 +16,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from ....errors import ConfigurationError, DistroError, NodeClosedError, PeerTimeoutError, ProtocolError
+from ....errors import (
+    ConfigurationError,
+    DistroError,
+    NodeClosedError,
+    PeerRefusedError,
+    PeerTimeoutError,
+    ProtocolError,
+)
 from ..addresses import EndpointAddr
 from ..backoff import BackoffPolicy, DialSchedule
 from ..connection import Connection
@@ -417,7 +425,7 @@ class GossipService:
 
     def _learn(self, peer: PeerId, data: bytes) -> None:
         try:
-            self._node.addresses.learn(decode_peer_data(peer, data), self._now())
+            self._node.addresses.learn(decode_peer_data(peer, data), time.monotonic())
         except ProtocolError as error:
             # Somebody else may have said it of this peer: nobody to blame.
             _log.debug("no addresses of %s: %s", peer.hex()[:10], error)
@@ -484,6 +492,8 @@ class GossipService:
             try:
                 async with self._dial_slots:
                     connection = await self._node.connect(link.peer, GOSSIP_ALPN)
+            except PeerRefusedError:
+                break
             except DistroError as error:
                 _log.debug("dialling %s: %s", link.peer.hex()[:10], error)
                 self._schedule.failed(link.peer, self._now())

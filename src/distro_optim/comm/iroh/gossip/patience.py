@@ -18,6 +18,7 @@ So a node here waits for evidence, in messages that every PlumTree node understa
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 from .config import GossipConfig
@@ -60,7 +61,7 @@ class Patience:
         self._misses = 0.0
         self._next_graft = 0.0
         self._duplicates: dict[PeerId, int] = {}
-        self._fetched: dict[MessageId, None] = {}
+        self._fetched: OrderedDict[MessageId, None] = OrderedDict()
 
     def first_wait(self) -> float:
         """Seconds from the first announcement of a payload until it is fetched."""
@@ -74,7 +75,7 @@ class Patience:
         """A payload has to be fetched. Whether the link it is fetched over should become eager."""
         self._fetched[id_] = None
         if len(self._fetched) > _FETCHED_CAPACITY:
-            del self._fetched[next(iter(self._fetched))]
+            self._fetched.popitem(last=False)
         self._misses = min(self._misses + 1, _GRAFT_AFTER)
         if self._misses < _GRAFT_AFTER or now < self._next_graft:
             return False

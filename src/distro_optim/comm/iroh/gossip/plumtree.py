@@ -18,6 +18,7 @@ Where this node is stricter than iroh-gossip, with the same messages:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -76,9 +77,10 @@ class PlumTree:
         self.payloads = 0
         self._me = me
         self._config = config
-        # Both in the order of expiry, because the retention is the same for all.
-        self._received: dict[MessageId, float] = {}
-        self._cache: dict[MessageId, tuple[float, Gossip]] = {}
+        # Both in the order of expiry, because the retention is the same for all. Ordered dicts, not dicts: those take
+        # linear time to find the first of the entries left after many were removed at the front.
+        self._received: OrderedDict[MessageId, float] = OrderedDict()
+        self._cache: OrderedDict[MessageId, tuple[float, Gossip]] = OrderedDict()
         self._cache_bytes = 0
         self._missing: dict[MessageId, dict[PeerId, int]] = {}
         self._missing_by_peer: dict[PeerId, int] = {}
@@ -174,7 +176,7 @@ class PlumTree:
         assert round_ is not None
         self._received[id_] = now + config.message_id_retention
         if len(self._received) > config.seen_capacity:
-            del self._received[next(iter(self._received))]
+            self._received.popitem(last=False)
         if id_ in self._cache:
             self._uncache(id_)
         self._cache[id_] = (now + config.message_cache_retention, message)
@@ -319,7 +321,7 @@ class PlumTree:
 
 
 def _pop_expired(
-    table: dict[MessageId, V], expired: Callable[[V], bool], remove: Callable[[MessageId], object]
+    table: OrderedDict[MessageId, V], expired: Callable[[V], bool], remove: Callable[[MessageId], object]
 ) -> None:
     """Removes from the front of a table that is in the order of expiry."""
     while table:

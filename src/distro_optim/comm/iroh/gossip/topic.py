@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from .config import GossipConfig
 from .events import (
     Action,
@@ -25,6 +27,11 @@ from .picking import RandomSource
 from .plumtree import PlumTree
 
 __all__ = ["TopicState"]
+
+# Tuples made once: `A | B` in a call makes a new object each time, in the path of every message.
+_BROADCAST_MESSAGES: Final = (Gossip, IHave, Graft, Prune)
+_BROADCAST_TIMERS: Final = (DispatchTimer, GraftTimer, EvictTimer)
+_NEIGHBOR_ACTIONS: Final = (NeighborUp, NeighborDown)
 
 
 class TopicState:
@@ -54,13 +61,13 @@ class TopicState:
         """Takes in one event that happened at ``now`` (seconds of any clock that does not go back)."""
         match event:
             case Received(peer=peer, message=message):
-                if isinstance(message, Gossip | IHave | Graft | Prune):
+                if isinstance(message, _BROADCAST_MESSAGES):
                     return self.broadcast.receive(peer, message, now)
                 actions = self.membership.receive(peer, message, now)
             case Publish():
                 return self.broadcast.handle(event, now)
             case TimerExpired(timer=timer):
-                if isinstance(timer, DispatchTimer | GraftTimer | EvictTimer):
+                if isinstance(timer, _BROADCAST_TIMERS):
                     return self.broadcast.handle(timer, now)
                 actions = self.membership.handle(timer, now)
             case PeerDisconnected(peer=peer):
@@ -71,6 +78,6 @@ class TopicState:
                 actions = self.membership.handle(event, now)
         # In this order: a new neighbour gets the answer to its Join or Neighbor before any payload.
         for action in tuple(actions):
-            if isinstance(action, NeighborUp | NeighborDown):
+            if isinstance(action, _NEIGHBOR_ACTIONS):
                 actions += self.broadcast.handle(action, now)
         return actions

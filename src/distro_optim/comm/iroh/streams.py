@@ -1,0 +1,214 @@
+"""Byte streams over iroh: what :mod:`distro_optim.comm.streams` asks of a transport, through NATs and relays.
+
+One connection carries one stream. The side that was dialled opens it and sends :data:`GREETING`, because in QUIC a
+stream shows only once something is sent on it; after that the bytes are those of the protocol. A node lives on a loop
+of its own; streams are used from the loop in which they were taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from ...errors import ExchangeError, TruncatedError
+from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener
+from .addresses import EndpointAddr
+from .connection import Connection, RecvStream, SendStream
+from .endpoint import Node
+from .tickets import EndpointTicket
+
+__all__ = ["COORDINATOR_ALPN", "IrohListener", "open_iroh"]
+
+T = TypeVar("T")
+
+COORDINATOR_ALPN: Final = b"distro-optim/coordinator/0"
+"""The protocol of :mod:`distro_optim.coordinator.server`, frame for frame that of Psyche's TCP server."""
+
+GREETING: Final = b"\x00"
+"""One byte ahead of everything else."""
+
+OPEN_SECONDS: Final = 10.0
+"""From the handshake to the greeting; chosen to outlast a slow relay."""
+
+LINGER_SECONDS: Final = 2.0
+"""How long a connection stays after its stream was closed, for the peer to read what was written."""
+
+_CLOSE_CODE: Final = 0
+
+
+class _IrohStream(Stream):
+    def __init__(self, node: Node, connection: Connection, send: SendStream, recv: RecvStream) -> None:
+        self._node = node
+        self._connection = connection
+        self._send = send
+        self._recv = recv
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._closed = False
+        self._ended = False  # the peer has closed its side, and we have read all of it
+        self._cut_short = False  # a write was given up half-way
+
+    @property
+    def peer(self) -> str:
+        return self._connection.remote_id.hex()
+
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
+        if self._closed or self._ended:
+            return b""
+        data = await self._on_node(self._recv.read(max_bytes))
+        self._ended = not data
+        return data or b""
+
+    async def write(self, data: bytes) -> None:
+        if self._closed:
+            raise ConnectionResetError("the stream is closed")
+        try:
+            done = await self._on_node(self._send.write(data))
+        except asyncio.CancelledError:
+            self._cut_short = True
+            raise
+        if done is _GIVEN_UP:
+            self._cut_short = True
+            raise ConnectionResetError("the stream was closed while writing")
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for call in self._under_way:
+            call.cancel()
+        if self._node.is_closed:
+            return
+        try:
+            self._node.loop.submit(self._say_goodbye())
+        except ExchangeError:
+            pass  # the node was closed meanwhile, and with it the connection
+
+    async def _on_node(self, work: Coroutine[Any, Any, T]) -> Any:
+        """Runs ``work`` on the node's loop; gives :data:`_GIVEN_UP` if :meth:`close` came first."""
+        try:
+            call = asyncio.wrap_future(self._node.loop.submit(work))
+        except ExchangeError as error:
+            raise ConnectionResetError(str(error)) from None
+        self._under_way.add(call)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and call.cancelled() and not (task and task.cancelling()):
+                return _GIVEN_UP
+            raise
+        except (ExchangeError, TruncatedError) as error:
+            raise ConnectionResetError(str(error)) from None
+        finally:
+            self._under_way.discard(call)
+
+    async def _say_goodbye(self) -> None:
+        """On the node's loop: ends both directions and, once the peer has had time to read, the connection."""
+        try:
+            if self._cut_short:
+                await self._send.reset(_CLOSE_CODE)
+            else:
+                await self._send.finish()
+            await self._recv.stop(_CLOSE_CODE)
+            if not (self._ended or self._cut_short):
+                # Closing the connection at once would take from the peer what it has not read yet.
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self._connection.closed()
+        except (ExchangeError, TimeoutError):
+            pass
+        finally:
+            self._connection.close(_CLOSE_CODE)
+
+
+class _GivenUp:
+    """Stands for the result of a call that :meth:`_IrohStream.close` ended."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+_GIVEN_UP: Final = _GivenUp()
+
+
+class IrohListener(StreamListener):
+    """Accepts streams of one protocol on a node. To be made and used in one event loop, not the node's own.
+
+    Args:
+        node: a node that is started.
+        alpn: the protocol.
+
+    Raises:
+        ConfigurationError: the node serves this protocol already.
+    """
+
+    def __init__(self, node: Node, alpn: bytes = COORDINATOR_ALPN) -> None:
+        self._node = node
+        self._alpn = alpn
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)
+        self._closed = False
+        node.accept(alpn, self._take)
+
+    @property
+    def address(self) -> str:
+        """An endpoint ticket with the addresses known at this moment."""
+        return str(EndpointTicket(self._node.addr()))
+
+    async def accept(self) -> Stream:
+        stream = await self._waiting.get()
+        if stream is None:
+            self._waiting.put_nowait(None)
+            raise ConnectionAbortedError("the listener is closed")
+        return stream
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._node.refuse(self._alpn)
+        while not self._waiting.empty():
+            if (stream := self._waiting.get_nowait()) is not None:
+                await stream.close()
+        self._waiting.put_nowait(None)
+
+    async def _take(self, connection: Connection) -> None:
+        """On the node's loop."""
+        connection.limit_streams(uni=0, bi=0)  # the one stream is ours to open
+        send, recv = await connection.open_bi()
+        await send.write(GREETING, timeout=OPEN_SECONDS)
+        stream = _IrohStream(self._node, connection, send, recv)
+        self._loop.call_soon_threadsafe(self._offer, stream)
+        await connection.closed()
+
+    def _offer(self, stream: Stream) -> None:
+        if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
+            self._closing = asyncio.ensure_future(stream.close())
+        else:
+            self._waiting.put_nowait(stream)
+
+
+async def open_iroh(node: Node, peer: EndpointAddr, alpn: bytes = COORDINATOR_ALPN) -> Stream:
+    """Connects to an :class:`IrohListener`.
+
+    Raises:
+        OSError: nobody answers there, or it does not serve the protocol.
+    """
+
+    async def dial() -> _IrohStream:
+        connection = await node.connect(peer, alpn)
+        try:
+            send, recv = await connection.accept_bi(timeout=OPEN_SECONDS)
+            if await recv.read_exact(len(GREETING), timeout=OPEN_SECONDS) != GREETING:
+                raise ExchangeError("it answers, but not with a stream of bytes")
+        except BaseException:
+            connection.close(_CLOSE_CODE)
+            raise
+        return _IrohStream(node, connection, send, recv)
+
+    try:
+        future: concurrent.futures.Future[_IrohStream] = node.submit(dial())
+        return await asyncio.wrap_future(future)
+    except (ExchangeError, TruncatedError) as error:
+        raise ConnectionRefusedError(str(error)) from None

@@ -1,0 +1,141 @@
+"""One string that says which run to join and where.
+
+``psyche1`` and, in base32 (RFC 4648, lower case, no padding): the first 4 bytes of the SHA-256 of what follows, then
+the postcard of run, TCP addresses and iroh endpoint. The other form, ``host:port/run-id``, is what a centralized
+coordinator of Psyche needs and can be typed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+from ..comm.iroh.addresses import EndpointAddr
+from ..comm.postcard import Limit, decode, encode
+from ..comm.streams import Stream, open_tcp
+from ..errors import ConfigurationError, ProtocolError
+
+if TYPE_CHECKING:  # the iroh package is only needed by those who dial through it
+    from ..comm.iroh.endpoint import Node
+from .types import RUN_ID_MAX_LEN
+
+__all__ = ["RunTicket", "connector"]
+
+PREFIX: Final = "psyche1"
+MAX_TEXT: Final = 4096
+MAX_TCP_ADDRESSES: Final = 8
+_CHECK_SIZE: Final = 4
+
+
+@dataclass(frozen=True)
+class RunTicket:
+    """Which run, and the ways to its coordinator, the best first.
+
+    Attributes:
+        run_id: the run.
+        tcp: addresses ``host:port``.
+        endpoint: where its iroh endpoint is, if it has one.
+    """
+
+    run_id: Annotated[str, Limit(RUN_ID_MAX_LEN)]
+    tcp: Annotated[tuple[Annotated[str, Limit(255)], ...], Limit(MAX_TCP_ADDRESSES)] = ()
+    endpoint: EndpointAddr | None = None
+
+    def __post_init__(self) -> None:
+        if not self.run_id:
+            raise ConfigurationError("a ticket names a run, but run_id is empty", name="run_id", value="")
+        if not self.tcp and self.endpoint is None:
+            raise ConfigurationError("a ticket names at least one way to the coordinator", name="tcp", value=())
+        for address in self.tcp:
+            split_address(address)
+
+    def __str__(self) -> str:
+        data = encode(self)
+        data = hashlib.sha256(data).digest()[:_CHECK_SIZE] + data
+        return PREFIX + base64.b32encode(data).decode("ascii").rstrip("=").lower()
+
+    @classmethod
+    def parse(cls, text: str) -> RunTicket:
+        """Reads either form.
+
+        Raises:
+            ProtocolError: it is neither, or was damaged on its way.
+        """
+        text = text.strip()
+        if len(text) > MAX_TEXT:
+            raise ProtocolError(f"a ticket has at most {MAX_TEXT} characters, got {len(text)}")
+        address, slash, run_id = text.partition("/")
+        if slash:
+            return decode(cls, _typed(address, run_id))
+        if not text.startswith(PREFIX):
+            raise ProtocolError(f"a run is named by a ticket ({PREFIX}...) or as host:port/run-id, got {text[:40]!r}")
+        digits = text[len(PREFIX) :].upper()
+        try:
+            data = base64.b32decode(digits + "=" * (-len(digits) % 8))
+        except (binascii.Error, ValueError):
+            data = b""
+        check, payload = data[:_CHECK_SIZE], data[_CHECK_SIZE:]
+        # Bits that are left over would make several texts of one ticket.
+        whole = base64.b32encode(data).decode("ascii").rstrip("=") == digits
+        if not payload or not whole or hashlib.sha256(payload).digest()[:_CHECK_SIZE] != check:
+            raise ProtocolError("the ticket is damaged; was it copied whole?")
+        return decode(cls, payload)
+
+
+def _typed(address: str, run_id: str) -> bytes:
+    try:
+        return encode(RunTicket(run_id, (address,)))
+    except ConfigurationError as error:
+        raise ProtocolError(f"a run is named as host:port/run-id: {error}") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` in its parts; an IPv6 address stands in brackets.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not host.isprintable() or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
+        raise ConfigurationError(f"an address looks like example.org:20000, got {address!r}", name="tcp", value=address)
+    return host, int(port)
+
+
+def connector(ticket: RunTicket, node: Node | None = None) -> Callable[[], Awaitable[Stream]]:
+    """What :class:`~.client.RemoteCoordinator` needs to connect: tries each way of the ticket in turn.
+
+    Args:
+        ticket: the ways.
+        node: dials iroh endpoints; without it only TCP is tried.
+
+    Raises:
+        ConfigurationError: the ticket has only an iroh endpoint, and there is no node.
+    """
+    if not ticket.tcp and node is None:
+        raise ConfigurationError("this run is reached through iroh: a node is needed to dial it", name="node")
+
+    async def connect() -> Stream:
+        failures: list[str] = []
+        for address in ticket.tcp:
+            try:
+                return await open_tcp(*split_address(address))
+            except OSError as error:
+                failures.append(f"{address}: {error}")
+        if ticket.endpoint is not None and node is not None:
+            from ..comm.iroh.streams import open_iroh
+
+            try:
+                return await open_iroh(node, ticket.endpoint)
+            except OSError as error:
+                failures.append(str(error))
+        raise ConnectionRefusedError("; ".join(failures))
+
+    return connect

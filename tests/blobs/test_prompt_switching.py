@@ -1,0 +1,45 @@
+"""The switch interval is short during transfers and afterwards as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from distro_optim.comm.iroh.blobs.promptness import SWITCH_SECONDS, prompt_switching
+
+
+@pytest.fixture(autouse=True)
+def interval() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_it_is_short_within_and_restored_by_the_last_to_leave() -> None:
+    with prompt_switching():
+        with prompt_switching():
+            assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+def test_it_is_restored_after_an_error() -> None:
+    with pytest.raises(RuntimeError), prompt_switching():
+        raise RuntimeError
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+def test_a_shorter_one_is_left_alone() -> None:
+    sys.setswitchinterval(0.0005)
+    with prompt_switching():
+        assert sys.getswitchinterval() == pytest.approx(0.0005, abs=2e-6)
+    assert sys.getswitchinterval() == pytest.approx(0.0005, abs=2e-6)
+
+
+def test_what_somebody_else_sets_meanwhile_stays() -> None:
+    with prompt_switching():
+        sys.setswitchinterval(0.02)
+    assert sys.getswitchinterval() == pytest.approx(0.02)

@@ -1,0 +1,263 @@
+"""Coverage-guided fuzzing of everything that reads a stranger's bytes.
+
+::
+
+    $ pip install atheris
+    $ python tests/fuzz/fuzz_decoders.py                  every target, 10 seconds each
+    $ python tests/fuzz/fuzz_decoders.py archive --seconds 600
+
+A target may raise ProtocolError and nothing else. An input that takes 5 seconds or a gigabyte is a finding as well;
+libFuzzer leaves it in a file and prints the name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+TIMEOUT_SECONDS: Final = 5
+MEMORY_MB: Final = 1024
+# Longer than any message, so that length fields can point anywhere.
+MAX_INPUT: Final = 16384
+
+# What the fuzzer watches the paths through.
+INSTRUMENTED: Final = (
+    "comm.announcements",
+    "comm.iroh.blobs.decoder",
+    "comm.iroh.blobs.request",
+    "comm.iroh.gossip.frames",
+    "comm.iroh.gossip.messages",
+    "comm.iroh.gossip.peer_data",
+    "comm.iroh.sharing_messages",
+    "comm.iroh.tickets",
+    "comm.iroh.torchscript",
+)
+
+Target = Callable[[bytes], object]
+
+
+def gossip_message(data: bytes) -> None:
+    from distro_optim.comm.iroh.gossip.messages import decode_message, encode_message
+
+    message = decode_message(memoryview(data))
+    assert decode_message(memoryview(encode_message(message))) == message
+
+
+def gossip_frames(data: bytes) -> None:
+    from distro_optim.comm.iroh.gossip.frames import FrameReader
+
+    # The first byte says how the rest is cut into pieces.
+    step = data[0] + 1 if data else 1
+    pieces, whole = FrameReader(4096), FrameReader(4096)
+    cut = [bytes(frame) for at in range(0, len(data), step) for frame in pieces.feed(data[at : at + step])]
+    assert cut == [bytes(frame) for frame in whole.feed(data)]
+
+
+def peer_data(data: bytes) -> None:
+    from distro_optim.comm.iroh.gossip.peer_data import decode_peer_data
+
+    decode_peer_data(bytes(32), data)
+
+
+def blob_request(data: bytes) -> None:
+    from distro_optim.comm.iroh.blobs.request import pull_request
+
+    pull_request(data)
+
+
+def blob_response(data: bytes) -> None:
+    from distro_optim.comm.iroh.blobs.decoder import Decoder
+    from distro_optim.comm.iroh.blobs.ranges import ALL
+
+    decoder = Decoder(data[:32].ljust(32, b"\0"), ALL, max_size=1 << 16)
+    for _ in decoder.receive(data[32:]):
+        pass
+    for _ in decoder.finish():
+        pass
+
+
+def blob_ticket(data: bytes) -> None:
+    from distro_optim.comm import postcard
+    from distro_optim.comm.iroh.tickets import BlobTicket
+
+    ticket = postcard.decode(BlobTicket, data)
+    assert postcard.decode(BlobTicket, postcard.encode(ticket)) == ticket
+
+
+def ticket_text(data: bytes) -> None:
+    from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
+
+    text = data.decode("latin-1")
+    kind = EndpointTicket if text.startswith("endpoint") else BlobTicket
+    ticket = kind.parse(text)
+    assert kind.parse(str(ticket)) == ticket
+
+
+def model_messages(data: bytes) -> None:
+    from distro_optim.comm.iroh import sharing_messages
+    from distro_optim.errors import NotSharedError
+
+    decoders: list[Target] = [
+        sharing_messages.decode_request,
+        sharing_messages.decode_answer,
+        sharing_messages.decode_blob,
+    ]
+    try:
+        decoders[data[0] % 3 if data else 0](data[1:])
+    except NotSharedError:
+        pass
+
+
+def archive(data: bytes) -> None:
+    from distro_optim.comm.iroh.torchscript import read_tensor
+
+    assert read_tensor(data).untyped_storage().nbytes() <= len(data)
+
+
+def tensor_program(data: bytes) -> None:
+    from distro_optim.comm.iroh._tensor_pickle import read_tensor_record
+
+    read_tensor_record(b"\x80\x02" + data, "0")
+
+
+def announcement(data: bytes) -> None:
+    from distro_optim.comm.announcements import AnnouncementInbox
+
+    inbox = AnnouncementInbox(bytes(32), salt=b"")
+    assert inbox.receive(data) is None
+    assert inbox.counts.malformed + inbox.counts.refused == 1
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "gossip-message": gossip_message,
+    "gossip-frames": gossip_frames,
+    "peer-data": peer_data,
+    "blob-request": blob_request,
+    "blob-response": blob_response,
+    "blob-ticket": blob_ticket,
+    "ticket-text": ticket_text,
+    "model-messages": model_messages,
+    "archive": archive,
+    "tensor-program": tensor_program,
+    "announcement": announcement,
+}
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Valid inputs to begin with."""
+    import torch
+
+    from distro_optim.comm import postcard
+    from distro_optim.comm.iroh import sharing_messages as sharing
+    from distro_optim.comm.iroh._stored_zip import read_entries
+    from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+    from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
+    from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
+    from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
+    from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
+    from distro_optim.comm.iroh.torchscript import write_tensor
+    from distro_optim.comm.signing import SecretKey, SignedMessage
+
+    places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))
+    address = EndpointAddr(b"\xaa" * 32, ("https://r.example./",), places)
+    ticket = BlobTicket.raw(address, b"\xbb" * 32)
+    tensor = write_tensor(torch.arange(6.0).reshape(2, 3))
+    key = b"\xaa" * 32
+    # The vectors of the protocol's description.
+    gossip = [
+        b"\0\0\0",
+        b"\0\1" + key + b"\1\2\1\2\6",
+        b"\0\2" + key + b"\1" + key + b"\0\6",
+        b"\0\3\0",
+        b"\0\4\1\1\0",
+        b"\0\5\1\0",
+        b"\1\0" + key + b"\2hi\0\0",
+        b"\1\1",
+        b"\1\2\1" + key + b"\0",
+        b"\1\3\1" + key + b"\xac\2",
+    ]
+    return {
+        "gossip-message": gossip,
+        "gossip-frames": [encode_header(key) + b"".join(map(encode_frame, gossip))],
+        "peer-data": [encode_peer_data(address), b"\0\0"],
+        "blob-request": [push_request(GetRequest.blob(key)), b"\x09\1" + key + b"\2\0\1\0\1\0"],
+        "blob-response": [key + (5).to_bytes(8, "little") + b"hello", key + (40000).to_bytes(8, "little") + bytes(128)],
+        "blob-ticket": [postcard.encode(ticket)],
+        "ticket-text": [str(ticket).encode(), str(EndpointTicket(address)).encode()],
+        "model-messages": [
+            b"\0" + sharing.encode_request(sharing.ParameterRequest("weight")),
+            b"\1" + sharing.encode_answer(ticket),
+            b"\1" + sharing.encode_answer(sharing.ParameterUnknown("weight")),
+            b"\2" + sharing.encode_blob(sharing.ModelConfig("{}", "{}", ["weight"])),
+            b"\2" + sharing.encode_blob(sharing.ModelParameter(b"weight", b"")),
+        ],
+        "archive": [tensor],
+        "tensor-program": [bytes(read_entries(tensor)["archive/data.pkl"])[2:]],
+        "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
+    }
+
+
+def fuzz(name: str, arguments: list[str]) -> None:
+    """Runs one target in this process until libFuzzer ends it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["distro_optim"]):
+        for module in INSTRUMENTED:
+            importlib.import_module(f"distro_optim.{module}")
+    from distro_optim.errors import ProtocolError
+
+    target = TARGETS[name]
+
+    def one(data: bytes) -> None:
+        try:
+            target(data)
+        except ProtocolError:
+            pass
+
+    atheris.Setup([sys.argv[0], *arguments], one)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fuzz the decoders; see the head of this file.")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all if none is named")
+    parser.add_argument("--seconds", type=int, default=10, help="for each target")
+    parser.add_argument("--seed", type=int, default=1, help="of libFuzzer's mutations")
+    options = parser.parse_args()
+    unknown = set(options.targets) - TARGETS.keys()
+    if unknown:
+        parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    corpus = seeds()
+    failed = []
+    for name in options.targets or TARGETS:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, seed in enumerate(corpus[name]):
+                Path(folder, str(number)).write_bytes(seed)
+            limits = [
+                f"-max_total_time={options.seconds}",
+                f"-timeout={TIMEOUT_SECONDS}",
+                f"-rss_limit_mb={MEMORY_MB}",
+                f"-max_len={MAX_INPUT}",
+                f"-seed={options.seed}",
+            ]
+            command = [sys.executable, __file__, "--run", name, *limits, folder]
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+        last = [line for line in process.stderr.splitlines() if line.startswith(("Done", "#"))][-1:]
+        print(f"{name:16} {'ok' if process.returncode == 0 else 'FAILED'} {''.join(last)}")
+        if process.returncode:
+            failed.append(name)
+            print(process.stderr[-4000:])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run"]:
+        # libFuzzer starts this file again with its own arguments.
+        fuzz(sys.argv[2], sys.argv[3:])
+    sys.exit(main())
