@@ -88,3 +88,18 @@ def test_the_largest_magnitudes_are_chosen_with_their_signs(k: int, seed: int) -
     assert torch.equal(value, coefficients.gather(1, index))
     expected = coefficients.abs().sort(1, descending=True).values[:, :k]
     assert torch.equal(value.abs().sort(1, descending=True).values, expected)
+
+
+@pytest.mark.parametrize("k", [1, 8, 32, 64, 500, 4096])
+@pytest.mark.parametrize("size", [1024, 4096, 64 * 67, 4099])
+@pytest.mark.parametrize("ties", [False, True])
+def test_large_tiles_that_are_searched_in_two_rounds_give_the_same_choice(ties: bool, size: int, k: int) -> None:
+    k = min(k, size)
+    coefficients = torch.randn(3, size, generator=torch.Generator().manual_seed(size + k))
+    if ties:
+        coefficients = (2 * coefficients).round()  # few magnitudes, each of them often, and many zeros
+    index, value = select_topk(coefficients, k, scratch=torch.empty_like(coefficients))
+    assert all(len(set(row)) == k for row in index.tolist())
+    assert torch.equal(value, coefficients.gather(1, index))
+    expected = coefficients.abs().sort(1, descending=True).values[:, :k]
+    assert torch.equal(value.abs().sort(1, descending=True).values, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tracemalloc
 from typing import Any
 
@@ -33,6 +32,7 @@ from distro_optim.compress.wire import (
 )
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
 from distro_optim.testing.updates import random_update
+from distro_optim.verify.commitment import training_result_hash
 
 CPU = torch.device("cpu")
 
@@ -112,14 +112,8 @@ def test_a_download_has_the_known_bytes() -> None:
 
 def test_the_committed_segments_hash_to_the_known_commitment() -> None:
     received = decode_download(bytes.fromhex(DOWNLOAD_HEX))
-    digest = hashlib.sha256()
-    digest.update(received.step.to_bytes(4, "big"))
-    for number in received.batch_id:
-        digest.update(number.to_bytes(8, "big"))
-    for indices, values in received.committed_segments():
-        digest.update(indices)
-        digest.update(values)
-    assert digest.hexdigest() == "4b0236be5a7bcbef4130e7222fd350e8462b0b75f5ffba61d5ddf36f1d3c2ce7"
+    digest = training_result_hash(received.step, *received.batch_id, received.committed_segments())
+    assert digest.hex() == "4b0236be5a7bcbef4130e7222fd350e8462b0b75f5ffba61d5ddf36f1d3c2ce7"
 
 
 def test_indices_below_65536_travel_as_two_bytes_little_endian() -> None:
