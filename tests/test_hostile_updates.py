@@ -75,7 +75,10 @@ ATTACKS: dict[str, tuple[Callable[[CompressedTensor], CompressedTensor], str]] =
     "floats for indices": (lambda e: replace(e, index=e.index.float()), "float32"),
     "bools for indices": (lambda e: replace(e, index=e.index > 3), "bool"),
     "complex numbers for indices": (lambda e: replace(e, index=e.index.to(torch.complex64)), "complex64"),
-    "values of another type": (lambda e: replace(e, value=e.value.double()), "float64"),
+    "a value beyond the tensor's type": (
+        lambda e: replace(e, value=torch.full_like(e.value.double(), 1e300)),
+        "finite",
+    ),
     "whole numbers for values": (lambda e: replace(e, value=e.value.to(torch.int32)), "int32"),
     "signs among values": (lambda e: replace(e, value=e.value < 0), "mixes"),
 }
@@ -142,3 +145,12 @@ def test_the_caller_keeps_what_it_gave() -> None:
     for value in update.value:
         value.zero_()
     assert all(torch.equal(e.value, b) for e, b in zip(entries, before, strict=True))
+
+
+def test_values_of_another_float_type_are_cast() -> None:
+    entries = honest()
+    wider = [replace(e, value=e.value.double()) for e in entries]
+    update = CompressedUpdate.from_tensors(PLAN, wider)
+    for ours, theirs in zip(update.tensors(), entries, strict=True):
+        assert ours.value.dtype == theirs.value.dtype
+        assert torch.equal(ours.value, theirs.value)

@@ -13,6 +13,8 @@ __all__ = ["contributor_mean", "contributor_weights", "select_topk"]
 _FAST_PATH: Final = 64
 # Below this a row fits in a few cache lines and the second round costs more than it saves.
 _MIN_SIZE_FOR_GROUPS: Final = 1024
+# A tile of huge prime sides has no fitting divisor; chosen so that finding out takes no time.
+_WIDTHS_TRIED: Final = 4096
 
 
 def select_topk(coefficients: Tensor, k: int, *, scratch: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ def _group_width(size: int, k: int) -> int:
     if size < _MIN_SIZE_FOR_GROUPS:
         return 0
     wanted = _FAST_PATH * k if _FAST_PATH * k <= size // 8 else size // 16
-    for width in range(wanted, size // 4 + 1):
+    for width in range(wanted, min(size // 4, wanted + _WIDTHS_TRIED) + 1):
         if size % width == 0:
             return width if width >= 2 * k else 0
     return 0
