@@ -169,10 +169,17 @@ def launch(workers: int, script_args: Sequence[str]) -> int:
     return 0
 
 
+def positive(text: str) -> int:
+    """For argparse, which turns the error into one line with the option's name."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launch", type=int, metavar="N", help="start N workers on this machine")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--launch", type=positive, metavar="N", help="start N workers on this machine")
+    parser.add_argument("--steps", type=positive, default=600)
     parser.add_argument("--target", type=float, default=2.4, help="validation loss to reach, nats per byte")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plot")
