@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator_arenas import MemoryArena
 from distro_optim.comm.framing import Else, ServerLink, encode_frame
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream, TcpListener, memory_pipe
@@ -280,6 +281,24 @@ def test_a_coordinator_that_stays_away_ends_the_states() -> None:
     with pytest.raises(CoordinatorLinkError, match="before any challenge"):
         states_of(server, 3, give_up_after=0.05, backoff=Backoff(initial=0.01, spread=0.0))
     assert server.connections > 2
+
+
+def test_a_server_that_is_started_again_finds_its_clients_back() -> None:
+    async def run() -> None:
+        arena = MemoryArena()
+        async with arena:
+            first_connect = [arena.connect]
+            client = RemoteCoordinator(lambda: first_connect[0](), KEY, "dummy", backoff=Backoff(initial=0.01))
+            await client.join()
+            saved = arena.service.host.snapshot(0)
+        second = MemoryArena(saved)
+        async with second:
+            first_connect[0] = second.connect
+            while client.identity not in second.service.host.pending:
+                await asyncio.sleep(0.001)
+            await client.close()
+
+    asyncio.run(run())
 
 
 def test_what_was_said_without_a_link_is_sent_with_the_next() -> None:

@@ -355,6 +355,19 @@ def test_a_finished_run_is_reported_after_its_clients_were_told() -> None:
     serve(work, state=small_run(total_steps=4))
 
 
+def test_a_spectator_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(site: Site) -> None:
+        def fail(event: ServiceEvent) -> None:
+            raise RuntimeError("a mistake of the spectator")
+
+        site.server._on_event = fail
+        site.join(1, 2)
+        await site.until(lambda: site.state.progress.epoch >= 1)
+
+    serve(work, memory=True)
+    assert "on_event failed" in caplog.text
+
+
 def test_a_server_that_breaks_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake of ours")

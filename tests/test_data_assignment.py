@@ -119,6 +119,14 @@ def test_a_round_without_clients_has_no_intervals() -> None:
     assert batch_ids_for_round(state, state.current_round, 0) == []
 
 
+@pytest.mark.parametrize("clients_len", [0, 2, 3])
+def test_a_state_that_lists_more_clients_than_its_round_had_is_refused(clients_len: int) -> None:
+    state = training_run(4, 8, 1, 0)
+    rounds = (replace(state.current_round, clients_len=clients_len), *state.epoch_state.rounds[1:])
+    with pytest.raises(CoordinatorError, match="InvalidCommitteeSelection"):
+        assign_data(replace(state, epoch_state=replace(state.epoch_state, rounds=rounds)))
+
+
 def test_verifiers_have_no_work_and_are_refused() -> None:
     with pytest.raises(CoordinatorError, match="verification_percent"):
         assign_data(training_run(10, 32, 1, 0, percent=50))

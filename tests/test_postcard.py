@@ -7,6 +7,7 @@ import enum
 import math
 import struct
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any
 
@@ -363,6 +364,75 @@ def test_an_integer_enum_whose_numbers_are_not_its_positions_is_refused() -> Non
     kind = enum.IntEnum("kind", {"ONE": 1, "TWO": 2})
     with pytest.raises(TypeError, match="stands at position 0"):
         postcard.codec(kind)
+
+
+# -- many numbers at once ------------------------------------------------------------------------------------------
+
+WIDE = [(declared, values) for declared, values in _INTS.items() if declared not in (U8, I8)]
+
+
+def one_by_one(declared: Any, values: list[int]) -> bytes:
+    """The plain form: a count, and each number by its own codec."""
+    writer = Writer()
+    writer.push_varint(len(values))
+    for value in values:
+        postcard.push(writer, value, declared)
+    return writer.finish()
+
+
+@given(st.sampled_from(WIDE), st.data())
+def test_many_numbers_are_written_and_read_as_one_by_one(wide: Declared, data: st.DataObject) -> None:
+    declared, values = wide
+    few = data.draw(st.lists(values, min_size=1, max_size=20))
+    numbers = few * data.draw(st.sampled_from([1, 10, 256]))
+    encoded = one_by_one(declared, numbers)
+    listed = list.__class_getitem__(declared)
+    assert encode(numbers, listed) == encoded
+    assert decode(listed, encoded) == numbers
+    assert all(type(number) is int for number in decode(listed, encoded))
+
+
+@pytest.mark.parametrize(
+    "declared", [declared for declared, _ in WIDE], ids=lambda declared: str(declared.__metadata__)
+)
+def test_more_numbers_than_are_worked_on_at_a_time_round_trip(declared: Any) -> None:
+    numbers = [number % 60_000 if declared is not I16 else number % 30_000 - 15_000 for number in range(40_000)]
+    listed = list.__class_getitem__(declared)
+    assert decode(listed, encode(numbers, listed)) == numbers
+    assert encode(numbers, listed) == one_by_one(declared, numbers)
+
+
+@given(st.sampled_from(WIDE), st.integers(0, 99), st.binary(max_size=12), st.integers(0, 400))
+def test_a_wrong_number_among_many_is_found_as_one_by_one(wide: Declared, index: int, wrong: bytes, cut: int) -> None:
+    declared, _ = wide
+    numbers = [one_by_one(declared, [number])[1:] for number in range(100)] * 3
+    numbers[index] = wrong
+    data = b"\xac\x02" + b"".join(numbers)
+    data = data[: len(data) - cut] if cut < 100 else data
+    plain = Annotated[tuple[declared, ...], Fixed(300)]  # type: ignore[valid-type]
+
+    def outcome(work: Callable[[], Any]) -> Any:
+        try:
+            return list(work())
+        except ProtocolError as error:
+            return error.message, error.field
+
+    many = outcome(lambda: decode(list.__class_getitem__(declared), data, allow_trailing=True))
+    each = outcome(lambda: decode(plain, data[2:], allow_trailing=True))
+    if isinstance(each, tuple) and len(data) < 302:
+        assert isinstance(many, tuple)  # the count alone tells that they cannot all be there
+    else:
+        assert many == each
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**32, 1.5, "1", None, True])
+def test_a_value_among_many_that_is_no_such_number_is_not_bent_into_one(wrong: Any) -> None:
+    numbers = [*range(300), wrong]
+    if wrong is True:
+        assert encode(numbers, list[U32]) == one_by_one(U32, [*range(300), 1])
+    else:
+        with pytest.raises((ConfigurationError, TypeError)):
+            encode(numbers, list[U32])
 
 
 # -- attacks -------------------------------------------------------------------------------------------------------

@@ -387,6 +387,15 @@ def test_lines_for_machines_are_json() -> None:
     assert records[5]["clients"][0]["state"] == "Healthy"
 
 
+def test_output_that_goes_away_is_done_without(tmp_path: Path) -> None:
+    for kind in (PlainLines, JsonLines):
+        with open(tmp_path / "output", "w") as stream:
+            reporter = kind(stream)
+            reporter.event(EVENTS[1])
+        reporter.event(EVENTS[1])
+        reporter.status(STATUS)
+
+
 def test_a_flood_of_events_fills_no_disk() -> None:
     for kind in (PlainLines, JsonLines):
         stream = io.StringIO()

@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 def test_killed_at_any_moment_the_last_complete_save_is_there(tmp_path: Path) -> None:
     reached, start = 0, 1
-    for round_ in range(12):
+    for round_ in range(8):
         code = WRITER.format(paths=[str(Path(__file__).parent)], directory=str(tmp_path), start=start)
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

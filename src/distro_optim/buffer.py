@@ -123,6 +123,10 @@ class Reader:
         self._pos = stop
         return self._data[start:stop]
 
+    def peek(self) -> memoryview:
+        """Everything that is left, without taking it."""
+        return self._data[self._pos :]
+
     def pull_u8(self) -> int:
         if self._pos >= self._end:
             raise TruncatedError("1 byte is expected, 0 are left", offset=self._pos)

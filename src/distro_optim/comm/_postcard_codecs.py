@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ..buffer import Reader, Writer
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
+from ._varints import WORTHWHILE, decode_varints, encode_varints
 from .declarations import IntShape, step_into
 
 MAX_NESTING: Final = 64
@@ -254,6 +255,34 @@ def sequence_codec(
         return make(_decode_items(reader, count, decode_item, depth))
 
     return Codec(encode_sequence, decode_sequence, 1)
+
+
+def int_sequence_codec(shape: IntShape, make: Callable[[list[Any]], Any], limit: int | None) -> Codec:
+    """A count and that many varints; the many are written and read at once, the few or the faulty one by one."""
+    item = int_codec(shape)
+    plain = sequence_codec(item, make, limit)
+
+    def encode_ints(out: bytearray, value: Any, depth: int) -> None:
+        encoded = None
+        if len(value) >= WORTHWHILE and (limit is None or len(value) <= limit):
+            encoded = encode_varints(value, shape)
+        if encoded is None:
+            plain.write(out, value, depth)
+        else:
+            _append_varint(out, len(value))
+            out += encoded
+
+    def decode_ints(reader: Reader, depth: int) -> Any:
+        count = reader.pull_length(limit=limit)
+        if count >= WORTHWHILE:
+            decoded = decode_varints(reader.peek(), count, shape)
+            if decoded is not None:
+                values, taken = decoded
+                reader.pull_bytes(taken)
+                return make(values)
+        return make(_decode_items(reader, count, item.read, depth))
+
+    return Codec(encode_ints, decode_ints, 1)
 
 
 def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Codec:

@@ -66,6 +66,7 @@ from ._postcard_codecs import (
     enum_codec,
     float_codec,
     int_codec,
+    int_sequence_codec,
     map_codec,
     option_codec,
     raw_codec,
@@ -258,6 +259,8 @@ def _compile(shape: Shape, around: dict[StructShape, list[Codec]]) -> Codec:
             return str_codec(limit)
         case BytesShape(limit, fixed):
             return blob_codec(limit) if fixed is None else raw_codec(fixed)
+        case SequenceShape(IntShape(bits) as item, make, limit, None) if bits > 8:
+            return int_sequence_codec(item, make, limit)
         case SequenceShape(item, make, limit, fixed):
             inner = _compile(item, around)
             return sequence_codec(inner, make, limit) if fixed is None else array_codec(inner, make, fixed)

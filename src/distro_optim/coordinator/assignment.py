@@ -95,7 +95,8 @@ def batch_ids_for_client(assignment: dict[BatchId, NodeIdentity], client: NodeId
 def data_index_for_step(state: Coordinator, step: int) -> int:
     """Where step ``step`` starts in a run of one epoch; 0 for the first step and past the last.
 
-    Epoch ends skip data, so a run of several epochs is further on than this.
+    Epoch ends skip data, so a run of several epochs is further on than this. While the batch grows each step has to be
+    gone through; a million take about a second.
     """
     if not 1 < step <= state.config.total_steps:
         return 0

@@ -56,6 +56,21 @@ class Reporter(ABC):
         """How the run is doing; called about twice a second."""
 
 
+class _Output:
+    """Lines to a stream that may go away, as a pipe to a pager does: the run goes on without them."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: TextIO | None = stream or sys.stdout
+
+    def write(self, line: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            print(line, file=self._stream, flush=True)
+        except (OSError, ValueError):  # a closed pipe, a closed file
+            self._stream = None
+
+
 def _printable(text: str) -> str:
     """Without control characters: part of a line may come from a stranger, and the terminal obeys them."""
     return "".join(char if char.isprintable() else "?" for char in text)
@@ -65,13 +80,13 @@ class PlainLines(Reporter):
     """One line an event, with the time of day."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+        self._output = _Output(stream)
         self._due = 0.0
         self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
         self._left_out = 0
 
     def say(self, text: str, **facts: object) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {_printable(text)}", file=self._stream, flush=True)
+        self._output.write(f"{time.strftime('%H:%M:%S')} {_printable(text)}")
 
     def event(self, event: ServiceEvent) -> None:
         if self._room.take(1, time.monotonic()):
@@ -98,13 +113,13 @@ class JsonLines(Reporter):
     """One JSON object a line: ``{"time": ..., "event": "joined", "client": "..."}``; the status as event "status"."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+        self._output = _Output(stream)
         self._due = 0.0
         self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
         self._left_out = 0
 
     def _write(self, record: dict[str, object]) -> None:
-        print(json.dumps({"time": round(time.time(), 3), **record}), file=self._stream, flush=True)
+        self._output.write(json.dumps({"time": round(time.time(), 3), **record}))
 
     def say(self, text: str, **facts: object) -> None:
         self._write({"event": "server", "text": text, **facts})

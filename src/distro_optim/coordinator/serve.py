@@ -160,6 +160,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         if options.save_dir is not None:
             store = stack.enter_context(StateStore(options.save_dir, configured.run_id))
         state, note = initial_state(configured, store, resume=options.resume)
+        check_run(state)
         files = read_data_file(options.data) if options.data is not None else None
         data_port = _data_port(state) if files is not None else 0
         listener = await TcpListener.bind(options.host, options.port)

@@ -193,7 +193,11 @@ class StreamServer:
         for event in output.events:
             self._note(event)
             if self._on_event is not None:
-                self._on_event(event)
+                try:
+                    self._on_event(event)
+                except Exception:
+                    # Whoever looks on must not be able to stop what it looks at.
+                    _log.exception("on_event failed at %s", event)
 
     # -- what a server may add -------------------------------------------------------------------------------------
 
