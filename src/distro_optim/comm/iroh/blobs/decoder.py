@@ -90,11 +90,6 @@ class Decoder:
         self._batch_len = 0
         self.is_complete = not ranges
 
-    @property
-    def size(self) -> int | None:
-        """The size header, None before it arrived."""
-        return None if self._items is None or self.prefix is None else self.prefix.size
-
     def receive(self, data: Buffer) -> Iterator[Piece]:
         """Takes bytes off the stream and yields what they prove; iterate to the end.
 
