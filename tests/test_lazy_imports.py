@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import distro_optim
+import distro_optim.testing
 
 SOURCES = Path(__file__).parents[1] / "src"
 HEAVY = ("lightning", "pytorch_lightning", "lightning_fabric", "iroh", "transformers", "matplotlib", "rich")
@@ -36,8 +40,23 @@ def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others() -> 
     assert not loaded & set(HEAVY)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    import distro_optim
+def test_import_the_testing_room_loads_not_even_torch() -> None:
+    loaded = modules_after("import distro_optim.testing; dir(distro_optim.testing)")
+    assert "distro_optim.testing" in loaded
+    assert not loaded & {*HEAVY, "torch", "numpy"}
 
+
+def test_everything_in_the_testing_room_does_without_the_large_libraries() -> None:
+    loaded = modules_after("from distro_optim.testing import *; check_exchange, MemorySwarm, COORDINATOR_CHECKS")
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("room", [distro_optim, distro_optim.testing], ids=lambda room: room.__name__)
+def test_a_name_that_is_not_there_is_an_attribute_error(room: ModuleType) -> None:
     with pytest.raises(AttributeError, match="AdamW"):
-        distro_optim.AdamW  # noqa: B018
+        room.AdamW  # noqa: B018
+
+
+@pytest.mark.parametrize("room", [distro_optim, distro_optim.testing], ids=lambda room: room.__name__)
+def test_every_public_name_is_there(room: ModuleType) -> None:
+    assert all(getattr(room, name) is not None for name in room.__all__)

@@ -2,7 +2,7 @@
 
 Implementations: :class:`LocalExchange` (alone), :class:`~distro_optim.comm.memory.MemoryExchange` (peers in one
 process), :class:`~distro_optim.comm.process_group.ProcessGroupExchange` (torch.distributed). All of them, and yours,
-pass :func:`distro_optim.testing.exchange.check_exchange`.
+pass :func:`distro_optim.testing.check_exchange`.
 """
 
 from __future__ import annotations

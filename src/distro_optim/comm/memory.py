@@ -1,7 +1,7 @@
 """An exchange between optimizers of one process: for simulation and for tests.
 
 In threads, each peer calls ``optimizer.step()`` as ever. In one thread,
-:func:`distro_optim.testing.lockstep.step_together` takes one step with all of them, in the same order every time.
+:func:`distro_optim.testing.step_together` takes one step with all of them, in the same order every time.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class MemoryExchange(Exchange):
                 missing = [p for p in range(room.size) if p not in held and room.open[p]]
                 raise ExchangeError(
                     f"peers {missing} published nothing for step {step} within {self._timeout}; in one thread, "
-                    "drive the optimizers with distro_optim.testing.lockstep.step_together()"
+                    "drive the optimizers with distro_optim.testing.step_together()"
                 )
             self._require_open()
             self._collected += 1

@@ -1,1 +1,95 @@
-"""What implementations of our interfaces have to pass, ours and yours. One module for each interface."""
+"""What implementations of our interfaces have to pass, ours and yours, and doubles to try your own code with.
+
+Exchanges (:class:`distro_optim.Exchange`):
+
+======================  ==========================================================================================
+``check_exchange``      runs the contract of an exchange, all peers in one process
+``check_peer``          the same from one peer, where each has a process of its own
+``step_together``       one step of several optimizers in one thread
+``random_update``       an update as gradients could have made it
+``same_update``         whether two updates say the same
+======================  ==========================================================================================
+
+Swarms (:class:`~distro_optim.comm.swarm.Swarm`):
+
+======================  ==========================================================================================
+``SWARM_CHECKS``        the contract of a swarm, each check to be awaited with a fresh arena
+``SwarmArena``          what the checks ask of your swarm
+``MemoryNetwork``       peers of one process, with latency, loss, partitions and liars
+``MemorySwarm``         one of them
+======================  ==========================================================================================
+
+Coordinator clients (:class:`~distro_optim.coordinator.client.CoordinatorClient`):
+
+======================  ==========================================================================================
+``COORDINATOR_CHECKS``  the contract of a client, each check to be awaited with a fresh arena
+``CoordinatorArena``    what the checks ask of your client
+``DUMMY_CONFIG``        the quick run that they expect,
+``dummy_run``           and its state before anybody has joined
+======================  ==========================================================================================
+
+Names are imported when first used: testing an exchange needs neither the swarm nor the coordinator.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .coordinator import CHECKS as COORDINATOR_CHECKS
+    from .coordinator import DUMMY_CONFIG, dummy_run
+    from .coordinator import Arena as CoordinatorArena
+    from .exchange import check_exchange, check_peer
+    from .lockstep import step_together
+    from .swarm import MemoryNetwork, MemorySwarm
+    from .swarm_checks import CHECKS as SWARM_CHECKS
+    from .swarm_checks import SwarmArena
+    from .updates import random_update, same_update
+
+__all__ = [
+    "COORDINATOR_CHECKS",
+    "DUMMY_CONFIG",
+    "SWARM_CHECKS",
+    "CoordinatorArena",
+    "MemoryNetwork",
+    "MemorySwarm",
+    "SwarmArena",
+    "check_exchange",
+    "check_peer",
+    "dummy_run",
+    "random_update",
+    "same_update",
+    "step_together",
+]
+
+# public name -> the module that defines it, and its name there
+_HOMES = {
+    "COORDINATOR_CHECKS": ("coordinator", "CHECKS"),
+    "CoordinatorArena": ("coordinator", "Arena"),
+    "DUMMY_CONFIG": ("coordinator", "DUMMY_CONFIG"),
+    "MemoryNetwork": ("swarm", "MemoryNetwork"),
+    "MemorySwarm": ("swarm", "MemorySwarm"),
+    "SWARM_CHECKS": ("swarm_checks", "CHECKS"),
+    "SwarmArena": ("swarm_checks", "SwarmArena"),
+    "check_exchange": ("exchange", "check_exchange"),
+    "check_peer": ("exchange", "check_peer"),
+    "dummy_run": ("coordinator", "dummy_run"),
+    "random_update": ("updates", "random_update"),
+    "same_update": ("updates", "same_update"),
+    "step_together": ("lockstep", "step_together"),
+}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module, original = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(import_module(f".{module}", __name__), original)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
