@@ -124,28 +124,29 @@ def get_python(ticket_text: str, busy: bool) -> None:
     ticket = BlobTicket.parse(ticket_text)
     node, service = python_peer()
     node.addresses.add(ticket.addr)
-    began = time.perf_counter()
-    finished: list[float] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    finished: list[tuple[float, float]] = []
 
     def note(_: Any) -> None:
-        finished.append(time.perf_counter())
+        finished.append((time.perf_counter() - began, time.process_time() - cpu))
         done.set()
 
     with busy_main_thread(busy) as done:
         fetching = node.submit(service.fetch(ticket.hash, [ticket.addr.id], max_size=2**31, tag="benchmark"))
         fetching.add_done_callback(note)
     blob = fetching.result()
-    say(seconds=finished[0] - began, sha256=hashlib.sha256(blob.data).hexdigest())
+    seconds, cpu_seconds = finished[0]
+    say(seconds=seconds, cpu=cpu_seconds, sha256=hashlib.sha256(blob.data).hexdigest())
     node.close()
 
 
 def get_rust(ticket: str) -> None:
     async def main() -> None:
         node, blobs = await rust_peer()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         data = await blobs.download_blob(ticket)
-        seconds = time.perf_counter() - began
-        say(seconds=seconds, sha256=hashlib.sha256(data).hexdigest())
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+        say(seconds=seconds, cpu=cpu_seconds, sha256=hashlib.sha256(data).hexdigest())
         await node.close()
 
     asyncio.run(main())
@@ -171,6 +172,13 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait(20)
 
 
+def cpu_seconds_of(process: subprocess.Popen[str]) -> float:
+    """User and system time of a running process, in steps of a hundredth."""
+    with open(f"/proc/{process.pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # --- parts ---
 
 
@@ -179,22 +187,29 @@ def transfer(repeats: int) -> None:
     has_rust = importlib.util.find_spec("aster") is not None
     pairs = [pair for pair in PAIRS if has_rust or "rust" not in pair]
     rates: dict[tuple[str, str, bool], list[float]] = {pair: [] for pair in pairs}
+    cpu: dict[tuple[str, str, bool], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     # Round by round, so that a slow moment of the machine hits all of them.
     for _ in range(repeats):
         for getter, provider, busy in pairs:
             providing = spawn("provide", provider, str(TRANSFER_BYTES))
             ticket = answer_of(providing)["ticket"]
+            before = cpu_seconds_of(providing)
             getting = spawn("get", getter, ticket, str(int(busy)))
             result = answer_of(getting)
+            cpu[getter, provider, busy].append((result["cpu"], cpu_seconds_of(providing) - before))
             end(getting)
             end(providing)
             assert result["sha256"] == expected, "the data is wrong"
             rates[getter, provider, busy].append(TRANSFER_BYTES / result["seconds"] / 1e6)
     print(f"\nverified transfer of {TRANSFER_BYTES // MIB} MiB between two processes, loopback, {repeats} rounds")
-    print(f"{'getter <- provider':44} {'median MB/s':>12} {'from - to':>14}")
+    print(f"{'getter <- provider':44} {'median MB/s':>12} {'from - to':>14} {'CPU s: getter':>15} {'provider':>9}")
     for (getter, provider, busy), values in rates.items():
         name = f"{getter} <- {provider}" + (", main thread busy in Python" if busy else "")
-        print(f"{name:44} {statistics.median(values):12.0f} {min(values):6.0f} - {max(values):.0f}")
+        spread = f"{min(values):.0f} - {max(values):.0f}"
+        getting_cpu, providing_cpu = (
+            statistics.median(side) for side in zip(*cpu[getter, provider, busy], strict=True)
+        )
+        print(f"{name:44} {statistics.median(values):12.0f} {spread:>14} {getting_cpu:15.2f} {providing_cpu:9.2f}")
     if has_rust:
         rust = statistics.median(rates["rust", "rust", False])
         idle = statistics.median(rates["python", "python", False])

@@ -187,8 +187,9 @@ def role_provider(side: str, busy: str) -> None:
             root = store.add(data, tag="blob")
             seconds = time.perf_counter() - began
             with busy_training_thread(busy == "busy"):
-                tell(ticket=str(BlobTicket.raw(node.addr(), root)), add_seconds=seconds)
-                sys.stdin.read()
+                tell(ticket=str(BlobTicket.raw(node.addr(), root)), add_seconds=seconds, cpu=time.process_time())
+                sys.stdin.readline()
+                tell(cpu=time.process_time())
         return
 
     async def serve() -> None:
@@ -198,60 +199,59 @@ def role_provider(side: str, busy: str) -> None:
         began = time.perf_counter()
         root = bytes.fromhex(await _aster.blobs_client(node).add_bytes(data))
         seconds = time.perf_counter() - began
-        tell(ticket=str(BlobTicket.raw(rust_address(node), root)), add_seconds=seconds)
-        await asyncio.to_thread(sys.stdin.read)
+        tell(ticket=str(BlobTicket.raw(rust_address(node), root)), add_seconds=seconds, cpu=time.process_time())
+        await asyncio.to_thread(sys.stdin.readline)
+        tell(cpu=time.process_time())
 
     asyncio.run(serve())
 
 
-def role_getter(side: str, busy: str, text: str, times: str) -> None:
+def role_getter(side: str, busy: str, text: str) -> None:
     ticket = BlobTicket.parse(text)
 
-    def done(data: bytes, seconds: float) -> None:
-        tell(seconds=seconds, right=blake3(data).digest() == ticket.hash and len(data) == BLOB_SIZE)
+    def done(data: bytes, seconds: float, cpu: float) -> None:
+        right = blake3(data).digest() == ticket.hash and len(data) == BLOB_SIZE
+        tell(seconds=seconds, cpu=cpu, right=right)
 
-    # A fresh node each time, as a blob that is in the store is not fetched again.
     if side == "python":
-        for _ in range(int(times)):
-            with loopback_node() as node, busy_training_thread(busy == "busy"):
-                service = BlobService(node, MemoryStore())
-                node.addresses.add(ticket.addr)
-                began = time.perf_counter()
-                fetching = service.fetch(ticket.hash, [ticket.addr.id], max_size=BLOB_SIZE, tag="blob")
-                data = bytes(node.submit(fetching).result().data)
-                done(data, time.perf_counter() - began)
+        with loopback_node() as node, busy_training_thread(busy == "busy"):
+            service = BlobService(node, MemoryStore())
+            node.addresses.add(ticket.addr)
+            began, cpu = time.perf_counter(), time.process_time()
+            fetching = service.fetch(ticket.hash, [ticket.addr.id], max_size=BLOB_SIZE, tag="blob")
+            data = bytes(node.submit(fetching).result().data)
+            done(data, time.perf_counter() - began, time.process_time() - cpu)
         return
 
     async def get() -> None:
         from aster import _aster
 
-        for _ in range(int(times)):
-            node = await rust_node()
-            began = time.perf_counter()
-            data = bytes(await _aster.blobs_client(node).download_blob(text))
-            done(data, time.perf_counter() - began)
-            await node.close()
+        node = await rust_node()
+        began, cpu = time.perf_counter(), time.process_time()
+        data = bytes(await _aster.blobs_client(node).download_blob(text))
+        done(data, time.perf_counter() - began, time.process_time() - cpu)
+        await node.close()
 
     asyncio.run(get())
 
 
-def transfer(getter: str, provider: str, times: int, busy: str = "idle") -> list[float]:
-    """MB/s of each of ``times`` transfers; 1 MB is 10^6 bytes."""
-    rates = []
+def transfer(getter: str, provider: str, busy: str) -> tuple[float, float]:
+    """MB/s of one transfer, and the processor seconds it took both sides; 1 MB is 10^6 bytes."""
     with Role("provider", provider, busy) as giving:
-        ticket = giving.hear()["ticket"]
-        with Role("getter", getter, busy, ticket, str(times)) as getting:
-            for _ in range(times):
-                answer = getting.hear()
-                if not answer["right"]:
-                    raise RuntimeError("the blob that arrived is not the one that was sent")
-                rates.append(BLOB_SIZE / 1e6 / answer["seconds"])
-    return rates
+        offer = giving.hear()
+        with Role("getter", getter, busy, offer["ticket"]) as getting:
+            answer = getting.hear()
+        giving.say("done")
+        cpu = answer["cpu"] + giving.hear()["cpu"] - offer["cpu"]
+    if not answer["right"]:
+        raise RuntimeError("the blob that arrived is not the one that was sent")
+    return BLOB_SIZE / 1e6 / answer["seconds"], cpu
 
 
 def measure_blobs() -> list[Result]:
-    times, rounds = 2, 2
+    rounds = 4
     rates: dict[tuple[str, str, str], list[float]] = {}
+    cpu: dict[tuple[str, str, str], list[float]] = {}
     pairs = [
         ("python", "python", "idle"),
         ("rust", "rust", "idle"),
@@ -262,17 +262,25 @@ def measure_blobs() -> list[Result]:
     # In turns, so that whatever else the machine does hits all alike.
     for _ in range(rounds):
         for pair in pairs:
-            rates.setdefault(pair, []).extend(transfer(pair[0], pair[1], times, pair[2]))
-    rate = {pair: statistics.median(values) for pair, values in rates.items()}
-    ours, theirs, busy = rate[pairs[0]], rate[pairs[1]], rate[pairs[2]]
+            rate, seconds = transfer(*pair)
+            rates.setdefault(pair, []).append(rate)
+            cpu.setdefault(pair, []).append(seconds)
+    # The best of each: whatever else runs can only make a transfer slower. The range shows how much it did.
+    best = {pair: max(values) for pair, values in rates.items()}
+    ours, theirs, busy = best[pairs[0]], best[pairs[1]], best[pairs[2]]
 
     def spread(pair: tuple[str, str, str]) -> str:
-        return f"{rate[pair]:.0f} MB/s ({min(rates[pair]):.0f}-{max(rates[pair]):.0f})"
+        return f"{best[pair]:.0f} MB/s (worst {min(rates[pair]):.0f})"
 
     beside = f"Rust from Rust {spread(pairs[1])}"
     return [
         Result("blob 128 MiB, Python from Python", spread(pairs[0]), beside, "ratio >= 1.0", ours >= theirs),
         Result("  both with a busy Python thread", spread(pairs[2]), "", "half of idle", busy >= ours / 2),
+        Result(
+            "  processor time, both sides together",
+            f"{min(cpu[pairs[0]]):.2f} s",
+            f"Rust from Rust {min(cpu[pairs[1]]):.2f} s",
+        ),
         Result("blob 128 MiB, Python from Rust", spread(pairs[3]), beside),
         Result("blob 128 MiB, Rust from Python", spread(pairs[4]), beside),
     ]
