@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from .compressor import Compressor, OwnPart
-from .plan import ParamSpec, TilePlan, make_plan
+from .plan import ParamSpec, TilePlan, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
 
@@ -29,6 +29,7 @@ __all__ = [
     "TileGrid",
     "TilePlan",
     "Tiling",
+    "compute_dtype",
     "make_plan",
     "tile_grid",
 ]

@@ -15,6 +15,7 @@ from typing import Final, Literal, get_args
 import torch
 import torch_dct
 from torch import Tensor
+from typing_extensions import override
 
 __all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_basis", "make_transform"]
 
@@ -80,9 +81,11 @@ class DCT(Transform):
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
 
+    @override
     def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
 
+    @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return self._two_products(coefficients, self._fh, self._fw_rows, out, scratch)
 
@@ -96,6 +99,7 @@ class DCT(Transform):
             torch.bmm(left.expand(n, self.h, self.h), scratch, out=out)
         return out
 
+    @override
     def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
         n, m = index.shape
         if self.h > 1:
@@ -115,12 +119,15 @@ class Identity(Transform):
 
     name = "identity"
 
+    @override
     def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return out.copy_(tiles)
 
+    @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return out.copy_(coefficients)
 
+    @override
     def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
         if beta == 0:
             tiles.zero_()
