@@ -9,6 +9,7 @@
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
 ``compressor``   the two halves of a step, over all of the above
 ``wire``         a contribution as bytes, in Psyche's form
+``wire_tensor``  one tensor of it
 ``flat``         a contribution as bytes, for peers that are known to share the plan
 ===============  ==========================================================================================
 """
