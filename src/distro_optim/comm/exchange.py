@@ -32,6 +32,9 @@ class Exchange(ABC):
     flight), then ``publish`` and ``collect`` in pairs. ``publish`` may run one step ahead of ``collect``. A peer
     without anything to say publishes :meth:`CompressedUpdate.empty`.
 
+    Where a peer did not answer in time, peers may be one step apart from then on: close the exchange, and go on with a
+    new one from a saved state.
+
     Attributes:
         bytes_sent: of update data handed to the network by this peer so far.
         bytes_received: of update data taken from it, own part not counted.

@@ -44,8 +44,6 @@ def _dct_rows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 class Transform(ABC):
     """An orthonormal linear map of tiles of one shape, dtype and device."""
 
-    name: str
-
     def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
         self.h = h
         self.w = w
@@ -73,8 +71,6 @@ class Transform(ABC):
 
 class DCT(Transform):
     """The two-dimensional orthonormal DCT-II of each tile; of one dimension where the other is 1."""
-
-    name = "dct"
 
     def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(h, w, dtype, device)
@@ -116,8 +112,6 @@ class DCT(Transform):
 
 class Identity(Transform):
     """Coefficients are the elements themselves: plain chunked top-k with error feedback."""
-
-    name = "identity"
 
     @override
     def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:

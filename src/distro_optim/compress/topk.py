@@ -97,7 +97,10 @@ def contributor_mean(
 def contributor_weights(
     index: Tensor, value: Tensor, weight: Tensor | None, *, scratch: Tensor, scratch2: Tensor, parts: int
 ) -> Tensor:
-    """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`."""
+    """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`.
+
+    Arguments are those of :func:`contributor_mean`; ``scratch`` and ``scratch2``, ``(n, size)``, are overwritten.
+    """
     if parts == 1:
         return value if weight is None else value * weight
     _sum_and_count(index, value, weight, scratch.zero_(), scratch2, parts)
