@@ -28,7 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 from shapes import MODELS, gpt2_small, make_params, one_tensor
 
-from distro_optim import DisTrO
+from distro_optim import DisTrO, optimizer_momentum
 from distro_optim.compress import CompressedUpdate, compressor
 
 Tensors = list[torch.nn.Parameter]
@@ -183,7 +183,7 @@ def stage_clock() -> Iterator[dict[str, float]]:
 
     from distro_optim.compress.dct import DCT
 
-    wrap(DisTrO, "_usable_gradients", "check gradients are finite")
+    wrap(optimizer_momentum, "usable_gradients", "check gradients are finite")
     wrap(compressor.Compressor, "_load", "momentum into tiles")
     wrap(compressor, "select_topk", "top-k")
     wrap(DCT, "encode", "encode (dense)")

@@ -137,6 +137,15 @@ def test_what_everybody_has_collected_is_forgotten() -> None:
     assert not group[0]._room.updates
 
 
+def test_weights_to_start_with_are_forgotten_when_a_peer_leaves_without_starting() -> None:
+    group = MemoryExchange.group(3)
+    for exchange in group[:2]:
+        exchange.start(PLAN, weights())
+    assert group[0]._room.starts
+    group[2].close()
+    assert not group[0]._room.starts
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_group_of_nobody_is_refused(size: int) -> None:
     with pytest.raises(ConfigurationError, match="at least one"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from distro_optim.compress import ParamSpec, TilePlan, make_plan, tile_grid
 from distro_optim.compress import plan as plan_module
 from distro_optim.compress.tiling import TILINGS, Tiling, largest_divisor
+from distro_optim.errors import ConfigurationError
 
 CPU = torch.device("cpu")
 
@@ -211,3 +212,10 @@ def test_a_plan_of_nothing_is_a_plan() -> None:
     plan = make_plan([], "padded")
     assert len(plan) == 0
     assert plan.batches == ()
+
+
+def test_a_tile_with_more_positions_than_an_index_can_name_is_refused() -> None:
+    largest = (46_340, 46_341)
+    assert make_plan([spec(largest, 46_340)], "padded").grids[0].tiles == 2
+    with pytest.raises(ConfigurationError, match=r"compression_chunk=65535 .* at most 46340"):
+        make_plan([spec((50_000, 50_000), 65_535)], "padded")

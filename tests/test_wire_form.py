@@ -16,17 +16,19 @@ from distro_optim.compress import CompressedTensor, CompressedUpdate, ParamSpec,
 from distro_optim.compress.wire import (
     ENTRY_OVERHEAD,
     EXPANSION,
-    SerializableTensor,
     SerializedDistroResult,
     TransmittableDistroResult,
     decode_distro_result,
     decode_download,
-    decode_tensor,
     decode_transmittable,
     encode_distro_result,
     encode_download,
-    encode_tensor,
     encode_transmittable,
+)
+from distro_optim.compress.wire_tensor import (
+    SerializableTensor,
+    decode_tensor,
+    encode_tensor,
     narrow_index,
     widen_index,
 )

@@ -29,6 +29,7 @@ __all__ = [
 
 # Psyche's wire holds the sides of a tile in 16 bits.
 _MAX_CHUNK: Final = 65535
+# More than any tile has: positions are held as int32.
 _MAX_TOPK: Final = 1 << 31
 _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -49,7 +50,7 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
     _require_order(params)
     seen: set[int] = set()
 
-    def first(item: Any) -> bool:
+    def is_new(item: Any) -> bool:
         tensor = item[1] if isinstance(item, tuple) else item
         known = id(tensor) in seen
         seen.add(id(tensor))
@@ -61,7 +62,7 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
             "params is empty: give model.parameters(); a generator can be used only once", name="params", value=entries
         )
     if not isinstance(entries[0], dict):
-        return [e for e in entries if first(e)]
+        return [e for e in entries if is_new(e)]
     groups = []
     for number, group in enumerate(entries):
         if not isinstance(group, dict) or "params" not in group:
@@ -69,7 +70,7 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
         members = group["params"]
         _require_order(members)
         members = [members] if isinstance(members, Tensor) else list(members)
-        kept = [m for m in members if first(m)]
+        kept = [m for m in members if is_new(m)]
         # A group of which nothing is left must still say that it had names: torch wants all groups with or without.
         names: dict[str, Any] = {"param_names": []} if members and not kept and isinstance(members[0], tuple) else {}
         groups.append({**group, **names, "params": kept})
@@ -116,7 +117,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raises ConfigurationError unless ``value`` is a bool: 1-bit and 8-bit are easily mixed up with numbers."""
+    """Raises ConfigurationError unless ``value`` is a bool: other values would pass as true, a number of bits too."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name}={value!r}: give True or False", name=name, value=value)
 

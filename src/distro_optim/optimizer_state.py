@@ -33,7 +33,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from .compress import CompressedUpdate, TilePlan
+from .compress import CompressedUpdate, TilePlan, compute_dtype
 from .errors import ConfigurationError, DistroError
 
 __all__ = [
@@ -60,25 +60,37 @@ _IN_FLIGHT_PRESENT: Final = "in_flight_present"
 _IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
 
 
-def _compute_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
 def initial_state(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
     """State of a parameter that has not been trained yet; ``number`` is its place in ``plan``."""
-    dtype, rows = _compute_dtype(param), (plan.grids[number].tiles, plan.topk[number])
-    state = {
-        DELTA: torch.zeros(param.shape, dtype=dtype, device=param.device),
-        QUARANTINED: torch.zeros((), dtype=torch.int64),
-    }
+    return {key: _fresh(key, template, param) for key, template in _templates(param, plan, number, overlap).items()}
+
+
+def _templates(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
+    """Tensors without memory that have the shapes and dtypes of the state."""
+    dtype, rows = compute_dtype(param.dtype), (plan.grids[number].tiles, plan.topk[number])
+
+    def template(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    state = {DELTA: template(*param.shape, dtype=dtype), QUARANTINED: template(dtype=torch.int64)}
     if overlap:
-        state[OWN_INDEX] = torch.zeros(rows, dtype=torch.int32, device=param.device)
-        state[OWN_VALUE] = torch.zeros(rows, dtype=dtype, device=param.device)
-        state[WEIGHT] = param.detach().clone(memory_format=torch.preserve_format)
-        state[_IN_FLIGHT_INDEX] = torch.zeros(0, *rows, dtype=torch.int32, device=param.device)
-        state[_IN_FLIGHT_VALUE] = torch.zeros(0, *rows, dtype=param.dtype, device=param.device)
-        state[_IN_FLIGHT_PRESENT] = torch.zeros(0, dtype=torch.bool)
+        state[OWN_INDEX] = template(*rows, dtype=torch.int32)
+        state[OWN_VALUE] = template(*rows, dtype=dtype)
+        state[WEIGHT] = torch.empty_like(param, device="meta")
+        state[_IN_FLIGHT_INDEX] = template(0, *rows, dtype=torch.int32)
+        state[_IN_FLIGHT_VALUE] = template(0, *rows, dtype=param.dtype)
+        state[_IN_FLIGHT_PRESENT] = template(0, dtype=torch.bool)
     return state
+
+
+def _fresh(key: str, template: Tensor, param: Tensor) -> Tensor:
+    if key == WEIGHT:
+        return param.detach().clone(memory_format=torch.preserve_format)
+    return torch.zeros_like(template, device=_device(key, param))
+
+
+def _device(key: str, param: Tensor) -> torch.device:
+    return torch.device("cpu") if key in (QUARANTINED, _IN_FLIGHT_PRESENT) else param.device
 
 
 def restore_state(
@@ -92,26 +104,20 @@ def restore_state(
         ConfigurationError: a tensor has another shape.
     """
     state = {}
-    for key, fresh in _templates(param, plan, number, overlap).items():
+    for key, template in _templates(param, plan, number, overlap).items():
         value = saved.get(key)
         if value is None or key in _IN_FLIGHT:
-            state[key] = initial_state(param, plan, number, overlap)[key]
+            state[key] = _fresh(key, template, param)
             continue
-        if tuple(value.shape) != tuple(fresh.shape):
+        if tuple(value.shape) != tuple(template.shape):
             raise ConfigurationError(
                 f"the saved {key} of parameter {number} has shape {tuple(value.shape)}, expected "
-                f"{tuple(fresh.shape)}: load it into the same model with the same compression settings",
+                f"{tuple(template.shape)}: load it into the same model with the same compression settings",
                 name="state_dict",
             )
-        device = torch.device("cpu") if key == QUARANTINED else param.device
-        value = value.to(device=device, dtype=fresh.dtype)
+        value = value.to(device=_device(key, param), dtype=template.dtype)
         state[key] = value if key in (WEIGHT, QUARANTINED) or value.is_contiguous() else value.contiguous()
     return state
-
-
-def _templates(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
-    """Tensors without memory that have the shapes and dtypes of the state."""
-    return initial_state(torch.empty_like(param, device="meta"), plan, number, overlap)
 
 
 def pack_in_flight(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .compress import compute_dtype
 from .errors import DistroError
 
 __all__ = ["usable_gradients"]
@@ -30,11 +31,7 @@ def usable_gradients(grads: Sequence[Tensor | None], found_inf: Tensor | None) -
         return [None] * len(grads), bad
     # One number per tensor, then one look at all of them. The norm also catches finite gradients so large that
     # their squares overflow: their transform would.
-    norms = [
-        torch.linalg.vector_norm(g, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32)
-        for g in grads
-        if g is not None and g.numel()
-    ]
+    norms = [torch.linalg.vector_norm(g, dtype=compute_dtype(g.dtype)) for g in grads if g is not None and g.numel()]
     if not norms:
         return list(grads), []
     device = norms[0].device

@@ -10,13 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
 
 from torch import Tensor
+from typing_extensions import override
 
 from ..compress import CompressedUpdate, TilePlan
 from ..errors import ExchangeError
 
-__all__ = ["Exchange", "LocalExchange"]
+__all__ = ["DEFAULT_TIMEOUT", "Exchange", "LocalExchange"]
+
+DEFAULT_TIMEOUT: Final = timedelta(minutes=5)
+"""How long ``collect()`` waits for peers unless told otherwise. Chosen arbitrarily, above the longest step."""
 
 
 class Exchange(ABC):
@@ -25,6 +31,9 @@ class Exchange(ABC):
     All peers make the same calls in the same order: ``start`` once (and again if the plan changes, with nothing in
     flight), then ``publish`` and ``collect`` in pairs. ``publish`` may run one step ahead of ``collect``. A peer
     without anything to say publishes :meth:`CompressedUpdate.empty`.
+
+    Where a peer did not answer in time, peers may be one step apart from then on: close the exchange, and go on with a
+    new one from a saved state.
 
     Attributes:
         bytes_sent: of update data handed to the network by this peer so far.
@@ -78,25 +87,30 @@ class LocalExchange(Exchange):
         self._started = False
 
     @property
+    @override
     def num_peers(self) -> int:
         return 1
 
+    @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         self._open()
         self._started = True
 
+    @override
     def publish(self, update: CompressedUpdate) -> None:
         queue = self._open()
         if not self._started:
             raise ExchangeError("start() before publish()")
         queue.append(update)
 
+    @override
     def collect(self) -> list[CompressedUpdate]:
         queue = self._open()
         if not queue:
             raise ExchangeError("nothing is in flight: publish() before collect()")
         return [queue.popleft()]
 
+    @override
     def close(self) -> None:
         self._queue = None
 

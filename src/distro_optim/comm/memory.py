@@ -12,15 +12,14 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.flat import flat_size
 from ..errors import ConfigurationError, ExchangeError
-from .exchange import Exchange
+from .exchange import DEFAULT_TIMEOUT, Exchange
 
 __all__ = ["MemoryExchange"]
-
-DEFAULT_TIMEOUT = timedelta(minutes=5)
 
 
 class _Start:
@@ -69,6 +68,7 @@ class MemoryExchange(Exchange):
         return [cls(room, peer, timeout) for peer in range(size)]
 
     @property
+    @override
     def num_peers(self) -> int:
         return self._room.size
 
@@ -77,6 +77,7 @@ class MemoryExchange(Exchange):
         """Our number in the group, from 0; updates are collected in this order."""
         return self._peer
 
+    @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         """See :meth:`Exchange.start`. The weights of whoever starts first are everybody's."""
         room = self._room
@@ -91,9 +92,9 @@ class MemoryExchange(Exchange):
                     param.copy_(weight)
             self._starts += 1
             agreed.seen.add(self._peer)
-            if len(agreed.seen) == room.size:
-                del room.starts[number]
+            self._forget()
 
+    @override
     def publish(self, update: CompressedUpdate) -> None:
         room = self._room
         with room.changed:
@@ -105,6 +106,7 @@ class MemoryExchange(Exchange):
             self.bytes_sent += flat_size(update.plan, update.present, quantized=update.quantized)
             room.changed.notify_all()
 
+    @override
     def collect(self) -> list[CompressedUpdate]:
         room, step = self._room, self._collected
         with room.changed:
@@ -131,6 +133,7 @@ class MemoryExchange(Exchange):
             self._forget()
             return updates
 
+    @override
     def close(self) -> None:
         room = self._room
         with room.changed:
@@ -139,13 +142,14 @@ class MemoryExchange(Exchange):
             room.changed.notify_all()
 
     def _forget(self) -> None:
-        """Drops the steps that everybody who is still here has collected."""
+        """Drops what everybody who is still here has seen: weights to start with, and collected steps."""
         room = self._room
-        for step in list(room.updates):
-            taken = room.taken.get(step, set())
-            if all(p in taken or not room.open[p] for p in range(room.size)):
-                room.updates.pop(step)
-                room.taken.pop(step, None)
+        here = {p for p in range(room.size) if room.open[p]}
+        for number in [n for n, start in room.starts.items() if here <= start.seen]:
+            del room.starts[number]
+        for step in [s for s in room.updates if here <= room.taken.get(s, set())]:
+            del room.updates[step]
+            room.taken.pop(step, None)
 
     def _require_open(self) -> None:
         if not self._room.open[self._peer]:

@@ -15,18 +15,19 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.flat import decode_flat, encode_flat, max_flat_size
 from ..errors import ExchangeError, ProtocolError
-from .exchange import Exchange
+from .exchange import DEFAULT_TIMEOUT, Exchange
 
 __all__ = ["ProcessGroupExchange", "ambient_process_group"]
 
-# Renamed in torch 2.13, where the old name warns.
-_gather_flat: Final[Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+# Renamed in torch 2.13, where the old name warns. A torch built without distributed has neither, and trains alone.
+_gather_flat: Final[Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+# Bytes of the length in front of a message.
 _LENGTH_SIZE: Final = 8
-DEFAULT_TIMEOUT: Final = timedelta(minutes=5)
 
 
 class ProcessGroupExchange(Exchange):
@@ -51,9 +52,11 @@ class ProcessGroupExchange(Exchange):
         self._closed = False
 
     @property
+    @override
     def num_peers(self) -> int:
         return dist.get_world_size(self._group)
 
+    @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         """See :meth:`Exchange.start`. The weights of the group's first rank are everybody's, as under DDP."""
         self._require_open()
@@ -78,6 +81,7 @@ class ProcessGroupExchange(Exchange):
         self._plan = plan
         self._capacity = 0
 
+    @override
     def publish(self, update: CompressedUpdate) -> None:
         """See :meth:`Exchange.publish`. The first time after :meth:`start`, waits for the ranks to compare sizes."""
         self._require_open()
@@ -103,6 +107,7 @@ class ProcessGroupExchange(Exchange):
             )
         self._capacity = capacity
 
+    @override
     def collect(self) -> list[CompressedUpdate]:
         self._require_open()
         if not self._in_flight or self._plan is None:
@@ -146,10 +151,10 @@ class ProcessGroupExchange(Exchange):
         except RuntimeError as error:
             raise ExchangeError(f"the ranks did not answer within {self._timeout}, or one is gone: {error}") from error
 
+    @override
     def close(self) -> None:
-        # A collective that everybody has entered must be left by everybody; its result is not wanted.
-        while self._in_flight:
-            self._in_flight.popleft()
+        # A collective that has begun runs to its end without us, so the others get our last update.
+        self._in_flight.clear()
         self._closed = True
 
     def _require_open(self) -> None:

@@ -9,6 +9,7 @@
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
 ``compressor``   the two halves of a step, over all of the above
 ``wire``         a contribution as bytes, in Psyche's form
+``wire_tensor``  one tensor of it
 ``flat``         a contribution as bytes, for peers that are known to share the plan
 ===============  ==========================================================================================
 """
@@ -16,7 +17,7 @@
 from __future__ import annotations
 
 from .compressor import Compressor, OwnPart
-from .plan import ParamSpec, TilePlan, make_plan
+from .plan import ParamSpec, TilePlan, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
 
@@ -29,6 +30,7 @@ __all__ = [
     "TileGrid",
     "TilePlan",
     "Tiling",
+    "compute_dtype",
     "make_plan",
     "tile_grid",
 ]

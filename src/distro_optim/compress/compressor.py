@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .dct import Transform, make_transform
-from .plan import Batch, Block, Piece, TilePlan
+from .plan import Batch, Block, Piece, TilePlan, compute_dtype
 from .sign import signs_to_values, values_to_signs
 from .topk import contributor_mean, contributor_weights, select_topk
 from .update import CompressedUpdate
@@ -100,19 +100,19 @@ class Compressor:
         """
         if step is not None and (quantize or own is not None):
             raise ValueError("what leaves delta is not the update where signs are sent, or later")
-        params = None if step is None else _Dense(step[0])
+        weights, rates = (None, ()) if step is None else (_Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
-        dense = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
+        grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             rate, keep = lr[batch.group], decay[batch.group]
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
             for block in batch.blocks:
                 tiles, coefficients, spare = self._buffers(batch, block)
-                self._load(block, dense, deltas, tiles, rate / keep)
+                self._load(block, grads, deltas, tiles, rate / keep)
                 if own is not None:
                     self._remove_own(transform, block, own, tiles, coefficients, spare)
-                    self._store(block, tiles, dense, deltas, keep, inert=True)
+                    self._store(block, tiles, grads, deltas, keep, inert=True)
                 index, value = self._select(transform, batch, tiles, coefficients, spare)
                 sent = value * keep
                 if not quantize and batch.value_dtype != batch.compute_dtype:
@@ -120,20 +120,20 @@ class Compressor:
                     sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
                     value = sent / keep
                 if own is not None:
-                    self._keep_own(block, dense, index, sent, own)
-                elif step is None or params is None:
+                    self._keep_own(block, grads, index, sent, own)
+                elif weights is None:
                     self._subtract(transform, tiles, index, value, coefficients, spare)
-                    self._store(block, tiles, dense, deltas, keep, inert=False)
+                    self._store(block, tiles, grads, deltas, keep, inert=False)
                 else:
                     leaving = self._rebuild(transform, index, value, coefficients, spare)
-                    self._store(block, tiles.sub_(leaving), dense, deltas, keep, inert=False)
-                    self._descend(block, leaving.sign_(), params.tensors, step[1][batch.group], dense)
+                    self._store(block, tiles.sub_(leaving), grads, deltas, keep, inert=False)
+                    self._descend(block, leaving.sign_(), weights.tensors, rates[batch.group], grads)
                 if quantize:
                     torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
                 update.index[number][block.start : block.stop].copy_(index)
                 update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
-        if params is not None:
-            params.write_back()
+        if weights is not None:
+            weights.write_back()
         present = [grad is not None for grad in grads]
         if quantize:
             self._silence(present, spoken)
@@ -174,8 +174,8 @@ class Compressor:
         spare: Tensor,
     ) -> None:
         """Takes what was sent in the round before out of ``tiles``."""
-        index = _rows([own[p.param].index[p.start : p.stop] for p in block.pieces])
-        value = _rows([own[p.param].value[p.start : p.stop] for p in block.pieces])
+        index = _joined([own[p.param].index[p.start : p.stop] for p in block.pieces], dim=0)
+        value = _joined([own[p.param].value[p.start : p.stop] for p in block.pieces], dim=0)
         self._subtract(transform, tiles, index.long(), value, coefficients, spare)
         for piece in block.pieces:
             if piece.partial:
@@ -257,12 +257,12 @@ class Compressor:
         """
         if not updates:
             return
-        dense = _Dense(params)
+        weights = _Contiguous(params)
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             for block in batch.blocks:
                 tiles = self._decode_mean(number, batch, block, transform, updates)
-                self._descend(block, tiles.sign_(), dense.tensors, lr[batch.group], dense.tensors)
-        dense.write_back()
+                self._descend(block, tiles.sign_(), weights.tensors, lr[batch.group], weights.tensors)
+        weights.write_back()
 
     def _descend(
         self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Sequence[Tensor | None]
@@ -276,12 +276,7 @@ class Compressor:
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
         decoded = [
-            torch.zeros(
-                spec.shape,
-                dtype=torch.float64 if spec.dtype == torch.float64 else torch.float32,
-                device=spec.device,
-            )
-            for spec in self.plan.specs
+            torch.zeros(spec.shape, dtype=compute_dtype(spec.dtype), device=spec.device) for spec in self.plan.specs
         ]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             for block in batch.blocks if updates else ():
@@ -297,7 +292,7 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block)
         n, parts = block.tiles, len(updates)
         rows = slice(block.start, block.stop)
-        index = _columns([u.index[number][rows] for u in updates]).long()
+        index = _joined([u.index[number][rows] for u in updates], dim=1).long()
         value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
         weight = _presence(block, batch, updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
@@ -310,7 +305,7 @@ class Compressor:
         return tiles
 
 
-class _Dense:
+class _Contiguous:
     """Parameters as contiguous tensors: themselves, or copies that are written back in the end."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -323,19 +318,15 @@ class _Dense:
                 param.copy_(tensor)
 
 
-def _rows(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=0)
-
-
-def _columns(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Signs and values of all contributors as numbers, side by side."""
     if any(p.dtype != parts[0].dtype for p in parts):
         parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]
-    joined = _columns(parts)
+    joined = _joined(parts, dim=1)
     return signs_to_values(joined, dtype) if joined.dtype == torch.bool else joined.to(dtype)
 
 

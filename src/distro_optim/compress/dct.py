@@ -15,6 +15,7 @@ from typing import Final, Literal, get_args
 import torch
 import torch_dct
 from torch import Tensor
+from typing_extensions import override
 
 __all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_basis", "make_transform"]
 
@@ -42,8 +43,6 @@ def _dct_rows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 class Transform(ABC):
     """An orthonormal linear map of tiles of one shape, dtype and device."""
-
-    name: str
 
     def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
         self.h = h
@@ -73,16 +72,16 @@ class Transform(ABC):
 class DCT(Transform):
     """The two-dimensional orthonormal DCT-II of each tile; of one dimension where the other is 1."""
 
-    name = "dct"
-
     def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(h, w, dtype, device)
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
 
+    @override
     def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
 
+    @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return self._two_products(coefficients, self._fh, self._fw_rows, out, scratch)
 
@@ -96,6 +95,7 @@ class DCT(Transform):
             torch.bmm(left.expand(n, self.h, self.h), scratch, out=out)
         return out
 
+    @override
     def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
         n, m = index.shape
         if self.h > 1:
@@ -113,14 +113,15 @@ class DCT(Transform):
 class Identity(Transform):
     """Coefficients are the elements themselves: plain chunked top-k with error feedback."""
 
-    name = "identity"
-
+    @override
     def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return out.copy_(tiles)
 
+    @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
         return out.copy_(coefficients)
 
+    @override
     def add_sparse(self, tiles: Tensor, index: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
         if beta == 0:
             tiles.zero_()

@@ -121,8 +121,10 @@ def decode_flat(data: bytes | bytearray | memoryview, plan: TilePlan, *, check: 
         if quantized:
             value = unpack_signs(packed, index.numel()).view(-1, batch.k)
         else:
-            value = torch.frombuffer(bytearray(packed), dtype=torch.uint8) if value_size else torch.empty(0)
-            value = value.view(batch.value_dtype).view(-1, batch.k) if value_size else value.view(0, batch.k)
+            # frombuffer takes no empty buffer.
+            kind = batch.value_dtype
+            value = torch.frombuffer(bytearray(packed), dtype=kind) if value_size else torch.empty(0, dtype=kind)
+            value = value.view(-1, batch.k)
         position = 0
         for r in held:
             stop = position + r.stop - r.start

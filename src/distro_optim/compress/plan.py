@@ -13,6 +13,7 @@ the last row and the corner of a padded grid).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,14 +21,23 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from .tiling import TileGrid, Tiling, tile_grid
 
-__all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "make_plan"]
+__all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
 
 # 128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (sizes of 64 to 256 tiles measured alike),
 # and a GPU wants enough work in one launch.
 BLOCK_ELEMENTS_CPU: Final = 128 * 4096
 BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
+
+# Positions in a tile are held as int32.
+_MAX_TILE_SIZE: Final = torch.iinfo(torch.int32).max
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which tensors of ``dtype`` are computed with: half precision would lose small gradients in the momentum."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tiles ``[start, stop)`` of tensor ``param``, at ``[block_start, block_stop)`` of their block."""
+    """Tiles ``[start, stop)`` of tensor ``param``, at ``[block_start, block_stop)`` of their block.
+
+    Attributes:
+        regions: windows that together hold every element of the tensor in these tiles once.
+        partial: some tiles reach beyond the tensor, so that the regions do not cover them.
+    """
 
     param: int
     start: int
@@ -105,7 +120,7 @@ class Batch:
 
     Attributes:
         k: coefficients per tile.
-        compute_dtype: of the arithmetic: float64 for float64 tensors, else float32.
+        compute_dtype: of the arithmetic, by :func:`compute_dtype`.
         value_dtype: of a transmitted value: that of the tensors.
         ranges: tensor -> its tiles ``[start, stop)`` in the batch.
     """
@@ -148,8 +163,20 @@ class TilePlan:
 
 
 def make_plan(specs: Sequence[ParamSpec], tiling: Tiling) -> TilePlan:
-    """Plans the tiles of tensors ``specs`` under ``tiling``."""
+    """Plans the tiles of tensors ``specs`` under ``tiling``.
+
+    Raises:
+        ConfigurationError: a tile is too large.
+    """
     grids = tuple(tile_grid(s.shape, s.chunk, tiling) for s in specs)
+    for spec, grid in zip(specs, grids, strict=True):
+        if grid.tile_size > _MAX_TILE_SIZE:
+            raise ConfigurationError(
+                f"compression_chunk={spec.chunk} makes a tile of {grid.h} x {grid.w} of a tensor of shape "
+                f"{spec.shape}: give a chunk of at most {math.isqrt(_MAX_TILE_SIZE)}",
+                name="compression_chunk",
+                value=spec.chunk,
+            )
     topk = tuple(max(1, min(s.topk, g.tile_size)) for s, g in zip(specs, grids, strict=True))
     members: dict[tuple[object, ...], list[int]] = {}
     for number, (spec, grid) in enumerate(zip(specs, grids, strict=True)):
@@ -191,7 +218,7 @@ def _make_batch(
         h=grid.h,
         w=grid.w,
         k=topk[numbers[0]],
-        compute_dtype=torch.float64 if spec.dtype == torch.float64 else torch.float32,
+        compute_dtype=compute_dtype(spec.dtype),
         value_dtype=spec.dtype,
         device=spec.device,
         tiles=total,
@@ -220,7 +247,7 @@ class _Window:
         g = self.grid
         start = (self.b0 * g.rows + self.y0) * g.cols + self.x0
         regions = tuple(self._regions(block_start))
-        covered = sum(r.size[0] * r.size[1] * r.size[2] * r.size[3] * r.size[4] for r in regions)
+        covered = sum(math.prod(r.size) for r in regions)
         partial = covered < self.tiles * g.tile_size
         return Piece(param, start, start + self.tiles, block_start, regions, partial)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["contributor_mean", "contributor_weights", "select_topk"]
 
+# Elements per coefficient from which torch's topk is fast on a CPU (ATen ``TopKImpl.h``).
 _FAST_PATH: Final = 64
 # Below this a row fits in a few cache lines and the second round costs more than it saves.
 _MIN_SIZE_FOR_GROUPS: Final = 1024
@@ -55,8 +56,8 @@ def _topk_of_groups(magnitude: Tensor, k: int, width: int) -> Tensor:
 def _group_width(size: int, k: int) -> int:
     """How many groups :func:`_topk_of_groups` should make, or 0 where one round is as fast.
 
-    torch's topk on a CPU takes a fast path while ``64 * k`` is at most the row's length (ATen ``TopKImpl.h``). With
-    that many groups the first round is on it; where they would be nearly as many as elements, a sixteenth does.
+    With :data:`_FAST_PATH` groups per coefficient the first round is on torch's fast path; where they would be nearly
+    as many as elements, a sixteenth does.
     """
     if size < _MIN_SIZE_FOR_GROUPS:
         return 0
@@ -98,7 +99,10 @@ def contributor_mean(
 def contributor_weights(
     index: Tensor, value: Tensor, weight: Tensor | None, *, scratch: Tensor, scratch2: Tensor, parts: int
 ) -> Tensor:
-    """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`."""
+    """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`.
+
+    Arguments are those of :func:`contributor_mean`; ``scratch`` and ``scratch2``, ``(n, size)``, are overwritten.
+    """
     if parts == 1:
         return value if weight is None else value * weight
     _sum_and_count(index, value, weight, scratch.zero_(), scratch2, parts)

@@ -80,20 +80,16 @@ class CompressedUpdate:
         entries = []
         for number, (grid, home) in enumerate(zip(self.plan.grids, self.plan.home, strict=True)):
             shape = grid.coded_shape
-            rows = _rows(shape)
+            rows = _tile_counts(shape)
             if home is None or not self.present[number]:
-                dtype = self._value_dtype(number)
                 index = torch.zeros(*rows, 0, dtype=torch.int32)
-                value = torch.zeros(*rows, 0, dtype=dtype)
+                value = torch.zeros(*rows, 0, dtype=torch.bool if self.quantized else self.plan.specs[number].dtype)
             else:
                 start, stop = self.plan.batches[home].ranges[number]
                 index = self.index[home][start:stop].view(*rows, -1)
                 value = self.value[home][start:stop].view(*rows, -1)
             entries.append(CompressedTensor(index, value, shape, grid.tile_size))
         return entries
-
-    def _value_dtype(self, number: int) -> torch.dtype:
-        return torch.bool if self.quantized else self.plan.specs[number].dtype
 
     @classmethod
     def from_tensors(cls, plan: TilePlan, tensors: Sequence[CompressedTensor]) -> CompressedUpdate:
@@ -128,7 +124,7 @@ class CompressedUpdate:
         """Raises ProtocolError unless every index lies in its tile, none twice, and every value is finite."""
         for batch, index, value in zip(self.plan.batches, self.index, self.value, strict=True):
             ranges = [r for n, r in batch.ranges.items() if self.present[n]]
-            for start, stop in _merge(ranges):
+            for start, stop in _joined_ranges(ranges):
                 rows = index[start:stop]
                 if not rows.numel():
                     continue
@@ -141,7 +137,7 @@ class CompressedUpdate:
                     raise ProtocolError("a value is not finite")
 
 
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _tile_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
     """What is left of an encoded shape without the tile, which has one dimension in a vector and else two."""
     return shape[:-1] if len(shape) == 2 else shape[:-2]
 
@@ -158,7 +154,7 @@ def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
         raise ProtocolError(f"{tuple(entry.index.shape)} indices, {tuple(entry.value.shape)} values", field=where)
     if entry.index.numel() == 0:
         return False
-    if tuple(entry.index.shape) != (*_rows(grid.coded_shape), k):
+    if tuple(entry.index.shape) != (*_tile_counts(grid.coded_shape), k):
         raise ProtocolError(f"{tuple(entry.index.shape)} indices for {grid.tiles} tiles of {k}", field=where)
     if entry.index.dtype not in _INDEX_DTYPES:
         raise ProtocolError(f"indices are {entry.index.dtype}", field=where)
@@ -172,7 +168,7 @@ def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
     return True
 
 
-def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _joined_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Joins neighbouring ``[start, stop)`` ranges."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):

@@ -35,56 +35,45 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..buffer import Reader, Writer
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
 from .plan import TilePlan
 from .sign import pack_signs, unpack_signs
 from .update import CompressedTensor, CompressedUpdate
+from .wire_tensor import (
+    KIND_BOOL,
+    KIND_INT64,
+    KIND_UINT8,
+    MAX_DIMS,
+    VALUE_DTYPES,
+    VALUE_KINDS,
+    Bytes,
+    SerializableTensor,
+    decode_tensor,
+    encode_tensor,
+    index_width,
+    narrow_index,
+    widen_index,
+)
 
 __all__ = [
     "DEFAULT_MAX_RESULTS",
     "ENTRY_OVERHEAD",
     "EXPANSION",
-    "SerializableTensor",
     "SerializedDistroResult",
     "TransmittableDistroResult",
     "decode_distro_result",
     "decode_download",
-    "decode_tensor",
     "decode_transmittable",
     "encode_distro_result",
     "encode_download",
-    "encode_tensor",
     "encode_transmittable",
-    "narrow_index",
-    "widen_index",
 ]
 
-Bytes = bytes | bytearray | memoryview
-
-# torch's ScalarType numbers, for the element types that occur in a result.
-_KIND_UINT8: Final = 0
-_KIND_INT64: Final = 4
-_KIND_BOOL: Final = 11
-_VALUE_KINDS: Final[dict[torch.dtype, int]] = {
-    torch.float16: 5,
-    torch.float32: 6,
-    torch.float64: 7,
-    torch.bool: _KIND_BOOL,
-    torch.bfloat16: 15,
-}
-_VALUE_DTYPES: Final = {kind: dtype for dtype, kind in _VALUE_KINDS.items()}
-_ITEM_SIZES: Final = {_KIND_UINT8: 1, _KIND_INT64: 8} | {kind: d.itemsize for d, kind in _VALUE_KINDS.items()}
-
-_FULL: Final = 0  # variants of a tensor's data
-_ONE_BIT: Final = 1
 _DOWNLOAD_DISTRO_RESULT: Final = 0  # variant of TransmittableDownload
 
 _MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
-# Chosen arbitrarily, above any model's: an encoded 5-D convolution has 7 dimensions.
-_MAX_DIMS: Final = 32
 # Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor.
 _MAX_ELEMENTS: Final = 1 << 48
 # Smallest result: two tensors of two dimensions without data (7 bytes each), xshape of two, totalk.
@@ -96,23 +85,6 @@ ENTRY_OVERHEAD: Final = 2048
 """Bytes of Python objects per decoded result, generously."""
 EXPANSION: Final = 8
 """Bytes allocated per byte of data by ``to_tensor``: a packed sign becomes a byte; an index of 2 or 4 bytes doubles."""
-
-
-@dataclass(frozen=True, slots=True)
-class SerializableTensor:
-    """A tensor as it travels.
-
-    Attributes:
-        dims: shape.
-        kind: element type, a torch ScalarType number: 0 uint8, 4 int64, 5 float16, 6 float32, 7 float64, 11 bool,
-            15 bfloat16.
-        data: elements in row-major order, little endian; of bools one bit each.
-    """
-
-    dims: tuple[int, ...]
-    kind: int
-    data: Bytes
-    requires_grad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +110,7 @@ class SerializedDistroResult:
                 name="compression_chunk",
                 value=entry.shape,
             )
-        kind = _VALUE_KINDS.get(entry.value.dtype)
+        kind = VALUE_KINDS.get(entry.value.dtype)
         if kind is None:
             raise ConfigurationError(f"values of {entry.value.dtype} have no place on the wire", name="value")
         if entry.value.dtype == torch.bool:
@@ -149,7 +121,7 @@ class SerializedDistroResult:
         return cls(
             SerializableTensor(
                 tuple(narrow.shape),
-                _KIND_INT64 if narrow.dtype == torch.int64 else _KIND_UINT8,
+                KIND_INT64 if narrow.dtype == torch.int64 else KIND_UINT8,
                 narrow.numpy().tobytes(),
             ),
             SerializableTensor(tuple(entry.value.shape), kind, data),
@@ -163,7 +135,7 @@ class SerializedDistroResult:
         Raises:
             ProtocolError: an index lies outside its tile. (Shapes were checked when this was decoded.)
         """
-        size = 8 if self.sparse_idx.kind == _KIND_INT64 else 1
+        size = 8 if self.sparse_idx.kind == KIND_INT64 else 1
         raw = torch.from_numpy(np.frombuffer(self.sparse_idx.data, dtype="<i8" if size == 8 else "u1").copy())
         index = widen_index(raw.view(self.sparse_idx.dims), self.totalk)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.totalk:
@@ -171,10 +143,10 @@ class SerializedDistroResult:
                 f"indices from {int(index.min())} to {int(index.max())}, a tile has {self.totalk} elements"
             )
         dims, data = self.sparse_val.dims, self.sparse_val.data
-        if self.sparse_val.kind == _KIND_BOOL:
+        if self.sparse_val.kind == KIND_BOOL:
             value = unpack_signs(memoryview(data), math.prod(dims)).view(dims)
         else:
-            dtype = _VALUE_DTYPES[self.sparse_val.kind]
+            dtype = VALUE_DTYPES[self.sparse_val.kind]
             value = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
             value = value.view(dims)
         return CompressedTensor(index, value, self.xshape, self.totalk)
@@ -227,79 +199,6 @@ class TransmittableDistroResult:
             yield result.sparse_idx.data, result.sparse_val.data
 
 
-# -------------------------------------------------------------------- index widths
-
-
-def _index_width(totalk: int) -> int:
-    """Bytes of an index below ``totalk``."""
-    return 1 if totalk <= 1 << 8 else 2 if totalk <= 1 << 16 else 4 if totalk <= 1 << 32 else 8
-
-
-def narrow_index(index: Tensor, totalk: int) -> Tensor:
-    """``(..., k)`` of any integer type to uint8 ``(..., k * width)`` on the CPU; int64 stays where 4 bytes are few.
-
-    The indices must lie in ``[0, totalk)``.
-    """
-    width = _index_width(totalk)
-    if width == 8:
-        return index.detach().cpu().to(torch.int64)
-    narrow = index.detach().cpu().numpy().astype(f"<u{width}", order="C")
-    return torch.from_numpy(narrow.reshape(-1).view("u1").reshape(*index.shape[:-1], index.shape[-1] * width))
-
-
-def widen_index(data: Tensor, totalk: int) -> Tensor:
-    """The inverse of :func:`narrow_index`: uint8 or int64 as it is, 2 bytes to int32, 4 bytes to int64."""
-    width = _index_width(totalk)
-    if width in (1, 8):
-        return data
-    wide = data.contiguous().numpy().reshape(-1).view(f"<u{width}").astype(np.int32 if width == 2 else np.int64)
-    return torch.from_numpy(wide.reshape(*data.shape[:-1], data.shape[-1] // width))
-
-
-# -------------------------------------------------------------------- tensors
-
-
-def encode_tensor(writer: Writer, tensor: SerializableTensor) -> None:
-    """Appends ``SerializableTensor``."""
-    writer.push_varint(len(tensor.dims))
-    for dim in tensor.dims:
-        writer.push_zigzag(dim)
-    writer.push_u8(tensor.kind)
-    writer.push_bool(tensor.requires_grad)
-    writer.push_varint(_ONE_BIT if tensor.kind == _KIND_BOOL else _FULL)
-    writer.push_blob(tensor.data)
-
-
-def decode_tensor(reader: Reader) -> SerializableTensor:
-    """Takes a ``SerializableTensor``; its data is a view of the input and has the length that its shape asks for.
-
-    Raises:
-        ProtocolError: the bytes are none, or of an element type that does not occur in results.
-    """
-    dims = []
-    for _ in range(reader.pull_length(limit=_MAX_DIMS)):
-        dim = reader.pull_zigzag()
-        if dim < 0:
-            raise ProtocolError(f"a dimension of {dim}", offset=reader.pos)
-        dims.append(dim)
-    kind = reader.pull_u8()
-    if kind not in _ITEM_SIZES:
-        raise ProtocolError(f"tensors of kind {kind} do not occur in results", offset=reader.pos - 1)
-    requires_grad = reader.pull_bool()
-    variant = reader.pull_varint(32)
-    if variant != (_ONE_BIT if kind == _KIND_BOOL else _FULL):
-        raise ProtocolError(f"data of variant {variant} in a tensor of kind {kind}", offset=reader.pos)
-    data = reader.pull_blob()
-    count = math.prod(dims)
-    size = -(-count // 8) if variant == _ONE_BIT else count * _ITEM_SIZES[kind]
-    if size != len(data):
-        raise ProtocolError(f"{len(data)} bytes of data for shape {tuple(dims)} of kind {kind}", offset=reader.pos)
-    return SerializableTensor(tuple(dims), kind, data, requires_grad)
-
-
-# -------------------------------------------------------------------- results
-
-
 def encode_distro_result(writer: Writer, result: SerializedDistroResult) -> None:
     """Appends ``SerializedDistroResult``."""
     encode_tensor(writer, result.sparse_idx)
@@ -318,7 +217,7 @@ def decode_distro_result(reader: Reader) -> SerializedDistroResult:
     """
     start = reader.pos
     index, value = decode_tensor(reader), decode_tensor(reader)
-    xshape = tuple(reader.pull_varint(16) for _ in range(reader.pull_length(limit=_MAX_DIMS)))
+    xshape = tuple(reader.pull_varint(16) for _ in range(reader.pull_length(limit=MAX_DIMS)))
     totalk = reader.pull_varint(32)
     if len(xshape) < 2 or len(xshape) == 3:
         raise ProtocolError(f"an encoded tensor has 2 dimensions, or 4 and more, not {len(xshape)}", offset=start)
@@ -328,10 +227,10 @@ def decode_distro_result(reader: Reader) -> SerializedDistroResult:
     rows, tile = xshape[:-inner], math.prod(xshape[-inner:])
     if tile != totalk:
         raise ProtocolError(f"{totalk} elements a tile, but shape {xshape}", offset=start)
-    width = _index_width(totalk)
-    if index.kind != (_KIND_INT64 if width == 8 else _KIND_UINT8):
+    width = index_width(totalk)
+    if index.kind != (KIND_INT64 if width == 8 else KIND_UINT8):
         raise ProtocolError(f"indices of kind {index.kind} for {totalk} elements a tile", offset=start)
-    if value.kind not in _VALUE_DTYPES:
+    if value.kind not in VALUE_DTYPES:
         raise ProtocolError(f"values of kind {value.kind}", offset=start)
     k = value.dims[-1] if value.dims else 0
     if value.dims != (*rows, k) or k > totalk:
