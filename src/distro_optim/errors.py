@@ -10,6 +10,7 @@
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
         │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
+        │   ├── InvalidResultError      a training result is what was promised, but none of this model
         │   └── LimitExceededError      they ask for more than a stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
         ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
@@ -41,6 +42,7 @@ __all__ = [
     "DistroError",
     "ExchangeError",
     "HashMismatchError",
+    "InvalidResultError",
     "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
@@ -121,6 +123,10 @@ class HashMismatchError(ProtocolError):
 
 class SizeConflictError(ProtocolError):
     """A peer announces another size for a blob than the peer before. Which of them lies is not known yet."""
+
+
+class InvalidResultError(ProtocolError):
+    """A training result keeps its commitment and is of no use: shape, type, index or value do not fit the model."""
 
 
 class LimitExceededError(ProtocolError):

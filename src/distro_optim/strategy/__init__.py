@@ -1,0 +1,1 @@
+"""Plugs a run into a training loop. Import from the modules; nothing is loaded here."""

@@ -1,0 +1,78 @@
+"""A result from the bytes of a blob, against what was announced and against the own model.
+
+Psyche compares the commitment and hands the rest to its trainers, where a wrong shape ends the process
+(``shared/client/src/state/steps.rs``). Here nothing gets past this file that does not fit. What is decided depends on
+the bytes and the plan alone, so all peers of a run decide alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ..compress import CompressedUpdate, TilePlan
+from ..compress.wire import TransmittableDistroResult, decode_download, encode_download
+from ..coordinator.types import BatchId
+from ..errors import InvalidResultError, ProtocolError
+from ..verify.commitment import training_result_hash
+
+__all__ = ["ReceivedResult", "commitment_hash", "encode_result", "max_result_size", "read_result"]
+
+# Varints of step, nonce, batch and count, generously.
+_HEADER_BYTES: Final = 64
+# Two tensors with at most 9 dimensions of 10 bytes each, the encoded shape, lengths and kinds.
+_ENTRY_BYTES: Final = 320
+_MAX_INDEX_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class ReceivedResult:
+    """A result that fits.
+
+    Attributes:
+        trainer_nonce: how often its sender had trained before.
+    """
+
+    trainer_nonce: int
+    update: CompressedUpdate
+
+
+def max_result_size(plan: TilePlan) -> int:
+    """Bytes that a result on this plan has at most."""
+    values = sum(
+        grid.tiles * k * (_MAX_INDEX_BYTES + spec.dtype.itemsize)
+        for grid, k, spec in zip(plan.grids, plan.topk, plan.specs, strict=True)
+    )
+    return _HEADER_BYTES + len(plan) * _ENTRY_BYTES + values
+
+
+def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId) -> tuple[bytes, bytes]:
+    """The blob of a result, and the hash to commit to."""
+    result = TransmittableDistroResult.from_update(
+        update, step=step, trainer_nonce=trainer_nonce, batch_id=(batch.start, batch.end)
+    )
+    return encode_download(result), commitment_hash(result)
+
+
+def commitment_hash(result: TransmittableDistroResult) -> bytes:
+    return training_result_hash(result.step, *result.batch_id, result.committed_segments())
+
+
+def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
+    """The result in a blob that was announced for ``step`` and ``batch`` under ``data_hash``.
+
+    Raises:
+        InvalidResultError: it keeps the commitment, but does not fit the plan.
+        ProtocolError: it is not what was announced.
+    """
+    if len(data) > max_result_size(plan):
+        raise ProtocolError(f"a result of {len(data)} bytes, this model's have at most {max_result_size(plan)}")
+    result = decode_download(data, max_results=max(1, len(plan)))
+    if result.step != step or result.batch_id != (batch.start, batch.end):
+        raise ProtocolError(f"a result of step {result.step}, batch {result.batch_id}, announced for {step}, {batch}")
+    if commitment_hash(result) != data_hash:
+        raise ProtocolError("the data do not have the announced hash")
+    try:
+        return ReceivedResult(result.trainer_nonce, result.to_update(plan))
+    except ProtocolError as error:
+        raise InvalidResultError(str(error)) from error

@@ -1,0 +1,171 @@
+"""What a client knows of one round: who should train what, what was announced, what has come.
+
+Rules: PsycheFoundation/psyche, ``shared/client/src/state/{round_state,steps}.rs``. Each round keeps the list of clients
+with which it began; Psyche looks into the present one, and so refuses messages about the round before when somebody
+has left in between.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..comm.iroh.tickets import BlobTicket
+from ..coordinator.assignment import assign_data
+from ..coordinator.committee import CommitteeSelection
+from ..coordinator.types import (
+    BatchId,
+    CommitteeProof,
+    Coordinator,
+    NodeIdentity,
+    WitnessBloom,
+    WitnessProof,
+)
+from ..verify.bloom import BLOOM_KEYS, BloomFilter
+from ..verify.commitment import Commitment
+from .results import ReceivedResult
+
+__all__ = ["MAX_CLAIMS", "Claim", "ClaimState", "RoundState"]
+
+MAX_CLAIMS: Final = 4
+"""Announcements kept for one batch. An honest client makes one; each costs us a download. Chosen arbitrarily."""
+
+BLOOM_ENTROPY: Final = 8 * BLOOM_KEYS
+
+
+class ClaimState(enum.Enum):
+    """What has become of an announced result."""
+
+    FETCHING = "on its way"
+    VALID = "it fits, and may be applied"
+    INVALID = "it is what was announced, but no result of this model"
+    BROKEN = "it is not what was announced"
+
+
+@dataclass
+class Claim:
+    """An announcement of a result.
+
+    Attributes:
+        failures: downloads that came to nothing.
+        retry_at: when to try again; None while a download is under way or none is needed.
+    """
+
+    sender: NodeIdentity
+    batch: BatchId
+    commitment: Commitment
+    ticket: BlobTicket
+    state: ClaimState = ClaimState.FETCHING
+    result: ReceivedResult | None = None
+    failures: int = 0
+    retry_at: float | None = None
+
+    @property
+    def order(self) -> tuple[bytes, bytes]:
+        """By this claims are sorted, so that the order of arrival decides nothing."""
+        return self.commitment.data_hash, self.ticket.hash
+
+
+@dataclass
+class RoundState:
+    """One round as seen from here.
+
+    Attributes:
+        height, step: of the round; step 0 for "no round".
+        clients: those with whom it began.
+        selection: the roles; None for "no round".
+        committee_proof, witness_proof: our own.
+        assignments: who has which batch, in order of the data.
+        trains: whether anything is trained at all.
+        missing: batches of which nothing that keeps its commitment has come yet.
+        claims: announcements by batch.
+        finished: who has said so, ourselves included.
+        broadcasts: hash of every message taken, in order of arrival.
+        own: what the trainer wants back with the next round.
+        training_over: our trainer has nothing (more) to do in this round.
+        training: it is at work.
+    """
+
+    height: int = 0
+    step: int = 0
+    clients: tuple[NodeIdentity, ...] = ()
+    selection: CommitteeSelection | None = None
+    committee_proof: CommitteeProof | None = None
+    witness_proof: WitnessProof | None = None
+    assignments: dict[BatchId, NodeIdentity] = field(default_factory=dict)
+    trains: bool = False
+    missing: set[BatchId] = field(default_factory=set)
+    claims: dict[BatchId, list[Claim]] = field(default_factory=dict)
+    finished: set[NodeIdentity] = field(default_factory=set)
+    broadcasts: list[bytes] = field(default_factory=list)
+    own: object = None
+    training_over: bool = False
+    training: bool = False
+    sent_finished: bool = False
+    sent_witness: bool = False
+    participants: BloomFilter | None = None
+    results: BloomFilter | None = None
+
+    @classmethod
+    def begin(cls, state: Coordinator, me: NodeIdentity, draw: Callable[[int], bytes]) -> RoundState:
+        """The current round of ``state``, in whose list ``me`` is.
+
+        Raises:
+            CoordinatorError: the state contradicts itself, or elects roles for which there is no work.
+        """
+        round_ = state.current_round
+        clients = tuple(client.id for client in state.epoch_state.clients)
+        selection = CommitteeSelection.for_round(state, round_)
+        index = clients.index(me)
+        trains = not state.epoch_state.last_step
+        assignments = assign_data(state, selection) if trains else {}
+        return cls(
+            height=round_.height,
+            step=state.progress.step,
+            clients=clients,
+            selection=selection,
+            committee_proof=selection.get_committee(index),
+            witness_proof=selection.get_witness(index),
+            assignments=assignments,
+            trains=trains,
+            missing=set(assignments),
+            participants=BloomFilter.from_entropy(draw(BLOOM_ENTROPY)),
+            results=BloomFilter.from_entropy(draw(BLOOM_ENTROPY)),
+        )
+
+    def all_claims(self) -> Iterator[Claim]:
+        for claims in self.claims.values():
+            yield from claims
+
+    def claim_of_blob(self, blob: bytes) -> Claim | None:
+        return next((claim for claim in self.all_claims() if claim.ticket.hash == blob), None)
+
+    def batch_of(self, client: NodeIdentity) -> BatchId | None:
+        return next((batch for batch, owner in self.assignments.items() if owner == client), None)
+
+    def settle(self, claim: Claim, state: ClaimState, result: ReceivedResult | None = None) -> None:
+        """The data of ``claim`` are here and were looked at."""
+        claim.state, claim.result, claim.retry_at = state, result, None
+        if state is ClaimState.BROKEN:
+            return
+        # A result that nobody can use is no work done. Psyche's witnesses praise it all the same.
+        if state is ClaimState.VALID and self.participants is not None and self.results is not None and self.missing:
+            self.participants.add(hashlib.sha256(claim.sender.signer).digest())
+            if claim.batch in self.missing:
+                self.results.add(claim.commitment.data_hash)
+        self.missing.discard(claim.batch)
+
+    @property
+    def participant_bloom(self) -> WitnessBloom:
+        return _frozen(self.participants)
+
+    @property
+    def broadcast_bloom(self) -> WitnessBloom:
+        return _frozen(self.results)
+
+
+def _frozen(bloom: BloomFilter | None) -> WitnessBloom:
+    return WitnessBloom() if bloom is None else WitnessBloom(bloom.keys, bloom.words)
