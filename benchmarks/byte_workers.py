@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from examples.byte_model import ByteTransformer, next_byte_loss
-from tests.reference.demo import PlainDeMo
+from tests.reference.demo import PlainDeMo, Sent
 from tests.reference.psyche import PlainPsyche
 from torch import Tensor, nn
 
@@ -85,18 +84,30 @@ class AdamWWorkers(Workers):
         return sum(p.numel() for p in self._model.parameters()) * BF16_BYTES
 
 
-class DistroWorkers(Workers):
-    """Four models, four optimizers."""
+def gradients(model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+    """Of the loss at ``weights``, in their dtype; the model itself computes in float32."""
+    params = list(model.parameters())
+    with torch.no_grad():
+        for param, weight in zip(params, weights, strict=True):
+            param.copy_(weight)
+    grads = torch.autograd.grad(next_byte_loss(model, *batch), params)
+    return [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
 
-    def __init__(self, method: Method) -> None:
+
+class DistroWorkers(Workers):
+    """Four optimizers, each with weights of its own in ``dtype``."""
+
+    def __init__(self, method: Method, dtype: torch.dtype) -> None:
         self._overlap = method.overlap
         self._steps = 0
-        first = ByteTransformer()
-        self._models = [first, *(copy.deepcopy(first) for _ in range(WORKERS - 1))]
+        self._model = ByteTransformer()
+        self._weights = [
+            [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self._model.parameters()] for _ in range(WORKERS)
+        ]
         self._exchanges = MemoryExchange.group(WORKERS)
         self._optimizers = [
             DisTrO(
-                model.parameters(),
+                weights,
                 lr=method.lr,
                 compression_decay=method.decay,
                 compression_topk=method.topk,
@@ -105,14 +116,14 @@ class DistroWorkers(Workers):
                 overlap=method.overlap,
                 exchange=exchange,
             )
-            for model, exchange in zip(self._models, self._exchanges, strict=True)
+            for weights, exchange in zip(self._weights, self._exchanges, strict=True)
         ]
 
     def step(self, batches: Sequence[Batch], lr: float) -> None:
-        for model, optimizer, batch in zip(self._models, self._optimizers, batches, strict=True):
+        for weights, optimizer, batch in zip(self._weights, self._optimizers, batches, strict=True):
             optimizer.train()
-            optimizer.zero_grad()
-            next_byte_loss(model, *batch).backward()
+            for weight, gradient in zip(weights, gradients(self._model, weights, batch), strict=True):
+                weight.grad = gradient
             optimizer.param_groups[0]["lr"] = lr
             optimizer.begin_step()
         for optimizer in self._optimizers:
@@ -121,13 +132,16 @@ class DistroWorkers(Workers):
                 optimizer.lookahead()
         self._steps += 1
 
+    @torch.no_grad()
     def model(self) -> nn.Module:
         for optimizer in self._optimizers:
             optimizer.eval()
-        first, *others = [list(m.parameters()) for m in self._models]
+        first, *others = self._weights
         if not all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)):
             raise AssertionError("the workers' weights differ")
-        return self._models[0]
+        for param, weight in zip(self._model.parameters(), first, strict=True):
+            param.copy_(weight)
+        return self._model
 
     def sent_per_step(self) -> float:
         return self._exchanges[0].bytes_sent / self._steps
@@ -136,9 +150,10 @@ class DistroWorkers(Workers):
 class PlainWorkers(Workers):
     """One set of weights, since all workers' are equal, and of every tensor as many plain optimizers as workers."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, dtype: torch.dtype) -> None:
+        self._overlap = method.overlap
         self._model = ByteTransformer()
-        self._weights = [p.detach().clone() for p in self._model.parameters()]
+        self._weights = [p.detach().to(dtype, copy=True) for p in self._model.parameters()]
         kind = PlainPsyche if method.overlap else PlainDeMo
         self._peers = [
             [
@@ -147,15 +162,13 @@ class PlainWorkers(Workers):
             ]
             for _ in range(WORKERS)
         ]
-        self._overlap = method.overlap
         self._previous_lr = 0.0
-        self._on_its_way: list[list[tuple[Tensor, Tensor]]] = []
+        self._on_its_way: list[list[Sent]] = []
 
-    @torch.no_grad()
     def step(self, batches: Sequence[Batch], lr: float) -> None:
-        sent: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._weights]
-        gradients = [self._gradients(peer, batch) for peer, batch in zip(self._peers, batches, strict=True)]
-        for peer, own in zip(self._peers, gradients, strict=True):
+        sent: list[list[Sent]] = [[] for _ in self._weights]
+        for peer, batch in zip(self._peers, batches, strict=True):
+            own = gradients(self._model, [self._where(plain) for plain in peer], batch)
             for number, (plain, gradient) in enumerate(zip(peer, own, strict=True)):
                 message = plain.generate(gradient, lr)
                 assert message is not None
@@ -165,12 +178,9 @@ class PlainWorkers(Workers):
             plain.apply(messages, lr)  # to the weights they all share
         self._on_its_way, self._previous_lr = sent, lr
 
-    @torch.enable_grad()
-    def _gradients(self, peer: Sequence[PlainDeMo], batch: Batch) -> list[Tensor]:
-        with torch.no_grad():
-            for param, plain in zip(self._model.parameters(), peer, strict=True):
-                param.copy_(plain.looking_ahead(self._previous_lr) if isinstance(plain, PlainPsyche) else plain.param)
-        return list(torch.autograd.grad(next_byte_loss(self._model, *batch), list(self._model.parameters())))
+    def _where(self, plain: PlainDeMo) -> Tensor:
+        """Where the gradient is taken."""
+        return plain.looking_ahead(self._previous_lr) if isinstance(plain, PlainPsyche) else plain.param
 
     @torch.no_grad()
     def model(self) -> nn.Module:

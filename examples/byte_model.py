@@ -46,6 +46,7 @@ class ByteTransformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm = nn.RMSNorm(width)
         self.logits = nn.Linear(width, VOCABULARY, bias=False)
+        self.logits.weight = self.bytes.weight  # tied, as in GPT-2
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
