@@ -33,10 +33,10 @@ def test_it_is_restored_after_an_error() -> None:
 
 
 def test_a_shorter_one_is_left_alone() -> None:
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.0002)
     with prompt_switching():
-        assert sys.getswitchinterval() == pytest.approx(0.0005, abs=2e-6)
-    assert sys.getswitchinterval() == pytest.approx(0.0005, abs=2e-6)
+        assert sys.getswitchinterval() == pytest.approx(0.0002, abs=2e-6)
+    assert sys.getswitchinterval() == pytest.approx(0.0002, abs=2e-6)
 
 
 def test_what_somebody_else_sets_meanwhile_stays() -> None:

@@ -330,12 +330,13 @@ class BlobService:
                 answer = await self._aside(stream.receive_end)
             else:
                 answer = stream.receive_end()
-            while True:
-                take = partial(next, answer, None)
-                step = await self._aside(take) if stream.is_costly else take()
-                if step is None:
-                    return
-                await self._act(step, send, recv)
+            with prompt_switching():
+                while True:
+                    take = partial(next, answer, None)
+                    step = await self._aside(take) if stream.is_costly else take()
+                    if step is None:
+                        return
+                    await self._act(step, send, recv)
         except TimeoutError:
             # Also PeerTimeoutError. Slots are for those who use them.
             connection.close(ERR_LIMIT, b"limit")

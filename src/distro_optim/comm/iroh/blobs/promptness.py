@@ -2,8 +2,8 @@
 
 A thread that waits for the interpreter lock asks for it after the switch interval, 5 ms by default. A transfer takes
 the lock some thousand times a second, so beside a thread that is busy in pure Python it spends its time waiting. At
-1 ms a transfer is 1.5 to 2 times faster there (measured, ``benchmarks/blobs.py``); where the main thread is in torch
-or numpy, which let go of the lock, nothing changes.
+0.5 ms on both sides a transfer is 1.5 to 2 times faster there (measured, ``benchmarks/transport.py``); where the main
+thread is in torch or numpy, which let go of the lock, nothing changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 __all__ = ["prompt_switching"]
 
-SWITCH_SECONDS: Final = 0.001
+SWITCH_SECONDS: Final = 0.0005
 
 _lock = threading.Lock()
 _users = 0
@@ -25,7 +25,7 @@ _before = 0.0
 
 @contextmanager
 def prompt_switching() -> Iterator[None]:
-    """Shortens the interpreter's switch interval to 1 ms as long as anybody is within, then restores it.
+    """Shortens the interpreter's switch interval to 0.5 ms as long as anybody is within, then restores it.
 
     An interval that is shorter already, or that somebody else sets meanwhile, is left alone.
     """
