@@ -289,6 +289,11 @@ def main() -> None:
                         *(f"{ms[name]:.0f}" for name in ("published", "demo", "psyche", "adamw")),
                         f"{ratio['demo']:.1f} / {ratio['psyche']:.1f}",
                     )
+                    progress.console.print(
+                        f"{model} k={k}, {contributors} contributors: "
+                        + ", ".join(f"{name} {value:.0f} ms" for name, value in ms.items())
+                        + f"; {ratio['demo']:.1f} and {ratio['psyche']:.1f} times faster"
+                    )
                     progress.advance(task)
     console.print(table)
 

@@ -11,8 +11,9 @@ tile (:meth:`~distro_optim.compress.dct.Transform.add_sparse`) rather than by a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -44,11 +45,28 @@ class OwnPart:
     value: Tensor
 
 
-class Compressor:
-    """Scratch memory and transforms for one plan."""
+# Calls work(block, worker) for every block; no two calls at a time have the same worker, a number from 0.
+ShareOut = Callable[[Callable[[Block, int], None], Sequence[Block]], None]
 
-    def __init__(self, plan: TilePlan, transform: str) -> None:
+
+def _one_by_one(work: Callable[[Block, int], None], blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        work(block, 0)
+
+
+class Compressor:
+    """Scratch memory and transforms for one plan.
+
+    Args:
+        plan: of the tensors.
+        transform: its name.
+        share: shares out a batch's blocks among threads, on a CPU; by default they are done one after the other.
+        workers: how many blocks ``share`` may have in work at a time; each needs scratch memory of its own.
+    """
+
+    def __init__(self, plan: TilePlan, transform: str, share: ShareOut | None = None, workers: int = 1) -> None:
         self.plan = plan
+        self._share = share if share is not None else _one_by_one
         self._transforms: list[Transform] = [
             make_transform(transform, b.h, b.w, b.compute_dtype, b.device) for b in plan.batches
         ]
@@ -58,14 +76,19 @@ class Compressor:
             size = max(block.tiles for block in b.blocks) * b.tile_size
             needed[key] = max(needed.get(key, 0), size)
         self._scratch = {
-            (device, dtype): [torch.empty(size, device=device, dtype=dtype) for _ in range(3)]
+            (device, dtype, worker): [torch.empty(size, device=device, dtype=dtype) for _ in range(3)]
             for (device, dtype), size in needed.items()
+            for worker in range(workers if device.type == "cpu" else 1)
         }
 
-    def _buffers(self, batch: Batch, block: Block) -> list[Tensor]:
+    def _buffers(self, batch: Batch, block: Block, worker: int) -> list[Tensor]:
         shape = (block.tiles, batch.h, batch.w)
         size = block.tiles * batch.tile_size
-        return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype]]
+        return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
+
+    def _for_each_block(self, batch: Batch, work: Callable[[Block, int], None]) -> None:
+        """Calls ``work(block, worker)`` for all blocks of a batch, in any order."""
+        (self._share if batch.device.type == "cpu" else _one_by_one)(work, batch.blocks)
 
     # ---------------------------------------------------------------- gradients to coefficients
 
@@ -105,39 +128,74 @@ class Compressor:
         spoken: list[Tensor] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
-            rate, keep = lr[batch.group], decay[batch.group]
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
-            for block in batch.blocks:
-                tiles, coefficients, spare = self._buffers(batch, block)
-                self._load(block, grads, deltas, tiles, rate / keep)
-                if own is not None:
-                    self._remove_own(transform, block, own, tiles, coefficients, spare)
-                    self._store(block, tiles, grads, deltas, keep, inert=True)
-                index, value = self._select(transform, batch, tiles, coefficients, spare)
-                sent = value * keep
-                if not quantize and batch.value_dtype != batch.compute_dtype:
-                    limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
-                    sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
-                    value = sent / keep
-                if own is not None:
-                    self._keep_own(block, grads, index, sent, own)
-                elif weights is None:
-                    self._subtract(transform, tiles, index, value, coefficients, spare)
-                    self._store(block, tiles, grads, deltas, keep, inert=False)
-                else:
-                    leaving = self._rebuild(transform, index, value, coefficients, spare)
-                    self._store(block, tiles.sub_(leaving), grads, deltas, keep, inert=False)
-                    self._descend(block, leaving.sign_(), weights.tensors, rates[batch.group], grads)
-                if quantize:
-                    torch.any(sent, dim=1, out=spoken[-1][block.start : block.stop])
-                update.index[number][block.start : block.stop].copy_(index)
-                update.value[number][block.start : block.stop].copy_(values_to_signs(sent) if quantize else sent)
+            extract = partial(
+                self._extract_block,
+                batch=batch,
+                transform=transform,
+                grads=grads,
+                deltas=deltas,
+                rate=lr[batch.group],
+                keep=decay[batch.group],
+                own=own,
+                step=None if weights is None else (weights.tensors, rates[batch.group]),
+                index_out=update.index[number],
+                value_out=update.value[number],
+                spoken_out=spoken[-1],
+            )
+            self._for_each_block(batch, extract)
         if weights is not None:
             weights.write_back()
         present = [grad is not None for grad in grads]
         if quantize:
             self._silence(present, spoken)
         return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+
+    def _extract_block(
+        self,
+        block: Block,
+        worker: int,
+        *,
+        batch: Batch,
+        transform: Transform,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        rate: float,
+        keep: float,
+        own: Sequence[OwnPart] | None,
+        step: tuple[Sequence[Tensor], float] | None,
+        index_out: Tensor,
+        value_out: Tensor,
+        spoken_out: Tensor,
+    ) -> None:
+        """All stages of :meth:`extract` for one block, whose rows of the outputs it fills."""
+        tiles, coefficients, spare = self._buffers(batch, block, worker)
+        rows = slice(block.start, block.stop)
+        quantize = value_out.dtype == torch.bool
+        self._load(block, grads, deltas, tiles, rate / keep)
+        if own is not None:
+            self._remove_own(transform, block, own, tiles, coefficients, spare)
+            self._store(block, tiles, grads, deltas, keep, inert=True)
+        index, value = self._select(transform, batch, tiles, coefficients, spare)
+        sent = value * keep
+        if not quantize and batch.value_dtype != batch.compute_dtype:
+            limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
+            sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
+            value = sent / keep
+        if own is not None:
+            self._keep_own(block, grads, index, sent, own)
+        elif step is None:
+            self._subtract(transform, tiles, index, value, coefficients, spare)
+            self._store(block, tiles, grads, deltas, keep, inert=False)
+        else:
+            params, step_size = step
+            leaving = self._rebuild(transform, index, value, coefficients, spare)
+            self._store(block, tiles.sub_(leaving), grads, deltas, keep, inert=False)
+            self._descend(block, leaving.sign_(), params, step_size, grads)
+        if quantize:
+            torch.any(sent, dim=1, out=spoken_out[rows])
+        index_out[rows].copy_(index)
+        value_out[rows].copy_(values_to_signs(sent) if quantize else sent)
 
     def _silence(self, present: list[bool], spoken: Sequence[Tensor]) -> None:
         """Marks tensors absent that are zero all over: a sign cannot say 0, and their weights would start to move.
@@ -259,10 +317,32 @@ class Compressor:
             return
         weights = _Contiguous(params)
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
-            for block in batch.blocks:
-                tiles = self._decode_mean(number, batch, block, transform, updates)
-                self._descend(block, tiles.sign_(), weights.tensors, lr[batch.group], weights.tensors)
+            merge = partial(
+                self._merge_block,
+                number=number,
+                batch=batch,
+                transform=transform,
+                updates=updates,
+                params=weights.tensors,
+                lr=lr[batch.group],
+            )
+            self._for_each_block(batch, merge)
         weights.write_back()
+
+    def _merge_block(
+        self,
+        block: Block,
+        worker: int,
+        *,
+        number: int,
+        batch: Batch,
+        transform: Transform,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        lr: float,
+    ) -> None:
+        tiles = self._decode_mean(number, batch, block, worker, transform, updates)
+        self._descend(block, tiles.sign_(), params, lr, params)
 
     def _descend(
         self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Sequence[Tensor | None]
@@ -280,16 +360,22 @@ class Compressor:
         ]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             for block in batch.blocks if updates else ():
-                tiles = self._decode_mean(number, batch, block, transform, updates)
+                tiles = self._decode_mean(number, batch, block, 0, transform, updates)
                 for piece in block.pieces:
                     for region in piece.regions:
                         region.of_tensor(decoded[piece.param]).copy_(region.of_block(tiles))
         return decoded
 
     def _decode_mean(
-        self, number: int, batch: Batch, block: Block, transform: Transform, updates: Sequence[CompressedUpdate]
+        self,
+        number: int,
+        batch: Batch,
+        block: Block,
+        worker: int,
+        transform: Transform,
+        updates: Sequence[CompressedUpdate],
     ) -> Tensor:
-        tiles, coefficients, spare = self._buffers(batch, block)
+        tiles, coefficients, spare = self._buffers(batch, block, worker)
         n, parts = block.tiles, len(updates)
         rows = slice(block.start, block.stop)
         index = _joined([u.index[number][rows] for u in updates], dim=1).long()

@@ -1,0 +1,80 @@
+"""A step's blocks are shared out among threads: each once, none lost, and the same bits as on one thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from distro_optim import DisTrO
+from distro_optim.workers import Workers
+
+
+def test_every_item_is_worked_on_once_and_no_worker_has_two() -> None:
+    workers = Workers(3)
+    busy = [threading.Lock() for _ in range(3)]
+    done: list[int] = []
+
+    def work(item: int, worker: int) -> None:
+        assert busy[worker].acquire(blocking=False)
+        assert torch.get_num_threads() == 1
+        assert not torch.is_grad_enabled()
+        done.append(item)
+        busy[worker].release()
+
+    for _ in range(3):
+        workers.run(work, list(range(100)))
+    assert sorted(done) == sorted(list(range(100)) * 3)
+
+
+def test_the_number_of_threads_of_everybody_else_stays_as_it_was() -> None:
+    before = torch.get_num_threads()
+    Workers(4).run(lambda item, worker: None, range(8))
+    assert torch.get_num_threads() == before
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_an_error_is_raised_when_nobody_works_any_more() -> None:
+    workers = Workers(2)
+    running: list[int] = []
+
+    def work(item: int, worker: int) -> None:
+        running.append(item)
+        try:
+            if item == 5:
+                raise ZeroDivisionError(item)
+        finally:
+            running.remove(item)
+
+    with pytest.raises(ZeroDivisionError):
+        workers.run(work, range(10_000))
+    assert not running
+    workers.run(work, range(3))  # and they can be used again
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_bits_do_not_depend_on_the_number_of_threads(overlap: bool) -> None:
+    shapes = [(512, 640), (100, 1100), (2000,), (7,)]
+    threads = torch.get_num_threads()
+
+    def train(count: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        torch.set_num_threads(count)
+        try:
+            optimizer = DisTrO(params, lr=1e-2, overlap=overlap)
+            for _ in range(4):
+                for p in params:
+                    p.grad = torch.randn(p.shape, generator=generator)
+                optimizer.step()
+        finally:
+            torch.set_num_threads(threads)
+        return [p.detach() for p in params]
+
+    two, three = train(2), train(3)
+    assert all(torch.equal(a, b) for a, b in zip(two, three, strict=True))
