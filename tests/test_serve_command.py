@@ -267,6 +267,8 @@ def test_wrong_options_are_explained(
         (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
         (["--max-connections", "0"], "argument --max-connections: must be at least 1, got 0"),
         (["--relay", "nearest"], "argument --relay: must be default, none or a URL"),
+        (["--relay", "https://"], "got 'https://'"),
+        (["--relay", "https://relay.example:many/"], "got 'https://relay.example:many/'"),
     ],
 )
 def test_options_of_the_wrong_kind_are_told_before_anything_is_read(

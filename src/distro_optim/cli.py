@@ -7,6 +7,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import __version__
 from .errors import ConfigurationError, DistroError
@@ -133,6 +134,11 @@ def _number(text: str) -> int:
 
 
 def _relay(text: str) -> str:
-    if text not in ("default", "none") and not text.startswith(("https://", "http://")):
-        raise argparse.ArgumentTypeError(f"must be default, none or a URL that begins with https://, got {text!r}")
+    try:
+        url = urlsplit(text)
+        good = text in ("default", "none") or (url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0)
+    except ValueError:  # of a port or an IPv6 address that is none
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"must be default, none or a URL such as https://relay.example/, got {text!r}")
     return text
