@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 
+from distro_optim.comm.iroh.backoff import BackoffPolicy
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.streams import IrohListener, open_iroh
 from distro_optim.comm.iroh.tickets import EndpointTicket
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, StreamListener, TcpListener
-from distro_optim.coordinator.client import Backoff, Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
+from distro_optim.coordinator.client import Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
 from distro_optim.coordinator.embedded import EmbeddedCoordinator
 from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.server import CoordinatorServer
@@ -89,7 +90,9 @@ class ServedArena(Arena):
         await self.server.close()
 
     def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
-        return RemoteCoordinator(self.connect, key(number), run_id or self.state.run_id, backoff=Backoff(initial=0.01))
+        return RemoteCoordinator(
+            self.connect, key(number), run_id or self.state.run_id, backoff=BackoffPolicy(first=0.01)
+        )
 
     async def advance(self, seconds: int) -> None:
         await self.service.advance(seconds)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
-from distro_optim.coordinator.host import RunHost
+from distro_optim.coordinator.host import Refused, RunHost
 from distro_optim.coordinator.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
@@ -111,6 +112,7 @@ class Swarm:
         )
         self.peers: list[Peer] = []
         self.reasons: list[str] = []
+        self.refusals: Counter[NodeIdentity] = Counter()
         self._decoded: tuple[bytes, Coordinator] | None = None
 
     @property
@@ -136,14 +138,18 @@ class Swarm:
         return [self.connect(number).join() for number in numbers]
 
     def second(self, *, acting: list[Peer] | None = None) -> None:
-        """One second: two ticks; the honest read and act after each."""
+        """One second: two ticks."""
         for _ in range(2):
-            self.now += 0.5
-            self.service.tick(self.now)
-            for peer in self.peers if acting is None else acting:
-                if peer.connected:
-                    peer.read()
-                    peer.act()
+            self.tick(acting=acting)
+
+    def tick(self, *, acting: list[Peer] | None = None) -> None:
+        """Half a second; the honest read and act after it."""
+        self.now += 0.5
+        self.service.tick(self.now)
+        for peer in self.peers if acting is None else acting:
+            if peer.connected:
+                peer.read()
+                peer.act()
         self.collect()
 
     def seconds(self, count: int, *, acting: list[Peer] | None = None) -> None:
@@ -158,7 +164,9 @@ class Swarm:
         raise AssertionError(f"{run_state} was never reached")
 
     def collect(self) -> None:
-        """Notes why sessions ended."""
+        """Notes why sessions ended, and how often each client was refused something."""
         for event in self.service.take_output().events:
+            if isinstance(event, Refused):
+                self.refusals[event.client] += 1
             if isinstance(event, Disconnected):
                 self.reasons.append(event.reason)

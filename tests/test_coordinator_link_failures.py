@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -12,12 +11,12 @@ import pytest
 
 from coordinator_arenas import MemoryArena
 from distro_optim.comm.framing import Else, ServerLink, encode_frame
+from distro_optim.comm.iroh.backoff import BackoffPolicy
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream, TcpListener, memory_pipe
 from distro_optim.coordinator.client import (
     MAX_UNREAD_STATES,
     MAX_UNSENT,
-    Backoff,
     RemoteCoordinator,
     StateFeed,
     _RememberingCodec,
@@ -39,7 +38,7 @@ from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRe
 from distro_optim.testing.coordinator import dummy_run
 
 KEY = SecretKey(bytes(31) + b"\x01")
-AT_ONCE = Backoff(initial=0.0)
+AT_ONCE = BackoffPolicy(first=1e-9, longest=1e-9)
 READY = Witness(WitnessProof(0, 0, False))
 WORDS = [
     b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -279,7 +278,7 @@ def test_a_coordinator_that_stays_away_ends_the_states() -> None:
 
     server = ScriptedServer(lasting(1), busy)
     with pytest.raises(CoordinatorLinkError, match="before any challenge"):
-        states_of(server, 3, give_up_after=0.05, backoff=Backoff(initial=0.01, spread=0.0))
+        states_of(server, 3, give_up_after=0.05, backoff=BackoffPolicy(first=0.01, jitter=0.0))
     assert server.connections > 2
 
 
@@ -288,7 +287,7 @@ def test_a_server_that_is_started_again_finds_its_clients_back() -> None:
         arena = MemoryArena()
         async with arena:
             first_connect = [arena.connect]
-            client = RemoteCoordinator(lambda: first_connect[0](), KEY, "dummy", backoff=Backoff(initial=0.01))
+            client = RemoteCoordinator(lambda: first_connect[0](), KEY, "dummy", backoff=BackoffPolicy(first=0.01))
             await client.join()
             saved = arena.service.host.snapshot(0)
         second = MemoryArena(saved)
@@ -378,14 +377,6 @@ def test_a_server_that_repeats_itself_fills_nothing() -> None:
         return len([state async for state in feed.read()])
 
     assert asyncio.run(run()) == 1
-
-
-def test_pauses_grow_to_their_maximum_and_are_spread() -> None:
-    steady = Backoff(initial=0.5, factor=2.0, maximum=3.0, spread=0.0).delays(random.Random(1))
-    assert [next(steady) for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
-    spread = Backoff(initial=1.0, factor=1.0, spread=0.5).delays(random.Random(1))
-    delays = [next(spread) for _ in range(100)]
-    assert 0.5 <= min(delays) < 0.6 < 0.9 < max(delays) <= 1.0
 
 
 @pytest.mark.parametrize("setting", ["timeout", "silence", "give_up_after"])

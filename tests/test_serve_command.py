@@ -101,7 +101,7 @@ class Served:
 
 @contextmanager
 def served(state: Path, *options: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "distro_optim.cli", "serve", "--state", str(state)]
+    command = [sys.executable, "-m", "distro_optim", "serve", "--state", str(state)]
     command += ["--host", "127.0.0.1", "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(PATIENCE_SECONDS, process.kill)
@@ -258,6 +258,32 @@ def test_wrong_options_are_explained(
 ) -> None:
     assert main(["serve", "--state", str(state_file(tmp_path)), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "many"], "argument --port: must be a whole number, got 'many'"),
+        (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
+        (["--max-connections", "0"], "argument --max-connections: must be at least 1, got 0"),
+        (["--relay", "nearest"], "argument --relay: must be default, none or a URL"),
+        (["--relay", "https://"], "got 'https://'"),
+        (["--relay", "https://relay.example:many/"], "got 'https://relay.example:many/'"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_told_before_anything_is_read(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, check=lambda end: end.code == 2):
+        main(["serve", "--state", "nowhere.toml", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["serve", "--state", str(state_file(tmp_path)), "--host", "127.0.0.1", "--port", port]) == 2
+    assert "another program does; name another port" in capsys.readouterr().err
 
 
 def test_data_without_a_place_in_the_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,8 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot use"):
         StateStore(tmp_path / "file" / "folder", RUN)
+    with pytest.raises(ConfigurationError, match="it is a file; name a folder"):
+        StateStore(tmp_path / "file", RUN)
 
 
 def test_killed_at_any_moment_the_last_complete_save_is_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import __version__
 from .errors import ConfigurationError, DistroError
@@ -55,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
     serve.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
-    serve.add_argument("--relay", default="default", metavar="default|none|URL", help="relay server for iroh")
+    serve.add_argument(
+        "--relay", type=_relay, default="default", metavar="default|none|URL", help="relay server for iroh"
+    )
     serve.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
     serve.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")
     serve.add_argument(
@@ -110,18 +113,32 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = _number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
 
 
 def _port(text: str) -> int:
-    value = int(text)
+    value = _number(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
     return value
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _relay(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        good = text in ("default", "none") or (url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0)
+    except ValueError:  # of a port or an IPv6 address that is none
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"must be default, none or a URL such as https://relay.example/, got {text!r}")
+    return text

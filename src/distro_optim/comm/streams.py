@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final
@@ -146,6 +147,12 @@ class TcpListener(StreamListener):
         try:
             server = await asyncio.start_server(listener._take, host, port, backlog=ACCEPT_BACKLOG)
         except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigurationError(
+                    f"cannot listen on {host}:{port}: another program does; name another port, or 0 for any free one",
+                    name="port",
+                    value=port,
+                ) from None
             raise ConfigurationError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}", name="port", value=port
             ) from None

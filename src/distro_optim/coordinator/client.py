@@ -10,15 +10,16 @@ was taken looks there. So messages here return as soon as they are on their way.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
+from ..comm.iroh.backoff import BackoffPolicy
 from ..comm.postcard import Codec
 from ..comm.streams import Stream, open_tcp
 from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError, ProtocolError
@@ -37,7 +38,7 @@ from .messages import (
 from .model import Checkpoint
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
 
-__all__ = ["Backoff", "Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
+__all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
 
 Connector = Callable[[], Awaitable[Stream]]
 """Opens a new stream to the same coordinator each time; raises OSError or ExchangeError if it cannot."""
@@ -56,6 +57,9 @@ if it does not want us; the next one, at its next tick, tells that it has read w
 
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
+
+RECONNECTING: Final = BackoffPolicy(first=0.5)
+"""Longer than a peer's, since every client of a run comes back to the one coordinator."""
 
 
 class CoordinatorClient(ABC):
@@ -164,29 +168,6 @@ class StateFeed:
             await self._news.wait()
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """Seconds between attempts to connect: growing, and each shortened at random so that clients spread out.
-
-    Attributes:
-        initial: the first, 0 to try again at once.
-        factor: each over the one before.
-        maximum: of all.
-        spread: largest share taken off, 0 to 1.
-    """
-
-    initial: float = 0.5
-    factor: float = 2.0
-    maximum: float = 30.0
-    spread: float = 0.5
-
-    def delays(self, generator: random.Random) -> Iterator[float]:
-        delay = self.initial
-        while True:
-            yield min(delay, self.maximum) * (1.0 - self.spread * generator.random())
-            delay = min(delay * self.factor, self.maximum)
-
-
 class RemoteCoordinator(CoordinatorClient):
     """The link to a coordinator on another machine, ours or Psyche's.
 
@@ -215,7 +196,7 @@ class RemoteCoordinator(CoordinatorClient):
         timeout: float = 10.0,
         silence: float = 60.0,
         give_up_after: float = 600.0,
-        backoff: Backoff | None = None,
+        backoff: BackoffPolicy = RECONNECTING,
         generator: random.Random | None = None,
     ) -> None:
         for setting, seconds in (("timeout", timeout), ("silence", silence), ("give_up_after", give_up_after)):
@@ -231,7 +212,7 @@ class RemoteCoordinator(CoordinatorClient):
         self._timeout = timeout
         self._silence = silence
         self._give_up_after = give_up_after
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff
         self._generator = generator or random.Random()
         self._feed = StateFeed()
         self._session: _Session | None = None
@@ -338,7 +319,8 @@ class RemoteCoordinator(CoordinatorClient):
         """A new link, or None once there is no hope; the reader of the states has been told why then."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._give_up_after
-        for delay in self._backoff.delays(self._generator):
+        for failures in itertools.count(1):
+            delay = self._backoff.delay(failures, self._generator.random())
             await asyncio.sleep(delay)
             try:
                 return await self._open_within_timeout()

@@ -62,12 +62,18 @@ class StateStore:
         self._run_id = run_id
         # A run's name may hold anything; quoted it is a file name on every system.
         self._stem = quote(run_id, safe="")
+        if self._directory.exists() and not self._directory.is_dir():
+            raise ConfigurationError(
+                f"cannot use {directory} to save: it is a file; name a folder", name="save_dir", value=directory
+            )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self._directory / f".{self._stem}.lock")
         except OSError as error:
             raise ConfigurationError(
-                f"cannot use {directory} to save: {error.strerror or error}", name="save_dir", value=directory
+                f"cannot use {directory} to save: {error.strerror or error}; name a folder that can be written",
+                name="save_dir",
+                value=directory,
             ) from None
         if self._lock is None:
             raise ConfigurationError(

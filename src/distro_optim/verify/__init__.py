@@ -1,1 +1,9 @@
-"""Is a peer honest: Bloom filters, Merkle trees, commitments, similarity of results."""
+"""Is a peer honest? Each check says what it catches and what it misses.
+
+===============  ==========================================================================================
+``commitment``   a result bound to its sender and to its place in the run
+``merkle``       a list of results bound to one hash
+``bloom``        who was heard and what was seen, in a few hundred bytes
+``similarity``   do two peers have the same result but for rounding: Jaccard, Manhattan, Hamming
+===============  ==========================================================================================
+"""
