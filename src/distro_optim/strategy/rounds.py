@@ -34,7 +34,7 @@ from .actions import Action, Dropped, DropReason
 from .admission import NotAdmitted, check_broadcast, check_commitment
 from .applying import DueResults
 from .broadcasts import Broadcast, BroadcastType, Finished, TrainingResult, WeightsReport
-from .repeats import REBROADCAST_SECONDS, Repeats
+from .repeats import Repeats
 from .reports import health_checks, warmup_witness, witness_report
 from .results import encode_result, max_result_size, read_result
 from .round_state import Claim, ClaimState, RoundState
@@ -105,6 +105,7 @@ class Rounds:
         self._out: list[Action] = []
         self._now = 0.0
         self._state: Coordinator | None = None
+        self._listed = False
         self._plan: TilePlan | None = None
         self._names: tuple[str, ...] = ()
         self._peers: dict[bytes, NodeIdentity] = {}
@@ -140,6 +141,9 @@ class Rounds:
         if self.stage is Stage.ENDED or state is self._state or state == self._state:
             return self._take()
         self._state = state
+        was_listed, self._listed = self._listed, self._is_listed(state)
+        if was_listed and not self._listed and state.run_state is not _S.FINISHED:
+            self._out.append(act.Rejoin())
         try:
             self._follow(state)
         except CoordinatorError as error:
@@ -175,7 +179,7 @@ class Rounds:
             self.stage = Stage.OUTSIDE
             if self._loads >= MAX_LOADS:
                 self._end(f"the model cannot be loaded: {reason}")
-            elif self._state.run_state is _S.WARMUP and self._is_listed(self._state):
+            elif self._state.run_state is _S.WARMUP and self._listed:
                 self._load(self._state, self._source)
         return self._take()
 
@@ -284,7 +288,7 @@ class Rounds:
                 if claim.retry_at is not None and claim.retry_at <= now:
                     self._fetch(round_, claim)
         if self.stage is Stage.RUNNING and now >= self._repeat_at:
-            self._repeat_at = now + REBROADCAST_SECONDS
+            self._repeat_at = now + self._repeats.pause
             if (again := self._repeats.next()) is not None:
                 self._out.append(act.Announce(postcard.encode(again)))
             if self._reports:
@@ -303,7 +307,7 @@ class Rounds:
     def _follow(self, state: Coordinator) -> None:
         if state.run_state in _ROUND:
             if self.stage is Stage.RUNNING:
-                if not self._is_listed(state):
+                if not self._listed:
                     self._drop_out("the run goes on without us")
                     return
                 self._enter_round(state)
@@ -325,7 +329,7 @@ class Rounds:
             self._table.clear()
             self._reports.clear()
             self._hashing.clear()
-        if not self._is_listed(state):
+        if not self._listed:
             if self.stage is Stage.RUNNING:
                 self._drop_out("the epoch begins without us")
             return
@@ -338,7 +342,7 @@ class Rounds:
             self._greeted = True
             self._early.clear()
             self._repeats = Repeats()
-            self._repeat_at = self._now + REBROADCAST_SECONDS
+            self._repeat_at = self._now + self._repeats.pause
             self._hash_weights(state)
             self._ready.add(self._me)
             self._say(0, _WARMUP_PROOF, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
@@ -435,7 +439,7 @@ class Rounds:
         if state is None:
             return
         if current is None:
-            if state.run_state is _S.WARMUP and self._is_listed(state):
+            if state.run_state is _S.WARMUP and self._listed:
                 self._witness_warmup(state)
             return
         if not self._prepared:
@@ -677,7 +681,7 @@ class Rounds:
         self._out.append(self.fault)
         self._due, self._doubt = None, None
         self._stop_training()
-        if self._in(_S.WARMUP) and self._is_listed(state) and self._loads < MAX_LOADS:
+        if self._in(_S.WARMUP) and self._listed and self._loads < MAX_LOADS:
             self._ready.discard(self._me)
             self._load(state, self._source)
 
@@ -704,7 +708,6 @@ class Rounds:
         self._desync(reason)
         self._current = self._previous = self._due = None
         self.stage = Stage.OUTSIDE
-        self._out.append(act.Rejoin())
 
     def _end(self, error: str | None) -> None:
         self._stop_training()

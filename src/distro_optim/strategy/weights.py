@@ -100,14 +100,15 @@ class WeightsTable:
         """Compares ``ours`` with the reports of ``clients``, which are in the order of the epoch's list."""
         reports: Mapping[bytes, WeightsReport] = self._reports.get((ours.epoch, ours.step), {})
         groups: dict[tuple[bytes, bytes], list[bytes]] = {}
-        for client in clients:
+        # Whoever was taken off the list stands last in it.
+        for client in dict.fromkeys([*clients, me]):
             report = ours if client == me else reports.get(client)
             if report is not None:
                 groups.setdefault((report.root, report.marks), []).append(client)
         # max() keeps the first of equals, and groups stand in the order of their first members.
-        right = max(groups.values(), key=len, default=[])
+        right = max(groups.values(), key=len)
         others = sum(map(len, groups.values())) - 1
         peers = tuple(client for client in right if client != me)
-        if me in right or not right:
-            return Verdict(True, max(0, others), peers)
+        if me in right:
+            return Verdict(True, others, peers)
         return Verdict(False, others, peers, reports[right[0]])
