@@ -12,11 +12,12 @@ from distro_optim.comm import postcard
 from distro_optim.comm.iroh.addresses import EndpointAddr
 from distro_optim.comm.iroh.tickets import BlobTicket
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
-from distro_optim.coordinator.types import BatchId
+from distro_optim.coordinator.types import BatchId, WitnessBloom
 from distro_optim.strategy import actions as act
-from distro_optim.strategy.broadcasts import Broadcast, TrainingResult
+from distro_optim.strategy.broadcasts import Broadcast, TrainingResult, WeightsReport
 from distro_optim.strategy.results import encode_result
 from distro_optim.testing.updates import random_update
+from distro_optim.verify.bloom import BLOOM_WORDS
 from distro_optim.verify.commitment import Commitment
 from rounds.simulator import CPU, Member, World
 
@@ -30,6 +31,7 @@ class Liar(Member):
         self.lie = lie
         self.honest_blobs: dict[bytes, bytes] = {}
         self.lies = 0
+        self.splits = False  # whether each half of the others is told something else
         super().__init__(world, number)
 
     def carry_out(self, action: act.Action) -> None:
@@ -42,10 +44,13 @@ class Liar(Member):
                     super().carry_out(action)
                     return
                 self.lies += 1
-                for told, blob in self.lie(self, broadcast, self.honest_blobs[broadcast.data.ticket.hash]):
+                for number, (told, blob) in enumerate(
+                    self.lie(self, broadcast, self.honest_blobs[broadcast.data.ticket.hash])
+                ):
                     if blob is not None:
                         self.blobs[blake3(blob).digest()] = blob
-                    self.world.gossip(self, postcard.encode(told), weights=False)
+                    to = self.world.members[number::2] if self.splits else None
+                    self.world.gossip(self, postcard.encode(told), weights=False, to=to)
             case _:
                 super().carry_out(action)
 
@@ -61,6 +66,26 @@ class Liar(Member):
         assert isinstance(like.data, TrainingResult)
         blob, data_hash = encode_result(update, step=like.step, trainer_nonce=nonce, batch=like.data.batch_id)
         return self.announce(like, blob, data_hash), blob
+
+
+class LyingWitness(Member):
+    """Reports to have seen everybody and everything."""
+
+    def carry_out(self, action: act.Action) -> None:
+        if isinstance(action, act.SendWitness):
+            full = WitnessBloom(words=(2**64 - 1,) * BLOOM_WORDS)
+            action = replace(action, witness=replace(action.witness, participant_bloom=full, broadcast_bloom=full))
+        super().carry_out(action)
+
+
+class LyingReporter(Member):
+    """Says that its weights are others."""
+
+    def carry_out(self, action: act.Action) -> None:
+        if isinstance(action, act.AnnounceWeights):
+            report = postcard.decode(WeightsReport, action.data)
+            action = act.AnnounceWeights(postcard.encode(replace(report, root=bytes(32), marks=bytes(12))))
+        super().carry_out(action)
 
 
 def plan_of(*shapes: tuple[int, ...], k: int = 2) -> object:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +47,7 @@ PLAN = make_plan([ParamSpec(shape, torch.float32, CPU, 0, 4, 2) for shape in SHA
 LR = 2.0**-6
 DECAY = 2.0**-4
 TICK = 0.5
+NOTICED_WITHIN = 2  # steps
 
 
 def secret(number: int) -> SecretKey:
@@ -263,9 +264,10 @@ class World:
         self._number += 1
         heapq.heappush(self._queue, (self.now + seconds, self._number, what))
 
-    def gossip(self, sender: Member, data: bytes, *, weights: bool) -> None:
+    def gossip(self, sender: Member, data: bytes, *, weights: bool, to: Collection[Member] | None = None) -> None:
+        """Sends to everybody, or to some."""
         announcement = Announcement(sender.key.public, data)
-        for member in self.members:
+        for member in self.members if to is None else to:
             if member is sender:
                 continue
             if self.rng.random() < self.weather.gossip_loss:
@@ -334,6 +336,22 @@ class World:
             both = a.hashes.keys() & b.hashes.keys()
             differing = [step for step in both if a.hashes[step] != b.hashes[step]]
             assert not differing, (a.id, b.id, differing)
+
+    def assert_healed(self) -> None:
+        """Whoever still believes in its weights at the last step of all has those of the others."""
+        last = max(step for member in self.members for step in member.hashes)
+        assert len({member.hashes[last] for member in self.members if last in member.hashes}) == 1
+
+    def assert_every_difference_was_noticed(self) -> None:
+        """Where members hashed the same step differently, all but those of one group soon said that they differ."""
+        for step in {step for member in self.members for step in member.hashes}:
+            having = [member for member in self.members if step in member.hashes]
+            unaware = {
+                member.hashes[step]
+                for member in having
+                if not any(0 <= fault.step - step <= NOTICED_WITHIN for fault in member.of(act.Desynced))
+            }
+            assert len({member.hashes[step] for member in having}) == 1 or len(unaware) <= 1, step
 
 
 def run_of(count: int, **world: object) -> tuple[World, list[Member]]:

@@ -19,7 +19,8 @@ from distro_optim.errors import ConfigurationError
 from distro_optim.strategy import actions as act
 from distro_optim.strategy.actions import DropReason
 from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.rounds import MAX_EARLY_PER_SENDER, Rounds, Stage
+from distro_optim.strategy.pipeline import MAX_EARLY_PER_SENDER
+from distro_optim.strategy.rounds import Rounds, Stage
 from distro_optim.strategy.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
 from rounds.simulator import NAMES, PLAN, Member, World, run_of, secret
@@ -228,7 +229,7 @@ def test_a_single_false_report_on_weights_convinces_nobody() -> None:
     world, victim, speaker = fresh()
     progress = world.state.progress
     lie = weights_report(progress.epoch, progress.step, [HASH, HASH], 1)
-    victim.rounds._table.clear()
+    victim.rounds._watch._table.clear()
     assert report(victim, speaker, lie) == []
     assert victim.rounds.fault is None
     world.until_phase(RunState.ROUND_TRAIN, height=5)
@@ -237,7 +238,7 @@ def test_a_single_false_report_on_weights_convinces_nobody() -> None:
 
 def test_reports_of_other_steps_or_epochs_and_second_ones_are_dropped() -> None:
     world, victim, speaker = fresh()
-    victim.rounds._table.clear()
+    victim.rounds._watch._table.clear()
     epoch, step = world.state.progress.epoch, world.state.progress.step
     for wrong in ((epoch, step + 2), (epoch, step - 3), (epoch + 1, step)):
         assert_refused(report(victim, speaker, weights_report(*wrong, [HASH], 0)), DropReason.WRONG_STEP)

@@ -74,3 +74,29 @@ def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
     world, liar = run_with(lie)
     assert any(action.checks for member in world.members for action in member.of(act.SendHealthChecks))
     assert liar.of(act.Rejoin)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_tells_each_half_another_result_is_found_out_by_the_weights(seed: int) -> None:
+    world = World(seed=seed, total_steps=20, epoch_time=70, max_round_train_time=8)
+    for number in range(1, 5):
+        Member(world, number)
+    liar = Liar(world, 5, liars.two_results)
+    liar.splits = True
+    world.until_finished()
+    assert liar.lies
+    world.members.remove(liar)
+    world.assert_every_difference_was_noticed()
+    world.assert_healed()
+
+
+@pytest.mark.parametrize("kind", [liars.LyingWitness, liars.LyingReporter])
+def test_one_who_lies_about_what_it_saw_or_has_changes_nothing(kind: type[Member]) -> None:
+    world = World(total_steps=20, epoch_time=70, max_round_train_time=8)
+    members = [Member(world, number) for number in range(1, 5)]
+    kind(world, 5)
+    world.until_finished()
+    for member in members:
+        assert not member.of(act.Desynced)
+    world.members = members
+    world.assert_equal_weights()

@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Initialize:
-    """Load the model; answer with ``initialized`` or ``initialization_failed``.
+    """Load the model and begin with an empty optimizer; answer with ``initialized`` or ``initialization_failed``.
 
     Attributes:
         epoch: to come.
