@@ -20,6 +20,7 @@ from distro_optim.strategy import actions as act
 from distro_optim.strategy.actions import DropReason
 from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
 from distro_optim.strategy.pipeline import MAX_EARLY_PER_SENDER
+from distro_optim.strategy.round_state import ClaimState
 from distro_optim.strategy.rounds import Rounds, Stage
 from distro_optim.strategy.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
@@ -47,7 +48,6 @@ def truth(speaker: Member, blob: bytes = HASH) -> Broadcast:
     """An announcement of a result that ``speaker`` may make in the present round."""
     round_ = speaker.rounds._current
     assert round_ is not None
-    assert round_.committee_proof is not None
     batch = round_.batch_of(speaker.id)
     assert batch is not None
     ticket = BlobTicket.raw(EndpointAddr(speaker.key.public), blob)
@@ -164,6 +164,23 @@ def test_a_fifth_result_for_one_batch_is_not_fetched() -> None:
     for number in range(4):
         assert say(victim, speaker.key.public, truth(speaker, bytes([number]) * 32))
     assert_refused(say(victim, speaker.key.public, truth(speaker, bytes([9]) * 32)), DropReason.TOO_MANY)
+
+
+def test_who_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> None:
+    world, victim, speaker = fresh()
+    thief = next(m for m in world.members if m not in (victim, speaker))
+    world.until(
+        lambda _: bool([a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._current.step}")])
+    )  # type: ignore[union-attr]
+    stored = speaker.of(act.StoreBlob)[-1].data
+    true = next(r for r in speaker.rounds._repeats._stored[::-1] if isinstance(r.data, TrainingResult))
+    stolen = truth(thief, true.data.ticket.hash)
+    assert isinstance(say(victim, thief.key.public, stolen)[0], act.FetchBlob)
+    assert isinstance(say(victim, speaker.key.public, true)[0], act.FetchBlob)
+    dropped = [a for a in victim.rounds.fetched(true.data.ticket.hash, stored, world.now) if isinstance(a, act.Dropped)]
+    assert [(drop.sender, drop.reason) for drop in dropped] == [(thief.key.public, DropReason.WRONG_HASH)]
+    claims = victim.rounds._current.claims[true.data.batch_id]  # type: ignore[union-attr]
+    assert [claim.state for claim in claims] == [ClaimState.VALID]
 
 
 def test_a_second_finish_of_a_round_is_a_duplicate() -> None:

@@ -86,29 +86,15 @@ class RoundPipeline:
     def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:
         """A download is here. ``blob`` is the BLAKE3 of ``data``, which was verified on the way."""
         self._now = now
-        found = self._claim(blob)
-        if found is not None and self._plan is not None:
-            round_, claim = found
-            try:
-                result = read_result(
-                    data, step=round_.step, batch=claim.batch, data_hash=claim.commitment.data_hash, plan=self._plan
-                )
-                round_.settle(claim, ClaimState.VALID, result)
-            except InvalidResultError as error:
-                round_.settle(claim, ClaimState.INVALID)
-                self._drop(claim.sender.p2p_identity, DropReason.INVALID_RESULT, str(error))
-            except ProtocolError as error:
-                round_.settle(claim, ClaimState.BROKEN)
-                self._drop(claim.sender.p2p_identity, DropReason.WRONG_HASH, str(error))
-            self._advance()
+        for round_, claim in self._fetching(blob):
+            self._look_at(round_, claim, data)
+        self._advance()
         return self._take()
 
     def fetch_failed(self, blob: bytes, now: float) -> list[Action]:
         """A download came to nothing. It is tried again while its round is of interest."""
         self._now = now
-        found = self._claim(blob)
-        if found is not None:
-            claim = found[1]
+        for _, claim in self._fetching(blob):
             claim.retry_at = now + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(claim.failures, 8))
             claim.failures += 1
         return self._take()
@@ -150,7 +136,7 @@ class RoundPipeline:
         previous = self._previous
         if previous is not None and previous.missing:
             return
-        if not current.sent_finished and current.committee_proof is not None:
+        if not current.sent_finished:
             current.sent_finished = True
             root = merkle_root(previous.broadcasts) if previous is not None else EMPTY_ROOT
             data_hash = finished_hash(root)
@@ -185,7 +171,7 @@ class RoundPipeline:
             return
         current.training_over = True
         if current.trains:
-            self._out.append(act.DecayWeights(step=current.step, lr=effective_learning_rate(state, current.step)))
+            self._out.append(act.DecayWeights(step=current.step, lr=current.lr))
 
     def _train(self, state: Coordinator, current: RoundState) -> None:
         batch = current.batch_of(self._me)
@@ -196,7 +182,7 @@ class RoundPipeline:
             act.TrainBatch(
                 step=current.step,
                 batch=batch,
-                lr=effective_learning_rate(state, current.step),
+                lr=current.lr,
                 previous_lr=effective_learning_rate(state, max(0, current.step - 1)),
                 bounds=bounds,
                 zero_optim=bounds is not None and current.height == 0,
@@ -220,8 +206,8 @@ class RoundPipeline:
             self._out.append(act.CancelTraining(current.step))
 
     def _publish(self, round_: RoundState, update: CompressedUpdate, own: object, nonce: int) -> None:
-        batch, proof, plan = round_.batch_of(self._me), round_.committee_proof, self._plan
-        if batch is None or proof is None or plan is None or self.fault is not None:
+        batch, plan = round_.batch_of(self._me), self._plan
+        if batch is None or plan is None or self.fault is not None:
             return
         blob, data_hash = encode_result(update, step=round_.step, trainer_nonce=nonce, batch=batch)
         try:
@@ -233,7 +219,7 @@ class RoundPipeline:
         round_.own = own
         ticket = BlobTicket.raw(self.address, blake3(blob).digest())
         self._out.append(act.StoreBlob(data=blob, tag=f"distro-result_{round_.step}"))
-        commitment = self._say(round_.step, proof, data_hash, TrainingResult(batch, ticket))
+        commitment = self._say(round_.step, round_.committee_proof, data_hash, TrainingResult(batch, ticket))
         claim = Claim(self._me, batch, commitment, ticket)
         round_.claims.setdefault(batch, []).append(claim)
         round_.broadcasts.append(data_hash)
@@ -290,12 +276,29 @@ class RoundPipeline:
             )
         )
 
-    def _claim(self, blob: bytes) -> tuple[RoundState, Claim] | None:
-        for round_ in self._live_rounds():
-            claim = round_.claim_of_blob(blob)
-            if claim is not None and claim.state is ClaimState.FETCHING:
-                return round_, claim
-        return None
+    def _look_at(self, round_: RoundState, claim: Claim, data: bytes) -> None:
+        """The data of ``claim`` are here."""
+        assert self._plan is not None
+        try:
+            result = read_result(
+                data, step=round_.step, batch=claim.batch, data_hash=claim.commitment.data_hash, plan=self._plan
+            )
+            round_.settle(claim, ClaimState.VALID, result)
+        except InvalidResultError as error:
+            round_.settle(claim, ClaimState.INVALID)
+            self._drop(claim.sender.p2p_identity, DropReason.INVALID_RESULT, str(error))
+        except ProtocolError as error:
+            round_.settle(claim, ClaimState.BROKEN)
+            self._drop(claim.sender.p2p_identity, DropReason.WRONG_HASH, str(error))
+
+    def _fetching(self, blob: bytes) -> list[tuple[RoundState, Claim]]:
+        """Announcements that wait for ``blob``."""
+        return [
+            (round_, claim)
+            for round_ in self._live_rounds()
+            for claim in round_.claims_of_blob(blob)
+            if claim.state is ClaimState.FETCHING
+        ]
 
     def _live_rounds(self) -> list[RoundState]:
         """Rounds that messages and downloads can still be about."""
