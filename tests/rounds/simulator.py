@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -106,6 +106,8 @@ class Member:
         self.trainer = Trainer()
         self.blobs: dict[bytes, bytes] = {}
         self.log: list[act.Action] = []
+        self._to_do: deque[act.Action] = deque()
+        self._busy = False
         self.hashes: dict[int, tuple[bytes, ...]] = {}
         self.applied: dict[int, int] = {}
         self.training: act.TrainBatch | None = None
@@ -164,9 +166,16 @@ class Member:
             self.do(self.rounds.tick(self.world.now))
 
     def do(self, actions: list[act.Action]) -> None:
-        for action in actions:
+        """Carries out actions in their order; those that come of an answer wait until all before them are done."""
+        self._to_do.extend(actions)
+        if self._busy:
+            return
+        self._busy = True
+        while self._to_do:
+            action = self._to_do.popleft()
             self.log.append(action)
             self.carry_out(action)
+        self._busy = False
 
     def carry_out(self, action: act.Action) -> None:
         match action:
@@ -339,8 +348,9 @@ class World:
 
     def assert_healed(self) -> None:
         """Whoever still believes in its weights at the last step of all has those of the others."""
-        last = max(step for member in self.members for step in member.hashes)
-        assert len({member.hashes[last] for member in self.members if last in member.hashes}) == 1
+        right = [member for member in self.members if member.rounds.fault is None and member.hashes]
+        last = max(step for member in right for step in member.hashes)
+        assert len({member.hashes[last] for member in right if last in member.hashes}) == 1
 
     def assert_every_difference_was_noticed(self) -> None:
         """Where members hashed the same step differently, all but those of one group soon said that they differ."""
