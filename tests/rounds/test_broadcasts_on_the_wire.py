@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from distro_optim.comm.announcements import MAX_ANNOUNCEMENT
 from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.tickets import BlobTicket
 from distro_optim.comm.signing import SecretKey, SignedMessage
+from distro_optim.compress import CompressedUpdate, make_plan
 from distro_optim.coordinator.types import BatchId, Committee, CommitteeProof, MerkleRoot
 from distro_optim.errors import ProtocolError
 from distro_optim.strategy.broadcasts import MAX_MARKS, Broadcast, Finished, TrainingResult, WeightsReport
 from distro_optim.strategy.repeats import Repeats
+from distro_optim.strategy.results import encode_result, max_result_size, read_result
 from distro_optim.strategy.weights import WeightsTable, differing_tensors, tensor_digest, weights_report
+from distro_optim.testing.updates import random_update, same_update
 from distro_optim.verify.commitment import Commitment, finished_hash
+from rounds.simulator import PLAN
 
 KEY = SecretKey(bytes(31) + b"\x01")
 DATA_HASH = bytes.fromhex("4b0236be5a7bcbef4130e7222fd350e8462b0b75f5ffba61d5ddf36f1d3c2ce7")
@@ -132,3 +137,39 @@ def test_repetitions_take_turns_with_a_new_nonce_each_time() -> None:
     again = repeats.next()
     assert again is not None
     assert (again.step, again.nonce) == (8, 2)
+
+
+def test_a_run_without_tensors_has_empty_results_that_commit_to_step_and_batch() -> None:
+    plan = make_plan([], "divisor")
+    update = CompressedUpdate.empty(plan, quantized=True)
+    blob, data_hash = encode_result(update, step=7, trainer_nonce=2, batch=BatchId(16, 19))
+    assert (
+        data_hash == hashlib.sha256((7).to_bytes(4, "big") + (16).to_bytes(8, "big") + (19).to_bytes(8, "big")).digest()
+    )
+    assert len(blob) <= max_result_size(plan)
+    result = read_result(blob, step=7, batch=BatchId(16, 19), data_hash=data_hash, plan=plan)
+    assert (result.trainer_nonce, result.update.tensors()) == (2, [])
+    for step, batch in ((8, BatchId(16, 19)), (7, BatchId(16, 20))):
+        with pytest.raises(ProtocolError):
+            read_result(blob, step=step, batch=batch, data_hash=data_hash, plan=plan)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255))
+def test_a_result_with_one_byte_changed_is_refused_or_is_another_spelling_of_the_same(place: int, value: int) -> None:
+    update = random_update(PLAN, quantized=False, seed=3)
+    blob, data_hash = encode_result(update, step=7, trainer_nonce=2, batch=BatchId(16, 19))
+    damaged = bytearray(blob)
+    damaged[place % len(blob)] = value
+    try:
+        result = read_result(bytes(damaged), step=7, batch=BatchId(16, 19), data_hash=data_hash, plan=PLAN)
+    except ProtocolError:
+        return
+    # Neither the nonce nor a tensor's flag is part of the commitment.
+    assert same_update(result.update, update)
+
+
+def test_the_size_limit_admits_the_largest_honest_result() -> None:
+    blob, _ = encode_result(
+        random_update(PLAN, quantized=False), step=2**32 - 1, trainer_nonce=2**32 - 1, batch=BatchId(2**63, 2**64 - 1)
+    )
+    assert len(blob) <= max_result_size(PLAN)

@@ -35,25 +35,13 @@ from .round_state import RoundState
 
 __all__ = ["Rounds", "Stage"]
 
-RETRY_SECONDS: Final = 2.0
-"""Before a failed download is tried again (``shared/network/src/download/scheduler.rs``); doubles each time ..."""
-
-MAX_RETRY_SECONDS: Final = 8.0
-"""... up to this. Results are wanted for two rounds, so nobody gives up earlier. Chosen arbitrarily."""
-
 KEPT_STEPS: Final = 2
 """Blobs and messages are offered until two steps later (``s - 2`` in ``shared/client/src/client.rs``)."""
-
-MAX_EARLY_PER_SENDER: Final = 4
-"""Messages held that are about the next round, of which the coordinator has not told us yet. A result and a
-"finished" are honest; chosen arbitrarily above."""
 
 MAX_LOADS: Final = 3
 """Attempts to load the model in one warm-up. Chosen arbitrarily."""
 
 _WARMUP_PROOF: Final = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
-_U32: Final = 0xFFFF_FFFF
-_NONCE_BYTES: Final = 4
 
 _S = RunState
 _ROUND: Final = frozenset({_S.ROUND_TRAIN, _S.ROUND_WITNESS})
