@@ -1,7 +1,8 @@
 """What :class:`~distro_optim.strategy.rounds.Rounds` wants done. Plain data; who carries it out is not known here.
 
-Those under "trainer" change the model. They are carried out one after the other, in the order in which they came out.
-Everything else may happen at once.
+Those under "trainer" change the model. They are carried out one after the other, in the order in which they came out;
+what comes out because of an answer stands behind what came out before. Only :class:`CancelTraining` overtakes, to the
+training that it stops. Everything else may happen at once.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Initialize:
-    """Load the model; answer with ``initialized`` or ``initialization_failed``.
+    """Load the model and begin with an empty optimizer; answer with ``initialized`` or ``initialization_failed``.
 
     Attributes:
         epoch: to come.

