@@ -1,9 +1,9 @@
 """Lets the network thread have its turn soon while a blob is on its way and the main thread computes in Python.
 
 A thread that waits for the interpreter lock asks for it after the switch interval, 5 ms by default. A transfer takes
-the lock some thousand times a second, so beside a thread that is busy in pure Python it spends its time waiting. At
-0.5 ms on both sides a transfer is 1.5 to 2 times faster there (measured, ``benchmarks/transport.py``); where the main
-thread is in torch or numpy, which let go of the lock, nothing changes.
+the lock some thousand times a second, so beside a thread that is busy in pure Python it spends its time waiting.
+``benchmarks/transport.py`` shows the rate beside such a thread; where the main thread is in torch or numpy, which let
+go of the lock, the interval changes nothing.
 """
 
 from __future__ import annotations
