@@ -76,5 +76,12 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(overlap: bool) -> None:
             torch.set_num_threads(threads)
         return [p.detach() for p in params]
 
-    two, three = train(2), train(3)
+    one, two, three = train(1), train(2), train(3)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, three, strict=True))
+
+
+def test_a_single_item_too_is_worked_on_by_one_core() -> None:
+    threads: list[int] = []
+    Workers(2).run(lambda item, worker: threads.append(torch.get_num_threads()), [0])
+    assert threads == [1]

@@ -9,6 +9,7 @@
 ``optimizer_arguments``     checks of what the user passes
 ``lookahead``               Psyche's error correction
 ``quarantine``              gradients that may not be used
+``workers``                 threads that share out the blocks of a step
 ==========================  ==========================================================================
 """
 

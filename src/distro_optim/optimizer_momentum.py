@@ -22,7 +22,7 @@ from .optimizer_arguments import check_param, normal_settings, unique_params
 from .optimizer_run import PROGRESS, Run
 from .optimizer_state import DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, initial_state, restore_state
 from .quarantine import usable_gradients
-from .workers import Workers
+from .workers import MAX_WORKERS, Workers
 
 __all__ = ["DecoupledMomentum"]
 
@@ -124,7 +124,7 @@ class DecoupledMomentum(Optimizer):
                         value=group[name],
                     )
         if self._run.compressor is None:
-            workers = Workers(torch.get_num_threads())
+            workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
             self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
             for number, param in enumerate(params):
                 self.state[param] = restore_state(self.state[param], param, plan, number, self._overlap)

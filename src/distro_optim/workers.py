@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 
-__all__ = ["Workers"]
+__all__ = ["MAX_WORKERS", "Workers"]
+
+# Each has some 6 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured.
+MAX_WORKERS: Final = 8
 
 T = TypeVar("T")
 
@@ -32,7 +35,8 @@ class Workers:
         Returns, or raises what ``work`` raised first, when no call is running any more.
         """
         busy = min(self.count, len(items))
-        if busy <= 1:
+        # Even a single item goes to a worker: in the calling thread its operations would run on all cores.
+        if self.count == 1:
             for item in items:
                 work(item, 0)
             return
