@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -22,6 +23,7 @@ from distro_optim.coordinator.committee import CommitteeSelection
 from distro_optim.coordinator.consensus import is_healthy, select_commitment, witness_quorum
 from distro_optim.coordinator.types import (
     BatchId,
+    ClientState,
     Coordinator,
     NodeIdentity,
     RunState,
@@ -33,6 +35,8 @@ from distro_optim.testing.coordinator import DUMMY_CONFIG, dummy_run, metadata, 
 from distro_optim.verify.commitment import Commitment, training_result_hash
 
 EPOCHS = 3
+POLL_SECONDS = 0.002
+PATIENCE_SECONDS = 60.0  # never reached when all is well
 CONFIG = replace(
     DUMMY_CONFIG, init_min_clients=4, min_clients=3, epoch_time=18, global_batch_size_start=21, global_batch_size_end=21
 )
@@ -156,6 +160,13 @@ class Member:
                 self.applied[step, batch] = commitments[chosen].data_hash
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Lets bytes travel until ``condition`` holds, however long the machine takes."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():
+            await asyncio.sleep(POLL_SECONDS)
+
+
 class Conductor:
     """Moves the time when nobody has anything left to do."""
 
@@ -171,10 +182,7 @@ class Conductor:
         while quiet < 2:
             before = self.arena.state
             await self.arena.advance(0)
-            for _ in range(2000):
-                if all(member.acted == self.arena.state for member in self.members):
-                    break
-                await asyncio.sleep(0.002)
+            await eventually(lambda: all(member.acted == self.arena.state for member in self.members))
             quiet = quiet + 1 if self.arena.state is before else 0
         self._note(self.arena.state)
         return self.arena.state
@@ -183,6 +191,28 @@ class Conductor:
         in_witness = self.arena.state.run_state is RunState.ROUND_WITNESS
         await self.arena.advance(CONFIG.round_witness_time if in_witness else 1)
         return await self.settle()
+
+    async def without(self, member: Member) -> None:
+        """Lets a member leave, and the server see that: until then it gives the member data as before."""
+        identity = member.client.identity
+
+        def seen_to_go() -> bool:
+            listed = {client.id: client.state for client in self.arena.state.epoch_state.clients}
+            return listed.get(identity) is not ClientState.HEALTHY
+
+        await member.leave()
+        await eventually(seen_to_go)
+
+    async def back(self, member: Member) -> None:
+        """Breaks a member's connection, and lets it join anew before the run goes on."""
+        service, identity = self.arena.service, member.client.identity
+        broken = service.clients[identity]
+
+        def joined_anew() -> bool:
+            return service.clients.get(identity, broken) is not broken and identity in service.host.pending
+
+        await member.crash()
+        await eventually(joined_anew)
 
     async def until(self, epoch: int, height: int) -> Coordinator:
         """Lets the run go on to the training of a round."""
@@ -215,7 +245,7 @@ async def run_swarm(arena: ServedArena) -> None:
         # Epoch 0: one leaves, one connection breaks, one joins for the next epoch.
         await conductor.until(0, 1)
         leaver = members.pop(6)
-        await leaver.leave()
+        await conductor.without(leaver)
         await conductor.until(0, 3)
         newcomer = await Member(9, arena, gossip).start()
         members.append(newcomer)
@@ -233,7 +263,7 @@ async def run_swarm(arena: ServedArena) -> None:
         # Epoch 2: it is back; a member loses its connection between two epochs and is in this one nevertheless.
         while arena.state.run_state is not RunState.COOLDOWN:
             await conductor.step()
-        await members[0].crash()
+        await conductor.back(members[0])
         await conductor.until(2, 0)
         assert {idler.client.identity, members[0].client.identity} <= set(conductor.listed[2, 0])
         for _ in range(300):
