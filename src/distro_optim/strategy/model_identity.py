@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -68,7 +69,8 @@ class ModelIdentity:
 
     Attributes:
         epoch, step: for which the weights are.
-        weights: root over the hashes of all tensors, in their order.
+        weights: root over the hashes of trained and frozen tensors, in their order. Not of buffers, which each peer
+            counts for itself.
         tensors: trained ones in the optimizer's order, then frozen ones, then buffers.
         settings: of the whole optimizer.
         groups: settings of each parameter group; ``lr`` is that of the step, if the script decides it.
@@ -124,11 +126,11 @@ class ModelIdentity:
     # -- comparing -------------------------------------------------------------------------------------------------
 
     def first_difference(self, theirs: ModelIdentity) -> ModelMismatchError | None:
-        """The first thing that would make our weights differ from ``theirs``; None if there is none."""
-        for what, ours, other, advice in self._comparison(theirs):
+        """The first thing that would make our weights differ from those of a run; None if there is none."""
+        for what, ours, other, advice in chain(self._compare_tensors(theirs), self._compare_settings(theirs)):
             if ours != other:
                 return ModelMismatchError(
-                    f"the run's model is another one: {what} is {_show(ours)} here and {_show(other)} in the run; "
+                    f"the run trains something else: {what} is {_show(ours)} here and {_show(other)} in the run; "
                     f"{advice}",
                     what=what,
                     ours=ours,
@@ -136,7 +138,14 @@ class ModelIdentity:
                 )
         return None
 
-    def _comparison(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
+    def first_other_tensor(self, saved: ModelIdentity) -> str | None:
+        """In words, the first tensor that is not as in what was ``saved``; None if all are."""
+        for what, ours, other, _ in self._compare_tensors(saved):
+            if ours != other:
+                return f"{what} is {_show(ours)} in the model and {_show(other)} in the checkpoint"
+        return None
+
+    def _compare_tensors(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
         same_model = "build the same model as the others"
         own, other = [t.name for t in self.tensors], [t.name for t in theirs.tensors]
         if own != other:
@@ -150,6 +159,8 @@ class ModelIdentity:
             yield f"shape of {a.name}", a.shape, b.shape, same_model
             yield f"dtype of {a.name}", a.dtype, b.dtype, "use the same precision for the weights"
             yield f"kind of {a.name}", a.kind, b.kind, "freeze and train the same parameters"
+
+    def _compare_settings(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
         same_optimizer = "use the same settings of DisTrO as the others"
         for name in sorted({*self.settings, *theirs.settings}):
             yield name, self.settings.get(name), theirs.settings.get(name), same_optimizer
@@ -196,16 +207,16 @@ def describe(
     *,
     epoch: int,
     step: int,
+    weights: bytes,
     script_rates: bool,
     data: Mapping[str, int],
-    values: Mapping[str, Tensor] | None = None,
 ) -> ModelIdentity:
-    """The identity of a model as it is now.
+    """The identity of a model and its optimizer as they are now.
 
     Args:
+        weights: see :func:`weights_root`.
         script_rates: the learning rates of the groups are common to all peers.
         data: see :class:`ModelIdentity`.
-        values: take the hashes of these instead of the model's own tensors, such as a copy of them.
     """
     kinds: dict[str, Kind] = {
         **dict.fromkeys(tensors.trained, "trained"),
@@ -217,7 +228,7 @@ def describe(
     return ModelIdentity(
         epoch=epoch,
         step=step,
-        weights=weights_root(own if values is None else values, list(own)),
+        weights=weights,
         tensors=tuple(
             TensorIdentity(name, kinds[name], str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             for name, tensor in own.items()
@@ -235,9 +246,10 @@ def describe(
     )
 
 
-def weights_root(values: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
-    """Root over the hashes of these tensors, in the order of ``names``."""
-    return merkle_root([tensor_digest(name, values[name]) for name in names])
+def weights_root(tensors: NamedTensors, values: Mapping[str, Tensor] | None = None) -> bytes:
+    """Root over the hashes of the tensors that are common to all peers; of ``values`` in their place, if given."""
+    own = {**tensors.trained, **tensors.frozen}
+    return merkle_root([tensor_digest(name, (values or own)[name]) for name in own])
 
 
 def _plain(value: Any) -> float | int:

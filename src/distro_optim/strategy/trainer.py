@@ -24,6 +24,7 @@ from ..compress import CompressedUpdate, TilePlan, make_plan
 from ..coordinator.schedule import cold_start_factor
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
+from ..optimizer_state import DELTA
 from .actions import ApplyResults, DecayWeights, TrainBatch
 from .named_tensors import NamedTensors
 from .weights import tensor_digest
@@ -176,11 +177,37 @@ class SwarmTrainer:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Other weights and buffers, which all are to be named; they were checked. The optimizer begins anew."""
+        """Other values for the tensors that are named; they were checked. The momentum stays."""
         self.abandon()
         for name, tensor in self.tensors.all.items():
-            tensor.copy_(values[name])
+            if name in values:
+                tensor.copy_(values[name])
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Copies of the momentum of each tensor, on the CPU."""
+        return {
+            name: self.optimizer.state[tensor][DELTA].to("cpu", copy=True)
+            for name, tensor in self.tensors.trained.items()
+        }
+
+    @torch.no_grad()
+    def load_momentum(self, values: Mapping[str, Tensor]) -> None:
+        """What :meth:`momentum` gave; tensors without a value begin anew.
+
+        Raises:
+            ConfigurationError: a value has another shape than its tensor.
+        """
         self.forget_momentum()
+        for name, tensor in self.tensors.trained.items():
+            delta = self.optimizer.state[tensor][DELTA]
+            if name in values:
+                if values[name].shape != delta.shape:
+                    raise ConfigurationError(
+                        f"the saved momentum of {name} has shape {tuple(values[name].shape)}, the tensor "
+                        f"{tuple(delta.shape)}",
+                        name="momentum",
+                    )
+                delta.copy_(values[name])
 
     def forget_momentum(self) -> None:
         """The optimizer begins anew."""
