@@ -155,6 +155,7 @@ class SwarmSession:
         self._round: Round | None = None
         self._started = False
         self._ended = False
+        self._last_view = RunView(run_id="")
         self._step = FIRST_STEP
         self._schedule_step: int | None = None
         self._saved_step: int | None = None
@@ -214,6 +215,7 @@ class SwarmSession:
         finally:
             self._reporter.close()
             port.close(timeout)
+            self._last_view = port.view()
 
     def __enter__(self) -> SwarmSession:
         self.start()
@@ -435,13 +437,13 @@ class SwarmSession:
             )
 
     def _finish_epoch(self, port: RunPort, step: int) -> None:
+        self._at_step(step)
         if self._as_psyche:
             self._trainer.round_to_bfloat16()
         values = self._trainer.tensors.copies()
         state = port.state
         epoch = state.progress.epoch if state is not None else 0
         identity = self._exchange_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
-        self._step = step
         self._exchange_of().offer(identity, values)
         self._save(port, identity, values, state)
 
@@ -594,10 +596,7 @@ class SwarmSession:
 
     def view(self) -> RunView:
         """A snapshot for logs and live tables. For any thread."""
-        port = self._port
-        if port is None:
-            return self._last_view
-        return port.view()
+        return self._port.view() if self._port is not None and self._started else self._last_view
 
     def _require_port(self) -> RunPort:
         if self._port is None or not self._started:
