@@ -15,6 +15,9 @@
         ├── CoordinatorError            the coordinator refuses an input in its present state
         ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
         │   └── JoinRefusedError        it was reached and does not take us into the run
+        ├── RunError                    a run cannot go on with us
+        │   ├── RunLostError            its coordinator is gone; what was trained is still here
+        │   └── ModelMismatchError      our model is not the run's; carries the first difference
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
             ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
@@ -46,12 +49,15 @@ __all__ = [
     "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
+    "ModelMismatchError",
     "NodeClosedError",
     "NotSharedError",
     "PeerRefusedError",
     "PeerTimeoutError",
     "PeerUnreachableError",
     "ProtocolError",
+    "RunError",
+    "RunLostError",
     "SizeConflictError",
     "StoreFullError",
     "StreamResetError",
@@ -189,6 +195,29 @@ class JoinRefusedError(CoordinatorLinkError):
         super().__init__(message)
         self.wanted = wanted
         self.hosted = hosted
+
+
+class RunError(DistroError):
+    """A run cannot go on, or not with us. Raised in the training thread; the model is as the last action left it."""
+
+
+class RunLostError(RunError):
+    """The coordinator of the run is gone for good. What was trained so far is in the model, and can be saved."""
+
+
+class ModelMismatchError(RunError):
+    """Our model, optimizer or version is not what the run has.
+
+    Attributes:
+        what: what differs first, such as ``"shape of layer.weight"``.
+        ours, theirs: the two values.
+    """
+
+    def __init__(self, message: str, *, what: str, ours: object = None, theirs: object = None) -> None:
+        super().__init__(message)
+        self.what = what
+        self.ours = ours
+        self.theirs = theirs
 
 
 class ExchangeError(DistroError):

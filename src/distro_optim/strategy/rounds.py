@@ -28,6 +28,7 @@ from .actions import Action, DropReason
 from .admission import NotAdmitted, check_commitment
 from .applying import DueResults
 from .broadcasts import Broadcast, Finished, WeightsReport
+from .config import is_shared_by_peers
 from .pipeline import RoundPipeline
 from .repeats import Repeats
 from .reports import health_checks, warmup_witness
@@ -40,6 +41,9 @@ KEPT_STEPS: Final = 2
 
 MAX_LOADS: Final = 3
 """Attempts to load the model in one warm-up. Chosen arbitrarily."""
+
+WARMUP_REPEAT_SECONDS: Final = 2.0
+"""In warm-up everybody waits for the last to be heard; so much shorter than in a round. Chosen arbitrarily."""
 
 _WARMUP_PROOF: Final = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
 
@@ -142,12 +146,14 @@ class Rounds(RoundPipeline):
     def receive(self, announcement: Announcement, now: float) -> list[Action]:
         """A peer announces a :class:`~.broadcasts.Broadcast`; its signature was checked."""
         self._now = now
-        sender = self._sender_of(announcement)
+        sender = self._sender_of(announcement, while_loading=True)
         if sender is not None:
             try:
                 broadcast: Broadcast = postcard.decode(Broadcast, announcement.data)
                 if isinstance(broadcast.data, Finished) and broadcast.data.warmup:
                     self._take_ready(sender, broadcast)
+                elif self.stage is not Stage.RUNNING:
+                    raise NotAdmitted(DropReason.NOT_RUNNING)
                 else:
                     self._take_broadcast(sender, broadcast)
             except NotAdmitted as refusal:
@@ -193,7 +199,7 @@ class Rounds(RoundPipeline):
                 if claim.retry_at is not None and claim.retry_at <= now:
                     self._fetch(round_, claim)
         if self.stage is Stage.RUNNING and now >= self._repeat_at:
-            self._repeat_at = now + self._repeats.pause
+            self._repeat_at = now + self._pause
             if (again := self._repeats.next()) is not None:
                 self._out.append(act.Announce(postcard.encode(again)))
             self._say_weights(self._watch.again())
@@ -243,7 +249,7 @@ class Rounds(RoundPipeline):
             self._greeted = True
             self._early.clear()
             self._repeats = Repeats()
-            self._repeat_at = self._now + self._repeats.pause
+            self._repeat_at = self._now + self._pause
             self._hash_weights(state)
             self._ready.add(self._me)
             self._say(0, _WARMUP_PROOF, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
@@ -266,12 +272,16 @@ class Rounds(RoundPipeline):
         self._load_step = state.progress.step
         others = [client.id.p2p_identity for client in state.epoch_state.clients if client.id != self._me]
         healing = [peer for peer in source if peer in others]
-        shared = isinstance(state.model.checkpoint, P2P | P2PGcs)
+        checkpoint = state.model.checkpoint
+        shared = isinstance(checkpoint, P2P | P2PGcs)
+        if is_shared_by_peers(checkpoint) and not shared:
+            # Nobody is left of an epoch before this one: the first of the list has the weights.
+            shared = state.epoch_state.clients[0].id != self._me
         self._out.append(
             act.Initialize(
                 epoch=state.progress.epoch,
                 step=state.progress.step,
-                checkpoint=state.model.checkpoint,
+                checkpoint=checkpoint,
                 providers=tuple(dict.fromkeys([*healing, *others])) if healing or shared else (),
             )
         )
@@ -341,8 +351,10 @@ class Rounds(RoundPipeline):
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _sender_of(self, announcement: Announcement) -> NodeIdentity | None:
-        if self.stage is not Stage.RUNNING:
+    def _sender_of(self, announcement: Announcement, *, while_loading: bool = False) -> NodeIdentity | None:
+        # Who is ready says so once and then seldom: whoever still loads the model must not miss it.
+        listens = self.stage is Stage.RUNNING or (while_loading and self.stage is Stage.LOADING)
+        if not listens:
             self._drop(announcement.sender, DropReason.NOT_RUNNING)
             return None
         sender = self._peers.get(announcement.sender)
@@ -389,6 +401,10 @@ class Rounds(RoundPipeline):
             self._load(state, self._source)
 
     # -- small things ----------------------------------------------------------------------------------------------
+
+    @property
+    def _pause(self) -> float:
+        return min(self._repeats.pause, WARMUP_REPEAT_SECONDS) if self._in(_S.WARMUP) else self._repeats.pause
 
     def _is_listed(self, state: Coordinator) -> bool:
         return any(client.id == self._me for client in state.epoch_state.clients)

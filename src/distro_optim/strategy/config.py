@@ -1,0 +1,198 @@
+"""The settings of a run that one hosts, and the coordinator's state that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Final
+
+from ..coordinator.model import (
+    LLM,
+    P2P,
+    Checkpoint,
+    ConstantLR,
+    Distro,
+    DummyData,
+    DummyOptimizer,
+    Hub,
+    HubRepo,
+    LearningRateSchedule,
+    LLMArchitecture,
+    LLMTrainingDataType,
+    OptimizerDefinition,
+)
+from ..coordinator.types import (
+    MAX_NUM_CLIENTS,
+    MAX_NUM_WITNESSES,
+    RUN_ID_MAX_LEN,
+    Coordinator,
+    CoordinatorConfig,
+    RunState,
+)
+from ..errors import ConfigurationError
+
+__all__ = ["SHARED_BY_PEERS", "RunConfig", "is_shared_by_peers"]
+
+SHARED_BY_PEERS: Final = HubRepo("distro_optim/shared-by-peers")
+"""Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch that
+nobody of the epoch before is in; under this name that means: the first client of the list has the weights."""
+
+_MAX_U8: Final = (1 << 8) - 1
+_MAX_U16: Final = (1 << 16) - 1
+_MAX_U32: Final = (1 << 32) - 1
+
+
+def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
+    """Whether the run has no storage for its weights, so that whoever lacks them must ask a peer."""
+    match checkpoint:
+        case Hub(repo) | P2P(repo):
+            return repo == SHARED_BY_PEERS
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run that is hosted here goes. The defaults are for a few friends whose rounds take seconds.
+
+    Attributes:
+        run_id: its name, at most 32 bytes; None draws one.
+        total_steps: rounds of the whole run; None takes what the training script says.
+        global_batch_size: samples of a round, all peers together; None takes what the training script says.
+        min_peers: how many it takes to begin an epoch, and to go on with it. 1 begins alone.
+        witness_nodes: how many report on a round; 0 asks everybody, up to 32. Must not be above ``min_peers``.
+        warmup_time: seconds that joiners have to load the model; over as soon as everybody is ready.
+        cooldown_time: seconds between two epochs.
+        epoch_time: seconds of an epoch at most.
+        joiner_wait_time: an epoch is brought to its end after this many seconds if somebody waits for the next one;
+            None never does that.
+        max_round_train_time: seconds after which a round goes on without those that have not finished.
+        round_witness_time: seconds for the reports after a round. They are in when it ends in good order, so 0.
+        waiting_for_members_extra_time: least seconds of waiting before an epoch.
+        lr_schedule: the run's learning rates, for those who follow them; None takes the optimizer's at the start.
+        optimizer: what the run optimizes with; None takes what the training script says.
+        cold_start_warmup_steps: steps over which the learning rate rises again after a pause.
+        max_seq_len: tokens of a sample, where samples are sequences.
+        save_dir: folder in which the run's state is kept; None keeps nothing.
+        resume: go on from what is saved there.
+
+    Raises:
+        ConfigurationError: a value cannot work; names it and says what can.
+    """
+
+    run_id: str | None = None
+    total_steps: int | None = None
+    global_batch_size: int | None = None
+    min_peers: int = 1
+    witness_nodes: int = 0
+    warmup_time: int = 120
+    cooldown_time: int = 1
+    epoch_time: int = 600
+    joiner_wait_time: int | None = 20
+    max_round_train_time: int = 60
+    round_witness_time: int = 0
+    waiting_for_members_extra_time: int = 1
+    lr_schedule: LearningRateSchedule | None = None
+    optimizer: Distro | None = None
+    cold_start_warmup_steps: int = 0
+    max_seq_len: int = 1
+    save_dir: str | PathLike[str] | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        _within("total_steps", self.total_steps, 1, _MAX_U32)
+        _within("global_batch_size", self.global_batch_size, 1, _MAX_U16)
+        _within("min_peers", self.min_peers, 1, MAX_NUM_CLIENTS)
+        _within("witness_nodes", self.witness_nodes, 0, MAX_NUM_WITNESSES)
+        _within("warmup_time", self.warmup_time, 1, _MAX_U32)
+        _within("cooldown_time", self.cooldown_time, 1, _MAX_U32)
+        _within("epoch_time", self.epoch_time, 2, _MAX_U32)
+        _within("joiner_wait_time", self.joiner_wait_time, 1, _MAX_U32)
+        _within("max_round_train_time", self.max_round_train_time, 1, _MAX_U32)
+        _within("round_witness_time", self.round_witness_time, 0, _MAX_U32)
+        _within("waiting_for_members_extra_time", self.waiting_for_members_extra_time, 1, _MAX_U8)
+        _within("cold_start_warmup_steps", self.cold_start_warmup_steps, 0, _MAX_U32)
+        _within("max_seq_len", self.max_seq_len, 1, _MAX_U32)
+        if self.run_id is not None and not 0 < len(self.run_id.encode()) <= RUN_ID_MAX_LEN:
+            raise ConfigurationError(
+                f"run_id has 1 to {RUN_ID_MAX_LEN} bytes, got {self.run_id!r}", name="run_id", value=self.run_id
+            )
+        if self.run_id is not None and "/" in self.run_id:
+            raise ConfigurationError(
+                f"run_id is {self.run_id!r}, but a slash would end the address in host:port/run-id",
+                name="run_id",
+                value=self.run_id,
+            )
+        if self.witness_nodes > self.min_peers:
+            raise ConfigurationError(
+                f"witness_nodes is {self.witness_nodes}, but only min_peers, {self.min_peers}, are sure to be there; "
+                "0 asks everybody",
+                name="witness_nodes",
+                value=self.witness_nodes,
+            )
+        for name in ("warmup_time", "max_round_train_time"):
+            if getattr(self, name) >= self.epoch_time:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)} s, but an epoch lasts {self.epoch_time} s: raise epoch_time",
+                    name=name,
+                    value=getattr(self, name),
+                )
+        if self.resume and self.save_dir is None:
+            raise ConfigurationError(
+                "resume needs the folder to resume from: set save_dir", name="resume", value=self.resume
+            )
+
+    def coordinator_state(self, run_id: str) -> Coordinator:
+        """The state with which a coordinator begins the run.
+
+        Args:
+            run_id: the run's name, where :attr:`run_id` is None.
+
+        Raises:
+            ConfigurationError: ``total_steps`` or ``global_batch_size`` is not set.
+        """
+        total_steps = _required("total_steps", self.total_steps)
+        batch_size = _required("global_batch_size", self.global_batch_size)
+        optimizer: OptimizerDefinition = self.optimizer if self.optimizer is not None else DummyOptimizer()
+        return Coordinator(
+            run_id=self.run_id or run_id,
+            run_state=RunState.WAITING_FOR_MEMBERS,
+            model=LLM(
+                max_seq_len=self.max_seq_len,
+                cold_start_warmup_steps=self.cold_start_warmup_steps,
+                architecture=LLMArchitecture.HF_AUTO,
+                checkpoint=Hub(SHARED_BY_PEERS),
+                data_type=LLMTrainingDataType.PRETRAINING,
+                data_location=DummyData(),
+                lr_schedule=self.lr_schedule or ConstantLR(base_lr=1e-3, warmup_init_lr=0.0, warmup_steps=0),
+                optimizer=optimizer,
+            ),
+            config=CoordinatorConfig(
+                warmup_time=self.warmup_time,
+                cooldown_time=self.cooldown_time,
+                max_round_train_time=self.max_round_train_time,
+                round_witness_time=self.round_witness_time,
+                global_batch_size_warmup_tokens=0,
+                epoch_time=self.epoch_time,
+                total_steps=total_steps,
+                init_min_clients=self.min_peers,
+                min_clients=self.min_peers,
+                witness_nodes=self.witness_nodes,
+                global_batch_size_start=batch_size,
+                global_batch_size_end=batch_size,
+                verification_percent=0,
+                waiting_for_members_extra_time=self.waiting_for_members_extra_time,
+            ),
+        )
+
+
+def _within(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+        raise ConfigurationError(
+            f"{name} must be a whole number from {low} to {high}, got {value!r}", name=name, value=value
+        )
+
+
+def _required(name: str, value: int | None) -> int:
+    if value is None:
+        raise ConfigurationError(f"a run needs {name}: set it in the RunConfig", name=name, value=None)
+    return value

@@ -1,0 +1,261 @@
+"""What the training thread sees of a run: a queue of actions to carry out on the model, and answers to give.
+
+:class:`RunPort` is the seam between a training loop and the network. :class:`~.runtime.Runtime` is the one over the
+internet; a session asks for nothing else, so tests put a list of actions in its place::
+
+    port.start()
+    try:
+        while not isinstance(action := port.next_action(), RunEnded):
+            match action:
+                case TrainBatch():
+                    port.trained(action.step, update, own)
+                ...
+    finally:
+        port.close()
+
+The order of the actions is a promise, made in :mod:`.actions`: what comes out because of an answer stands behind what
+came out before it. :meth:`RunPort.is_cancelled` is all that overtakes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..comm.iroh.sharing import SharedModel
+from ..comm.swarm import PeerInfo
+from ..compress import CompressedUpdate, TilePlan
+from ..coordinator.types import Coordinator, NodeIdentity
+from .actions import (
+    ApplyResults,
+    DecayWeights,
+    Desynced,
+    DropReason,
+    FinishEpoch,
+    HashWeights,
+    Initialize,
+    ResultMissing,
+    RunEnded,
+    TrainBatch,
+)
+
+__all__ = ["LossReport", "RunEvent", "RunPort", "RunView", "TrainerAction"]
+
+TrainerAction = Initialize | TrainBatch | ApplyResults | DecayWeights | HashWeights | FinishEpoch | RunEnded
+"""What :meth:`RunPort.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
+
+RunEvent = Desynced | ResultMissing
+"""What :meth:`RunPort.take_events` gives: nothing has to be done, but it is worth a line in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossReport:
+    """The loss that a peer says it had.
+
+    Attributes:
+        step: of the run.
+        loss: mean over its samples.
+    """
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A snapshot of a run for logs and live tables.
+
+    Attributes:
+        run_id: the run.
+        run_state: name of the coordinator's phase, such as ``"ROUND_TRAIN"``; ``"CONNECTING"`` before the first state.
+        epoch, step, total_steps: of the run.
+        height: rounds since the epoch began.
+        num_peers: clients of the present epoch, ourselves included.
+        peer_index: our place in their list; None if we are not in the epoch.
+        waiting_peers: clients that wait for the next epoch; None where that is not known, as it is only to the host.
+        stage: name of the :class:`~.rounds.Stage`.
+        fault: why our weights are not those of the others; None if they are, as far as we know.
+        connected: whether there is a link to the coordinator.
+        lr: learning rate of the step in the run's own schedule; None before the first round.
+        bytes_sent, bytes_received: with peers, all protocols together.
+        peers: who is or was connected.
+        neighbors: how many of them pass announcements on to us directly.
+        dropped: messages and results not taken, by reason.
+        rounds_trained: rounds in which we trained to the end.
+        rounds_cancelled: rounds whose training was stopped because they were over.
+        seconds_waiting: time the training thread has waited in :meth:`RunPort.next_action`.
+        seconds_training: time between a :class:`~.actions.TrainBatch` and its answer.
+        weights_root: root over the hashes of our weights; None before the first.
+        weights_step: at whose start they were those.
+        losses: the latest reports known, by public key; ours is among them.
+        last_events: the latest news in words, the newest last.
+    """
+
+    run_id: str
+    run_state: str = "CONNECTING"
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    height: int = 0
+    num_peers: int = 0
+    peer_index: int | None = None
+    waiting_peers: int | None = None
+    stage: str = "OUTSIDE"
+    fault: str | None = None
+    connected: bool = False
+    lr: float | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    peers: tuple[PeerInfo, ...] = ()
+    neighbors: int = 0
+    dropped: Mapping[DropReason, int] = field(default_factory=dict)
+    rounds_trained: int = 0
+    rounds_cancelled: int = 0
+    seconds_waiting: float = 0.0
+    seconds_training: float = 0.0
+    weights_root: bytes | None = None
+    weights_step: int | None = None
+    losses: Mapping[bytes, LossReport] = field(default_factory=dict)
+    last_events: tuple[str, ...] = ()
+
+
+class RunPort(ABC):
+    """One participant's access to a run. All methods but :meth:`view` belong to one thread, the training thread."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> NodeIdentity:
+        """Who we are. Known before :meth:`start`."""
+
+    @property
+    @abstractmethod
+    def run_id(self) -> str:
+        """The run."""
+
+    @property
+    @abstractmethod
+    def ticket(self) -> str | None:
+        """What others pass as ``run`` to join; None before :meth:`start`."""
+
+    @property
+    @abstractmethod
+    def is_host(self) -> bool:
+        """Whether the run's coordinator is in this process, so that the run ends when we leave."""
+
+    @property
+    @abstractmethod
+    def state(self) -> Coordinator | None:
+        """The latest state of the coordinator; None only before :meth:`start` has returned. For any thread."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Hosts the run or joins it, and returns when the coordinator has taken us.
+
+        Everything is released again if this raises.
+
+        Raises:
+            JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
+            CoordinatorLinkError: it cannot be reached.
+            ProtocolError: what answers there is no coordinator.
+            ExchangeError: our own endpoint cannot be opened.
+        """
+
+    @abstractmethod
+    def next_action(self, timeout: float | None = None) -> TrainerAction | None:
+        """The next thing to do to the model, in order. Waits for it; Ctrl-C gets through.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+
+        Returns:
+            None if nothing came in time.
+
+        Raises:
+            RunLostError: the coordinator is gone for good. The model is as the last action left it.
+            RunError: the run cannot go on for another reason.
+        """
+
+    @abstractmethod
+    def is_cancelled(self, step: int) -> bool:
+        """Whether the training of ``step`` is to be stopped, since its round is over. To be asked between batches."""
+
+    @abstractmethod
+    def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
+        """Answers :class:`~.actions.Initialize`: the model is loaded.
+
+        Whoever loaded it from nowhere else, :attr:`~.actions.Initialize.providers` being empty, offers it with
+        :meth:`offer_model` before this: joiners ask for it right away.
+
+        Args:
+            plan: how its tensors are tiled.
+            names: of the tensors, in the plan's order.
+        """
+
+    @abstractmethod
+    def initialization_failed(self, reason: str) -> None:
+        """Answers :class:`~.actions.Initialize`: it could not be loaded. It is asked for again a few times."""
+
+    @abstractmethod
+    def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
+        """Answers :class:`~.actions.TrainBatch`.
+
+        Args:
+            step: of the action.
+            update: what to send; must not be changed afterwards.
+            own: comes back as ``own_previous`` in the next round.
+            loss: mean over our samples, for people to look at.
+        """
+
+    @abstractmethod
+    def cancelled(self, step: int) -> None:
+        """Answers :class:`~.actions.TrainBatch`, too: the training was stopped. Allowed at any time."""
+
+    @abstractmethod
+    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        """Answers :class:`~.actions.HashWeights`: see :func:`~.weights.tensor_digest`, in the order of the names."""
+
+    @abstractmethod
+    def download_model(
+        self,
+        providers: Iterable[bytes],
+        *,
+        max_parameter_bytes: int,
+        check: Callable[[str, Sequence[str]], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SharedModel:
+        """Gets the model from peers and waits for it. Those that have nothing to share yet are asked again.
+
+        Args:
+            providers: those of :class:`~.actions.Initialize`.
+            max_parameter_bytes: a larger parameter is refused.
+            check: called with the text of a peer's configuration and the names of its parameters before any of them is
+                asked for, from another thread. If it raises ProtocolError, another peer is asked.
+            progress: called with parameters done and in all, from another thread.
+
+        Raises:
+            ExchangeError: nobody gave it, within the time of the warm-up.
+        """
+
+    @abstractmethod
+    def offer_model(self, model: SharedModel) -> None:
+        """Shares a model with joiners from now on. Its tensors must not change any more: pass a copy."""
+
+    @abstractmethod
+    def withdraw_model(self) -> None:
+        """Shares nothing any more."""
+
+    @abstractmethod
+    def take_events(self) -> list[RunEvent]:
+        """What happened since the last call; the oldest go if nobody asks."""
+
+    @abstractmethod
+    def view(self) -> RunView:
+        """A cheap snapshot. For any thread."""
+
+    @abstractmethod
+    def close(self, timeout: float = 5.0) -> None:
+        """Leaves the run politely and releases everything, in at most ``timeout`` seconds.
+
+        May be called again, before :meth:`start`, and after any error. A host's run ends with it.
+        """
