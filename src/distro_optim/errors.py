@@ -5,7 +5,10 @@
     Exception
     └── DistroError                     catch this to catch everything of ours
         ├── ConfigurationError          an argument or a setting is wrong (also a ValueError)
+        │   └── ModelConfigError        no model can be made of a config.json, or not the one that the peers have
         ├── MissingDependencyError      an optional package is not installed (also an ImportError)
+        ├── ModelWeightsError           weights are not there, cannot be read or written, or are not this model's
+        ├── ModelTooLargeError          a model does not fit in memory (also a MemoryError)
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
         │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
@@ -49,7 +52,10 @@ __all__ = [
     "JoinRefusedError",
     "LimitExceededError",
     "MissingDependencyError",
+    "ModelConfigError",
     "ModelMismatchError",
+    "ModelTooLargeError",
+    "ModelWeightsError",
     "NodeClosedError",
     "NotSharedError",
     "PeerRefusedError",
@@ -82,6 +88,28 @@ class ConfigurationError(DistroError, ValueError):
         super().__init__(message)
         self.name = name
         self.value = value
+
+
+class ModelConfigError(ConfigurationError):
+    """A ``config.json`` is not there, or no model can be made of it, or Psyche's peers would make another one of it."""
+
+
+class ModelWeightsError(DistroError):
+    """Weights are not there, cannot be read or written, or have other names, shapes or types than the model."""
+
+
+class ModelTooLargeError(DistroError, MemoryError):
+    """A model does not fit in memory.
+
+    Attributes:
+        needed: bytes.
+        available: bytes, where known.
+    """
+
+    def __init__(self, message: str, *, needed: int, available: int | None = None) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
 
 
 class MissingDependencyError(DistroError, ImportError):

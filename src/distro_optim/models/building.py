@@ -1,0 +1,194 @@
+"""A transformers model from its configuration: as shapes on no device, with memory but without values, or fresh.
+
+Names and order. Psyche's clients keep the parameters of a model sorted by the bytes of their names, and everything
+that travels is in that order (PsycheFoundation/psyche ``shared/modeling/src/variable.rs``
+``StableVarStoreIterator::new``; for models of transformers ``python_causal_lm.rs``
+``StablePythonParametersIterator::new``). So ``layers.10`` comes before ``layers.2``, and ``lm_head`` before ``model``.
+``named_parameters()`` has the order of construction; :func:`sorted_parameters` is the one to use.
+
+Tied embeddings. Psyche's own models refuse them. Its transformers models lose the tie when they are moved from no
+device to one (``hf_transformers.py``, ``to_empty`` makes one tensor for each place): the two are trained apart from
+then on, under both names. So it is here.
+
+Rotary frequencies are no parameters and not in any file; they are computed when the model is made, and stay float32.
+(Psyche's transformers models round them to bfloat16, ``model.to(dtype)`` before ``reinit_rope``; its own do not.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MissingDependencyError, ModelConfigError
+from .config import LanguageModelConfig, one_line
+from .initialization import initialize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Shape",
+    "build_empty",
+    "build_fresh",
+    "build_shapes",
+    "persistent_buffers",
+    "sorted_parameters",
+    "tied_sources",
+]
+
+Shape = tuple[int, ...]
+
+# `AttentionImplementation::default()` (shared/modeling/src/auto_config.rs)
+_ATTENTION: Final = "sdpa"
+
+
+def sorted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name, in the order in which Psyche's peers have them."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {name: named[name] for name in sorted(named, key=str.encode)}
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that belong to a model's state and are not trained, such as the routing bias of DeepSeek's experts."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {name: buffers[name] for name in sorted(model.state_dict().keys() & buffers.keys(), key=str.encode)}
+
+
+def build_shapes(config: LanguageModelConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """The model on the meta device: names and shapes, no memory.
+
+    Raises:
+        ModelConfigError: transformers cannot make it.
+    """
+    with torch.device("meta"):
+        model = _construct(config, dtype)
+    _give_each_its_own(model, torch.device("meta"))
+    return model
+
+
+def build_empty(
+    config: LanguageModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
+    """The model on a device, its parameters without values and its buffers computed.
+
+    Raises:
+        ModelConfigError: transformers cannot make it.
+    """
+    with _parameters_without_memory():
+        model = _construct(config, dtype)
+    _give_each_its_own(model, torch.device(device))
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    return model
+
+
+def build_fresh(
+    config: LanguageModelConfig, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
+    """The model with its first weights; the same seed gives the same ones on the same kind of device.
+
+    Raises:
+        ModelConfigError: transformers cannot make it.
+    """
+    if config.is_native:
+        model = build_empty(config, device, dtype)
+        initialize(model, config, torch.Generator(device=device).manual_seed(seed))
+        return model
+    with _seeded(seed, torch.device(device)), torch.device(device):
+        model = _construct(config, dtype)
+    _give_each_its_own(model, torch.device(device), copy=True)
+    return model
+
+
+def tied_sources(model: PreTrainedModel, config: LanguageModelConfig) -> dict[str, str]:
+    """For parameters that a file of the model may lack because their embeddings are tied there: who stands in."""
+    ties = config.source_ties
+    if ties is None:
+        ties = bool(getattr(type(model.config)(), "tie_word_embeddings", False))
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not ties or inputs is None or outputs is None:
+        return {}
+    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+    missing, given = names.get(id(outputs.weight)), names.get(id(inputs.weight))
+    return {missing: given} if missing is not None and given is not None and missing != given else {}
+
+
+def _construct(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingDependencyError("language models need transformers: pip install 'transformers>=4.44'") from error
+    made = config.to_transformers()
+    made.dtype = dtype  # transformers 4.56 and later go by it, earlier ones by the default
+    try:
+        with _default_dtype(dtype):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                made, attn_implementation=_ATTENTION
+            )
+    except (ModelConfigError, MissingDependencyError):
+        raise
+    # Sizes that do not fit each other come out as whatever the model's constructor stumbles over.
+    except Exception as error:
+        raise ModelConfigError(
+            f"no model can be made of config.json ({config.model_type}): {one_line(error)}", name="config.json"
+        ) from error
+    return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from ``seed`` inside, and as if nothing had been drawn outside."""
+    devices = [device] if device.type not in ("cpu", "meta") else []
+    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Parameters made in this thread go to the meta device as soon as a module gets them; buffers are computed.
+
+    ``torch.device("meta")`` would take the buffers too, and what they hold is known only to each model's code.
+    """
+    register, thread = nn.Module.register_parameter, threading.get_ident()
+
+    def to_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and threading.get_ident() == thread:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = to_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _give_each_its_own(model: nn.Module, device: torch.device, *, copy: bool = False) -> None:
+    """A tensor on ``device`` for every place that has a parameter, also where two had the same one."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, param in module._parameters.items():
+            if param is None or (copy and id(param) not in seen):
+                seen.add(id(param))
+                continue
+            fresh: Any = param.detach().clone() if copy else torch.empty_like(param, device=device)
+            module._parameters[name] = nn.Parameter(fresh, requires_grad=param.requires_grad)
