@@ -32,7 +32,7 @@ MAX_BATCH: Final = (1 << 16) - 1
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One sequence.
+    """One sequence. Its arrays may be shared, and must not be written to.
 
     Attributes:
         input_ids: ``(seq_len,) int32``.
@@ -83,15 +83,17 @@ class TokenProvider(ABC):
         """One sequence for each index of ``batch``, in order; the same ones each time.
 
         Raises:
+            ConfigurationError: more than :data:`MAX_BATCH` are asked for.
             OutOfDataError: the data end before ``batch`` does.
             DataUnavailableError: they cannot be had now, after all retries; or the provider is closed.
             InvalidDataError: they are there and wrong.
         """
         if self._closed:
             raise DataUnavailableError("this provider of training data is closed")
-        if len(batch) > MAX_BATCH:
+        size = batch.end - batch.start + 1  # len() of an interval of all data there could be is no length to Python
+        if size > MAX_BATCH:
             raise ConfigurationError(
-                f"{batch} asks for {len(batch)} sequences at once, a round has at most {MAX_BATCH}", name="batch"
+                f"{batch} asks for {size} sequences at once, a round has at most {MAX_BATCH}", name="batch"
             )
         if not self.has(batch):
             assert self.num_sequences is not None
