@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from coordinator_swarm import RUN, key
 from distro_optim.comm.framing import ClientLink, Else, encode_frame
 from distro_optim.comm.streams import MemoryListener, Stream
-from distro_optim.coordinator.data_server import DataServer
-from distro_optim.coordinator.data_service import MAX_WAITING, DataService
 from distro_optim.coordinator.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
@@ -30,9 +28,12 @@ from distro_optim.coordinator.messages import (
 )
 from distro_optim.coordinator.model import Seeded, TokenSize
 from distro_optim.coordinator.session import Session
-from distro_optim.coordinator.shuffle import ChaCha8, slice_shuffle
-from distro_optim.coordinator.token_files import TokenFiles, read_data_file
 from distro_optim.coordinator.types import BatchId, Client, NodeIdentity
+from distro_optim.data.data_file import read_data_file
+from distro_optim.data.server import DataServer
+from distro_optim.data.service import MAX_WAITING, DataService
+from distro_optim.data.shuffle import ChaCha8, slice_shuffle
+from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, LimitExceededError
 from runs import waiting_run
 from stream_contract import run
@@ -98,7 +99,7 @@ def test_sequences_are_numbered_file_by_file_without_the_last_of_each(tmp_path: 
     write_tokens(tmp_path / "ignored.txt", range(50))
     files = TokenFiles(tmp_path, TokenSize.TWO_BYTES, 4)
     assert len(files) == 4
-    assert [tokens.tolist() for tokens in files.read(BatchId(0, 3))] == [
+    assert [sample.input_ids.tolist() for sample in files.get_samples(BatchId(0, 3))] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [100, 101, 102, 103],
@@ -114,14 +115,8 @@ def test_the_order_is_shuffled_over_all_files(tmp_path: Path) -> None:
     plain = TokenFiles(tmp_path, TokenSize.FOUR_BYTES, 2)
     mixed = TokenFiles(tmp_path, TokenSize.FOUR_BYTES, 2, Seeded(SEED))
     batch = BatchId(0, 9)
-    expected = [plain.read(batch)[index].tolist() for index in shuffled(10, SEED)]
-    assert [tokens.tolist() for tokens in mixed.read(batch)] == expected
-
-
-def test_a_file_of_an_odd_length_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(bytes(range(11)))
-    files = TokenFiles(tmp_path, TokenSize.TWO_BYTES, 2)
-    assert [tokens.tolist() for tokens in files.read(BatchId(0, 1))] == [[0x0100, 0x0302], [0x0504, 0x0706]]
+    expected = [plain.get_samples(batch)[index].input_ids.tolist() for index in shuffled(10, SEED)]
+    assert [sample.input_ids.tolist() for sample in mixed.get_samples(batch)] == expected
 
 
 DATA_TOML = 'dir = "tokens"\ntoken_size = "TwoBytes"\nseq_len = 4\nshuffle_seed = [{}]\n'
@@ -283,7 +278,7 @@ def test_data_go_over_a_stream(tmp_path: Path) -> None:
             assert isinstance(answer, TrainingData)
             assert answer.data_ids == BatchId(3, 5)
             assert [list(one.input_ids) for one in answer.raw_data] == [
-                tokens.tolist() for tokens in files.read(BatchId(3, 5))
+                sample.input_ids.tolist() for sample in files.get_samples(BatchId(3, 5))
             ]
             await stream.write(request(20, 25))
             assert isinstance(await read_message(stream, link), RequestRejected)

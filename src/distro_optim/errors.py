@@ -16,6 +16,10 @@
         │   ├── InvalidResultError      a training result is what was promised, but none of this model
         │   └── LimitExceededError      they ask for more than a stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
+        ├── DataError                   training data cannot be had as they should be
+        │   ├── DataUnavailableError    not now: nobody answers, in time or at all, or we are refused
+        │   ├── InvalidDataError        they are there and wrong: cut, beyond the vocabulary, of another size
+        │   └── OutOfDataError          they end before this index (also an IndexError)
         ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
         │   └── JoinRefusedError        it was reached and does not take us into the run
         ├── RunError                    a run cannot go on with us
@@ -45,9 +49,12 @@ __all__ = [
     "CoordinatorError",
     "CoordinatorErrorCode",
     "CoordinatorLinkError",
+    "DataError",
+    "DataUnavailableError",
     "DistroError",
     "ExchangeError",
     "HashMismatchError",
+    "InvalidDataError",
     "InvalidResultError",
     "JoinRefusedError",
     "LimitExceededError",
@@ -58,6 +65,7 @@ __all__ = [
     "ModelWeightsError",
     "NodeClosedError",
     "NotSharedError",
+    "OutOfDataError",
     "PeerRefusedError",
     "PeerTimeoutError",
     "PeerUnreachableError",
@@ -246,6 +254,31 @@ class ModelMismatchError(RunError):
         self.what = what
         self.ours = ours
         self.theirs = theirs
+
+
+class DataError(DistroError):
+    """Training data cannot be had as they should be. The message names the file or the server, and the index."""
+
+
+class DataUnavailableError(DataError):
+    """Nobody gives the data now: unreachable, too slow, or they refuse us. Another attempt may fare better."""
+
+
+class InvalidDataError(DataError):
+    """There are data, and they are wrong: cut, not of this vocabulary, of another size than was announced. Another
+    attempt gives the same."""
+
+
+class OutOfDataError(DataError, IndexError):
+    """The data end before an index that was asked for.
+
+    Attributes:
+        num_sequences: how many there are.
+    """
+
+    def __init__(self, message: str, *, num_sequences: int) -> None:
+        super().__init__(message)
+        self.num_sequences = num_sequences
 
 
 class ExchangeError(DistroError):

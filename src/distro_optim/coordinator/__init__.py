@@ -39,6 +39,6 @@ A run and those who take part; the first half does no I/O:
 ``ticket``           one string that says which run and where
 ===================  ======================================================================================
 
-The command ``distro-optim serve`` is ``serve``, and shows itself by ``console``. Training data beside a run:
-``data_server``, ``data_service``, ``token_files`` and ``shuffle``.
+The command ``distro-optim serve`` is ``serve``, and shows itself by ``console``. Training data beside a run are
+a room of their own, :mod:`distro_optim.data`.
 """

@@ -17,10 +17,11 @@ from ..comm.iroh.endpoint import Node
 from ..comm.iroh.streams import IrohListener
 from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
+from ..data.data_file import read_data_file
+from ..data.server import DataServer
+from ..data.service import DataService
 from ..errors import ConfigurationError, CoordinatorError
 from .console import Reporter
-from .data_server import DataServer
-from .data_service import DataService
 from .host import RunHost, restartable
 from .limits import ServerLimits
 from .model import ServerData
@@ -30,7 +31,6 @@ from .status import status_of
 from .store import StateStore, read_state_file
 from .stream_server import TICK_SECONDS
 from .ticket import RunTicket
-from .token_files import read_data_file
 from .types import Coordinator, RunState
 from .validation import check_run
 
@@ -161,7 +161,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             store = stack.enter_context(StateStore(options.save_dir, configured.run_id))
         state, note = initial_state(configured, store, resume=options.resume)
         check_run(state)
-        files = read_data_file(options.data) if options.data is not None else None
+        files = stack.enter_context(read_data_file(options.data)) if options.data is not None else None
         data_port = _data_port(state) if files is not None else 0
         listener = await TcpListener.bind(options.host, options.port)
         offset = unix_offset()

@@ -28,6 +28,13 @@ Coordinator clients (:class:`~distro_optim.coordinator.client.CoordinatorClient`
 ``dummy_run``           and its state before anybody has joined
 ======================  ==========================================================================================
 
+Token providers (:class:`~distro_optim.data.provider.TokenProvider`):
+
+======================  ==========================================================================================
+``TOKEN_DATA_CHECKS``   the contract of a provider, each check to be called with a fresh arena
+``TokenDataArena``      what the checks ask of your provider
+======================  ==========================================================================================
+
 Names are imported when first used: testing an exchange needs neither the swarm nor the coordinator.
 """
 
@@ -45,16 +52,20 @@ if TYPE_CHECKING:
     from .swarm import MemoryNetwork, MemorySwarm
     from .swarm_checks import CHECKS as SWARM_CHECKS
     from .swarm_checks import SwarmArena
+    from .token_data import CHECKS as TOKEN_DATA_CHECKS
+    from .token_data import TokenDataArena
     from .updates import random_update, same_update
 
 __all__ = [
     "COORDINATOR_CHECKS",
     "DUMMY_CONFIG",
     "SWARM_CHECKS",
+    "TOKEN_DATA_CHECKS",
     "CoordinatorArena",
     "MemoryNetwork",
     "MemorySwarm",
     "SwarmArena",
+    "TokenDataArena",
     "check_exchange",
     "check_peer",
     "dummy_run",
@@ -72,6 +83,8 @@ _HOMES = {
     "MemorySwarm": ("swarm", "MemorySwarm"),
     "SWARM_CHECKS": ("swarm_checks", "CHECKS"),
     "SwarmArena": ("swarm_checks", "SwarmArena"),
+    "TOKEN_DATA_CHECKS": ("token_data", "CHECKS"),
+    "TokenDataArena": ("token_data", "TokenDataArena"),
     "check_exchange": ("exchange", "check_exchange"),
     "check_peer": ("exchange", "check_peer"),
     "dummy_run": ("coordinator", "dummy_run"),

@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ..comm.framing import SERVER_FRAME_LIMIT, Else, encode_frame
-from ..errors import LimitExceededError, ProtocolError
-from .limits import ServerLimits
-from .messages import (
+from ..coordinator.limits import ServerLimits
+from ..coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
     DATA_SERVER_TO_CLIENT,
     RejectionReason,
     RequestRejected,
     RequestTrainingData,
 )
-from .service import CHALLENGE_SIZE, Connected, Disconnected
-from .session import Session
-from .session_service import Output, SessionService
-from .types import BatchId, Coordinator, NodeIdentity
+from ..coordinator.service import CHALLENGE_SIZE, Connected, Disconnected
+from ..coordinator.session import Session
+from ..coordinator.session_service import Output, SessionService
+from ..coordinator.types import BatchId, Coordinator, NodeIdentity
+from ..errors import LimitExceededError, ProtocolError
 
 __all__ = ["DataIndex", "DataOutput", "DataService"]
 
@@ -121,7 +121,7 @@ class DataService(SessionService):
 
     def answer(self, session: Session, frame: bytes, now: float) -> None:
         """Sends what was read for a request, as :func:`encode_frame` made it of a
-        :class:`~.messages.TrainingData`."""
+        :class:`~distro_optim.coordinator.messages.TrainingData`."""
         if session in self._waiting:
             self._waiting[session] -= 1
             session.send(frame, now)

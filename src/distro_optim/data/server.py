@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from ..comm.framing import Else, encode_frame
 from ..comm.streams import StreamListener
-from .data_service import DataService
-from .messages import DATA_SERVER_TO_CLIENT, TokenizedData, TrainingData
-from .session import Session
-from .stream_server import TICK_SECONDS, StreamServer
-from .token_files import TokenFiles
-from .types import BatchId
+from ..coordinator.messages import DATA_SERVER_TO_CLIENT, TokenizedData, TrainingData
+from ..coordinator.session import Session
+from ..coordinator.stream_server import TICK_SECONDS, StreamServer
+from ..coordinator.types import BatchId
+from ..errors import DataError
+from .provider import IntArray, TokenProvider
+from .service import DataService
 
 __all__ = ["DataServer"]
 
@@ -26,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class DataServer(StreamServer):
-    """Serves token files until it is closed.
+    """Serves token sequences until it is closed.
 
     Args:
         service: whom it serves with what.
-        files: the data.
+        tokens: the data; not closed with the server.
         listeners: where clients come from.
         on_event: told of everything that happens.
         clock: monotonic seconds.
@@ -40,7 +41,7 @@ class DataServer(StreamServer):
     def __init__(
         self,
         service: DataService,
-        files: TokenFiles,
+        tokens: TokenProvider,
         listeners: Sequence[StreamListener],
         *,
         on_event: Callable[[Any], None] | None = None,
@@ -49,7 +50,7 @@ class DataServer(StreamServer):
     ) -> None:
         super().__init__(service, listeners, on_event=on_event, clock=clock, tick_seconds=tick_seconds)
         self.service = service
-        self._files = files
+        self._tokens = tokens
         self._free = asyncio.Semaphore(READERS)
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -72,8 +73,8 @@ class DataServer(StreamServer):
             if not self.service.has(session):
                 return
             try:
-                frame = await asyncio.to_thread(_frame_of, self._files, batch)
-            except (OSError, ValueError, IndexError) as error:
+                frame = await asyncio.to_thread(_frame_of, self._tokens, batch)
+            except (DataError, OSError, ValueError) as error:
                 _log.error("the data of %s could not be read: %s", batch, error)
                 self.service.disconnect(session, "its data could not be read")
             else:
@@ -81,6 +82,18 @@ class DataServer(StreamServer):
         self._dispatch()
 
 
-def _frame_of(files: TokenFiles, batch: BatchId) -> bytes:
-    sequences = tuple(TokenizedData(tuple(tokens.tolist())) for tokens in files.read(batch))
+def _frame_of(tokens: TokenProvider, batch: BatchId) -> bytes:
+    sequences = tuple(
+        TokenizedData(
+            tuple(sample.input_ids.tolist()),
+            _numbers(sample.labels),
+            _numbers(sample.position_ids),
+            _numbers(sample.sequence_lengths),
+        )
+        for sample in tokens.get_samples(batch)
+    )
     return encode_frame(DATA_SERVER_TO_CLIENT.encode(Else(TrainingData(batch, sequences))))
+
+
+def _numbers(values: IntArray | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values.tolist())
