@@ -17,6 +17,10 @@ from .trainer import SwarmTrainer
 
 __all__ = ["ModelExchange"]
 
+MAX_REFUSALS: Final = 10
+"""Models refused in a row, of however many peers, until we take it that the run trains something else. One peer could
+say so to keep joiners away; it is asked five times at most. Chosen arbitrarily above that."""
+
 # Name, archive and message around a tensor's bytes: a few hundred, and the name.
 _ENVELOPE_BYTES: Final = 64 * 1024
 
@@ -31,8 +35,6 @@ class ModelExchange:
         as_psyche: offer parameters only, in bfloat16, and take those of Psyche's peers, who say nothing of the rest.
         tell: told what differs without harm.
 
-    Attributes:
-        mismatch: why a peer's model was refused last; None if none was.
     """
 
     def __init__(
@@ -46,7 +48,6 @@ class ModelExchange:
         as_psyche: bool,
         tell: Callable[[str], None],
     ) -> None:
-        self.mismatch: ModelMismatchError | None = None
         self._port = port
         self._trainer = trainer
         self._model = model
@@ -96,15 +97,23 @@ class ModelExchange:
             attempt: how often it was tried in vain; another peer is asked first each time.
 
         Raises:
+            ModelMismatchError: the run trains something else, as far as the peers can be believed.
             ExchangeError: nobody gave it.
             ProtocolError: what came is not the model of the run, or not whole.
         """
         tensors = self._trainer.tensors
         ours = self.identity(action.epoch, action.step)
-        self.mismatch = None
+        refusals = 0
 
         def check(config: str, names: Sequence[str]) -> None:
-            self._check(ours, ModelIdentity.decode(config), names)
+            nonlocal refusals
+            try:
+                self._check(ours, ModelIdentity.decode(config), names)
+            except ModelMismatchError as error:
+                refusals += 1
+                if len(action.providers) == 1 or refusals >= MAX_REFUSALS:
+                    raise
+                raise ProtocolError(str(error)) from None
 
         turn = attempt % len(action.providers)
         shared = self._port.download_model(
@@ -129,25 +138,24 @@ class ModelExchange:
         return values, self.identity(action.epoch, action.step, root)
 
     def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
-        """Raises ProtocolError if it is another model, or not that of this step."""
+        """Raises ModelMismatchError if it is another model, ProtocolError if it is not that of this step."""
         if theirs is not None:
             if theirs.step != ours.step:
                 raise ProtocolError(f"the peer has the weights of step {theirs.step}, not those of {ours.step}")
-            self.mismatch = ours.first_difference(theirs)
-            if self.mismatch is not None:
-                raise ProtocolError(str(self.mismatch))
+            mismatch = ours.first_difference(theirs)
+            if mismatch is not None:
+                raise mismatch
         tensors = self._trainer.tensors
         wanted = tensors.all if theirs is not None else {**tensors.trained, **tensors.frozen}
         if set(names) != set(wanted):
             name = min(set(names) ^ set(wanted))
             here, there = ("a parameter", "none") if name in wanted else ("none", "a parameter")
-            self.mismatch = ModelMismatchError(
+            raise ModelMismatchError(
                 f"the run trains something else: {name} is {here} here and {there} in the run; build the same model",
                 what=name,
                 ours=name in wanted,
                 theirs=name not in wanted,
             )
-            raise ProtocolError(str(self.mismatch))
 
     def _check_tensor(self, name: str, value: Tensor, *, exactly: bool) -> None:
         """``exactly``: the dtype, too; otherwise another precision is cast, as Psyche does."""

@@ -386,9 +386,7 @@ class SwarmSession:
             case act.RunEnded():
                 self._ended = True
                 if action.error is not None:
-                    raise self._exchange_of().mismatch or RunError(
-                        f"the run ended at step {action.step}: {action.error}"
-                    )
+                    raise RunError(f"the run ended at step {action.step}: {action.error}")
 
     def _at_step(self, step: int) -> None:
         """Everything of a step begins here."""
