@@ -40,13 +40,14 @@ def samples(dtype: torch.dtype) -> Tensor:
     return torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
-def new_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Net:
+def new_model(seed: int = 0, dtype: torch.dtype = torch.float32, kind: type[Net] = Net) -> Net:
     torch.manual_seed(seed)
-    return Net().to(dtype)
+    return kind().to(dtype)
 
 
-def new_optimizer(model: nn.Module, **settings: Any) -> DisTrO:
+def new_optimizer(model: nn.Module, *, backwards: bool = False, **settings: Any) -> DisTrO:
     trained = [p for p in model.parameters() if p.requires_grad]
+    trained = trained[::-1] if backwards else trained
     return DisTrO(trained, **{"lr": LR, "weight_decay": 0.1, "compression_topk": 4, "compression_chunk": 8, **settings})
 
 
@@ -67,6 +68,8 @@ class Script:
     """
 
     seed: int = 0
+    model_class: type[Net] = Net
+    reversed_parameters: bool = False
     dtype: torch.dtype = torch.float32
     seconds: float | Callable[[Round], float] = 1.0
     during: Callable[[Script], None] = lambda script: None
@@ -83,9 +86,9 @@ class Script:
 
     def __call__(self, port: SimulatedPort) -> None:
         self.port, port.script = port, self
-        self.model = new_model(self.seed, self.dtype)
+        self.model = new_model(self.seed, self.dtype, self.model_class)
         self.model.norm.train(not self.norm_in_eval)
-        self.optimizer = new_optimizer(self.model, **self.optimizer_settings)
+        self.optimizer = new_optimizer(self.model, backwards=self.reversed_parameters, **self.optimizer_settings)
         data = samples(self.dtype)
         settings = {"dataset_size": SAMPLES, "on_event": self.news.append, **self.session_settings}
         self.session = SwarmSession(self.model, self.optimizer, port=port, **settings)

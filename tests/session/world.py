@@ -34,6 +34,7 @@ TRAINER_ACTIONS = (
     act.RunEnded,
 )
 LOAD_SECONDS = 30.0
+ATTEMPTS = 5
 MORE_STEPS = 400
 PATIENCE = 60.0  # real seconds until a thread that never waits fails the test
 
@@ -174,26 +175,28 @@ class SimulatedPort(RunPort):
         check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
-        wanted, reason = list(providers), "nobody is there"
+        attempts: dict[bytes, int] = dict.fromkeys(providers, ATTEMPTS)
+        reason = "nobody is there"
         deadline = self.world.now + LOAD_SECONDS
-        while self.world.now < deadline:
-            for port in sorted(self.world.ports, key=lambda p: wanted.index(p.key) if p.key in wanted else 99):
-                model = port.offered
-                if port.key not in wanted or port.closed or port.killed or model is None:
+        while attempts and self.world.now < deadline:
+            peers = {p.key: p for p in self.world.ports if p.key and not p.closed and not p.killed}
+            for peer in list(attempts):
+                model = peers[peer].offered if peer in peers else None
+                if model is None:
                     continue
-                assert port.offered_digests == digests_of(model), "what is offered was changed"
+                assert peers[peer].offered_digests == digests_of(model), "what is offered was changed"
                 try:
                     if check is not None:
                         check(model.config, list(model.parameters))
                 except ProtocolError as error:
                     reason = str(error)
-                    wanted.remove(port.key)
+                    attempts[peer] -= 1
+                    if not attempts[peer]:
+                        del attempts[peer]
                     continue
                 assert all(t.numel() * t.element_size() < max_parameter_bytes for t in model.parameters.values())
                 return SharedModel(model.config, "", {n: t.clone() for n, t in model.parameters.items()})
-            if not wanted:
-                break
-            self.wait(0.5)
+            self.wait(TICK)
         raise ExchangeError(f"no peer shares the model: {reason}")
 
     @property
