@@ -62,6 +62,9 @@ class WebPatience:
             raise ConfigurationError(f"attempts, seconds and slowest must be above 0, got {self}", name="patience")
 
 
+_CLOSED: Final = "this provider of training data is closed"
+
+
 class _Passing(Exception):
     """A failure after which another attempt is worth while."""
 
@@ -139,7 +142,7 @@ class WebClient:
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         for failures in range(1, self._patience.attempts + 1):
             if self._closed.is_set():
-                raise DataUnavailableError("this provider of training data is closed")
+                raise DataUnavailableError(_CLOSED)
             try:
                 return attempt()
             except (_Passing, OSError, http.client.HTTPException) as error:
@@ -276,6 +279,9 @@ class WebClient:
             connection = old or connection_for(url, self._context)
             connection.deadline = deadline
             with self._lock:
+                # close() ends those that it finds here, so none may come after it.
+                if self._closed.is_set():
+                    raise DataUnavailableError(_CLOSED)
                 self._busy.add(connection)
             try:
                 target = connection.target_prefix + (url.path or "/") + (f"?{url.query}" if url.query else "")
