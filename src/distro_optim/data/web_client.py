@@ -7,6 +7,7 @@ Every answer is checked against what was asked: the range, the size, the length 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import random
 import ssl
@@ -65,6 +66,12 @@ class WebPatience:
 _CLOSED: Final = "this provider of training data is closed"
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # One for all: reading the system's certificates takes a tenth of a second.
+    return ssl.create_default_context()
+
+
 class _Passing(Exception):
     """A failure after which another attempt is worth while."""
 
@@ -89,7 +96,7 @@ class WebClient:
         self._draw = draw
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
-        self._context = ssl.create_default_context()
+        self._context = _tls()
         self._idle: dict[tuple[str, str], list[TimedConnection]] = {}
         self._busy: set[TimedConnection] = set()
         self._lock = threading.Lock()
