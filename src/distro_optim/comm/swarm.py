@@ -10,6 +10,7 @@ A peer puts megabytes where others can fetch them (:meth:`Swarm.publish`), tells
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,22 @@ from .announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, In
 from .iroh.addresses import EndpointAddr
 from .iroh.tickets import BlobTicket
 
-__all__ = ["MAX_ANNOUNCEMENT", "Announcement", "AnnouncementStream", "PeerInfo", "Swarm", "provider_order"]
+__all__ = [
+    "MAX_ANNOUNCEMENT",
+    "Announcement",
+    "AnnouncementStream",
+    "Channel",
+    "PeerInfo",
+    "Swarm",
+    "provider_order",
+]
+
+
+class Channel(enum.Enum):
+    """Who listens to an announcement. What is announced on one channel is never heard on another."""
+
+    RUN = "everybody in the run, Psyche's clients included"
+    OWN_KIND = "peers of our own kind, which Psyche's clients are not"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,11 @@ class Swarm(ABC):
     def peer_id(self) -> bytes:
         """The own public key, 32 bytes."""
 
+    @property
+    @abstractmethod
+    def address(self) -> EndpointAddr:
+        """Where peers reach us, as far as it is known at this moment."""
+
     @abstractmethod
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         """Makes ``data`` available to peers, for as long as the tag stays, and returns a ticket that leads here.
@@ -71,8 +92,8 @@ class Swarm(ABC):
         """Takes off the tags for which ``unwanted(tag)`` holds; their blobs may vanish. Returns how many."""
 
     @abstractmethod
-    async def announce(self, data: bytes) -> None:
-        """Signs ``data`` and sends it to everybody.
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+        """Signs ``data`` and sends it to everybody who listens to ``channel``.
 
         Delivery is very likely, not certain: say important things again. The same bytes from the same peer are
         delivered once, so what is said again needs another content, such as a counter. The own announcements do not
@@ -84,8 +105,8 @@ class Swarm(ABC):
         """
 
     @abstractmethod
-    def announcements(self) -> AsyncIterator[Announcement]:
-        """What peers announce, each once, in the order of arrival; ends when the swarm is closed.
+    def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
+        """What peers announce on ``channel``, each once, in the order of arrival; ends when the swarm is closed.
 
         What nobody reads waits in a bounded queue, in which new announcements displace old ones of the same peer.
         """
@@ -125,7 +146,7 @@ class Swarm(ABC):
     @property
     @abstractmethod
     def counts(self) -> InboxCounts:
-        """What became of the announcements that arrived."""
+        """What became of the announcements that arrived on :attr:`Channel.RUN`."""
 
     @abstractmethod
     async def aclose(self) -> None:

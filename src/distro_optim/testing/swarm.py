@@ -24,7 +24,7 @@ from ..comm.iroh.addresses import EndpointAddr
 from ..comm.iroh.tickets import BlobTicket
 from ..comm.meter import RateMeter
 from ..comm.signing import SecretKey, SignedMessage
-from ..comm.swarm import AnnouncementStream, PeerInfo, Swarm, check_announcement, provider_order
+from ..comm.swarm import AnnouncementStream, Channel, PeerInfo, Swarm, check_announcement, provider_order
 from ..errors import (
     BlobUnavailableError,
     ConfigurationError,
@@ -143,8 +143,12 @@ class MemorySwarm(Swarm):
         self._sent: defaultdict[bytes, RateMeter] = defaultdict(RateMeter)
         self._received: defaultdict[bytes, RateMeter] = defaultdict(RateMeter)
         self._closed = False
-        inbox = AnnouncementInbox(secret_key.public, salt=salt, allowed=allowed, limits=inbox_limits)
-        self._stream = AnnouncementStream(inbox)
+        self._streams = {
+            channel: AnnouncementStream(
+                AnnouncementInbox(secret_key.public, salt=salt, allowed=allowed, limits=inbox_limits)
+            )
+            for channel in Channel
+        }
 
     @property
     def peer_id(self) -> bytes:
@@ -152,7 +156,11 @@ class MemorySwarm(Swarm):
 
     @property
     def counts(self) -> InboxCounts:
-        return self._stream.inbox.counts
+        return self._streams[Channel.RUN].inbox.counts
+
+    @property
+    def address(self) -> EndpointAddr:
+        return EndpointAddr(self.peer_id)
 
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         self._check_open()
@@ -165,17 +173,17 @@ class MemorySwarm(Swarm):
         self._drop_untagged()
         return len(tags)
 
-    async def announce(self, data: bytes) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
         self._check_open()
         check_announcement(data)
         sealed = SignedMessage.seal(self._key, data)
         loop = asyncio.get_running_loop()
         for other in self._network._other_members(self.peer_id):
             if not self._network._is_lost():
-                loop.call_later(self._network._delay(), self._deliver, other, sealed)
+                loop.call_later(self._network._delay(), self._deliver, other, sealed, channel)
 
-    def announcements(self) -> AsyncIterator[Announcement]:
-        return aiter(self._stream)
+    def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
+        return aiter(self._streams[channel])
 
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
@@ -227,12 +235,14 @@ class MemorySwarm(Swarm):
 
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         self._allowed = None if peers is None else frozenset(peers)
-        self._stream.inbox.set_allowed(self._allowed)
+        for stream in self._streams.values():
+            stream.inbox.set_allowed(self._allowed)
 
     async def aclose(self) -> None:
         self._closed = True
         self._network._leave(self.peer_id)
-        self._stream.close()
+        for stream in self._streams.values():
+            stream.close()
 
     # --- inside ---
 
@@ -251,11 +261,11 @@ class MemorySwarm(Swarm):
             and other._allows(self.peer_id)
         )
 
-    def _deliver(self, other: MemorySwarm, sealed: bytes) -> None:
+    def _deliver(self, other: MemorySwarm, sealed: bytes, channel: Channel) -> None:
         # Looked at on arrival: what is on its way when the network is cut is lost.
         if self._connected(other):
             self._count(self, other, len(sealed))
-            other._stream.deliver(sealed)
+            other._streams[channel].deliver(sealed)
 
     def _fetch_from(self, peer: bytes, root: bytes, max_size: int) -> bytes:
         if not self._allows(peer):

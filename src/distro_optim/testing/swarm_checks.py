@@ -23,7 +23,7 @@ from blake3 import blake3
 from ..comm.announcements import MAX_ANNOUNCEMENT, Announcement
 from ..comm.iroh.addresses import EndpointAddr
 from ..comm.iroh.tickets import BlobTicket
-from ..comm.swarm import Swarm
+from ..comm.swarm import Channel, Swarm
 from ..errors import BlobUnavailableError, ConfigurationError, NodeClosedError
 
 __all__ = ["CHECKS", "SwarmArena"]
@@ -31,6 +31,8 @@ __all__ = ["CHECKS", "SwarmArena"]
 # Nothing here takes long; this only ends a check that hangs.
 _SECONDS: Final = 30.0
 _MEGABYTE: Final = 1 << 20
+# Between two attempts to be heard.
+_PAUSE_SECONDS: Final = 0.05
 
 
 class SwarmArena(ABC):
@@ -125,6 +127,29 @@ async def a_flood_displaces_only_the_announcements_of_its_sender(arena: SwarmAre
     heard = await _take(listener.announcements(), 5)
     assert [announcement.data for announcement in heard] == [b"once", b"16", b"17", b"18", b"19"]
     assert listener.counts.dropped == 16
+
+
+async def what_is_announced_on_one_channel_is_not_heard_on_another(arena: SwarmArena) -> None:
+    """The channel for peers of our own kind, and the run's, carry the same bytes apart from each other."""
+    alice, bob, carol = [await arena.make() for _ in range(3)]
+    listening = {swarm: swarm.announcements(Channel.OWN_KIND) for swarm in (alice, bob)}
+    first = {swarm: asyncio.ensure_future(anext(stream)) for swarm, stream in listening.items()}
+    await asyncio.sleep(0)
+    await arena.settle()
+    async with asyncio.timeout(_SECONDS):
+        number = 0
+        while not first[bob].done():  # a channel may take a moment to be entered
+            number += 1
+            await alice.announce(b"own kind %d" % number, channel=Channel.OWN_KIND)
+            await asyncio.wait({first[bob]}, timeout=_PAUSE_SECONDS)
+    await alice.announce(b"for all")
+    assert (await first[bob]).data.startswith(b"own kind")
+    for swarm in (bob, carol):
+        assert await _take(swarm.announcements(), 1) == [Announcement(alice.peer_id, b"for all")]
+        assert swarm.counts.accepted == 1
+    await bob.announce(b"back", channel=Channel.OWN_KIND)
+    async with asyncio.timeout(_SECONDS):
+        assert (await first[alice]).data == b"back"
 
 
 async def a_published_blob_is_fetched_by_its_ticket(arena: SwarmArena) -> None:
@@ -279,6 +304,7 @@ CHECKS: Final[tuple[Callable[[SwarmArena], Awaitable[None]], ...]] = (
     the_longest_announcement_arrives_and_a_longer_one_is_refused,
     who_is_not_allowed_is_not_heard,
     a_flood_displaces_only_the_announcements_of_its_sender,
+    what_is_announced_on_one_channel_is_not_heard_on_another,
     a_published_blob_is_fetched_by_its_ticket,
     a_blob_that_nobody_has_is_an_error,
     a_blob_above_the_bound_is_not_fetched,

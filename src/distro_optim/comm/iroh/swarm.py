@@ -24,7 +24,7 @@ from typing import Final
 from ...errors import ConfigurationError, NodeClosedError
 from ..announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
 from ..signing import SignedMessage
-from ..swarm import AnnouncementStream, PeerInfo, Swarm, check_announcement, provider_order
+from ..swarm import AnnouncementStream, Channel, PeerInfo, Swarm, check_announcement, provider_order
 from .addresses import EndpointAddr
 from .blobs.net import BlobService
 from .blobs.request import ALPN as BLOBS_ALPN
@@ -44,7 +44,10 @@ _log = logging.getLogger(__name__)
 # Between two looks at the counters of all connections; a fifteenth of the window of a rate.
 _SAMPLE_SECONDS: Final = 1.0
 _TOPIC_PREFIX: Final = b"psyche gossip"
+_CHANNEL_PREFIX: Final = b"distro-optim own kind"
 _SALT_SIZE: Final = 16
+# Whom we were told of and whom a channel is entered through; a membership view holds far fewer. Chosen arbitrarily.
+_MAX_MET: Final = 64
 
 
 def topic_of_run(run_id: str) -> bytes:
@@ -52,8 +55,13 @@ def topic_of_run(run_id: str) -> bytes:
     return hashlib.sha256(_TOPIC_PREFIX + run_id.encode()).digest()
 
 
+def topic_of_channel(topic: bytes, channel: Channel) -> bytes:
+    """The gossip topic of a channel beside the run's own ``topic``, which is that of :attr:`Channel.RUN`."""
+    return topic if channel is Channel.RUN else hashlib.sha256(_CHANNEL_PREFIX + topic).digest()
+
+
 class IrohSwarm(Swarm):
-    """One topic and one blob store on one node.
+    """One topic for each channel, and one blob store, on one node. A topic is entered when it is first used.
 
     The coroutines belong to the node's loop. Closing the swarm leaves the node open.
 
@@ -82,12 +90,17 @@ class IrohSwarm(Swarm):
         self.blobs = BlobService(node, self.store, pool=self.pool)
         self.gossip = GossipService(node, gossip)
         self._topic_id = topic
-        self._topic: Topic | None = None
-        self._entering: asyncio.Task[Topic] | None = None
-        inbox = AnnouncementInbox(
-            node.endpoint_id, salt=os.urandom(_SALT_SIZE), allowed=node.allowed, limits=inbox_limits
-        )
-        self._stream = AnnouncementStream(inbox)
+        self._topics: dict[Channel, Topic] = {}
+        self._entering: dict[Channel, asyncio.Task[Topic]] = {}
+        self._met: dict[bytes, EndpointAddr] = {}
+        self._streams = {
+            channel: AnnouncementStream(
+                AnnouncementInbox(
+                    node.endpoint_id, salt=os.urandom(_SALT_SIZE), allowed=node.allowed, limits=inbox_limits
+                )
+            )
+            for channel in Channel
+        }
         self._traffic = TrafficMonitor()
         self._tasks: list[asyncio.Task[None]] = []
         self._rng = rng if rng is not None else random.Random()
@@ -101,16 +114,21 @@ class IrohSwarm(Swarm):
 
     @property
     def counts(self) -> InboxCounts:
-        return self._stream.inbox.counts
+        return self._streams[Channel.RUN].inbox.counts
+
+    @property
+    def address(self) -> EndpointAddr:
+        return self.node.addr()
 
     @property
     def neighbors(self) -> tuple[bytes, ...]:
-        """Peers with whom announcements are exchanged directly."""
-        return self._topic.neighbors if self._topic is not None else ()
+        """Peers with whom announcements of :attr:`Channel.RUN` are exchanged directly."""
+        topic = self._topics.get(Channel.RUN)
+        return topic.neighbors if topic is not None else ()
 
     async def joined(self, timeout: float | None = None) -> None:
         """Waits for the first neighbour; raises PeerTimeoutError if there is none after ``timeout`` seconds."""
-        await (await self._enter()).joined(timeout)
+        await (await self._enter(Channel.RUN)).joined(timeout)
 
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         self._check_open()
@@ -125,14 +143,17 @@ class IrohSwarm(Swarm):
             self.store.collect_garbage()
         return forgotten
 
-    async def announce(self, data: bytes) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
         self._check_open()
         check_announcement(data)
-        topic = await self._enter()
+        topic = await self._enter(channel)
         await topic.broadcast(SignedMessage.seal(self.node.secret_key, data))
 
-    def announcements(self) -> AsyncIterator[Announcement]:
-        return aiter(self._stream)
+    async def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
+        if not (self._closed or self.node.is_closed):
+            await self._enter(channel)
+        async for announcement in self._streams[channel]:
+            yield announcement
 
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
@@ -175,12 +196,18 @@ class IrohSwarm(Swarm):
 
     async def join(self, peers: Iterable[EndpointAddr]) -> None:
         self._check_open()
-        (await self._enter()).add_peers([peer for peer in peers if peer.id != self.peer_id])
+        others = {peer.id: peer for peer in peers if peer.id != self.peer_id}
+        # Channels that are entered later are entered through the same peers.
+        self._met = dict(list({**self._met, **others}.items())[-_MAX_MET:])
+        await self._enter(Channel.RUN)
+        for topic in self._topics.values():
+            topic.add_peers(others.values())
 
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         allowed = None if peers is None else frozenset(peers)
         self.node.set_allowed(allowed)
-        self._stream.inbox.set_allowed(allowed)
+        for stream in self._streams.values():
+            stream.inbox.set_allowed(allowed)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -194,7 +221,8 @@ class IrohSwarm(Swarm):
                 connection.close()
         for task in self._tasks:
             task.cancel()
-        self._stream.close()
+        for stream in self._streams.values():
+            stream.close()
 
     # --- inside ---
 
@@ -202,19 +230,22 @@ class IrohSwarm(Swarm):
         if self._closed or self.node.is_closed:
             raise NodeClosedError("the swarm is closed")
 
-    async def _enter(self) -> Topic:
-        """The topic, entered at first need."""
+    async def _enter(self, channel: Channel) -> Topic:
+        """The topic of a channel, entered at first need."""
         self._check_open()
-        if self._entering is None:
-            self._entering = asyncio.get_running_loop().create_task(self.gossip.join(self._topic_id))
-            self._tasks.append(asyncio.get_running_loop().create_task(self._listen(self._entering)))
-            self._tasks.append(asyncio.get_running_loop().create_task(self._watch_traffic()))
-        self._topic = await asyncio.shield(self._entering)
-        return self._topic
+        if channel not in self._entering:
+            loop = asyncio.get_running_loop()
+            if not self._entering:
+                self._tasks.append(loop.create_task(self._watch_traffic()))
+            topic = topic_of_channel(self._topic_id, channel)
+            self._entering[channel] = loop.create_task(self.gossip.join(topic, list(self._met.values())))
+            self._tasks.append(loop.create_task(self._listen(channel)))
+        self._topics[channel] = await asyncio.shield(self._entering[channel])
+        return self._topics[channel]
 
-    async def _listen(self, entering: asyncio.Task[Topic]) -> None:
-        async for message in await entering:
-            self._stream.deliver(message.content)
+    async def _listen(self, channel: Channel) -> None:
+        async for message in await self._entering[channel]:
+            self._streams[channel].deliver(message.content)
 
     async def _watch_traffic(self) -> None:
         while True:
