@@ -71,11 +71,11 @@ def samples_of(loader: object, *, by_index: bool = True) -> Samples:
         return StreamedSamples(loader, None)
     if isinstance(loader.dataset, IterableDataset):
         _warn(
-            f"{type(loader.dataset).__name__} is an IterableDataset, so samples cannot be assigned by index: peers take "
-            "turns by counting, and when peers come or go a sample may be trained twice or not at all. A dataset with "
-            "__getitem__ and __len__ trains each sample once per pass"
+            f"{type(loader.dataset).__name__} is an IterableDataset, so samples cannot be assigned by index: peers "
+            "take turns by counting, and when peers come or go a sample may be trained twice or not at all. A dataset "
+            "with __getitem__ and __len__ trains each sample once per pass"
         )
-        peers = torch.tensor([0, 1]).share_memory_()
+        peers = torch.tensor([0, 1]).share_memory_()  # type: ignore[no-untyped-call]
         return StreamedSamples(_rebuilt(loader, dataset=_EveryNth(loader.dataset, peers)), peers)
     if not by_index:
         return StreamedSamples(loader, None)
@@ -115,7 +115,7 @@ class IndexedSamples(Samples):
             self._loader = _rebuilt(loader, batch_sampler=self._sampler)
 
     @property
-    def worker_init_fn(self) -> Any:  # type: ignore[override]
+    def worker_init_fn(self) -> Any:
         return self._loader.worker_init_fn
 
     @worker_init_fn.setter
@@ -147,7 +147,7 @@ class StreamedSamples(Samples):
         self.size = _stream_size(loader, self.micro_batch_size)
 
     @property
-    def worker_init_fn(self) -> Any:  # type: ignore[override]
+    def worker_init_fn(self) -> Any:
         return getattr(self._loader, "worker_init_fn", None)
 
     @worker_init_fn.setter
@@ -177,7 +177,9 @@ class StreamedSamples(Samples):
         self._stream = iter(self._loader)
         for batch in self._stream:
             return batch
-        raise ConfigurationError("the training loader gives no batches: a dataset must have at least one", name="loader")
+        raise ConfigurationError(
+            "the training loader gives no batches: a dataset must have at least one", name="loader"
+        )
 
 
 class _Assigned:
@@ -225,7 +227,7 @@ def _batch_size(loader: DataLoader[Any]) -> int:
 
 def _stream_size(loader: Iterable[Any], batch_size: int) -> int | None:
     try:
-        return len(loader) * batch_size  # type: ignore[arg-type]
+        return len(loader) * batch_size if isinstance(loader, Sized) else None
     except (TypeError, NotImplementedError):
         return None
 
