@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from . import __version__
 from .errors import ConfigurationError, DistroError
+from .testnet import command as testnet_command
 
 __all__ = ["main"]
 
@@ -69,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     output = serve.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
     output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
+
+    testnet = commands.add_parser(
+        "testnet",
+        help="run a training script as several peers on this machine",
+        description="Runs a training script in several processes, which are the peers of one run: the first hosts it, "
+        "the others join. Shows how they do, disturbs them if asked to, and ends with a table and a plot.",
+    )
+    testnet.set_defaults(command=testnet_command.run)
+    testnet_command.add_options(testnet)
 
     validate = commands.add_parser("validate", help="check a state.toml", description="Checks a state.toml.")
     validate.set_defaults(command=_validate)

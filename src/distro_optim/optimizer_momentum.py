@@ -82,6 +82,29 @@ class DecoupledMomentum(Optimizer):
             if ahead:
                 self._look_ahead_again()
 
+    @torch.no_grad()
+    def reconfigure(self, *, tiling: Tiling, quantize_1bit: bool, **settings: float | int) -> None:
+        """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
+
+        Args:
+            tiling, quantize_1bit: as for the constructor.
+            settings: of the parameter groups, such as ``compression_topk``.
+
+        Raises:
+            ConfigurationError: a setting is out of its range. Nothing has changed then.
+        """
+        self.undo_lookahead()
+        groups = [normal_settings({**group, **settings}) for group in self.param_groups]
+        self._tiling, self._quantize = tiling, quantize_1bit
+        for group, changed in zip(self.param_groups, groups, strict=True):
+            group.update(changed)
+        self._run.forget_plan()
+        plan = self.plan
+        for number, param in enumerate(self._params()):
+            old = self.state[param]
+            kept = {key: old[key] for key in (DELTA, QUARANTINED)}
+            self.state[param] = {**initial_state(param, plan, number, self._overlap), **kept}
+
     @property
     def plan(self) -> TilePlan:
         """How the parameters are tiled; updates are made and applied on this plan."""

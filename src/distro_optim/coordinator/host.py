@@ -26,6 +26,7 @@ from .messages import (
     WitnessMessage,
     WitnessStep,
 )
+from .steps import is_complete
 from .transitions import is_active, is_halted
 from .types import (
     Client,
@@ -52,6 +53,12 @@ __all__ = [
 BETWEEN_EPOCHS: Final = frozenset(
     {RunState.UNINITIALIZED, RunState.WAITING_FOR_MEMBERS, RunState.FINISHED, RunState.PAUSED}
 )
+
+
+_ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+
+_TICKS_OF_A_ROUND: Final = 2
+"""From training to reports, and to the next round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,8 @@ class RunHost:
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
+        joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one; None
+            lets everybody wait until its time is over, as Psyche does.
 
     Attributes:
         state: the run, replaced at each change and never changed itself.
@@ -120,6 +129,7 @@ class RunHost:
         withdraw_on_disconnect: bool = True,
         init_warmup_time: int | None = None,
         max_pending: int = 1024,
+        joiner_wait_time: int | None = None,
     ) -> None:
         if max_pending < 1:
             raise ConfigurationError(
@@ -130,7 +140,9 @@ class RunHost:
         self._allowed = None if allowed is None else frozenset(allowed)
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
-        self._pending: dict[NodeIdentity, None] = {}
+        self._joiner_wait_time = joiner_wait_time
+        # In the order of joining, with the time of it.
+        self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
         self._configured_warmup_time: int | None = None
         if init_warmup_time is not None:
@@ -165,7 +177,7 @@ class RunHost:
         if is_halted(self.state):
             return []
         before = self.state
-        self.state, result = machine.tick(before, self._pending.keys(), now, seed)
+        self.state, result = self._ticked(now, seed)
         self._forget_dropped()
         events = self._phase_events(before)
         if result is machine.TickResult.EPOCH_END:
@@ -180,7 +192,7 @@ class RunHost:
         try:
             match message:
                 case Join(run_id):
-                    return self._join(client, run_id)
+                    return self._join(client, run_id, now)
                 case WitnessMessage(WitnessStep(report, metadata)):
                     self.state = machine.witness(before, client, report, now)
                     self.reports[client] = metadata
@@ -195,6 +207,10 @@ class RunHost:
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
         except CoordinatorError as error:
             return [Refused(client=client, reason=str(error))]
+        if self.state.run_state in _ROUND and is_complete(self.state):
+            # Nobody has more to say about this round: the next one begins at once, not with the next tick.
+            for _ in range(_TICKS_OF_A_ROUND):
+                self.state, _ = self._ticked(now, seed)
         return self._phase_events(before)
 
     def disconnect(self, client: NodeIdentity) -> list[Event]:
@@ -231,7 +247,18 @@ class RunHost:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def _join(self, client: NodeIdentity, run_id: str) -> list[Event]:
+    def _ticked(self, now: int, seed: int) -> tuple[Coordinator, machine.TickResult]:
+        return machine.tick(self.state, self._pending.keys(), now, seed, end_epoch=self._is_joiner_due(now))
+
+    def _is_joiner_due(self, now: int) -> bool:
+        """Whether somebody has waited long enough for the next epoch."""
+        patience, epoch = self._joiner_wait_time, self.state.epoch_state
+        if patience is None or now < epoch.start_timestamp + patience:
+            return False
+        members = {client.id for client in epoch.clients}
+        return any(client not in members and now >= since + patience for client, since in self._pending.items())
+
+    def _join(self, client: NodeIdentity, run_id: str, now: int) -> list[Event]:
         if run_id != self.state.run_id:
             return [Refused(client=client, reason="join refused: another run is hosted here")]
         if not self.is_allowed(client.signer):
@@ -240,7 +267,7 @@ class RunHost:
             return []
         if len(self._pending) >= self._max_pending:
             return [Refused(client=client, reason=f"join refused: {self._max_pending} clients are waiting already")]
-        self._pending[client] = None
+        self._pending[client] = now
         return [Joined(client=client)]
 
     def _forget_dropped(self) -> None:

@@ -23,8 +23,10 @@ from .consensus import is_healthy, witness_quorum
 from .model import Checkpoint
 from .steps import (
     index_of,
+    is_complete,
     is_due,
     is_epoch_due,
+    is_everybody_ready,
     move_clients_to_exited,
     start_cooldown,
     start_round_train,
@@ -78,6 +80,10 @@ MIN_LAST_STEP: Final = 4
 
 MIN_HEALTH_CHECK_HEIGHT: Final = 2
 
+REPORT_SECONDS: Final = 3
+"""Where ``round_witness_time`` is 0, which Psyche does not allow: a round is over as soon as all reports are in, and
+this long after its training at the latest. Chosen arbitrarily."""
+
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFF_FFFF
 
@@ -86,7 +92,12 @@ _U32: Final = 0xFFFF_FFFF
 
 
 def tick(
-    state: Coordinator, pending: Collection[NodeIdentity] | None, now: int, seed: int
+    state: Coordinator,
+    pending: Collection[NodeIdentity] | None,
+    now: int,
+    seed: int,
+    *,
+    end_epoch: bool = False,
 ) -> tuple[Coordinator, TickResult]:
     """Time passes.
 
@@ -96,6 +107,7 @@ def tick(
             None if that is not known. Only looked at while waiting for members.
         now: Unix time in seconds.
         seed: for the round that may start.
+        end_epoch: whether the epoch is to end as if its time were over.
 
     Raises:
         CoordinatorError: HALTED.
@@ -107,11 +119,11 @@ def tick(
         case RunState.WARMUP:
             return _tick_warmup(state, now, seed)
         case RunState.ROUND_TRAIN:
-            due = is_due(state, now, state.config.max_round_train_time)
+            due = is_due(state, now, state.config.max_round_train_time) or is_complete(state)
             return (enter(state, RunState.ROUND_WITNESS, now) if due else state), TickResult.TICKED
         case RunState.ROUND_WITNESS:
-            due = is_due(state, now, state.config.round_witness_time)
-            return (_end_round(state, now, seed) if due else state), TickResult.TICKED
+            due = is_due(state, now, state.config.round_witness_time or REPORT_SECONDS) or is_complete(state)
+            return (_end_round(state, now, seed, end_epoch) if due else state), TickResult.TICKED
         case _:
             return _tick_cooldown(state, now)
 
@@ -275,12 +287,14 @@ def _tick_warmup(state: Coordinator, now: int, seed: int) -> tuple[Coordinator, 
         state = start_round_train(state, now, seed)
     else:
         state = move_clients_to_exited(state, 0)
+        if is_everybody_ready(state):
+            state = start_round_train(state, now, seed)
     if len(state.epoch_state.clients) < state.config.min_clients:
         return start_waiting_for_members(state, now), TickResult.EPOCH_ABANDONED
     return state, TickResult.TICKED
 
 
-def _end_round(state: Coordinator, now: int, seed: int) -> Coordinator:
+def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coordinator:
     """The round's witness time is over: the next round, or the end of the epoch."""
     config = state.config
     step = (state.progress.step + 1) & _U32
@@ -293,7 +307,7 @@ def _end_round(state: Coordinator, now: int, seed: int) -> Coordinator:
         # Whether only the witnesses are gone or everybody is cannot be told apart.
         return start_cooldown(withdraw_all(state), now)
 
-    if is_epoch_due(state, now) and not state.epoch_state.last_step:
+    if (end_epoch or is_epoch_due(state, now)) and not state.epoch_state.last_step:
         last_step = (step + DRAIN_ROUNDS) & _U32
         if last_step >= MIN_LAST_STEP:
             state = with_epoch(state, last_step=last_step)

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..errors import CoordinatorErrorCode
 from .assignment import round_batch_size
+from .committee import CommitteeSelection
+from .consensus import witness_quorum
 from .model import Checkpoint
 from .transitions import Input, enter, refusal
 from .types import (
@@ -34,6 +36,33 @@ def is_due(state: Coordinator, now: int, duration: int) -> bool:
 def is_epoch_due(state: Coordinator, now: int) -> bool:
     start = state.epoch_state.start_timestamp
     return now != start and now >= start + state.config.epoch_time
+
+
+def is_prompt(state: Coordinator) -> bool:
+    """Whether phases end when there is nothing more to wait for. A run of Psyche always has seconds for its reports."""
+    return state.config.round_witness_time == 0
+
+
+def is_complete(state: Coordinator) -> bool:
+    """Whether all reports of a prompt run's round are in: those of the elected that have not left meanwhile."""
+    witnesses, clients = state.current_round.witnesses, state.epoch_state.clients
+    if not is_prompt(state) or not witnesses:
+        return False
+    if len(witnesses) < witness_quorum(state.config.witness_nodes, len(witnesses)):
+        return False
+    selection = CommitteeSelection.for_round(state, state.current_round)
+    reported = {witness.proof.index for witness in witnesses}
+    return all(
+        index in reported or client.state is not ClientState.HEALTHY or not selection.get_witness(index).witness
+        for index, client in enumerate(clients)
+    )
+
+
+def is_everybody_ready(state: Coordinator) -> bool:
+    """Whether a prompt run's warm-up waits for nobody any more; who was not ready may have left meanwhile."""
+    clients = state.epoch_state.clients
+    expected = max(state.config.min_clients, min(len(clients), MAX_NUM_WITNESSES))
+    return is_prompt(state) and len(state.current_round.witnesses) >= expected
 
 
 def with_epoch(state: Coordinator, **changes: Any) -> Coordinator:

@@ -29,15 +29,20 @@ from .types import MAX_NUM_CLIENTS, MAX_NUM_WITNESSES, Coordinator, CoordinatorC
 __all__ = ["check_run", "config_problems", "model_problems"]
 
 
-def config_problems(config: CoordinatorConfig) -> Iterator[tuple[str, str]]:
-    """What is wrong, as field and advice, in the order in which Psyche looks (which stops at the first)."""
+def config_problems(config: CoordinatorConfig, *, prompt: bool = False) -> Iterator[tuple[str, str]]:
+    """What is wrong, as field and advice, in the order in which Psyche looks (which stops at the first).
+
+    Args:
+        config: the rules of a run.
+        prompt: allow rounds without a fixed time for reports, as only our own coordinator can have them.
+    """
     if config.epoch_time == 0:
         yield "epoch_time", "must be at least 1 second"
     if config.warmup_time >= config.epoch_time:
         yield "warmup_time", f"must be below epoch_time, which is {config.epoch_time}"
     if not 0 < config.max_round_train_time < config.epoch_time:
         yield "max_round_train_time", f"must be at least 1 second and below epoch_time, which is {config.epoch_time}"
-    if config.round_witness_time == 0:
+    if config.round_witness_time == 0 and not prompt:
         yield "round_witness_time", "must be at least 1 second"
     if config.min_clients == 0:
         yield "min_clients", "must be at least 1"
@@ -94,13 +99,17 @@ def _is_complete(location: SingleUrl | NumberedFiles | Gcp) -> bool:
             return bool(bucket_name)
 
 
-def check_run(state: Coordinator) -> None:
+def check_run(state: Coordinator, *, prompt: bool = False) -> None:
     """Refuses a state that a coordinator could not run; models for tests pass, as with Psyche's own server.
+
+    Args:
+        state: the run.
+        prompt: see :func:`config_problems`.
 
     Raises:
         ConfigurationError: names the field, shows its value and says what it must be.
     """
-    for field, advice in config_problems(state.config):
+    for field, advice in config_problems(state.config, prompt=prompt):
         value = getattr(state.config, field)
         raise ConfigurationError(f"config.{field} is {value}, but {advice}", name=f"config.{field}", value=value)
     if not state.run_id:

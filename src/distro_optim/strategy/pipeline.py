@@ -8,7 +8,7 @@ coordinator from phase to phase, shifts them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from blake3 import blake3
@@ -19,7 +19,15 @@ from ..comm.iroh.tickets import BlobTicket
 from ..comm.signing import SecretKey
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.schedule import cold_start_bounds, effective_learning_rate
-from ..coordinator.types import CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, RunState
+from ..coordinator.types import (
+    BatchId,
+    ClientState,
+    CommitteeProof,
+    Coordinator,
+    MerkleRoot,
+    NodeIdentity,
+    RunState,
+)
 from ..errors import ConfigurationError, InvalidResultError, ProtocolError
 from ..verify.commitment import Commitment, finished_hash
 from ..verify.merkle import EMPTY_ROOT, merkle_root
@@ -134,7 +142,7 @@ class RoundPipeline:
         if not current.training_over or not self._in(_S.ROUND_TRAIN):
             return
         previous = self._previous
-        if previous is not None and previous.missing:
+        if previous is not None and any(not self._is_lost(previous, batch) for batch in previous.missing):
             return
         if not current.sent_finished:
             current.sent_finished = True
@@ -143,8 +151,24 @@ class RoundPipeline:
             current.finished.add(self._me)
             current.broadcasts.append(data_hash)
             self._say(current.step, current.committee_proof, data_hash, Finished(MerkleRoot(root), warmup=False))
-        if current.finished.issuperset(current.clients):
+        # Where everybody witnesses, the reports themselves say who has finished: waiting for the others' word would
+        # only make each round longer by a message.
+        if current.everybody_witnesses or current.finished.issuperset(self._present(current.clients)):
             self._witness()
+
+    def _present(self, clients: Iterable[NodeIdentity]) -> set[NodeIdentity]:
+        """Those of ``clients`` that have not left, or been dropped, in the meantime."""
+        assert self._state is not None
+        healthy = {c.id for c in self._state.epoch_state.clients if c.state is ClientState.HEALTHY}
+        return healthy.intersection(clients)
+
+    def _is_lost(self, round_: RoundState, batch: BatchId) -> bool:
+        """Whether the owner of a batch is gone, and nothing of it can be had at the moment.
+
+        Psyche waits for it until the time of the round is over, in the round of the departure and in the next.
+        """
+        claims = round_.claims.get(batch, ())
+        return not self._present([round_.assignments[batch]]) and all(claim.failures for claim in claims)
 
     def _prepare(self, current: RoundState, *, too_late: bool) -> None:
         """Applies what is due, then trains, unless something has yet to come. ``too_late``: it comes no more."""

@@ -140,6 +140,11 @@ class RoundState:
             results=BloomFilter.from_entropy(draw(BLOOM_ENTROPY)),
         )
 
+    @property
+    def everybody_witnesses(self) -> bool:
+        """Whether all clients are elected."""
+        return all(map(self.selection.is_witness_at, range(len(self.clients))))
+
     def all_claims(self) -> Iterator[Claim]:
         for claims in self.claims.values():
             yield from claims

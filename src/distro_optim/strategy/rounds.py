@@ -28,6 +28,7 @@ from .actions import Action, DropReason
 from .admission import NotAdmitted, check_commitment
 from .applying import DueResults
 from .broadcasts import Broadcast, Finished, WeightsReport
+from .config import is_shared_by_peers
 from .pipeline import RoundPipeline
 from .repeats import Repeats
 from .reports import health_checks, warmup_witness
@@ -266,12 +267,16 @@ class Rounds(RoundPipeline):
         self._load_step = state.progress.step
         others = [client.id.p2p_identity for client in state.epoch_state.clients if client.id != self._me]
         healing = [peer for peer in source if peer in others]
-        shared = isinstance(state.model.checkpoint, P2P | P2PGcs)
+        checkpoint = state.model.checkpoint
+        shared = isinstance(checkpoint, P2P | P2PGcs)
+        if is_shared_by_peers(checkpoint) and not shared:
+            # Nobody is left of an epoch before this one: the first of the list has the weights.
+            shared = state.epoch_state.clients[0].id != self._me
         self._out.append(
             act.Initialize(
                 epoch=state.progress.epoch,
                 step=state.progress.step,
-                checkpoint=state.model.checkpoint,
+                checkpoint=checkpoint,
                 providers=tuple(dict.fromkeys([*healing, *others])) if healing or shared else (),
             )
         )

@@ -1,0 +1,160 @@
+"""What the environment says about a run where the script does not.
+
+A script that says ``PsycheStrategy()`` hosts a run. Whoever starts it, such as ``distro-optim testnet``, can make it
+join one instead, have it say how it is doing, and shorten the run, without a change to the script. An argument in the
+script wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import ConfigurationError
+
+__all__ = [
+    "CONFIG",
+    "PEER_NAME",
+    "RELAY",
+    "REPORT",
+    "RUN",
+    "TICKET_FILE",
+    "RunEnvironment",
+    "read_ticket",
+    "write_ticket",
+]
+
+RUN: Final = "DISTRO_OPTIM_RUN"
+"""A ticket or ``host:port/run-id``: the run to join."""
+
+TICKET_FILE: Final = "DISTRO_OPTIM_TICKET_FILE"
+"""A path. Who hosts a run writes its ticket there."""
+
+RELAY: Final = "DISTRO_OPTIM_RELAY"
+"""``default``, ``none`` or the URL of a relay server, in place of the default."""
+
+REPORT: Final = "DISTRO_OPTIM_REPORT"
+"""A path. One JSON line for every round and event is added there, see :mod:`.reporting`."""
+
+PEER_NAME: Final = "DISTRO_OPTIM_PEER_NAME"
+"""What this peer is called in its report."""
+
+CONFIG: Final = "DISTRO_OPTIM_CONFIG"
+"""A JSON object with settings of the run; they take the place of a hosting script's defaults."""
+
+MAX_TICKET_BYTES: Final = 4096
+"""No ticket is longer (``coordinator/ticket.py``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnvironment:
+    """The variables of this module, read; None where one is not set or empty.
+
+    Attributes:
+        config: settings of a hosted run by name; their values are not checked here.
+    """
+
+    run: str | None = None
+    ticket_file: Path | None = None
+    relay: str | None = None
+    report: Path | None = None
+    peer_name: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> RunEnvironment:
+        """Reads ``environ``, by default that of the process.
+
+        Raises:
+            ConfigurationError: a variable has a value of the wrong form; the message names it.
+        """
+        source = os.environ if environ is None else environ
+
+        def text(name: str) -> str | None:
+            return source.get(name, "").strip() or None
+
+        def path(name: str) -> Path | None:
+            value = text(name)
+            return Path(value) if value is not None else None
+
+        return cls(
+            run=text(RUN),
+            ticket_file=path(TICKET_FILE),
+            relay=text(RELAY),
+            report=path(REPORT),
+            peer_name=text(PEER_NAME),
+            config=_settings(text(CONFIG)),
+        )
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables that :meth:`read` reads this from; unset ones are empty, so that none of the
+        parent process shine through."""
+        return {
+            RUN: self.run or "",
+            TICKET_FILE: str(self.ticket_file or ""),
+            RELAY: self.relay or "",
+            REPORT: str(self.report or ""),
+            PEER_NAME: self.peer_name or "",
+            CONFIG: json.dumps(dict(self.config)) if self.config else "",
+        }
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f'{CONFIG} is not JSON ({error}); write it like {{"total_steps": 100}}', name=CONFIG, value=text
+        ) from None
+    if not isinstance(settings, dict):
+        raise ConfigurationError(
+            f'{CONFIG} must be a JSON object such as {{"total_steps": 100}}, got {text!r}', name=CONFIG, value=text
+        )
+    return settings
+
+
+def write_ticket(path: Path, ticket: str) -> None:
+    """Writes a ticket so that whoever looks sees all of it or nothing.
+
+    Raises:
+        ConfigurationError: it cannot be written there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(f"{ticket}\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigurationError(
+            f"cannot write the ticket to {path}: {error.strerror or error}; set {TICKET_FILE} to a path in a folder "
+            "that can be written",
+            name=TICKET_FILE,
+            value=path,
+        ) from None
+
+
+def read_ticket(path: Path) -> str | None:
+    """The ticket in a file; None as long as there is no file.
+
+    Raises:
+        ConfigurationError: there is something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TICKET_BYTES + 1)
+        ticket = data.decode("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read a ticket from {path}: {error}", name=TICKET_FILE, value=path) from None
+    if not ticket or len(data) > MAX_TICKET_BYTES:
+        raise ConfigurationError(
+            f"{path} holds no ticket; name the file that the host of the run wrote", name=TICKET_FILE, value=path
+        )
+    return ticket

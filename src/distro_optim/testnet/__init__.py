@@ -1,0 +1,1 @@
+"""A whole run on one machine: the same script in several processes, watched, and disturbed on purpose."""

@@ -1,0 +1,122 @@
+"""``distro-optim testnet``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from .display import JsonDisplay, display_for
+from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
+from .network import LocalNetwork, NetworkOptions, parse_setting
+from .summary import plot, summary_record, summary_table
+
+__all__ = ["add_options", "run"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("script", type=Path, metavar="SCRIPT", help="a Python file that trains")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
+    parser.add_argument("--peers", type=int, default=3, metavar="N", help="processes, the first hosts (%(default)s)")
+    parser.add_argument(
+        "--kill", action="append", default=[], metavar="PEER@STEP", help="kill -9 a peer at a step; may be repeated"
+    )
+    parser.add_argument(
+        "--restart", action="append", default=[], metavar="PEER@STEP", help="start a killed peer again; likewise"
+    )
+    parser.add_argument(
+        "--join-at", action="append", default=[], type=int, metavar="STEP", help="one more peer joins; likewise"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the run (RunConfig) where the script leaves the default; likewise",
+    )
+    parser.add_argument("--target", type=float, metavar="LOSS", help="fail unless the loss ends below it")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="fail if it is not over by then")
+    parser.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="fail if nothing is heard of any peer for so long (%(default)s)",
+    )
+    parser.add_argument("--relay", default="none", metavar="none|default|URL", help="iroh relay (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/testnet"), metavar="DIR", help="logs, reports, plot (%(default)s)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the plot (losses.png in --out)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object a line")
+    output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the network; 0 if all went as it should, 1 if not.
+
+    Raises:
+        ConfigurationError: an option cannot work.
+        KeyboardInterrupt: the user ended it, or SIGTERM did.
+    """
+    arguments = tuple(options.arguments)
+    request = NetworkOptions(
+        script=options.script,
+        arguments=arguments[1:] if arguments[:1] == ("--",) else arguments,
+        peers=options.peers,
+        faults=tuple(_faults(options)),
+        out=options.out,
+        settings=dict(parse_setting(text) for text in options.set),
+        relay=options.relay,
+        timeout=options.timeout,
+        stall_timeout=options.stall_timeout,
+        target=options.target,
+    )
+    display = display_for(as_json=options.json, plain=options.plain)
+    with _sigterm_as_ctrl_c(), display:
+        outcome = LocalNetwork(request, display).run()
+    image = options.plot or options.out / "losses.png"
+    drawn = plot(outcome, image)
+    if isinstance(display, JsonDisplay):
+        display.write({**summary_record(outcome), "plot": str(image) if drawn else None})
+    else:
+        console = Console()
+        console.print(summary_table(outcome))
+        console.print(f"plot: {image}" if drawn else "no plot; it takes losses, and pip install 'distro-optim[plot]'")
+        console.print(f"logs and reports: {options.out}")
+    return 0 if outcome.succeeded else 1
+
+
+def _faults(options: argparse.Namespace) -> Iterator[Fault]:
+    for text in options.kill:
+        peer, step = parse_peer_at_step(text)
+        yield Kill(peer=peer, step=step)
+    for text in options.restart:
+        peer, step = parse_peer_at_step(text)
+        yield Restart(peer=peer, step=step)
+    for step in options.join_at:
+        yield Join(step=step)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Whoever ends this process politely ends its peers as well."""
+
+    def interrupt(number: int, frame: object) -> None:
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
