@@ -571,4 +571,4 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
 for _namespace in _CLASSES:
     # `Trainer(strategy="psyche")` finds what was registered when the Trainer is made. Lightning knows no entry points.
     if _namespace in sys.modules:
-        _class_for(_namespace)
+        import_module(f".{_CLASSES[_namespace].partition('.')[0]}", __package__)
