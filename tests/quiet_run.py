@@ -85,7 +85,7 @@ class QuietRun(RunPort):
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         assert self.started, "start() comes first"
         assert not self.closed, "nothing follows close()"
-        if not self._actions:
+        while not self._actions:
             self._begin_round()
         return self._actions.popleft()
 
