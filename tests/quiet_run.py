@@ -47,6 +47,7 @@ class QuietRun(RunPort):
         self.error, self.error_at = error, error_at
         self.before_round = before_round
         self.started = self.closed = 0
+        self.ended = False
         self.updates: dict[int, CompressedUpdate] = {}
         self.own: dict[int, object] = {}
         self.losses: dict[int, float | None] = {}
@@ -93,18 +94,17 @@ class QuietRun(RunPort):
         self._step += 1
         while self._step in self.skipped:
             self._step += 1
-        step, last = self._step, self._state.config.total_steps
+        step, last = self._step, self._state.config.total_steps - 1
         if self.error is not None and step >= self.error_at:
             raise self.error
-        if step > last + 2:
-            self._actions += [FinishEpoch(step=last), RunEnded(step=last)]
+        if step > last:
+            self._actions += [FinishEpoch(step=last), RunEnded(step=step)]
+            self.ended = True
             return
         self.before_round(step)
         rates = {"lr": 1e-3, "bounds": None}
         if step - 2 in self.updates:
             self._actions.append(ApplyResults(step=step, updates=(self.updates[step - 2],), **rates))
-        if step > last:
-            return
         size = self._state.config.global_batch_size_end
         start = (step - 1) * size
         self.batches[step] = BatchId(start, start + max(1, size // self.share_of) - 1)

@@ -46,7 +46,7 @@ def test_the_run_takes_its_length_and_its_batch_from_the_script(
     trainer = make_trainer(both, tmp_path, strategy(both, config=RunConfig(min_peers=2)), max_epochs=3)
     trainer.fit(make_module(both), loader())
     assert runs.port.config.global_batch_size == 16
-    assert runs.port.config.total_steps == 3 * 4
+    assert runs.port.config.total_steps == 3 * 4 + 1
     assert trainer.global_step == 12
 
 
@@ -83,15 +83,14 @@ def test_validation_sees_the_true_weights(both: ModuleType, strategy: Any, runs:
     assert all_same_bits(module.validated[-1], copies(module.parameters()))
 
 
-def test_the_last_updates_are_in_the_weights_when_fit_ends(
-    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
-) -> None:
+def test_the_run_is_over_before_the_last_batch_is(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     module = make_module(pl)
-    make_trainer(pl, tmp_path, strategy(pl), max_steps=5, max_epochs=-1).fit(module, loader(), loader(8))
-    assert runs.port.config.total_steps == 5
-    assert len(runs.port.updates) == 5
-    # Updates of steps 4 and 5 are applied in rounds that train nothing, within the fifth batch.
-    assert not all_same_bits(module.trained[4], module.trained[3])
+    trainer = make_trainer(pl, tmp_path, strategy(pl), max_steps=5, max_epochs=-1)
+    trainer.fit(module, loader(), loader(8))
+    assert runs.port.config.total_steps == 5 + 1
+    assert sorted(runs.port.updates) == [1, 2, 3, 4, 5]
+    assert trainer.global_step == 5
+    assert runs.port.ended, "and not left"
     assert all_same_bits(module.trained[4], copies(module.parameters()))
 
 
@@ -204,7 +203,8 @@ def test_a_script_that_returns_a_dict_gets_the_mean_loss_back(
     outputs: list[Any] = []
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        self.losses.append(float(loss := self.loss(batch)))
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
         return {"loss": loss, "size": len(batch[0])}
 
     def note(self: Any, output: Any, batch: Any, batch_idx: int) -> None:

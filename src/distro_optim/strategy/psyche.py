@@ -345,7 +345,7 @@ class PsycheStrategy(_DDPStrategy):
         if trainer.fit_loop.max_epochs not in (None, -1):
             steps.append(trainer.fit_loop.max_epochs * rounds_in_epoch(trainer))
         config = self.config or RunConfig()
-        return complete_config(config, batch_size=self._batch_size, total_steps=min(steps, default=None))
+        return complete_config(config, batch_size=self._batch_size, max_steps=min(steps, default=None))
 
     @property
     def _batch_size(self) -> int:
@@ -362,9 +362,7 @@ class PsycheStrategy(_DDPStrategy):
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
-        # Rounds after the last one only apply what is left, at the last one's rate.
-        done = min(step, max(1, self._session.total_steps)) - 1
-        follower.follow(done, rounds_in_epoch(self._trainer))
+        follower.follow(step - 1, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -506,8 +504,8 @@ class PsycheStrategy(_DDPStrategy):
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
         self._round.skip()
-        if self._round.step >= self._session.total_steps:
-            # The last updates are still to come, and validation and checkpoints after this step want them in.
+        if self._round.step + 1 >= self._session.total_steps:
+            # What the end of the run does to the weights should be done before validation and checkpoints.
             self._round, self._round_waits = self._session.next_round(), True
             if self._round is None:
                 end_training(self._trainer)
