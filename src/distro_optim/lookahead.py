@@ -12,13 +12,14 @@ copied back.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Lookahead"]
+__all__ = ["Edits", "Lookahead"]
 
 # Elements shifted at a time: the temporary for the signs stays in the cache.
 _CHUNK: Final = 1 << 19
@@ -26,6 +27,17 @@ _CHUNK: Final = 1 << 19
 # Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
 # are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing.
 _ALWAYS_COMPARED: Final = 1024
+
+
+class Edits(enum.Enum):
+    """What becomes of a tensor that somebody else wrote to while it looked ahead.
+
+    Where the shifted weights were only written again (a checkpoint of them), nothing counts as written.
+    """
+
+    MERGE = "if most elements are as they were (it was clipped, say), those are put back; otherwise all stay"
+    KEEP = "it keeps what was written"
+    DISCARD = "it gets its true weights back"
 
 
 class Lookahead:
@@ -57,17 +69,12 @@ class Lookahead:
         saved: Sequence[Tensor],
         lr: Sequence[float],
         *,
-        keep_edited: bool = False,
+        edits: Edits = Edits.MERGE,
     ) -> None:
-        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile.
-
-        A tensor that was written to keeps what was written, unless that is just the shifted weights again (a
-        checkpoint of them). If most of it is (it was clipped, say), those elements are put back and the others keep
-        what was written; with ``keep_edited`` all do.
-        """
+        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile."""
         versions = self._versions if self._versions is not None else [-1] * len(params)
         for param, delta, keep, rate, version in zip(params, deltas, saved, lr, versions, strict=True):
-            if param._version == version and param.numel() > _ALWAYS_COMPARED:
+            if edits is Edits.DISCARD or (param._version == version and param.numel() > _ALWAYS_COMPARED):
                 param.copy_(keep)
                 continue
             shifted = keep.clone()
@@ -77,7 +84,7 @@ class Lookahead:
             count = int(unwritten.sum())
             if count == param.numel():
                 param.copy_(keep)
-            elif count > param.numel() // 2 and not keep_edited:
+            elif count > param.numel() // 2 and edits is Edits.MERGE:
                 param.copy_(torch.where(unwritten, keep.to(param), param))
         self._versions, self._on = None, False
 

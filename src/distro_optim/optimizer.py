@@ -142,6 +142,21 @@ class DisTrO(ResumableOptimizer):
         return self._overlap
 
     @property
+    def tiling(self) -> Tiling:
+        """How tensors are cut into tiles."""
+        return self._tiling
+
+    @property
+    def transform(self) -> TransformName:
+        """What tiles are transformed with."""
+        return self._transform
+
+    @property
+    def quantize_1bit(self) -> bool:
+        """Whether signs are sent instead of values."""
+        return self._quantize
+
+    @property
     def exchange(self) -> Exchange | None:
         """What carries updates; None until the first step decides. Set it on a copy, which does not inherit it."""
         return self._run.exchange
@@ -177,6 +192,8 @@ class DisTrO(ResumableOptimizer):
             DistroError: the optimizer is in evaluation mode.
         """
         self._require_training()
+        if self._run.takes_step is not None:
+            return self._run.takes_step(closure)
         loss = None
         if closure is not None:
             loss = self._evaluate(closure)
@@ -186,6 +203,14 @@ class DisTrO(ResumableOptimizer):
             self.lookahead()
         return loss
 
+    def hand_over(self, takes_step: Callable[[Callable[[], float] | None], float | None] | None) -> None:
+        """Lets somebody else take the steps: from now on :meth:`step` only calls ``takes_step(closure)``.
+
+        None takes the steps back. For what composes the verbs in another way, such as rounds of a run, in loops that
+        know nothing but ``step()``. It is called without gradients enabled; copies of the optimizer step on their own.
+        """
+        self._run.takes_step = takes_step
+
     @torch.no_grad()
     def begin_step(self) -> None:
         """The first half of :meth:`step`: generates this peer's update and starts to send it.
@@ -193,6 +218,8 @@ class DisTrO(ResumableOptimizer):
         For several optimizers in one thread: ``begin_step()`` on all of them, then :meth:`finish_step` on all.
         """
         self._require_training()
+        if self._run.takes_step is not None:
+            raise DistroError("the steps were handed over: call step()")
         self._run.require_between_steps("begin_step()")
         exchange = self._connect()
         # Alone, without delay and in full values: nobody can have a say in the update.

@@ -18,13 +18,17 @@ from .compress import CompressedUpdate, Compressor, OwnPart, ParamSpec, TilePlan
 from .compress.dct import TransformName
 from .compress.tiling import Tiling
 from .errors import ConfigurationError, DistroError
+from .lookahead import Edits
 from .optimizer_arguments import check_param, normal_settings, unique_params
 from .optimizer_run import PROGRESS, Run
 from .optimizer_state import DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, initial_state, restore_state
 from .quarantine import usable_gradients
 from .workers import MAX_WORKERS, Workers
 
-__all__ = ["DecoupledMomentum"]
+__all__ = ["DecoupledMomentum", "Rates"]
+
+Rates = float | Sequence[float] | None
+"""A learning rate for all parameter groups, one for each, or each group's own."""
 
 
 class DecoupledMomentum(Optimizer):
@@ -77,6 +81,29 @@ class DecoupledMomentum(Optimizer):
         finally:
             if ahead:
                 self._look_ahead_again()
+
+    @torch.no_grad()
+    def reconfigure(self, *, tiling: Tiling, quantize_1bit: bool, **settings: float | int) -> None:
+        """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
+
+        Args:
+            tiling, quantize_1bit: as for the constructor.
+            settings: of the parameter groups, such as ``compression_topk``.
+
+        Raises:
+            ConfigurationError: a setting is out of its range. Nothing has changed then.
+        """
+        self.undo_lookahead()
+        groups = [normal_settings({**group, **settings}) for group in self.param_groups]
+        self._tiling, self._quantize = tiling, quantize_1bit
+        for group, changed in zip(self.param_groups, groups, strict=True):
+            group.update(changed)
+        self._run.forget_plan()
+        plan = self.plan
+        for number, param in enumerate(self._params()):
+            old = self.state[param]
+            kept = {key: old[key] for key in (DELTA, QUARANTINED)}
+            self.state[param] = {**initial_state(param, plan, number, self._overlap), **kept}
 
     @property
     def plan(self) -> TilePlan:
@@ -133,45 +160,60 @@ class DecoupledMomentum(Optimizer):
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _rates(self, lr: float | None) -> list[float]:
-        return [float(group["lr"]) if lr is None else lr for group in self.param_groups]
+    def _rates(self, lr: Rates) -> list[float]:
+        """One learning rate per parameter group.
+
+        Raises:
+            ConfigurationError: a sequence of another length was given.
+        """
+        if lr is None:
+            return [float(group["lr"]) for group in self.param_groups]
+        rates = [lr] * len(self.param_groups) if isinstance(lr, float | int) else list(lr)
+        if len(rates) != len(self.param_groups):
+            raise ConfigurationError(
+                f"lr has {len(rates)} values for {len(self.param_groups)} parameter groups", name="lr", value=lr
+            )
+        return rates
 
     # ------------------------------------------------------------------ the verbs
 
     @torch.no_grad()
-    def lookahead(self, lr: float | None = None) -> None:
+    def lookahead(self, lr: Rates = None) -> None:
         """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass. Does nothing if they are.
 
         Args:
-            lr: for all groups; by default each group's own. Psyche gives that of the round before.
+            lr: for all groups, or one for each; by default each group's own. Psyche gives that of the round before.
         """
         if not self._overlap:
             raise DistroError("lookahead() is for overlap=True: without overlap nothing is on its way")
         if self._run.lookahead.on:
             return
         self._ready_compressor()
-        for group in self.param_groups:
-            group["lookahead_lr"] = float(group["lr"]) if lr is None else lr
+        for group, rate in zip(self.param_groups, self._rates(lr), strict=True):
+            group["lookahead_lr"] = rate
         self._look_ahead_again()
 
     @torch.no_grad()
-    def undo_lookahead(self) -> None:
+    def undo_lookahead(self, *, discard_edits: bool = False) -> None:
         """Puts the weights back, bit for bit. Does nothing if they are not shifted.
 
         Weights that were written to meanwhile (clipped, or loaded from a checkpoint) keep what was written; a tensor
         of which only some elements were, gets the others back. What is written through ``.data`` goes unnoticed:
         use ``torch.no_grad()``, or call :meth:`eval` before.
-        """
-        self._undo_lookahead(keep_edited=False)
 
-    def _undo_lookahead(self, *, keep_edited: bool) -> None:
+        Args:
+            discard_edits: put all of them back, whatever was written to them.
+        """
+        self._undo_lookahead(Edits.DISCARD if discard_edits else Edits.MERGE)
+
+    def _undo_lookahead(self, edits: Edits) -> None:
         if self._run.lookahead.on:
-            self._run.lookahead.take_off(*self._lookahead_args(), keep_edited=keep_edited)
+            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits)
             for group in self.param_groups:
                 group["looks_ahead"] = False
 
     @torch.no_grad()
-    def generate(self, lr: float | None = None) -> CompressedUpdate:
+    def generate(self, lr: Rates = None, *, decay_weights: bool = True) -> CompressedUpdate:
         """Takes the gradients into the momentum and returns this peer's contribution to the step.
 
         Weight decay first, then ``delta = decay * delta + lr * grad``. A parameter without gradient, or whose
@@ -180,11 +222,12 @@ class DecoupledMomentum(Optimizer):
         Undoes the lookahead.
 
         Args:
-            lr: for all groups; by default each group's own.
+            lr: for all groups, or one for each; by default each group's own.
+            decay_weights: False leaves weight decay out, for callers that use :meth:`decay_weights`.
         """
-        return self._generate(lr, alone=False, at_once=False)
+        return self._generate(lr, alone=False, at_once=False, decay_weights=decay_weights)
 
-    def _generate(self, lr: float | None, *, alone: bool, at_once: bool) -> CompressedUpdate:
+    def _generate(self, lr: Rates, *, alone: bool, at_once: bool, decay_weights: bool = True) -> CompressedUpdate:
         """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim.
 
         With ``at_once`` the weights take the update in the same pass.
@@ -196,15 +239,12 @@ class DecoupledMomentum(Optimizer):
         grads, bad = usable_gradients([p.grad for p in params], getattr(self, "found_inf", None))
         for number in bad:
             self.state[params[number]][QUARANTINED].add_(1)
-        shrink = [1 - rate * group["weight_decay"] for group, rate in zip(self.param_groups, rates, strict=True)]
-        for param, grad, spec in zip(params, grads, compressor.plan.specs, strict=True):
-            if shrink[spec.group] != 1 and (grad is not None or (param.requires_grad and not alone)):
-                param.mul_(shrink[spec.group])
+        for param, grad, shrink in zip(params, grads, self._shrinkage(rates), strict=True):
+            if decay_weights and shrink != 1 and (grad is not None or (param.requires_grad and not alone)):
+                param.mul_(shrink)
         grad_scale = getattr(self, "grad_scale", None)
         scale = 1.0 if grad_scale is None else float(grad_scale)
-        own = None
-        if self._overlap:
-            own = [OwnPart(self.state[p][OWN_INDEX], self.state[p][OWN_VALUE]) for p in params]
+        own = self._own_parts() if self._overlap else None
         return compressor.extract(
             grads,
             [self.state[p][DELTA] for p in params],
@@ -216,12 +256,64 @@ class DecoupledMomentum(Optimizer):
         )
 
     @torch.no_grad()
-    def apply(self, updates: Sequence[CompressedUpdate], lr: float | None = None) -> None:
+    def decay_weights(self, lr: Rates = None) -> None:
+        """The weight decay of :meth:`generate` alone, for a step in which others train and we do not.
+
+        Decays what requires a gradient, so that it does not depend on which gradients a peer happens to have.
+        Undoes the lookahead.
+
+        Args:
+            lr: for all groups, or one for each; by default each group's own.
+        """
+        self.undo_lookahead()
+        for param, shrink in zip(self._params(), self._shrinkage(self._rates(lr)), strict=True):
+            if shrink != 1 and param.requires_grad:
+                param.mul_(shrink)
+
+    def _shrinkage(self, rates: Sequence[float]) -> list[float]:
+        """What weight decay multiplies each parameter with."""
+        return [
+            1 - rate * group["weight_decay"]
+            for group, rate in zip(self.param_groups, rates, strict=True)
+            for _ in group["params"]
+        ]
+
+    @torch.no_grad()
+    def keep_own(self) -> None:
+        """What was generated last was not sent: it stays in the momentum. Otherwise it leaves in the next step."""
+        for param in self._params():
+            if OWN_VALUE in self.state[param]:
+                self.state[param][OWN_VALUE].zero_()
+
+    @torch.no_grad()
+    def remove_own(self) -> None:
+        """What was generated last was sent, and leaves the momentum now, not in the next step. Undoes the lookahead.
+
+        For a step that generates nothing. Does nothing without overlap, where it has left already.
+        """
+        self.undo_lookahead()
+        if self._overlap:
+            compressor = self._ready_compressor()
+            groups = len(self.param_groups)
+            compressor.extract(
+                [None] * len(compressor.plan),
+                [self.state[p][DELTA] for p in self._params()],
+                lr=[0.0] * groups,
+                decay=[1.0] * groups,
+                quantize=self._quantize,
+                own=self._own_parts(),
+            )
+
+    def _own_parts(self) -> list[OwnPart]:
+        return [OwnPart(self.state[p][OWN_INDEX], self.state[p][OWN_VALUE]) for p in self._params()]
+
+    @torch.no_grad()
+    def apply(self, updates: Sequence[CompressedUpdate], lr: Rates = None) -> None:
         """``p -= lr * sign(decode(mean over senders))``. Undoes the lookahead. No updates: nothing changes.
 
         Args:
             updates: everybody's, in the same order on every peer.
-            lr: for all groups; by default each group's own.
+            lr: for all groups, or one for each; by default each group's own.
 
         Raises:
             ConfigurationError: an update was made for other parameters.

@@ -6,7 +6,7 @@ An update's way through :class:`Run`: ``begin_step`` publishes it (``published``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,6 +47,7 @@ class Run:
         begun: a step is between its two halves.
         published: an update is out and not collected.
         arrived: everybody's updates, collected and not applied.
+        takes_step: what ``step()`` calls instead; None steps by itself.
     """
 
     exchange: Exchange | None = None
@@ -59,6 +60,7 @@ class Run:
     begun: bool = False
     published: bool = False
     arrived: list[CompressedUpdate] | None = None
+    takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
 
     def forget_plan(self) -> None:
         """After a change of the parameters: plan and compressor are made anew when they are needed."""

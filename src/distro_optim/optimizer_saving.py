@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .compress import CompressedUpdate
-from .lookahead import Lookahead
+from .lookahead import Edits, Lookahead
 from .optimizer_momentum import DecoupledMomentum
 from .optimizer_run import Run
 from .optimizer_state import WEIGHT, pack_in_flight, restore_state, unpack_in_flight
@@ -52,7 +52,7 @@ class ResumableOptimizer(DecoupledMomentum):
         self._run.settle()
         ahead = self._run.lookahead.on
         # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
-        self._undo_lookahead(keep_edited=True)
+        self._undo_lookahead(Edits.KEEP)
         before = self.state, self.param_groups
         try:
             originals = self._load_base(state_dict)

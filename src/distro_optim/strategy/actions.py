@@ -114,10 +114,19 @@ class ApplyResults:
 
 @dataclass(frozen=True, kw_only=True)
 class DecayWeights:
-    """Decay the weights as training would have: the others train this step and we do not."""
+    """Decay the weights as training would have: the others train this step and we do not.
+
+    Attributes:
+        step: of the coordinator.
+        lr: learning rate of the step, the cold start's factor included.
+        bounds: first and last step of the cold start, if there is one.
+        own_previous: as of :class:`TrainBatch`.
+    """
 
     step: int
     lr: float
+    bounds: tuple[int, int] | None
+    own_previous: object
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,14 @@ class RoundPipeline:
             return
         current.training_over = True
         if current.trains:
-            self._out.append(act.DecayWeights(step=current.step, lr=current.lr))
+            self._out.append(
+                act.DecayWeights(
+                    step=current.step,
+                    lr=current.lr,
+                    bounds=cold_start_bounds(state),
+                    own_previous=self._previous.own if self._previous is not None else None,
+                )
+            )
 
     def _train(self, state: Coordinator, current: RoundState) -> None:
         batch = current.batch_of(self._me)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from ..comm.iroh.sharing import SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
-from ..coordinator.types import NodeIdentity
+from ..coordinator.types import Coordinator, NodeIdentity
 from .actions import (
     ApplyResults,
     DecayWeights,
@@ -143,6 +143,11 @@ class RunPort(ABC):
     def is_host(self) -> bool:
         """Whether the run's coordinator is in this process, so that the run ends when we leave."""
 
+    @property
+    @abstractmethod
+    def state(self) -> Coordinator | None:
+        """The latest state of the coordinator; None only before :meth:`start` has returned. For any thread."""
+
     @abstractmethod
     def start(self) -> None:
         """Hosts the run or joins it, and returns when the coordinator has taken us.
@@ -216,6 +221,7 @@ class RunPort(ABC):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         """Gets the model from peers and waits for it. Those that have nothing to share yet are asked again.
@@ -223,6 +229,8 @@ class RunPort(ABC):
         Args:
             providers: those of :class:`~.actions.Initialize`.
             max_parameter_bytes: a larger parameter is refused.
+            check: called with the text of a peer's configuration and the names of its parameters before any of them is
+                asked for, from another thread. If it raises ProtocolError, another peer is asked.
             progress: called with parameters done and in all, from another thread.
 
         Raises:

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -225,6 +225,7 @@ async def download_model(
     max_parameter_bytes: int,
     latencies: dict[bytes, float] | None = None,
     concurrent: int = _CONCURRENT,
+    check: Callable[[str, Sequence[str]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
     """Gets a whole model from ``peers``: the configuration from one, the parameters from all.
@@ -238,13 +239,23 @@ async def download_model(
         max_parameter_bytes: bound on one parameter's blob.
         latencies: round-trip seconds of peers, where known.
         concurrent: downloads at a time.
+        check: called in another thread with the text of the configuration and the names of the parameters, before any
+            of them is asked for; raises ProtocolError if this is not the model that is wanted, and the next peer is
+            asked.
         progress: called with parameters done and in all.
 
     Raises:
         ExchangeError: no peer is left that answers; the message holds the last reason.
     """
     state = _Download(sharing, SharingPeers(peers, latencies=latencies), fetch)
-    config = await state.part(None, MAX_CONFIG_BLOB, _config)
+
+    def checked(blob: bytes) -> ModelConfig:
+        config = _config(blob)
+        if check is not None:
+            check(config.config, config.parameter_names)
+        return config
+
+    config = await state.part(None, MAX_CONFIG_BLOB, checked)
     slots = asyncio.Semaphore(concurrent)
     parameters: dict[str, torch.Tensor] = {}
 

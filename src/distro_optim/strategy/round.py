@@ -1,0 +1,88 @@
+"""A round in which we train, as the training loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .actions import TrainBatch
+from .data import sample_indices
+
+__all__ = ["Round", "RoundOwner", "SampleOrder"]
+
+SampleOrder = tuple[int, int]
+"""Samples in the dataset, and the seed of their order."""
+
+
+class RoundOwner(Protocol):
+    """What a round asks of its session."""
+
+    def is_cancelled(self, step: int) -> bool: ...
+
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool: ...
+
+
+class Round:
+    """A round in which we train. While it is open, the weights look ahead; see :meth:`DisTrO.lookahead`.
+
+    Attributes:
+        step: of the run.
+        batch: the coordinator's data indices, ``start`` to ``end`` inclusive.
+        open: neither :meth:`finish` nor :meth:`skip` was called yet.
+    """
+
+    def __init__(self, action: TrainBatch, owner: RoundOwner, order: SampleOrder | None) -> None:
+        self.step = action.step
+        self.batch = action.batch
+        self.open = True
+        self._owner = owner
+        self._order = order
+
+    @cached_property
+    def indices(self) -> list[int]:
+        """Our samples: indices into the dataset, as :func:`~.data.sample_indices` maps them. Never empty.
+
+        Raises:
+            ConfigurationError: the session was not told ``dataset_size``.
+        """
+        if self._order is None:
+            raise ConfigurationError(
+                "which samples these are depends on how many there are: give the session dataset_size=len(dataset)",
+                name="dataset_size",
+            )
+        size, seed = self._order
+        return sample_indices(range(self.batch.start, self.batch.end + 1), size, seed)
+
+    def micro_batches(self, size: int) -> Iterator[list[int]]:
+        """:attr:`indices` in pieces of at most ``size``; ends early when the round is cancelled."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(f"size={size!r}: give a whole number of at least 1", name="size", value=size)
+        for start in range(0, len(self.indices), size):
+            if self.cancelled:
+                return
+            yield self.indices[start : start + size]
+
+    @property
+    def cancelled(self) -> bool:
+        """The round is over before we were: what is computed for it now is of no use. Cheap; ask between batches."""
+        return self._owner.is_cancelled(self.step)
+
+    def finish(self, loss: float | Tensor | None = None) -> bool:
+        """Publishes what the gradients say, and takes the lookahead off. Calling it again does nothing.
+
+        Args:
+            loss: mean over our samples, for logs and :meth:`SwarmSession.view`.
+
+        Returns:
+            False if the round was cancelled, so that nothing was published.
+        """
+
+        return self._owner.finish_round(self, loss=None if loss is None else float(loss), skip=False)
+
+    def skip(self) -> bool:
+        """As :meth:`finish`, but without the gradients: takes part with a contribution that says nothing."""
+        return self._owner.finish_round(self, loss=None, skip=True)

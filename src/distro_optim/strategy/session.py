@@ -1,0 +1,626 @@
+"""A training loop in a run: the object that a script, Fabric or Lightning trains through.
+
+::
+
+    with SwarmSession(model, DisTrO(model.parameters(), lr=1e-3), run=ticket, dataset_size=len(data)) as session:
+        for round in session.rounds():
+            for indices in round.micro_batches(32):
+                loss = loss_of(model, data, indices)
+                (loss * len(indices) / len(round.indices)).backward()
+            round.finish(loss=loss)
+
+What the run wants done to the model besides, the session does while the script waits for its next round: loading it,
+applying everybody's results, weight decay, hashes, checkpoints. All of it happens in the thread of the script.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+
+from ..comm.signing import SecretKey
+from ..coordinator.model import Distro, Hub
+from ..coordinator.types import Coordinator
+from ..errors import ConfigurationError, DistroError, ExchangeError, ProtocolError, RunError
+from ..optimizer import DisTrO
+from . import actions as act
+from .checkpoint import Checkpoint, CheckpointStore
+from .config import RunConfig, is_shared_by_peers
+from .data import shuffle_seed
+from .environment import RunEnvironment, write_ticket
+from .joining import ModelExchange
+from .model_identity import ModelIdentity, weights_root
+from .named_tensors import NamedTensors
+from .port import RunPort, RunView
+from .psyche_settings import adopt_settings, settings_of
+from .reporting import RunReporter, weights_hash
+from .resuming import state_to_resume
+from .round import Round, SampleOrder
+from .schedules import FIRST_STEP, FollowingSchedulers
+from .trainer import SwarmTrainer
+
+__all__ = ["LearningRates", "Round", "SwarmSession"]
+
+LearningRates = Literal["script", "run"]
+
+EVENT_SECONDS: Final = 1.0
+"""How often news are looked for while there is nothing to do. Chosen arbitrarily."""
+
+_log = logging.getLogger(__name__)
+
+
+class SwarmSession:
+    """One participant in a run, from :meth:`start` to :meth:`close`, or as a context manager.
+
+    Hosting (``run=None``) begins a run and makes :attr:`ticket`; joining takes one, or ``"host:port/run-id"``. In a
+    run of our own kind all peers run the same script: model, optimizer settings, schedule, dataset size; who joins
+    with another one gets :class:`~distro_optim.errors.ModelMismatchError`, which names the first difference. In a run
+    of Psyche's the coordinator's settings of the optimizer and its learning rates count; what they change is told.
+
+    What the arguments leave open, the environment may say; see :mod:`.environment`.
+
+    Args:
+        model: unwrapped; on the device on which it trains.
+        optimizer: of its parameters, with ``overlap=True``. Between :meth:`start` and :meth:`close`, its ``step()``
+            does what :meth:`Round.finish` does.
+        run: a ticket or an address; None hosts.
+        config: of a hosted run.
+        dataset_size: samples in the dataset; the same on all peers. Not needed if only :attr:`Round.batch` is used.
+        data_seed: of the order of samples; by default made from the run's name.
+        secret_key: who we are; by default somebody new each time.
+        relay: ``"default"``, ``"none"`` or addresses of relays.
+        checkpoint_dir: folder for checkpoints, one at the end of each epoch and one at the end; None saves nothing.
+        keep_checkpoints: how many stay.
+        resume: go on from the newest checkpoint there, if there is one. Who joins takes the run's weights if those
+            differ, and says so.
+        learning_rates: ``"script"``: the parameter groups' own; ``"run"``: the coordinator's. None takes "script" in
+            runs of our own kind.
+        on_event: called with news in words, one sentence each; they are logged besides.
+        port: instead of the connection made from ``run``, ``config``, ``secret_key`` and ``relay``.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or the optimizer is no DisTrO of this model's parameters.
+
+    Attributes:
+        follow_schedule: called with the step before anything of a new step is carried out, so that the script's
+            learning rates are those of the step; see :meth:`follow`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: DisTrO,
+        *,
+        run: str | None = None,
+        config: RunConfig | None = None,
+        dataset_size: int | None = None,
+        data_seed: int | None = None,
+        secret_key: SecretKey | None = None,
+        relay: str | Sequence[str] = "default",
+        checkpoint_dir: str | PathLike[str] | None = None,
+        keep_checkpoints: int = 3,
+        resume: bool = False,
+        learning_rates: LearningRates | None = None,
+        on_event: Callable[[str], None] | None = None,
+        port: RunPort | None = None,
+    ) -> None:
+        if not isinstance(optimizer, DisTrO):
+            raise ConfigurationError(
+                f"a run needs the optimizer DisTrO, got {type(optimizer).__name__}: write "
+                "optimizer = distro_optim.DisTrO(model.parameters(), lr=...)",
+                name="optimizer",
+                value=optimizer,
+            )
+        if learning_rates not in (None, "script", "run"):
+            raise ConfigurationError(
+                f'learning_rates={learning_rates!r}: give "script", "run" or None', name="learning_rates"
+            )
+        if dataset_size is not None and dataset_size < 1:
+            raise ConfigurationError(
+                f"dataset_size={dataset_size}: a run needs samples", name="dataset_size", value=dataset_size
+            )
+        if resume and checkpoint_dir is None:
+            raise ConfigurationError("resume=True needs the folder to resume from: give checkpoint_dir", name="resume")
+        self.follow_schedule: Callable[[int], None] | None = None
+        self._model = model
+        self._optimizer = optimizer
+        self._environment = RunEnvironment.read()
+        self._run = run if run is not None or port is not None else self._environment.run
+        self._config = config
+        self._dataset_size = dataset_size
+        self._data_seed = data_seed
+        self._secret_key = secret_key
+        self._relay = relay if relay != "default" else self._environment.relay or relay
+        self._checkpoint_dir = checkpoint_dir
+        self._keep_checkpoints = keep_checkpoints
+        self._resume = resume
+        self._learning_rates = learning_rates
+        self._on_event = on_event
+        self._port = port
+        # Checks what can be checked without a network.
+        self._trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
+        self._exchange: ModelExchange | None = None
+        self._store: CheckpointStore | None = None
+        self._restored: Checkpoint | None = None
+        self._reporter = RunReporter(None)
+        self._order: SampleOrder | None = None
+        self._as_psyche = False
+        self._round: Round | None = None
+        self._started = False
+        self._ended = False
+        self._step = FIRST_STEP
+        self._schedule_step: int | None = None
+        self._saved_step: int | None = None
+        self._failed_loads = 0
+        self._digests: list[bytes] = []
+
+    # -- beginning and end -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads the checkpoint to resume from, and hosts or joins the run. Blocks until the coordinator has taken us.
+
+        Raises:
+            ConfigurationError: the checkpoint folder cannot be written to, or what is to be resumed cannot be read.
+            JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
+            CoordinatorLinkError: it cannot be reached.
+            ExchangeError: our own endpoint cannot be opened.
+        """
+        if self._started:
+            return
+        self._optimizer.flush()
+        if self._checkpoint_dir is not None:
+            self._store = CheckpointStore(self._checkpoint_dir, keep=self._keep_checkpoints)
+        if self._store is not None and self._resume:
+            self._restore(self._store.latest())
+        if self._port is None:
+            self._port = self._connect()
+        try:
+            self._port.start()
+            self._started = True
+            self._settle(self._port)
+        except BaseException:
+            self._port.close()
+            self._started = False
+            raise
+        self._optimizer.hand_over(self._optimizer_step)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Leaves the run and releases everything. The model has its true weights then. May be called again.
+
+        What was trained since the last checkpoint is saved. A run that is hosted here ends.
+
+        Args:
+            timeout: seconds that leaving politely may take.
+        """
+        port, self._port = self._port, None
+        if port is None:
+            return
+        try:
+            self._optimizer.hand_over(None)
+            self._trainer.abandon()
+            if self._round is not None:
+                self._round.open = False
+                self._round = None
+            if self._started:
+                self._save_at_the_end(port)
+                self._report_end(port)
+        finally:
+            self._reporter.close()
+            port.close(timeout)
+
+    def __enter__(self) -> SwarmSession:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _connect(self) -> RunPort:
+        from .runtime import Runtime
+
+        config = self._hosting_config() if self._run is None else None
+        return Runtime.connect(
+            self._run,
+            config=config,
+            secret_key=self._secret_key,
+            relay=self._relay,
+            state=state_to_resume(self._restored, config) if config is not None else None,
+        )
+
+    def _hosting_config(self) -> RunConfig:
+        config = self._config or RunConfig()
+        untouched = RunConfig()
+        known = {field.name for field in fields(RunConfig)}
+        for name, value in self._environment.config.items():
+            if name not in known:
+                raise ConfigurationError(f"a run has no setting {name!r}; it has {', '.join(sorted(known))}", name=name)
+            if getattr(config, name) == getattr(untouched, name):
+                config = replace(config, **{name: value})
+        if config.optimizer is None:
+            config = replace(config, optimizer=settings_of(self._optimizer))
+        return config
+
+    def _settle(self, port: RunPort) -> None:
+        """What depends on the run that we are in."""
+        state = port.state
+        own_kind = state is None or is_shared_by_peers(state.model.checkpoint)
+        script_rates = self._learning_rates == "script" or (self._learning_rates is None and own_kind)
+        self._as_psyche = not own_kind and not script_rates
+        clip = None
+        if self._as_psyche and state is not None and isinstance(state.model.optimizer, Distro):
+            clip = state.model.optimizer.clip_grad_norm
+            for change in adopt_settings(self._optimizer, state.model.optimizer):
+                self._tell(f"the run's settings count: {change}")
+        self._trainer = SwarmTrainer(
+            self._trainer.tensors,
+            self._optimizer,
+            script_rates=script_rates,
+            sorted_by_name=self._as_psyche,
+            clip_grad_norm=clip,
+        )
+        data = {}
+        if self._dataset_size is not None:
+            seed = shuffle_seed(port.run_id) if self._data_seed is None else self._data_seed
+            self._order = (self._dataset_size, seed)
+            data = {"size": self._dataset_size, "seed": seed}
+        self._exchange = ModelExchange(
+            port,
+            self._trainer,
+            self._model,
+            script_rates=script_rates,
+            data=data,
+            as_psyche=self._as_psyche,
+            tell=self._tell,
+        )
+        if port.is_host and port.ticket is not None and self._environment.ticket_file is not None:
+            write_ticket(self._environment.ticket_file, port.ticket)
+        self._reporter = RunReporter.from_environment(
+            self._environment,
+            peer=port.identity.p2p_identity,
+            num_parameters=sum(tensor.numel() for tensor in self._trainer.tensors.trained.values()),
+        )
+        view = port.view()
+        self._reporter.joined(
+            run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
+        )
+
+    # -- rounds ----------------------------------------------------------------------------------------------------
+
+    def rounds(self) -> Iterator[Round]:
+        """The rounds in which we train, to the end of the run."""
+        while (round_ := self.next_round()) is not None:
+            yield round_
+
+    def next_round(self) -> Round | None:
+        """Waits for the next round in which we train, doing what the run wants done meanwhile; None at its end.
+
+        Finishes the round before if that is still open.
+
+        Raises:
+            ModelMismatchError: our model is not the run's.
+            RunLostError: the coordinator is gone for good.
+            RunError: the run cannot go on with us for another reason.
+        """
+        port = self._require_port()
+        if self._round is not None:
+            self._round.finish()
+        while not self._ended:
+            action = port.next_action(EVENT_SECONDS)
+            for event in port.take_events():
+                self._tell(_in_words(event))
+            if action is not None:
+                self._carry_out(port, action)
+            if self._round is not None:
+                return self._round
+        return None
+
+    @property
+    def round(self) -> Round | None:
+        """The open round; None between rounds."""
+        return self._round
+
+    def is_cancelled(self, step: int) -> bool:
+        """See :attr:`Round.cancelled`."""
+        return self._port is None or self._port.is_cancelled(step)
+
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
+        """See :meth:`Round.finish` and :meth:`Round.skip`."""
+        if not round_.open or round_ is not self._round:
+            return False
+        port = self._require_port()
+        round_.open, self._round = False, None
+        published = not port.is_cancelled(round_.step)
+        if published:
+            update, own = self._trainer.finish(skip=skip)
+            port.trained(round_.step, update, own, loss=loss)
+        else:
+            self._trainer.cancel()
+            port.cancelled(round_.step)
+        self._report_round(port, round_.step, loss)
+        return published
+
+    def _optimizer_step(self, closure: Callable[[], float] | None) -> float | None:
+        """What ``optimizer.step(closure)`` does in a run."""
+        if self._round is None:
+            raise DistroError(
+                "optimizer.step() outside of a round: in a run, steps are taken in rounds; ask session.next_round()"
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._round.finish(loss)
+        return loss
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, port: RunPort, action: act.Action) -> None:
+        match action:
+            case act.Initialize():
+                self._initialize(port, action)
+            case act.TrainBatch():
+                self._at_step(action.step)
+                self._trainer.begin(action)
+                self._round = Round(action, self, self._order)
+            case act.ApplyResults():
+                self._at_step(action.step)
+                self._trainer.apply(action)
+            case act.DecayWeights():
+                self._at_step(action.step)
+                self._trainer.decay(action)
+                self._report_round(port, action.step, None)
+            case act.HashWeights():
+                self._digests = self._trainer.digests()
+                port.weights_hashed(action.step, self._digests)
+            case act.FinishEpoch():
+                self._finish_epoch(port, action.step + 1)
+            case act.RunEnded():
+                self._ended = True
+                if action.error is not None:
+                    raise self._exchange_of().mismatch or RunError(
+                        f"the run ended at step {action.step}: {action.error}"
+                    )
+
+    def _at_step(self, step: int) -> None:
+        """Everything of a step begins here."""
+        self._step = step
+        if self.follow_schedule is not None and step != self._schedule_step:
+            self.follow_schedule(step)
+        self._schedule_step = step
+        self._exchange_of().passed(step)
+
+    def _initialize(self, port: RunPort, action: act.Initialize) -> None:
+        self._at_step(action.step)
+        exchange = self._exchange_of()
+        restored, self._restored = self._restored, None
+        if action.providers:
+            try:
+                values, identity = exchange.download(action, attempt=self._failed_loads)
+            except (ExchangeError, ProtocolError) as error:
+                self._failed_loads += 1
+                self._restored = restored
+                self._tell(f"the model could not be loaded from peers: {error}")
+                port.initialization_failed(str(error))
+                return
+            self._failed_loads = 0
+            self._trainer.load(values)
+        else:
+            values = self._trainer.tensors.copies()
+            identity = exchange.identity(action.epoch, action.step, weights_root(self._trainer.tensors, values))
+            match action.checkpoint:
+                case Hub(repo) if self._as_psyche:
+                    self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
+        self._begin_momentum(restored, identity)
+        exchange.offer(identity, values)
+        port.initialized(self._trainer.plan, self._trainer.names)
+
+    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
+        """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
+        if restored is None:
+            self._trainer.forget_momentum()
+        elif restored.identity.weights == identity.weights:
+            self._trainer.load_momentum(restored.momentum())
+        else:
+            self._trainer.forget_momentum()
+            self._tell(
+                f"the run is at step {identity.step} with other weights than our checkpoint of step {restored.step}; "
+                "the run's count"
+            )
+
+    def _finish_epoch(self, port: RunPort, step: int) -> None:
+        if self._as_psyche:
+            self._trainer.round_to_bfloat16()
+        values = self._trainer.tensors.copies()
+        state = port.state
+        epoch = state.progress.epoch if state is not None else 0
+        identity = self._exchange_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
+        self._step = step
+        self._exchange_of().offer(identity, values)
+        self._save(port, identity, values, state)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            self._tell(f"there is no checkpoint in {self._checkpoint_dir} yet; beginning anew")
+            return
+        tensors = self._trainer.tensors
+        difference = _bare_identity(self._trainer).first_other_tensor(checkpoint.identity)
+        if difference is not None:
+            raise ConfigurationError(
+                f"{checkpoint.path} is of another model: {difference}", name="resume", value=checkpoint.path
+            )
+        self._trainer.load(checkpoint.weights(self._model, tensors))
+        if weights_root(tensors) != checkpoint.identity.weights:
+            raise ConfigurationError(
+                f"{checkpoint.path} is damaged: its weights have another hash; remove the folder to resume from the "
+                "checkpoint before",
+                name="resume",
+                value=checkpoint.path,
+            )
+        self._restored = checkpoint
+        self._step = self._saved_step = checkpoint.step
+        self._tell(f"resuming from {checkpoint.path}")
+
+    def _save_at_the_end(self, port: RunPort) -> None:
+        # Who never got as far as a step has nothing of its own to save.
+        if self._store is None or self._schedule_step is None or self._saved_step == self._step:
+            return
+        values = self._trainer.tensors.copies()
+        state = port.state
+        epoch = state.progress.epoch if state is not None else 0
+        identity = self._exchange_of().identity(epoch, self._step, weights_root(self._trainer.tensors, values))
+        self._save(port, identity, values, state)
+
+    def _save(
+        self, port: RunPort, identity: ModelIdentity, values: dict[str, torch.Tensor], state: Coordinator | None
+    ) -> None:
+        if self._store is None:
+            return
+        try:
+            path = self._store.save(
+                self._model,
+                values,
+                self._trainer.momentum(),
+                run_id=port.run_id,
+                identity=identity,
+                state=state,
+            )
+        except OSError as error:
+            self._tell(
+                f"the checkpoint of step {identity.step} could not be saved in {self._store.directory}: "
+                f"{error.strerror or error}; those before are as they were, and training goes on"
+            )
+            return
+        self._saved_step = identity.step
+        _log.info("saved %s", path)
+
+    # -- news ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, text: str) -> None:
+        _log.info("%s", text)
+        self._reporter.event(text, step=self._step)
+        if self._on_event is not None:
+            self._on_event(text)
+
+    def _report_round(self, port: RunPort, step: int, loss: float | None) -> None:
+        if not self._reporter.is_writing:
+            return
+        view = port.view()
+        self._reporter.round(
+            epoch=view.epoch,
+            step=step,
+            run_state=view.run_state,
+            num_peers=view.num_peers,
+            loss=loss,
+            bytes_sent=view.bytes_sent,
+            bytes_received=view.bytes_received,
+            seconds_training=view.seconds_training,
+            seconds_waiting=view.seconds_waiting,
+            weights_hash=weights_hash(self._digests),
+        )
+
+    def _report_end(self, port: RunPort) -> None:
+        if not self._reporter.is_writing:
+            return
+        view = port.view()
+        self._reporter.ended(
+            step=self._step,
+            run_state=view.run_state,
+            bytes_sent=view.bytes_sent,
+            bytes_received=view.bytes_received,
+            seconds_training=view.seconds_training,
+            seconds_waiting=view.seconds_waiting,
+            weights_hash=weights_hash(self._trainer.digests()),
+            text="" if self._ended else "left before the end",
+        )
+
+    # -- what there is to know -------------------------------------------------------------------------------------
+
+    def follow(self, *schedulers: Any) -> None:
+        """Lets ``torch.optim.lr_scheduler`` schedulers of the optimizer follow the run's step; do not step them.
+
+        Raises:
+            ConfigurationError: a scheduler that depends on more than the step, such as ReduceLROnPlateau.
+        """
+        self.follow_schedule = FollowingSchedulers(schedulers)
+
+    @property
+    def ended(self) -> bool:
+        """The run is over."""
+        return self._ended
+
+    @property
+    def step(self) -> int:
+        """The run's step that the model is at: weights have everything applied that came before it."""
+        return self._step
+
+    @property
+    def epoch(self) -> int:
+        """The run's epoch, in the coordinator's sense: what is between two pauses in which peers come and go."""
+        return self.view().epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; 0 before :meth:`start`."""
+        return self.view().total_steps
+
+    @property
+    def num_peers(self) -> int:
+        """Clients of the present epoch."""
+        return self.view().num_peers
+
+    @property
+    def peer_index(self) -> int | None:
+        """Our place among them; None while we are not in the epoch."""
+        return self.view().peer_index
+
+    @property
+    def ticket(self) -> str | None:
+        """What others pass as ``run`` to join."""
+        return self._port.ticket if self._port is not None else None
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self.view().run_id
+
+    def view(self) -> RunView:
+        """A snapshot for logs and live tables. For any thread."""
+        port = self._port
+        if port is None:
+            return self._last_view
+        return port.view()
+
+    def _require_port(self) -> RunPort:
+        if self._port is None or not self._started:
+            raise DistroError(
+                'the session is not in a run: call start(), or write "with SwarmSession(...) as session:"'
+            )
+        return self._port
+
+    def _exchange_of(self) -> ModelExchange:
+        assert self._exchange is not None
+        return self._exchange
+
+
+def _bare_identity(trainer: SwarmTrainer) -> ModelIdentity:
+    from .model_identity import describe
+
+    return describe(trainer.tensors, trainer.optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={})
+
+
+def _in_words(event: act.Desynced | act.ResultMissing) -> str:
+    match event:
+        case act.Desynced(step=step, reason=reason, tensors=tensors):
+            named = f" ({', '.join(tensors[:3])}{' ...' if len(tensors) > 3 else ''})" if tensors else ""
+            return f"step {step}: our weights are not those of the others: {reason}{named}; loading them anew"
+        case act.ResultMissing(step=step, batches=batches):
+            return f"step {step}: {len(batches)} results that count never came here"
