@@ -76,6 +76,11 @@ class CoordinatorClient(ABC):
     def state(self) -> Coordinator | None:
         """The newest state; None before :meth:`join`."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a link at the moment. What is sent without one waits for the next."""
+        return self.state is not None
+
     @abstractmethod
     async def join(self) -> Coordinator:
         """Asks to be in every epoch from now on, and returns the state of the run at that time.
@@ -226,7 +231,6 @@ class RemoteCoordinator(CoordinatorClient):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a link at the moment."""
         return self._session is not None
 
     async def join(self) -> Coordinator:

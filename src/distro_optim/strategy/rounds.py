@@ -42,6 +42,9 @@ KEPT_STEPS: Final = 2
 MAX_LOADS: Final = 3
 """Attempts to load the model in one warm-up. Chosen arbitrarily."""
 
+WARMUP_REPEAT_SECONDS: Final = 2.0
+"""In warm-up everybody waits for the last to be heard; so much shorter than in a round. Chosen arbitrarily."""
+
 _WARMUP_PROOF: Final = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
 
 _S = RunState
@@ -143,12 +146,14 @@ class Rounds(RoundPipeline):
     def receive(self, announcement: Announcement, now: float) -> list[Action]:
         """A peer announces a :class:`~.broadcasts.Broadcast`; its signature was checked."""
         self._now = now
-        sender = self._sender_of(announcement)
+        sender = self._sender_of(announcement, while_loading=True)
         if sender is not None:
             try:
                 broadcast: Broadcast = postcard.decode(Broadcast, announcement.data)
                 if isinstance(broadcast.data, Finished) and broadcast.data.warmup:
                     self._take_ready(sender, broadcast)
+                elif self.stage is not Stage.RUNNING:
+                    raise NotAdmitted(DropReason.NOT_RUNNING)
                 else:
                     self._take_broadcast(sender, broadcast)
             except NotAdmitted as refusal:
@@ -194,7 +199,7 @@ class Rounds(RoundPipeline):
                 if claim.retry_at is not None and claim.retry_at <= now:
                     self._fetch(round_, claim)
         if self.stage is Stage.RUNNING and now >= self._repeat_at:
-            self._repeat_at = now + self._repeats.pause
+            self._repeat_at = now + self._pause
             if (again := self._repeats.next()) is not None:
                 self._out.append(act.Announce(postcard.encode(again)))
             self._say_weights(self._watch.again())
@@ -244,7 +249,7 @@ class Rounds(RoundPipeline):
             self._greeted = True
             self._early.clear()
             self._repeats = Repeats()
-            self._repeat_at = self._now + self._repeats.pause
+            self._repeat_at = self._now + self._pause
             self._hash_weights(state)
             self._ready.add(self._me)
             self._say(0, _WARMUP_PROOF, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
@@ -346,8 +351,10 @@ class Rounds(RoundPipeline):
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _sender_of(self, announcement: Announcement) -> NodeIdentity | None:
-        if self.stage is not Stage.RUNNING:
+    def _sender_of(self, announcement: Announcement, *, while_loading: bool = False) -> NodeIdentity | None:
+        # Who is ready says so once and then seldom: whoever still loads the model must not miss it.
+        listens = self.stage is Stage.RUNNING or (while_loading and self.stage is Stage.LOADING)
+        if not listens:
             self._drop(announcement.sender, DropReason.NOT_RUNNING)
             return None
         sender = self._peers.get(announcement.sender)
@@ -394,6 +401,10 @@ class Rounds(RoundPipeline):
             self._load(state, self._source)
 
     # -- small things ----------------------------------------------------------------------------------------------
+
+    @property
+    def _pause(self) -> float:
+        return min(self._repeats.pause, WARMUP_REPEAT_SECONDS) if self._in(_S.WARMUP) else self._repeats.pause
 
     def _is_listed(self, state: Coordinator) -> bool:
         return any(client.id == self._me for client in state.epoch_state.clients)

@@ -1,0 +1,329 @@
+"""Rounds in an event loop: bytes and answers in, bytes and actions out; nothing is decided here.
+
+:class:`RoundDriver` feeds :class:`~.rounds.Rounds` with states of the coordinator, announcements, downloads and time
+and carries out what comes of it. What changes the model goes to the training thread, through a
+:class:`~.mailbox.Mailbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from ..comm.iroh.addresses import EndpointAddr
+from ..comm.swarm import Channel, Swarm
+from ..compress import CompressedUpdate, TilePlan
+from ..coordinator.client import CoordinatorClient
+from ..coordinator.messages import Join
+from ..coordinator.types import Coordinator
+from ..errors import CoordinatorLinkError, DistroError, ExchangeError
+from . import actions as act
+from .actions import Action
+from .journal import Journal
+from .mailbox import Mailbox
+from .rounds import Rounds, Stage
+
+__all__ = ["FindPeers", "RoundDriver"]
+
+FindPeers = Callable[[], Awaitable[Sequence[EndpointAddr]]]
+"""Where the other peers of the run are, as somebody knows who was asked; raises DistroError or OSError."""
+
+MAX_FETCHES: Final = 8
+"""Downloads at a time. Chosen so that eight peers' results flow at once, and 32 do not crowd out gossip."""
+
+FETCH_SECONDS: Final = 60.0
+"""For one attempt at one result; results are of use for two rounds. Chosen arbitrarily."""
+
+MAX_MEETINGS: Final = 8
+"""Peers to get in touch with at once; gossip brings the others."""
+
+FIRST_MEETING_SECONDS: Final = 0.25
+MAX_MEETING_SECONDS: Final = 10.0
+"""Between two attempts to find neighbours: those whom the coordinator has told of us later still turn us away."""
+
+_RESULT_TAG: Final = re.compile(r"(?:distro-result|downloaded-distro-result-\w+)_(\d+)")
+
+_log = logging.getLogger(__name__)
+
+
+class RoundDriver:
+    """See the module. All methods belong to one event loop.
+
+    Args:
+        rounds: decides.
+        coordinator: joined already.
+        swarm: of the run.
+        mailbox: what the training thread has to do goes there.
+        journal: takes notes.
+        find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
+        generator: for whom to meet first.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: Rounds,
+        coordinator: CoordinatorClient,
+        swarm: Swarm,
+        mailbox: Mailbox,
+        journal: Journal,
+        find_peers: FindPeers | None = None,
+        generator: random.Random | None = None,
+    ) -> None:
+        self.rounds = rounds
+        self.coordinator = coordinator
+        self.swarm = swarm
+        self._mailbox = mailbox
+        self._journal = journal
+        self._find_peers = find_peers
+        self._generator = generator or random.Random()
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._to_peers: asyncio.Queue[act.StoreBlob | act.Announce | act.AnnounceWeights] = asyncio.Queue()
+        self._to_coordinator: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._fetches: dict[bytes, tuple[int, asyncio.Task[None]]] = {}
+        self._slots = asyncio.Semaphore(MAX_FETCHES)
+        self._allowed: frozenset[bytes] = frozenset()
+        self._new_peers = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Returns when the run is over.
+
+        Raises:
+            CoordinatorLinkError: the link to the coordinator is gone for good.
+            ExchangeError: our own node was closed.
+        """
+        work: list[Coroutine[Any, Any, None]] = [
+            self._follow(),
+            *(self._hear(channel) for channel in Channel),
+            self._tell_peers(),
+            self._tell_coordinator(),
+            self._meet(),
+        ]
+        tasks = [self._loop.create_task(job) for job in work]
+        try:
+            await asyncio.wait([self._over, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if not self._over.done():
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            else:
+                self._over.result()
+                await self._drain()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            tasks += [task for _, task in self._fetches.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- answers of the trainer ------------------------------------------------------------------------------------
+
+    def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
+        self._feed(lambda now: self.rounds.initialized(plan, names, now))
+
+    def initialization_failed(self, reason: str) -> None:
+        self._feed(lambda now: self.rounds.initialization_failed(reason, now))
+
+    def trained(self, step: int, update: CompressedUpdate, own: object, loss: float | None) -> None:
+        self._journal.trained(step, loss)
+        try:
+            self.rounds.address = self.swarm.address  # it changes with the network that the machine is in
+        except ExchangeError:
+            pass  # the node is closing
+        self._feed(lambda now: self.rounds.trained(step, update, own, now))
+
+    def cancelled(self, step: int) -> None:
+        self._feed(lambda now: self.rounds.cancelled(step, now))
+
+    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        self._journal.hashed(step, digests)
+        self._feed(lambda now: self.rounds.weights_hashed(step, digests, now))
+
+    # -- what comes in ---------------------------------------------------------------------------------------------
+
+    def _feed(self, give: Callable[[float], list[Action]]) -> None:
+        """One input, and all that comes of it."""
+        if self._over.done():
+            return
+        try:
+            for action in give(self._loop.time()):
+                self._carry_out(action)
+        except Exception as error:
+            # Raised where somebody waits: an answer of the trainer comes from a callback that nobody looks at.
+            if not self._over.done():
+                self._over.set_exception(error)
+            return
+        self._set_timer()
+
+    async def _follow(self) -> None:
+        async for state in self.coordinator.states():
+            self._see(state)
+        raise CoordinatorLinkError("the link to the coordinator was closed")
+
+    def _see(self, state: Coordinator) -> None:
+        self._journal.state(state)
+        self._feed(lambda now: self.rounds.coordinator_state(state, now))
+
+    async def _hear(self, channel: Channel) -> None:
+        rounds = self.rounds
+        receive = rounds.receive if channel is Channel.RUN else rounds.receive_weights
+        async for announcement in self.swarm.announcements(channel):
+            self._feed(lambda now, heard=announcement: receive(heard, now))  # type: ignore[misc]
+            # A peer that floods us must not keep the loop from everything else.
+            await asyncio.sleep(0)
+        raise ExchangeError("the swarm was closed")
+
+    def _set_timer(self) -> None:
+        due = self.rounds.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None and not self._over.done():
+            self._timer = self._loop.call_at(due, self._feed, self.rounds.tick)
+
+    # -- what goes out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case act.CancelTraining(step):
+                self._mailbox.cancel(step)
+            case act.AllowPeers(peers):
+                self._allowed = peers
+                self.swarm.set_allowed(peers)
+                self._new_peers.set()
+            case act.StoreBlob() | act.Announce() | act.AnnounceWeights():
+                self._to_peers.put_nowait(action)
+            case act.FetchBlob():
+                self._begin_fetch(action)
+            case act.Forget(before_step):
+                self._forget(before_step)
+            case act.SendWitness(step=step, witness=witness):
+                metadata = self._journal.metadata(step)
+                self._to_coordinator.put_nowait(lambda: self.coordinator.witness(witness, metadata))
+            case act.SendWarmupWitness(witness):
+                self._to_coordinator.put_nowait(lambda: self.coordinator.warmup_witness(witness))
+            case act.SendHealthChecks(checks):
+                self._to_coordinator.put_nowait(lambda: self.coordinator.health_check(checks))
+            case act.Rejoin():
+                self._to_coordinator.put_nowait(lambda: self.coordinator.send(Join(self.coordinator.run_id)))
+            case act.Dropped():
+                _log.debug("dropped: %s", action)
+            case act.ResultMissing() | act.Desynced():
+                self._journal.event(action)
+                self._mailbox.tell(action)
+            case act.RunEnded():
+                self._journal.ended(action)
+                self._mailbox.put(action)
+                if not self._over.done():
+                    self._over.set_result(None)
+            case _:
+                self._mailbox.put(action)
+
+    async def _tell_peers(self) -> None:
+        """In order: what is announced must have been stored."""
+        while True:
+            action = await self._to_peers.get()
+            try:
+                match action:
+                    case act.StoreBlob(data=data, tag=tag):
+                        await self.swarm.publish(data, tag)
+                    case act.Announce(data):
+                        await self.swarm.announce(data)
+                    case act.AnnounceWeights(data):
+                        await self.swarm.announce(data, channel=Channel.OWN_KIND)
+            except DistroError as error:
+                # Said again later; and if the swarm is closed, whoever listens to it ends the run.
+                self._journal.note(f"a message to the peers was lost: {error}")
+            finally:
+                self._to_peers.task_done()
+
+    async def _tell_coordinator(self) -> None:
+        while True:
+            send = await self._to_coordinator.get()
+            try:
+                await send()
+            finally:
+                self._to_coordinator.task_done()
+
+    async def _drain(self) -> None:
+        """The last words of a finished run; nobody waits for them long."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self._to_coordinator.join()
+        except TimeoutError:
+            pass
+
+    # -- downloads -------------------------------------------------------------------------------------------------
+
+    def _begin_fetch(self, action: act.FetchBlob) -> None:
+        blob = action.ticket.hash
+        if blob in self._fetches:
+            return  # one answer is for all who asked
+        step = _step_of(action.tag)
+        task = self._loop.create_task(self._fetch(action))
+        self._fetches[blob] = (step, task)
+
+    async def _fetch(self, action: act.FetchBlob) -> None:
+        blob = action.ticket.hash
+        data: bytes | None = None
+        try:
+            async with self._slots, asyncio.timeout(FETCH_SECONDS):
+                data = await self.swarm.fetch(action.ticket, action.providers, max_size=action.max_size, tag=action.tag)
+        except (DistroError, TimeoutError) as error:
+            _log.info("a result could not be fetched: %s", error)
+        # Before the answer: it may bring the same action again.
+        self._fetches.pop(blob, None)
+        if data is not None:
+            whole = data
+            self._feed(lambda now: self.rounds.fetched(blob, whole, now))
+        else:
+            self._feed(lambda now: self.rounds.fetch_failed(blob, now))
+
+    def _forget(self, before_step: int) -> None:
+        for blob, (step, task) in list(self._fetches.items()):
+            if step < before_step:
+                task.cancel()
+                del self._fetches[blob]
+        self.swarm.forget(lambda tag: _step_of(tag, default=before_step) < before_step)
+
+    # -- finding each other ----------------------------------------------------------------------------------------
+
+    async def _meet(self) -> None:
+        """Gets in touch with the peers of the epoch, again while nobody of them passes messages on to us."""
+        pause = FIRST_MEETING_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._new_peers.wait()
+                pause = FIRST_MEETING_SECONDS
+            except TimeoutError:
+                pause = min(2 * pause, MAX_MEETING_SECONDS)
+            self._new_peers.clear()
+            neighbors = {peer.id for peer in self.swarm.peers() if peer.is_neighbor}
+            strangers = sorted(self._allowed - neighbors)
+            if strangers and len(neighbors) < MAX_MEETINGS and self.rounds.stage is not Stage.ENDED:
+                await self._introduce(self._generator.sample(strangers, min(len(strangers), MAX_MEETINGS)))
+
+    async def _introduce(self, strangers: Sequence[bytes]) -> None:
+        known: dict[bytes, EndpointAddr] = {}
+        if self._find_peers is not None:
+            try:
+                known = {address.id: address for address in await self._find_peers()}
+            except (DistroError, OSError) as error:
+                _log.info("nobody tells where the peers are: %s", error)
+        try:
+            await self.swarm.join([known.get(peer, EndpointAddr(peer)) for peer in strangers])
+        except DistroError as error:
+            _log.info("no peer could be met: %s", error)
+
+
+def _step_of(tag: str, default: int = 0) -> int:
+    match = _RESULT_TAG.fullmatch(tag)
+    return int(match[1]) if match else default
