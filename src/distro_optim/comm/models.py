@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ..errors import ExchangeError, ProtocolError
@@ -13,6 +13,9 @@ from .iroh.tickets import BlobTicket
 from .swarm import Swarm
 
 __all__ = ["ModelExchange", "SharedModels", "download_patiently"]
+
+Check = Callable[[str, Sequence[str]], None]
+"""See ``check`` of :func:`~.iroh.sharing.download_model`."""
 
 # Between two rounds of asking those who had nothing to share; they may be loading themselves.
 _FIRST_PAUSE_SECONDS: Final = 0.25
@@ -37,6 +40,7 @@ class ModelExchange(ABC):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         """Gets the whole model from ``providers``, each asked a few times at most.
@@ -53,6 +57,7 @@ async def download_patiently(
     *,
     seconds: float,
     max_parameter_bytes: int,
+    check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
     """:meth:`ModelExchange.download`, again and again for ``seconds``: peers may have nothing to share *yet*.
@@ -69,7 +74,9 @@ async def download_patiently(
         async with asyncio.timeout(seconds):
             while True:
                 try:
-                    return await models.download(providers, max_parameter_bytes=max_parameter_bytes, progress=progress)
+                    return await models.download(
+                        providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress
+                    )
                 except (ExchangeError, ProtocolError) as error:
                     reason = error
                 await asyncio.sleep(pause)
@@ -105,6 +112,7 @@ class SharedModels(ModelExchange):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         fetch: Fetch = self._fetch
@@ -115,6 +123,7 @@ class SharedModels(ModelExchange):
             fetch,
             max_parameter_bytes=max_parameter_bytes,
             latencies=latencies,
+            check=check,
             progress=progress,
         )
 

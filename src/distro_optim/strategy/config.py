@@ -27,6 +27,7 @@ from ..coordinator.types import (
     RUN_ID_MAX_LEN,
     Coordinator,
     CoordinatorConfig,
+    CoordinatorProgress,
     RunState,
 )
 from ..errors import ConfigurationError
@@ -40,6 +41,7 @@ nobody of the epoch before is in; under this name that means: the first client o
 _MAX_U8: Final = (1 << 8) - 1
 _MAX_U16: Final = (1 << 16) - 1
 _MAX_U32: Final = (1 << 32) - 1
+_MAX_U64: Final = (1 << 64) - 1
 
 
 def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
@@ -74,8 +76,10 @@ class RunConfig:
         optimizer: what the run optimizes with; None takes what the training script says.
         cold_start_warmup_steps: steps over which the learning rate rises again after a pause.
         max_seq_len: tokens of a sample, where samples are sequences.
+        start_step: where the run begins; above 1 if the weights were trained before.
+        start_data_index: first sample of that step.
         save_dir: folder in which the run's state is kept; None keeps nothing.
-        resume: go on from what is saved there.
+        resume: go on from what is saved there, with the settings given now; begins anew if nothing is.
 
     Raises:
         ConfigurationError: a value cannot work; names it and says what can.
@@ -98,6 +102,8 @@ class RunConfig:
     optimizer: Distro | None = None
     cold_start_warmup_steps: int = 0
     max_seq_len: int = 1
+    start_step: int = 1
+    start_data_index: int = 0
     save_dir: str | PathLike[str] | None = None
     resume: bool = False
 
@@ -116,6 +122,8 @@ class RunConfig:
         _within("waiting_for_members_extra_time", self.waiting_for_members_extra_time, 1, _MAX_U8)
         _within("cold_start_warmup_steps", self.cold_start_warmup_steps, 0, _MAX_U32)
         _within("max_seq_len", self.max_seq_len, 1, _MAX_U32)
+        _within("start_step", self.start_step, 1, _MAX_U32)
+        _within("start_data_index", self.start_data_index, 0, _MAX_U64)
         if self.run_id is not None and not 0 < len(self.run_id.encode()) <= RUN_ID_MAX_LEN:
             raise ConfigurationError(
                 f"run_id has 1 to {RUN_ID_MAX_LEN} bytes, got {self.run_id!r}", name="run_id", value=self.run_id
@@ -186,6 +194,7 @@ class RunConfig:
                 verification_percent=0,
                 waiting_for_members_extra_time=self.waiting_for_members_extra_time,
             ),
+            progress=CoordinatorProgress(step=self.start_step, epoch_start_data_index=self.start_data_index),
         )
 
 

@@ -1,160 +1,184 @@
-"""The model on its way between peers: offered to those who join, downloaded and compared by who joins."""
+"""The way into somebody else's run: a ticket, or ``host:port/run-id``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Final, Literal
 
-import torch
-from torch import Tensor, nn
+from ..comm.iroh.addresses import EndpointAddr
+from ..comm.iroh.endpoint import Node
+from ..comm.iroh.loop import LoopThread
+from ..comm.iroh.rendezvous import ask_rendezvous
+from ..comm.iroh.sharing import ModelSharing
+from ..comm.iroh.streams import COORDINATOR_ALPN
+from ..comm.iroh.swarm import IrohSwarm, topic_of_run
+from ..comm.iroh.tickets import EndpointTicket
+from ..comm.models import SharedModels
+from ..comm.signing import SecretKey
+from ..coordinator.client import RemoteCoordinator
+from ..coordinator.ticket import RunTicket, connector
+from ..errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
+from .link import RunLink, RunSource
 
-from ..comm.iroh.sharing import SharedModel
-from ..errors import ModelMismatchError, ProtocolError
-from .actions import Initialize
-from .model_identity import ModelIdentity, describe, weights_root
-from .port import RunPort
-from .trainer import SwarmTrainer
+__all__ = ["JoinedRun", "NodeOptions", "Relay", "parse_peers", "parse_run"]
 
-__all__ = ["ModelExchange"]
+Relay = Literal["default", "none"] | Sequence[str]
 
-# Name, archive and message around a tensor's bytes: a few hundred, and the name.
-_ENVELOPE_BYTES: Final = 64 * 1024
+RELAY_SECONDS: Final = 5.0
+"""How long a relay server may take to answer; without one we go by our own addresses only."""
+
+MAX_GIVEN_PEERS: Final = 256
 
 
-class ModelExchange:
-    """Both sides of model sharing, for one model. Belongs to the training thread.
-
-    Args:
-        model: whose configuration goes with the weights, if it is one of transformers.
-        script_rates: learning rates are compared; see :func:`~.model_identity.describe`.
-        data: see :class:`~.model_identity.ModelIdentity`.
-        as_psyche: offer parameters only, in bfloat16, and take those of Psyche's peers, who say nothing of the rest.
-        tell: told what differs without harm.
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """How our own endpoint is opened.
 
     Attributes:
-        mismatch: why a peer's model was refused last; None if none was.
+        key: who we are.
+        relay: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
+        bind_addr: likewise.
+        peers: where other peers are, as far as the user knows.
     """
 
-    def __init__(
-        self,
-        port: RunPort,
-        trainer: SwarmTrainer,
-        model: nn.Module,
-        *,
-        script_rates: bool,
-        data: Mapping[str, int],
-        as_psyche: bool,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.mismatch: ModelMismatchError | None = None
-        self._port = port
-        self._trainer = trainer
-        self._model = model
-        self._script_rates = script_rates
-        self._data = data
-        self._as_psyche = as_psyche
-        self._tell = tell
-        self._told: set[str] = set()
-        self._offered: int | None = None
+    key: SecretKey
+    relay: Relay = "default"
+    bind_addr: str = "0.0.0.0:0"
+    peers: tuple[EndpointAddr, ...] = ()
 
-    def identity(self, epoch: int, step: int, weights: bytes = bytes(32)) -> ModelIdentity:
-        """What the model is now; ``weights`` is the root over its hashes, where it is wanted."""
-        return describe(
-            self._trainer.tensors,
-            self._trainer.optimizer,
-            epoch=epoch,
-            step=step,
-            weights=weights,
-            script_rates=self._script_rates,
-            data=self._data,
-        )
-
-    # -- offering --------------------------------------------------------------------------------------------------
-
-    def offer(self, identity: ModelIdentity, values: Mapping[str, Tensor]) -> None:
-        """Shares ``values``, copies that nobody changes, with those who join at ``identity.step``."""
-        if self._as_psyche:
-            buffers = self._trainer.tensors.buffers
-            values = {
-                name: values[name].to(torch.bfloat16) for name in sorted(values, key=str.encode) if name not in buffers
-            }
-        self._port.offer_model(SharedModel(identity.encode(self._model), "", dict(values)))
-        self._offered = identity.step
-
-    def passed(self, step: int) -> None:
-        """Weights change at ``step``: what was offered for an earlier one is of no use, and must not mislead."""
-        if self._offered is not None and step > self._offered:
-            self._offered = None
-            self._port.withdraw_model()
-
-    # -- downloading -----------------------------------------------------------------------------------------------
-
-    def download(self, action: Initialize, *, attempt: int) -> tuple[dict[str, Tensor], ModelIdentity]:
-        """The model of the peers, compared with ours.
-
-        Args:
-            attempt: how often it was tried in vain; another peer is asked first each time.
+    async def open(self, loop: LoopThread) -> Node:
+        """An endpoint on ``loop``, the one that runs this; with its relay server, if one answers in time.
 
         Raises:
-            ExchangeError: nobody gave it.
-            ProtocolError: what came is not the model of the run, or not whole.
+            ExchangeError: the address is taken, or the like.
         """
-        tensors = self._trainer.tensors
-        ours = self.identity(action.epoch, action.step)
-        self.mismatch = None
+        node = Node(secret_key=self.key, relay=self.relay, bind_addr=self.bind_addr, loop=loop)
+        # Clients of a coordinator are not in its epoch yet, and it need not be a peer itself.
+        node.exempt(COORDINATOR_ALPN)
+        node.addresses.add(self.peers)
+        try:
+            await node.bind()
+            if self.relay != "none":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RELAY_SECONDS):
+                        await node.online()
+        except BaseException:
+            await node.aclose()
+            raise
+        return node
 
-        def check(config: str, names: Sequence[str]) -> None:
-            self._check(ours, ModelIdentity.decode(config), names)
 
-        turn = attempt % len(action.providers)
-        shared = self._port.download_model(
-            [*action.providers[turn:], *action.providers[:turn]],
-            max_parameter_bytes=max(t.numel() * t.element_size() for t in tensors.all.values()) + _ENVELOPE_BYTES,
-            check=check,
+def parse_run(run: str) -> RunTicket:
+    """What a user passes as ``run``.
+
+    Raises:
+        ConfigurationError: it is neither a ticket nor ``host:port/run-id``.
+    """
+    try:
+        return RunTicket.parse(run)
+    except ProtocolError as error:
+        raise ConfigurationError(
+            f"run names no run: {error}. Copy the whole line that the host printed (psyche1...), or write "
+            "host:port/run-id",
+            name="run",
+            value=run,
+        ) from None
+
+
+def parse_peers(peers: Sequence[str]) -> tuple[EndpointAddr, ...]:
+    """What a user passes as ``peers``: endpoint tickets.
+
+    Raises:
+        ConfigurationError: one is no ticket.
+    """
+    if len(peers) > MAX_GIVEN_PEERS:
+        raise ConfigurationError(f"at most {MAX_GIVEN_PEERS} peers can be given, got {len(peers)}", name="peers")
+    addresses = []
+    for peer in peers:
+        try:
+            addresses.append(EndpointTicket.parse(peer).addr)
+        except ProtocolError as error:
+            raise ConfigurationError(
+                f"peers holds {peer[:40]!r}, which is no endpoint ticket: {error}", name="peers", value=peer
+            ) from None
+    return tuple(addresses)
+
+
+class JoinedRun(RunSource):
+    """A run whose coordinator is elsewhere.
+
+    Args:
+        ticket: which, and where.
+        options: of our endpoint.
+        loop: where it lives.
+        patience: seconds without a link to the coordinator after which the run counts as lost.
+    """
+
+    is_host = False
+
+    def __init__(self, ticket: RunTicket, options: NodeOptions, *, loop: LoopThread, patience: float) -> None:
+        self.key = options.key
+        self.run_id = ticket.run_id
+        self._ticket = ticket
+        self._options = options
+        self._loop = loop
+        self._patience = patience
+
+    async def open(self) -> RunLink:
+        async with AsyncExitStack() as stack:
+            node = await self._options.open(self._loop)
+            stack.push_async_callback(node.aclose)
+            coordinator = RemoteCoordinator(
+                connector(self._ticket, node),
+                self.key,
+                self.run_id,
+                name=self._name,
+                give_up_after=self._patience,
+            )
+            stack.push_async_callback(coordinator.close)
+            await self._join(coordinator)
+            swarm = IrohSwarm(node, topic_of_run(self.run_id))
+            stack.push_async_callback(swarm.aclose)
+            models = SharedModels(ModelSharing(node, swarm.publish), swarm)
+            host = self._ticket.endpoint
+            if host is not None:
+                node.addresses.add(host)
+                with suppress(DistroError):  # asked again when there are peers to be met
+                    await ask_rendezvous(node, host)
+            closing = stack.pop_all()
+        return RunLink(
+            coordinator=coordinator,
+            swarm=swarm,
+            models=models,
+            ticket=str(self._ticket),
+            find_peers=lambda: self._find_peers(node),
+            aclose=closing.aclose,
         )
-        theirs = ModelIdentity.decode(shared.config)
-        self._check(ours, theirs, list(shared.parameters))
-        values = dict(shared.parameters)
-        for name, value in values.items():
-            self._check_tensor(name, value, exactly=theirs is not None)
-        root = weights_root(tensors, values)
-        if theirs is None:
-            return values, self.identity(action.epoch, action.step, root)
-        if theirs.weights != root:
-            raise ProtocolError("the weights are not those that their hash stands for: peers gave parts of two models")
-        for sentence in ours.harmless_differences(theirs):
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self._tell(sentence)
-        return values, self.identity(action.epoch, action.step, root)
 
-    def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
-        """Raises ProtocolError if it is another model, or not that of this step."""
-        if theirs is not None:
-            if theirs.step != ours.step:
-                raise ProtocolError(f"the peer has the weights of step {theirs.step}, not those of {ours.step}")
-            self.mismatch = ours.first_difference(theirs)
-            if self.mismatch is not None:
-                raise ProtocolError(str(self.mismatch))
-        tensors = self._trainer.tensors
-        wanted = tensors.all if theirs is not None else {**tensors.trained, **tensors.frozen}
-        if set(names) != set(wanted):
-            name = min(set(names) ^ set(wanted))
-            here, there = ("a parameter", "none") if name in wanted else ("none", "a parameter")
-            self.mismatch = ModelMismatchError(
-                f"the run trains something else: {name} is {here} here and {there} in the run; build the same model",
-                what=name,
-                ours=name in wanted,
-                theirs=name not in wanted,
-            )
-            raise ProtocolError(str(self.mismatch))
+    @property
+    def _name(self) -> str:
+        ways = list(self._ticket.tcp)
+        if self._ticket.endpoint is not None:
+            ways.append(f"endpoint {self._ticket.endpoint.id.hex()[:10]}")
+        return f"the coordinator of run {self.run_id!r} at {' or '.join(ways)}"
 
-    def _check_tensor(self, name: str, value: Tensor, *, exactly: bool) -> None:
-        """``exactly``: the dtype, too; otherwise another precision is cast, as Psyche does."""
-        own = self._trainer.tensors.all[name]
-        same_dtype = value.dtype == own.dtype or (not exactly and value.is_floating_point() and own.is_floating_point())
-        if value.shape != own.shape or not same_dtype:
-            raise ProtocolError(
-                f"{name} came as {value.dtype} of shape {tuple(value.shape)}, it is {own.dtype} of "
-                f"{tuple(own.shape)} here"
+    async def _join(self, coordinator: RemoteCoordinator) -> None:
+        try:
+            await coordinator.join()
+        except JoinRefusedError as error:
+            advice = (
+                f"; pass run='...{error.hosted}' to join that one"
+                if error.hosted
+                else "; ask the host for a fresh ticket, or to let your key in"
             )
+            raise JoinRefusedError(f"{error}{advice}", wanted=error.wanted, hosted=error.hosted) from error
+        except CoordinatorLinkError as error:
+            raise CoordinatorLinkError(f"{error}. Is the host still running, and is this its latest ticket?") from error
+
+    async def _find_peers(self, node: Node) -> Sequence[EndpointAddr]:
+        host = self._ticket.endpoint
+        others = await ask_rendezvous(node, host) if host is not None else []
+        return [*self._options.peers, *others]

@@ -80,8 +80,8 @@ class Round:
         Returns:
             False if the round was cancelled, so that nothing was published.
         """
-
-        return self._owner.finish_round(self, loss=None if loss is None else float(loss), skip=False)
+        number = float(loss.detach()) if isinstance(loss, Tensor) else loss
+        return self._owner.finish_round(self, loss=number, skip=False)
 
     def skip(self) -> bool:
         """As :meth:`finish`, but without the gradients: takes part with a contribution that says nothing."""

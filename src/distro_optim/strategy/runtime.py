@@ -16,17 +16,21 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from ..comm.iroh.endpoint import Node
+from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.iroh.loop import LoopThread
 from ..comm.iroh.sharing import SharedModel
 from ..comm.models import download_patiently
+from ..comm.signing import SecretKey
 from ..compress import CompressedUpdate, TilePlan
-from ..coordinator.types import NodeIdentity
+from ..coordinator.types import Coordinator, NodeIdentity
 from ..errors import (
     ConfigurationError,
     CoordinatorLinkError,
@@ -37,7 +41,10 @@ from ..errors import (
     RunError,
     RunLostError,
 )
+from .config import RunConfig
 from .driver import RoundDriver
+from .hosting import HostedRun
+from .joining import JoinedRun, NodeOptions, Relay, parse_peers, parse_run
 from .journal import Journal
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
@@ -54,6 +61,11 @@ VIEW_SECONDS: Final = 0.5
 MIN_DOWNLOAD_SECONDS: Final = 20.0
 """A model that is wanted is asked for this long, however short the warm-up: the next one may come soon."""
 
+PATIENCE_SECONDS: Final = 120.0
+"""A host that is started anew, from its checkpoint, is back within this time. Chosen arbitrarily."""
+
+_RUN_ID_BYTES: Final = 4
+
 CLOSE_SECONDS: Final = 5.0
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""
@@ -68,13 +80,14 @@ class Runtime(RunPort):
 
     Args:
         source: the way into the run.
-        loop: where the network lives; None starts a thread for it, which ends with :meth:`close`.
+        loop: where the network lives.
+        owns_loop: whether it ends with :meth:`close`.
     """
 
-    def __init__(self, source: RunSource, *, loop: LoopThread | None = None) -> None:
+    def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
         self._source = source
-        self._owns_loop = loop is None
-        self._loop = loop if loop is not None else LoopThread("distro-optim-run")
+        self._loop = loop
+        self._owns_loop = owns_loop
         self._mailbox = Mailbox(time.monotonic)
         self._link: RunLink | None = None
         self._driver: RoundDriver | None = None
@@ -83,6 +96,59 @@ class Runtime(RunPort):
         self._view = RunView(run_id=source.run_id)
         self._lock = threading.Lock()
         self._closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        run: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        state: Coordinator | None = None,
+        secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
+        relay: Relay = "default",
+        bind_addr: str = "0.0.0.0:0",
+        tcp: str | None = None,
+        peers: Sequence[str] = (),
+        allow: Sequence[bytes] | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> Runtime:
+        """The access to a run. Nothing is opened before :meth:`start`.
+
+        Args:
+            run: a ticket, or ``host:port/run-id``, to join; None hosts a run of our own.
+            config: of the run that we host.
+            state: where it begins, such as a checkpoint has it; None begins anew, or with what ``config`` resumes.
+            secret_key: who we are; a key, or the path of a key file, made if there is none. None: a fresh identity.
+            relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
+            bind_addr: where our endpoint listens.
+            tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``.
+            peers: endpoint tickets of peers that nothing else leads to.
+            allow: public keys that a host lets in; None is everybody.
+            patience: seconds without a link to the coordinator after which the run counts as lost.
+
+        Raises:
+            ConfigurationError: an argument is wrong; says which, and what to write.
+        """
+        if not patience > 0:
+            raise ConfigurationError(f"patience must be above 0 seconds, got {patience}", name="patience")
+        loop = LoopThread("distro-optim-run")
+        options = NodeOptions(key=_secret_key(secret_key), relay=relay, bind_addr=bind_addr, peers=parse_peers(peers))
+        Node(
+            secret_key=options.key, relay=relay, bind_addr=bind_addr, loop=loop
+        )  # refuses what is wrong, opens nothing
+        if run is not None:
+            for name, value in (("config", config), ("state", state), ("tcp", tcp), ("allow", allow)):
+                if value is not None:
+                    raise ConfigurationError(
+                        f"{name} is for the host of a run, but run names one to join; leave one of the two out",
+                        name=name,
+                        value=value,
+                    )
+            return cls(JoinedRun(parse_run(run), options, loop=loop, patience=patience), loop=loop, owns_loop=True)
+        config = config if config is not None else RunConfig()
+        run_id = config.run_id or (state.run_id if state is not None else f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
+        source = HostedRun(config, run_id, options, loop=loop, state=state, tcp=tcp, allow=allow)
+        return cls(source, loop=loop, owns_loop=True)
 
     # -- who and what ----------------------------------------------------------------------------------------------
 
@@ -101,6 +167,10 @@ class Runtime(RunPort):
     @property
     def is_host(self) -> bool:
         return self._source.is_host
+
+    @property
+    def state(self) -> Coordinator | None:
+        return self._link.coordinator.state if self._link is not None else None
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -220,6 +290,7 @@ class Runtime(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         link = self._opened()
@@ -231,6 +302,7 @@ class Runtime(RunPort):
                 providers,
                 seconds=max(MIN_DOWNLOAD_SECONDS, warmup),
                 max_parameter_bytes=max_parameter_bytes,
+                check=check,
                 progress=progress,
             )
         )
@@ -293,6 +365,16 @@ class Runtime(RunPort):
         except BaseException:
             future.cancel()
             raise
+
+
+def _secret_key(key: SecretKey | bytes | str | os.PathLike[str] | None) -> SecretKey:
+    if key is None:
+        return generate_secret_key()
+    if isinstance(key, SecretKey):
+        return key
+    if isinstance(key, bytes):
+        return Node(secret_key=key).secret_key  # checks its length
+    return load_secret_key(key)
 
 
 def _lost(error: DistroError, *, is_host: bool) -> RunLostError:

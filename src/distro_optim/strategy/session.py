@@ -35,7 +35,7 @@ from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig, is_shared_by_peers
 from .data import shuffle_seed
 from .environment import RunEnvironment, write_ticket
-from .joining import ModelExchange
+from .handover import ModelHandover
 from .model_identity import ModelIdentity, weights_root
 from .named_tensors import NamedTensors
 from .port import RunPort, RunView
@@ -84,6 +84,7 @@ class SwarmSession:
             runs of our own kind.
         on_event: called with news in words, one sentence each; they are logged besides.
         port: instead of the connection made from ``run``, ``config``, ``secret_key`` and ``relay``.
+        **connection: more for :meth:`.runtime.Runtime.connect`, such as ``bind_addr``, ``tcp``, ``peers``, ``allow``.
 
     Raises:
         ConfigurationError: an argument is wrong, or the optimizer is no DisTrO of this model's parameters.
@@ -102,7 +103,7 @@ class SwarmSession:
         config: RunConfig | None = None,
         dataset_size: int | None = None,
         data_seed: int | None = None,
-        secret_key: SecretKey | None = None,
+        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
         relay: str | Sequence[str] = "default",
         checkpoint_dir: str | PathLike[str] | None = None,
         keep_checkpoints: int = 3,
@@ -110,6 +111,7 @@ class SwarmSession:
         learning_rates: LearningRates | None = None,
         on_event: Callable[[str], None] | None = None,
         port: RunPort | None = None,
+        **connection: Any,
     ) -> None:
         if not isinstance(optimizer, DisTrO):
             raise ConfigurationError(
@@ -144,9 +146,10 @@ class SwarmSession:
         self._learning_rates = learning_rates
         self._on_event = on_event
         self._port = port
+        self._connection = connection
         # Checks what can be checked without a network.
         self._trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
-        self._exchange: ModelExchange | None = None
+        self._handover: ModelHandover | None = None
         self._store: CheckpointStore | None = None
         self._restored: Checkpoint | None = None
         self._reporter = RunReporter(None)
@@ -155,6 +158,7 @@ class SwarmSession:
         self._round: Round | None = None
         self._started = False
         self._ended = False
+        self._last_view = RunView(run_id="")
         self._step = FIRST_STEP
         self._schedule_step: int | None = None
         self._saved_step: int | None = None
@@ -214,6 +218,7 @@ class SwarmSession:
         finally:
             self._reporter.close()
             port.close(timeout)
+            self._last_view = port.view()
 
     def __enter__(self) -> SwarmSession:
         self.start()
@@ -232,6 +237,7 @@ class SwarmSession:
             secret_key=self._secret_key,
             relay=self._relay,
             state=state_to_resume(self._restored, config) if config is not None else None,
+            **self._connection,
         )
 
     def _hosting_config(self) -> RunConfig:
@@ -270,7 +276,7 @@ class SwarmSession:
             seed = shuffle_seed(port.run_id) if self._data_seed is None else self._data_seed
             self._order = (self._dataset_size, seed)
             data = {"size": self._dataset_size, "seed": seed}
-        self._exchange = ModelExchange(
+        self._handover = ModelHandover(
             port,
             self._trainer,
             self._model,
@@ -384,9 +390,7 @@ class SwarmSession:
             case act.RunEnded():
                 self._ended = True
                 if action.error is not None:
-                    raise self._exchange_of().mismatch or RunError(
-                        f"the run ended at step {action.step}: {action.error}"
-                    )
+                    raise RunError(f"the run ended at step {action.step}: {action.error}")
 
     def _at_step(self, step: int) -> None:
         """Everything of a step begins here."""
@@ -394,15 +398,15 @@ class SwarmSession:
         if self.follow_schedule is not None and step != self._schedule_step:
             self.follow_schedule(step)
         self._schedule_step = step
-        self._exchange_of().passed(step)
+        self._handover_of().passed(step)
 
     def _initialize(self, port: RunPort, action: act.Initialize) -> None:
         self._at_step(action.step)
-        exchange = self._exchange_of()
+        handover = self._handover_of()
         restored, self._restored = self._restored, None
         if action.providers:
             try:
-                values, identity = exchange.download(action, attempt=self._failed_loads)
+                values, identity = handover.download(action, attempt=self._failed_loads)
             except (ExchangeError, ProtocolError) as error:
                 self._failed_loads += 1
                 self._restored = restored
@@ -413,12 +417,12 @@ class SwarmSession:
             self._trainer.load(values)
         else:
             values = self._trainer.tensors.copies()
-            identity = exchange.identity(action.epoch, action.step, weights_root(self._trainer.tensors, values))
+            identity = handover.identity(action.epoch, action.step, weights_root(self._trainer.tensors, values))
             match action.checkpoint:
                 case Hub(repo) if self._as_psyche:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
         self._begin_momentum(restored, identity)
-        exchange.offer(identity, values)
+        handover.offer(identity, values)
         port.initialized(self._trainer.plan, self._trainer.names)
 
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
@@ -435,14 +439,14 @@ class SwarmSession:
             )
 
     def _finish_epoch(self, port: RunPort, step: int) -> None:
+        self._at_step(step)
         if self._as_psyche:
             self._trainer.round_to_bfloat16()
         values = self._trainer.tensors.copies()
         state = port.state
         epoch = state.progress.epoch if state is not None else 0
-        identity = self._exchange_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
-        self._step = step
-        self._exchange_of().offer(identity, values)
+        identity = self._handover_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
+        self._handover_of().offer(identity, values)
         self._save(port, identity, values, state)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -476,7 +480,7 @@ class SwarmSession:
         values = self._trainer.tensors.copies()
         state = port.state
         epoch = state.progress.epoch if state is not None else 0
-        identity = self._exchange_of().identity(epoch, self._step, weights_root(self._trainer.tensors, values))
+        identity = self._handover_of().identity(epoch, self._step, weights_root(self._trainer.tensors, values))
         self._save(port, identity, values, state)
 
     def _save(
@@ -594,10 +598,7 @@ class SwarmSession:
 
     def view(self) -> RunView:
         """A snapshot for logs and live tables. For any thread."""
-        port = self._port
-        if port is None:
-            return self._last_view
-        return port.view()
+        return self._port.view() if self._port is not None and self._started else self._last_view
 
     def _require_port(self) -> RunPort:
         if self._port is None or not self._started:
@@ -606,9 +607,9 @@ class SwarmSession:
             )
         return self._port
 
-    def _exchange_of(self) -> ModelExchange:
-        assert self._exchange is not None
-        return self._exchange
+    def _handover_of(self) -> ModelHandover:
+        assert self._handover is not None
+        return self._handover
 
 
 def _bare_identity(trainer: SwarmTrainer) -> ModelIdentity:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from ..comm.iroh.sharing import SharedModel
-from ..comm.models import ModelExchange
+from ..comm.models import Check, ModelExchange
 from ..errors import NotSharedError
 
 __all__ = ["MemoryModels"]
@@ -35,12 +35,15 @@ class MemoryModels(ModelExchange):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         await asyncio.sleep(0)
         for peer in providers:
             if peer != self._me and peer in self._room:
                 model = self._room[peer]
+                if check is not None:
+                    check(model.config, list(model.parameters))
                 if progress is not None:
                     progress(len(model.parameters), len(model.parameters))
                 return model

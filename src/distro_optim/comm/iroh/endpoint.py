@@ -152,6 +152,7 @@ class Node:
         self.loop = loop if loop is not None else LoopThread(f"iroh-{self.endpoint_id.hex()[:8]}")
 
         self._handlers: dict[bytes, Handler] = {}
+        self._exempt: set[bytes] = set()
         self._close_hooks: list[Callable[[], Awaitable[None]]] = []
         self._endpoint: Any = None
         self._binding: asyncio.Task[None] | None = None
@@ -256,8 +257,16 @@ class Node:
         """Replaces the allow-list; connections of peers that are no longer on it are closed."""
         self._allowed = None if ids is None else _checked_ids(ids)
         for connection in list(self._connections):
-            if not self._allows(connection.remote_id):
+            if not self._allows(connection.remote_id, connection.alpn):
                 connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
+
+    def exempt(self, alpn: bytes) -> None:
+        """Lets everybody connect, and be dialled, for ``alpn``, whatever the allow-list says.
+
+        For protocols that decide themselves whom they serve, such as a coordinator's, whose clients are not in the
+        epoch yet.
+        """
+        self._exempt.add(alpn)
 
     def connections(self) -> list[Connection]:
         """All open connections, incoming and outgoing."""
@@ -286,7 +295,7 @@ class Node:
         name = address.id.hex()[:10]
         if address.id == self.endpoint_id:
             raise PeerUnreachableError("a node cannot dial itself")
-        if not self._allows(address.id):
+        if not self._allows(address.id, alpn):
             raise PeerRefusedError(f"{name} is not on the allow-list")
         address = self.addresses.lookup(address.id, time.monotonic()).merged(address)
         endpoint = self._bound()
@@ -300,7 +309,7 @@ class Node:
             raise PeerUnreachableError(f"{name} cannot be reached at {_places(address)}: {error}") from error
         connection = Connection(raw, dialled=True)
         # The list may have changed during the handshake.
-        if not self._allows(connection.remote_id):
+        if not self._allows(connection.remote_id, alpn):
             connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
             raise PeerRefusedError(f"{name} is not on the allow-list")
         self._register(connection)
@@ -367,8 +376,8 @@ class Node:
         if self._endpoint is not None and self._closing is None:
             self._endpoint.set_alpns(list(self._handlers))
 
-    def _allows(self, peer: bytes) -> bool:
-        return self._allowed is None or peer in self._allowed
+    def _allows(self, peer: bytes, alpn: bytes) -> bool:
+        return self._allowed is None or peer in self._allowed or alpn in self._exempt
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -426,7 +435,7 @@ class Node:
         connection = Connection(raw, dialled=False)
         peer = connection.remote_id
         handler = self._handlers.get(connection.alpn)
-        if not self._allows(peer):
+        if not self._allows(peer, connection.alpn):
             _log.info("%s is not on the allow-list and was turned away", peer.hex()[:10])
             connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
             return

@@ -1,0 +1,168 @@
+"""The model on its way between peers: offered to those who join, downloaded and compared by who joins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ..comm.iroh.sharing import SharedModel
+from ..errors import ModelMismatchError, ProtocolError
+from .actions import Initialize
+from .model_identity import ModelIdentity, describe, weights_root
+from .port import RunPort
+from .trainer import SwarmTrainer
+
+__all__ = ["ModelHandover"]
+
+MAX_REFUSALS: Final = 10
+"""Models refused in a row, of however many peers, until we take it that the run trains something else. One peer could
+say so to keep joiners away; it is asked five times at most. Chosen arbitrarily above that."""
+
+# Name, archive and message around a tensor's bytes: a few hundred, and the name.
+_ENVELOPE_BYTES: Final = 64 * 1024
+
+
+class ModelHandover:
+    """Both sides of model sharing, for one model. Belongs to the training thread.
+
+    Args:
+        model: whose configuration goes with the weights, if it is one of transformers.
+        script_rates: learning rates are compared; see :func:`~.model_identity.describe`.
+        data: see :class:`~.model_identity.ModelIdentity`.
+        as_psyche: offer parameters only, in bfloat16, and take those of Psyche's peers, who say nothing of the rest.
+        tell: told what differs without harm.
+
+    """
+
+    def __init__(
+        self,
+        port: RunPort,
+        trainer: SwarmTrainer,
+        model: nn.Module,
+        *,
+        script_rates: bool,
+        data: Mapping[str, int],
+        as_psyche: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._port = port
+        self._trainer = trainer
+        self._model = model
+        self._script_rates = script_rates
+        self._data = data
+        self._as_psyche = as_psyche
+        self._tell = tell
+        self._told: set[str] = set()
+        self._offered: int | None = None
+
+    def identity(self, epoch: int, step: int, weights: bytes = bytes(32)) -> ModelIdentity:
+        """What the model is now; ``weights`` is the root over its hashes, where it is wanted."""
+        return describe(
+            self._trainer.tensors,
+            self._trainer.optimizer,
+            epoch=epoch,
+            step=step,
+            weights=weights,
+            script_rates=self._script_rates,
+            data=self._data,
+        )
+
+    # -- offering --------------------------------------------------------------------------------------------------
+
+    def offer(self, identity: ModelIdentity, values: Mapping[str, Tensor]) -> None:
+        """Shares ``values``, copies that nobody changes, with those who join at ``identity.step``."""
+        if self._as_psyche:
+            buffers = self._trainer.tensors.buffers
+            values = {
+                name: values[name].to(torch.bfloat16) for name in sorted(values, key=str.encode) if name not in buffers
+            }
+        self._port.offer_model(SharedModel(identity.encode(self._model), "", dict(values)))
+        self._offered = identity.step
+
+    def passed(self, step: int) -> None:
+        """Weights change at ``step``: what was offered for an earlier one is of no use, and must not mislead."""
+        if self._offered is not None and step > self._offered:
+            self._offered = None
+            self._port.withdraw_model()
+
+    # -- downloading -----------------------------------------------------------------------------------------------
+
+    def download(self, action: Initialize, *, attempt: int) -> tuple[dict[str, Tensor], ModelIdentity]:
+        """The model of the peers, compared with ours.
+
+        Args:
+            attempt: how often it was tried in vain; another peer is asked first each time.
+
+        Raises:
+            ModelMismatchError: the run trains something else, as far as the peers can be believed.
+            ExchangeError: nobody gave it.
+            ProtocolError: what came is not the model of the run, or not whole.
+        """
+        tensors = self._trainer.tensors
+        ours = self.identity(action.epoch, action.step)
+        refusals = 0
+
+        def check(config: str, names: Sequence[str]) -> None:
+            nonlocal refusals
+            try:
+                self._check(ours, ModelIdentity.decode(config), names)
+            except ModelMismatchError as error:
+                refusals += 1
+                if len(action.providers) == 1 or refusals >= MAX_REFUSALS:
+                    raise
+                raise ProtocolError(str(error)) from None
+
+        turn = attempt % len(action.providers)
+        shared = self._port.download_model(
+            [*action.providers[turn:], *action.providers[:turn]],
+            max_parameter_bytes=max(t.numel() * t.element_size() for t in tensors.all.values()) + _ENVELOPE_BYTES,
+            check=check,
+        )
+        theirs = ModelIdentity.decode(shared.config)
+        self._check(ours, theirs, list(shared.parameters))
+        values = dict(shared.parameters)
+        for name, value in values.items():
+            self._check_tensor(name, value, exactly=theirs is not None)
+        root = weights_root(tensors, values)
+        if theirs is None:
+            return values, self.identity(action.epoch, action.step, root)
+        if theirs.weights != root:
+            raise ProtocolError("the weights are not those that their hash stands for: peers gave parts of two models")
+        for sentence in ours.harmless_differences(theirs):
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._tell(sentence)
+        return values, self.identity(action.epoch, action.step, root)
+
+    def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
+        """Raises ModelMismatchError if it is another model, ProtocolError if it is not that of this step."""
+        if theirs is not None:
+            if theirs.step != ours.step:
+                raise ProtocolError(f"the peer has the weights of step {theirs.step}, not those of {ours.step}")
+            mismatch = ours.first_difference(theirs)
+            if mismatch is not None:
+                raise mismatch
+        tensors = self._trainer.tensors
+        wanted = tensors.all if theirs is not None else {**tensors.trained, **tensors.frozen}
+        if set(names) != set(wanted):
+            name = min(set(names) ^ set(wanted))
+            here, there = ("a parameter", "none") if name in wanted else ("none", "a parameter")
+            raise ModelMismatchError(
+                f"the run trains something else: {name} is {here} here and {there} in the run; build the same model",
+                what=name,
+                ours=name in wanted,
+                theirs=name not in wanted,
+            )
+
+    def _check_tensor(self, name: str, value: Tensor, *, exactly: bool) -> None:
+        """``exactly``: the dtype, too; otherwise another precision is cast, as Psyche does."""
+        own = self._trainer.tensors.all[name]
+        same_dtype = value.dtype == own.dtype or (not exactly and value.is_floating_point() and own.is_floating_point())
+        if value.shape != own.shape or not same_dtype:
+            raise ProtocolError(
+                f"{name} came as {value.dtype} of shape {tuple(value.shape)}, it is {own.dtype} of "
+                f"{tuple(own.shape)} here"
+            )

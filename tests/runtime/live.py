@@ -1,0 +1,57 @@
+"""Runs over real endpoints on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distro_optim.coordinator.model import ConstantLR
+from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.runtime import Runtime
+from rounds.simulator import LR
+from runtime.training import TrainingThread
+
+LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
+
+
+def config(**settings: Any) -> RunConfig:
+    defaults: dict[str, Any] = {
+        "total_steps": 40,
+        "global_batch_size": 8,
+        "epoch_time": 100,
+        "warmup_time": 30,
+        "max_round_train_time": 20,
+        "lr_schedule": ConstantLR(LR, LR, 0),
+    }
+    return RunConfig(**{**defaults, **settings})
+
+
+@contextmanager
+def live_run() -> Iterator[LiveRun]:
+    run = LiveRun()
+    try:
+        yield run
+    finally:
+        for peer in reversed(run.peers):  # the host last
+            peer.close()
+
+
+class LiveRun:
+    """The peers of one run, the host first."""
+
+    def __init__(self) -> None:
+        self.peers: list[TrainingThread] = []
+
+    def host(self, settings: RunConfig | None = None, *, step_seconds: float = 0.0, **options: Any) -> TrainingThread:
+        settings = settings if settings is not None else config()
+        return self._add(Runtime.connect(config=settings, **{**LOOPBACK, **options}), step_seconds)
+
+    def join(self, run: str | None = None, *, step_seconds: float = 0.0, **options: Any) -> TrainingThread:
+        run = run if run is not None else self.peers[0].port.ticket
+        return self._add(Runtime.connect(run, **{**LOOPBACK, **options}), step_seconds)
+
+    def _add(self, port: Runtime, step_seconds: float) -> TrainingThread:
+        peer = TrainingThread(port, step_seconds=step_seconds)
+        self.peers.append(peer)
+        return peer.start()

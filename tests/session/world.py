@@ -1,0 +1,324 @@
+"""A run of real sessions in one process: the simulator of rounds keeps the clock, each session has a thread.
+
+Only one thread runs at a time. A session runs until it waits for the network (or says that it computes for so long);
+then the next one does, and when all wait the clock moves on. So nothing depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.compress import CompressedUpdate, TilePlan
+from distro_optim.coordinator.host import RunHost
+from distro_optim.coordinator.model import ConstantLR, Hub
+from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
+from distro_optim.errors import ExchangeError, ProtocolError
+from distro_optim.strategy import actions as act
+from distro_optim.strategy.config import SHARED_BY_PEERS
+from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
+from distro_optim.strategy.weights import tensor_digest
+from rounds.simulator import TICK, Member, Weather, World
+
+TRAINER_ACTIONS = (
+    act.Initialize,
+    act.TrainBatch,
+    act.ApplyResults,
+    act.DecayWeights,
+    act.HashWeights,
+    act.FinishEpoch,
+    act.RunEnded,
+)
+LOAD_SECONDS = 30.0
+ATTEMPTS = 5
+MORE_STEPS = 400
+PATIENCE = 60.0  # real seconds until a thread that never waits fails the test
+
+
+class Killed(BaseException):
+    """The process of a session is gone."""
+
+
+class SessionMember(Member):
+    """A client whose trainer is a session behind a :class:`SimulatedPort`."""
+
+    def __init__(self, world: SessionWorld, number: int, port: SimulatedPort) -> None:
+        self.port = port
+        self.settings = world
+        super().__init__(world, number)
+
+    def carry_out(self, action: act.Action) -> None:
+        if isinstance(action, TRAINER_ACTIONS):
+            self.port.queue.append(action)
+            if isinstance(action, act.TrainBatch):
+                self.port.cancelled_steps.discard(action.step)
+        elif isinstance(action, act.CancelTraining):
+            self.port.cancelled_steps.add(action.step)
+        elif isinstance(action, act.Desynced | act.ResultMissing):
+            self.port.events.append(action)
+        else:
+            super().carry_out(action)
+
+
+class SimulatedPort(RunPort):
+    """A session's access to a :class:`SessionWorld`."""
+
+    def __init__(self, world: SessionWorld, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.queue: deque[TrainerAction] = deque()
+        self.events: list[RunEvent] = []
+        self.cancelled_steps: set[int] = set()
+        self.offered: SharedModel | None = None
+        self.offered_digests: list[bytes] = []
+        self.losses: dict[int, float] = {}
+        self.hashes: dict[int, tuple[bytes, ...]] = {}
+        self.killed = False
+        self.closed = False
+        self.ended = False
+        self.member: SessionMember | None = None
+        self.wake_at: float | None = None
+        self.for_action = False
+        self.go = threading.Semaphore(0)
+        self.script: Any = None
+
+    # -- turns -----------------------------------------------------------------------------------------------------
+
+    def wait(self, seconds: float | None, *, for_action: bool = False) -> None:
+        """Lets others run until (if given) so much time has passed, or there is an action if that is waited for."""
+        self.wake_at = None if seconds is None else self.world.now + seconds
+        self.for_action = for_action
+        self.world.back.release()
+        assert self.go.acquire(timeout=PATIENCE)
+        if self.killed:
+            raise Killed
+
+    def compute(self, seconds: float, step: int) -> None:
+        """The training of ``step`` takes so long, or until it is cancelled."""
+        end = self.world.now + seconds
+        while self.world.now < end and not self.is_cancelled(step):
+            self.wait(min(TICK, end - self.world.now))
+
+    @property
+    def runnable(self) -> bool:
+        due = self.wake_at is not None and self.wake_at <= self.world.now
+        return due or self.killed or (self.for_action and bool(self.queue))
+
+    # -- RunPort ---------------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> NodeIdentity:
+        return self._member.id
+
+    @property
+    def run_id(self) -> str:
+        return self.world.state.run_id
+
+    @property
+    def ticket(self) -> str | None:
+        return "psyche1simulated"
+
+    @property
+    def is_host(self) -> bool:
+        return self.number == 1
+
+    @property
+    def state(self) -> Coordinator:
+        return self.world.state
+
+    @property
+    def _member(self) -> SessionMember:
+        assert self.member is not None
+        return self.member
+
+    def start(self) -> None:
+        self.member = SessionMember(self.world, self.number, self)
+
+    def next_action(self, timeout: float | None = None) -> TrainerAction | None:
+        if not self.queue:
+            self.wait(timeout, for_action=True)
+        return self.queue.popleft() if self.queue else None
+
+    def is_cancelled(self, step: int) -> bool:
+        return step in self.cancelled_steps
+
+    def _tell(self, what: Callable[[], list[act.Action]]) -> None:
+        self._member.do(what())
+
+    def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
+        self._tell(lambda: self._member.rounds.initialized(plan, names, self.world.now))
+
+    def initialization_failed(self, reason: str) -> None:
+        self._tell(lambda: self._member.rounds.initialization_failed(reason, self.world.now))
+
+    def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
+        if loss is not None:
+            self.losses[step] = loss
+        self._tell(lambda: self._member.rounds.trained(step, update, own, self.world.now))
+
+    def cancelled(self, step: int) -> None:
+        self._tell(lambda: self._member.rounds.cancelled(step, self.world.now))
+
+    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        self.hashes[step] = tuple(digests)
+        self._tell(lambda: self._member.rounds.weights_hashed(step, digests, self.world.now))
+
+    def download_model(
+        self,
+        providers: Iterable[bytes],
+        *,
+        max_parameter_bytes: int,
+        check: Callable[[str, Sequence[str]], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SharedModel:
+        attempts: dict[bytes, int] = dict.fromkeys(providers, ATTEMPTS)
+        reason = "nobody is there"
+        deadline = self.world.now + LOAD_SECONDS
+        while attempts and self.world.now < deadline:
+            peers = {p.key: p for p in self.world.ports if p.key and not p.closed and not p.killed}
+            for peer in list(attempts):
+                model = peers[peer].offered if peer in peers else None
+                if model is None:
+                    continue
+                assert peers[peer].offered_digests == digests_of(model), "what is offered was changed"
+                try:
+                    if check is not None:
+                        check(model.config, list(model.parameters))
+                except ProtocolError as error:
+                    reason = str(error)
+                    attempts[peer] -= 1
+                    if not attempts[peer]:
+                        del attempts[peer]
+                    continue
+                assert all(t.numel() * t.element_size() < max_parameter_bytes for t in model.parameters.values())
+                return SharedModel(model.config, "", {n: t.clone() for n, t in model.parameters.items()})
+            self.wait(TICK)
+        raise ExchangeError(f"no peer shares the model: {reason}")
+
+    @property
+    def key(self) -> bytes:
+        return self.member.key.public if self.member is not None else b""
+
+    def offer_model(self, model: SharedModel) -> None:
+        self.offered, self.offered_digests = model, digests_of(model)
+
+    def withdraw_model(self) -> None:
+        assert self.offered is None or self.offered_digests == digests_of(self.offered)
+        self.offered = None
+
+    def take_events(self) -> list[RunEvent]:
+        events, self.events = self.events, []
+        return events
+
+    def view(self) -> RunView:
+        state, member = self.world.state, self._member
+        clients = [client.id for client in state.epoch_state.clients]
+        return RunView(
+            run_id=state.run_id,
+            run_state=state.run_state.name,
+            epoch=state.progress.epoch,
+            step=state.progress.step,
+            total_steps=state.config.total_steps,
+            num_peers=len(clients),
+            peer_index=clients.index(member.id) if member.id in clients else None,
+            stage=member.rounds.stage.name,
+            fault=member.rounds.fault.reason if member.rounds.fault else None,
+        )
+
+    def close(self, timeout: float = 5.0) -> None:
+        if not self.closed:
+            self.closed = True
+            if self.member is not None and self.member.alive:
+                self.member.crash()
+
+
+def digests_of(model: SharedModel) -> list[bytes]:
+    return [tensor_digest(name, tensor) for name, tensor in model.parameters.items()]
+
+
+class SessionWorld(World):
+    """The simulator of rounds, with sessions for trainers."""
+
+    def __init__(self, *, seed: int = 1, weather: Weather | None = None, lr: float = 0.0, **config: int) -> None:
+        super().__init__(seed=seed, weather=weather, **config)
+        model = replace(self.state.model, checkpoint=Hub(SHARED_BY_PEERS), lr_schedule=ConstantLR(lr, lr, 0))
+        self.host = RunHost(replace(self.state, model=model))
+        self.ports: list[SimulatedPort] = []
+        self.back = threading.Semaphore(0)
+        self.failures: list[BaseException] = []
+        self._threads: dict[SimulatedPort, threading.Thread] = {}
+
+    def port(self, number: int) -> SimulatedPort:
+        port = SimulatedPort(self, number)
+        self.ports.append(port)
+        return port
+
+    def run(self, port: SimulatedPort, script: Callable[[SimulatedPort], None]) -> None:
+        """Starts ``script(port)`` in a thread of its own."""
+
+        def body() -> None:
+            assert port.go.acquire(timeout=PATIENCE)
+            try:
+                script(port)
+            except Killed:
+                pass
+            except BaseException as error:
+                self.failures.append(error)
+            finally:
+                port.ended = True
+                self.back.release()
+
+        port.wake_at = self.now
+        self._threads[port] = threading.Thread(target=body, daemon=True)
+        self._threads[port].start()
+
+    def kill(self, port: SimulatedPort) -> None:
+        """As ``kill -9`` would: nothing is said, nothing is saved."""
+        port.killed = True
+        assert port.member is not None
+        port.member.crash()
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        while ready := [port for port in self._threads if port.runnable]:
+            for port in ready:
+                self._give_turn(port)
+
+    def _give_turn(self, port: SimulatedPort) -> None:
+        port.wake_at = None
+        port.go.release()
+        assert self.back.acquire(timeout=PATIENCE)
+        if port.ended:
+            self._threads.pop(port).join(PATIENCE)
+        if self.failures:
+            raise self.failures[0]
+
+    def step(self) -> None:
+        self._give_turns()
+        super().step()
+        self._give_turns()
+
+    def until_all_ended(self) -> None:
+        """To the end of the run, and of all sessions."""
+        self.until(lambda state: state.run_state is RunState.FINISHED)
+        for _ in range(MORE_STEPS):
+            if not self._threads:
+                return
+            self.step()
+        raise AssertionError("a session does not end")
+
+    def assert_equal_hashes(self) -> None:
+        """All who looked at their weights at the same step saw the same."""
+        for step in {step for port in self.ports for step in port.hashes}:
+            assert len({port.hashes[step] for port in self.ports if step in port.hashes}) == 1, step
+
+    def release(self) -> None:
+        """Ends all threads, at the end of a test."""
+        for port, thread in self._threads.items():
+            port.killed = True
+            port.go.release()
+            thread.join(PATIENCE)
