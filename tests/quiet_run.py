@@ -57,7 +57,7 @@ class QuietRun(RunPort):
 
     @property
     def identity(self) -> NodeIdentity:
-        return NodeIdentity(bytes(32))
+        return NodeIdentity(bytes(32), bytes(32))
 
     @property
     def run_id(self) -> str:

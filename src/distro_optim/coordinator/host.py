@@ -158,6 +158,10 @@ class RunHost:
         """Who wants to be in the next epoch, in the order of joining."""
         return self._pending.keys()
 
+    def is_pending(self, public: bytes) -> bool:
+        """Does the owner of this key want to be in the next epoch?"""
+        return NodeIdentity.from_single_key(public) in self._pending
+
     def is_allowed(self, public: bytes) -> bool:
         """May the owner of this key take part?"""
         return self._allowed is None or public in self._allowed

@@ -33,7 +33,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor
@@ -44,13 +44,15 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
+from .framework_session import FrameworkSession
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
-from .port import RunPort, RunView
+from .port import RunView
+from .round import Round
 from .round_loader import RoundBatch, RoundLoader
 from .samples import samples_of
-from .session import LearningRates, Round, SwarmSession
+from .session import LearningRates, SwarmSession
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
@@ -99,6 +101,8 @@ class PsycheStrategy(_DDPStrategy):
         ConfigurationError: an argument is wrong.
     """
 
+    _namespace: ClassVar[str]
+
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         if cls is PsycheStrategy:
             loaded = [name for name in _CLASSES if name in sys.modules]
@@ -128,16 +132,15 @@ class PsycheStrategy(_DDPStrategy):
         self._learning_rates: LearningRates | None = learning_rates
         self._on_event = on_event
         self._accumulate = 1
+        self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
+        self._length = 0
         self._forget()
 
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
-        self._port: RunPort | None = None
-        self._session: SwarmSession | None = None
+        self._session: FrameworkSession | None = None
         self._round: Round | None = None
         self._round_waits = False
-        self._loader: RoundLoader | None = None
-        self._length = 0
         self._set_aside: list[tuple[Tensor, Tensor]] = []
 
     @override
@@ -148,11 +151,9 @@ class PsycheStrategy(_DDPStrategy):
 
     def __repr__(self) -> str:
         # Lightning prints this when it is handed the class of its other name, and says nothing else that would help.
-        ours = next(name for name, path in _CLASSES.items() if path.endswith(type(self).__name__))
-        other = next(name for name in _CLASSES if name != ours)
-        return (
-            f"<PsycheStrategy for {ours}; a Trainer of {other} takes distro_optim.{_CLASSES[other].rpartition('.')[2]}>"
-        )
+        other = next(name for name in _CLASSES if name != self._namespace)
+        its_class = _CLASSES[other].rpartition(".")[2]
+        return f"<PsycheStrategy for {self._namespace}; a Trainer of {other} takes distro_optim.{its_class}>"
 
     @classmethod
     @override
@@ -192,12 +193,6 @@ class PsycheStrategy(_DDPStrategy):
     def view(self) -> RunView | None:
         """A snapshot of the run for logs and live tables, from any thread; None but during ``fit``."""
         return None if self._session is None else self._session.view()
-
-    def _connect(self, config: RunConfig | None) -> RunPort:
-        """The connection to the run, not started yet; ``config`` is None where we join."""
-        from .runtime import Runtime
-
-        return Runtime.connect(self.run, config=config, secret_key=self._secret_key, relay=self._relay)
 
     # ------------------------------------------------------------------ this machine
 
@@ -314,19 +309,20 @@ class PsycheStrategy(_DDPStrategy):
                 "combine yours with torch.utils.data.ConcatDataset or StackDataset",
                 name="train_dataloader",
             )
-        config = self._hosted_config() if self.run is None else None
-        self._port = port = self._connect(config)
-        self._session = session = SwarmSession(
+        self._session = session = FrameworkSession(
             module,
             self._optimizer,
             run=self.run,
-            config=config,
+            config=self._hosted_config() if self.run is None else None,
             dataset_size=loader.samples.size,
+            secret_key=self._secret_key,
+            relay=self._relay,
             checkpoint_dir=self._checkpoint_dir,
             resume=self._resume,
             learning_rates=self._learning_rates,
             on_event=self._on_event,
-            port=port,
+            interrupt=self._heed_sigterm,
+            keep_momentum=trainer.global_step > 0,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -337,7 +333,7 @@ class PsycheStrategy(_DDPStrategy):
             trainer.fit_loop._combined_loader = None
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
-        if self.run is None and self.is_global_zero:
+        if session.is_host and self.is_global_zero:
             print(_invitation(session), flush=True)
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
@@ -354,7 +350,7 @@ class PsycheStrategy(_DDPStrategy):
     @property
     def _batch_size(self) -> int:
         """Samples of a round: the run's, or before we know it, what we would host."""
-        if self._port is not None and (state := self._port.state) is not None:
+        if self._session is not None and (state := self._session.state) is not None:
             return state.config.global_batch_size_end
         assert self._loader is not None
         samples = self._loader.samples
@@ -369,6 +365,11 @@ class PsycheStrategy(_DDPStrategy):
         # Rounds after the last one only apply what is left, at the last one's rate.
         done = min(step, max(1, self._session.total_steps)) - 1
         follower.follow(done, rounds_in_epoch(self._trainer))
+
+    def _heed_sigterm(self) -> None:
+        """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
+        if self._trainer.received_sigterm:
+            raise import_module(f"{self._namespace}.utilities.exceptions").SIGTERMException
 
     def _advance_schedule(self, scheduler: Any) -> None:
         assert self.lightning_module is not None
@@ -406,7 +407,7 @@ class PsycheStrategy(_DDPStrategy):
             return rounds_per_pass(size, self._batch_size)
         if isinstance(trainer.limit_train_batches, int):
             return int(trainer.limit_train_batches)
-        if self._port is not None and (state := self._port.state) is not None:
+        if self._session is not None and (state := self._session.state) is not None:
             return state.config.total_steps
         configured = self.config.total_steps if self.config is not None else None
         if configured is None and trainer.max_steps == -1:
@@ -539,6 +540,8 @@ class PsycheStrategy(_DDPStrategy):
                 vars(module).pop("_on_before_batch_transfer", None)
                 if (trainer := module._trainer) is not None and trainer.state.fn == "fit":
                     trainer.accumulate_grad_batches = self._accumulate
+            if self._loader is not None:
+                self._loader.samples.close()
             self._forget()
             super().teardown()
 
@@ -568,4 +571,4 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
 for _namespace in _CLASSES:
     # `Trainer(strategy="psyche")` finds what was registered when the Trainer is made. Lightning knows no entry points.
     if _namespace in sys.modules:
-        _class_for(_namespace)
+        import_module(f".{_CLASSES[_namespace].partition('.')[0]}", __package__)

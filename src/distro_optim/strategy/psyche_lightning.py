@@ -12,5 +12,7 @@ __all__ = ["LightningPsycheStrategy"]
 class LightningPsycheStrategy(PsycheStrategy, DDPStrategy):
     """:class:`~.psyche.PsycheStrategy` for ``lightning.pytorch``."""
 
+    _namespace = "lightning.pytorch"
+
 
 LightningPsycheStrategy.register_strategies(StrategyRegistry)

@@ -21,5 +21,7 @@ _DDPStrategy: Any = _strategies.DDPStrategy
 class PytorchLightningPsycheStrategy(PsycheStrategy, _DDPStrategy):  # type: ignore[misc]
     """:class:`~.psyche.PsycheStrategy` for ``pytorch_lightning``."""
 
+    _namespace = "pytorch_lightning"
+
 
 PytorchLightningPsycheStrategy.register_strategies(_strategies.StrategyRegistry)

@@ -50,6 +50,10 @@ class Samples(ABC):
     def fetch(self, pieces: Sequence[MicroBatch]) -> Iterator[Any]:
         """The user's own batches, one per piece, loaded ahead by the user's workers. Ends what was fetched before."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the workers; they start again when they are needed."""
+
     def split(self, index: int, count: int) -> None:  # noqa: B027 - most have nothing to do
         """Says which of how many peers this is."""
 
@@ -134,6 +138,10 @@ class IndexedSamples(Samples):
             self._sampler.assigned = [list(piece.samples) for piece in pieces]
         return iter(self._loader)
 
+    @override
+    def close(self) -> None:
+        self._loader._iterator = None
+
 
 class StreamedSamples(Samples):
     """Batches that come one after the other, again and again: a round takes as many as its share is long."""
@@ -164,6 +172,10 @@ class StreamedSamples(Samples):
     def fetch(self, pieces: Sequence[MicroBatch]) -> Iterator[Any]:
         for _ in pieces:
             yield self._next()
+
+    @override
+    def close(self) -> None:
+        self._stream = None
 
     @override
     def split(self, index: int, count: int) -> None:
