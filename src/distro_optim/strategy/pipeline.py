@@ -353,7 +353,7 @@ class RoundPipeline:
     def _say(self, step: int, proof: CommitteeProof, data_hash: bytes, data: BroadcastType) -> Commitment:
         commitment = Commitment(data_hash, self._key.sign(data_hash))
         broadcast = Broadcast(step, proof, commitment, self._random_nonce(), data)
-        self._repeats.add(broadcast)
+        self._repeats.add(broadcast, self._now)
         self._out.append(act.Announce(postcard.encode(broadcast)))
         return commitment
 
