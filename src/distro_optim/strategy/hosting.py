@@ -136,6 +136,7 @@ class HostedRun(RunSource):
                 restartable(state, now=int(time.monotonic() + offset)),
                 allowed=self._allow,
                 joiner_wait_time=self._config.joiner_wait_time,
+                peers_to_start=self._config.peers_to_start or 1,
                 max_pending=LIMITS.connections,
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Final, Self, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -191,34 +192,18 @@ def render(watch: SwarmWatch, seconds: float) -> RenderableType:
 
 
 def peer_table(watch: SwarmWatch) -> Table:
-    """One row a peer."""
-    table = Table(expand=False)
-    for name in (
-        "peer",
-        "key",
-        "state",
-        "step",
-        "rounds",
-        "loss",
-        "sent",
-        "DDP",
-        "less",
-        "training",
-        "waiting",
-        "weights",
-    ):
-        table.add_column(name, justify="left" if name in ("peer", "key", "state", "weights") else "right")
+    """One row a peer; fits in 80 columns."""
+    table = Table(expand=False, box=SIMPLE_HEAD)
+    for name in ("peer", "state", "step", "loss", "sent", "with DDP", "training", "waiting", "weights"):
+        table.add_column(name, justify="left" if name in ("peer", "state", "weights") else "right", no_wrap=True)
     for peer in watch.peers:
         table.add_row(
-            peer.name + (" (host)" if peer.number == 0 else ""),
-            peer.key[:8] or "-",
+            f"{peer.number} host" if peer.number == 0 else str(peer.number),
             Text(peer.state.value, style=STATES[peer.state]),
             str(peer.last.step) if peer.rounds else "-",
-            str(peer.rounds),
             "-" if peer.smoothed_loss is None else f"{peer.smoothed_loss:.3f}",
             kilobytes(peer.bytes_sent),
             kilobytes(peer.ddp_bytes),
-            "-" if not peer.bytes_sent else f"{peer.ddp_bytes / peer.bytes_sent:,.0f}x",
             f"{peer.seconds_training:.0f} s",
             f"{peer.seconds_waiting:.0f} s",
             (peer.final_hash or peer.last.weights_hash)[:8] or "-",
