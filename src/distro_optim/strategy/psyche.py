@@ -49,6 +49,7 @@ from .hosting_defaults import complete_config, default_batch_size, rounds_per_pa
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .port import RunView
+from .resuming import StartingPoint
 from .round import Round
 from .round_loader import RoundBatch, RoundLoader
 from .samples import samples_of
@@ -66,6 +67,9 @@ _CLASSES: Final = {
     "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
 }
 
+
+_PLACE_KEY: Final = "distro_optim"
+"""Of a checkpoint: where the run was."""
 
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
 
@@ -139,6 +143,8 @@ class PsycheStrategy(_DDPStrategy):
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
         self._session: FrameworkSession | None = None
+        self._saved_place: object = None
+        self._next_data_index: int | None = None
         self._round: Round | None = None
         self._round_waits = False
         self._set_aside: list[tuple[Tensor, Tensor]] = []
@@ -322,7 +328,7 @@ class PsycheStrategy(_DDPStrategy):
             learning_rates=self._learning_rates,
             on_event=self._on_event,
             interrupt=self._heed_sigterm,
-            keep_momentum=trainer.global_step > 0,
+            begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -394,6 +400,8 @@ class PsycheStrategy(_DDPStrategy):
             end_training(self._trainer)
         else:
             align_counters(self._trainer, self._round.step)
+            if (state := self._session.state) is not None:
+                self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
 
     @property
@@ -512,6 +520,21 @@ class PsycheStrategy(_DDPStrategy):
         return output
 
     # ------------------------------------------------------------------ checkpoints and the end
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Also where the run is, so that ``fit(ckpt_path=...)`` can host it from there on."""
+        if self._session is not None:
+            step = checkpoint.get("global_step", 0) + 1
+            place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
+            checkpoint[_PLACE_KEY] = place.saved()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        self._saved_place = checkpoint.get(_PLACE_KEY)
+        return checkpoint
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
