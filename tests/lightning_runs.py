@@ -31,6 +31,7 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:pkg_resources is deprecated"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\).*"),
@@ -143,8 +144,10 @@ class Runs:
         self.ports: list[QuietRun] = []
 
     def connect(self, session: SwarmSession) -> QuietRun:
-        self.ports.append(QuietRun(self.settings.get("config") or session._hosting_config(), **self.of_port))
-        return self.ports[-1]
+        config = self.settings.get("config") or session._hosting_config()
+        port = QuietRun(config, begins_with=session._state_to_host(config), **self.of_port)
+        self.ports.append(port)
+        return port
 
     @property
     def of_port(self) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
+from distro_optim.coordinator.steps import with_round
 from distro_optim.coordinator.types import BatchId, Coordinator, NodeIdentity
 from distro_optim.strategy.actions import ApplyResults, FinishEpoch, HashWeights, Initialize, RunEnded, TrainBatch
 from distro_optim.strategy.config import RunConfig
@@ -23,6 +25,7 @@ class QuietRun(RunPort):
     Args:
         config: complete.
         first_step: where the peer joins.
+        begins_with: the state that a host was given.
         cancelled: steps whose training is stopped.
         skipped: steps that the peer does not see: it was not in the epoch.
         error: raised in place of the action for ``error_at``.
@@ -33,6 +36,7 @@ class QuietRun(RunPort):
         config: RunConfig,
         *,
         first_step: int = 1,
+        begins_with: Coordinator | None = None,
         share_of: int = 1,
         cancelled: Iterable[int] = (),
         skipped: Iterable[int] = (),
@@ -42,11 +46,13 @@ class QuietRun(RunPort):
     ) -> None:
         self.config = config
         self._state = config.coordinator_state("quiet")
+        self.begins_with = begins_with
         self.first_step, self.share_of = first_step, share_of
         self.cancelled_steps, self.skipped = set(cancelled), set(skipped)
         self.error, self.error_at = error, error_at
         self.before_round = before_round
         self.started = self.closed = 0
+        self.ended = False
         self.updates: dict[int, CompressedUpdate] = {}
         self.own: dict[int, object] = {}
         self.losses: dict[int, float | None] = {}
@@ -85,7 +91,7 @@ class QuietRun(RunPort):
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         assert self.started, "start() comes first"
         assert not self.closed, "nothing follows close()"
-        if not self._actions:
+        while not self._actions:
             self._begin_round()
         return self._actions.popleft()
 
@@ -93,20 +99,20 @@ class QuietRun(RunPort):
         self._step += 1
         while self._step in self.skipped:
             self._step += 1
-        step, last = self._step, self._state.config.total_steps
+        step, last = self._step, self._state.config.total_steps - 1
         if self.error is not None and step >= self.error_at:
             raise self.error
-        if step > last + 2:
-            self._actions += [FinishEpoch(step=last), RunEnded(step=last)]
+        if step > last:
+            self._actions += [FinishEpoch(step=last), RunEnded(step=step)]
+            self.ended = True
             return
         self.before_round(step)
         rates = {"lr": 1e-3, "bounds": None}
         if step - 2 in self.updates:
             self._actions.append(ApplyResults(step=step, updates=(self.updates[step - 2],), **rates))
-        if step > last:
-            return
         size = self._state.config.global_batch_size_end
         start = (step - 1) * size
+        self._state = with_round(self._state, replace(self._state.current_round, data_index=start))
         self.batches[step] = BatchId(start, start + max(1, size // self.share_of) - 1)
         self._actions.append(HashWeights(step))
         self._actions.append(

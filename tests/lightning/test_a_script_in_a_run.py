@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from distro_optim import DisTrO
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.data import sample_indices, shuffle_seed
+from distro_optim.strategy.session import SwarmSession
 from lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 from models import all_same_bits, copies
+from quiet_run import QuietRun
 
 pytestmark = QUIET
 
@@ -43,7 +46,7 @@ def test_the_run_takes_its_length_and_its_batch_from_the_script(
     trainer = make_trainer(both, tmp_path, strategy(both, config=RunConfig(min_peers=2)), max_epochs=3)
     trainer.fit(make_module(both), loader())
     assert runs.port.config.global_batch_size == 16
-    assert runs.port.config.total_steps == 3 * 4
+    assert runs.port.config.total_steps == 3 * 4 + 1
     assert trainer.global_step == 12
 
 
@@ -57,30 +60,19 @@ def test_every_sample_is_trained_once_per_epoch_in_the_order_of_the_run(
     assert sorted(seen[:64]) == sorted(seen[64:]) == list(range(64))
 
 
-def test_it_trains_as_the_optimizer_alone_does(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
-    module = make_module(pl)
+def test_it_trains_as_a_plain_loop_with_a_session_does(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    module, twin = make_module(pl), make_module(pl)
     make_trainer(pl, tmp_path, strategy(pl), max_epochs=1).fit(module, loader())
-    twin = make_module(pl)
     optimizer = DisTrO(twin.parameters(), lr=0.01)
-    data = Numbered_batches(module.samples)
-    for batch in data:
-
-        def closure(batch: Any = batch) -> Any:
-            optimizer.zero_grad()
-            loss = twin.loss(batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-    # A run applies results two rounds after they were made, the optimizer alone one: the first update is the same.
-    assert not all_same_bits(module.trained[2], module.trained[1])
-    assert all_same_bits(module.trained[1], module.trained[0])
-    assert module.losses[0] == pytest.approx(float(twin.loss(data[0])), rel=0.5)
-
-
-def Numbered_batches(batches: list[list[int]]) -> list[Any]:
     data = loader().dataset
-    return [torch.utils.data.default_collate([data[n] for n in batch]) for batch in batches]
+    with SwarmSession(twin, optimizer, dataset_size=64, port=QuietRun(runs.port.config)) as session:
+        for round_ in session.rounds():
+            loss = twin.loss(default_collate([data[n] for n in round_.indices]))
+            loss.backward()
+            round_.finish(loss=loss.detach())
+    assert all_same_bits(copies(module.parameters()), copies(twin.parameters()))
 
 
 def test_validation_sees_the_true_weights(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
@@ -91,33 +83,25 @@ def test_validation_sees_the_true_weights(both: ModuleType, strategy: Any, runs:
     assert all_same_bits(module.validated[-1], copies(module.parameters()))
 
 
-def test_the_last_updates_are_in_the_weights_when_fit_ends(
-    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
-) -> None:
+def test_the_run_is_over_before_the_last_batch_is(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     module = make_module(pl)
-    make_trainer(pl, tmp_path, strategy(pl), max_steps=5, max_epochs=-1).fit(module, loader(), loader(8))
-    assert runs.port.config.total_steps == 5
-    assert len(runs.port.updates) == 5
-    # Updates of steps 4 and 5 are applied in rounds that train nothing, within the fifth batch.
-    assert not all_same_bits(module.trained[4], module.trained[3])
+    trainer = make_trainer(pl, tmp_path, strategy(pl), max_steps=5, max_epochs=-1)
+    trainer.fit(module, loader(), loader(8))
+    assert runs.port.config.total_steps == 5 + 1
+    assert sorted(runs.port.updates) == [1, 2, 3, 4, 5]
+    assert trainer.global_step == 5
+    assert runs.port.ended, "and not left"
     assert all_same_bits(module.trained[4], copies(module.parameters()))
 
 
-def test_accumulated_batches_make_a_larger_round(
-    both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
-) -> None:
-    module, whole = make_module(both), make_module(both)
+def test_accumulated_batches_make_a_larger_round(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
+    module = make_module(both)
     trainer = make_trainer(both, tmp_path, strategy(both), accumulate_grad_batches=4)
     trainer.fit(module, loader(batch_size=4))
     assert runs.port.config.global_batch_size == 16
     assert trainer.global_step == 2 * 4
     assert len(module.losses) == 4 * trainer.global_step
     assert trainer.accumulate_grad_batches == 4
-    make_trainer(both, tmp_path, strategy(both)).fit(whole, loader(batch_size=16))
-    for ours, theirs in zip(module.trained[7::8], whole.trained[7::8], strict=False):
-        for a, b in zip(ours, theirs, strict=True):
-            # The same gradients up to rounding, and of an update only signs count: few of them may differ.
-            assert (a - b).abs().gt(1e-6).float().mean() < 0.1
 
 
 def test_a_round_of_several_batches_has_the_gradient_of_one(
@@ -180,13 +164,14 @@ def test_an_overflow_of_half_precision_is_an_empty_contribution(
     )
     trainer.fit(module, loader())
     assert trainer.global_step == 8
-    said = {step: sum(t.indices.numel() for t in update.tensors()) for step, update in runs.port.updates.items()}
+    said = {step: sum(t.index.numel() for t in update.tensors()) for step, update in runs.port.updates.items()}
     assert [step for step, count in said.items() if not count] == sorted(overflows)
     assert runs.port.losses[3] is None
     assert scaler.get_scale() == 2.0**6
     assert trainer.optimizers[0].quarantined == 0
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_training_step_that_returns_none_sends_nothing(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:
@@ -218,7 +203,8 @@ def test_a_script_that_returns_a_dict_gets_the_mean_loss_back(
     outputs: list[Any] = []
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        self.losses.append(float(loss := self.loss(batch)))
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
         return {"loss": loss, "size": len(batch[0])}
 
     def note(self: Any, output: Any, batch: Any, batch_idx: int) -> None:

@@ -39,21 +39,23 @@ def rounds_per_pass(dataset_size: int, batch_size: int) -> int:
     return max(1, dataset_size // batch_size)
 
 
-def complete_config(config: RunConfig, *, batch_size: int, total_steps: int | None) -> RunConfig:
+def complete_config(config: RunConfig, *, batch_size: int, max_steps: int | None) -> RunConfig:
     """``config`` with nothing left open.
 
     Args:
         config: whatever it says comes first.
         batch_size: see :func:`default_batch_size`.
-        total_steps: what the script says; None if it says nothing.
+        max_steps: how many steps the script wants to train; None if it does not say.
 
     Raises:
         ConfigurationError: nobody says how long the run is.
     """
-    steps = config.total_steps if config.total_steps is not None else total_steps
-    if steps is None:
+    if config.total_steps is not None:
+        return replace(config, global_batch_size=batch_size)
+    if max_steps is None:
         raise ConfigurationError(
             "a run has an end, and nobody has said when: set Trainer(max_steps=...) or RunConfig(total_steps=...)",
             name="total_steps",
         )
-    return replace(config, total_steps=steps, global_batch_size=batch_size)
+    # Steps count from 1, and the one that is `total_steps` is not trained any more.
+    return replace(config, total_steps=max_steps + 1, global_batch_size=batch_size)

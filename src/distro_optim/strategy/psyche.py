@@ -49,6 +49,7 @@ from .hosting_defaults import complete_config, default_batch_size, rounds_per_pa
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .port import RunView
+from .resuming import StartingPoint
 from .round import Round
 from .round_loader import RoundBatch, RoundLoader
 from .samples import samples_of
@@ -66,6 +67,9 @@ _CLASSES: Final = {
     "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
 }
 
+
+_PLACE_KEY: Final = "distro_optim"
+"""Of a checkpoint: where the run was."""
 
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
 
@@ -139,6 +143,8 @@ class PsycheStrategy(_DDPStrategy):
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
         self._session: FrameworkSession | None = None
+        self._saved_place: object = None
+        self._next_data_index: int | None = None
         self._round: Round | None = None
         self._round_waits = False
         self._set_aside: list[tuple[Tensor, Tensor]] = []
@@ -322,7 +328,7 @@ class PsycheStrategy(_DDPStrategy):
             learning_rates=self._learning_rates,
             on_event=self._on_event,
             interrupt=self._heed_sigterm,
-            keep_momentum=trainer.global_step > 0,
+            begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -345,7 +351,7 @@ class PsycheStrategy(_DDPStrategy):
         if trainer.fit_loop.max_epochs not in (None, -1):
             steps.append(trainer.fit_loop.max_epochs * rounds_in_epoch(trainer))
         config = self.config or RunConfig()
-        return complete_config(config, batch_size=self._batch_size, total_steps=min(steps, default=None))
+        return complete_config(config, batch_size=self._batch_size, max_steps=min(steps, default=None))
 
     @property
     def _batch_size(self) -> int:
@@ -362,9 +368,7 @@ class PsycheStrategy(_DDPStrategy):
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
-        # Rounds after the last one only apply what is left, at the last one's rate.
-        done = min(step, max(1, self._session.total_steps)) - 1
-        follower.follow(done, rounds_in_epoch(self._trainer))
+        follower.follow(step - 1, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -396,6 +400,8 @@ class PsycheStrategy(_DDPStrategy):
             end_training(self._trainer)
         else:
             align_counters(self._trainer, self._round.step)
+            if (state := self._session.state) is not None:
+                self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
 
     @property
@@ -506,14 +512,29 @@ class PsycheStrategy(_DDPStrategy):
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
         self._round.skip()
-        if self._round.step >= self._session.total_steps:
-            # The last updates are still to come, and validation and checkpoints after this step want them in.
+        if self._round.step + 1 >= self._session.total_steps:
+            # What the end of the run does to the weights should be done before validation and checkpoints.
             self._round, self._round_waits = self._session.next_round(), True
             if self._round is None:
                 end_training(self._trainer)
         return output
 
     # ------------------------------------------------------------------ checkpoints and the end
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Also where the run is, so that ``fit(ckpt_path=...)`` can host it from there on."""
+        if self._session is not None:
+            step = checkpoint.get("global_step", 0) + 1
+            place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
+            checkpoint[_PLACE_KEY] = place.saved()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        self._saved_place = checkpoint.get(_PLACE_KEY)
+        return checkpoint
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Rounds(RoundPipeline):
         self._now = now
         if self.stage is Stage.ENDED or state is self._state or state == self._state:
             return self._take()
+        self._publish_pending()  # it belongs to the round that the state may end
         self._state = state
         was_listed, self._listed = self._listed, self._is_listed(state)
         if was_listed and not self._listed and state.run_state is not _S.FINISHED:
