@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ class SourceBytes:
         generator = np.random.default_rng((self.seed, step, worker))
         starts = generator.integers(0, len(self.training) - self.context, size)
         return self._windows(self.training, starts)
+
+    def __len__(self) -> int:
+        """Windows that do not overlap, which a sampler can number."""
+        return (len(self.training) - 1) // self.context
+
+    def windows(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these windows, each ``(len(numbers), context) int64``."""
+        return self._windows(self.training, np.asarray(numbers, dtype=np.int64) * self.context)
 
     def held_out(self, size: int) -> tuple[Tensor, Tensor]:
         """``size`` windows spread evenly over the held-out files: the same ones at every call."""
