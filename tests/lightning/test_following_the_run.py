@@ -62,6 +62,7 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_late_joiner_has_the_rates_of_those_who_were_there_from_the_start(
@@ -95,7 +96,7 @@ def test_the_length_of_an_epoch_is_that_of_the_run_that_is_joined(
 ) -> None:
     runs.settings = {"config": RunConfig(total_steps=9, global_batch_size=32), "share_of": 2}
     module = make_module(pl)
-    trainer = make_trainer(pl, tmp_path, strategy(pl, run="psyche1aaaa"), max_epochs=50)
+    trainer = make_trainer(pl, tmp_path, strategy(pl, run="127.0.0.1:20000/quiet"), max_epochs=50)
     trainer.fit(module, loader())
     assert trainer.num_training_batches == 2
     assert trainer.global_step == 8

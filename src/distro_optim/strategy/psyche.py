@@ -46,6 +46,8 @@ from ..optimizer import DisTrO
 from .config import RunConfig
 from .framework_session import FrameworkSession
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .invitation import invitation
+from .joining import parse_run
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .port import RunView
@@ -127,6 +129,8 @@ class PsycheStrategy(_DDPStrategy):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if run is not None:
+            parse_run(run)
         self.run = run
         self.config = config
         self._secret_key = secret_key
@@ -340,7 +344,7 @@ class PsycheStrategy(_DDPStrategy):
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
         if session.is_host and self.is_global_zero:
-            print(_invitation(session), flush=True)
+            print(invitation(session, "Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
             align_counters(trainer, self._round.step)
@@ -368,7 +372,9 @@ class PsycheStrategy(_DDPStrategy):
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
-        follower.follow(step - 1, rounds_in_epoch(self._trainer))
+        # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
+        done = min(step - 1, max(0, self._session.total_steps - 2))
+        follower.follow(done, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -570,13 +576,6 @@ class PsycheStrategy(_DDPStrategy):
 def _class_for(namespace: str) -> Any:
     module, _, name = _CLASSES[namespace].rpartition(".")
     return getattr(import_module(f".{module}", __package__), name)
-
-
-def _invitation(session: SwarmSession) -> str:
-    return (
-        f"Hosting the run {session.run_id!r}. It begins when enough peers are here. Others join with the same script "
-        f'and\n\n    Trainer(strategy=PsycheStrategy(run="{session.ticket}"))\n'
-    )
 
 
 def _loss_of(output: Any) -> Tensor | None:
