@@ -9,9 +9,11 @@ from typing_extensions import override
 
 from ..coordinator.types import Coordinator
 from .checkpoint import Checkpoint
+from .config import RunConfig
 from .forwarding import InterruptiblePort
 from .model_identity import ModelIdentity
 from .port import RunPort
+from .resuming import StartingPoint
 from .session import SwarmSession
 
 __all__ = ["FrameworkSession"]
@@ -22,14 +24,17 @@ class FrameworkSession(SwarmSession):
 
     Args:
         interrupt: asked several times a second while the session waits; raises if the wait is to end.
-        keep_momentum: the optimizer goes on from a checkpoint of the framework's, if the weights are still those.
+        begin_at: where a hosted run goes on, whose weights and momentum a checkpoint of the framework's had; None
+            begins anew.
         kwargs: of the session.
     """
 
-    def __init__(self, *args: Any, interrupt: Callable[[], None], keep_momentum: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, interrupt: Callable[[], None], begin_at: StartingPoint | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = interrupt
-        self._keep_momentum = keep_momentum
+        self._begin_at = begin_at
 
     @property
     def state(self) -> Coordinator | None:
@@ -46,7 +51,12 @@ class FrameworkSession(SwarmSession):
         return InterruptiblePort(super()._connect(), self._interrupt)
 
     @override
+    def _state_to_host(self, config: RunConfig) -> Coordinator | None:
+        state = super()._state_to_host(config)
+        return self._begin_at.state(config) if state is None and self._begin_at is not None else state
+
+    @override
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
-        keep, self._keep_momentum = self._keep_momentum and self.is_host, False
-        if not keep:
+        begin_at, self._begin_at = self._begin_at, None
+        if begin_at is None or restored is not None or not self.is_host:
             super()._begin_momentum(restored, identity)

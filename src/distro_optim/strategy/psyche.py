@@ -46,9 +46,12 @@ from ..optimizer import DisTrO
 from .config import RunConfig
 from .framework_session import FrameworkSession
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .invitation import invitation
+from .joining import parse_run
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .port import RunView
+from .resuming import StartingPoint
 from .round import Round
 from .round_loader import RoundBatch, RoundLoader
 from .samples import samples_of
@@ -66,6 +69,9 @@ _CLASSES: Final = {
     "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
 }
 
+
+_PLACE_KEY: Final = "distro_optim"
+"""Of a checkpoint: where the run was."""
 
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
 
@@ -123,6 +129,8 @@ class PsycheStrategy(_DDPStrategy):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if run is not None:
+            parse_run(run)
         self.run = run
         self.config = config
         self._secret_key = secret_key
@@ -139,6 +147,8 @@ class PsycheStrategy(_DDPStrategy):
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
         self._session: FrameworkSession | None = None
+        self._saved_place: object = None
+        self._next_data_index: int | None = None
         self._round: Round | None = None
         self._round_waits = False
         self._set_aside: list[tuple[Tensor, Tensor]] = []
@@ -322,7 +332,7 @@ class PsycheStrategy(_DDPStrategy):
             learning_rates=self._learning_rates,
             on_event=self._on_event,
             interrupt=self._heed_sigterm,
-            keep_momentum=trainer.global_step > 0,
+            begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -334,7 +344,7 @@ class PsycheStrategy(_DDPStrategy):
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
         if session.is_host and self.is_global_zero:
-            print(_invitation(session), flush=True)
+            print(invitation(session, "Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
             align_counters(trainer, self._round.step)
@@ -362,7 +372,9 @@ class PsycheStrategy(_DDPStrategy):
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
-        follower.follow(step - 1, rounds_in_epoch(self._trainer))
+        # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
+        done = min(step - 1, max(0, self._session.total_steps - 2))
+        follower.follow(done, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -394,6 +406,8 @@ class PsycheStrategy(_DDPStrategy):
             end_training(self._trainer)
         else:
             align_counters(self._trainer, self._round.step)
+            if (state := self._session.state) is not None:
+                self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
 
     @property
@@ -514,6 +528,21 @@ class PsycheStrategy(_DDPStrategy):
     # ------------------------------------------------------------------ checkpoints and the end
 
     @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Also where the run is, so that ``fit(ckpt_path=...)`` can host it from there on."""
+        if self._session is not None:
+            step = checkpoint.get("global_step", 0) + 1
+            place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
+            checkpoint[_PLACE_KEY] = place.saved()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        self._saved_place = checkpoint.get(_PLACE_KEY)
+        return checkpoint
+
+    @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self._session is not None:
             self._optimizer.undo_lookahead()
@@ -547,13 +576,6 @@ class PsycheStrategy(_DDPStrategy):
 def _class_for(namespace: str) -> Any:
     module, _, name = _CLASSES[namespace].rpartition(".")
     return getattr(import_module(f".{module}", __package__), name)
-
-
-def _invitation(session: SwarmSession) -> str:
-    return (
-        f"Hosting the run {session.run_id!r}. It begins when enough peers are here. Others join with the same script "
-        f'and\n\n    Trainer(strategy=PsycheStrategy(run="{session.ticket}"))\n'
-    )
 
 
 def _loss_of(output: Any) -> Tensor | None:
