@@ -74,7 +74,7 @@ def _intervals(indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def collate_tokens(samples: Sequence[TokenSequence]) -> dict[str, Tensor]:
-    """A batch of ``B`` sequences of ``T`` tokens, as Psyche makes one (``shared/modeling/src/batch.rs``).
+    """A batch of ``B`` sequences of ``T`` tokens, as Psyche makes one (``shared/modeling/src/trainer.rs``).
 
     ====================  ==================  ======================================================================
     ``input_ids``         ``(B, T)`` int64
