@@ -67,6 +67,7 @@ class RoundDriver:
         mailbox: what the training thread has to do goes there.
         journal: takes notes.
         find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
+        on_state: told when the coordinator's state has changed, and all that comes of it is under way.
         generator: for whom to meet first.
     """
 
@@ -79,6 +80,7 @@ class RoundDriver:
         mailbox: Mailbox,
         journal: Journal,
         find_peers: FindPeers | None = None,
+        on_state: Callable[[], None] = lambda: None,
         generator: random.Random | None = None,
     ) -> None:
         self.rounds = rounds
@@ -87,6 +89,7 @@ class RoundDriver:
         self._mailbox = mailbox
         self._journal = journal
         self._find_peers = find_peers
+        self._on_state = on_state
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -177,6 +180,7 @@ class RoundDriver:
     def _see(self, state: Coordinator) -> None:
         self._journal.state(state)
         self._feed(lambda now: self.rounds.coordinator_state(state, now))
+        self._on_state()
 
     async def _hear(self, channel: Channel) -> None:
         rounds = self.rounds
