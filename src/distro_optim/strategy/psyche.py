@@ -50,6 +50,7 @@ from .invitation import invitation
 from .joining import parse_run
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
+from .local_ranks import LocalRanks
 from .port import RunView
 from .resuming import StartingPoint
 from .round import Round
@@ -335,6 +336,7 @@ class PsycheStrategy(_DDPStrategy):
             dataset_size=loader.samples.size,
             complete=self._completed,
             interrupt=self._heed_sigterm,
+            ranks=None if self._alone else LocalRanks(),
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
             **self._session_arguments,
         )
