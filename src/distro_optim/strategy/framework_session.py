@@ -110,5 +110,11 @@ class FrameworkSession(SwarmSession):
     @override
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
         begin_at, self._begin_at = self._begin_at, None
-        if begin_at is None or restored is not None or not self.is_host:
-            super()._begin_momentum(restored, identity)
+        if begin_at is not None and restored is None and self.is_host:
+            return
+        if begin_at is not None and not self.is_host:
+            self._tell(
+                f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "
+                f"step {begin_at.step - 1}"
+            )
+        super()._begin_momentum(restored, identity)
