@@ -20,11 +20,12 @@ from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.client import CoordinatorClient
 from ..coordinator.messages import Join
 from ..coordinator.types import Coordinator
-from ..errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError
+from ..errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
 from . import actions as act
 from .actions import Action
 from .journal import Journal
 from .mailbox import Mailbox
+from .results import EncodedResult
 from .rounds import Rounds, Stage
 
 __all__ = ["FindPeers", "RoundDriver"]
@@ -100,6 +101,7 @@ class RoundDriver:
         self._allowed: frozenset[bytes] = frozenset()
         self._new_peers = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._to_encode = asyncio.Event()
 
     async def run(self) -> None:
         """Returns when the run is over.
@@ -113,6 +115,7 @@ class RoundDriver:
             *(self._hear(channel) for channel in Channel),
             self._tell_peers(),
             self._tell_coordinator(),
+            self._encode(),
             self._meet(),
         ]
         tasks = [self._loop.create_task(job) for job in work]
@@ -212,7 +215,7 @@ class RoundDriver:
             case act.StoreBlob() | act.Announce() | act.AnnounceWeights():
                 self._to_peers.put_nowait(action)
             case act.PublishResult():
-                self._loop.call_later(PUBLISH_SECONDS, self._feed, self.rounds.publish)
+                self._to_encode.set()
             case act.FetchBlob():
                 self._begin_fetch(action)
             case act.Forget(before_step):
@@ -264,6 +267,21 @@ class RoundDriver:
                 await send()
             finally:
                 self._to_coordinator.task_done()
+
+    async def _encode(self) -> None:
+        """Beside the loop, which has the next round to begin meanwhile."""
+        while True:
+            await self._to_encode.wait()
+            self._to_encode.clear()
+            await asyncio.sleep(PUBLISH_SECONDS)
+            encode = self.rounds.encoding()
+            encoded: EncodedResult | None = None
+            if encode is not None:
+                try:
+                    encoded = await asyncio.to_thread(encode)
+                except ProtocolError:
+                    pass  # found again, and told, below
+            self._feed(lambda now, encoded=encoded: self.rounds.publish(now, encoded))  # type: ignore[misc]
 
     async def _drain(self) -> None:
         """The last words of a finished run; nobody waits for them long."""
