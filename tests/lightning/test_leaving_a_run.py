@@ -34,9 +34,13 @@ make_trainer(pl, sys.argv[2], strategy).fit(module, loader())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    ("peers", "sign"), [(2, "Hosting the run"), (1, "a round is done")], ids=["waiting", "training"]
+    ("number", "peers", "sign"),
+    [
+        pytest.param(signal.SIGINT, 2, "Hosting the run", id="SIGINT while waiting for peers"),
+        pytest.param(signal.SIGTERM, 2, "Hosting the run", id="SIGTERM while waiting for peers"),
+        pytest.param(signal.SIGINT, 1, "a round is done", id="SIGINT while training"),
+    ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_signal_ends_it_within_seconds(number: signal.Signals, peers: int, sign: str, tmp_path: Path) -> None:

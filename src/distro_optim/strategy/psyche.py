@@ -144,7 +144,7 @@ class PsycheStrategy(RoundPasses):
             },
             session_arguments,
         )
-        self._accumulate = 1
+        self._accumulate: int | None = None
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
         self._length = 0
         self._forget()
@@ -216,7 +216,8 @@ class PsycheStrategy(RoundPasses):
         if trainer.state.fn == "fit":
             check_fit(trainer)
             # How many batches make a step is for the run to say: see `RunConfig.global_batch_size`.
-            self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+            if self._accumulate is None:
+                self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
         super().setup(trainer)
 
     @override
@@ -293,7 +294,7 @@ class PsycheStrategy(RoundPasses):
         samples = self._loader.samples
         return default_batch_size(
             config,
-            peer_batch_size=samples.micro_batch_size * self._accumulate * max(1, self.num_processes),
+            peer_batch_size=samples.micro_batch_size * (self._accumulate or 1) * max(1, self.num_processes),
             dataset_size=samples.size,
         )
 
@@ -413,8 +414,8 @@ class PsycheStrategy(RoundPasses):
         finally:
             if module is not None:
                 vars(module).pop("_on_before_batch_transfer", None)
-                if (trainer := module._trainer) is not None and trainer.state.fn == "fit":
-                    trainer.accumulate_grad_batches = self._accumulate
+                if (trainer := module._trainer) is not None and self._accumulate is not None:
+                    trainer.accumulate_grad_batches, self._accumulate = self._accumulate, None
             if self._loader is not None:
                 self._loader.samples.close()
             self._forget()
