@@ -173,3 +173,23 @@ def test_no_seconds_for_reports_are_allowed_for_our_own_coordinator_only() -> No
     check_run(state, prompt=True)
     with pytest.raises(ConfigurationError, match="round_witness_time is 0"):
         check_run(state)
+
+
+def test_rounds_at_the_end_of_an_epoch_leave_no_data_out() -> None:
+    host = warmed_up(2, epoch_time=20, cooldown_time=1, waiting_for_members_extra_time=1)
+    trained: list[int] = []
+    now = 10
+    while len(trained) < 30:
+        state = host.state
+        if state.run_state is RunState.ROUND_TRAIN:
+            if not state.epoch_state.last_step:
+                trained.append(state.current_round.data_index)
+            finish_round(host, now)
+        elif state.run_state is RunState.WARMUP:
+            for index, client in enumerate(state.epoch_state.clients):
+                host.receive(client.id, WitnessMessage(WarmupStep(ready(index))), now, SEED)
+        now += 1
+        host.tick(now, SEED)
+    size = host.state.config.global_batch_size_end
+    assert host.state.progress.epoch >= 1
+    assert trained == list(range(0, size * len(trained), size))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from distro_optim.comm.iroh.sharing import SharedModel
-from distro_optim.comm.models import ModelExchange, download_patiently
+from distro_optim.comm.models import Check, ModelExchange, download_patiently
 from distro_optim.errors import ExchangeError, NotSharedError
 from distro_optim.strategy import actions as act
 from distro_optim.testing.swarm import MemoryNetwork
@@ -66,6 +66,7 @@ class Shy(ModelExchange):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         if self.refusals:

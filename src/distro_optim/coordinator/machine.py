@@ -16,7 +16,6 @@ from enum import Enum
 from typing import Final
 
 from ..errors import CoordinatorErrorCode
-from .assignment import round_batch_size
 from .checkpoints import shared_checkpoint, stored_checkpoint, uploaded_checkpoint
 from .committee import CommitteeSelection
 from .consensus import is_healthy, witness_quorum
@@ -28,6 +27,7 @@ from .steps import (
     is_epoch_due,
     is_everybody_ready,
     move_clients_to_exited,
+    next_data_index,
     start_cooldown,
     start_round_train,
     start_waiting_for_members,
@@ -329,7 +329,7 @@ def _tick_cooldown(state: Coordinator, now: int) -> tuple[Coordinator, TickResul
     progress = replace(
         state.progress,
         epoch=(state.progress.epoch + 1) & _U16,
-        epoch_start_data_index=round_.data_index + round_batch_size(state, round_),
+        epoch_start_data_index=next_data_index(state),
     )
     state = move_clients_to_exited(replace(state, progress=progress), round_.height)
     state = with_checkpoint(state, shared_checkpoint(state.model.checkpoint))

@@ -65,6 +65,20 @@ def is_everybody_ready(state: Coordinator) -> bool:
     return is_prompt(state) and len(state.current_round.witnesses) >= expected
 
 
+def next_data_index(state: Coordinator) -> int:
+    """Where the data of the next epoch begin, at the end of this one.
+
+    The last two rounds of an epoch change no weights: those of an epoch that ends in good order train nothing, and of
+    one that breaks off, their results are never applied. Psyche counts their data as done. A prompt run takes them
+    again, so that a pass over the data leaves no sample out.
+    """
+    round_ = state.current_round
+    if not is_prompt(state):
+        return round_.data_index + round_batch_size(state, round_)
+    before = state.previous_round
+    return round_.data_index if before is None else before.data_index
+
+
 def with_epoch(state: Coordinator, **changes: Any) -> Coordinator:
     return replace(state, epoch_state=replace(state.epoch_state, **changes))
 

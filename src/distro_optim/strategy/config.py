@@ -58,7 +58,8 @@ class RunConfig:
 
     Attributes:
         run_id: its name, at most 32 bytes; None draws one.
-        total_steps: rounds of the whole run; None takes what the training script says.
+        total_steps: where the run ends. Steps count from 1 and this one is not trained any more; None takes what the
+            training script says.
         global_batch_size: samples of a round, all peers together; None takes what the training script says.
         min_peers: how many it takes to begin an epoch. 1 begins alone.
         keep_peers: how many it takes to go on with it; None is ``min_peers``.
