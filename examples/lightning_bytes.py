@@ -33,7 +33,7 @@ class BytePredictor(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = DisTrO(self.parameters(), lr=1e-3, compression_decay=0.99)
-        schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - 0.9 * step / STEPS))
+        schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
