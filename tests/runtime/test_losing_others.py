@@ -54,7 +54,7 @@ def test_a_peer_that_is_killed_is_given_up_long_before_the_time_of_a_round_is_ov
         before = len(host.of(act.ApplyResults))
         host.until(lambda peer: len(peer.of(act.ApplyResults)) > before + 4 or peer.is_done)
         assert len(host.of(act.ApplyResults)[-1].updates) == 1
-        assert any("left" in event for event in host.port.view().last_events)
+        host.until(lambda peer: any("left" in event for event in peer.port.view().last_events))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -76,7 +76,9 @@ def test_announcements_that_are_lost_cost_time_and_nothing_else(seed: int) -> No
 
 
 def test_a_peer_that_is_cut_off_from_the_others_says_so_and_comes_back() -> None:
-    with MemoryRun(min_peers=3, keep_peers=1, total_steps=10_000, max_round_train_time=1, epoch_time=6) as run:
+    with MemoryRun(
+        min_peers=3, keep_peers=1, total_steps=10_000, max_round_train_time=1, epoch_time=6, warmup_time=4
+    ) as run:
         peers = [run.peer(number, step_seconds=0.01) for number in (1, 2, 3)]
         lonely = peers[2]
         key = lonely.port.identity.p2p_identity
@@ -101,7 +103,7 @@ def not_a_number(action: act.TrainBatch, honest: CompressedUpdate) -> Compressed
 
 
 def test_a_result_with_not_a_number_is_not_even_sent() -> None:
-    with MemoryRun(min_peers=2, total_steps=8) as run:
+    with MemoryRun(min_peers=2, keep_peers=1, total_steps=8, max_round_train_time=1) as run:
         honest, broken = run.peer(1), run.peer(2, gradient=not_a_number)
         for peer in (honest, broken):
             peer.join()
