@@ -22,8 +22,7 @@ from lightning_runs import NAMESPACES, QUIET, Runs, load, loader, make_module, m
 pytestmark = QUIET
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("first", ["lightning", "distro_optim"])
+@pytest.mark.parametrize(("namespace", "first"), [(NAMESPACES[0], "lightning"), (NAMESPACES[1], "distro_optim")])
 def test_the_name_means_the_class_that_the_script_needs(namespace: str, first: str) -> None:
     imports = [f"import {namespace} as pl", "from distro_optim.strategy.psyche import PsycheStrategy"]
     script = f"""
@@ -47,9 +46,9 @@ def test_importing_the_package_imports_no_lightning() -> None:
 
 def test_a_trainer_of_the_other_name_says_which_class_it_takes(strategy: Any, tmp_path: Path) -> None:
     ours, other = (load(name) for name in NAMESPACES)
-    with pytest.raises(ValueError, match="a Trainer of lightning.pytorch takes distro_optim.LightningPsycheStrategy"):
+    with pytest.raises(ValueError, match=r"of lightning\.pytorch takes distro_optim\.LightningPsycheStrategy"):
         make_trainer(ours, tmp_path, strategy(other))
-    with pytest.raises(ValueError, match="pytorch_lightning takes distro_optim.PytorchLightningPsycheStrategy"):
+    with pytest.raises(ValueError, match=r"pytorch_lightning takes distro_optim\.PytorchLightningPsycheStrategy"):
         make_trainer(other, tmp_path, strategy(ours))
 
 
@@ -85,7 +84,7 @@ def test_a_strategy_that_trains_is_not_copied(pl: ModuleType, strategy: Any, run
     trainer = make_trainer(pl, tmp_path, strategy(pl), max_steps=1, max_epochs=-1)
     trainer.fit(module, loader())
     assert len(errors) == 1
-    pickle.dumps(trainer.strategy.__getstate__().keys())
+    assert copy.deepcopy(trainer.strategy.config) is None
 
 
 def test_ranks_are_about_this_machine_and_peers_about_the_run(
@@ -110,4 +109,4 @@ def test_the_ticket_is_printed_once_with_the_line_that_others_write(
     both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_trainer(both, tmp_path, strategy(both), max_epochs=1).fit(make_module(both), loader())
-    assert capsys.readouterr().out.count('Trainer(strategy=PsycheStrategy(run=\'psyche1quiet\'))') == 1
+    assert capsys.readouterr().out.count("Trainer(strategy=PsycheStrategy(run='psyche1quiet'))") == 1

@@ -17,8 +17,9 @@ several batches. Gradients of all of them are added up with the weights that mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,7 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
-from .framework_session import FrameworkSession
+from .framework_session import FrameworkSession, arguments_of_session
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .invitation import invitation
 from .joining import parse_run
@@ -133,7 +134,7 @@ class FabricPsycheStrategy(DDPStrategy):
         config: settings of the run, if it is hosted; what it leaves open is taken from :meth:`rounds`.
         secret_key: who we are; by default somebody new each time.
         relay: ``"default"``, ``"none"`` or addresses of relays.
-        checkpoint_dir, resume, learning_rates, on_event: see :class:`~.session.SwarmSession`.
+        checkpoint_dir, resume, learning_rates, on_event, session_arguments: see :class:`~.session.SwarmSession`.
         kwargs: of ``DDPStrategy``; they matter with several devices.
 
     Raises:
@@ -145,12 +146,13 @@ class FabricPsycheStrategy(DDPStrategy):
         run: str | None = None,
         *,
         config: RunConfig | None = None,
-        secret_key: SecretKey | None = None,
+        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
         relay: str | Sequence[str] = "default",
         checkpoint_dir: str | PathLike[str] | None = None,
         resume: bool = False,
         learning_rates: LearningRates | None = None,
         on_event: Callable[[str], None] | None = None,
+        session_arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -158,15 +160,19 @@ class FabricPsycheStrategy(DDPStrategy):
             parse_run(run)
         self.run = run
         self.config = config
-        self._session_arguments: dict[str, Any] = {
-            "run": run,
-            "secret_key": secret_key,
-            "relay": relay,
-            "checkpoint_dir": checkpoint_dir,
-            "resume": resume,
-            "learning_rates": learning_rates,
-            "on_event": on_event,
-        }
+        self._session_arguments = arguments_of_session(
+            {
+                "run": run,
+                "config": config,
+                "secret_key": secret_key,
+                "relay": relay,
+                "checkpoint_dir": checkpoint_dir,
+                "resume": resume,
+                "learning_rates": learning_rates,
+                "on_event": on_event,
+            },
+            session_arguments,
+        )
         self._backward_sync_control = _SyncAmongDevices()
         self._module: nn.Module | None = None
         self._optimizer: DisTrO | None = None
@@ -255,12 +261,11 @@ class FabricPsycheStrategy(DDPStrategy):
         assert self._loader is not None
         if self._session is not None:
             raise DistroError("the rounds of another loader are not over: close() them first")
-        config = self._hosted_config(max_steps, max_epochs) if self.run is None else None
         session = FrameworkSession(
             self._module,
             self._optimizer,
-            config=config,
             dataset_size=self._loader.samples.size,
+            complete=partial(self._completed, max_steps, max_epochs),
             interrupt=lambda: None,
             **self._session_arguments,
         )
@@ -272,9 +277,9 @@ class FabricPsycheStrategy(DDPStrategy):
             print(invitation(session, "FabricPsycheStrategy(run={ticket!r})"), flush=True)
         return session
 
-    def _hosted_config(self, max_steps: int | None, max_epochs: int | None) -> RunConfig:
+    def _completed(self, max_steps: int | None, max_epochs: int | None, config: RunConfig) -> RunConfig:
         assert self._loader is not None
-        samples, config = self._loader.samples, self.config or RunConfig()
+        samples = self._loader.samples
         batch_size = default_batch_size(
             config,
             peer_batch_size=samples.micro_batch_size * max(1, self.num_processes),
@@ -354,23 +359,15 @@ class FabricPsycheStrategy(DDPStrategy):
         """One device: no process group, no wrapper, no launcher."""
         return self.num_processes <= 1
 
-    @property
-    @override
-    def num_nodes(self) -> int:
-        return 1
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        if num_nodes != 1:
-            raise ConfigurationError(
-                f"num_nodes={num_nodes}: a peer is one machine, so start the script on each one, on all but the first "
-                "with FabricPsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
-                name="num_nodes",
-                value=num_nodes,
-            )
-
     @override
     def _configure_launcher(self) -> None:
+        if self.num_nodes != 1:
+            raise ConfigurationError(
+                f"num_nodes={self.num_nodes}: a peer is one machine, so start the script on each one, on all but the "
+                "first with FabricPsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
+                name="num_nodes",
+                value=self.num_nodes,
+            )
         if not self._alone:
             super()._configure_launcher()
 

@@ -44,7 +44,7 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
-from .framework_session import FrameworkSession
+from .framework_session import FrameworkSession, arguments_of_session
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .invitation import invitation
 from .joining import parse_run
@@ -101,6 +101,8 @@ class PsycheStrategy(_DDPStrategy):
         learning_rates: ``"script"``: those of the script's schedule; ``"run"``: those of the run's. None takes
             ``"script"``, unless it is a run of Psyche's.
         on_event: called with news of the run, one sentence each.
+        session_arguments: more of :class:`~.session.SwarmSession`, such as ``{"keep_checkpoints": 10}``, or
+            ``{"tcp": "0.0.0.0:20000"}`` for its connection.
         kwargs: of ``DDPStrategy``; they matter with several devices.
 
     Raises:
@@ -120,12 +122,13 @@ class PsycheStrategy(_DDPStrategy):
         run: str | None = None,
         *,
         config: RunConfig | None = None,
-        secret_key: SecretKey | None = None,
+        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
         relay: str | Sequence[str] = "default",
         checkpoint_dir: str | PathLike[str] | None = None,
         resume: bool = False,
         learning_rates: LearningRates | None = None,
         on_event: Callable[[str], None] | None = None,
+        session_arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -133,12 +136,19 @@ class PsycheStrategy(_DDPStrategy):
             parse_run(run)
         self.run = run
         self.config = config
-        self._secret_key = secret_key
-        self._relay = relay
-        self._checkpoint_dir = checkpoint_dir
-        self._resume = resume
-        self._learning_rates: LearningRates | None = learning_rates
-        self._on_event = on_event
+        self._session_arguments = arguments_of_session(
+            {
+                "run": run,
+                "config": config,
+                "secret_key": secret_key,
+                "relay": relay,
+                "checkpoint_dir": checkpoint_dir,
+                "resume": resume,
+                "learning_rates": learning_rates,
+                "on_event": on_event,
+            },
+            session_arguments,
+        )
         self._accumulate = 1
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
         self._length = 0
@@ -322,17 +332,11 @@ class PsycheStrategy(_DDPStrategy):
         self._session = session = FrameworkSession(
             module,
             self._optimizer,
-            run=self.run,
-            config=self._hosted_config() if self.run is None else None,
             dataset_size=loader.samples.size,
-            secret_key=self._secret_key,
-            relay=self._relay,
-            checkpoint_dir=self._checkpoint_dir,
-            resume=self._resume,
-            learning_rates=self._learning_rates,
-            on_event=self._on_event,
+            complete=self._completed,
             interrupt=self._heed_sigterm,
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
+            **self._session_arguments,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -349,23 +353,26 @@ class PsycheStrategy(_DDPStrategy):
         if self._round is not None:
             align_counters(trainer, self._round.step)
 
-    def _hosted_config(self) -> RunConfig:
+    def _completed(self, config: RunConfig) -> RunConfig:
         trainer = self._trainer
         steps = [trainer.max_steps] if trainer.max_steps != -1 else []
         if trainer.fit_loop.max_epochs not in (None, -1):
             steps.append(trainer.fit_loop.max_epochs * rounds_in_epoch(trainer))
-        config = self.config or RunConfig()
-        return complete_config(config, batch_size=self._batch_size, max_steps=min(steps, default=None))
+        return complete_config(config, batch_size=self._own_batch_size(config), max_steps=min(steps, default=None))
 
     @property
     def _batch_size(self) -> int:
         """Samples of a round: the run's, or before we know it, what we would host."""
         if self._session is not None and (state := self._session.state) is not None:
             return state.config.global_batch_size_end
+        return self._own_batch_size(self.config or RunConfig())
+
+    def _own_batch_size(self, config: RunConfig) -> int:
+        """Of a round that we host."""
         assert self._loader is not None
         samples = self._loader.samples
         return default_batch_size(
-            self.config or RunConfig(),
+            config,
             peer_batch_size=samples.micro_batch_size * self._accumulate * max(1, self.num_processes),
             dataset_size=samples.size,
         )
