@@ -188,7 +188,7 @@ class Peer:
         self.arena = arena
         self.port = Runtime(Source(arena, arena.keys[number]), loop=arena.loop)
         self.update: CompressedUpdate = random_update(arena.plan, quantized=True, seed=number)
-        self.began: list[float] = []
+        self.began: list[tuple[float, float]] = []
         self.digests: dict[int, bytes] = {}
         self.applied = hashlib.sha256()
         self.error: BaseException | None = None
@@ -209,8 +209,10 @@ class Peer:
                 port.offer_model(SharedModel("{}"))
                 port.initialized(self.arena.plan, [f"w{n}" for n in range(len(self.arena.plan))])
             case act.TrainBatch(step=step):
-                self.began.append(time.monotonic())
+                began = time.monotonic()
                 time.sleep(self.arena.settings.compute)
+                # On a machine with other work a second is longer than a second.
+                self.began.append((began, time.monotonic() - began))
                 port.trained(step, self.update, None, loss=1.0)
             case act.ApplyResults(updates=updates):
                 for update in updates:
@@ -224,6 +226,7 @@ class Peer:
 class Outcome:
     mean: float
     worst: float
+    compute: float
     traffic: float
 
 
@@ -248,8 +251,12 @@ def measure(settings: Settings, plan: TilePlan, **config: Any) -> Outcome:
     arena.loop.run(arena.server.close(), SECONDS)
     arena.loop.stop()
     # The first rounds have nothing to fetch.
-    rounds = [b - a for peer in peers for a, b in zip(peer.began[2:], peer.began[3:], strict=False)]
-    return Outcome(statistics.mean(rounds), max(rounds), (view.bytes_sent + view.bytes_received) / settings.rounds)
+    pairs = [pair for peer in peers for pair in zip(peer.began[2:], peer.began[3:], strict=False)]
+    rounds = [b[0] - a[0] for a, b in pairs]
+    compute = statistics.mean(a[1] for a, _ in pairs)
+    return Outcome(
+        statistics.mean(rounds), max(rounds), compute, (view.bytes_sent + view.bytes_received) / settings.rounds
+    )
 
 
 def main() -> int:
@@ -277,14 +284,14 @@ def main() -> int:
     share = 2 * (settings.peers - 1) / settings.peers
     ring = settings.compute + share * parameters * 16 / settings.bandwidth
     print(f"{'':34}{'mean':>8} {'worst':>8} {'of computing':>13}")
-    for name, mean, worst in (
-        ("a round, hosted by a peer", own.mean, f"{own.worst:.3f}"),
-        ("with Psyche's whole seconds", whole.mean, f"{whole.worst:.3f}"),
-        ("exchanging gradients (computed)", ring, ""),
+    for name, mean, worst, compute in (
+        ("a round, hosted by a peer", own.mean, f"{own.worst:.3f}", own.compute),
+        ("with Psyche's whole seconds", whole.mean, f"{whole.worst:.3f}", whole.compute),
+        ("exchanging gradients (computed)", ring, "", settings.compute),
     ):
-        print(f"{name:34}{mean:7.3f}s {worst:>8} {mean / settings.compute:12.2f}x")
+        print(f"{name:34}{mean:7.3f}s {worst:>8} {mean / compute:12.2f}x")
     print(f"traffic of a peer with peers: {own.traffic / 1e3:.0f} KB a round; weights equal on all peers")
-    ratio = own.mean / settings.compute
+    ratio = own.mean / own.compute
     print(f"target: at most {TARGET} times the computing: {'met' if ratio <= TARGET else 'MISSED'}")
     return 0 if ratio <= TARGET else 1
 

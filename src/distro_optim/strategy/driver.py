@@ -20,11 +20,12 @@ from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.client import CoordinatorClient
 from ..coordinator.messages import Join
 from ..coordinator.types import Coordinator
-from ..errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError
+from ..errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
 from . import actions as act
 from .actions import Action
 from .journal import Journal
 from .mailbox import Mailbox
+from .results import EncodedResult
 from .rounds import Rounds, Stage
 
 __all__ = ["FindPeers", "RoundDriver"]
@@ -67,6 +68,7 @@ class RoundDriver:
         mailbox: what the training thread has to do goes there.
         journal: takes notes.
         find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
+        on_state: told when the coordinator's state has changed, and all that comes of it is under way.
         generator: for whom to meet first.
     """
 
@@ -79,6 +81,7 @@ class RoundDriver:
         mailbox: Mailbox,
         journal: Journal,
         find_peers: FindPeers | None = None,
+        on_state: Callable[[], None] = lambda: None,
         generator: random.Random | None = None,
     ) -> None:
         self.rounds = rounds
@@ -87,6 +90,7 @@ class RoundDriver:
         self._mailbox = mailbox
         self._journal = journal
         self._find_peers = find_peers
+        self._on_state = on_state
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -97,6 +101,7 @@ class RoundDriver:
         self._allowed: frozenset[bytes] = frozenset()
         self._new_peers = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._to_encode = asyncio.Event()
 
     async def run(self) -> None:
         """Returns when the run is over.
@@ -110,6 +115,7 @@ class RoundDriver:
             *(self._hear(channel) for channel in Channel),
             self._tell_peers(),
             self._tell_coordinator(),
+            self._encode(),
             self._meet(),
         ]
         tasks = [self._loop.create_task(job) for job in work]
@@ -177,6 +183,7 @@ class RoundDriver:
     def _see(self, state: Coordinator) -> None:
         self._journal.state(state)
         self._feed(lambda now: self.rounds.coordinator_state(state, now))
+        self._on_state()
 
     async def _hear(self, channel: Channel) -> None:
         rounds = self.rounds
@@ -208,7 +215,7 @@ class RoundDriver:
             case act.StoreBlob() | act.Announce() | act.AnnounceWeights():
                 self._to_peers.put_nowait(action)
             case act.PublishResult():
-                self._loop.call_later(PUBLISH_SECONDS, self._feed, self.rounds.publish)
+                self._to_encode.set()
             case act.FetchBlob():
                 self._begin_fetch(action)
             case act.Forget(before_step):
@@ -260,6 +267,21 @@ class RoundDriver:
                 await send()
             finally:
                 self._to_coordinator.task_done()
+
+    async def _encode(self) -> None:
+        """Beside the loop, which has the next round to begin meanwhile."""
+        while True:
+            await self._to_encode.wait()
+            self._to_encode.clear()
+            await asyncio.sleep(PUBLISH_SECONDS)
+            encode = self.rounds.encoding()
+            encoded: EncodedResult | None = None
+            if encode is not None:
+                try:
+                    encoded = await asyncio.to_thread(encode)
+                except ProtocolError:
+                    pass  # found again, and told, below
+            self._feed(lambda now, encoded=encoded: self.rounds.publish(now, encoded))  # type: ignore[misc]
 
     async def _drain(self) -> None:
         """The last words of a finished run; nobody waits for them long."""

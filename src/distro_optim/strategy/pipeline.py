@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from blake3 import blake3
@@ -38,7 +39,7 @@ from .applying import DueResults
 from .broadcasts import Broadcast, BroadcastType, Finished, TrainingResult
 from .repeats import Repeats
 from .reports import witness_report
-from .results import encode_result, max_result_size, read_result
+from .results import EncodedResult, encode_own_result, max_result_size, read_result
 from .round_state import Claim, ClaimState, RoundState
 from .weights import WeightsWatch
 
@@ -126,10 +127,29 @@ class RoundPipeline:
             self._out.append(act.PublishResult(step))
         return self._take()
 
-    def publish(self, now: float) -> list[Action]:
-        """Answer to :class:`~.actions.PublishResult`. What the coordinator says next does as well."""
+    def encoding(self) -> Callable[[], EncodedResult] | None:
+        """What :meth:`publish` will have to compute, to be computed in advance, in another thread; None if nothing.
+
+        Raises ProtocolError when it is called and the result is of no use.
+        """
+        pending, plan = self._unpublished, self._plan
+        if pending is None or plan is None:
+            return None
+        round_, update, _, nonce = pending
+        batch = round_.batch_of(self._me)
+        if batch is None:
+            return None
+        return partial(encode_own_result, update, step=round_.step, trainer_nonce=nonce, batch=batch, plan=plan)
+
+    def publish(self, now: float, encoded: EncodedResult | None = None) -> list[Action]:
+        """Answer to :class:`~.actions.PublishResult`. What the coordinator says next does as well.
+
+        Args:
+            now: monotonic time in seconds.
+            encoded: what :meth:`encoding` gave, if it was computed in advance.
+        """
         self._now = now
-        self._publish_pending()
+        self._publish_pending(encoded)
         return self._take()
 
     def cancelled(self, step: int, now: float) -> list[Action]:
@@ -246,22 +266,24 @@ class RoundPipeline:
             current.training, current.training_over = False, True
             self._out.append(act.CancelTraining(current.step))
 
-    def _publish_pending(self) -> None:
+    def _publish_pending(self, encoded: EncodedResult | None = None) -> None:
+        encode = self.encoding()
         pending, self._unpublished = self._unpublished, None
-        if pending is not None:
-            self._publish(*pending)
-
-    def _publish(self, round_: RoundState, update: CompressedUpdate, own: object, nonce: int) -> None:
-        batch, plan = round_.batch_of(self._me), self._plan
-        if batch is None or plan is None or self.fault is not None:
+        if pending is None or encode is None or self.fault is not None:
             return
-        blob, data_hash = encode_result(update, step=round_.step, trainer_nonce=nonce, batch=batch)
+        round_, _, own, nonce = pending
         try:
-            # What peers will read, and so what we apply: the very same bytes.
-            result = read_result(blob, step=round_.step, batch=batch, data_hash=data_hash, plan=plan)
+            # What was encoded in advance may be of a round before: then it was published when that round ended.
+            if encoded is None or (encoded.step, encoded.result.trainer_nonce) != (round_.step, nonce):
+                encoded = encode()
+            self._publish(round_, own, encoded)
         except ProtocolError as error:
             self._drop(self._key.public, DropReason.INVALID_RESULT, str(error))
-            return
+
+    def _publish(self, round_: RoundState, own: object, encoded: EncodedResult) -> None:
+        batch = round_.batch_of(self._me)
+        assert batch is not None
+        blob, data_hash = encoded.blob, encoded.data_hash
         round_.own = own
         ticket = BlobTicket.raw(self.address, blake3(blob).digest())
         self._out.append(act.StoreBlob(data=blob, tag=f"distro-result_{round_.step}"))
@@ -269,7 +291,7 @@ class RoundPipeline:
         claim = Claim(self._me, batch, commitment, ticket)
         round_.claims.setdefault(batch, []).append(claim)
         round_.broadcasts.append(data_hash)
-        round_.settle(claim, ClaimState.VALID, result)
+        round_.settle(claim, ClaimState.VALID, encoded.result)
 
     def _witness(self) -> None:
         current = self._current

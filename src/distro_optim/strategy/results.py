@@ -16,7 +16,15 @@ from ..coordinator.types import BatchId
 from ..errors import InvalidResultError, ProtocolError
 from ..verify.commitment import training_result_hash
 
-__all__ = ["ReceivedResult", "commitment_hash", "encode_result", "max_result_size", "read_result"]
+__all__ = [
+    "EncodedResult",
+    "ReceivedResult",
+    "commitment_hash",
+    "encode_own_result",
+    "encode_result",
+    "max_result_size",
+    "read_result",
+]
 
 # Varints of step, nonce, batch and count, generously.
 _HEADER_BYTES: Final = 64
@@ -52,6 +60,36 @@ def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, ba
         update, step=step, trainer_nonce=trainer_nonce, batch_id=(batch.start, batch.end)
     )
     return encode_download(result), commitment_hash(result)
+
+
+@dataclass(frozen=True)
+class EncodedResult:
+    """An own result as it is sent.
+
+    Attributes:
+        step: of the round that it was made in.
+        blob: its bytes.
+        data_hash: to commit to.
+        result: what peers will read out of the very same bytes, and so what we apply, too.
+    """
+
+    step: int
+    blob: bytes
+    data_hash: bytes
+    result: ReceivedResult
+
+
+def encode_own_result(
+    update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId, plan: TilePlan
+) -> EncodedResult:
+    """Encodes a result and reads it back. May run in any thread, beside anything that leaves ``update`` alone.
+
+    Raises:
+        ProtocolError: no peer could use it.
+    """
+    blob, data_hash = encode_result(update, step=step, trainer_nonce=trainer_nonce, batch=batch)
+    result = read_result(blob, step=step, batch=batch, data_hash=data_hash, plan=plan)
+    return EncodedResult(step, blob, data_hash, result)
 
 
 def commitment_hash(result: TransmittableDistroResult) -> bytes:

@@ -231,6 +231,7 @@ class Runtime(RunPort):
             mailbox=self._mailbox,
             journal=journal,
             find_peers=link.find_peers,
+            on_state=lambda: self._show(journal.view(rounds, self._view.peers, self._mailbox)),
         )
         looking = asyncio.create_task(self._look(link, rounds, journal))
         try:
@@ -254,12 +255,15 @@ class Runtime(RunPort):
             self._mailbox.fail(failure)
         finally:
             looking.cancel()
-            self._view = journal.view(rounds, link.swarm.peers(), self._mailbox)
+            self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
+
+    def _show(self, view: RunView) -> None:
+        self._view = view
 
     async def _look(self, link: RunLink, rounds: Rounds, journal: Journal) -> None:
         while True:
             journal.connection(link.coordinator.connected)
-            self._view = journal.view(rounds, link.swarm.peers(), self._mailbox)
+            self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
             await asyncio.sleep(VIEW_SECONDS)
 
     # -- the training thread ---------------------------------------------------------------------------------------
