@@ -1,4 +1,4 @@
-"""``examples/swarm_loop.py``: terminals train together, come and go, and go on from a checkpoint."""
+"""``examples/swarm_loop.py``: terminals train together, come and go."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def weights_in(output: str) -> str:
 
 
 @pytest.mark.timeout(2 * SECONDS)
-def test_one_leaves_another_comes_all_end_equal_and_the_run_is_resumed(tmp_path: Path) -> None:
+def test_one_leaves_another_comes_and_all_who_stay_end_equal(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     with terminal("--steps", "30", "--peers", "2", "--checkpoints", folder) as host:
         ticket = line_with(host, "--run ").split()[-1]
@@ -76,11 +76,6 @@ def test_one_leaves_another_comes_all_end_equal_and_the_run_is_resumed(tmp_path:
     assert [code for code, _ in outputs] == [0, 0], outputs
     assert len({weights_in(output) for _, output in outputs}) == 1
     assert (folder / "step-00000030").exists()
-    with terminal("--steps", "36", "--checkpoints", folder, "--resume") as host:
-        code, output = ended(host)
-    assert code == 0, output
-    assert "resuming from" in output
-    assert "after step 36" in output
 
 
 def test_a_malformed_ticket_is_one_clear_sentence() -> None:

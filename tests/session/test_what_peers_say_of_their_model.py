@@ -6,11 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distro_optim.errors import ProtocolError
 from distro_optim.strategy.model_identity import ModelIdentity, TensorIdentity
+
+# A machine that is busy with other things is no finding.
+UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = st.text(max_size=20)
 INTEGERS = st.integers(0, 2**64 - 1)
@@ -59,7 +62,7 @@ def good() -> dict[str, Any]:
     return content
 
 
-@settings(max_examples=50)
+@UNHURRIED
 @given(IDENTITIES)
 def test_what_is_written_is_read_back(identity: ModelIdentity) -> None:
     assert ModelIdentity.decode(identity.encode()) == identity
@@ -67,6 +70,7 @@ def test_what_is_written_is_read_back(identity: ModelIdentity) -> None:
     assert identity.harmless_differences(identity) == []
 
 
+@UNHURRIED
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
@@ -75,6 +79,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         pass
 
 
+@UNHURRIED
 @given(st.sampled_from(sorted(good()["distro_optim"])), JSON)
 def test_any_field_may_be_anything(name: str, value: object) -> None:
     content = good()
@@ -85,7 +90,7 @@ def test_any_field_may_be_anything(name: str, value: object) -> None:
         pass
 
 
-@settings(max_examples=30)
+@UNHURRIED
 @given(IDENTITIES, IDENTITIES)
 def test_any_two_can_be_compared_and_what_differs_has_words(a: ModelIdentity, b: ModelIdentity) -> None:
     error = a.first_difference(b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,11 @@ def test_the_refusal_says_what_is_here_and_what_is_there(make_world: MakeWorld) 
         "the run trains something else: shape of sometimes is 7 here and 5 in the run; build the same model as the "
         "others"
     )
+
+
+def test_who_is_refused_saves_nothing(make_world: MakeWorld, tmp_path: Path) -> None:
+    refusal(make_world, Script(model_class=Wider, session_settings={"checkpoint_dir": tmp_path}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_setting_that_is_everybodys_own_may_differ_and_is_told_once(make_world: MakeWorld) -> None:

@@ -162,6 +162,7 @@ class SwarmSession:
         self._step = FIRST_STEP
         self._schedule_step: int | None = None
         self._failed_loads = 0
+        self._loaded = False
         self._digests: list[bytes] = []
 
     # -- beginning and end -----------------------------------------------------------------------------------------
@@ -427,6 +428,7 @@ class SwarmSession:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
         self._begin_momentum(restored, identity)
         handover.offer(identity, values)
+        self._loaded = True
         port.initialized(self._trainer.plan, self._trainer.names)
 
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
@@ -453,8 +455,8 @@ class SwarmSession:
             self._keeper.save(self._trainer, values, run_id=port.run_id, identity=identity, state=state)
 
     def _save_at_the_end(self, run_id: str, state: Coordinator | None) -> None:
-        # Who never got as far as a step has nothing of its own to save.
-        if self._keeper is None or self._schedule_step is None or self._keeper.saved_step == self._step:
+        # Who never had the run's weights has nothing of it to save.
+        if self._keeper is None or not self._loaded or self._keeper.saved_step == self._step:
             return
         values, identity = self._snapshot(self._step, state)
         self._keeper.save(self._trainer, values, run_id=run_id, identity=identity, state=state)

@@ -1,0 +1,100 @@
+"""Sessions over real endpoints on loopback."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distro_optim.errors import ModelMismatchError
+from distro_optim.strategy.checkpoint import CheckpointStore
+from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.session import SwarmSession
+
+from .scripts import SAMPLES, new_model, new_optimizer, samples
+
+pytestmark = pytest.mark.timeout(120)
+
+CONFIG = RunConfig(
+    total_steps=12, global_batch_size=12, min_peers=2, epoch_time=100, warmup_time=30, max_round_train_time=20
+)
+LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0", "dataset_size": SAMPLES}
+
+
+class Peer(threading.Thread):
+    """A script in a thread; :meth:`result` waits for its end and raises its error."""
+
+    def __init__(self, seed: int, *, lr: float = 1e-2, **settings: Any) -> None:
+        super().__init__(daemon=True)
+        self.model = new_model(seed)
+        self.session = SwarmSession(self.model, new_optimizer(self.model, lr=lr), **{**LOOPBACK, **settings})
+        self.steps: list[int] = []
+        self.error: BaseException | None = None
+        self.started_run, self.enough = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        data = samples(torch.float32)
+        try:
+            with self.session as session:
+                self.ticket = session.ticket
+                self.started_run.set()
+                for round_ in session.rounds():
+                    if self.enough.is_set():
+                        break
+                    x = data[round_.indices]
+                    (self.model(x) - x.flip(1)).pow(2).mean().backward()
+                    if round_.finish():
+                        self.steps.append(round_.step)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.started_run.set()
+
+    def result(self) -> list[torch.Tensor]:
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return [p.detach() for p in self.model.parameters()]
+
+
+def host(seed: int, config: RunConfig = CONFIG, **settings: Any) -> Peer:
+    peer = Peer(seed, config=config, **settings)
+    peer.started_run.wait()
+    return peer
+
+
+def test_two_sessions_train_together_and_the_host_resumes_alone(tmp_path: Path) -> None:
+    first = host(1, checkpoint_dir=tmp_path)
+    friend = Peer(2, run=first.ticket)
+    mine, theirs = first.result(), friend.result()
+    assert first.steps == friend.steps == list(range(1, 12))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    saved = CheckpointStore(tmp_path).latest()
+    assert saved is not None
+    assert saved.step == 12
+
+    again = host(3, RunConfig(total_steps=16, global_batch_size=12), checkpoint_dir=tmp_path, resume=True)
+    again.result()
+    assert again.session.view().run_id == saved.run_id
+    assert again.steps == [12, 13, 14, 15]
+
+
+def test_another_script_is_refused_by_name_and_the_host_goes_on() -> None:
+    endless = replace(CONFIG, total_steps=1_000_000, min_peers=1, joiner_wait_time=1)
+    first = host(1, endless)
+    stranger = Peer(2, run=first.ticket, lr=3e-2)
+    with pytest.raises(ModelMismatchError, match=r"lr is 0\.03 here and 0\.01 in the run"):
+        stranger.result()
+    friend = Peer(2, run=first.ticket)
+    while not friend.steps and friend.is_alive():
+        friend.join(0.05)
+    friend.enough.set()
+    friend.result()
+    first.enough.set()
+    first.result()
+    assert friend.steps
