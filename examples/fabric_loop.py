@@ -44,8 +44,8 @@ def main() -> None:
     strategy = FabricPsycheStrategy(args.run, config=RunConfig(min_peers=args.peers), relay=args.relay)
     fabric = Fabric(strategy=strategy, devices=1)
     fabric.launch()
-    optimizer = DisTrO(net.parameters(), lr=3e-3, compression_decay=0.99)
-    schedule = CosineAnnealingLR(optimizer, args.steps, eta_min=1e-4)
+    optimizer = DisTrO(net.parameters(), lr=1e-2, compression_decay=0.95)
+    schedule = CosineAnnealingLR(optimizer, args.steps, eta_min=1e-3)
     model, optimizer = fabric.setup(net, optimizer)
 
     data = spirals()

@@ -46,8 +46,8 @@ class Digits(pl.LightningModule):
         self.log("accuracy", (self.net(images).argmax(-1) == labels).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:
-        optimizer = DisTrO(self.parameters(), lr=2e-3, compression_decay=0.99)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_steps, eta_min=1e-4)
+        optimizer = DisTrO(self.parameters(), lr=6e-3, compression_decay=0.95)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_steps, eta_min=5e-4)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

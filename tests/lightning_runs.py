@@ -145,7 +145,9 @@ class Runs:
 
     def connect(self, session: SwarmSession) -> QuietRun:
         config = self.settings.get("config") or session._hosting_config()
-        port = QuietRun(config, begins_with=session._state_to_host(config), **self.of_port)
+        port = QuietRun(
+            config, begins_with=session._state_to_host(config), is_host=session._run is None, **self.of_port
+        )
         self.ports.append(port)
         return port
 

@@ -26,6 +26,7 @@ class QuietRun(RunPort):
         config: complete.
         first_step: where the peer joins.
         begins_with: the state that a host was given.
+        is_host: what the port says of itself.
         cancelled: steps whose training is stopped.
         skipped: steps that the peer does not see: it was not in the epoch.
         error: raised in place of the action for ``error_at``.
@@ -37,6 +38,7 @@ class QuietRun(RunPort):
         *,
         first_step: int = 1,
         begins_with: Coordinator | None = None,
+        is_host: bool = True,
         share_of: int = 1,
         cancelled: Iterable[int] = (),
         skipped: Iterable[int] = (),
@@ -47,6 +49,7 @@ class QuietRun(RunPort):
         self.config = config
         self._state = config.coordinator_state("quiet")
         self.begins_with = begins_with
+        self._is_host = is_host
         self.first_step, self.share_of = first_step, share_of
         self.cancelled_steps, self.skipped = set(cancelled), set(skipped)
         self.error, self.error_at = error, error_at
@@ -75,7 +78,7 @@ class QuietRun(RunPort):
 
     @property
     def is_host(self) -> bool:
-        return True
+        return self._is_host
 
     @property
     def state(self) -> Coordinator | None:

@@ -17,7 +17,7 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_loop_with_fabric_learns() -> None:
     finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "150"],
+        [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "250"],
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -18,7 +18,7 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "60", *arguments],
+        [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "100", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,7 +45,7 @@ def test_two_terminals_train_one_network() -> None:
             process.kill()
             process.wait()
     for output in outputs:
-        assert "step 60: " in output, output
+        assert "step 100: " in output, output
         accuracy = re.search(r"([\d.]+)% of the images", output)
         assert accuracy is not None
         assert float(accuracy[1]) > 80

@@ -158,6 +158,22 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     assert delta.abs().sum() > 0
 
 
+def test_who_joins_with_a_checkpoint_takes_what_the_run_has(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    callbacks = [saver(pl, tmp_path, every_n_train_steps=5)]
+    trainer = make_trainer(pl, tmp_path, strategy(pl), enable_checkpointing=True, callbacks=callbacks)
+    trainer.fit(make_module(pl), loader())
+    runs.settings = {"config": RunConfig(total_steps=31, global_batch_size=8), "first_step": 28}
+    news: list[str] = []
+    joining = strategy(pl, run="127.0.0.1:20000/quiet", on_event=news.append)
+    module = make_module(pl)
+    trainer = make_trainer(pl, tmp_path, joining, max_epochs=9)
+    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", weights_only=True)
+    assert module.steps == [27, 28, 29]
+    assert sum("the run is at step 28" in sentence and "checkpoint of step 5" in sentence for sentence in news) == 1
+
+
 def test_a_checkpoint_has_the_weights_that_all_peers_have(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:

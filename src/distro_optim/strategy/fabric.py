@@ -43,6 +43,7 @@ from .hosting_defaults import complete_config, default_batch_size, rounds_per_pa
 from .invitation import invitation
 from .joining import parse_run
 from .lightning_checks import check_optimizers
+from .local_ranks import LocalRanks
 from .port import RunView
 from .round import Round
 from .round_loader import RoundBatch, RoundLoader
@@ -267,6 +268,7 @@ class FabricPsycheStrategy(DDPStrategy):
             dataset_size=self._loader.samples.size,
             complete=partial(self._completed, max_steps, max_epochs),
             interrupt=lambda: None,
+            ranks=None if self._alone else LocalRanks(),
             **self._session_arguments,
         )
         if schedulers:

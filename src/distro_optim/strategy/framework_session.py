@@ -12,8 +12,11 @@ from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError
 from .checkpoint import Checkpoint
 from .config import RunConfig
+from .environment import RunEnvironment
 from .forwarding import InterruptiblePort
+from .local_ranks import FollowerPort, LeaderPort, LocalRanks
 from .model_identity import ModelIdentity
+from .news import News
 from .port import RunPort
 from .resuming import StartingPoint
 from .session import SwarmSession
@@ -46,6 +49,7 @@ class FrameworkSession(SwarmSession):
     Args:
         interrupt: asked several times a second while the session waits; raises if the wait is to end.
         complete: fills in what the settings of a hosted run leave open.
+        ranks: the processes of this machine, if they are several: only the leader is in the run, and saves and reports.
         begin_at: where a hosted run goes on, whose weights and momentum a checkpoint of the framework's had; None
             begins anew.
         kwargs: of the session.
@@ -56,10 +60,17 @@ class FrameworkSession(SwarmSession):
         *args: Any,
         interrupt: Callable[[], None],
         complete: Callable[[RunConfig], RunConfig],
+        ranks: LocalRanks | None = None,
         begin_at: StartingPoint | None = None,
+        on_event: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        self._follows = ranks is not None and not ranks.leads
+        super().__init__(*args, on_event=None if self._follows else on_event, **kwargs)
+        if self._follows:
+            self._environment = RunEnvironment()
+            self._news = News(None, self._environment)
+        self._ranks = ranks
         self._interrupt = interrupt
         self._complete = complete
         self._begin_at = begin_at
@@ -75,8 +86,17 @@ class FrameworkSession(SwarmSession):
         return self._port is not None and self._port.is_host
 
     @override
+    def start(self) -> None:
+        super().start()
+        if self._follows:
+            self._keeper = None  # what was to be resumed is read; it is the leader that saves
+
+    @override
     def _connect(self) -> RunPort:
-        return InterruptiblePort(super()._connect(), self._interrupt)
+        if self._ranks is not None and self._follows:
+            return FollowerPort(self._ranks)
+        port: RunPort = InterruptiblePort(super()._connect(), self._interrupt)
+        return port if self._ranks is None else LeaderPort(port, self._ranks)
 
     @override
     def _hosting_config(self) -> RunConfig:
@@ -90,5 +110,11 @@ class FrameworkSession(SwarmSession):
     @override
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
         begin_at, self._begin_at = self._begin_at, None
-        if begin_at is None or restored is not None or not self.is_host:
-            super()._begin_momentum(restored, identity)
+        if begin_at is not None and restored is None and self.is_host:
+            return
+        if begin_at is not None and not self.is_host:
+            self._tell(
+                f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "
+                f"step {begin_at.step - 1}"
+            )
+        super()._begin_momentum(restored, identity)

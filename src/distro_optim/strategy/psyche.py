@@ -18,6 +18,8 @@ schedules and checkpoints mean what they mean elsewhere, and all peers agree on 
 ``psyche``                    :class:`PsycheStrategy`, all that it does in Lightning's hooks
 ``psyche_lightning``,         the class itself: Lightning has two names, whose classes have nothing in common, so there
 ``psyche_pytorch_lightning``  is one for each
+``lightning_machine``         one device, or several that are one peer
+``lightning_passes``          a round of several batches as one step
 ``lightning_checks``          what of a script cannot work in a run
 ``lightning_progress``        counters and schedules follow the run
 ``round_loader``, ``samples`` the data
@@ -29,38 +31,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
-from ..optimizer import DisTrO
 from .config import RunConfig
 from .framework_session import FrameworkSession, arguments_of_session
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .invitation import invitation
 from .joining import parse_run
 from .lightning_checks import check_fit, check_optimizers, compile_advice
+from .lightning_passes import RoundPasses
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
+from .local_ranks import LocalRanks
 from .port import RunView
 from .resuming import StartingPoint
 from .round import Round
-from .round_loader import RoundBatch, RoundLoader
+from .round_loader import RoundLoader
 from .samples import samples_of
 from .session import LearningRates, SwarmSession
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
-else:
-    _DDPStrategy = object  # the classes for Lightning's two names add theirs
 
 __all__ = ["PsycheStrategy"]
 
@@ -76,7 +71,7 @@ _PLACE_KEY: Final = "distro_optim"
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
 
 
-class PsycheStrategy(_DDPStrategy):
+class PsycheStrategy(RoundPasses):
     """Trains with peers over the internet: hosts a run, or joins one.
 
     Makes the class for ``lightning.pytorch`` or for ``pytorch_lightning``, whichever the script has imported; with both
@@ -159,9 +154,9 @@ class PsycheStrategy(_DDPStrategy):
         self._session: FrameworkSession | None = None
         self._saved_place: object = None
         self._next_data_index: int | None = None
-        self._round: Round | None = None
+        self._round = None
         self._round_waits = False
-        self._set_aside: list[tuple[Tensor, Tensor]] = []
+        self._set_aside = []
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -214,69 +209,7 @@ class PsycheStrategy(_DDPStrategy):
         """A snapshot of the run for logs and live tables, from any thread; None but during ``fit``."""
         return None if self._session is None else self._session.view()
 
-    # ------------------------------------------------------------------ this machine
-
-    @property
-    def _alone(self) -> bool:
-        """One device: no process group, no wrapper, no launcher."""
-        return self.num_processes <= 1
-
-    @property
-    @override
-    def num_nodes(self) -> int:
-        return 1
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        if num_nodes != 1:
-            raise ConfigurationError(
-                f"num_nodes={num_nodes}: a peer is one machine, so start the script on each one, on all but the first "
-                "with PsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
-                name="num_nodes",
-                value=num_nodes,
-            )
-
-    @override
-    def _configure_launcher(self) -> None:
-        if not self._alone:
-            super()._configure_launcher()
-
-    @override
-    def setup_distributed(self) -> None:
-        if self._alone:
-            self.set_world_ranks()
-        else:
-            super().setup_distributed()
-
-    @override
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        if not self._alone:
-            super().barrier(*args, **kwargs)
-
-    @override
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        return obj if self._alone else super().broadcast(obj, src)
-
-    @override
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        return tensor if self._alone else super().reduce(tensor, group, reduce_op)
-
-    @override
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
-
     # ------------------------------------------------------------------ set-up
-
-    @property
-    def _trainer(self) -> Any:
-        assert self.lightning_module is not None
-        return self.lightning_module.trainer
-
-    @property
-    def _optimizer(self) -> DisTrO:
-        optimizer = self.optimizers[0]
-        assert isinstance(optimizer, DisTrO)
-        return optimizer
 
     @override
     def setup(self, trainer: Any) -> None:
@@ -284,21 +217,7 @@ class PsycheStrategy(_DDPStrategy):
             check_fit(trainer)
             # How many batches make a step is for the run to say: see `RunConfig.global_batch_size`.
             self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
-        if self._alone:
-            self._setup_one_device(trainer)
-        else:
-            super().setup(trainer)
-
-    def _setup_one_device(self, trainer: Any) -> None:
-        """``DDPStrategy.setup`` without what needs a process group."""
-        assert self.accelerator is not None
-        assert self.model is not None
-        self.accelerator.setup(trainer)
-        self.model = self.precision_plugin.convert_module(self.model)
-        self.model_to_device()
-        if trainer.state.fn == "fit":
-            self.setup_optimizers(trainer)
-        self.setup_precision_plugin()
+        super().setup(trainer)
 
     @override
     def setup_optimizers(self, trainer: Any) -> None:
@@ -335,6 +254,7 @@ class PsycheStrategy(_DDPStrategy):
             dataset_size=loader.samples.size,
             complete=self._completed,
             interrupt=self._heed_sigterm,
+            ranks=None if self._alone else LocalRanks(),
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
             **self._session_arguments,
         )
@@ -392,15 +312,6 @@ class PsycheStrategy(_DDPStrategy):
         assert self.lightning_module is not None
         self.lightning_module.lr_scheduler_step(scheduler, None)
 
-    def _spare_rounds_from_hooks(self, module: Any) -> None:
-        """Keeps a script's ``on_before_batch_transfer`` from rounds: it is called with each batch in them instead."""
-        hook = module._on_before_batch_transfer
-
-        def spare_rounds(batch: Any, dataloader_idx: int = 0) -> Any:
-            return batch if isinstance(batch, RoundBatch) else hook(batch, dataloader_idx)
-
-        module._on_before_batch_transfer = spare_rounds
-
     # ------------------------------------------------------------------ rounds
 
     def next_round(self) -> Round | None:
@@ -446,76 +357,6 @@ class PsycheStrategy(_DDPStrategy):
     def place_among_devices(self) -> tuple[int, int]:
         """Of :class:`~.round_loader.RoundSource`."""
         return (0, 1) if self._alone else (self.global_rank, self.num_processes)
-
-    @override
-    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        if isinstance(batch, RoundBatch):
-            return batch
-        return super().batch_to_device(batch, device, dataloader_idx)
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        batch = args[0] if args else None
-        if not isinstance(batch, RoundBatch):
-            return super().training_step(*args, **kwargs)
-        results = self._trainer.fit_loop._results
-        try:
-            return self._train_round(batch, results, *args[1:])
-        finally:
-            results.batch, results.batch_size = batch, None
-
-    def _train_round(self, batch: RoundBatch, results: Any, *args: Any) -> Any:
-        """All forward passes of a round, and all backward passes but the last, which is left to Lightning.
-
-        Returns:
-            What ``training_step`` returned last, with the mean loss over the round in it. Its gradient is that of the
-            last pass; those of the others are put aside, since Lightning clears gradients in between.
-        """
-        assert self._round is not None
-        self._optimizer.zero_grad(set_to_none=True)
-        sum_of_losses: Any = 0.0
-        output: Any = None
-        for number, (piece, weight) in enumerate(batch.micro_batches(), start=1):
-            prepared = self._prepared(piece)
-            results.batch, results.batch_size = prepared, None
-            last = number == len(batch)
-            with nullcontext() if last else self.block_backward_sync():
-                output = super().training_step(prepared, *args)
-                loss = _loss_of(output)
-                if loss is not None and not last:
-                    self.backward(loss * weight, self._optimizer)
-            if loss is not None and last:
-                self._put_gradients_aside()
-                return _with_loss(output, loss * weight + sum_of_losses)
-            if loss is not None:
-                sum_of_losses = sum_of_losses + loss.detach() * weight
-            if not last and self._round.cancelled:
-                break
-        if not isinstance(sum_of_losses, Tensor):
-            return None
-        # Stopped before the last pass, or it gave no loss: nothing is left to differentiate.
-        self._put_gradients_aside()
-        return _with_loss(output, sum_of_losses.clone().requires_grad_())
-
-    def _prepared(self, batch: Any) -> Any:
-        """What Lightning's loop does to a batch before ``training_step``."""
-        assert self.lightning_module is not None
-        batch = self.precision_plugin.convert_input(batch)
-        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.batch_to_device(batch, dataloader_idx=0)
-
-    def _put_gradients_aside(self) -> None:
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._set_aside = [(p, p.grad) for p in params if p.grad is not None]
-        for param in params:
-            param.grad = None
-
-    @override
-    def pre_backward(self, closure_loss: Tensor) -> None:
-        for param, grad in self._set_aside:
-            param.grad = grad
-        self._set_aside = []
-        super().pre_backward(closure_loss)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -583,16 +424,6 @@ class PsycheStrategy(_DDPStrategy):
 def _class_for(namespace: str) -> Any:
     module, _, name = _CLASSES[namespace].rpartition(".")
     return getattr(import_module(f".{module}", __package__), name)
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    """As Lightning reads it, which complains about the wrong ones."""
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return loss if isinstance(loss, Tensor) else None
-
-
-def _with_loss(output: Any, loss: Tensor) -> Any:
-    return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
 
 for _namespace in _CLASSES:

@@ -98,9 +98,10 @@ class RoundLoader:
         if opened is None:
             raise StopIteration
         samples = self.samples
-        samples.split(*self._source.place_among_peers)
+        (peer, peers), (rank, devices) = self._source.place_among_peers, self._source.place_among_devices
+        samples.split(peer * devices + rank, peers * devices)
         share = range(len(opened.batch)) if samples.size is None else opened.indices
-        pieces = samples.plan(share, *self._source.place_among_devices)
+        pieces = samples.plan(share, rank, devices)
         if len(pieces) == 1 and pieces[0].weight == 1.0:
             return next(samples.fetch(pieces))
         weights = [piece.weight for piece in pieces]

@@ -55,7 +55,7 @@ class Samples(ABC):
         """Ends the workers; they start again when they are needed."""
 
     def split(self, index: int, count: int) -> None:  # noqa: B027 - most have nothing to do
-        """Says which of how many peers this is."""
+        """Says which this is of how many devices that train, those of all peers together."""
 
 
 def samples_of(loader: object, *, by_index: bool = True) -> Samples:
