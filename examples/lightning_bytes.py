@@ -47,4 +47,4 @@ if __name__ == "__main__":
         enable_checkpointing=False,
         log_every_n_steps=10,
     )
-    trainer.fit(BytePredictor(), DataLoader(SourceWindows(), batch_size=8, shuffle=True))
+    trainer.fit(BytePredictor(), DataLoader(SourceWindows(), batch_size=4, shuffle=True))
