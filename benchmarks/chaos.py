@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "max_round_train_time": ROUND_SECONDS,
     "warmup_time": WARMUP_SECONDS,
     "epoch_time": 300,
-    "joiner_wait_time": 5,
+    "joiner_wait_time": 15,
 }
 
 

@@ -33,7 +33,7 @@ class BytePredictor(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = DisTrO(self.parameters(), lr=1e-3, compression_decay=0.99)
-        schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - 0.9 * step / STEPS))
+        schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -47,4 +47,4 @@ if __name__ == "__main__":
         enable_checkpointing=False,
         log_every_n_steps=10,
     )
-    trainer.fit(BytePredictor(), DataLoader(SourceWindows(), batch_size=8, shuffle=True))
+    trainer.fit(BytePredictor(), DataLoader(SourceWindows(), batch_size=4, shuffle=True))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distro_optim.coordinator import machine
 from distro_optim.coordinator.host import PhaseChanged, RunHost
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
-from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
+from distro_optim.coordinator.types import ClientState, Coordinator, NodeIdentity, RunState
 from distro_optim.coordinator.validation import check_run
 from distro_optim.errors import ConfigurationError
 from distro_optim.testing.coordinator import metadata
@@ -193,3 +195,21 @@ def test_rounds_at_the_end_of_an_epoch_leave_no_data_out() -> None:
     size = host.state.config.global_batch_size_end
     assert host.state.progress.epoch >= 1
     assert trained == list(range(0, size * len(trained), size))
+
+
+def test_who_is_dropped_and_joins_again_before_the_next_tick_waits_for_the_next_epoch() -> None:
+    host = warmed_up(3, joiner_wait_time=5)
+    first, second, third = host.state.epoch_state.clients
+    clients_now = (first, second, replace(third, state=ClientState.DROPPED))
+    host.state = replace(host.state, epoch_state=replace(host.state.epoch_state, clients=clients_now))
+    say(host, first.id, 10)
+    say(host, second.id, 10)
+    assert [client.id for client in host.state.epoch_state.clients] == [first.id, second.id]
+    host.receive(third.id, Join("run"), 10, SEED)
+    host.tick(11, SEED)
+    assert third.id in host.pending
+    for now in range(15, 40):
+        if host.state.run_state is RunState.ROUND_TRAIN:
+            finish_round(host, now)
+        host.tick(now, SEED)
+    assert third.id in [client.id for client in host.state.epoch_state.clients]

@@ -27,13 +27,26 @@ if TYPE_CHECKING:
     from .coordinator.embedded import EmbeddedCoordinator as EmbeddedCoordinator
     from .coordinator.server import CoordinatorServer as CoordinatorServer
     from .coordinator.ticket import RunTicket as RunTicket
+    from .data.lightning import TokenDataModule as TokenDataModule
+    from .data.opening import open_token_data as open_token_data
+    from .data.provider import TokenProvider as TokenProvider
+    from .data.token_files import TokenFiles as TokenFiles
+    from .models.causal_lm import CausalLM as CausalLM
+    from .models.lightning_module import PsycheCausalLM as PsycheCausalLM
     from .optimizer import DisTrO as DisTrO
     from .strategy.config import RunConfig as RunConfig
+    from .strategy.fabric import FabricPsycheStrategy as FabricPsycheStrategy
+    from .strategy.port import RunView as RunView
     from .strategy.psyche import PsycheStrategy as PsycheStrategy
+    from .strategy.psyche_lightning import LightningPsycheStrategy as LightningPsycheStrategy
+    from .strategy.psyche_pytorch_lightning import PytorchLightningPsycheStrategy as PytorchLightningPsycheStrategy
+    from .strategy.round import Round as Round
+    from .strategy.runtime import Runtime as Runtime
     from .strategy.session import SwarmSession as SwarmSession
 
 __all__ = [
     "BlobService",
+    "CausalLM",
     "CoordinatorServer",
     "DisTrO",
     "DiskStore",
@@ -47,33 +60,51 @@ __all__ = [
     "ProcessGroupExchange",
     "PsycheStrategy",
     "RemoteCoordinator",
+    "Round",
     "RunConfig",
     "RunTicket",
+    "RunView",
+    "Runtime",
     "SecretKey",
     "SwarmSession",
+    "TokenFiles",
+    "TokenProvider",
+    "open_token_data",
 ]
 __version__ = "0.1.0"
 
-# public name -> the module that defines it
+# public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it.
 _HOMES = {
     "BlobService": "distro_optim.comm.iroh.blobs.net",
+    "CausalLM": "distro_optim.models.causal_lm",
     "CoordinatorServer": "distro_optim.coordinator.server",
-    "DisTrO": "distro_optim.optimizer",
     "DiskStore": "distro_optim.comm.iroh.blobs.disk",
+    "DisTrO": "distro_optim.optimizer",
     "EmbeddedCoordinator": "distro_optim.coordinator.embedded",
     "Exchange": "distro_optim.comm.exchange",
+    "FabricPsycheStrategy": "distro_optim.strategy.fabric",
     "GossipService": "distro_optim.comm.iroh.gossip.net",
     "IrohSwarm": "distro_optim.comm.iroh.swarm",
+    "LightningPsycheStrategy": "distro_optim.strategy.psyche_lightning",
     "MemoryExchange": "distro_optim.comm.memory",
     "MemoryStore": "distro_optim.comm.iroh.blobs.store",
     "Node": "distro_optim.comm.iroh.endpoint",
+    "open_token_data": "distro_optim.data.opening",
     "ProcessGroupExchange": "distro_optim.comm.process_group",
+    "PsycheCausalLM": "distro_optim.models.lightning_module",
     "PsycheStrategy": "distro_optim.strategy.psyche",
+    "PytorchLightningPsycheStrategy": "distro_optim.strategy.psyche_pytorch_lightning",
     "RemoteCoordinator": "distro_optim.coordinator.client",
+    "Round": "distro_optim.strategy.round",
     "RunConfig": "distro_optim.strategy.config",
     "RunTicket": "distro_optim.coordinator.ticket",
+    "Runtime": "distro_optim.strategy.runtime",
+    "RunView": "distro_optim.strategy.port",
     "SecretKey": "distro_optim.comm.signing",
     "SwarmSession": "distro_optim.strategy.session",
+    "TokenDataModule": "distro_optim.data.lightning",
+    "TokenFiles": "distro_optim.data.token_files",
+    "TokenProvider": "distro_optim.data.provider",
 }
 
 

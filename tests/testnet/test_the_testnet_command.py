@@ -195,6 +195,7 @@ def test_ctrl_c_ends_everything_within_seconds(tmp_path: Path, number: signal.Si
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)
         assert process.returncode == 128 + signal.SIGINT
+        assert "stopped, and all peers with it" in errors
         assert "Traceback" not in errors
         assert not any(is_running(pid) for pid in children)
 

@@ -219,6 +219,8 @@ class RunHost:
             # Nobody has more to say about this round: the next one begins at once, not with the next tick.
             for _ in range(_TICKS_OF_A_ROUND):
                 self.state, _ = self._ticked(now, seed)
+            # Now, since whoever was dropped hears of it and joins again before the next tick.
+            self._forget_dropped()
         return self._phase_events(before)
 
     def disconnect(self, client: NodeIdentity) -> list[Event]:

@@ -80,8 +80,12 @@ def run(options: argparse.Namespace) -> int:
         target=options.target,
     )
     display = display_for(as_json=options.json, plain=options.plain)
-    with _sigterm_as_ctrl_c(), display:
-        outcome = LocalNetwork(request, display).run()
+    try:
+        with _sigterm_as_ctrl_c(), display:
+            outcome = LocalNetwork(request, display).run()
+    except KeyboardInterrupt:
+        print(f"stopped, and all peers with it; logs and reports: {options.out}", file=sys.stderr)
+        raise
     image = options.plot or options.out / "losses.png"
     drawn = plot(outcome, image)
     if isinstance(display, JsonDisplay):

@@ -17,6 +17,9 @@ __all__ = ["plot", "summary_record", "summary_table"]
 
 DOTS_PER_INCH: Final = 110
 
+LABEL_HEIGHT: Final = 0.05
+LABELS_STAGGERED: Final = 4
+
 
 def summary_record(outcome: Outcome) -> dict[str, object]:
     """For machines."""
@@ -98,10 +101,11 @@ def plot(outcome: Outcome, path: Path, *, unit: str = "loss") -> bool:
         steps, losses = zip(*_smoothed(peer.losses), strict=True)
         killed = "" if peer.has_survived else ", killed"
         axes.plot(steps, losses, label=f"{peer.name}{' (host)' if peer.number == 0 else ''}{killed}", linewidth=1.2)
-    for fault in outcome.faults:
+    for number, fault in enumerate(outcome.faults):
         what = {Kill: "kill -9", Restart: "restart", Join: "join"}[type(fault)]
         axes.axvline(fault.step, color="tab:gray", linestyle=":", linewidth=1)
-        axes.annotate(f" {what}", (fault.step, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+        height = 1 - LABEL_HEIGHT * (number % LABELS_STAGGERED)  # neighbours do not overlap
+        axes.annotate(f" {what}", (fault.step, height), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     if outcome.target is not None:
         axes.axhline(outcome.target, label=f"target {outcome.target:g}", color="tab:red", linestyle=":")
     sent, ddp = sum(p.bytes_sent for p in watch.peers), sum(p.ddp_bytes for p in watch.peers)

@@ -128,8 +128,6 @@ class SwarmWatch:
         self.run_state = ""
         self.epoch = 0
         self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
-        self.last_progress = 0.0
-        """When the run came further, as told by the peers: Unix time."""
         self._hashes: dict[int, dict[str, int]] = {}
         self._compared = 0
         self._differing: list[int] = []
@@ -155,12 +153,7 @@ class SwarmWatch:
             if line.weights_hash:
                 self._compare(line.step, line.weights_hash)
             if line.step > self.step:
-                self.step, self.run_state, self.epoch, self.last_progress = (
-                    line.step,
-                    line.run_state,
-                    line.epoch,
-                    line.time,
-                )
+                self.step, self.run_state, self.epoch = line.step, line.run_state, line.epoch
         if line.kind == ENDED:
             peer.final_hash = line.weights_hash
             self.run_state = line.run_state or self.run_state
