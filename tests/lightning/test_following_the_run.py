@@ -158,6 +158,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     assert delta.abs().sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_who_joins_with_a_checkpoint_takes_what_the_run_has(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:
