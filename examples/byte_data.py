@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-__all__ = ["SourceBytes"]
+__all__ = ["SourceBytes", "SourceWindows"]
 
 # Every so many files is kept for validation.
 HOLD_OUT_EVERY = 20
@@ -46,6 +47,11 @@ class SourceBytes:
         starts = generator.integers(0, len(self.training) - self.context, size)
         return self._windows(self.training, starts)
 
+    def window(self, start: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one window of the training files, each ``(context,) int64``."""
+        inputs, targets = self._windows(self.training, np.array([start]))
+        return inputs[0], targets[0]
+
     def held_out(self, size: int) -> tuple[Tensor, Tensor]:
         """``size`` windows spread evenly over the held-out files: the same ones at every call."""
         starts = np.linspace(0, len(self.validation) - self.context - 1, size).astype(np.int64)
@@ -55,6 +61,28 @@ class SourceBytes:
         rows = text[starts[:, None] + np.arange(self.context + 1)]
         windows = torch.from_numpy(rows.astype(np.int64))
         return windows[:, :-1], windows[:, 1:]
+
+
+class SourceWindows(Dataset[tuple[Tensor, Tensor]]):
+    """All windows of the training files, one after the other, as a dataset that knows its length.
+
+    Args:
+        context: bytes that a window predicts.
+    """
+
+    def __init__(self, *, context: int = 128) -> None:
+        self._source = SourceBytes(context=context)
+
+    def __len__(self) -> int:
+        return (len(self._source.training) - 1) // self._source.context
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each ``(context,) int64``."""
+        return self._source.window(number * self._source.context)
+
+    def held_out(self, size: int) -> tuple[Tensor, Tensor]:
+        """Windows of files not trained on; see :meth:`SourceBytes.held_out`."""
+        return self._source.held_out(size)
 
 
 def _read(files: list[Path]) -> npt.NDArray[np.uint8]:

@@ -202,6 +202,23 @@ def test_the_first_warm_up_can_be_given_another_length() -> None:
     assert stage.state.config.warmup_time == 10
 
 
+def test_the_first_epoch_waits_for_everybody_and_later_ones_go_on_with_fewer() -> None:
+    stage = Stage(waiting_run(RUN, P2P(HubRepo("org/model")), init_min_clients=2, min_clients=2), peers_to_start=3)
+    stage.join(1, 2)
+    stage.tick(30)
+    assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
+    stage.join(3)
+    stage.tick(3)
+    assert stage.state.run_state is RunState.WARMUP
+    stage.host.disconnect(client(2))
+    stage.host.disconnect(client(3))
+    stage.tick(3)
+    assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
+    stage.join(2)
+    stage.tick(3)
+    assert stage.state.run_state is RunState.WARMUP
+
+
 def test_a_run_pauses_and_goes_on() -> None:
     stage = Stage()
     stage.warm_up(1, 2)

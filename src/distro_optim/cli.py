@@ -88,7 +88,45 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check a state.toml", description="Checks a state.toml.")
     validate.set_defaults(command=_validate)
     validate.add_argument("state", type=Path, metavar="FILE")
+
+    tokenize = commands.add_parser(
+        "tokenize",
+        help="make a file of tokens out of a folder of texts",
+        description="Makes a file of tokens to train on out of a folder of texts. Can be interrupted: the same command "
+        "goes on where it was, and the file is the same as if it had been made at once.",
+    )
+    tokenize.set_defaults(command=_tokenize)
+    tokenize.add_argument("folder", type=Path, metavar="FOLDER", help="with the texts; each file is one")
+    tokenize.add_argument(
+        "--tokenizer", required=True, metavar="PATH|bytes", help="a tokenizer.json, a folder with one, or bytes"
+    )
+    tokenize.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to make: tokens.bin")
+    tokenize.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only files called so; may be repeated",
+    )
+    tokenize.add_argument("--end-token", metavar="TOKEN", help="what ends a text, if not what the tokenizer says")
+    tokenize.add_argument("--restart", action="store_true", help="begin anew, whatever is there")
     return parser
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from .data.tokenizing import TokenizeOptions, run_tokenize
+
+    run_tokenize(
+        TokenizeOptions(
+            folder=options.folder,
+            tokenizer=options.tokenizer,
+            out=options.out,
+            include=options.include,
+            end_token=options.end_token,
+            restart=options.restart,
+        )
+    )
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:

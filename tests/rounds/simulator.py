@@ -200,6 +200,8 @@ class Member:
                 digests = self.trainer.digests()
                 self.hashes[step] = tuple(digests)
                 self.do(self.rounds.weights_hashed(step, digests, self.world.now))
+            case act.PublishResult():
+                self.do(self.rounds.publish(self.world.now))
             case act.StoreBlob(data=data):
                 self.blobs[blake3(data).digest()] = data
             case act.Announce(data):

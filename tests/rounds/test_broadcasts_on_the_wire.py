@@ -126,17 +126,23 @@ def test_the_largest_group_is_right_and_of_equal_ones_that_of_the_first_client()
     assert table.judge(b"9", b, [b"1", b"2", b"3"]).confirmed
 
 
-def test_repetitions_take_turns_with_a_new_nonce_each_time() -> None:
+def test_what_was_said_is_said_again_soon_and_then_ever_more_rarely_with_a_new_nonce() -> None:
     repeats = Repeats()
-    assert repeats.next() is None
+    assert repeats.next_at is None
+    repeats.add(Broadcast(7, RESULT.proof, RESULT.commitment, 2**32 - 1, RESULT.data), 100.0)
+    said = []
+    while (at := repeats.next_at) is not None and at < 150:
+        assert repeats.due(at - 0.001) == []
+        said += [(at, broadcast.nonce) for broadcast in repeats.due(at)]
+    assert said == [(101.0, 0), (103.0, 1), (107.0, 2), (115.0, 3), (125.0, 4), (135.0, 5), (145.0, 6)]
+
+
+def test_what_is_about_earlier_steps_is_not_said_again() -> None:
+    repeats = Repeats()
     for step in (7, 8):
-        repeats.add(Broadcast(step, RESULT.proof, RESULT.commitment, 2**32 - 1, RESULT.data))
-    said = [repeats.next() for _ in range(4)]
-    assert [(b.step, b.nonce) for b in said if b is not None] == [(8, 0), (7, 0), (8, 1), (7, 1)]
+        repeats.add(Broadcast(step, RESULT.proof, RESULT.commitment, 0, RESULT.data), 0.0)
     repeats.drop_before(8)
-    again = repeats.next()
-    assert again is not None
-    assert (again.step, again.nonce) == (8, 2)
+    assert [broadcast.step for broadcast in repeats.due(1.0)] == [8]
 
 
 def test_a_run_without_tensors_has_empty_results_that_commit_to_step_and_batch() -> None:

@@ -173,7 +173,7 @@ def test_who_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> N
         lambda _: bool([a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._current.step}")])
     )  # type: ignore[union-attr]
     stored = speaker.of(act.StoreBlob)[-1].data
-    true = next(r for r in speaker.rounds._repeats._stored[::-1] if isinstance(r.data, TrainingResult))
+    true = next(r for r in speaker.rounds._repeats.stored[::-1] if isinstance(r.data, TrainingResult))
     stolen = truth(thief, true.data.ticket.hash)
     assert isinstance(say(victim, thief.key.public, stolen)[0], act.FetchBlob)
     assert isinstance(say(victim, speaker.key.public, true)[0], act.FetchBlob)

@@ -52,7 +52,6 @@ def assert_dropped(members: list[Member], liar: Liar, reason: DropReason) -> Non
         (liars.more_coefficients, DropReason.INVALID_RESULT),
         (liars.not_a_number, DropReason.INVALID_RESULT),
         (liars.an_index_twice, DropReason.INVALID_RESULT),
-        (liars.many_results, DropReason.TOO_MANY),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -74,6 +73,15 @@ def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
     world, liar = run_with(lie)
     assert any(action.checks for member in world.members for action in member.of(act.SendHealthChecks))
     assert liar.of(act.Rejoin)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_of_a_flood_of_results_four_are_kept_and_whatever_differs_by_it_heals(seed: int) -> None:
+    world, liar = run_with(liars.many_results, seed=seed)
+    world.members.remove(liar)
+    assert_dropped(world.members, liar, DropReason.TOO_MANY)
+    world.assert_every_difference_was_noticed()
+    world.assert_healed()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

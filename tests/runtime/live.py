@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
+from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.iroh.rendezvous import Rendezvous
+from distro_optim.comm.iroh.streams import IrohListener
+from distro_optim.coordinator.host import RunHost, restartable
 from distro_optim.coordinator.model import ConstantLR
+from distro_optim.coordinator.server import CoordinatorServer, unix_offset
+from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.runtime import Runtime
 from rounds.simulator import LR
-from runtime.training import TrainingThread
+from runtime.training import SECONDS, TrainingThread
 
 LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
 
@@ -55,3 +65,27 @@ class LiveRun:
         peer = TrainingThread(port, step_seconds=step_seconds)
         self.peers.append(peer)
         return peer.start()
+
+
+@contextmanager
+def served_run(settings: RunConfig, run_id: str) -> Iterator[str]:
+    """A coordinator that is no peer; gives its ticket."""
+    loop = LoopThread("served")
+    stack = AsyncExitStack()
+
+    async def begin() -> str:
+        node = Node(loop=loop, **LOOPBACK)
+        await node.bind()
+        stack.push_async_callback(node.aclose)
+        offset = unix_offset()
+        host = RunHost(restartable(settings.coordinator_state(run_id), now=int(time.monotonic() + offset)))
+        service = CoordinatorService(host, draw=os.urandom, unix_offset=offset)
+        await stack.enter_async_context(CoordinatorServer(service, [IrohListener(node)]))
+        Rendezvous(node, host.is_pending)
+        return str(RunTicket(run_id, (), node.addr()))
+
+    try:
+        yield loop.run(begin(), SECONDS)
+    finally:
+        loop.run(stack.aclose(), SECONDS)
+        loop.stop()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from distro_optim.comm.iroh.tickets import EndpointTicket
+from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.strategy import actions as act
-from runtime.live import config, live_run
+from runtime.live import config, live_run, served_run
 from runtime.training import assert_equal_weights, changed_weights
 
 pytestmark = pytest.mark.timeout(120)
@@ -24,3 +26,42 @@ def test_three_peers_train_together_with_nothing_but_the_hosts_ticket() -> None:
         assert changed_weights(host)
         assert all(len(action.updates) == 3 for action in host.of(act.ApplyResults)[1:])
         assert {view.num_peers for view in (peer.port.view() for peer in peers)} == {3}
+
+
+def test_a_friend_who_comes_later_gets_the_weights_and_goes_on_with_the_host() -> None:
+    with live_run() as run:
+        host = run.host(config(total_steps=10_000, joiner_wait_time=1), step_seconds=0.05)
+        host.until(lambda peer: peer.of(act.ApplyResults))
+        friend = run.join(step_seconds=0.05)
+        friend.until(lambda peer: len(peer.of(act.ApplyResults)) > 5)
+        (start, *_) = friend.of(act.Initialize)
+        assert start.providers == (host.port.identity.p2p_identity,)
+        assert start.step > 1
+        host.until(lambda peer: friend.hashes.keys() & peer.hashes.keys())
+        assert assert_equal_weights(host, friend)
+        assert len(friend.of(act.ApplyResults)[-1].updates) == 2
+
+
+def test_a_friend_joins_over_tcp_and_meets_the_others() -> None:
+    with live_run() as run:
+        host = run.host(config(min_peers=2, total_steps=15, run_id="by-tcp"), tcp="127.0.0.1:0")
+        ticket = RunTicket.parse(host.port.ticket)
+        (address,) = ticket.tcp
+        # Without rendezvous or public lookup the address of one peer is all that it takes.
+        peers = [str(EndpointTicket(ticket.endpoint))]
+        friend = run.join(f"{address}/by-tcp", peers=peers)
+        for peer in (host, friend):
+            peer.join()
+            assert peer.error is None, peer.error
+        assert assert_equal_weights(host, friend)
+        assert len(friend.of(act.ApplyResults)[-1].updates) == 2
+
+
+def test_peers_of_a_run_that_only_a_server_hosts_find_each_other() -> None:
+    with live_run() as run, served_run(config(min_peers=2, total_steps=15), "served") as ticket:
+        peers = [run.join(ticket), run.join(ticket)]
+        for peer in peers:
+            peer.join()
+            assert peer.error is None, peer.error
+        assert assert_equal_weights(*peers)
+        assert len(peers[0].of(act.ApplyResults)[-1].updates) == 2

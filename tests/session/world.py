@@ -14,7 +14,7 @@ from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
-from distro_optim.coordinator.host import RunHost
+from distro_optim.coordinator.host import RunHost, restartable
 from distro_optim.coordinator.model import ConstantLR, Hub
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ProtocolError
@@ -243,10 +243,18 @@ def digests_of(model: SharedModel) -> list[bytes]:
 class SessionWorld(World):
     """The simulator of rounds, with sessions for trainers."""
 
-    def __init__(self, *, seed: int = 1, weather: Weather | None = None, lr: float = 0.0, **config: int) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        weather: Weather | None = None,
+        lr: float = 0.0,
+        resumed: Coordinator | None = None,
+        **config: int,
+    ) -> None:
         super().__init__(seed=seed, weather=weather, **config)
         model = replace(self.state.model, checkpoint=Hub(SHARED_BY_PEERS), lr_schedule=ConstantLR(lr, lr, 0))
-        self.host = RunHost(replace(self.state, model=model))
+        self.host = RunHost(replace(self.state, model=model) if resumed is None else restartable(resumed, now=0))
         self.ports: list[SimulatedPort] = []
         self.back = threading.Semaphore(0)
         self.failures: list[BaseException] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -16,7 +17,12 @@ Trick = Callable[["Handler"], None]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.web.connections.append(self.connection)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -93,6 +99,7 @@ class WebServer:
         self.always: dict[str, Trick] = {}
         self.lock = threading.Lock()
         self.ended = threading.Event()
+        self.connections: list[socket.socket] = []
         self._server = Server(("127.0.0.1", 0), Handler)
         self._server.web = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -114,6 +121,10 @@ class WebServer:
         self.ended.set()
         self._server.shutdown()
         self._thread.join()
+        for connection in self.connections:
+            # Clients may keep theirs open.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
 

@@ -115,6 +115,8 @@ class RunHost:
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
         joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one; None
             lets everybody wait until its time is over, as Psyche does.
+        peers_to_start: the first epoch begins with no fewer clients, whatever the run's own rule; for later ones only
+            that counts, so that the run goes on when some of them have left.
 
     Attributes:
         state: the run, replaced at each change and never changed itself.
@@ -130,6 +132,7 @@ class RunHost:
         init_warmup_time: int | None = None,
         max_pending: int = 1024,
         joiner_wait_time: int | None = None,
+        peers_to_start: int = 1,
     ) -> None:
         if max_pending < 1:
             raise ConfigurationError(
@@ -141,6 +144,7 @@ class RunHost:
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
         self._joiner_wait_time = joiner_wait_time
+        self._peers_to_start = peers_to_start
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
@@ -153,6 +157,10 @@ class RunHost:
     def pending(self) -> Collection[NodeIdentity]:
         """Who wants to be in the next epoch, in the order of joining."""
         return self._pending.keys()
+
+    def is_pending(self, public: bytes) -> bool:
+        """Does the owner of this key want to be in the next epoch?"""
+        return NodeIdentity.from_single_key(public) in self._pending
 
     def is_allowed(self, public: bytes) -> bool:
         """May the owner of this key take part?"""
@@ -248,7 +256,13 @@ class RunHost:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _ticked(self, now: int, seed: int) -> tuple[Coordinator, machine.TickResult]:
-        return machine.tick(self.state, self._pending.keys(), now, seed, end_epoch=self._is_joiner_due(now))
+        pending: Collection[NodeIdentity] = self._pending.keys()
+        if len(pending) < self._peers_to_start and self.state.run_state is RunState.WAITING_FOR_MEMBERS:
+            pending = ()
+        state, result = machine.tick(self.state, pending, now, seed, end_epoch=self._is_joiner_due(now))
+        if state.run_state is RunState.WARMUP:
+            self._peers_to_start = 1
+        return state, result
 
     def _is_joiner_due(self, now: int) -> bool:
         """Whether somebody has waited long enough for the next epoch."""

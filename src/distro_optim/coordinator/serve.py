@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..comm.iroh.endpoint import Node
+from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
 from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
@@ -182,6 +183,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             if options.iroh:
                 node = await servers.enter_async_context(_node(options))
                 listeners.append(IrohListener(node))
+                Rendezvous(node, host.is_pending)
                 endpoint = node.addr()
             server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
             await servers.enter_async_context(server)

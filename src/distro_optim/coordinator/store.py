@@ -18,7 +18,7 @@ from ..errors import ConfigurationError, ProtocolError
 from .text import from_toml, to_toml
 from .types import Coordinator
 
-__all__ = ["StateStore", "read_state_file"]
+__all__ = ["StateStore", "lock_file", "read_state_file"]
 
 KEPT_FILES: Final = 4
 """Saved steps that stay; chosen so that an operator can go back by hand."""
@@ -68,7 +68,7 @@ class StateStore:
             )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._directory / f".{self._stem}.lock")
+            self._lock = lock_file(self._directory / f".{self._stem}.lock")
         except OSError as error:
             raise ConfigurationError(
                 f"cannot use {directory} to save: {error.strerror or error}; name a folder that can be written",
@@ -145,7 +145,7 @@ class StateStore:
         return re.sub(r"([*?[])", r"[\1]", self._stem)
 
 
-def _lock(path: Path) -> IO[bytes] | None:
+def lock_file(path: Path) -> IO[bytes] | None:
     """Takes an exclusive lock that ends with the process, whatever ends it; None if another process has it."""
     file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
     try:

@@ -31,7 +31,7 @@ MAX_RANGE_BYTES: Final = 4 * 1024 * 1024
 MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 """Of one page of a bucket's list; a thousand files have about 500 kB."""
 
-MAX_PAGES: Final = 1000
+MAX_PAGES: Final = 200
 """Of a bucket's list; a page has up to a thousand names."""
 
 

@@ -7,6 +7,7 @@ Every answer is checked against what was asked: the range, the size, the length 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import random
 import ssl
@@ -62,6 +63,15 @@ class WebPatience:
             raise ConfigurationError(f"attempts, seconds and slowest must be above 0, got {self}", name="patience")
 
 
+_CLOSED: Final = "this provider of training data is closed"
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # One for all: reading the system's certificates takes a tenth of a second.
+    return ssl.create_default_context()
+
+
 class _Passing(Exception):
     """A failure after which another attempt is worth while."""
 
@@ -86,7 +96,7 @@ class WebClient:
         self._draw = draw
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
-        self._context = ssl.create_default_context()
+        self._context = _tls()
         self._idle: dict[tuple[str, str], list[TimedConnection]] = {}
         self._busy: set[TimedConnection] = set()
         self._lock = threading.Lock()
@@ -139,7 +149,7 @@ class WebClient:
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         for failures in range(1, self._patience.attempts + 1):
             if self._closed.is_set():
-                raise DataUnavailableError("this provider of training data is closed")
+                raise DataUnavailableError(_CLOSED)
             try:
                 return attempt()
             except (_Passing, OSError, http.client.HTTPException) as error:
@@ -276,6 +286,9 @@ class WebClient:
             connection = old or connection_for(url, self._context)
             connection.deadline = deadline
             with self._lock:
+                # close() ends those that it finds here, so none may come after it.
+                if self._closed.is_set():
+                    raise DataUnavailableError(_CLOSED)
                 self._busy.add(connection)
             try:
                 target = connection.target_prefix + (url.path or "/") + (f"?{url.query}" if url.query else "")

@@ -63,7 +63,7 @@ def plain_url(url: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme == "gs" and parts.netloc:
-        return f"{GCS_ENDPOINT}/{parts.netloc}{quote(parts.path)}"
+        return f"{GCS_ENDPOINT}/{quote(parts.netloc)}{quote(parts.path)}"
     # Control characters and spaces could end a line of the request early.
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\x00-\x20\x7f]", url):
         raise ConfigurationError(

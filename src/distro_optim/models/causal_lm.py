@@ -122,7 +122,7 @@ class CausalLM(nn.Module):
             network = build_empty(config, device, dtype)
             copy_weights(_state(network), weights, stand_ins=tied_sources(network, config))
         if gradient_checkpointing:
-            network.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+            _checkpoint_activations(network)
         self.config = config
         self.companions: dict[str, bytes] = {}
         self._adopt(network)
@@ -298,6 +298,12 @@ class CausalLM(nn.Module):
 def _state(network: nn.Module) -> dict[str, Tensor]:
     tensors: Mapping[str, Tensor] = {**sorted_parameters(network), **persistent_buffers(network)}
     return {name: tensors[name] for name in sorted(tensors, key=str.encode)}
+
+
+def _checkpoint_activations(network: PreTrainedModel) -> None:
+    # Renamed in transformers 5, where the old name warns. Not reentrant, so that frozen inputs are no matter.
+    enable: Any = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

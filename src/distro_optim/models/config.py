@@ -39,8 +39,10 @@ _MAX_TEXT: Final = 4 << 20
 # Bound of any integer, chosen so that the product of two does not overflow; what is too large for the memory is
 # found out without allocating it.
 _MAX_SIZE: Final = 1 << 30
-# Modules are made before the first shape is known: layers times experts, as many as there may be parameter names.
-_MAX_PARTS: Final = 100_000
+# Modules are made before the first shape is known, so their number is bounded apart: several times as many layers as
+# any known model has, and as many experts of all layers as there may be names of parameters from a peer.
+_MAX_LAYERS: Final = 1024
+_MAX_EXPERTS: Final = 100_000
 
 # Where code, kernels or other repositories are named, and notes of a transformers process to itself.
 _UNSAFE: Final = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels", "backbone")
@@ -299,7 +301,7 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
         (v for k, v in values.items() if k in ("num_hidden_layers", "n_layer", "num_layers") and _is_int(v)), default=1
     )
     experts = max((v for k, v in values.items() if k in _EXPERTS and _is_int(v)), default=1)
-    if layers * max(experts, 1) > _MAX_PARTS:
+    if layers > _MAX_LAYERS or layers * experts > _MAX_EXPERTS:
         raise ModelConfigError(f"{layers} layers of {experts} experts are beyond any model", name="num_hidden_layers")
 
 
@@ -310,7 +312,7 @@ def _is_int(value: object) -> bool:
 def _require(values: Mapping[str, Any], names: tuple[str, ...]) -> None:
     for name in names:
         value = values.get(name)
-        if not _is_int(value) or value <= 0:
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             what = "is missing" if value is None else f"is {value!r}"
             raise ModelConfigError(
                 f"{name} {what} in {CONFIG_FILE}: a positive number is needed", name=name, value=value
@@ -348,8 +350,8 @@ def _llama(values: dict[str, Any]) -> dict[str, Any]:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if hidden % heads or values.get("head_dim") not in (None, hidden // heads):
         raise ModelConfigError(
-            f"{heads} heads of {values.get('head_dim') or hidden / heads:g} in a hidden size of {hidden}: Psyche's "
-            "HfLlama divides the hidden size evenly among the heads",
+            f"{heads} heads in a hidden size of {hidden}, head_dim={values.get('head_dim')!r}: Psyche's HfLlama "
+            "divides the hidden size evenly among the heads",
             name="head_dim",
             value=values.get("head_dim"),
         )
@@ -368,7 +370,7 @@ def _deepseek(values: dict[str, Any]) -> dict[str, Any]:
     values = _common(values, LLMArchitecture.HF_DEEPSEEK)
     _require(values, _MLA_SIZES)
     layers = values["num_hidden_layers"]
-    dense: object = values.get("first_k_dense_replace")
+    dense = values.get("first_k_dense_replace")
     if values.get("n_routed_experts") and not (isinstance(dense, int) and dense >= layers):
         raise ModelConfigError(
             f"the model has {values['n_routed_experts']} experts, which Psyche's HfDeepseek does not train: leave "

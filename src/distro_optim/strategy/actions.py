@@ -32,6 +32,7 @@ __all__ = [
     "Forget",
     "HashWeights",
     "Initialize",
+    "PublishResult",
     "Rejoin",
     "ResultMissing",
     "RunEnded",
@@ -155,6 +156,17 @@ class AllowPeers:
     """Listen and talk to these peers only."""
 
     peers: frozenset[bytes]
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """Answer with ``publish`` once everything that came out before is on its way.
+
+    Encoding a result takes milliseconds, for which the round need not wait: it can end as soon as everybody has
+    trained, since results are only wanted in the next one.
+    """
+
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +328,7 @@ Action = (
     | HashWeights
     | FinishEpoch
     | AllowPeers
+    | PublishResult
     | StoreBlob
     | Announce
     | AnnounceWeights

@@ -61,6 +61,8 @@ class RunConfig:
         total_steps: rounds of the whole run; None takes what the training script says.
         global_batch_size: samples of a round, all peers together; None takes what the training script says.
         min_peers: how many it takes to begin an epoch, and to go on with it. 1 begins alone.
+        peers_to_start: how many it takes to begin the first epoch, so that friends begin together; None is
+            ``min_peers``.
         witness_nodes: how many report on a round; 0 asks everybody, up to 32. Must not be above ``min_peers``.
         warmup_time: seconds that joiners have to load the model; over as soon as everybody is ready.
         cooldown_time: seconds between two epochs.
@@ -87,6 +89,7 @@ class RunConfig:
     total_steps: int | None = None
     global_batch_size: int | None = None
     min_peers: int = 1
+    peers_to_start: int | None = None
     witness_nodes: int = 0
     warmup_time: int = 120
     cooldown_time: int = 1
@@ -108,6 +111,7 @@ class RunConfig:
         _within("total_steps", self.total_steps, 1, _MAX_U32)
         _within("global_batch_size", self.global_batch_size, 1, _MAX_U16)
         _within("min_peers", self.min_peers, 1, MAX_NUM_CLIENTS)
+        _within("peers_to_start", self.peers_to_start, self.min_peers, MAX_NUM_CLIENTS)
         _within("witness_nodes", self.witness_nodes, 0, MAX_NUM_WITNESSES)
         _within("warmup_time", self.warmup_time, 1, _MAX_U32)
         _within("cooldown_time", self.cooldown_time, 1, _MAX_U32)

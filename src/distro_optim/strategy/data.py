@@ -99,8 +99,10 @@ def micro_batches(samples: Sequence[int], size: int, *, rank: int = 0, world_siz
     pieces = max(1, -(-len(samples) // (size * world_size)))
     mine = samples[rank::world_size]
     cut = [tuple(mine[n * size : (n + 1) * size]) for n in range(pieces)]
-    unit = world_size / len(samples)
-    return [MicroBatch(piece, len(piece) * unit) if piece else MicroBatch((samples[0],), 0.0) for piece in cut]
+    total = len(samples)
+    return [
+        MicroBatch(piece, len(piece) * world_size / total) if piece else MicroBatch((samples[0],), 0.0) for piece in cut
+    ]
 
 
 def _permuted(places: NDArray[np.uint64], size: int, key: int) -> NDArray[np.uint64]:

@@ -35,6 +35,9 @@ FindPeers = Callable[[], Awaitable[Sequence[EndpointAddr]]]
 MAX_FETCHES: Final = 8
 """Downloads at a time. Chosen so that eight peers' results flow at once, and 32 do not crowd out gossip."""
 
+PUBLISH_SECONDS: Final = 0.005
+"""Enough for a report to leave this process before its thread is busy with a result. Chosen arbitrarily."""
+
 FETCH_SECONDS: Final = 60.0
 """For one attempt at one result; results are of use for two rounds. Chosen arbitrarily."""
 
@@ -200,6 +203,8 @@ class RoundDriver:
                 self._new_peers.set()
             case act.StoreBlob() | act.Announce() | act.AnnounceWeights():
                 self._to_peers.put_nowait(action)
+            case act.PublishResult():
+                self._loop.call_later(PUBLISH_SECONDS, self._feed, self.rounds.publish)
             case act.FetchBlob():
                 self._begin_fetch(action)
             case act.Forget(before_step):

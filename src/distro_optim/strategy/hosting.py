@@ -26,7 +26,7 @@ from ..coordinator.server import CoordinatorServer, unix_offset
 from ..coordinator.service import CoordinatorService
 from ..coordinator.store import StateStore
 from ..coordinator.ticket import RunTicket, split_address
-from ..coordinator.types import Coordinator, NodeIdentity
+from ..coordinator.types import Coordinator
 from ..coordinator.validation import check_run
 from ..errors import ConfigurationError
 from .config import RunConfig
@@ -140,7 +140,7 @@ class HostedRun(RunSource):
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
             server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
-            rendezvous = Rendezvous(node, lambda peer: NodeIdentity.from_single_key(peer) in host.pending)
+            rendezvous = Rendezvous(node, host.is_pending)
             stack.callback(rendezvous.close)
             coordinator = RemoteCoordinator(memory.connect, self.key, self.run_id, name="our own coordinator")
             stack.push_async_callback(coordinator.close)

@@ -88,6 +88,7 @@ class RoundPipeline:
         self._prepared = False
         self._early: dict[bytes, list[Broadcast]] = {}
         self._trainer_nonce = 0
+        self._unpublished: tuple[RoundState, CompressedUpdate, object, int] | None = None
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -117,10 +118,18 @@ class RoundPipeline:
             now: monotonic time in seconds.
         """
         self._now = now
+        self._publish_pending()
         nonce, round_ = self._trainer_nonce, self._over(step)
-        if round_ is not None and self._in(_S.ROUND_TRAIN):
-            self._publish(round_, update, own, nonce)
         self._advance()
+        if round_ is not None and self._in(_S.ROUND_TRAIN):
+            self._unpublished = (round_, update, own, nonce)
+            self._out.append(act.PublishResult(step))
+        return self._take()
+
+    def publish(self, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.PublishResult`. What the coordinator says next does as well."""
+        self._now = now
+        self._publish_pending()
         return self._take()
 
     def cancelled(self, step: int, now: float) -> list[Action]:
@@ -236,6 +245,11 @@ class RoundPipeline:
             current.training, current.training_over = False, True
             self._out.append(act.CancelTraining(current.step))
 
+    def _publish_pending(self) -> None:
+        pending, self._unpublished = self._unpublished, None
+        if pending is not None:
+            self._publish(*pending)
+
     def _publish(self, round_: RoundState, update: CompressedUpdate, own: object, nonce: int) -> None:
         batch, plan = round_.batch_of(self._me), self._plan
         if batch is None or plan is None or self.fault is not None:
@@ -339,7 +353,7 @@ class RoundPipeline:
     def _say(self, step: int, proof: CommitteeProof, data_hash: bytes, data: BroadcastType) -> Commitment:
         commitment = Commitment(data_hash, self._key.sign(data_hash))
         broadcast = Broadcast(step, proof, commitment, self._random_nonce(), data)
-        self._repeats.add(broadcast)
+        self._repeats.add(broadcast, self._now)
         self._out.append(act.Announce(postcard.encode(broadcast)))
         return commitment
 

@@ -42,9 +42,6 @@ KEPT_STEPS: Final = 2
 MAX_LOADS: Final = 3
 """Attempts to load the model in one warm-up. Chosen arbitrarily."""
 
-WARMUP_REPEAT_SECONDS: Final = 2.0
-"""In warm-up everybody waits for the last to be heard; so much shorter than in a round. Chosen arbitrarily."""
-
 _WARMUP_PROOF: Final = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
 
 _S = RunState
@@ -82,7 +79,6 @@ class Rounds(RoundPipeline):
         self.stage = Stage.OUTSIDE
         self._listed = False
         self._allowed: frozenset[bytes] = frozenset()
-        self._repeat_at = 0.0
         # Warm-up: which one, who is ready, what was said, how often and for which step the model was loaded, and from
         # whom it is best loaded if ours was wrong.
         self._warmup: tuple[int, int] | None = None
@@ -100,6 +96,7 @@ class Rounds(RoundPipeline):
         self._now = now
         if self.stage is Stage.ENDED or state is self._state or state == self._state:
             return self._take()
+        self._publish_pending()  # it belongs to the round that the state may end
         self._state = state
         was_listed, self._listed = self._listed, self._is_listed(state)
         if was_listed and not self._listed and state.run_state is not _S.FINISHED:
@@ -198,18 +195,16 @@ class Rounds(RoundPipeline):
             for claim in round_.all_claims():
                 if claim.retry_at is not None and claim.retry_at <= now:
                     self._fetch(round_, claim)
-        if self.stage is Stage.RUNNING and now >= self._repeat_at:
-            self._repeat_at = now + self._pause
-            if (again := self._repeats.next()) is not None:
-                self._out.append(act.Announce(postcard.encode(again)))
+        if self.stage is Stage.RUNNING and (again := self._repeats.due(now)):
+            self._out.extend(act.Announce(postcard.encode(broadcast)) for broadcast in again)
             self._say_weights(self._watch.again())
         return self._take()
 
     def next_timer(self) -> float | None:
         """When :meth:`tick` has something to do; None if never."""
         times = [c.retry_at for round_ in self._live_rounds() for c in round_.all_claims() if c.retry_at is not None]
-        if self.stage is Stage.RUNNING:
-            times.append(self._repeat_at)
+        if self.stage is Stage.RUNNING and self._repeats.next_at is not None:
+            times.append(self._repeats.next_at)
         return min(times, default=None)
 
     # -- following the coordinator ---------------------------------------------------------------------------------
@@ -249,7 +244,6 @@ class Rounds(RoundPipeline):
             self._greeted = True
             self._early.clear()
             self._repeats = Repeats()
-            self._repeat_at = self._now + self._pause
             self._hash_weights(state)
             self._ready.add(self._me)
             self._say(0, _WARMUP_PROOF, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
@@ -401,10 +395,6 @@ class Rounds(RoundPipeline):
             self._load(state, self._source)
 
     # -- small things ----------------------------------------------------------------------------------------------
-
-    @property
-    def _pause(self) -> float:
-        return min(self._repeats.pause, WARMUP_REPEAT_SECONDS) if self._in(_S.WARMUP) else self._repeats.pause
 
     def _is_listed(self, state: Coordinator) -> bool:
         return any(client.id == self._me for client in state.epoch_state.clients)

@@ -36,11 +36,12 @@ from .config import RunConfig, is_shared_by_peers
 from .data import shuffle_seed
 from .environment import RunEnvironment, write_ticket
 from .handover import ModelHandover
+from .keeping import CheckpointKeeper
 from .model_identity import ModelIdentity, weights_root
 from .named_tensors import NamedTensors
+from .news import News
 from .port import RunPort, RunView
 from .psyche_settings import adopt_settings, settings_of
-from .reporting import RunReporter, weights_hash
 from .resuming import state_to_resume
 from .round import Round, SampleOrder
 from .schedules import FIRST_STEP, FollowingSchedulers
@@ -144,24 +145,22 @@ class SwarmSession:
         self._keep_checkpoints = keep_checkpoints
         self._resume = resume
         self._learning_rates = learning_rates
-        self._on_event = on_event
+        self._news = News(on_event, self._environment)
         self._port = port
         self._connection = connection
         # Checks what can be checked without a network.
         self._trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
         self._handover: ModelHandover | None = None
-        self._store: CheckpointStore | None = None
+        self._keeper: CheckpointKeeper | None = None
         self._restored: Checkpoint | None = None
-        self._reporter = RunReporter(None)
         self._order: SampleOrder | None = None
         self._as_psyche = False
         self._round: Round | None = None
-        self._started = False
-        self._ended = False
-        self._last_view = RunView(run_id="")
+        self._started = self._closed = self._ended = False
+        # Whether the weights are between two states that mean something: an action is being carried out, or broke.
+        self._torn = False
         self._step = FIRST_STEP
         self._schedule_step: int | None = None
-        self._saved_step: int | None = None
         self._failed_loads = 0
         self._digests: list[bytes] = []
 
@@ -176,13 +175,17 @@ class SwarmSession:
             CoordinatorLinkError: it cannot be reached.
             ExchangeError: our own endpoint cannot be opened.
         """
+        if self._closed:
+            raise DistroError("a session is in a run once; make a new one")
         if self._started:
             return
         self._optimizer.flush()
         if self._checkpoint_dir is not None:
-            self._store = CheckpointStore(self._checkpoint_dir, keep=self._keep_checkpoints)
-        if self._store is not None and self._resume:
-            self._restore(self._store.latest())
+            store = CheckpointStore(self._checkpoint_dir, keep=self._keep_checkpoints)
+            self._keeper = CheckpointKeeper(store, self._model, self._tell)
+            if self._resume:
+                self._restored = self._keeper.restore(self._trainer)
+                self._step = self._restored.step if self._restored is not None else self._step
         if self._port is None:
             self._port = self._connect()
         try:
@@ -203,22 +206,23 @@ class SwarmSession:
         Args:
             timeout: seconds that leaving politely may take.
         """
-        port, self._port = self._port, None
+        if self._closed:
+            return
+        self._closed = True
+        port = self._port
+        self._optimizer.hand_over(None)
+        self._trainer.abandon()
+        if self._round is not None:
+            self._round.open, self._round = False, None
         if port is None:
             return
-        try:
-            self._optimizer.hand_over(None)
-            self._trainer.abandon()
-            if self._round is not None:
-                self._round.open = False
-                self._round = None
-            if self._started:
-                self._save_at_the_end(port)
-                self._report_end(port)
-        finally:
-            self._reporter.close()
-            port.close(timeout)
-            self._last_view = port.view()
+        state, run_id, fault = port.state, port.run_id, port.view().fault
+        port.close(timeout)
+        if self._started:
+            if fault is None and not self._torn:
+                self._save_at_the_end(run_id, state)
+            text = "" if self._ended else "left before the end"
+            self._news.ended(port, self._step, self._trainer.digests, text)
 
     def __enter__(self) -> SwarmSession:
         self.start()
@@ -287,15 +291,7 @@ class SwarmSession:
         )
         if port.is_host and port.ticket is not None and self._environment.ticket_file is not None:
             write_ticket(self._environment.ticket_file, port.ticket)
-        self._reporter = RunReporter.from_environment(
-            self._environment,
-            peer=port.identity.p2p_identity,
-            num_parameters=sum(tensor.numel() for tensor in self._trainer.tensors.trained.values()),
-        )
-        view = port.view()
-        self._reporter.joined(
-            run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
-        )
+        self._news.joined(port, sum(tensor.numel() for tensor in self._trainer.tensors.trained.values()))
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 
@@ -320,9 +316,11 @@ class SwarmSession:
         while not self._ended:
             action = port.next_action(EVENT_SECONDS)
             for event in port.take_events():
-                self._tell(_in_words(event))
+                self._news.event(event)
             if action is not None:
+                self._torn = True
                 self._carry_out(port, action)
+                self._torn = False
             if self._round is not None:
                 return self._round
         return None
@@ -334,7 +332,7 @@ class SwarmSession:
 
     def is_cancelled(self, step: int) -> bool:
         """See :attr:`Round.cancelled`."""
-        return self._port is None or self._port.is_cancelled(step)
+        return self._closed or self._port is None or self._port.is_cancelled(step)
 
     def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
         """See :meth:`Round.finish` and :meth:`Round.skip`."""
@@ -343,13 +341,15 @@ class SwarmSession:
         port = self._require_port()
         round_.open, self._round = False, None
         published = not port.is_cancelled(round_.step)
+        self._torn = True
         if published:
             update, own = self._trainer.finish(skip=skip)
             port.trained(round_.step, update, own, loss=loss)
         else:
             self._trainer.cancel()
             port.cancelled(round_.step)
-        self._report_round(port, round_.step, loss)
+        self._torn = False
+        self._news.round(port, round_.step, loss, self._digests)
         return published
 
     def _optimizer_step(self, closure: Callable[[], float] | None) -> float | None:
@@ -381,14 +381,14 @@ class SwarmSession:
             case act.DecayWeights():
                 self._at_step(action.step)
                 self._trainer.decay(action)
-                self._report_round(port, action.step, None)
+                self._news.round(port, action.step, None, self._digests)
             case act.HashWeights():
                 self._digests = self._trainer.digests()
                 port.weights_hashed(action.step, self._digests)
             case act.FinishEpoch():
                 self._finish_epoch(port, action.step + 1)
             case act.RunEnded():
-                self._ended = True
+                self._ended, self._torn = True, False
                 if action.error is not None:
                     raise RunError(f"the run ended at step {action.step}: {action.error}")
 
@@ -442,109 +442,27 @@ class SwarmSession:
         self._at_step(step)
         if self._as_psyche:
             self._trainer.round_to_bfloat16()
-        values = self._trainer.tensors.copies()
         state = port.state
-        epoch = state.progress.epoch if state is not None else 0
-        identity = self._handover_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
+        values, identity = self._snapshot(step, state)
         self._handover_of().offer(identity, values)
-        self._save(port, identity, values, state)
+        if self._keeper is not None:
+            self._keeper.save(self._trainer, values, run_id=port.run_id, identity=identity, state=state)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            self._tell(f"there is no checkpoint in {self._checkpoint_dir} yet; beginning anew")
-            return
-        tensors = self._trainer.tensors
-        difference = _bare_identity(self._trainer).first_other_tensor(checkpoint.identity)
-        if difference is not None:
-            raise ConfigurationError(
-                f"{checkpoint.path} is of another model: {difference}", name="resume", value=checkpoint.path
-            )
-        self._trainer.load(checkpoint.weights(self._model, tensors))
-        if weights_root(tensors) != checkpoint.identity.weights:
-            raise ConfigurationError(
-                f"{checkpoint.path} is damaged: its weights have another hash; remove the folder to resume from the "
-                "checkpoint before",
-                name="resume",
-                value=checkpoint.path,
-            )
-        self._restored = checkpoint
-        self._step = self._saved_step = checkpoint.step
-        self._tell(f"resuming from {checkpoint.path}")
-
-    def _save_at_the_end(self, port: RunPort) -> None:
+    def _save_at_the_end(self, run_id: str, state: Coordinator | None) -> None:
         # Who never got as far as a step has nothing of its own to save.
-        if self._store is None or self._schedule_step is None or self._saved_step == self._step:
+        if self._keeper is None or self._schedule_step is None or self._keeper.saved_step == self._step:
             return
+        values, identity = self._snapshot(self._step, state)
+        self._keeper.save(self._trainer, values, run_id=run_id, identity=identity, state=state)
+
+    def _snapshot(self, step: int, state: Coordinator | None) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
+        """Copies of all tensors as they are at the start of ``step``, and what they are."""
         values = self._trainer.tensors.copies()
-        state = port.state
         epoch = state.progress.epoch if state is not None else 0
-        identity = self._handover_of().identity(epoch, self._step, weights_root(self._trainer.tensors, values))
-        self._save(port, identity, values, state)
-
-    def _save(
-        self, port: RunPort, identity: ModelIdentity, values: dict[str, torch.Tensor], state: Coordinator | None
-    ) -> None:
-        if self._store is None:
-            return
-        try:
-            path = self._store.save(
-                self._model,
-                values,
-                self._trainer.momentum(),
-                run_id=port.run_id,
-                identity=identity,
-                state=state,
-            )
-        except OSError as error:
-            self._tell(
-                f"the checkpoint of step {identity.step} could not be saved in {self._store.directory}: "
-                f"{error.strerror or error}; those before are as they were, and training goes on"
-            )
-            return
-        self._saved_step = identity.step
-        _log.info("saved %s", path)
-
-    # -- news ------------------------------------------------------------------------------------------------------
+        return values, self._handover_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
 
     def _tell(self, text: str) -> None:
-        _log.info("%s", text)
-        self._reporter.event(text, step=self._step)
-        if self._on_event is not None:
-            self._on_event(text)
-
-    def _report_round(self, port: RunPort, step: int, loss: float | None) -> None:
-        if not self._reporter.is_writing:
-            return
-        view = port.view()
-        self._reporter.round(
-            epoch=view.epoch,
-            step=step,
-            run_state=view.run_state,
-            num_peers=view.num_peers,
-            loss=loss,
-            bytes_sent=view.bytes_sent,
-            bytes_received=view.bytes_received,
-            seconds_training=view.seconds_training,
-            seconds_waiting=view.seconds_waiting,
-            weights_hash=weights_hash(self._digests),
-        )
-
-    def _report_end(self, port: RunPort) -> None:
-        if not self._reporter.is_writing:
-            return
-        view = port.view()
-        self._reporter.ended(
-            step=self._step,
-            run_state=view.run_state,
-            bytes_sent=view.bytes_sent,
-            bytes_received=view.bytes_received,
-            seconds_training=view.seconds_training,
-            seconds_waiting=view.seconds_waiting,
-            weights_hash=weights_hash(self._trainer.digests()),
-            text="" if self._ended else "left before the end",
-        )
+        self._news.tell(text, self._step)
 
     # -- what there is to know -------------------------------------------------------------------------------------
 
@@ -598,7 +516,7 @@ class SwarmSession:
 
     def view(self) -> RunView:
         """A snapshot for logs and live tables. For any thread."""
-        return self._port.view() if self._port is not None and self._started else self._last_view
+        return self._port.view() if self._port is not None else RunView(run_id="")
 
     def _require_port(self) -> RunPort:
         if self._port is None or not self._started:
@@ -616,12 +534,3 @@ def _bare_identity(trainer: SwarmTrainer) -> ModelIdentity:
     from .model_identity import describe
 
     return describe(trainer.tensors, trainer.optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={})
-
-
-def _in_words(event: act.Desynced | act.ResultMissing) -> str:
-    match event:
-        case act.Desynced(step=step, reason=reason, tensors=tensors):
-            named = f" ({', '.join(tensors[:3])}{' ...' if len(tensors) > 3 else ''})" if tensors else ""
-            return f"step {step}: our weights are not those of the others: {reason}{named}; loading them anew"
-        case act.ResultMissing(step=step, batches=batches):
-            return f"step {step}: {len(batches)} results that count never came here"

@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final
 
 from blake3 import blake3
 
@@ -40,6 +41,8 @@ from ..errors import (
 
 __all__ = ["MemoryNetwork", "MemorySwarm"]
 
+BITS_PER_BYTE: Final = 8
+
 
 class MemoryNetwork:
     """What lies between the peers.
@@ -47,17 +50,32 @@ class MemoryNetwork:
     Args:
         latency: one-way seconds, drawn evenly between the two for each message.
         loss: chance that an announcement does not reach one peer, or that a fetch from one provider fails.
+        bandwidth: bits a second of each peer's line, in each direction; None is without bound. What a peer sends or
+            receives waits until the line is free.
         seed: of the weather and of the keys that :meth:`join` makes.
     """
 
-    def __init__(self, *, latency: tuple[float, float] = (0.0, 0.0), loss: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        latency: tuple[float, float] = (0.0, 0.0),
+        loss: float = 0.0,
+        bandwidth: float | None = None,
+        seed: int = 0,
+    ) -> None:
         low, high = latency
         if not 0 <= low <= high:
             raise ConfigurationError(f"latency is a pair 0 <= low <= high, got {latency}", name="latency")
         if not 0 <= loss <= 1:
             raise ConfigurationError(f"loss is a chance between 0 and 1, got {loss}", name="loss", value=loss)
+        if bandwidth is not None and not bandwidth > 0:
+            raise ConfigurationError(f"bandwidth must be above 0, got {bandwidth}", name="bandwidth", value=bandwidth)
         self.latency = latency
         self.loss = loss
+        self.bandwidth = bandwidth
+        # When each peer's line is free again, by direction.
+        self._sending_until: defaultdict[bytes, float] = defaultdict(float)
+        self._receiving_until: defaultdict[bytes, float] = defaultdict(float)
         self._rng = random.Random(seed)
         self._members: dict[bytes, MemorySwarm] = {}
         self._groups: dict[bytes, int] = {}
@@ -88,6 +106,16 @@ class MemoryNetwork:
     def corrupt(self, peer: bytes) -> None:
         """From now on, what is fetched from ``peer`` arrives with one bit flipped."""
         self._corrupt.add(peer)
+
+    def transit(self, sender: bytes, receiver: bytes, size: int) -> float:
+        """Seconds until ``size`` bytes that are sent now have arrived; takes up both lines meanwhile."""
+        if self.bandwidth is None:
+            return self._delay()
+        now = asyncio.get_running_loop().time()
+        begin = max(now, self._sending_until[sender], self._receiving_until[receiver])
+        end = begin + BITS_PER_BYTE * size / self.bandwidth
+        self._sending_until[sender] = self._receiving_until[receiver] = end
+        return end - now + self._delay()
 
     # --- for MemorySwarm ---
 
@@ -180,7 +208,8 @@ class MemorySwarm(Swarm):
         loop = asyncio.get_running_loop()
         for other in self._network._other_members(self.peer_id):
             if not self._network._is_lost():
-                loop.call_later(self._network._delay(), self._deliver, other, sealed, channel)
+                delay = self._network.transit(self.peer_id, other.peer_id, len(sealed))
+                loop.call_later(delay, self._deliver, other, sealed, channel)
 
     def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
         return aiter(self._streams[channel])
@@ -193,9 +222,10 @@ class MemorySwarm(Swarm):
         attempts: list[tuple[str, Exception]] = []
         if data is None:
             for peer in provider_order(ticket, providers, self.peer_id, {}, self._network._rng):
-                await asyncio.sleep(2 * self._network._delay())
+                await asyncio.sleep(self._network._delay())
                 try:
                     data = self._fetch_from(peer, ticket.hash, max_size)
+                    await asyncio.sleep(self._network.transit(peer, self.peer_id, len(data)))
                     break
                 except DistroError as error:
                     attempts.append((peer.hex(), error))

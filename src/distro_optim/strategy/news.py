@@ -1,0 +1,93 @@
+"""What a session says of itself: to the log, to the script, and to whoever reads its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from . import actions as act
+from .environment import RunEnvironment
+from .port import RunEvent, RunPort
+from .reporting import RunReporter, weights_hash
+
+__all__ = ["News"]
+
+_SHOWN: Final = 3  # names of tensors in a sentence
+
+_log = logging.getLogger(__name__)
+
+
+class News:
+    """See the module.
+
+    Args:
+        on_event: called with each sentence; None has only the log and the report.
+        environment: says where the report is wanted, if at all.
+    """
+
+    def __init__(self, on_event: Callable[[str], None] | None, environment: RunEnvironment) -> None:
+        self._on_event = on_event
+        self._environment = environment
+        self._reporter = RunReporter(None)
+
+    def joined(self, port: RunPort, num_parameters: int) -> None:
+        """We are in the run."""
+        self._reporter = RunReporter.from_environment(
+            self._environment, peer=port.identity.p2p_identity, num_parameters=num_parameters
+        )
+        view = port.view()
+        self._reporter.joined(
+            run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
+        )
+
+    def tell(self, text: str, step: int | None = None) -> None:
+        """Something happened that a person may want to know; one sentence."""
+        _log.info("%s", text)
+        self._reporter.event(text, step=step)
+        if self._on_event is not None:
+            self._on_event(text)
+
+    def event(self, event: RunEvent) -> None:
+        """Something happened in the run."""
+        match event:
+            case act.Desynced(step=step, reason=reason, tensors=tensors):
+                more = " ..." if len(tensors) > _SHOWN else ""
+                named = f" ({', '.join(tensors[:_SHOWN])}{more})" if tensors else ""
+                self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them anew")
+            case act.ResultMissing(step=step, batches=batches):
+                self.tell(f"step {step}: {len(batches)} results that count never came here")
+
+    def round(self, port: RunPort, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
+        """We are done with a round; ``digests`` are of the weights at its start."""
+        if not self._reporter.is_writing:
+            return
+        view = port.view()
+        self._reporter.round(
+            epoch=view.epoch,
+            step=step,
+            run_state=view.run_state,
+            num_peers=view.num_peers,
+            loss=loss,
+            bytes_sent=view.bytes_sent,
+            bytes_received=view.bytes_received,
+            seconds_training=view.seconds_training,
+            seconds_waiting=view.seconds_waiting,
+            weights_hash=weights_hash(digests),
+        )
+
+    def ended(self, port: RunPort, step: int, digests: Callable[[], Sequence[bytes]], text: str) -> None:
+        """We leave the run; ``digests`` gives those of the weights as they are."""
+        if self._reporter.is_writing:
+            view = port.view()
+            self._reporter.ended(
+                step=step,
+                run_state=view.run_state,
+                bytes_sent=view.bytes_sent,
+                bytes_received=view.bytes_received,
+                seconds_training=view.seconds_training,
+                seconds_waiting=view.seconds_waiting,
+                weights_hash=weights_hash(digests()),
+                text=text,
+            )
+        self._reporter.close()

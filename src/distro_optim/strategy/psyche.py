@@ -1,0 +1,572 @@
+"""PsycheStrategy: an existing Lightning script hosts a run, or joins one.
+
+::
+
+    Trainer(strategy=PsycheStrategy())  # hosts, and prints a ticket
+    Trainer(strategy=PsycheStrategy(run="psyche1..."))  # joins, from anywhere
+    Trainer(strategy=PsycheStrategy(run="host:20000/my-run"))  # joins at a Psyche coordinator
+
+One batch of Lightning's is one round of the run and one step of the optimizer, so ``max_steps``, ``global_step``,
+schedules and checkpoints mean what they mean elsewhere, and all peers agree on them::
+
+    RoundLoader.__next__   waits for the round, puts the counters where the run is, loads the assigned samples
+    training_step          forward passes; all but the last also backward, where the share is more than one batch
+    backward               the last one
+    optimizer_step         all of it, as the closure of DisTrO.step, which publishes the contribution
+
+============================  ====================================================================================
+``psyche``                    :class:`PsycheStrategy`, all that it does in Lightning's hooks
+``psyche_lightning``,         the class itself: Lightning has two names, whose classes have nothing in common, so there
+``psyche_pytorch_lightning``  is one for each
+``lightning_checks``          what of a script cannot work in a run
+``lightning_progress``        counters and schedules follow the run
+``round_loader``, ``samples`` the data
+``session``                   everything else
+============================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from ..comm.signing import SecretKey
+from ..errors import ConfigurationError, DistroError
+from ..optimizer import DisTrO
+from .config import RunConfig
+from .framework_session import FrameworkSession
+from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .lightning_checks import check_fit, check_optimizers, compile_advice
+from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
+from .port import RunView
+from .round import Round
+from .round_loader import RoundBatch, RoundLoader
+from .samples import samples_of
+from .session import LearningRates, SwarmSession
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
+else:
+    _DDPStrategy = object  # the classes for Lightning's two names add theirs
+
+__all__ = ["PsycheStrategy"]
+
+_CLASSES: Final = {
+    "lightning.pytorch": "psyche_lightning.LightningPsycheStrategy",
+    "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
+}
+
+
+_REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
+
+
+class PsycheStrategy(_DDPStrategy):
+    """Trains with peers over the internet: hosts a run, or joins one.
+
+    Makes the class for ``lightning.pytorch`` or for ``pytorch_lightning``, whichever the script has imported; with both
+    imported, the former. To choose, or to derive a class, take ``LightningPsycheStrategy`` or
+    ``PytorchLightningPsycheStrategy``.
+
+    The module's ``configure_optimizers`` returns a :class:`~distro_optim.DisTrO`. Everybody runs the same script.
+    Several devices of this machine (``Trainer(devices=2)``) are one peer. ``global_rank`` and ``world_size`` are about
+    them; the run has :attr:`num_peers` and :attr:`peer_index`. Reductions and logs with ``sync_dist`` stay on this
+    machine, and every peer writes its own checkpoints. Validation, testing and prediction go without the network.
+
+    Args:
+        run: a ticket or ``"host:port/run-id"``; None hosts.
+        config: settings of the run, if it is hosted. What it leaves open is taken from the trainer: ``total_steps``
+            from ``max_steps`` or ``max_epochs``, ``global_batch_size`` from the batch size, times
+            ``accumulate_grad_batches``, devices and ``min_peers``.
+        secret_key: who we are; by default somebody new each time.
+        relay: ``"default"``, ``"none"`` or addresses of relays.
+        checkpoint_dir: folder for the run's own checkpoints; see :class:`~.session.SwarmSession`. Lightning's are
+            written as ever.
+        resume: go on from the newest one there. ``fit(ckpt_path=...)`` goes on from one of Lightning's.
+        learning_rates: ``"script"``: those of the script's schedule; ``"run"``: those of the run's. None takes
+            ``"script"``, unless it is a run of Psyche's.
+        on_event: called with news of the run, one sentence each.
+        kwargs: of ``DDPStrategy``; they matter with several devices.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    _namespace: ClassVar[str]
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        if cls is PsycheStrategy:
+            loaded = [name for name in _CLASSES if name in sys.modules]
+            cls = _class_for(loaded[0] if loaded else "lightning.pytorch")
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        run: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        secret_key: SecretKey | None = None,
+        relay: str | Sequence[str] = "default",
+        checkpoint_dir: str | PathLike[str] | None = None,
+        resume: bool = False,
+        learning_rates: LearningRates | None = None,
+        on_event: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.config = config
+        self._secret_key = secret_key
+        self._relay = relay
+        self._checkpoint_dir = checkpoint_dir
+        self._resume = resume
+        self._learning_rates: LearningRates | None = learning_rates
+        self._on_event = on_event
+        self._accumulate = 1
+        self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
+        self._length = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """What exists only while ``fit`` runs."""
+        self._session: FrameworkSession | None = None
+        self._round: Round | None = None
+        self._round_waits = False
+        self._set_aside: list[tuple[Tensor, Tensor]] = []
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        if self._session is not None:
+            raise DistroError("a strategy cannot be pickled or copied while it trains: its connections cannot be")
+        return super().__getstate__()
+
+    def __repr__(self) -> str:
+        # Lightning prints this when it is handed the class of its other name, and says nothing else that would help.
+        other = next(name for name in _CLASSES if name != self._namespace)
+        its_class = _CLASSES[other].rpartition(".")[2]
+        return f"<PsycheStrategy for {self._namespace}; a Trainer of {other} takes distro_optim.{its_class}>"
+
+    @classmethod
+    @override
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        """Under ``"psyche"``, and with other ways to start the processes of several devices."""
+        for name, start_method in _REGISTERED.items():
+            if name not in strategy_registry:
+                strategy_registry.register(
+                    name,
+                    cls,
+                    description=f"hosts a run for peers; start_method={start_method!r}",
+                    start_method=start_method,
+                )
+
+    # ------------------------------------------------------------------ the run
+
+    @property
+    def session(self) -> SwarmSession | None:
+        """Our part in the run; None but during ``fit``."""
+        return self._session
+
+    @property
+    def num_peers(self) -> int:
+        """Peers of the run's present epoch, ourselves included; 1 while we are in no run."""
+        return 1 if self._session is None else max(1, self._session.num_peers)
+
+    @property
+    def peer_index(self) -> int | None:
+        """Our place among them; None while we are not in the epoch."""
+        return None if self._session is None else self._session.peer_index
+
+    @property
+    def ticket(self) -> str | None:
+        """What others pass as ``run``."""
+        return None if self._session is None else self._session.ticket
+
+    def view(self) -> RunView | None:
+        """A snapshot of the run for logs and live tables, from any thread; None but during ``fit``."""
+        return None if self._session is None else self._session.view()
+
+    # ------------------------------------------------------------------ this machine
+
+    @property
+    def _alone(self) -> bool:
+        """One device: no process group, no wrapper, no launcher."""
+        return self.num_processes <= 1
+
+    @property
+    @override
+    def num_nodes(self) -> int:
+        return 1
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        if num_nodes != 1:
+            raise ConfigurationError(
+                f"num_nodes={num_nodes}: a peer is one machine, so start the script on each one, on all but the first "
+                "with PsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
+                name="num_nodes",
+                value=num_nodes,
+            )
+
+    @override
+    def _configure_launcher(self) -> None:
+        if not self._alone:
+            super()._configure_launcher()
+
+    @override
+    def setup_distributed(self) -> None:
+        if self._alone:
+            self.set_world_ranks()
+        else:
+            super().setup_distributed()
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        if not self._alone:
+            super().barrier(*args, **kwargs)
+
+    @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj if self._alone else super().broadcast(obj, src)
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        return tensor if self._alone else super().reduce(tensor, group, reduce_op)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
+
+    # ------------------------------------------------------------------ set-up
+
+    @property
+    def _trainer(self) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    @property
+    def _optimizer(self) -> DisTrO:
+        optimizer = self.optimizers[0]
+        assert isinstance(optimizer, DisTrO)
+        return optimizer
+
+    @override
+    def setup(self, trainer: Any) -> None:
+        if trainer.state.fn == "fit":
+            check_fit(trainer)
+            # How many batches make a step is for the run to say: see `RunConfig.global_batch_size`.
+            self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+        if self._alone:
+            self._setup_one_device(trainer)
+        else:
+            super().setup(trainer)
+
+    def _setup_one_device(self, trainer: Any) -> None:
+        """``DDPStrategy.setup`` without what needs a process group."""
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        if trainer.state.fn == "fit":
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    @override
+    def setup_optimizers(self, trainer: Any) -> None:
+        super().setup_optimizers(trainer)
+        check_optimizers(self.optimizers)
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        trainer = self._trainer
+        if trainer.state.fn != "fit" or not trainer.training:
+            return super().process_dataloader(dataloader)
+        by_index = trainer._accelerator_connector.use_distributed_sampler
+        self._loader = RoundLoader(samples_of(dataloader, by_index=by_index), self)
+        self._length = len(self._loader)
+        return self._loader
+
+    # ------------------------------------------------------------------ joining
+
+    @override
+    def on_train_start(self) -> None:
+        """Hosts or joins the run, and waits for the first round: only then is it known where the run stands."""
+        super().on_train_start()
+        trainer, loader, module = self._trainer, self._loader, self.lightning_module
+        assert module is not None
+        if loader is None or len(trainer.fit_loop._combined_loader.flattened) != 1:
+            raise ConfigurationError(
+                "PsycheStrategy needs exactly one training DataLoader, since the run assigns samples of one dataset: "
+                "combine yours with torch.utils.data.ConcatDataset or StackDataset",
+                name="train_dataloader",
+            )
+        self._session = session = FrameworkSession(
+            module,
+            self._optimizer,
+            run=self.run,
+            config=self._hosted_config() if self.run is None else None,
+            dataset_size=loader.samples.size,
+            secret_key=self._secret_key,
+            relay=self._relay,
+            checkpoint_dir=self._checkpoint_dir,
+            resume=self._resume,
+            learning_rates=self._learning_rates,
+            on_event=self._on_event,
+            interrupt=self._heed_sigterm,
+            keep_momentum=trainer.global_step > 0,
+        )
+        if self.lr_scheduler_configs:
+            follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
+            session.follow_schedule = partial(self._follow_schedule, follower)
+        session.start()
+        if len(loader) != self._length:
+            # Lightning asked for the length before we knew the batch size of the run that we join.
+            trainer.fit_loop._combined_loader = None
+            trainer.fit_loop.setup_data()
+        self._spare_rounds_from_hooks(module)
+        if session.is_host and self.is_global_zero:
+            print(_invitation(session), flush=True)
+        self._round, self._round_waits = session.next_round(), True
+        if self._round is not None:
+            align_counters(trainer, self._round.step)
+
+    def _hosted_config(self) -> RunConfig:
+        trainer = self._trainer
+        steps = [trainer.max_steps] if trainer.max_steps != -1 else []
+        if trainer.fit_loop.max_epochs not in (None, -1):
+            steps.append(trainer.fit_loop.max_epochs * rounds_in_epoch(trainer))
+        config = self.config or RunConfig()
+        return complete_config(config, batch_size=self._batch_size, max_steps=min(steps, default=None))
+
+    @property
+    def _batch_size(self) -> int:
+        """Samples of a round: the run's, or before we know it, what we would host."""
+        if self._session is not None and (state := self._session.state) is not None:
+            return state.config.global_batch_size_end
+        assert self._loader is not None
+        samples = self._loader.samples
+        return default_batch_size(
+            self.config or RunConfig(),
+            peer_batch_size=samples.micro_batch_size * self._accumulate * max(1, self.num_processes),
+            dataset_size=samples.size,
+        )
+
+    def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
+        assert self._session is not None
+        follower.follow(step - 1, rounds_in_epoch(self._trainer))
+
+    def _heed_sigterm(self) -> None:
+        """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
+        if self._trainer.received_sigterm:
+            raise import_module(f"{self._namespace}.utilities.exceptions").SIGTERMException
+
+    def _advance_schedule(self, scheduler: Any) -> None:
+        assert self.lightning_module is not None
+        self.lightning_module.lr_scheduler_step(scheduler, None)
+
+    def _spare_rounds_from_hooks(self, module: Any) -> None:
+        """Keeps a script's ``on_before_batch_transfer`` from rounds: it is called with each batch in them instead."""
+        hook = module._on_before_batch_transfer
+
+        def spare_rounds(batch: Any, dataloader_idx: int = 0) -> Any:
+            return batch if isinstance(batch, RoundBatch) else hook(batch, dataloader_idx)
+
+        module._on_before_batch_transfer = spare_rounds
+
+    # ------------------------------------------------------------------ rounds
+
+    def next_round(self) -> Round | None:
+        """Of :class:`~.round_loader.RoundSource`: waits for the next round in which we train; None at the end."""
+        assert self._session is not None
+        if not self._round_waits:
+            self._round = self._session.next_round()
+        self._round_waits = False
+        if self._round is None:
+            end_training(self._trainer)
+        else:
+            align_counters(self._trainer, self._round.step)
+        return self._round
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        """Of :class:`~.round_loader.RoundSource`: those in which the whole swarm goes through the dataset once."""
+        assert self._loader is not None
+        trainer, size = self._trainer, self._loader.samples.size
+        if size is not None:
+            return rounds_per_pass(size, self._batch_size)
+        if isinstance(trainer.limit_train_batches, int):
+            return int(trainer.limit_train_batches)
+        if self._session is not None and (state := self._session.state) is not None:
+            return state.config.total_steps
+        configured = self.config.total_steps if self.config is not None else None
+        if configured is None and trainer.max_steps == -1:
+            raise ConfigurationError(
+                "the training dataset has no length, so nobody knows how long an epoch is: set Trainer(max_steps=...), "
+                "Trainer(limit_train_batches=<a whole number>) or RunConfig(total_steps=...)",
+                name="total_steps",
+            )
+        return int(trainer.max_steps if configured is None else configured)
+
+    @property
+    def place_among_peers(self) -> tuple[int, int]:
+        """Of :class:`~.round_loader.RoundSource`."""
+        return self.peer_index or 0, self.num_peers
+
+    @property
+    def place_among_devices(self) -> tuple[int, int]:
+        """Of :class:`~.round_loader.RoundSource`."""
+        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
+
+    @override
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        if isinstance(batch, RoundBatch):
+            return batch
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        batch = args[0] if args else None
+        if not isinstance(batch, RoundBatch):
+            return super().training_step(*args, **kwargs)
+        results = self._trainer.fit_loop._results
+        try:
+            return self._train_round(batch, results, *args[1:])
+        finally:
+            results.batch, results.batch_size = batch, None
+
+    def _train_round(self, batch: RoundBatch, results: Any, *args: Any) -> Any:
+        """All forward passes of a round, and all backward passes but the last, which is left to Lightning.
+
+        Returns:
+            What ``training_step`` returned last, with the mean loss over the round in it. Its gradient is that of the
+            last pass; those of the others are put aside, since Lightning clears gradients in between.
+        """
+        assert self._round is not None
+        self._optimizer.zero_grad(set_to_none=True)
+        sum_of_losses: Any = 0.0
+        output: Any = None
+        for number, (piece, weight) in enumerate(batch.micro_batches(), start=1):
+            prepared = self._prepared(piece)
+            results.batch, results.batch_size = prepared, None
+            last = number == len(batch)
+            with nullcontext() if last else self.block_backward_sync():
+                output = super().training_step(prepared, *args)
+                loss = _loss_of(output)
+                if loss is not None and not last:
+                    self.backward(loss * weight, self._optimizer)
+            if loss is not None and last:
+                self._put_gradients_aside()
+                return _with_loss(output, loss * weight + sum_of_losses)
+            if loss is not None:
+                sum_of_losses = sum_of_losses + loss.detach() * weight
+            if not last and self._round.cancelled:
+                break
+        if not isinstance(sum_of_losses, Tensor):
+            return None
+        # Stopped before the last pass, or it gave no loss: nothing is left to differentiate.
+        self._put_gradients_aside()
+        return _with_loss(output, sum_of_losses.clone().requires_grad_())
+
+    def _prepared(self, batch: Any) -> Any:
+        """What Lightning's loop does to a batch before ``training_step``."""
+        assert self.lightning_module is not None
+        batch = self.precision_plugin.convert_input(batch)
+        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self.batch_to_device(batch, dataloader_idx=0)
+
+    def _put_gradients_aside(self) -> None:
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._set_aside = [(p, p.grad) for p in params if p.grad is not None]
+        for param in params:
+            param.grad = None
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        for param, grad in self._set_aside:
+            param.grad = grad
+        self._set_aside = []
+        super().pre_backward(closure_loss)
+
+    @override
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """A step is a contribution to the round: the session has taken over ``DisTrO.step``."""
+        assert self._session is not None
+        assert self._round is not None
+        output = super().optimizer_step(optimizer, closure, model, **kwargs)
+        # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
+        self._round.skip()
+        if self._round.step + 1 >= self._session.total_steps:
+            # What the end of the run does to the weights should be done before validation and checkpoints.
+            self._round, self._round_waits = self._session.next_round(), True
+            if self._round is None:
+                end_training(self._trainer)
+        return output
+
+    # ------------------------------------------------------------------ checkpoints and the end
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._session is not None:
+            self._optimizer.undo_lookahead()
+        return super().lightning_module_state_dict()
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        module = self.lightning_module
+        if advice := compile_advice(exception, getattr(module, "_compiler_ctx", None) is not None):
+            exception.add_note(advice)
+        super().on_exception(exception)
+
+    @override
+    def teardown(self) -> None:
+        session, module = self._session, self.lightning_module
+        self._session = None
+        try:
+            if session is not None:
+                session.close()
+        finally:
+            if module is not None:
+                vars(module).pop("_on_before_batch_transfer", None)
+                if (trainer := module._trainer) is not None and trainer.state.fn == "fit":
+                    trainer.accumulate_grad_batches = self._accumulate
+            if self._loader is not None:
+                self._loader.samples.close()
+            self._forget()
+            super().teardown()
+
+
+def _class_for(namespace: str) -> Any:
+    module, _, name = _CLASSES[namespace].rpartition(".")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+def _invitation(session: SwarmSession) -> str:
+    return (
+        f"Hosting the run {session.run_id!r}. It begins when enough peers are here. Others join with the same script "
+        f'and\n\n    Trainer(strategy=PsycheStrategy(run="{session.ticket}"))\n'
+    )
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    """As Lightning reads it, which complains about the wrong ones."""
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+
+for _namespace in _CLASSES:
+    # `Trainer(strategy="psyche")` finds what was registered when the Trainer is made. Lightning knows no entry points.
+    if _namespace in sys.modules:
+        import_module(f".{_CLASSES[_namespace].partition('.')[0]}", __package__)
