@@ -76,6 +76,7 @@ def prepare(
         RunError: the run ended meanwhile.
     """
     run = state.model
+    started = FirstModel(port)
     distro_settings(run.optimizer)  # refuses what cannot be optimized with, before anything is loaded
     model = None
     if folder is None and isinstance(run.checkpoint, DummyCheckpoint):
@@ -91,12 +92,11 @@ def prepare(
             raise
     if model is None:
         tell("the model comes from peers")
-        port = FirstModel(port)
-        model = CausalLM.from_run(run, port.download(progress), device=device)
+        model = CausalLM.from_run(run, started.download(progress), device=device)
     data = _open(state, key, model)
     try:
         data.probe()
-        return Prepared(model, _optimizer(model, state), data, port)
+        return Prepared(model, _optimizer(model, state), data, started)
     except BaseException:
         data.close()
         raise
