@@ -58,7 +58,7 @@ checkpoint = {checkpoint}
 data_location = {data_location}
 {optimizer}
 [model.LLM.lr_schedule.Constant]
-base_lr = 1e-3
+base_lr = 1e-2
 warmup_init_lr = 0.0
 warmup_steps = 0
 """

@@ -66,7 +66,7 @@ def test_four_clients_train_a_llama_while_one_is_killed_and_one_comes_late(tmp_p
     assert max(record.get("epoch", 0) for record in clients[0].records()) >= 2  # counted from 0
     trained = [each.latest("rounds_trained") for each in clients]
     assert all(trained), trained
-    assert clients[-1].latest("loss") < 10.3  # ln 32000 is 10.37: it learns, the late one as well
+    assert clients[-1].latest("loss") < 9.5  # it begins at 11: the late one learns as well
     at_step = [{r["weights_step"]: r["weights"] for r in each.records() if r.get("weights")} for each in clients]
     shared = set(at_step[0]) & set(at_step[1])
     assert shared
