@@ -18,7 +18,7 @@ from ..errors import ConfigurationError, ProtocolError
 from .text import from_toml, to_toml
 from .types import Coordinator
 
-__all__ = ["StateStore", "lock_file", "read_state_file"]
+__all__ = ["StateStore", "lock_file", "read_state_file", "write_whole"]
 
 KEPT_FILES: Final = 4
 """Saved steps that stay; chosen so that an operator can go back by hand."""
@@ -103,13 +103,7 @@ class StateStore:
             OSError: it could not be written; what was saved before is untouched.
         """
         path = self._directory / f"{self._stem}-step{state.progress.step - 1}.toml"
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            file.write(to_toml(state).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(self._directory)
+        write_whole(path, to_toml(state).encode())
         for old in self.files()[:-KEPT_FILES]:
             if old != path:
                 old.unlink(missing_ok=True)
@@ -161,6 +155,21 @@ def lock_file(path: Path) -> IO[bytes] | None:
         file.close()
         return None
     return file
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Either the whole new file is there afterwards, also after a power cut, or the one before it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError
 
 __all__ = ["Corpus", "CorpusFile", "Piece"]
 
-PIECE_BYTES: Final = 1024 * 1024
+PIECE_BYTES: Final = 256 * 1024
 """Longest piece of text. Tokenizers take about a hundred times as much memory while they work."""
 
 LOOKED_AT: Final = 8000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -23,6 +24,8 @@ __all__ = ["DataServerTokens", "ServerPatience", "split_address"]
 
 CONNECT_SECONDS: Final = 5.0
 """Until a connection must be there; who takes longer is not there."""
+
+_CLOSED: Final = "this provider of training data is closed"
 
 READ_BYTES: Final = 256 * 1024
 """Taken from the socket at once."""
@@ -82,6 +85,7 @@ class DataServerTokens(TokenProvider):
         self._ended = threading.Event()
         self._wait = wait or self._ended.wait
         self._lock = threading.Lock()
+        self._switching = threading.Lock()
         self._link: tuple[socket.socket, DataRequests] | None = None
 
     @property
@@ -92,14 +96,11 @@ class DataServerTokens(TokenProvider):
     @override
     def close(self) -> None:
         super().close()
-        self._ended.set()
-        link = self._link
-        if link is not None:
-            # Wakes whoever reads; it closes the socket.
-            try:
-                link[0].shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        with self._switching:
+            self._ended.set()
+            if self._link is not None:
+                with contextlib.suppress(OSError):
+                    self._link[0].shutdown(socket.SHUT_RDWR)  # wakes whoever reads there
         with self._lock:
             self._hang_up()
 
@@ -111,7 +112,7 @@ class DataServerTokens(TokenProvider):
     def _patiently(self, batch: BatchId) -> list[TokenSequence]:
         for failures in range(1, self._patience.attempts + 1):
             if self._ended.is_set():
-                raise DataUnavailableError("this provider of training data is closed")
+                raise DataUnavailableError(_CLOSED)
             try:
                 return self._ask(batch)
             except InvalidDataError as error:
@@ -130,12 +131,7 @@ class DataServerTokens(TokenProvider):
 
     def _ask(self, batch: BatchId) -> list[TokenSequence]:
         deadline = time.monotonic() + self._patience.seconds
-        if self._link is None:
-            self._link = (
-                socket.create_connection(self._address, timeout=min(CONNECT_SECONDS, self._patience.seconds)),
-                DataRequests(self._key, self.seq_len),
-            )
-        sock, requests = self._link
+        sock, requests = self._link or self._dial()
         while not requests.is_open:
             requests.receive(_received(sock, deadline))
             _send(sock, requests.data_to_send(), deadline)
@@ -144,6 +140,16 @@ class DataServerTokens(TokenProvider):
             answer = requests.receive(_received(sock, deadline))
             if answer is not None:
                 return answer
+
+    def _dial(self) -> tuple[socket.socket, DataRequests]:
+        sock = socket.create_connection(self._address, timeout=min(CONNECT_SECONDS, self._patience.seconds))
+        # close() ends the connection that it finds here, so none may come after it.
+        with self._switching:
+            if self._ended.is_set():
+                sock.close()
+                raise DataUnavailableError(_CLOSED)
+            self._link = sock, DataRequests(self._key, self.seq_len)
+            return self._link
 
     def _hang_up(self) -> None:
         link, self._link = self._link, None

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ..coordinator.model import DontShuffle, Shuffle, TokenSize
 from ..coordinator.types import BatchId
-from ..errors import ConfigurationError, InvalidDataError
+from ..errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from .provider import TokenProvider, TokenSequence
 from .sequences import TOKEN_TYPES, SequenceTable, decode_tokens
 from .sidecar import read_sidecar
@@ -100,12 +100,16 @@ class TokenFiles(TokenProvider):
             mapped = self._maps[run.file]
             assert mapped is not None
             # Memory behind the end of a file that was cut in the meantime ends the process when it is touched.
-            length = mapped.size()
-            if length < end:
+            try:
+                length = mapped.size()
+                raw = mapped[run.offset : end] if end <= length else b""
+            except ValueError:
+                raise DataUnavailableError("this provider of training data was closed while it read") from None
+            if end > length:
                 raise InvalidDataError(
                     f"{self._paths[run.file]} was cut while it was in use: it has {length} bytes, {end} are needed"
                 )
-            tokens = decode_tokens(mapped[run.offset : end], self._token_size)
+            tokens = decode_tokens(raw, self._token_size)
             samples += [TokenSequence(one) for one in tokens.reshape(run.sequences, self.seq_len)]
         return samples
 

@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any, Final
 from numpy.typing import NDArray
 
 from ..comm.postcard import U64, Limit
-from ..coordinator.store import lock_file
+from ..coordinator.store import lock_file, write_whole
 from ..coordinator.text import from_json, to_json
 from ..errors import ConfigurationError, InvalidDataError, ProtocolError
 from .sequences import TOKEN_TYPES
@@ -105,7 +105,7 @@ class TokenWriter:
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
-        _write_whole(self._progress_path, to_json(progress))
+        write_whole(self._progress_path, to_json(progress).encode())
         self.progress = progress
 
     def finish(self, progress: Progress) -> Sidecar:
@@ -124,7 +124,7 @@ class TokenWriter:
             goal.corpus_digest,
         )
         # In this order: whoever finds the file finds what it should be.
-        _write_whole(sidecar_path(self.path), sidecar.to_text())
+        write_whole(sidecar_path(self.path), sidecar.to_text().encode())
         if os.name == "nt" and self._lock is not None:
             self._lock.close()  # there a file that is open cannot be moved
         os.replace(self._partial, self.path)
@@ -200,13 +200,3 @@ class TokenWriter:
 def files_beside(path: Path) -> tuple[Path, ...]:
     """A token file and everything that may be beside it."""
     return path, *(path.with_name(path.name + ending) for ending in (".json", ".partial", ".progress"))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Either the whole new file is there afterwards, or the one before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -27,11 +27,11 @@ from .vocabulary import TextTokenizer, load_tokenizer
 
 __all__ = ["TokenizeOptions", "run_tokenize", "tokenize"]
 
-BATCH_BYTES: Final = 4 * 1024 * 1024
+BATCH_BYTES: Final = 2 * 1024 * 1024
 """Text that is tokenized at once, so that several cores have work."""
 
-KEPT_EVERY: Final = 16 * 1024 * 1024
-"""Bytes of text after which the work is made sure of; some seconds' worth."""
+KEPT_EVERY: Final = 4 * 1024 * 1024
+"""Bytes of text after which the work is made sure of; some seconds' worth for a slow tokenizer on one core."""
 
 
 @dataclass(frozen=True, kw_only=True)

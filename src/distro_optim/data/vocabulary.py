@@ -148,9 +148,8 @@ def load_tokenizer(path: str | os.PathLike[str], *, end_token: str | None = None
         raise
     except Exception as error:  # tokenizers raises nothing more precise
         raise ConfigurationError(f"{place} is no tokenizer: {error}", name="tokenizer", value=path) from error
-    return HfTokenizer(
-        tokenizer, place.parent.name if place.name == "tokenizer.json" else place.name, end_token=end_token
-    )
+    name = place.parent.name if place.name == "tokenizer.json" else place.name
+    return HfTokenizer(tokenizer, name or str(place), end_token=end_token)
 
 
 def _from_file(path: Path) -> Any:
