@@ -80,8 +80,13 @@ def test_positions_part_the_documents_of_a_model_of_transformers_and_lengths_mea
     assert torch.equal(model(lengths).logits, model(TOKENS).logits)
 
 
-def test_both_kinds_of_llama_agree_where_nothing_is_packed() -> None:
-    native, auto = (CausalLM(LLAMA, kind, seed=1, dtype=torch.float32) for kind in ("HfLlama", "HfAuto"))
+@pytest.mark.parametrize(
+    ("architecture", "config"), [("HfLlama", LLAMA), ("HfDeepseek", {**DEEPSEEK, "first_k_dense_replace": 2})]
+)
+def test_psyches_own_models_and_those_of_transformers_agree_where_nothing_is_packed(
+    architecture: str, config: dict[str, Any]
+) -> None:
+    native, auto = (CausalLM(config, kind, seed=1, dtype=torch.float32) for kind in (architecture, "HfAuto"))
     auto.load_state_dict(native.state_dict())
     assert torch.equal(native(TOKENS).loss, auto(TOKENS).loss)
 

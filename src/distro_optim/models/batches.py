@@ -25,7 +25,8 @@ IGNORED: Final = -100
 _FIELDS: Final = ("input_ids", "labels", "position_ids", "sequence_lengths")
 
 
-@dataclass(frozen=True)
+# Not frozen: Lightning's precision plugins replace the tensors of a copy.
+@dataclass(eq=False)
 class TokenBatch:
     """Sequences of one length.
 

@@ -258,10 +258,12 @@ class CausalLM(nn.Module):
         if batch.input_ids.device.type == "cpu":
             batch.check_vocabulary(self.config.vocab_size)
         labels = batch.input_ids if batch.labels is None else batch.labels
+        inputs: dict[str, Any] = {} if self.config.is_native else {"labels": labels}
         if self.config.is_native:
-            inputs: dict[str, Any] = {"attention_mask": _attention(batch)}
-        else:
-            inputs = {"labels": labels}
+            inputs["attention_mask"] = _attention(batch)
+        elif batch.position_ids is None:
+            # Says nothing new, but without it DeepSeek in transformers 4.57 lets tokens see those behind them.
+            inputs["attention_mask"] = torch.ones_like(batch.input_ids)
         done = self._network(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, return_dict=True, **inputs
         )
