@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup test check demo bench clean
+.PHONY: setup test check demo demo-optimizer bench clean
 
 setup: $(VENV)/.ready
 
@@ -26,7 +26,13 @@ check: setup
 test: check
 	$(BIN)/python -m pytest
 
+# Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup
+	$(BIN)/distro-optim testnet --peers 3 --kill 1@200 --join-at 220 --target 2.4 \
+		--set global_batch_size=24 --set joiner_wait_time=5 --timeout 480 --out out/demo examples/lightning_bytes.py
+
+# The optimizer alone, under torchrun.
+demo-optimizer: setup
 	$(BIN)/python examples/train_bytes.py --launch 4
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,13 @@ class SourceBytes:
         starts = generator.integers(0, len(self.training) - self.context, size)
         return self._windows(self.training, starts)
 
-    def window(self, start: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one window of the training files, each ``(context,) int64``."""
-        inputs, targets = self._windows(self.training, np.array([start]))
-        return inputs[0], targets[0]
+    def __len__(self) -> int:
+        """Windows that do not overlap, which a sampler can number."""
+        return (len(self.training) - 1) // self.context
+
+    def windows(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these windows, each ``(len(numbers), context) int64``."""
+        return self._windows(self.training, np.asarray(numbers, dtype=np.int64) * self.context)
 
     def held_out(self, size: int) -> tuple[Tensor, Tensor]:
         """``size`` windows spread evenly over the held-out files: the same ones at every call."""
@@ -74,11 +78,12 @@ class SourceWindows(Dataset[tuple[Tensor, Tensor]]):
         self._source = SourceBytes(context=context)
 
     def __len__(self) -> int:
-        return (len(self._source.training) - 1) // self._source.context
+        return len(self._source)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each ``(context,) int64``."""
-        return self._source.window(number * self._source.context)
+        inputs, targets = self._source.windows([number])
+        return inputs[0], targets[0]
 
     def held_out(self, size: int) -> tuple[Tensor, Tensor]:
         """Windows of files not trained on; see :meth:`SourceBytes.held_out`."""

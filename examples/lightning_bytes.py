@@ -7,6 +7,8 @@
 An ordinary Lightning script. Its only unusual line is the strategy.
 """
 
+import sys
+
 from byte_data import SourceWindows
 from byte_model import ByteTransformer, next_byte_loss
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 import lightning as L
 from distro_optim import DisTrO, PsycheStrategy
 
-STEPS = 400
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 WARMUP_STEPS = 40
 
 

@@ -144,8 +144,10 @@ class Runs:
         self.ports: list[QuietRun] = []
 
     def connect(self, session: SwarmSession) -> QuietRun:
-        self.ports.append(QuietRun(self.settings.get("config") or session._hosting_config(), **self.of_port))
-        return self.ports[-1]
+        config = self.settings.get("config") or session._hosting_config()
+        port = QuietRun(config, begins_with=session._state_to_host(config), **self.of_port)
+        self.ports.append(port)
+        return port
 
     @property
     def of_port(self) -> dict[str, Any]:

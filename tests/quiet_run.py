@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
+from distro_optim.coordinator.steps import with_round
 from distro_optim.coordinator.types import BatchId, Coordinator, NodeIdentity
 from distro_optim.strategy.actions import ApplyResults, FinishEpoch, HashWeights, Initialize, RunEnded, TrainBatch
 from distro_optim.strategy.config import RunConfig
@@ -23,6 +25,7 @@ class QuietRun(RunPort):
     Args:
         config: complete.
         first_step: where the peer joins.
+        begins_with: the state that a host was given.
         cancelled: steps whose training is stopped.
         skipped: steps that the peer does not see: it was not in the epoch.
         error: raised in place of the action for ``error_at``.
@@ -33,6 +36,7 @@ class QuietRun(RunPort):
         config: RunConfig,
         *,
         first_step: int = 1,
+        begins_with: Coordinator | None = None,
         share_of: int = 1,
         cancelled: Iterable[int] = (),
         skipped: Iterable[int] = (),
@@ -42,6 +46,7 @@ class QuietRun(RunPort):
     ) -> None:
         self.config = config
         self._state = config.coordinator_state("quiet")
+        self.begins_with = begins_with
         self.first_step, self.share_of = first_step, share_of
         self.cancelled_steps, self.skipped = set(cancelled), set(skipped)
         self.error, self.error_at = error, error_at
@@ -107,6 +112,7 @@ class QuietRun(RunPort):
             self._actions.append(ApplyResults(step=step, updates=(self.updates[step - 2],), **rates))
         size = self._state.config.global_batch_size_end
         start = (step - 1) * size
+        self._state = with_round(self._state, replace(self._state.current_round, data_index=start))
         self.batches[step] = BatchId(start, start + max(1, size // self.share_of) - 1)
         self._actions.append(HashWeights(step))
         self._actions.append(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .coordinator.server import CoordinatorServer as CoordinatorServer
     from .coordinator.ticket import RunTicket as RunTicket
     from .optimizer import DisTrO as DisTrO
+    from .strategy.config import RunConfig as RunConfig
+    from .strategy.psyche import PsycheStrategy as PsycheStrategy
+    from .strategy.session import SwarmSession as SwarmSession
 
 __all__ = [
     "BlobService",
@@ -42,9 +45,12 @@ __all__ = [
     "MemoryStore",
     "Node",
     "ProcessGroupExchange",
+    "PsycheStrategy",
     "RemoteCoordinator",
+    "RunConfig",
     "RunTicket",
     "SecretKey",
+    "SwarmSession",
 ]
 __version__ = "0.1.0"
 
@@ -62,9 +68,12 @@ _HOMES = {
     "MemoryStore": "distro_optim.comm.iroh.blobs.store",
     "Node": "distro_optim.comm.iroh.endpoint",
     "ProcessGroupExchange": "distro_optim.comm.process_group",
+    "PsycheStrategy": "distro_optim.strategy.psyche",
     "RemoteCoordinator": "distro_optim.coordinator.client",
+    "RunConfig": "distro_optim.strategy.config",
     "RunTicket": "distro_optim.coordinator.ticket",
     "SecretKey": "distro_optim.comm.signing",
+    "SwarmSession": "distro_optim.strategy.session",
 }
 
 

@@ -31,4 +31,4 @@ def test_after_fifty_kills_every_acknowledged_blob_is_there_and_whole(tmp_path: 
     assert told["lost"] == told["broken"] == 0
     # The kills did hit writers at work, and these did get something done before.
     assert told["killed_in_mid_write"] >= ROUNDS // 5, told
-    assert told["acknowledged"] > ROUNDS, told
+    assert told["acknowledged"] >= ROUNDS // 5, told

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(90)
 
 MIB = 2**20
 QUICK = ServeLimits(request_seconds=0.5, write_seconds=0.5)
-HASTY = FetchLimits(stall_seconds=0.5, open_seconds=5.0)
+HASTY = FetchLimits(stall_seconds=1.5, open_seconds=5.0)
 
 Answer = Callable[[SendStream, RecvStream], Awaitable[None]]
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+
+import pytest
 
 from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP, GossipConfig
 from gossip.simulator import Simulator
 
 NODES = 200
 MESSAGES_A_SECOND = 10
+Latency = tuple[float, float]
+#: Seconds one way: peers of one continent, and of several.
+NEAR, FAR = (0.005, 0.050), (0.020, 0.120)
+#: A swarm takes some ten seconds to simulate: one seed, unless all are asked for.
+SEEDS = range(1, 7) if os.environ.get("DISTRO_OPTIM_ALL_SEEDS") else (4,)
 #: Long enough for every timer between an announcement and the last retry of a fetch.
 SETTLE_SECONDS = 6.0
 
@@ -54,9 +62,10 @@ def measure(sim: Simulator, rng: random.Random, count: int) -> tuple[list[bytes]
     return contents, (more_duplicates - duplicates) / (more_payloads - payloads)
 
 
-def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates() -> None:
-    sim = Simulator(PSYCHE_GOSSIP, seed=1, latency=(0.020, 0.120))
-    rng = random.Random(1)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed: int) -> None:
+    sim = Simulator(PSYCHE_GOSSIP, seed=seed, latency=FAR)
+    rng = random.Random(seed)
     swarm_of(NODES, sim)
     publish_from_anybody(sim, rng, "warm", 180)
 
@@ -66,7 +75,7 @@ def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates() -> 
     assert duplicates < 0.10
     assert sim.together(lambda node: node.topic.neighbors) == 1.0
     # At any moment some nodes hang on fetches, until they have missed enough to take a new link.
-    assert sim.together(lambda node: node.topic.broadcast.eager) > 0.9
+    assert sim.together(lambda node: node.topic.broadcast.eager) > 0.8
 
 
 def test_one_message_in_a_hundred_is_lost_and_still_everybody_gets_all_with_few_duplicates() -> None:
@@ -81,6 +90,35 @@ def test_one_message_in_a_hundred_is_lost_and_still_everybody_gets_all_with_few_
     assert wrong_counts(sim, contents, sim.now) == []
     assert duplicates < 0.10
     assert sim.together(lambda node: node.topic.neighbors) == 1.0
+
+
+@pytest.mark.parametrize("latency", [NEAR, FAR], ids=["near", "far"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_few_payloads_come_twice_while_peers_stay_for_ten_minutes_on_average(seed: int, latency: Latency) -> None:
+    """One of 200 is replaced every three seconds; five messages a second, two in a thousand packets lost."""
+    sim = Simulator(GossipConfig(), seed=seed, latency=latency, loss=0.002)
+    rng = random.Random(seed)
+    swarm_of(NODES, sim)
+    publish_from_anybody(sim, rng, "warm", 180)
+    payloads, duplicates = sim.payloads()
+    start = sim.now
+
+    contents = []
+    for number in range(120):
+        if number % 15 == 0:
+            gone = rng.choice(sim.live()).id
+            (sim.leave if number % 30 else sim.kill)(gone)
+            sim.add([node.id for node in rng.sample(sim.live(), 3)])
+        contents.append(f"churn-{number}".encode())
+        sim.publish(rng.choice(sim.live()).id, contents[-1])
+        sim.run(0.2)
+    sim.run(SETTLE_SECONDS)
+
+    assert wrong_counts(sim, contents, start) == []
+    assert max(count for node in sim.live() for count in node.delivered.values()) == 1
+    more_payloads, more_duplicates = sim.payloads()
+    assert more_payloads - payloads > len(contents) * (NODES - 10)
+    assert (more_duplicates - duplicates) / (more_payloads - payloads) < 0.10
 
 
 def test_peers_come_leave_and_die_and_those_that_stay_miss_nothing() -> None:
@@ -111,7 +149,7 @@ def test_peers_come_leave_and_die_and_those_that_stay_miss_nothing() -> None:
     assert wrong_counts(sim, contents, start) == []
     assert max(count for node in sim.live() for count in node.delivered.values()) == 1
     more_payloads, more_duplicates = sim.payloads()
-    assert (more_duplicates - duplicates) / (more_payloads - payloads) < 0.20
+    assert (more_duplicates - duplicates) / (more_payloads - payloads) < 0.12
     assert sim.together(lambda node: node.topic.neighbors) == 1.0
 
 

@@ -123,6 +123,23 @@ def test_inference_takes_the_weights_alone() -> None:
         check_memory(shapes, torch.device("cpu"), available=lambda _: weights)
 
 
+def test_memory_that_is_gone_after_all_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distro_optim.models import causal_lm
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate ...")
+
+    monkeypatch.setattr(causal_lm, "build_fresh", fail)
+    with pytest.raises(ModelTooLargeError, match="ran out of memory while they were loaded: use a device with more"):
+        CausalLM(LLAMA, "HfLlama")
+
+
+def test_adding_gradients_in_float32_takes_four_bytes_more() -> None:
+    shapes = list(sorted_parameters(build_shapes(read_config(LLAMA, "HfLlama"))).values())
+    plain, added = (sum(training_memory(shapes, accumulation=value).values()) for value in (False, True))
+    assert added - plain == 4 * sum(p.numel() for p in shapes)
+
+
 def test_where_nobody_tells_how_much_is_left_nothing_is_refused() -> None:
     shapes = sorted_parameters(build_shapes(read_config("consilience-40b", "HfDeepseek"))).values()
     check_memory(shapes, torch.device("cpu"), available=lambda _: None)

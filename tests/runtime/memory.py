@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -30,19 +28,24 @@ CONFIG = RunConfig(
 
 
 class MemoryRun:
-    """The run, its coordinator and its network, on one loop in a thread."""
+    """The run, its coordinator and its network, on one loop in a thread.
+
+    Args:
+        network: makes the network.
+        config: replaces settings of ``CONFIG``.
+    """
 
     def __init__(self, network: Callable[[], MemoryNetwork] = MemoryNetwork, **config: Any) -> None:
         self.config = replace(CONFIG, lr_schedule=ConstantLR(LR, LR, 0), **config)
         self.loop = LoopThread("memory-run")
         self.room: dict[bytes, SharedModel] = {}
         self.peers: list[TrainingThread] = []
-        self._stack = ExitStack()
         self._new_network = network
 
     async def _begin(self) -> None:
         self.network = self._new_network()
-        host = RunHost(self.config.coordinator_state(RUN_ID), joiner_wait_time=self.config.joiner_wait_time)
+        state = self.config.coordinator_state(RUN_ID)
+        host = RunHost(state, joiner_wait_time=self.config.joiner_wait_time)
         self.coordinator = EmbeddedCoordinator(host, tick_seconds=0.05)
         await self.coordinator.__aenter__()
 
@@ -101,7 +104,3 @@ class MemorySource(RunSource):
             ticket=None,
             aclose=aclose,
         )
-
-
-def run_alone(work: Callable[[], Any]) -> None:
-    asyncio.run(work())

@@ -15,7 +15,7 @@ from typing import Any
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.host import RunHost, restartable
-from distro_optim.coordinator.model import ConstantLR, Hub
+from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy import actions as act
@@ -250,10 +250,14 @@ class SessionWorld(World):
         weather: Weather | None = None,
         lr: float = 0.0,
         resumed: Coordinator | None = None,
+        checkpoint: Checkpoint = Hub(SHARED_BY_PEERS),  # noqa: B008 - it is frozen
+        optimizer: OptimizerDefinition | None = None,
         **config: int,
     ) -> None:
         super().__init__(seed=seed, weather=weather, **config)
-        model = replace(self.state.model, checkpoint=Hub(SHARED_BY_PEERS), lr_schedule=ConstantLR(lr, lr, 0))
+        model = replace(self.state.model, checkpoint=checkpoint, lr_schedule=ConstantLR(lr, lr, 0))
+        if optimizer is not None:
+            model = replace(model, optimizer=optimizer)
         self.host = RunHost(replace(self.state, model=model) if resumed is None else restartable(resumed, now=0))
         self.ports: list[SimulatedPort] = []
         self.back = threading.Semaphore(0)

@@ -92,7 +92,7 @@ def test_the_table_shows_peers_events_and_differences_without_control_characters
     tell(watch, 1, step=41, loss=2.25, weights_hash="ef01")
     watch.events.append("12:00:00 \x1b]0;owned\x07")
     stream = io.StringIO()
-    Console(file=stream, width=160).print(render(watch, 12.0))
+    Console(file=stream, width=80).print(render(watch, 12.0))
     text = stream.getvalue()
     for part in (
         "ROUND_TRAIN",
@@ -102,7 +102,6 @@ def test_the_table_shows_peers_events_and_differences_without_control_characters
         "2.250",
         "2.0 kB",
         "800.0 kB",
-        "400x",
         "differed in 1 of 1",
     ):
         assert part in text
@@ -115,7 +114,7 @@ def test_in_a_terminal_the_table_is_redrawn_and_elsewhere_lines_are_printed() ->
     with LiveDisplay(Console(file=stream, force_terminal=True, width=160)) as display:
         tell(watch, 0, step=3, loss=2.5)
         display.update(watch, 1.0)
-    assert "peer 0 (host)" in stream.getvalue()
+    assert "0 host" in stream.getvalue()
     assert isinstance(display_for(as_json=False, plain=False, stream=io.StringIO()), PlainDisplay)
 
 

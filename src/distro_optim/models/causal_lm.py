@@ -34,7 +34,7 @@ from ..errors import ConfigurationError, ModelConfigError, ModelWeightsError, Pr
 from .batches import IGNORED, TokenBatch
 from .building import build_empty, build_fresh, build_shapes, persistent_buffers, sorted_parameters, tied_sources
 from .config import ConfigSource, LanguageModelConfig, read_config
-from .memory import check_memory
+from .memory import check_memory, too_large
 from .optimization import DEFAULT_OPTIMIZER, make_optimizer
 from .saving import COMPANIONS, MAX_SHARD_BYTES, save_folder
 from .weights import FolderTensors, GivenTensors, TensorSource, copy_weights
@@ -78,6 +78,7 @@ class CausalLM(nn.Module):
         dtype: of the parameters.
         gradient_checkpointing: compute activations twice instead of keeping them.
         memory: what is checked to fit before anything is allocated: ``"training"``, ``"inference"`` or ``"unchecked"``.
+        accumulation: whether gradients of micro-batches will be added, which takes memory too.
 
     Raises:
         ModelConfigError: no model can be made of ``config``, or not the one that Psyche's peers have.
@@ -103,6 +104,7 @@ class CausalLM(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         gradient_checkpointing: bool = False,
         memory: str = "training",
+        accumulation: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(config, LanguageModelConfig):
@@ -115,12 +117,16 @@ class CausalLM(nn.Module):
         if memory != "unchecked":
             shapes = build_shapes(config, dtype)
             parameters = sorted_parameters(shapes).values()
-            check_memory(parameters, device, buffers=shapes.buffers(), training=memory == "training")
-        if weights is None:
-            network = build_fresh(config, seed, device, dtype)
-        else:
-            network = build_empty(config, device, dtype)
-            copy_weights(_state(network), weights, stand_ins=tied_sources(network, config))
+            training = memory == "training"
+            check_memory(parameters, device, buffers=shapes.buffers(), training=training, accumulation=accumulation)
+        try:
+            if weights is None:
+                network = build_fresh(config, seed, device, dtype)
+            else:
+                network = build_empty(config, device, dtype)
+                copy_weights(_state(network), weights, stand_ins=tied_sources(network, config))
+        except torch.OutOfMemoryError as error:
+            raise too_large(sorted_parameters(build_shapes(config, dtype)).values(), device) from error
         if gradient_checkpointing:
             _checkpoint_activations(network)
         self.config = config

@@ -62,7 +62,7 @@ class PsycheCausalLM(CausalLM, pl.LightningModule):
                 name="micro_batch_size",
                 value=micro_batch_size,
             )
-        super().__init__(config, architecture, **settings)
+        super().__init__(config, architecture, **{"accumulation": micro_batch_size is not None, **settings})
         self.lr = lr
         self.lr_schedule = lr_schedule
         self.optimizer_definition = optimizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compress import compute_dtype
 from ..errors import ModelTooLargeError
 
-__all__ = ["available_memory", "check_memory", "training_memory"]
+__all__ = ["available_memory", "check_memory", "too_large", "training_memory"]
 
 _GIB: Final = 1 << 30
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -79,6 +79,16 @@ def check_memory(
         f"{device} has {_in_gib(free)} GiB left: use a device with more memory, or join a run with a smaller model",
         needed=total,
         available=free,
+    )
+
+
+def too_large(parameters: Iterable[Tensor], device: torch.device) -> ModelTooLargeError:
+    """What to raise where the memory was gone although it had seemed to be there, or was not asked for."""
+    needed = sum(p.numel() * p.element_size() for p in parameters)
+    return ModelTooLargeError(
+        f"the model does not fit: its weights take {_in_gib(needed)} GiB, and {device} ran out of memory while they "
+        "were loaded: use a device with more memory, or end what else runs on it",
+        needed=needed,
     )
 
 

@@ -60,10 +60,11 @@ class RunConfig:
         run_id: its name, at most 32 bytes; None draws one.
         total_steps: rounds of the whole run; None takes what the training script says.
         global_batch_size: samples of a round, all peers together; None takes what the training script says.
-        min_peers: how many it takes to begin an epoch, and to go on with it. 1 begins alone.
+        min_peers: how many it takes to begin an epoch. 1 begins alone.
+        keep_peers: how many it takes to go on with it; None is ``min_peers``.
         peers_to_start: how many it takes to begin the first epoch, so that friends begin together; None is
             ``min_peers``.
-        witness_nodes: how many report on a round; 0 asks everybody, up to 32. Must not be above ``min_peers``.
+        witness_nodes: how many report on a round; 0 asks everybody, up to 32. Must not be above ``keep_peers``.
         warmup_time: seconds that joiners have to load the model; over as soon as everybody is ready.
         cooldown_time: seconds between two epochs.
         epoch_time: seconds of an epoch at most.
@@ -89,6 +90,7 @@ class RunConfig:
     total_steps: int | None = None
     global_batch_size: int | None = None
     min_peers: int = 1
+    keep_peers: int | None = None
     peers_to_start: int | None = None
     witness_nodes: int = 0
     warmup_time: int = 120
@@ -111,6 +113,7 @@ class RunConfig:
         _within("total_steps", self.total_steps, 1, _MAX_U32)
         _within("global_batch_size", self.global_batch_size, 1, _MAX_U16)
         _within("min_peers", self.min_peers, 1, MAX_NUM_CLIENTS)
+        _within("keep_peers", self.keep_peers, 1, self.min_peers)
         _within("peers_to_start", self.peers_to_start, self.min_peers, MAX_NUM_CLIENTS)
         _within("witness_nodes", self.witness_nodes, 0, MAX_NUM_WITNESSES)
         _within("warmup_time", self.warmup_time, 1, _MAX_U32)
@@ -134,9 +137,9 @@ class RunConfig:
                 name="run_id",
                 value=self.run_id,
             )
-        if self.witness_nodes > self.min_peers:
+        if self.witness_nodes > self._kept:
             raise ConfigurationError(
-                f"witness_nodes is {self.witness_nodes}, but only min_peers, {self.min_peers}, are sure to be there; "
+                f"witness_nodes is {self.witness_nodes}, but only {self._kept} peers are sure to stay in an epoch; "
                 "0 asks everybody",
                 name="witness_nodes",
                 value=self.witness_nodes,
@@ -152,6 +155,10 @@ class RunConfig:
             raise ConfigurationError(
                 "resume needs the folder to resume from: set save_dir", name="resume", value=self.resume
             )
+
+    @property
+    def _kept(self) -> int:
+        return self.min_peers if self.keep_peers is None else self.keep_peers
 
     def coordinator_state(self, run_id: str) -> Coordinator:
         """The state with which a coordinator begins the run.
@@ -187,7 +194,7 @@ class RunConfig:
                 epoch_time=self.epoch_time,
                 total_steps=total_steps,
                 init_min_clients=self.min_peers,
-                min_clients=self.min_peers,
+                min_clients=self._kept,
                 witness_nodes=self.witness_nodes,
                 global_batch_size_start=batch_size,
                 global_batch_size_end=batch_size,

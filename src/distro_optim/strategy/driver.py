@@ -20,7 +20,7 @@ from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.client import CoordinatorClient
 from ..coordinator.messages import Join
 from ..coordinator.types import Coordinator
-from ..errors import CoordinatorLinkError, DistroError, ExchangeError
+from ..errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError
 from . import actions as act
 from .actions import Action
 from .journal import Journal
@@ -38,7 +38,11 @@ MAX_FETCHES: Final = 8
 PUBLISH_SECONDS: Final = 0.005
 """Enough for a report to leave this process before its thread is busy with a result. Chosen arbitrarily."""
 
-FETCH_SECONDS: Final = 60.0
+MAX_TO_ASK_THE_OWNER: Final = 15
+"""In a swarm of so many others everybody fetches a result from its owner. Asking the nearest first, as Psyche's clients
+do, costs a round trip for each who has not got it yet. Chosen arbitrarily."""
+
+FETCH_SECONDS: Final = 20.0
 """For one attempt at one result; results are of use for two rounds. Chosen arbitrarily."""
 
 MAX_MEETINGS: Final = 8
@@ -280,7 +284,7 @@ class RoundDriver:
         data: bytes | None = None
         try:
             async with self._slots, asyncio.timeout(FETCH_SECONDS):
-                data = await self.swarm.fetch(action.ticket, action.providers, max_size=action.max_size, tag=action.tag)
+                data = await self._get(action)
         except (DistroError, TimeoutError) as error:
             _log.info("a result could not be fetched: %s", error)
         # Before the answer: it may bring the same action again.
@@ -290,6 +294,16 @@ class RoundDriver:
             self._feed(lambda now: self.rounds.fetched(blob, whole, now))
         else:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now))
+
+    async def _get(self, action: act.FetchBlob) -> bytes:
+        """From the one who made it, who surely has it; in a large swarm from whoever is near, to spare its line."""
+        ticket, max_size, tag = action.ticket, action.max_size, action.tag
+        if len(action.providers) <= MAX_TO_ASK_THE_OWNER:
+            try:
+                return await self.swarm.fetch(ticket, max_size=max_size, tag=tag)
+            except BlobUnavailableError:
+                pass
+        return await self.swarm.fetch(ticket, action.providers, max_size=max_size, tag=tag)
 
     def _forget(self, before_step: int) -> None:
         for blob, (step, task) in list(self._fetches.items()):

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from typing_extensions import override
 
+from ..comm.signing import SecretKey
 from ..coordinator.types import Coordinator
+from ..errors import ConfigurationError
 from .checkpoint import Checkpoint
+from .config import RunConfig
 from .forwarding import InterruptiblePort
 from .model_identity import ModelIdentity
 from .port import RunPort
+from .resuming import StartingPoint
 from .session import SwarmSession
 
-__all__ = ["FrameworkSession"]
+__all__ = ["FrameworkSession", "arguments_of_session"]
+
+
+def arguments_of_session(ours: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a strategy will make its session with. Can be pickled; a key, which cannot, is kept as its bytes.
+
+    Raises:
+        ConfigurationError: something is given twice, or is for the strategy to give.
+    """
+    reserved = {*ours, "model", "optimizer", "dataset_size", "port"}
+    if twice := sorted(reserved & set(more or {})):
+        raise ConfigurationError(
+            f"session_arguments has {', '.join(twice)}, which is an argument of the strategy, or its own business",
+            name="session_arguments",
+            value=more,
+        )
+    arguments = {**ours, **(more or {})}
+    if isinstance(arguments["secret_key"], SecretKey):
+        arguments["secret_key"] = arguments["secret_key"].to_bytes()
+    return arguments
 
 
 class FrameworkSession(SwarmSession):
@@ -22,14 +45,24 @@ class FrameworkSession(SwarmSession):
 
     Args:
         interrupt: asked several times a second while the session waits; raises if the wait is to end.
-        keep_momentum: the optimizer goes on from a checkpoint of the framework's, if the weights are still those.
+        complete: fills in what the settings of a hosted run leave open.
+        begin_at: where a hosted run goes on, whose weights and momentum a checkpoint of the framework's had; None
+            begins anew.
         kwargs: of the session.
     """
 
-    def __init__(self, *args: Any, interrupt: Callable[[], None], keep_momentum: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        interrupt: Callable[[], None],
+        complete: Callable[[RunConfig], RunConfig],
+        begin_at: StartingPoint | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = interrupt
-        self._keep_momentum = keep_momentum
+        self._complete = complete
+        self._begin_at = begin_at
 
     @property
     def state(self) -> Coordinator | None:
@@ -46,7 +79,16 @@ class FrameworkSession(SwarmSession):
         return InterruptiblePort(super()._connect(), self._interrupt)
 
     @override
+    def _hosting_config(self) -> RunConfig:
+        return self._complete(super()._hosting_config())
+
+    @override
+    def _state_to_host(self, config: RunConfig) -> Coordinator | None:
+        state = super()._state_to_host(config)
+        return self._begin_at.state(config) if state is None and self._begin_at is not None else state
+
+    @override
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
-        keep, self._keep_momentum = self._keep_momentum and self.is_host, False
-        if not keep:
+        begin_at, self._begin_at = self._begin_at, None
+        if begin_at is None or restored is not None or not self.is_host:
             super()._begin_momentum(restored, identity)

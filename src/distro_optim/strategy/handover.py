@@ -32,7 +32,7 @@ class ModelHandover:
         model: whose configuration goes with the weights, if it is one of transformers.
         script_rates: learning rates are compared; see :func:`~.model_identity.describe`.
         data: see :class:`~.model_identity.ModelIdentity`.
-        as_psyche: offer parameters only, in bfloat16, and take those of Psyche's peers, who say nothing of the rest.
+        as_psyche: parameters travel without buffers and in bfloat16, and a peer need not describe its model.
         tell: told what differs without harm.
 
     """
@@ -123,9 +123,10 @@ class ModelHandover:
         )
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))
-        values = dict(shared.parameters)
-        for name, value in values.items():
-            self._check_tensor(name, value, exactly=theirs is not None)
+        values = {}
+        for name, value in shared.parameters.items():
+            self._check_tensor(name, value)
+            values[name] = value.to(tensors.all[name].dtype)
         root = weights_root(tensors, values)
         if theirs is None:
             return values, self.identity(action.epoch, action.step, root)
@@ -139,6 +140,8 @@ class ModelHandover:
 
     def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
         """Raises ModelMismatchError if it is another model, ProtocolError if it is not that of this step."""
+        if theirs is None and not self._as_psyche:
+            raise ProtocolError("the peer does not describe its model")
         if theirs is not None:
             if theirs.step != ours.step:
                 raise ProtocolError(f"the peer has the weights of step {theirs.step}, not those of {ours.step}")
@@ -146,7 +149,7 @@ class ModelHandover:
             if mismatch is not None:
                 raise mismatch
         tensors = self._trainer.tensors
-        wanted = tensors.all if theirs is not None else {**tensors.trained, **tensors.frozen}
+        wanted = {**tensors.trained, **tensors.frozen} if self._as_psyche else tensors.all
         if set(names) != set(wanted):
             name = min(set(names) ^ set(wanted))
             here, there = ("a parameter", "none") if name in wanted else ("none", "a parameter")
@@ -157,10 +160,10 @@ class ModelHandover:
                 theirs=name not in wanted,
             )
 
-    def _check_tensor(self, name: str, value: Tensor, *, exactly: bool) -> None:
-        """``exactly``: the dtype, too; otherwise another precision is cast, as Psyche does."""
+    def _check_tensor(self, name: str, value: Tensor) -> None:
         own = self._trainer.tensors.all[name]
-        same_dtype = value.dtype == own.dtype or (not exactly and value.is_floating_point() and own.is_floating_point())
+        castable = self._as_psyche and value.is_floating_point() and own.is_floating_point()
+        same_dtype = value.dtype == own.dtype or castable
         if value.shape != own.shape or not same_dtype:
             raise ProtocolError(
                 f"{name} came as {value.dtype} of shape {tuple(value.shape)}, it is {own.dtype} of "

@@ -35,8 +35,10 @@ from .link import RunLink, RunSource
 
 __all__ = ["HostedRun", "host_state"]
 
-FAREWELL_SECONDS: Final = 3.0
+FAREWELL_SECONDS: Final = 2.0
 """How long the others may take to hear that the run is finished."""
+
+FAREWELL_LOOK_SECONDS: Final = 0.02
 
 _ANY_HOST: Final = frozenset({"0.0.0.0", "[::]"})
 
@@ -136,6 +138,7 @@ class HostedRun(RunSource):
                 restartable(state, now=int(time.monotonic() + offset)),
                 allowed=self._allow,
                 joiner_wait_time=self._config.joiner_wait_time,
+                peers_to_start=self._config.peers_to_start or 1,
                 max_pending=LIMITS.connections,
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
@@ -158,7 +161,7 @@ class HostedRun(RunSource):
             find_peers=lambda: _visit(rendezvous, node, self._options.peers),
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host),
-            farewell=lambda: _farewell(server),
+            farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )
 
@@ -179,7 +182,10 @@ async def _visit(rendezvous: Rendezvous, node: Node, given: Sequence[EndpointAdd
     return [*given, *rendezvous.visit(node.addr())]
 
 
-async def _farewell(server: CoordinatorServer) -> None:
+async def _farewell(server: CoordinatorServer, host: RunHost) -> None:
+    """Until all others have heard that the run is finished, and left: what is sent before we go may never arrive."""
     with suppress(TimeoutError):
         async with asyncio.timeout(FAREWELL_SECONDS):
             await server.wait_finished()
+            while len(host.pending) > 1:
+                await asyncio.sleep(FAREWELL_LOOK_SECONDS)

@@ -30,6 +30,9 @@ Relay = Literal["default", "none"] | Sequence[str]
 RELAY_SECONDS: Final = 5.0
 """How long a relay server may take to answer; without one we go by our own addresses only."""
 
+SILENCE_SECONDS: Final = 20.0
+"""A coordinator sends twice a second; after this long without a word a new link is tried. Chosen arbitrarily."""
+
 MAX_GIVEN_PEERS: Final = 256
 
 
@@ -136,6 +139,7 @@ class JoinedRun(RunSource):
                 self.key,
                 self.run_id,
                 name=self._name,
+                silence=SILENCE_SECONDS,
                 give_up_after=self._patience,
             )
             stack.push_async_callback(coordinator.close)

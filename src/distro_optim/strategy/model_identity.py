@@ -153,6 +153,7 @@ class ModelIdentity:
             extra = [name for name in own if name not in set(other)]
             if missing or extra:
                 yield "what only one side has", _some(extra), _some(missing), same_model
+            yield "number of tensors", len(own), len(other), same_model
             place = next(n for n, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
             yield f"tensor {place}", own[place], other[place], "give the optimizer its parameters in the same order"
         for a, b in zip(self.tensors, theirs.tensors, strict=True):
@@ -184,7 +185,7 @@ class ModelIdentity:
     def harmless_differences(self, theirs: ModelIdentity) -> list[str]:
         """What differs and does not make weights differ, or not for certain; one sentence each."""
         found = []
-        for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=True)):
+        for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=False)):
             for name in _PRIVATE_SETTINGS:
                 if ours_.get(name) != theirs_.get(name):
                     found.append(
@@ -326,11 +327,14 @@ def _decode_entry(entry: _Fields) -> ModelIdentity:
     optimizer = _Fields(entry.get("optimizer", dict), "distro_optim.optimizer")
     settings = {name: optimizer.get(name, str, bool) for name in optimizer.content if name != "groups"}
     data = _Fields(entry.get("data", dict), "distro_optim.data")
+    tensors = tuple(_decode_tensor(item) for item in entry.get("tensors", list))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ProtocolError("a tensor is described twice", field="distro_optim.tensors")
     return ModelIdentity(
         epoch=entry.get("epoch", int),
         step=entry.get("step", int),
         weights=root,
-        tensors=tuple(_decode_tensor(item) for item in entry.get("tensors", list)),
+        tensors=tensors,
         settings=settings,
         groups=tuple(_decode_group(item) for item in optimizer.get("groups", list)),
         data={name: data.get(name, int) for name in data.content},

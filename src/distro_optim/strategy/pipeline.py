@@ -151,7 +151,7 @@ class RoundPipeline:
         if not current.training_over or not self._in(_S.ROUND_TRAIN):
             return
         previous = self._previous
-        if previous is not None and any(not self._is_lost(previous, batch) for batch in previous.missing):
+        if previous is not None and self._awaited(previous):
             return
         if not current.sent_finished:
             current.sent_finished = True
@@ -171,13 +171,14 @@ class RoundPipeline:
         healthy = {c.id for c in self._state.epoch_state.clients if c.state is ClientState.HEALTHY}
         return healthy.intersection(clients)
 
-    def _is_lost(self, round_: RoundState, batch: BatchId) -> bool:
-        """Whether the owner of a batch is gone, and nothing of it can be had at the moment.
+    def _awaited(self, round_: RoundState) -> set[BatchId]:
+        """Batches of which nothing has come, and whose owners are still there.
 
-        Psyche waits for it until the time of the round is over, in the round of the departure and in the next.
+        Psyche waits for the others, too, until the time of the round is over: in the round of the departure and in the
+        next. What somebody else did get of them counts all the same, if a quorum got it.
         """
-        claims = round_.claims.get(batch, ())
-        return not self._present([round_.assignments[batch]]) and all(claim.failures for claim in claims)
+        owners = self._present(round_.assignments[batch] for batch in round_.missing)
+        return {batch for batch in round_.missing if round_.assignments[batch] in owners}
 
     def _prepare(self, current: RoundState, *, too_late: bool) -> None:
         """Applies what is due, then trains, unless something has yet to come. ``too_late``: it comes no more."""

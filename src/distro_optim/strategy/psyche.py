@@ -44,11 +44,14 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
-from .framework_session import FrameworkSession
+from .framework_session import FrameworkSession, arguments_of_session
 from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .invitation import invitation
+from .joining import parse_run
 from .lightning_checks import check_fit, check_optimizers, compile_advice
 from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .port import RunView
+from .resuming import StartingPoint
 from .round import Round
 from .round_loader import RoundBatch, RoundLoader
 from .samples import samples_of
@@ -66,6 +69,9 @@ _CLASSES: Final = {
     "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
 }
 
+
+_PLACE_KEY: Final = "distro_optim"
+"""Of a checkpoint: where the run was."""
 
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
 
@@ -95,6 +101,8 @@ class PsycheStrategy(_DDPStrategy):
         learning_rates: ``"script"``: those of the script's schedule; ``"run"``: those of the run's. None takes
             ``"script"``, unless it is a run of Psyche's.
         on_event: called with news of the run, one sentence each.
+        session_arguments: more of :class:`~.session.SwarmSession`, such as ``{"keep_checkpoints": 10}``, or
+            ``{"tcp": "0.0.0.0:20000"}`` for its connection.
         kwargs: of ``DDPStrategy``; they matter with several devices.
 
     Raises:
@@ -114,23 +122,33 @@ class PsycheStrategy(_DDPStrategy):
         run: str | None = None,
         *,
         config: RunConfig | None = None,
-        secret_key: SecretKey | None = None,
+        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
         relay: str | Sequence[str] = "default",
         checkpoint_dir: str | PathLike[str] | None = None,
         resume: bool = False,
         learning_rates: LearningRates | None = None,
         on_event: Callable[[str], None] | None = None,
+        session_arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if run is not None:
+            parse_run(run)
         self.run = run
         self.config = config
-        self._secret_key = secret_key
-        self._relay = relay
-        self._checkpoint_dir = checkpoint_dir
-        self._resume = resume
-        self._learning_rates: LearningRates | None = learning_rates
-        self._on_event = on_event
+        self._session_arguments = arguments_of_session(
+            {
+                "run": run,
+                "config": config,
+                "secret_key": secret_key,
+                "relay": relay,
+                "checkpoint_dir": checkpoint_dir,
+                "resume": resume,
+                "learning_rates": learning_rates,
+                "on_event": on_event,
+            },
+            session_arguments,
+        )
         self._accumulate = 1
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
         self._length = 0
@@ -139,6 +157,8 @@ class PsycheStrategy(_DDPStrategy):
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
         self._session: FrameworkSession | None = None
+        self._saved_place: object = None
+        self._next_data_index: int | None = None
         self._round: Round | None = None
         self._round_waits = False
         self._set_aside: list[tuple[Tensor, Tensor]] = []
@@ -312,17 +332,11 @@ class PsycheStrategy(_DDPStrategy):
         self._session = session = FrameworkSession(
             module,
             self._optimizer,
-            run=self.run,
-            config=self._hosted_config() if self.run is None else None,
             dataset_size=loader.samples.size,
-            secret_key=self._secret_key,
-            relay=self._relay,
-            checkpoint_dir=self._checkpoint_dir,
-            resume=self._resume,
-            learning_rates=self._learning_rates,
-            on_event=self._on_event,
+            complete=self._completed,
             interrupt=self._heed_sigterm,
-            keep_momentum=trainer.global_step > 0,
+            begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
+            **self._session_arguments,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -334,35 +348,40 @@ class PsycheStrategy(_DDPStrategy):
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
         if session.is_host and self.is_global_zero:
-            print(_invitation(session), flush=True)
+            print(invitation(session, "Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
             align_counters(trainer, self._round.step)
 
-    def _hosted_config(self) -> RunConfig:
+    def _completed(self, config: RunConfig) -> RunConfig:
         trainer = self._trainer
         steps = [trainer.max_steps] if trainer.max_steps != -1 else []
         if trainer.fit_loop.max_epochs not in (None, -1):
             steps.append(trainer.fit_loop.max_epochs * rounds_in_epoch(trainer))
-        config = self.config or RunConfig()
-        return complete_config(config, batch_size=self._batch_size, max_steps=min(steps, default=None))
+        return complete_config(config, batch_size=self._own_batch_size(config), max_steps=min(steps, default=None))
 
     @property
     def _batch_size(self) -> int:
         """Samples of a round: the run's, or before we know it, what we would host."""
         if self._session is not None and (state := self._session.state) is not None:
             return state.config.global_batch_size_end
+        return self._own_batch_size(self.config or RunConfig())
+
+    def _own_batch_size(self, config: RunConfig) -> int:
+        """Of a round that we host."""
         assert self._loader is not None
         samples = self._loader.samples
         return default_batch_size(
-            self.config or RunConfig(),
+            config,
             peer_batch_size=samples.micro_batch_size * self._accumulate * max(1, self.num_processes),
             dataset_size=samples.size,
         )
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
-        follower.follow(step - 1, rounds_in_epoch(self._trainer))
+        # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
+        done = min(step - 1, max(0, self._session.total_steps - 2))
+        follower.follow(done, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -394,6 +413,8 @@ class PsycheStrategy(_DDPStrategy):
             end_training(self._trainer)
         else:
             align_counters(self._trainer, self._round.step)
+            if (state := self._session.state) is not None:
+                self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
 
     @property
@@ -514,6 +535,21 @@ class PsycheStrategy(_DDPStrategy):
     # ------------------------------------------------------------------ checkpoints and the end
 
     @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Also where the run is, so that ``fit(ckpt_path=...)`` can host it from there on."""
+        if self._session is not None:
+            step = checkpoint.get("global_step", 0) + 1
+            place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
+            checkpoint[_PLACE_KEY] = place.saved()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        self._saved_place = checkpoint.get(_PLACE_KEY)
+        return checkpoint
+
+    @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self._session is not None:
             self._optimizer.undo_lookahead()
@@ -547,13 +583,6 @@ class PsycheStrategy(_DDPStrategy):
 def _class_for(namespace: str) -> Any:
     module, _, name = _CLASSES[namespace].rpartition(".")
     return getattr(import_module(f".{module}", __package__), name)
-
-
-def _invitation(session: SwarmSession) -> str:
-    return (
-        f"Hosting the run {session.run_id!r}. It begins when enough peers are here. Others join with the same script "
-        f'and\n\n    Trainer(strategy=PsycheStrategy(run="{session.ticket}"))\n'
-    )
 
 
 def _loss_of(output: Any) -> Tensor | None:

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from ..coordinator.types import Coordinator, CoordinatorProgress, RunState
 from .checkpoint import Checkpoint
 from .config import RunConfig
 
-__all__ = ["state_to_resume"]
+__all__ = ["StartingPoint", "state_to_resume"]
+
+_RUN_ID_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """Where a run goes on that a framework's own checkpoint is of; plain values, which such a checkpoint can hold.
+
+    Attributes:
+        run_id: its name, from which the order of the data follows; None draws one.
+        step: the first to be trained.
+        data_index: the first of that step; None counts as many for each step before.
+    """
+
+    run_id: str | None
+    step: int
+    data_index: int | None
+
+    @classmethod
+    def of(cls, saved: object, step: int) -> Self:
+        """What :meth:`saved` returned; anything else, as of a checkpoint from before the run, says nothing."""
+        fields: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
+        run_id, data_index = fields.get("run_id"), fields.get("data_index")
+        return cls(
+            run_id=run_id if isinstance(run_id, str) else None,
+            step=step,
+            data_index=data_index if isinstance(data_index, int) and data_index >= 0 else None,
+        )
+
+    def saved(self) -> dict[str, str | int | None]:
+        """To be saved beside the step."""
+        return {"run_id": self.run_id, "data_index": self.data_index}
+
+    def state(self, config: RunConfig) -> Coordinator:
+        """The coordinator's state there, under the settings of ``config``, which is complete."""
+        state = config.coordinator_state(self.run_id or f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
+        data_index = self.data_index
+        if data_index is None:
+            data_index = (self.step - 1) * state.config.global_batch_size_end
+        return replace(state, progress=CoordinatorProgress(step=self.step, epoch_start_data_index=data_index))
 
 
 def state_to_resume(checkpoint: Checkpoint | None, config: RunConfig) -> Coordinator | None:

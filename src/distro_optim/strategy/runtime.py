@@ -96,6 +96,7 @@ class Runtime(RunPort):
         self._view = RunView(run_id=source.run_id)
         self._lock = threading.Lock()
         self._closed = False
+        self._in_farewell = False
 
     @classmethod
     def connect(
@@ -195,7 +196,7 @@ class Runtime(RunPort):
         self._mailbox.fail(RunError("we have left the run"))
         running, link = self._running, self._link
         try:
-            if running is not None:
+            if running is not None and not self._in_farewell:
                 running.cancel()
             if link is not None:
                 self._loop.run(self._leave(link), max(0.0, deadline - time.monotonic()) * (1 - _LOOP_SHARE))
@@ -210,7 +211,9 @@ class Runtime(RunPort):
     async def _leave(self, link: RunLink) -> None:
         driver = self._driver_task
         if driver is not None:
-            driver.cancel()
+            # A host that goes while it tells the others of the end would leave them in doubt; its time is limited.
+            if not self._in_farewell:
+                driver.cancel()
             await asyncio.wait({driver})
         await link.aclose()
 
@@ -232,6 +235,7 @@ class Runtime(RunPort):
         looking = asyncio.create_task(self._look(link, rounds, journal))
         try:
             await driver.run()
+            self._in_farewell = link.farewell is not None
             self._mailbox.end(RunError("the run is over"))
             if link.farewell is not None:
                 await link.farewell()

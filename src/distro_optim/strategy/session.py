@@ -240,9 +240,13 @@ class SwarmSession:
             config=config,
             secret_key=self._secret_key,
             relay=self._relay,
-            state=state_to_resume(self._restored, config) if config is not None else None,
+            state=self._state_to_host(config) if config is not None else None,
             **self._connection,
         )
+
+    def _state_to_host(self, config: RunConfig) -> Coordinator | None:
+        """Where a hosted run begins; None at its beginning."""
+        return state_to_resume(self._restored, config)
 
     def _hosting_config(self) -> RunConfig:
         config = self._config or RunConfig()

@@ -89,8 +89,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         console = Console()
         console.print(summary_table(outcome))
-        console.print(f"plot: {image}" if drawn else "no plot; it takes losses, and pip install 'distro-optim[plot]'")
-        console.print(f"logs and reports: {options.out}")
+        lack = "no plot; it takes losses, and pip install 'distro-optim[plot]'"
+        console.print(f"plot: {image}" if drawn else lack, markup=False)
+        console.print(f"logs and reports: {options.out}", markup=False)
     return 0 if outcome.succeeded else 1
 
 

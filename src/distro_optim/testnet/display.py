@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Final, Self, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -171,54 +172,34 @@ def peer_record(peer: PeerWatch) -> dict[str, object]:
 
 def render(watch: SwarmWatch, seconds: float) -> RenderableType:
     """The picture of :class:`LiveDisplay`."""
-    head = Table.grid(padding=(0, 3))
     running = sum(1 for peer in watch.peers if peer.state is PeerState.RUNNING)
+    head = Text(watch.run_state or "starting", style="cyan")
+    head.append(f"   epoch {watch.epoch}   step {watch.step}   {running} peers   {seconds:.0f} s", style="default")
+    return Group(
+        head, peer_table(watch), _equality(watch), *(Text(printable(line), style="dim") for line in watch.events)
+    )
+
+
+def _equality(watch: SwarmWatch) -> Text:
     compared = watch.comparison
-    equal = (
-        Text(f"weights equal in {compared.compared} rounds", style="green")
-        if not compared.differing
-        else Text(f"weights differed in {compared.differing} of {compared.compared} rounds", style="bold red")
-    )
-    head.add_row(
-        Text(watch.run_state or "starting", style="cyan"),
-        f"epoch {watch.epoch}",
-        f"step {watch.step}",
-        f"{running} peers",
-        f"{seconds:.0f} s",
-        equal,
-    )
-    return Group(head, peer_table(watch), *(Text(printable(line), style="dim") for line in watch.events))
+    if compared.differing:
+        return Text(f"weights differed in {compared.differing} of {compared.compared} rounds", style="bold red")
+    return Text(f"weights equal in {compared.compared} rounds", style="green")
 
 
 def peer_table(watch: SwarmWatch) -> Table:
-    """One row a peer."""
-    table = Table(expand=False)
-    for name in (
-        "peer",
-        "key",
-        "state",
-        "step",
-        "rounds",
-        "loss",
-        "sent",
-        "DDP",
-        "less",
-        "training",
-        "waiting",
-        "weights",
-    ):
-        table.add_column(name, justify="left" if name in ("peer", "key", "state", "weights") else "right")
+    """One row a peer; fits in 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in ("peer", "state", "step", "loss", "sent", "with DDP", "training", "waiting", "weights"):
+        table.add_column(name, justify="left" if name in ("peer", "state", "weights") else "right", no_wrap=True)
     for peer in watch.peers:
         table.add_row(
-            peer.name + (" (host)" if peer.number == 0 else ""),
-            peer.key[:8] or "-",
+            f"{peer.number} host" if peer.number == 0 else str(peer.number),
             Text(peer.state.value, style=STATES[peer.state]),
             str(peer.last.step) if peer.rounds else "-",
-            str(peer.rounds),
             "-" if peer.smoothed_loss is None else f"{peer.smoothed_loss:.3f}",
             kilobytes(peer.bytes_sent),
             kilobytes(peer.ddp_bytes),
-            "-" if not peer.bytes_sent else f"{peer.ddp_bytes / peer.bytes_sent:,.0f}x",
             f"{peer.seconds_training:.0f} s",
             f"{peer.seconds_waiting:.0f} s",
             (peer.final_hash or peer.last.weights_hash)[:8] or "-",

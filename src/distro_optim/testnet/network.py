@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -96,11 +96,20 @@ class Outcome:
 
 
 class LocalNetwork:
-    """The processes of a run, and what is known of them."""
+    """The processes of a run, and what is known of them.
 
-    def __init__(self, options: NetworkOptions, display: Display) -> None:
+    Args:
+        options: what to run.
+        display: where the news go.
+        meanwhile: called several times a second, with what is known.
+    """
+
+    def __init__(
+        self, options: NetworkOptions, display: Display, *, meanwhile: Callable[[SwarmWatch], None] | None = None
+    ) -> None:
         self.watch = SwarmWatch()
         self._options = options
+        self._meanwhile = meanwhile
         self._display = display
         self._plan = FaultPlan(options.faults, peers=options.peers)
         self._fewest_peers = self._plan.fewest_peers
@@ -196,6 +205,8 @@ class LocalNetwork:
         self._inflict()
         for peer in self.watch.peers:
             self._follow_process(peer)
+        if self._meanwhile is not None:
+            self._meanwhile(self.watch)
         self._display.update(self.watch, time.monotonic() - self._started)
 
     def _read(self, peer: PeerWatch) -> None:

@@ -35,6 +35,11 @@ OPEN_SECONDS: Final = 10.0
 LINGER_SECONDS: Final = 2.0
 """How long a connection stays after its stream was closed, for the peer to read what was written."""
 
+SILENCE_SECONDS: Final = 10.0
+"""A listener gives up a connection on which nothing came for so long, not even an acknowledgement. Whoever is killed
+says no goodbye, and the transport itself waits for 30 seconds. For servers that send something every second."""
+
+_LOOK_SECONDS: Final = 1.0
 _CLOSE_CODE: Final = 0
 
 
@@ -138,13 +143,15 @@ class IrohListener(StreamListener):
     Args:
         node: a node that is started.
         alpn: the protocol.
+        silence: seconds after which a connection counts as dead, see :data:`SILENCE_SECONDS`.
 
     Raises:
         ConfigurationError: the node serves this protocol already.
     """
 
-    def __init__(self, node: Node, alpn: bytes = COORDINATOR_ALPN) -> None:
+    def __init__(self, node: Node, alpn: bytes = COORDINATOR_ALPN, *, silence: float = SILENCE_SECONDS) -> None:
         self._node = node
+        self._silence = silence
         self._alpn = alpn
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)
@@ -180,7 +187,25 @@ class IrohListener(StreamListener):
         await send.write(GREETING, timeout=OPEN_SECONDS)
         stream = _IrohStream(self._node, connection, send, recv)
         self._loop.call_soon_threadsafe(self._offer, stream)
-        await connection.closed()
+        await self._until_dead(connection)
+
+    async def _until_dead(self, connection: Connection) -> None:
+        """Returns when the connection is closed, or nothing has come on it for too long."""
+        loop = asyncio.get_running_loop()
+        received, since = -1, loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(min(_LOOK_SECONDS, self._silence)):
+                    await connection.closed()
+                return
+            except TimeoutError:
+                pass
+            # Bytes of the transport: a peer whose program is busy still acknowledges.
+            count = connection.stats().bytes_received
+            if count != received:
+                received, since = count, loop.time()
+            elif loop.time() - since >= self._silence:
+                return
 
     def _offer(self, stream: Stream) -> None:
         if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:

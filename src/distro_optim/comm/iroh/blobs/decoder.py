@@ -2,12 +2,13 @@
 
 Pairs are compared with the CV that their parent's pair (in the end, the blob's hash) names for them; data with the CV
 of its leaf. Checks are gathered for up to a span (1 MiB) because both pairs and data are much cheaper to hash in
-company; if a span fails, its items are checked one by one to find, and blame, the first bad one.
+company; if a span fails, its items are checked one by one to find, and blame, the first bad one. A span that is there
+as a whole is not even taken apart into items, see :mod:`.span`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from .encoder import SIZE_LEN
 from .outboard import MutableBuffer, zeroed_outboard
 from .prefix import SPAN_LEN, PrefixVerifier
 from .ranges import ChunkRanges
+from .span import SPAN_PAIRS, SPAN_WIRE_LEN, expected_in_span, split_span
 from .tree import (
     CHUNK_LEN,
     GROUP_CHUNKS,
@@ -82,13 +84,19 @@ class Decoder:
         self._max_size = max_size
         self.prefix = prefix
         self._new_outboard = new_outboard
-        self._rest = b""
-        self._items: Iterator[Item] | None = None
+        # What has arrived and could not be taken yet: pieces, their length together, the length to wait for.
+        self._rest: list[Buffer] = []
+        self._rest_len = 0
+        self._wanted = SIZE_LEN
+        self._items: Generator[Item, bool | None, None] | None = None
         self._next: Item | None = None
         self._expected = [root]
         self._batch: list[_Entry] = []
         self._batch_len = 0
         self.is_complete = not ranges
+        # The chunk from which on all are asked for, and so spans are whole.
+        self._whole_from = ranges.boundaries[0] if len(ranges.boundaries) == 1 else None
+        self._by_item = self._whole_from is None
 
     def receive(self, data: Buffer) -> Iterator[Piece]:
         """Takes bytes off the stream and yields what they prove; iterate to the end.
@@ -99,26 +107,35 @@ class Decoder:
             SizeConflictError: the size is not the one that the prefix has.
             ProtocolError: bytes behind the end.
         """
-        view = memoryview(self._rest + data if self._rest else bytes(data))
+        self._rest.append(bytes(data))
+        self._rest_len += len(data)
+        if self._rest_len < self._wanted and not self.is_complete:
+            return
+        view = memoryview(self._rest[0] if len(self._rest) == 1 else b"".join(self._rest))
         at = 0
-        if self._items is None:
-            if len(view) < SIZE_LEN and not self.is_complete:
-                self._rest = view.tobytes()
-                return
-            if not self.is_complete:
-                self._begin(int.from_bytes(view[:SIZE_LEN], "little"))
-                at = SIZE_LEN
+        if self._items is None and not self.is_complete:
+            self._begin(int.from_bytes(view[:SIZE_LEN], "little"))
+            at = SIZE_LEN
         while (item := self._next) is not None:
-            length = item.size if isinstance(item, Leaf) else PAIR_LEN
-            if at + length > len(view):
+            is_span = self._is_span(item)
+            self._wanted = SPAN_WIRE_LEN if is_span else item.size if isinstance(item, Leaf) else PAIR_LEN
+            if at + self._wanted > len(view):
                 break
-            self._take(item, view[at : at + length])
-            at += length
-            if self._is_batch_full():
-                yield from self._check_batch()
-        self._rest = view[at:].tobytes()
-        if self._rest and self._next is None:
-            raise ProtocolError(f"{len(self._rest)} bytes follow the end of a response")
+            if is_span:
+                pieces = self._take_span(item, view[at : at + self._wanted])
+                if pieces is None:
+                    # Item by item, to find and blame the first bad one.
+                    self._by_item = True
+                    continue
+                yield from pieces
+            else:
+                self._take(item, view[at : at + self._wanted])
+                if self._is_batch_full():
+                    yield from self._check_batch()
+            at += self._wanted
+        self._rest, self._rest_len = [view[at:]], len(view) - at
+        if self._rest_len and self._next is None:
+            raise ProtocolError(f"{self._rest_len} bytes follow the end of a response")
 
     def finish(self) -> Iterator[Piece]:
         """The stream ended, here or too early: yields what the last bytes prove; iterate to the end.
@@ -127,6 +144,10 @@ class Decoder:
             HashMismatchError: as :meth:`receive`.
             TruncatedError: something is missing.
         """
+        if self._items is not None:
+            # What was held back for the rest of a span.
+            self._by_item, self._wanted = True, 0
+            yield from self.receive(b"")
         yield from self._check_batch()
         if not self.is_complete:
             raise TruncatedError("a response ended before all that was asked for had arrived")
@@ -153,6 +174,37 @@ class Decoder:
             self._batch_len += item.size
         self._next = next(self._items, None)
 
+    def _is_span(self, item: Item) -> bool:
+        """Whether ``item`` begins a whole span that continues the proven beginning."""
+        if self._by_item or item.size != SPAN_LEN or item.is_root or self._batch_len:
+            return False
+        assert self.prefix is not None
+        assert self._whole_from is not None
+        return item.start >= self._whole_from and item.start * CHUNK_LEN == self.prefix.length
+
+    def _take_span(self, item: Item, view: memoryview) -> tuple[Piece] | None:
+        """Checks a span, with the pairs that came before it. Its data, or None and nothing changed if it is bad."""
+        assert self._items is not None
+        assert self.prefix is not None
+        assert isinstance(item, Parent)
+        assert item.slot is not None
+        above, offset = self._batch, self.prefix.length
+        pairs, data = split_span(view)
+        if not self._pairs_hold(above, pairs, self._expected[-1] + expected_in_span(pairs)):
+            return None
+        for entry in above:
+            self._keep_pair(entry)
+        self.prefix.outboard[item.slot * PAIR_LEN : (item.slot + SPAN_PAIRS) * PAIR_LEN] = pairs
+        if not (self.prefix.can_extend_to(offset + SPAN_LEN) and self.prefix.extend(data)):
+            return None
+        self._batch = []
+        self._expected.pop()
+        try:
+            self._next = self._items.send(True)
+        except StopIteration:
+            self._next, self.is_complete = None, True
+        return (Piece(offset, memoryview(data)),)
+
     def _is_batch_full(self) -> bool:
         item = self._batch[-1].item
         return (
@@ -167,27 +219,35 @@ class Decoder:
         if not batch:
             return
         leaves = [entry for entry in batch if isinstance(entry.item, Leaf)]
+        stretch: memoryview | None = None
         if self._pairs_hold([entry for entry in batch if isinstance(entry.item, Parent)]):
             for entry in batch:
                 self._keep_pair(entry)
-            if leaves and not self._continues_prefix(leaves) and not self._leaves_hold(leaves):
-                yield from self._find_first_bad(batch)
+            if leaves:
+                stretch = self._continue_prefix(leaves)
+                if stretch is None and not self._leaves_hold(leaves):
+                    yield from self._find_first_bad(batch)
         else:
             yield from self._find_first_bad(batch)
         if self._next is None:
             self.is_complete = True
+        if stretch is not None:
+            yield Piece(leaves[0].item.start * CHUNK_LEN, stretch)
+            return
         for entry in leaves:
             yield Piece(entry.item.start * CHUNK_LEN, entry.data)
 
-    def _pairs_hold(self, entries: list[_Entry]) -> bool:
+    def _pairs_hold(self, entries: list[_Entry], more: bytes = b"", expected: bytes = b"") -> bool:
+        """Whether the pairs of ``entries`` have the CVs they must have, and those in ``more`` the ``expected`` ones."""
         if entries and entries[0].item.start == 0 and _is_root(entries[0].item):
             if parent_cv(entries[0].data, is_root=True) != entries[0].expected:
                 return False
             entries = entries[1:]
-        if not entries:
+        if not entries and not more:
             return True
-        pairs = np.frombuffer(b"".join(entry.data for entry in entries), np.uint8).reshape(-1, PAIR_LEN)
-        return parent_cvs(pairs).tobytes() == b"".join(entry.expected for entry in entries)
+        joined = b"".join([*(entry.data for entry in entries), more])
+        pairs = np.frombuffer(joined, np.uint8).reshape(-1, PAIR_LEN)
+        return parent_cvs(pairs).tobytes() == b"".join([*(entry.expected for entry in entries), expected])
 
     def _keep_pair(self, entry: _Entry) -> None:
         assert self.prefix is not None
@@ -195,15 +255,22 @@ class Decoder:
             at = entry.item.slot * PAIR_LEN
             self.prefix.outboard[at : at + PAIR_LEN] = entry.data
 
-    def _continues_prefix(self, leaves: list[_Entry]) -> bool:
-        """Whether the leaves are whole groups that continue the proven beginning, and prove right as such."""
+    def _continue_prefix(self, leaves: list[_Entry]) -> memoryview | None:
+        """The leaves' data in one piece, if they are whole groups that continue the proven beginning and prove right.
+
+        In one piece although that is a copy: the hasher lets go of the interpreter lock for each buffer it is given,
+        and beside a thread that computes in Python it waits for the lock after each.
+        """
         assert self.prefix is not None
         stop = self.prefix.length
         for entry in leaves:
             if entry.item.start * CHUNK_LEN != stop or not self._is_group(entry.item):
-                return False
+                return None
             stop += entry.item.size
-        return self.prefix.can_extend_to(stop) and self.prefix.extend(entry.data for entry in leaves)
+        if not self.prefix.can_extend_to(stop):
+            return None
+        stretch = leaves[0].data if len(leaves) == 1 else memoryview(b"".join(entry.data for entry in leaves))
+        return stretch if self.prefix.extend(stretch) else None
 
     def _is_group(self, item: Item) -> bool:
         assert self.prefix is not None

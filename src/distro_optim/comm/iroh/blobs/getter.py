@@ -167,9 +167,14 @@ class Download(Generic[P]):
         """Raises BlobUnavailableError, with what each provider did, unless the blob is complete."""
         if self.is_complete:
             return
-        attempts = tuple((str(provider), error) for provider, error in self.failures)
+        attempts = tuple((_name(provider), error) for provider, error in self.failures)
         told = "; ".join(f"{name}: {error}" for name, error in attempts) or "there was nobody to ask"
         raise BlobUnavailableError(f"blob {self.root.hex()} could not be fetched: {told}", attempts=attempts)
 
     def _note(self, provider: P, error: Exception | None) -> None:
         self.failures.append((provider, error or TruncatedError("the provider's answer is not complete")))
+
+
+def _name(provider: Hashable) -> str:
+    """A provider as text; endpoint ids are bytes."""
+    return provider.hex() if isinstance(provider, bytes) else str(provider)

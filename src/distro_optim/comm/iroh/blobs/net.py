@@ -23,10 +23,11 @@ from ....errors import (
     ProtocolError,
     StoreFullError,
 )
-from ..connection import Connection, RecvStream, SendStream
+from ..connection import READ_SIZE, Connection, RecvStream, SendStream
 from ..endpoint import Node
 from ..pool import ConnectionPool
 from .decoder import Piece
+from .encoder import PIECE_LEN
 from .getter import Attempt, Download, Purpose
 from .promptness import prompt_switching
 from .provider import ERR_LIMIT, Action, Finish, KeepOpen, ProviderStream, Reset, Send, StopReading
@@ -40,6 +41,12 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _REQUEST_READ: Final = 64 * 1024
+# Beside a thread that computes in Python every call into the transport costs a wait for the interpreter lock, so bulk
+# goes in large steps. A read that is filled to its end is followed by a larger one, up to this,
+_MAX_READ: Final = 1024 * 1024
+# and as long as only a few streams are answered, so that memory does not matter, their pieces are larger too.
+_LARGE_PIECE: Final = 1024 * 1024
+_FEW_STREAMS: Final = 16
 # Above it, reading a request may take long: a megabyte of boundaries takes about half a second. Ours have 39 bytes.
 _LONG_REQUEST: Final = 16 * 1024
 # Long enough for the end of a stream whose data is all here, short enough not to matter if it never comes.
@@ -57,9 +64,9 @@ class ServeLimits:
 
     Attributes:
         streams_per_connection: answered at a time; more have to wait. Chosen, as the next.
-        streams: of all peers together. Each holds at most a few pieces of 256 KiB.
+        streams: of all peers together. Each holds at most a few pieces of 256 KiB; the first 16, of 1 MiB.
         request_seconds: from the opening of a stream to the end of the request.
-        write_seconds: for the peer to make room for one piece of 256 KiB, and to take the last of them.
+        write_seconds: for the peer to make room for one piece, and to take the last of them.
         observe_seconds: after which an observer, who has been told all, is let go.
     """
 
@@ -123,6 +130,7 @@ class BlobService:
         self._working = asyncio.Lock()
         self._serving = asyncio.Semaphore(self._serve_limits.streams)
         self._fetching = asyncio.Semaphore(self._fetch_limits.downloads)
+        self._answered_now = 0
         self._under_way: dict[bytes, _Turn] = {}
         node.accept(ALPN, self._serve_connection)
 
@@ -281,15 +289,17 @@ class BlobService:
         clock = asyncio.get_running_loop().time
         limits = self._fetch_limits
         deadline, due = clock() + limits.stall_seconds, limits.stall_bytes
+        size = READ_SIZE
         while not attempt.is_complete:
             try:
-                data = await recv.read(timeout=max(0.0, deadline - clock()))
+                data = await recv.read(size, timeout=max(0.0, deadline - clock()))
             except PeerTimeoutError:
                 raise PeerTimeoutError(
                     f"it sent fewer than {limits.stall_bytes} bytes within {limits.stall_seconds} s"
                 ) from None
             if not data:
                 return
+            size = min(2 * size, _MAX_READ) if len(data) == size else READ_SIZE
             keep(attempt.receive(data))
             if attempt.received >= due:
                 deadline, due = clock() + limits.stall_seconds, attempt.received + limits.stall_bytes
@@ -310,13 +320,19 @@ class BlobService:
                 # Further streams wait at the peer, whom the transport holds to its own number of open ones.
                 await own.acquire()
                 await self._serving.acquire()
+                self._answered_now += 1
                 task = streams.create_task(self._serve_stream(connection, send, recv))
                 task.add_done_callback(lambda _: own.release())
-                task.add_done_callback(lambda _: self._serving.release())
+                task.add_done_callback(self._stream_ended)
+
+    def _stream_ended(self, _: asyncio.Task[None]) -> None:
+        self._answered_now -= 1
+        self._serving.release()
 
     async def _serve_stream(self, connection: Connection, send: SendStream, recv: RecvStream) -> None:
         limits = self._serve_limits
-        stream = ProviderStream(self.store.get)
+        few = self._answered_now <= _FEW_STREAMS
+        stream = ProviderStream(self.store.get, piece_len=_LARGE_PIECE if few else PIECE_LEN)
         try:
             async with asyncio.timeout(limits.request_seconds):
                 length = 0

@@ -8,7 +8,7 @@ has so far is a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from blake3 import blake3
@@ -50,15 +50,13 @@ class PrefixVerifier:
         """Whether a prefix of ``length`` bytes can be compared: all, or two or more whole groups."""
         return length == self.size or (length % GROUP_LEN == 0 and 2 * GROUP_LEN <= length < self.size)
 
-    def extend(self, pieces: Iterable[Buffer]) -> bool:
+    def extend(self, data: Buffer) -> bool:
         """Appends data that is not proven yet, if it proves right; else leaves everything as it was.
 
         The new length must satisfy :meth:`can_extend_to`, and the pairs above the data must have been proven.
         """
-        hasher, length = self._hasher.copy(), self.length
-        for piece in pieces:
-            hasher.update(piece)
-            length += len(piece)
+        hasher, length = self._hasher.copy(), self.length + len(data)
+        hasher.update(data)
         if length == self.size:
             expected = self.root
         else:
@@ -92,7 +90,7 @@ def restored_prefix(
         stop = min(verifier.length + SPAN_LEN, size)
         if stop > stored or not _is_bound(root, outboard, group_count(size), group_count(stop)):
             break
-        if not verifier.extend([read(verifier.length, stop - verifier.length)]):
+        if not verifier.extend(read(verifier.length, stop - verifier.length)):
             break
     return verifier
 

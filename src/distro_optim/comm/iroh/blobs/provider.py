@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from ....buffer import Writer
 from ....errors import ProtocolError
-from .encoder import ReadableBlob, encode
+from .encoder import PIECE_LEN, ReadableBlob, encode
 from .request import (
     MAX_REQUEST_LEN,
     GetManyRequest,
@@ -86,10 +86,12 @@ class ProviderStream:
 
     Args:
         lookup: hash -> complete blob, or None. Called while the answer is made, once for each blob asked for.
+        piece_len: bytes of data to send at once, about.
     """
 
-    def __init__(self, lookup: Callable[[bytes], ReadableBlob | None]) -> None:
+    def __init__(self, lookup: Callable[[bytes], ReadableBlob | None], *, piece_len: int = PIECE_LEN) -> None:
         self._lookup = lookup
+        self._piece_len = piece_len
         self._request = bytearray()
         self._answered = False
         self._costly = False
@@ -170,7 +172,7 @@ class ProviderStream:
                 if blob is None:
                     yield Reset(ERR_INTERNAL)
                     return
-                for piece in encode(blob, ranges):
+                for piece in encode(blob, ranges, self._piece_len):
                     yield Send(piece)
                 index += 1
         yield Finish()
@@ -182,7 +184,7 @@ class ProviderStream:
                 if blob is None:
                     yield Reset(ERR_INTERNAL)
                     return
-                for piece in encode(blob, ranges):
+                for piece in encode(blob, ranges, self._piece_len):
                     yield Send(piece)
         yield Finish()
 

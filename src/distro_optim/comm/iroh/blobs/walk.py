@@ -8,7 +8,7 @@ iroh-blobs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final, NamedTuple, TypeAlias
 
 from .ranges import ChunkRanges
@@ -51,8 +51,11 @@ class Leaf(NamedTuple):
 Item: TypeAlias = Parent | Leaf
 
 
-def walk(size: int, ranges: ChunkRanges) -> Iterator[Item]:
-    """The items of the response for ``ranges`` of a blob of ``size`` bytes, lazily: memory for the tree's depth."""
+def walk(size: int, ranges: ChunkRanges) -> Generator[Item, bool | None, None]:
+    """The items of the response for ``ranges`` of a blob of ``size`` bytes, lazily: memory for the tree's depth.
+
+    Sending True in answer to a parent leaves out all that is under it.
+    """
     # Entries: first chunk, bytes, is root, boundaries within, pre-order slot.
     stack: list[tuple[int, int, bool, tuple[int, ...], int]] = [(0, size, True, ranges.truncated(size).boundaries, 0)]
     while stack:
@@ -70,7 +73,8 @@ def walk(size: int, ranges: ChunkRanges) -> Iterator[Item]:
         else:
             left, right = _split(boundaries, start, start + middle)
         above_groups = chunks > GROUP_CHUNKS
-        yield Parent(start, size, middle, is_root, bool(left), bool(right), slot if above_groups else None)
+        if (yield Parent(start, size, middle, is_root, bool(left), bool(right), slot if above_groups else None)):
+            continue
         stack.append((start + middle, size - middle * CHUNK_LEN, False, right, slot + middle // GROUP_CHUNKS))
         stack.append((start, middle * CHUNK_LEN, False, left, slot + 1))
 

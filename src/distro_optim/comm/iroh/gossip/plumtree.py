@@ -289,7 +289,7 @@ class PlumTree:
         self._send((peer,), Prune())
 
     def _forget_peer(self, peer: PeerId) -> None:
-        self._patience.forget(peer)
+        self._patience.forget(peer, was_eager=peer in self.eager)
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
         self._lazy_queue.pop(peer, None)

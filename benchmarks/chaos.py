@@ -1,0 +1,300 @@
+"""A run of five real processes on this machine, with everything going wrong at once, beside one in which nothing does.
+
+    python benchmarks/chaos.py                      # 200 rounds of both: about a quarter of an hour on 2 cores
+    python benchmarks/chaos.py --rounds 60          # shorter
+
+What goes wrong is data: :func:`planned_faults` for processes (``kill -9``, started again with nothing of before),
+:func:`planned_cuts` for partitions of 20 seconds. Besides, each peer loses 30 % of all announcements, on its own and
+behind the gossip, which would have repaired it; one peer is slow; one announces results of wrong shape, of NaN, of
+8 MB, replayed, badly signed, and others than it committed to, in turns.
+
+Ends with status 1 unless all honest peers end with equal weights, every difference on the way was noticed and healed,
+no round took longer than its time limit, and the loss on files not trained on is within 2 % of the undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.reporting import EVENT, ROUND, ReportLine, ReportReader
+from distro_optim.testnet.display import PlainDisplay
+from distro_optim.testnet.faults import Fault, Kill, Restart
+from distro_optim.testnet.network import LocalNetwork, NetworkOptions, Outcome
+from distro_optim.testnet.watching import SwarmWatch
+from distro_optim.testnet.weather import CLEAR, Weather, write_weather
+
+PEERS = 5
+MORTAL, SLOW, LIAR = (1, 2), 3, 4  # and 0, who hosts
+LOSS = 0.3
+CUT_SECONDS = 20.0
+LOSS_TOLERANCE = 1.02
+WINDOWS_PER_PEER = 4
+
+ROUND_SECONDS = 10  # max_round_train_time
+REPORT_SECONDS = 3  # coordinator/machine.py
+WARMUP_SECONDS = 30
+# Beyond its limit, for an epoch's end, for waiting, and for a machine that is busy.
+SLACK_SECONDS = 10
+NOTICED_WITHIN = 3  # rounds
+
+SETTINGS: dict[str, Any] = {
+    "global_batch_size": WINDOWS_PER_PEER * PEERS,
+    "min_peers": 2,
+    "max_round_train_time": ROUND_SECONDS,
+    "warmup_time": WARMUP_SECONDS,
+    "epoch_time": 300,
+    "joiner_wait_time": 5,
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """From ``step`` on, for :data:`CUT_SECONDS`, these peers reach only each other."""
+
+    step: int
+    peers: tuple[int, ...]
+
+
+def planned_faults(rounds: int, rng: random.Random) -> list[Fault]:
+    """Every 25 rounds somebody is killed, and 10 rounds later started again."""
+    faults: list[Fault] = []
+    for step in range(15, rounds - 20, 25):
+        peer = rng.choice(MORTAL)
+        faults += [Kill(peer=peer, step=step), Restart(peer=peer, step=step + 10)]
+    return faults
+
+
+def planned_cuts(rounds: int, rng: random.Random) -> list[Cut]:
+    """Every 50 rounds the network falls apart, one or two peers on the smaller side."""
+    everybody = (*MORTAL, SLOW)
+    return [Cut(step, tuple(rng.sample(everybody, rng.choice((1, 2))))) for step in range(30, rounds - 15, 50)]
+
+
+class Sky:
+    """Makes the weather that all peers look at.
+
+    Args:
+        path: where they look.
+        cuts: in the order of their steps.
+        loss: of announcements, all the time.
+    """
+
+    def __init__(self, path: Path, cuts: Sequence[Cut], loss: float) -> None:
+        self._path = path
+        self._pending = list(cuts)
+        self._until = 0.0
+        self._groups: tuple[tuple[bytes, ...], ...] = ()
+        self._loss = loss
+        self.cuts = 0
+        self._write()
+
+    def __call__(self, watch: SwarmWatch) -> None:
+        now = time.monotonic()
+        if self._groups and now >= self._until:
+            self._groups = ()
+            self._write()
+        if self._pending and watch.step >= self._pending[0].step and not self._groups:
+            cut = self._pending.pop(0)
+            self._groups = (tuple(bytes.fromhex(watch.peers[n].key) for n in cut.peers if watch.peers[n].key),)
+            self._until = now + CUT_SECONDS
+            self.cuts += 1
+            self._write()
+
+    def _write(self) -> None:
+        write_weather(self._path, Weather(loss=self._loss, groups=self._groups) if self._loss else CLEAR)
+
+
+@dataclass
+class Result:
+    """What came of one run."""
+
+    outcome: Outcome
+    lines: dict[int, list[ReportLine]]
+    ends: dict[int, dict[str, Any]]
+    cuts: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def honest(self) -> list[int]:
+        return [number for number in self.lines if number != LIAR]
+
+    @property
+    def validation_loss(self) -> float:
+        return float(self.ends[0]["validation_loss"]) if 0 in self.ends else float("nan")
+
+    def rounds(self) -> list[tuple[int, int, float]]:
+        """Step, epoch, and when the first peer was done with it."""
+        first: dict[int, tuple[int, float]] = {}
+        for lines in self.lines.values():
+            for line in lines:
+                if line.kind == ROUND and (line.step not in first or line.time < first[line.step][1]):
+                    first[line.step] = (line.epoch, line.time)
+        return [(step, *first[step]) for step in sorted(first)]
+
+    def gaps(self) -> tuple[list[float], list[float]]:
+        """Seconds from one round to the next: within an epoch, and from one epoch to another."""
+        within, between = [], []
+        rounds = self.rounds()
+        for (_, epoch, at), (_, next_epoch, then) in pairwise(rounds):
+            (within if epoch == next_epoch else between).append(then - at)
+        return within, between
+
+    def differences(self) -> dict[int, set[int]]:
+        """Steps at which honest peers had other weights than most, and which peers those were."""
+        told: defaultdict[int, dict[int, str]] = defaultdict(dict)
+        for number in self.honest:
+            for line in self.lines[number]:
+                if line.kind == ROUND and line.weights_hash:
+                    told[line.step][number] = line.weights_hash
+        differing = {}
+        for step, hashes in told.items():
+            common, _ = Counter(hashes.values()).most_common(1)[0]
+            if others := {number for number, text in hashes.items() if text != common}:
+                differing[step] = others
+        return differing
+
+    def unnoticed(self) -> list[tuple[int, int]]:
+        """(peer, step) of differences that the peer does not mention within some rounds."""
+        return [
+            (number, step)
+            for step, peers in self.differences().items()
+            for number in peers
+            if not any(
+                line.kind == EVENT and step - 1 <= line.step <= step + NOTICED_WITHIN for line in self.lines[number]
+            )
+        ]
+
+    def count(self, key: str) -> Counter[str]:
+        """Sums over honest peers of what they left behind."""
+        total: Counter[str] = Counter()
+        for number in self.honest:
+            value = self.ends.get(number, {}).get(key, {})
+            total.update(value if isinstance(value, dict) else {key: value})
+        return total
+
+
+def run(args: argparse.Namespace, name: str, *, disturbed: bool) -> Result:
+    """One run of all peers; its logs and reports go to a folder of its own."""
+    out = args.out / name
+    out.mkdir(parents=True, exist_ok=True)
+    weather = out.absolute() / "weather"
+    rng = random.Random(args.seed)
+    faults = planned_faults(args.rounds, rng) if disturbed else []
+    cuts = planned_cuts(args.rounds, rng) if disturbed else []
+    sky = Sky(weather, cuts, LOSS if disturbed else 0.0)
+    troublemakers = ("--liar", f"peer {LIAR}", "--slow", f"peer {SLOW}") if disturbed else ()
+    for old in out.glob("peer-*.json"):
+        old.unlink()
+    options = NetworkOptions(
+        script=Path(__file__).with_name("chaos_peer.py"),
+        arguments=("--steps", str(args.rounds), "--weather", str(weather), *troublemakers),
+        peers=PEERS,
+        faults=tuple(faults),
+        out=out,
+        settings=SETTINGS,
+        timeout=args.timeout,
+    )
+    outcome = LocalNetwork(options, PlainDisplay(), meanwhile=sky).run()
+    numbers = [peer.number for peer in outcome.watch.peers]
+    reports = {number: ReportReader(out / f"peer-{number}.jsonl").read() for number in numbers}
+    left = {number: out / f"peer-{number}.json" for number in numbers}
+    ends = {number: json.loads(path.read_text()) for number, path in left.items() if path.exists()}
+    return Result(outcome, reports, ends, sky.cuts)
+
+
+def judge(calm: Result, stormy: Result) -> list[str]:
+    """Why the run was not good enough; empty if it was."""
+    problems = [f"undisturbed: {problem}" for problem in calm.outcome.problems]
+    # Whether the liar ends with the weights of the others is its own affair.
+    problems += [problem for problem in stormy.outcome.problems if "same weights" not in problem]
+    finals = {stormy.outcome.watch.peers[number].final_hash for number in stormy.honest}
+    if len(finals) != 1 or not all(finals):
+        problems.append(f"honest peers end with different weights: {sorted(finals)}")
+    if unnoticed := stormy.unnoticed():
+        problems.append(f"differences that the peer did not notice within {NOTICED_WITHIN} rounds: {unnoticed}")
+    within, between = stormy.gaps()
+    if max(within, default=0.0) > ROUND_SECONDS + REPORT_SECONDS + SLACK_SECONDS:
+        problems.append(f"a round took {max(within):.0f} s")
+    if max(between, default=0.0) > ROUND_SECONDS + REPORT_SECONDS + WARMUP_SECONDS + SLACK_SECONDS:
+        problems.append(f"it took {max(between):.0f} s to begin another epoch")
+    if not stormy.validation_loss <= LOSS_TOLERANCE * calm.validation_loss:
+        problems.append(f"the loss is {stormy.validation_loss:.3f}, undisturbed it is {calm.validation_loss:.3f}")
+    if not (told := stormy.ends.get(LIAR, {}).get("told")):
+        problems.append(f"the liar told no lies: {told}")
+    return problems
+
+
+def table(calm: Result, stormy: Result) -> Table:
+    result = Table(title=f"{PEERS} processes, undisturbed and disturbed", show_lines=False)
+    for name, justify in (("", "left"), ("undisturbed", "right"), ("disturbed", "right")):
+        result.add_column(name, justify=justify)  # type: ignore[arg-type]
+
+    def row(name: str, *values: object) -> None:
+        result.add_row(name, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
+
+    both = (calm, stormy)
+    row("rounds", *(len(r.rounds()) for r in both))
+    row("seconds", *(f"{r.outcome.seconds:.0f}" for r in both))
+    gaps = [r.gaps() for r in both]
+    row("seconds per round, median", *(sorted(within)[len(within) // 2] for within, _ in gaps))
+    row("longest round, seconds", *(max(within, default=0.0) for within, _ in gaps))
+    row("epochs", *(len(between) + 1 for _, between in gaps))
+    row("longest time between epochs, seconds", *(max(between, default=0.0) for _, between in gaps))
+    row("kill -9", *(sum(isinstance(f, Kill) for f in r.outcome.faults) for r in both))
+    row("started again", *(sum(isinstance(f, Restart) for f in r.outcome.faults) for r in both))
+    row("partitions of 20 s", *(r.cuts for r in both))
+    row("announcements lost", *(r.count("lost")["lost"] for r in both))
+    row("stopped by partitions", *(r.count("cut")["cut"] for r in both))
+    told = stormy.ends.get(LIAR, {}).get("told", {})
+    row("lies told", 0, ", ".join(f"{count} {name}" for name, count in sorted(told.items())))
+    row("dropped by honest peers", *(_counts(r.count("dropped")) for r in both))
+    row("rounds with other weights somewhere", *(len(r.differences()) for r in both))
+    row("weights of the honest at the end", *(_final(r) for r in both))
+    row("loss at the end, nats per byte", *(r.validation_loss for r in both))
+    return result
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items())) or "nothing"
+
+
+def _final(result: Result) -> str:
+    finals = {result.outcome.watch.peers[number].final_hash[:8] or "none" for number in result.honest}
+    return f"{finals.pop()}, equal" if len(finals) == 1 else f"DIFFER: {', '.join(sorted(finals))}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1, help="of who is killed and cut off, and when")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each of the two runs")
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"))
+    args = parser.parse_args()
+    if args.rounds < 50:
+        raise ConfigurationError("fewer than 50 rounds leave no room for trouble", name="rounds", value=args.rounds)
+    calm = run(args, "undisturbed", disturbed=False)
+    stormy = run(args, "disturbed", disturbed=True)
+    console = Console()
+    console.print(table(calm, stormy))
+    problems = judge(calm, stormy)
+    for problem in problems:
+        console.print(problem, style="bold red", markup=False)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

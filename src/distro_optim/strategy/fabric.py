@@ -1,0 +1,430 @@
+"""FabricPsycheStrategy: a loop of one's own, with Fabric, hosts a run or joins one.
+
+::
+
+    strategy = FabricPsycheStrategy()  # or FabricPsycheStrategy(run="psyche1...")
+    fabric = Fabric(strategy=strategy)
+    fabric.launch()
+    model, optimizer = fabric.setup(model, DisTrO(model.parameters(), lr=1e-3))
+    for round in strategy.rounds(DataLoader(data, batch_size=32), max_steps=1000):
+        for batch in round:
+            fabric.backward(loss_of(model, batch))
+        optimizer.step()
+
+Rounds take the place of batches: which samples a peer trains, and how many, is for the run to say, so a round may be
+several batches. Gradients of all of them are added up with the weights that make their mean loss that of the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self
+
+from lightning.fabric.strategies import STRATEGY_REGISTRY
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.strategy import _BackwardSyncControl
+from lightning.fabric.utilities.types import Optimizable
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from ..comm.signing import SecretKey
+from ..errors import ConfigurationError, DistroError
+from ..optimizer import DisTrO
+from .config import RunConfig
+from .framework_session import FrameworkSession, arguments_of_session
+from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .invitation import invitation
+from .joining import parse_run
+from .lightning_checks import check_optimizers
+from .port import RunView
+from .round import Round
+from .round_loader import RoundBatch, RoundLoader
+from .samples import samples_of
+from .session import LearningRates
+
+__all__ = ["FabricPsycheStrategy", "FabricRound", "FabricRounds"]
+
+
+class FabricRound:
+    """The batches of a round, on the device. While it is open, the weights look ahead.
+
+    Attributes:
+        step: of the run.
+        samples: indices of the samples, where the dataset has indices.
+    """
+
+    def __init__(self, round_: Round, batch: Any, strategy: FabricPsycheStrategy) -> None:
+        self.step = round_.step
+        self._round = round_
+        self._batch = batch
+        self._strategy = strategy
+
+    @property
+    def samples(self) -> list[int]:
+        return self._round.indices
+
+    @property
+    def cancelled(self) -> bool:
+        """The round is over before we were; iterating ends by itself."""
+        return self._round.cancelled
+
+    def __len__(self) -> int:
+        return len(self._batch) if isinstance(self._batch, RoundBatch) else 1
+
+    def __iter__(self) -> Iterator[Any]:
+        batch, strategy = self._batch, self._strategy
+        pieces = batch.micro_batches() if isinstance(batch, RoundBatch) else iter([(batch, 1.0)])
+        for number, (piece, weight) in enumerate(pieces, start=1):
+            strategy._weight = weight
+            with strategy._gradients_stay_here() if number < len(self) else nullcontext():
+                yield strategy.batch_to_device(piece)
+            if self.cancelled:
+                return
+
+
+class FabricRounds:
+    """Iterates over the rounds in which we train, to the end of the run, and leaves it then, or at :meth:`close`.
+
+    Usable as a context manager, which is how a loop that may end early leaves the run in good order.
+    """
+
+    def __init__(self, strategy: FabricPsycheStrategy, open_session: Callable[[], FrameworkSession]) -> None:
+        self._strategy = strategy
+        self._open_session = open_session
+        self._began = False
+
+    def __iter__(self) -> Iterator[FabricRound]:
+        return self
+
+    def __next__(self) -> FabricRound:
+        if not self._began:
+            self._began = True
+            self._open_session()
+        try:
+            return self._strategy._next_fabric_round()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the run. May be called again."""
+        self._strategy.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class FabricPsycheStrategy(DDPStrategy):
+    """Trains with peers over the internet, in a loop with Fabric: see the module.
+
+    Several devices of this machine are one peer. Reductions and barriers stay on this machine.
+
+    Args:
+        run: a ticket or ``"host:port/run-id"``; None hosts.
+        config: settings of the run, if it is hosted; what it leaves open is taken from :meth:`rounds`.
+        secret_key: who we are; by default somebody new each time.
+        relay: ``"default"``, ``"none"`` or addresses of relays.
+        checkpoint_dir, resume, learning_rates, on_event, session_arguments: see :class:`~.session.SwarmSession`.
+        kwargs: of ``DDPStrategy``; they matter with several devices.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        run: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
+        relay: str | Sequence[str] = "default",
+        checkpoint_dir: str | PathLike[str] | None = None,
+        resume: bool = False,
+        learning_rates: LearningRates | None = None,
+        on_event: Callable[[str], None] | None = None,
+        session_arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if run is not None:
+            parse_run(run)
+        self.run = run
+        self.config = config
+        self._session_arguments = arguments_of_session(
+            {
+                "run": run,
+                "config": config,
+                "secret_key": secret_key,
+                "relay": relay,
+                "checkpoint_dir": checkpoint_dir,
+                "resume": resume,
+                "learning_rates": learning_rates,
+                "on_event": on_event,
+            },
+            session_arguments,
+        )
+        self._backward_sync_control = _SyncAmongDevices()
+        self._module: nn.Module | None = None
+        self._optimizer: DisTrO | None = None
+        self._loader: RoundLoader | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._session: FrameworkSession | None = None
+        self._round: Round | None = None
+        self._weight = 1.0
+        self._loss: Tensor | None = None
+
+    @classmethod
+    @override
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        if "psyche" not in strategy_registry:
+            strategy_registry.register("psyche", cls, description="hosts a run for peers")
+
+    # ------------------------------------------------------------------ the run
+
+    def rounds(
+        self,
+        loader: DataLoader[Any],
+        *,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        schedulers: Sequence[Any] = (),
+        by_index: bool = True,
+    ) -> FabricRounds:
+        """The rounds of the run, instead of ``fabric.setup_dataloaders(loader)``. It is joined with the first one.
+
+        Args:
+            loader: the training data, not set up with Fabric.
+            max_steps, max_epochs: how long a run that is hosted shall be, where its config does not say. An epoch is
+                one pass over the data by all peers together.
+            schedulers: of the learning rate. They follow the run's step; do not step them.
+            by_index: False leaves the choice of samples to the loader's own sampler.
+
+        Raises:
+            ConfigurationError: the loader cannot be asked for single samples.
+        """
+        if self._module is None or self._optimizer is None:
+            raise ConfigurationError(
+                "rounds() needs a model and its optimizer: first `model, optimizer = fabric.setup(model, optimizer)`",
+                name="rounds",
+            )
+        self._loader = RoundLoader(samples_of(loader, by_index=by_index), self)
+        return FabricRounds(self, lambda: self._join(max_steps, max_epochs, schedulers))
+
+    @property
+    def session(self) -> FrameworkSession | None:
+        """Our part in the run; None but while :meth:`rounds` are gone through."""
+        return self._session
+
+    @property
+    def num_peers(self) -> int:
+        """Peers of the run's present epoch, ourselves included; 1 while we are in no run."""
+        return 1 if self._session is None else max(1, self._session.num_peers)
+
+    @property
+    def peer_index(self) -> int | None:
+        """Our place among them; None while we are not in the epoch."""
+        return None if self._session is None else self._session.peer_index
+
+    @property
+    def ticket(self) -> str | None:
+        """What others pass as ``run``."""
+        return None if self._session is None else self._session.ticket
+
+    def view(self) -> RunView | None:
+        """A snapshot of the run for logs and live tables, from any thread."""
+        return None if self._session is None else self._session.view()
+
+    def leave(self) -> None:
+        """Leaves the run. The model has its true weights then. May be called again."""
+        session = self._session
+        self._forget()
+        if session is not None:
+            session.close()
+        if self._loader is not None:
+            self._loader.samples.close()
+
+    def _join(self, max_steps: int | None, max_epochs: int | None, schedulers: Sequence[Any]) -> FrameworkSession:
+        assert self._module is not None
+        assert self._optimizer is not None
+        assert self._loader is not None
+        if self._session is not None:
+            raise DistroError("the rounds of another loader are not over: close() them first")
+        session = FrameworkSession(
+            self._module,
+            self._optimizer,
+            dataset_size=self._loader.samples.size,
+            complete=partial(self._completed, max_steps, max_epochs),
+            interrupt=lambda: None,
+            **self._session_arguments,
+        )
+        if schedulers:
+            session.follow(*schedulers)
+        session.start()
+        self._session = session
+        if session.is_host and self.is_global_zero:
+            print(invitation(session, "FabricPsycheStrategy(run={ticket!r})"), flush=True)
+        return session
+
+    def _completed(self, max_steps: int | None, max_epochs: int | None, config: RunConfig) -> RunConfig:
+        assert self._loader is not None
+        samples = self._loader.samples
+        batch_size = default_batch_size(
+            config,
+            peer_batch_size=samples.micro_batch_size * max(1, self.num_processes),
+            dataset_size=samples.size,
+        )
+        steps = [max_steps] if max_steps is not None else []
+        if max_epochs is not None and samples.size is not None:
+            steps.append(max_epochs * rounds_per_pass(samples.size, batch_size))
+        return complete_config(config, batch_size=batch_size, max_steps=min(steps, default=None))
+
+    # ------------------------------------------------------------------ rounds
+
+    def next_round(self) -> Round | None:
+        """Of :class:`~.round_loader.RoundSource`."""
+        assert self._session is not None
+        self._round, self._weight, self._loss = self._session.next_round(), 1.0, None
+        return self._round
+
+    def _next_fabric_round(self) -> FabricRound:
+        if self._session is None:
+            raise StopIteration
+        assert self._loader is not None
+        batch = next(self._loader)
+        assert self._round is not None
+        return FabricRound(self._round, batch, self)
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        """Of :class:`~.round_loader.RoundSource`."""
+        assert self._loader is not None
+        state = self._session.state if self._session is not None else None
+        if state is None or self._loader.samples.size is None:
+            raise ConfigurationError("how many rounds make an epoch is known only in a run, of a dataset with a length")
+        return rounds_per_pass(self._loader.samples.size, state.config.global_batch_size_end)
+
+    @property
+    def place_among_peers(self) -> tuple[int, int]:
+        """Of :class:`~.round_loader.RoundSource`."""
+        return self.peer_index or 0, self.num_peers
+
+    @property
+    def place_among_devices(self) -> tuple[int, int]:
+        """Of :class:`~.round_loader.RoundSource`."""
+        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
+
+    def _gradients_stay_here(self) -> AbstractContextManager[None]:
+        """No reduction among devices; more batches of the round are to come."""
+        wrapped = self._wrapped
+        return nullcontext() if wrapped is None else wrapped.no_sync()
+
+    @override
+    def backward(self, tensor: Tensor, module: nn.Module | None, *args: Any, **kwargs: Any) -> None:
+        """In a round, of the loss times what its batch counts in the round."""
+        if self._round is not None:
+            tensor = tensor * self._weight
+            self._loss = tensor.detach() if self._loss is None else self._loss + tensor.detach()
+        super().backward(tensor, module, *args, **kwargs)
+
+    @override
+    def optimizer_step(self, optimizer: Optimizable, **kwargs: Any) -> Any:
+        """In a run, a step is a contribution to the round: the session has taken over ``DisTrO.step``."""
+        if self._session is None:
+            return super().optimizer_step(optimizer, **kwargs)
+        if self._round is None or not self._round.open:
+            raise DistroError("optimizer.step() outside of a round: in a run, one step is taken in each of rounds()")
+        if "closure" not in kwargs and getattr(self.precision, "scaler", None) is None:
+            kwargs["closure"] = lambda: self._loss  # computed already; the run tells it to those who look
+        output = super().optimizer_step(optimizer, **kwargs)
+        # Still open if the scaler of 16-mixed found an overflow: the others need not wait for us.
+        self._round.skip()
+        return output
+
+    # ------------------------------------------------------------------ this machine
+
+    @property
+    def _alone(self) -> bool:
+        """One device: no process group, no wrapper, no launcher."""
+        return self.num_processes <= 1
+
+    @override
+    def _configure_launcher(self) -> None:
+        if self.num_nodes != 1:
+            raise ConfigurationError(
+                f"num_nodes={self.num_nodes}: a peer is one machine, so start the script on each one, on all but the "
+                "first with FabricPsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
+                name="num_nodes",
+                value=self.num_nodes,
+            )
+        if not self._alone:
+            super()._configure_launcher()
+
+    @override
+    def _setup_distributed(self) -> None:
+        if self._alone:
+            self._set_world_ranks()
+        else:
+            super()._setup_distributed()
+
+    @override
+    def setup_module(self, module: nn.Module) -> Any:
+        self._module = module
+        self._wrapped: DistributedDataParallel | None = None if self._alone else super().setup_module(module)
+        return module if self._wrapped is None else self._wrapped
+
+    @override
+    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        if self._optimizer is not None and optimizer is not self._optimizer and self._session is not None:
+            raise DistroError("a run trains with one optimizer: set up another one when it is over")
+        check_optimizers([optimizer])
+        assert isinstance(optimizer, DisTrO)
+        self._optimizer = optimizer
+        return super().setup_optimizer(optimizer)
+
+    @override
+    def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        if self._session is not None and self._optimizer is not None:
+            self._optimizer.undo_lookahead()
+        return super().get_module_state_dict(module)
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        if not self._alone:
+            super().barrier(*args, **kwargs)
+
+    @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj if self._alone else super().broadcast(obj, src)
+
+    @override
+    def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        return tensor if self._alone else super().all_reduce(tensor, group, reduce_op)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
+
+
+class _SyncAmongDevices(_BackwardSyncControl):
+    """``fabric.no_backward_sync``; without effect on one device, which has nobody to synchronize with."""
+
+    @override
+    def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+        if enabled and isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
+
+
+FabricPsycheStrategy.register_strategies(STRATEGY_REGISTRY)

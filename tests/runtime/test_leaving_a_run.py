@@ -1,0 +1,107 @@
+"""Leaving is possible in every phase, takes nothing along, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.errors import ConfigurationError, ExchangeError, RunError
+from distro_optim.strategy import actions as act
+from distro_optim.strategy.runtime import Runtime
+from runtime.live import LOOPBACK, config, live_run
+from runtime.memory import MemoryRun
+from runtime.training import TrainingThread, assert_equal_weights
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def threads_of_runs() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "distro-optim-run"]
+
+
+def until_action(kind: type) -> Callable[[TrainingThread], None]:
+    return lambda peer: peer.until(lambda p: p.of(kind))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda peer: None, until_action(act.Initialize), until_action(act.TrainBatch), until_action(act.ApplyResults)],
+    ids=["while waiting for members", "after loading", "after a training", "in full flow"],
+)
+def test_a_host_can_leave_in_every_phase_and_nothing_stays_behind(wait: Callable[[TrainingThread], None]) -> None:
+    with live_run() as run:
+        host = run.host(config(total_steps=10_000))
+        wait(host)
+        host.close()
+        assert isinstance(host.error, RunError)
+        assert threads_of_runs() == []
+
+
+def test_leaving_ends_a_training_that_is_under_way() -> None:
+    with MemoryRun(total_steps=1000, max_round_train_time=50) as run:
+        peer = run.peer(1, step_seconds=1000.0)
+        threading.Timer(0.5, peer.port.close).start()
+        peer.join()
+        assert isinstance(peer.error, RunError)
+
+
+def test_leaving_ends_a_wait_for_the_model() -> None:
+    with MemoryRun() as run:
+        peer = run.peer(1)
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                peer.port.download_model([bytes(32)], max_parameter_bytes=100)
+            except ExchangeError as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        peer.port.close()
+        asking.join(10)
+        assert len(errors) == 1
+
+
+def test_the_others_go_on_without_the_one_who_leaves() -> None:
+    with MemoryRun(min_peers=3, keep_peers=1, total_steps=60) as run:
+        stay, also, leaves = (run.peer(number, step_seconds=0.01) for number in (1, 2, 3))
+        leaves.until(lambda peer: len(peer.of(act.ApplyResults)) > 3)
+        leaves.close()
+        for peer in (stay, also):
+            peer.join()
+            assert peer.error is None
+        assert_equal_weights(stay, also)
+        assert len(stay.of(act.ApplyResults)[-1].updates) == 2
+
+
+def test_leaving_before_coming_and_leaving_twice_are_leaving() -> None:
+    port = Runtime.connect(config=config(), **LOOPBACK)
+    port.close()
+    port.close()
+    with pytest.raises(RunError, match="closed"):
+        port.start()
+    with pytest.raises(RunError):
+        port.next_action()
+
+
+def test_answers_after_leaving_are_ignored() -> None:
+    with MemoryRun() as run:
+        peer = run.peer(1)
+        peer.close()
+        peer.port.cancelled(1)
+        peer.port.initialization_failed("too late")
+        peer.port.offer_model(SharedModel("{}"))
+        peer.port.withdraw_model()
+
+
+def test_nothing_can_be_asked_before_the_start() -> None:
+    port = Runtime.connect(config=config(), **LOOPBACK)
+    assert port.ticket is None
+    assert port.view().run_state == "CONNECTING"
+    with pytest.raises(ConfigurationError, match="start"):
+        port.next_action()
+    port.close()

@@ -1,0 +1,141 @@
+"""In a run of Psyche's the coordinator's settings count, and what is shared is what its clients read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from distro_optim import DisTrO
+from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.coordinator.model import Distro, Hub, HubRepo
+from distro_optim.coordinator.types import RunState
+from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.psyche_settings import adopt_settings, settings_of
+
+from .scripts import Net, Script, equal_weights
+from .world import SessionWorld, SimulatedPort
+
+MakeWorld = Callable[..., SessionWorld]
+SETTINGS = Distro(
+    clip_grad_norm=1.0,
+    weight_decay=0.25,
+    compression_decay=0.5,
+    compression_topk=3,
+    compression_chunk=4,
+    quantize_1bit=True,
+)
+RUN_LR = 2.0**-8
+SAME_START = {"seed": 1}  # as if loaded from the hub
+
+
+class Plain(Net):
+    """Without statistics, of which Psyche's clients know nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(10)
+
+
+def psyche_world(make_world: MakeWorld, **settings: int) -> SessionWorld:
+    return make_world(
+        checkpoint=Hub(HubRepo("somebody/model")),
+        optimizer=SETTINGS,
+        lr=RUN_LR,
+        **{"total_steps": 40, "epoch_time": 60, "init_min_clients": 2, "min_clients": 2, **settings},
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peers_adopt_the_runs_settings_and_stay_equal_with_a_late_joiner(
+    make_world: MakeWorld, dtype: torch.dtype
+) -> None:
+    world = psyche_world(make_world)
+    scripts = [Script(model_class=Plain, dtype=dtype, **SAME_START) for _ in range(2)]
+    for number, script in enumerate(scripts, start=1):
+        world.run(world.port(number), script)
+    world.until_phase(RunState.ROUND_TRAIN, height=4)
+    late = Script(model_class=Plain, dtype=dtype, seed=9)
+    world.run(world.port(3), late)
+    world.until_all_ended()
+    assert late.trained
+    world.assert_equal_hashes()
+    assert equal_weights(*scripts, late)
+    group = scripts[0].optimizer.param_groups[0]
+    assert settings_of(scripts[0].optimizer) == replace(SETTINGS, clip_grad_norm=None)
+    assert group["compression_topk"] == 3
+    assert scripts[0].optimizer.tiling == "divisor"
+    assert "the run's settings count: weight_decay is 0.25 (the script says 0.1)" in scripts[0].news
+    assert 'the run\'s settings count: tiling is "divisor" (the script says "padded")' in scripts[0].news
+    assert any("somebody/model; the model must have them already" in line for line in scripts[0].news)
+
+
+def test_what_is_shared_is_bfloat16_sorted_by_name_and_without_statistics(make_world: MakeWorld) -> None:
+    shared: list[SharedModel] = []
+
+    def keep(port: SimulatedPort) -> None:
+        offer = port.offer_model
+
+        def offer_and_keep(model: SharedModel) -> None:
+            shared.append(model)
+            offer(model)
+
+        port.offer_model = offer_and_keep  # type: ignore[method-assign]
+
+    world = psyche_world(make_world, total_steps=8)
+    scripts = [Script(**SAME_START) for _ in range(2)]
+    for number, script in enumerate(scripts, start=1):
+        port = world.port(number)
+        keep(port)
+        world.run(port, script)
+    world.until_all_ended()
+    model = shared[-1]
+    assert list(model.parameters) == sorted(model.parameters, key=str.encode)
+    assert {tensor.dtype for tensor in model.parameters.values()} == {torch.bfloat16}
+    assert "norm.running_mean" not in model.parameters
+    assert "frozen" in model.parameters
+    assert json.loads(model.config)["distro_optim"]["step"] == 8
+    # The weights were rounded to what is shared, so that all go on from the same ones.
+    for name, tensor in model.parameters.items():
+        assert torch.equal(scripts[0].model.get_parameter(name).detach(), tensor.float())
+
+
+def test_a_model_from_a_client_of_psyche_is_taken_without_our_description(make_world: MakeWorld) -> None:
+    world = psyche_world(make_world)
+    scripts = [Script(model_class=Plain, **SAME_START) for _ in range(2)]
+    for number, script in enumerate(scripts, start=1):
+        port = world.port(number)
+        offer = port.offer_model
+        port.offer_model = lambda model, offer=offer: offer(replace(model, config="{}"))  # type: ignore[misc]
+        world.run(port, script)
+    world.until_phase(RunState.ROUND_TRAIN, height=4)
+    late = Script(model_class=Plain, seed=9)
+    world.run(world.port(3), late)
+    world.until_all_ended()
+    assert late.trained
+    assert equal_weights(*scripts, late)
+
+
+def test_the_script_may_insist_on_its_own_rates(make_world: MakeWorld) -> None:
+    world = psyche_world(make_world, total_steps=8)
+    scripts = [Script(session_settings={"learning_rates": "script"}) for _ in range(2)]
+    for number, script in enumerate(scripts, start=1):
+        world.run(world.port(number), script)
+    world.until_all_ended()
+    assert scripts[0].optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert equal_weights(*scripts)
+
+
+def test_settings_that_fit_already_are_not_told() -> None:
+    optimizer = DisTrO(nn.Linear(4, 4).parameters(), tiling="divisor", compression_topk=3, compression_chunk=4)
+    assert adopt_settings(optimizer, settings_of(optimizer)) == []
+
+
+def test_another_transform_than_psyches_is_refused() -> None:
+    optimizer = DisTrO(nn.Linear(4, 4).parameters(), transform="identity")
+    with pytest.raises(ConfigurationError, match="leave transform out"):
+        adopt_settings(optimizer, SETTINGS)

@@ -1,0 +1,159 @@
+"""The description of a model is read from strangers: anything but a description raises ProtocolError."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distro_optim.errors import ProtocolError
+from distro_optim.strategy.model_identity import ModelIdentity, TensorIdentity
+
+NAMES = st.text(max_size=20)
+INTEGERS = st.integers(0, 2**64 - 1)
+IDENTITIES = st.builds(
+    ModelIdentity,
+    epoch=INTEGERS,
+    step=INTEGERS,
+    weights=st.binary(min_size=32, max_size=32),
+    tensors=st.lists(
+        st.builds(
+            TensorIdentity,
+            name=NAMES,
+            kind=st.sampled_from(["trained", "frozen", "buffer"]),
+            dtype=NAMES,
+            shape=st.lists(INTEGERS, max_size=4).map(tuple),
+        ),
+        max_size=4,
+        unique_by=lambda tensor: tensor.name,
+    ).map(tuple),
+    settings=st.dictionaries(NAMES.filter(lambda name: name != "groups"), st.booleans() | NAMES, max_size=3),
+    groups=st.lists(
+        st.dictionaries(NAMES, INTEGERS | st.floats(allow_nan=False, allow_infinity=False), max_size=3), max_size=2
+    ).map(tuple),
+    data=st.dictionaries(NAMES, INTEGERS, max_size=2),
+    version=NAMES,
+    torch_version=NAMES,
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def good() -> dict[str, Any]:
+    identity = ModelIdentity(
+        epoch=1,
+        step=2,
+        weights=bytes(32),
+        tensors=(TensorIdentity("weight", "trained", "float32", (2, 3)),),
+        settings={"tiling": "padded"},
+        groups=({"lr": 0.1},),
+        data={"size": 5},
+    )
+    content: dict[str, Any] = json.loads(identity.encode())
+    return content
+
+
+@settings(max_examples=50)
+@given(IDENTITIES)
+def test_what_is_written_is_read_back(identity: ModelIdentity) -> None:
+    assert ModelIdentity.decode(identity.encode()) == identity
+    assert identity.first_difference(identity) is None
+    assert identity.harmless_differences(identity) == []
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        ModelIdentity.decode(text)
+    except ProtocolError:
+        pass
+
+
+@given(st.sampled_from(sorted(good()["distro_optim"])), JSON)
+def test_any_field_may_be_anything(name: str, value: object) -> None:
+    content = good()
+    content["distro_optim"][name] = value
+    try:
+        ModelIdentity.decode(json.dumps(content))
+    except ProtocolError:
+        pass
+
+
+@settings(max_examples=30)
+@given(IDENTITIES, IDENTITIES)
+def test_any_two_can_be_compared_and_what_differs_has_words(a: ModelIdentity, b: ModelIdentity) -> None:
+    error = a.first_difference(b)
+    if error is not None:
+        assert error.ours != error.theirs
+        assert error.what in str(error)
+    a.harmless_differences(b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "NaN",
+        "[" * 100_000,
+        '{"distro_optim": ' * 5_000,
+        '{"distro_optim": []}',
+        '{"distro_optim": {"format": true, "version": "1"}}',
+        '{"distro_optim": {"format": 1e400, "version": "1"}}',
+        '{"distro_optim": {"format": ' + "9" * 5_000 + "}}",
+    ],
+)
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        ModelIdentity.decode(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("weights",), "00"),
+        (("weights",), "zz" * 32),
+        (("step",), -(2**70)),
+        (("step",), True),
+        (("tensors", 0, 1), "secret"),
+        (("tensors", 0, 3), [-1]),
+        (("tensors", 0, 3), [True]),
+        (("tensors", 0), ["weight", "trained", "float32"]),
+        (("tensors",), [["weight", "trained", "float32", [2]]] * 2),
+        (("optimizer", "groups"), {}),
+        (("optimizer", "groups", 0), []),
+        (("data", "size"), 1.5),
+    ],
+)
+def test_a_wrong_field_is_refused(path: tuple[Any, ...], value: object) -> None:
+    content = good()
+    place = content["distro_optim"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ProtocolError):
+        ModelIdentity.decode(json.dumps(content))
+
+
+def test_what_is_not_of_our_kind_is_told_apart() -> None:
+    assert ModelIdentity.decode('{"model_type": "llama"}') is None
+
+
+def test_a_model_of_transformers_brings_its_configuration() -> None:
+    class Configured:
+        class config:
+            @staticmethod
+            def to_json_string() -> str:
+                return '{"model_type": "llama"}'
+
+    identity = ModelIdentity.decode(json.dumps(good()))
+    assert identity is not None
+    text = identity.encode(Configured())  # type: ignore[arg-type]
+    assert json.loads(text)["model_type"] == "llama"
+    assert ModelIdentity.decode(text) == identity

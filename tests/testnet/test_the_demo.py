@@ -1,0 +1,35 @@
+"""``make demo``, shorter: one Lightning script in several processes, one of them killed, another joining."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "lightning_bytes.py"
+
+pytestmark = pytest.mark.timeout(280)
+
+
+def test_one_script_trains_as_several_peers_who_come_and_go(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "distro_optim", "testnet", "--peers", "2", "--kill", "1@6", "--join-at", "6"]
+    command += ["--set", "joiner_wait_time=1", "--set", "min_peers=1", "--set", "global_batch_size=4"]
+    command += ["--target", "5.3", "--timeout", "240", "--json", "--out", str(tmp_path), str(SCRIPT), "200"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=270)
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert ended.returncode == 0, (summary, ended.stderr)
+    host, killed, joined = summary["peers"]
+    assert (host["state"], killed["state"], joined["state"]) == ("ended", "killed -9", "ended")
+    assert killed["rounds"] >= 6
+    assert joined["rounds"] >= 3
+    assert host["weights_hash"] == joined["weights_hash"]
+    assert summary["rounds_compared"] >= 8
+    assert summary["rounds_differing"] == 0
+    assert 0 < host["bytes_sent"] < host["ddp_bytes"]
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
