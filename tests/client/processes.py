@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from distro_optim.cli import main
 
 TINY_LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -73,6 +75,25 @@ quantize_1bit = true
 """
 
 DUMMY = 'optimizer = "Dummy"\n'
+
+
+# Psyche's data fixtures carry licences of their own and are not part of this project.
+FIXTURES = Path(os.environ.get("DISTRO_OPTIM_VECTORS", Path(__file__).parents[3] / "shared" / "vectors")) / "data"
+
+
+def write_tokens(folder: Path, seq_len: int) -> tuple[Path, int]:
+    """Tokens to train on, as a ``data.toml`` and the size of their vocabulary: FineWeb, or Python's own sources."""
+    tokens, vocab_size = FIXTURES / "fineweb" / "data", 32000
+    if not tokens.is_dir():
+        tokens, vocab_size = folder / "tokens", 256
+        tokens.mkdir()
+        texts = Path(json.__file__).parent
+        assert main(["tokenize", str(texts), "--tokenizer", "bytes", "--out", str(tokens / "json.bin")]) == 0
+    path = folder / "data.toml"
+    path.write_text(
+        f'dir = "{tokens}"\nseq_len = {seq_len}\ntoken_size = "TwoBytes"\nshuffle_seed = [{", ".join(["7"] * 32)}]\n'
+    )
+    return path, vocab_size
 
 
 def write_state(path: Path, **settings: object) -> Path:
@@ -138,6 +159,10 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it is not over after {seconds} s:\n{self.log.read_text()[-3000:]}") from None
 
+    def latest_of(self, event: str, name: str) -> Any:
+        """The newest value of a field among the records of an event."""
+        return next((r[name] for r in reversed(list(self.records())) if r.get("event") == event and name in r), None)
+
     def send(self, number: signal.Signals) -> None:
         """A signal."""
         self.process.send_signal(number)
@@ -147,6 +172,17 @@ class Process:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+def wait_for_all(processes: Sequence[Process], seconds: float = 200.0) -> None:
+    """Until all have ended well; fails as soon as one has not."""
+    end = time.monotonic() + seconds
+    while any(each.process.poll() is None for each in processes):
+        broken = [each for each in processes if each.process.poll() not in (None, 0)]
+        assert not broken, broken[0].log.read_text()[-3000:]
+        assert time.monotonic() < end, "\n".join(each.log.read_text()[-1000:] for each in processes)
+        time.sleep(0.1)
+    assert [each.process.returncode for each in processes] == [0] * len(processes)
 
 
 class Server(Process):

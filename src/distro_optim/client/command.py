@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data-parallelism", metavar="N", help="devices that share our batch (1)")
     add("--micro-batch-size", metavar="N", help="sequences in a forward pass (1)")
     add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
-    add("--model", metavar="DIR", help="folder with the run's model, if its own name for it is no folder here")
+    add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
+    add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that has them on your disk")
     add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
     add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
@@ -88,6 +89,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "micro_batch_size": given("micro_batch_size", int),
         "grad_accum_in_fp32": given("grad_accum_in_fp32", _boolean),
         "model": given("model", Path),
+        "data": given("data", Path),
         "checkpoint_dir": given("checkpoint_dir", Path),
         "keep_steps": given("keep_steps", int),
         "logs": "json" if options.json else given("logs"),

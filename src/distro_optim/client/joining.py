@@ -15,13 +15,15 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, RunError
 from ..strategy.port import RunPort
 from ..strategy.runtime import Runtime
+from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
 from .display import REDRAW_SECONDS, Display, display_for
 from .dummy import train_dummy
 from .figures import Figures, Progress
 from .metrics import MetricsServer
 from .options import JoinOptions
-from .preparing import is_without_tensors, prepare
+from .preparing import is_without_tensors, load_libraries, prepare
+from .training import train_language_model
 
 __all__ = ["join"]
 
@@ -61,6 +63,7 @@ def join(options: JoinOptions, display: Display | None = None) -> None:
             news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
         news.tell(f"joining {options.run[:60]}")
+        load_libraries()
         port.start()
         state = port.state
         if state is None:
@@ -82,10 +85,6 @@ def _train(
     news: _News,
     stack: ExitStack,
 ) -> None:
-    # Here, so that a run without tensors needs neither torch's nor transformers' time to load.
-    from ..strategy.session import SwarmSession
-    from .training import train_language_model
-
     state = port.state
     assert state is not None
     prepared = prepare(
@@ -94,6 +93,7 @@ def _train(
         key=key,
         device=devices[0],
         folder=options.model,
+        data=options.data,
         progress=progress.downloaded,
         tell=news.tell,
     )

@@ -28,7 +28,9 @@ class JoinOptions:
         data_parallelism: how many devices share our batch.
         micro_batch_size: sequences in a forward pass.
         grad_accum_in_fp32: accepted for Psyche's sake; several micro-batches are always added up in float32.
-        model: folder with the model, where the run's own name for it leads nowhere on this machine.
+        model: folder with the model, in place of the run's own name for it, which is looked up among the hub's
+            downloads only.
+        data: file, folder or ``data.toml`` with the training data, where the run has them on the disk of each client.
         checkpoint_dir: where the model is saved at the end of each epoch; None saves nothing.
         keep_steps: how many of them stay.
         logs: what is shown.
@@ -48,6 +50,7 @@ class JoinOptions:
     micro_batch_size: int = 1
     grad_accum_in_fp32: bool = False
     model: Path | None = None
+    data: Path | None = None
     checkpoint_dir: Path | None = None
     keep_steps: int = 3
     logs: Logs = "tui"
