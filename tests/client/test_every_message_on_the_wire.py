@@ -172,6 +172,12 @@ def build_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalTrainers, "train", locked(LocalTrainers.train))
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class Recording:
     """All that was said."""
 
@@ -199,10 +205,10 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
             warmup_time=5,
             max_round_train_time=5,
             checkpoint='{ Hub = { repo_id = "somebody/tiny-llama", revision = "main" } }',
-            data_location='{ Local = "wherever" }',
+            data_location=f'{{ Server = "127.0.0.1:{free_port()}" }}',
             optimizer=DISTRO,
         )
-        server = Server(folder, state)
+        server = Server(folder, state, "--data", str(data))
         stack.callback(server.end)
         ticket = RunTicket.parse(server.ticket)
         tap = TcpTap(split_address(server.latest_of("server", "address")))
@@ -210,9 +216,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         through_tap = str(RunTicket(ticket.run_id, (tap.address,), ticket.endpoint))
 
         def client(own_model: Path | None) -> ClientThread:
-            return ClientThread(
-                JoinOptions(run=through_tap, relay="none", device="cpu", logs="none", model=own_model, data=data)
-            )
+            return ClientThread(JoinOptions(run=through_tap, relay="none", device="cpu", logs="none", model=own_model))
 
         clients = [client(model), client(model)]
         server.until(lambda: (server.latest("step") or 0) >= 2, "step 2")

@@ -81,3 +81,8 @@ def test_the_help_says_that_evaluation_is_out_of_scope(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         _parser().parse_args(["join", "--help"])
     assert "Evaluation tasks" in capsys.readouterr().out
+
+
+def test_peers_may_be_named_more_than_once() -> None:
+    assert asked("psyche1abc", "--peer", "a", "--peer", "b").peers == ("a", "b")
+    assert asked("psyche1abc").peers == ()

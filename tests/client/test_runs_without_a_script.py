@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from safetensors.torch import load_file
@@ -65,8 +66,9 @@ def test_four_clients_train_a_llama_while_one_is_killed_and_one_comes_late(tmp_p
     trained = [each.latest("rounds_trained") for each in clients]
     assert all(trained), trained
     losses = [[r["loss"] for r in each.records() if r.get("loss")] for each in clients]
-    assert max(latest[-1] for latest in losses) < losses[0][0] - 0.5  # all of them have learned
-    assert losses[-1][0] < losses[0][0] - 0.1  # the late one began with what others had learned
+    at_first = mean(losses[0][:2] + losses[1][:2])
+    assert all(mean(each[-4:]) < at_first - 0.3 for each in losses), losses
+    assert mean(losses[-1][:4]) < at_first, losses  # the late one began with what others had learned
     assert any("comes from peers" in record.get("text", "") for record in late.records())
     at_step = [{r["weights_step"]: r["weights"] for r in each.records() if r.get("weights")} for each in clients]
     shared = set.intersection(*map(set, at_step))

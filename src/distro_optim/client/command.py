@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_name", nargs="?", metavar="RUN-ID", help="the run's name, after host:port")
 
     def add(*names: str, **settings: Any) -> None:
-        parser.add_argument(*names, default=_DEFAULT, **settings)
+        parser.add_argument(*names, **{"default": _DEFAULT, **settings})
 
     add("--server-addr", metavar="HOST:PORT", help="of the coordinator, in place of RUN")
     add("--run-id", metavar="NAME", help="of the run there")
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--bind-p2p-port", metavar="N", help="UDP port (any free one)")
     add("--bind-p2p-interface", metavar="ADDRESS", help="IPv4 address to listen on (all)")
     add("--iroh-relay", metavar="default|none|URL", help="relay server for peers behind firewalls (default)")
-    add("--peer", action="append", metavar="TICKET", help="endpoint ticket of a peer; may be repeated")
+    add("--peer", action="append", default=[], metavar="TICKET", help="endpoint ticket of a peer; may be repeated")
     add("--device", metavar="DEVICE", help="auto, cpu, mps, cuda, cuda:N or cuda:X,Y,Z (auto)")
     add("--data-parallelism", metavar="N", help="devices that share our batch (1)")
     add("--micro-batch-size", metavar="N", help="sequences in a forward pass (1)")
@@ -83,7 +83,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "identity_secret_key_path": given("identity_secret_key_path", Path),
         "bind_addr": f"{given('bind_p2p_interface') or '0.0.0.0'}:{given('bind_p2p_port', _port) or 0}",
         "relay": _RELAYS.get(relay, relay),
-        "peers": tuple(options.peer) if options.peer is not _DEFAULT else None,
+        "peers": tuple(options.peer),
         "device": given("device"),
         "data_parallelism": given("data_parallelism", int),
         "micro_batch_size": given("micro_batch_size", int),
