@@ -211,7 +211,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         server = Server(folder, state, "--data", str(data))
         stack.callback(server.end)
         ticket = RunTicket.parse(server.ticket)
-        tap = TcpTap(split_address(server.latest_of("server", "address")))
+        listening = next(r["address"] for r in server.records() if r["text"].startswith("listening on"))
+        tap = TcpTap(split_address(listening))
         stack.callback(tap.close)
         through_tap = str(RunTicket(ticket.run_id, (tap.address,), ticket.endpoint))
 
@@ -219,7 +220,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
             return ClientThread(JoinOptions(run=through_tap, relay="none", device="cpu", logs="none", model=own_model))
 
         clients = [client(model), client(model)]
-        server.until(lambda: (server.latest("step") or 0) >= 2, "step 2")
+        server.until(lambda: (server.latest("step") or 0) >= 2 or any(each.error for each in clients), "step 2")
+        assert not any(each.error for each in clients), [each.error for each in clients]
         clients.append(client(None))  # gets the model from the others
         for each in clients:
             each.join()
