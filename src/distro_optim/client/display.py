@@ -26,6 +26,7 @@ STATUS_SECONDS: Final = 30.0
 """Between two lines of figures where nothing is redrawn, as in Psyche's client."""
 RECORD_SECONDS: Final = 2.0
 SHOWN_PEERS: Final = 16
+_GAP: Final = "   "
 
 PHASES: Final = {
     "CONNECTING": "yellow",
@@ -151,7 +152,7 @@ def status_line(figures: Figures) -> str:
     if figures.loss is not None:
         parts.append(f"loss {figures.loss:.4f}")
     if figures.tokens_per_second is not None:
-        parts.append(f"{_short(figures.tokens_per_second)} tokens/s")
+        parts.append(f"{_short(figures.tokens_per_second).rstrip()} tokens/s")
     parts.append(f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B")
     return "; ".join(parts)
 
@@ -204,26 +205,25 @@ def render(figures: Figures) -> RenderableType:
         f"{view.num_peers} clients",
         Text("connected" if view.connected else "no link to the coordinator", style="" if view.connected else "red"),
     )
-    ours = Table.grid(padding=(0, 3))
-    batch = "-" if figures.batch is None else str(figures.batch)
-    ours.add_row(
+    speed = f"{_short(figures.tokens_per_second).rstrip()} tokens/s" if figures.tokens_per_second else "- tokens/s"
+    efficiency = [f"{100 * figures.efficiency:.0f} % training"] if figures.efficiency is not None else []
+    ours = [
         f"we are {figures.key.hex()[:8]}",
         figures.role.replace("_", " "),
-        f"batch {batch}",
+        f"batch {'-' if figures.batch is None else figures.batch}",
         f"loss {_number(figures.loss, '.4f')}",
         f"lr {_number(view.lr, '.2e')}",
-        f"{_short(figures.tokens_per_second)} tokens/s" if figures.tokens_per_second else "- tokens/s",
-        f"{100 * figures.efficiency:.0f} % training" if figures.efficiency is not None else "",
-        f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B",
-    )
-    rows: list[RenderableType] = [head, ours]
+    ]
+    pace = [speed, *efficiency, f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B"]
+    lines = [Text(_GAP.join(line), no_wrap=True, overflow="ellipsis") for line in (ours, pace)]
+    rows: list[RenderableType] = [head, *lines]
     if view.fault is not None:
         rows.append(Text(f"our weights are in doubt: {printable(view.fault)}", style="bold red"))
     if figures.downloaded is not None and figures.downloaded[0] < figures.downloaded[1]:
         rows.append(Text(f"{figures.downloaded[0]} of {figures.downloaded[1]} parameters downloaded", style="yellow"))
     if view.peers:
         rows.append(_peer_table(figures))
-    events = [*view.last_events, *figures.events][-SHOWN_PEERS:]
+    events = [*figures.events, *view.last_events]
     rows += [Text(printable(event), style="dim") for event in events]
     return Group(*rows)
 
