@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import __version__
+from .client import command as join_command
 from .errors import ConfigurationError, DistroError
 from .testnet import command as testnet_command
 
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     output = serve.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
     output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
+
+    join = commands.add_parser("join", help="train in a run of Psyche's, without a script")
+    join.set_defaults(command=join_command.run)
+    join_command.add_options(join)
 
     testnet = commands.add_parser(
         "testnet",

@@ -14,7 +14,7 @@ from .swarm import Swarm
 
 __all__ = ["ModelExchange", "SharedModels", "download_patiently"]
 
-Check = Callable[[str, Sequence[str]], None]
+Check = Callable[[str, Sequence[str]], int | None]
 """See ``check`` of :func:`~.iroh.sharing.download_model`."""
 
 # Between two rounds of asking those who had nothing to share; they may be loading themselves.

@@ -340,6 +340,7 @@ class RemoteCoordinator(CoordinatorClient):
 
     async def _open_within_timeout(self) -> _Session:
         progress = "it did not take the connection"
+        is_coordinator = False
         try:
             async with asyncio.timeout(self._timeout):
                 stream = await self._connect()
@@ -350,6 +351,7 @@ class RemoteCoordinator(CoordinatorClient):
                     progress = "it sent no challenge; is it a Psyche coordinator?"
                     await self._shake_hands(session)
                     progress = "it sent no state, though the handshake is done"
+                    is_coordinator = True
                     await self._join_run(session)
                 except BaseException:
                     await session.close()
@@ -360,6 +362,11 @@ class RemoteCoordinator(CoordinatorClient):
         except (OSError, ExchangeError) as error:
             raise CoordinatorLinkError(f"{self._name} cannot be reached: {error}") from error
         except ProtocolError as error:
+            if is_coordinator:
+                raise ProtocolError(
+                    f"{self._name} sends a state that cannot be read ({error}): it is probably of a newer version of "
+                    "Psyche's protocol; look for a newer distro_optim"
+                ) from error
             raise ProtocolError(f"{self._name} does not speak the protocol of a coordinator: {error}") from error
 
     async def _shake_hands(self, session: _Session) -> None:

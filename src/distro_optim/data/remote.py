@@ -94,6 +94,27 @@ class DataServerTokens(TokenProvider):
         return None
 
     @override
+    def probe(self) -> None:
+        """Whether a data server answers there. It serves members of the epoch only, and nobody is one before the first.
+
+        Raises:
+            DataUnavailableError: nobody does.
+            InvalidDataError: it serves us, and what it gives cannot be trained on.
+        """
+        first = BatchId(0, 0)
+        with self._lock:
+            try:
+                self._check(0, *self._ask(first))
+            except InvalidDataError as error:
+                self._hang_up()
+                raise InvalidDataError(f"{self._name}: {error}") from error
+            except RequestRefusedError:
+                return
+            except OSError as error:
+                self._hang_up()
+                raise DataUnavailableError(f"{self._name}: {str(error) or type(error).__name__}") from error
+
+    @override
     def close(self) -> None:
         super().close()
         with self._switching:

@@ -107,16 +107,20 @@ class TokenBatch:
         count = 1 if size is None else math.ceil(len(self) / size)
         return list(self._chunks(max(count, 1)))
 
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """The sequences from ``start`` up to ``stop``."""
+        rows = slice(start, stop)
+        return TokenBatch(
+            self.input_ids[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.position_ids is None else self.position_ids[rows],
+            None if self.sequence_lengths is None else self.sequence_lengths[rows],
+        )
+
     def _chunks(self, count: int) -> Iterator[TokenBatch]:
-        step = math.ceil(len(self) / count)
-        for start in range(0, len(self), max(step, 1)):
-            rows = slice(start, start + step)
-            yield TokenBatch(
-                self.input_ids[rows],
-                None if self.labels is None else self.labels[rows],
-                None if self.position_ids is None else self.position_ids[rows],
-                None if self.sequence_lengths is None else self.sequence_lengths[rows],
-            )
+        step = max(math.ceil(len(self) / count), 1)
+        for start in range(0, len(self), step):
+            yield self.rows(start, start + step)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises ConfigurationError where a token or a label is none of the model's, which a GPU would die of."""

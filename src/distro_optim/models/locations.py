@@ -9,6 +9,9 @@ from ..coordinator.model import P2P, Checkpoint, DummyCheckpoint, Ephemeral, Gcs
 from ..errors import MissingDependencyError, ModelWeightsError
 from .config import CONFIG_FILE, one_line
 
+# Branches, tags and commits; no part of it leads upwards.
+_REVISION = re.compile(r"(?!/)(?!.*\.\.)[\w./-]+", re.ASCII)
+
 __all__ = ["checkpoint_folder", "find_checkpoint", "latest_checkpoint"]
 
 
@@ -38,19 +41,21 @@ def latest_checkpoint(parent: Path, run_id: str) -> tuple[Path, int] | None:
     return path, step
 
 
-def find_checkpoint(checkpoint: Checkpoint, *, download: bool = False) -> Path:
+def find_checkpoint(checkpoint: Checkpoint, *, download: bool = False, paths: bool = True) -> Path:
     """The folder on this disk that a run's checkpoint names: a path, or what was downloaded from the hub before.
 
     Args:
         checkpoint: of a run that does not get its model from peers, or did not before.
         download: whether to fetch a repository of the hub that is not here.
+        paths: whether a name may be the path of a folder. False where a stranger chose it: whoever trains the model
+            shares it with peers, and the stranger could name any folder of this machine.
 
     Raises:
         ModelWeightsError: it is not here, or nowhere.
     """
     match checkpoint:
         case Hub(repo) | P2P(repo):
-            return _hub_folder(repo, download)
+            return _hub_folder(repo, download, paths)
         case DummyCheckpoint():
             raise ModelWeightsError(
                 "the run has a dummy checkpoint: there are no weights, only distro_optim.models.dummy"
@@ -67,10 +72,14 @@ def find_checkpoint(checkpoint: Checkpoint, *, download: bool = False) -> Path:
             )
 
 
-def _hub_folder(repo: HubRepo, download: bool) -> Path:
+def _hub_folder(repo: HubRepo, download: bool, paths: bool) -> Path:
     # As Psyche has it: a folder goes before a repository of the same name, unless a revision is named.
-    if repo.revision is None and repo.repo_id and Path(repo.repo_id).is_dir():
+    is_folder = repo.revision is None and repo.repo_id != "" and Path(repo.repo_id).is_dir()
+    if is_folder and paths:
         return Path(repo.repo_id)
+    # The hub's client looks revisions up as files of its cache.
+    if repo.revision is not None and not _REVISION.fullmatch(repo.revision):
+        raise ModelWeightsError(f"{repo.revision!r} is no revision of a repository of the hub")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -89,6 +98,11 @@ def _hub_folder(repo: HubRepo, download: bool) -> Path:
         name = repo.repo_id + (f" --revision {repo.revision}" if repo.revision else "")
         if download:
             raise ModelWeightsError(f"{repo.repo_id!r} cannot be fetched from the hub: {one_line(error)}") from error
+        if is_folder:
+            raise ModelWeightsError(
+                f"the run names a folder of this machine, {repo.repo_id!r}, as its model, and whoever trains gives its "
+                "model to all peers: name the folder yourself (--model) if you want that"
+            ) from error
         raise ModelWeightsError(
             f"{repo.repo_id!r} is no folder and was not downloaded from the hub: 'hf download {name}', or give a folder"
         ) from error

@@ -86,7 +86,7 @@ class ForwardingPort(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], None] | None = None,
+        check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         return self.inner.download_model(

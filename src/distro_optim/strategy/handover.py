@@ -79,7 +79,10 @@ class ModelHandover:
             values = {
                 name: values[name].to(torch.bfloat16) for name in sorted(values, key=str.encode) if name not in buffers
             }
-        self._port.offer_model(SharedModel(identity.encode(self._model), "", dict(values)))
+        # Psyche's clients want the tokenizer with the model, where there is one.
+        companions = getattr(self._model, "companions", {})
+        tokenizer = companions.get("tokenizer.json", b"").decode() if isinstance(companions, dict) else ""
+        self._port.offer_model(SharedModel(identity.encode(self._model), tokenizer, dict(values)))
         self._offered = identity.step
 
     def passed(self, step: int) -> None:

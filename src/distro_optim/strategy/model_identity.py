@@ -259,13 +259,14 @@ def _plain(value: Any) -> float | int:
 
 
 def _transformers_config(model: nn.Module | None) -> dict[str, Any]:
-    """What ``config.json`` of a model of transformers holds; nothing for other models."""
-    to_json = getattr(getattr(model, "config", None), "to_json_string", None)
+    """What ``config.json`` of a model of transformers, or of ours, holds; nothing for other models."""
+    config = getattr(model, "config", None)
+    to_json = getattr(config, "to_json_string", None) or getattr(config, "to_json", None)
     if to_json is None:
         return {}
     content = json.loads(to_json())
     if not isinstance(content, dict):
-        raise ConfigurationError("model.config.to_json_string() gives no JSON object", name="model")
+        raise ConfigurationError("the model's config gives no JSON object", name="model")
     return content
 
 

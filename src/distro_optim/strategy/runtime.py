@@ -298,7 +298,7 @@ class Runtime(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], None] | None = None,
+        check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SharedModel:
         link = self._opened()

@@ -225,7 +225,7 @@ async def download_model(
     max_parameter_bytes: int,
     latencies: dict[bytes, float] | None = None,
     concurrent: int = _CONCURRENT,
-    check: Callable[[str, Sequence[str]], None] | None = None,
+    check: Callable[[str, Sequence[str]], int | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
     """Gets a whole model from ``peers``: the configuration from one, the parameters from all.
@@ -241,7 +241,7 @@ async def download_model(
         concurrent: downloads at a time.
         check: called in another thread with the text of the configuration and the names of the parameters, before any
             of them is asked for; raises ProtocolError if this is not the model that is wanted, and the next peer is
-            asked.
+            asked. May return a lower bound than ``max_parameter_bytes``, where sizes follow from the configuration.
         progress: called with parameters done and in all.
 
     Raises:
@@ -249,19 +249,18 @@ async def download_model(
     """
     state = _Download(sharing, SharingPeers(peers, latencies=latencies), fetch)
 
-    def checked(blob: bytes) -> ModelConfig:
+    def checked(blob: bytes) -> tuple[ModelConfig, int]:
         config = _config(blob)
-        if check is not None:
-            check(config.config, config.parameter_names)
-        return config
+        bound = check(config.config, config.parameter_names) if check is not None else None
+        return config, min(max_parameter_bytes, bound) if bound is not None else max_parameter_bytes
 
-    config = await state.part(None, MAX_CONFIG_BLOB, checked)
+    config, limit = await state.part(None, MAX_CONFIG_BLOB, checked)
     slots = asyncio.Semaphore(concurrent)
     parameters: dict[str, torch.Tensor] = {}
 
     async def one(name: str) -> None:
         async with slots:
-            parameters[name] = await state.part(name, max_parameter_bytes, lambda blob: _parameter_tensor(name, blob))
+            parameters[name] = await state.part(name, limit, lambda blob: _parameter_tensor(name, blob))
         if progress is not None:
             progress(len(parameters), len(config.parameter_names))
 

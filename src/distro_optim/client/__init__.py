@@ -1,0 +1,15 @@
+"""A client that needs no script: it joins a run of Psyche's and trains what the run says.
+
+================  ============================================================================================
+``command``       ``distro-optim join``: its options, also from the environment, as Psyche's client has them
+``options``       what was asked for
+``joining``       the whole of it, from connecting to leaving
+``preparing``     the run's model and data, refused before training where they cannot be had
+``first_model``   a model that only peers have, downloaded before there is one to compare it with
+``training``      rounds of a language model
+``devices``       where it computes; several of them as one client
+``dummy``         test runs without any tensors
+``figures``       how it goes: loss, tokens a second, bytes, role
+``display``       that as a live picture, lines, or JSON; ``metrics``: for Prometheus
+================  ============================================================================================
+"""

@@ -1,0 +1,169 @@
+"""``distro-optim join``: its options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import ConfigurationError
+
+__all__ = ["add_options", "options_from", "run"]
+
+DESCRIPTION: Final = (
+    "Joins a run of Psyche's, or one that distro-optim serves, and trains the run's own model on the run's own data, "
+    "with its settings. Options have the names that they have in Psyche's client; each can be given "
+    "in the environment as well, in upper case with underscores. Evaluation tasks, uploads of checkpoints and tensor "
+    "parallelism are not supported."
+)
+
+# Names that Psyche's client has for relays.
+_RELAYS: Final = {"n0": "default", "disabled": "none"}
+
+_DEFAULT: Final = object()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options. Defaults stay out, so that the environment can stand in for what is not given."""
+    parser.description = DESCRIPTION
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a ticket, host:port/run-id, or host:port")
+    parser.add_argument("run_name", nargs="?", metavar="RUN-ID", help="the run's name, after host:port")
+
+    def add(*names: str, **settings: Any) -> None:
+        parser.add_argument(*names, **{"default": _DEFAULT, **settings})
+
+    add("--server-addr", metavar="HOST:PORT", help="of the coordinator, in place of RUN")
+    add("--run-id", metavar="NAME", help="of the run there")
+    add("-i", "--identity-secret-key-path", metavar="FILE", help="who we are; made if there is none (somebody new)")
+    add("--bind-p2p-port", metavar="N", help="UDP port (any free one)")
+    add("--bind-p2p-interface", metavar="ADDRESS", help="IPv4 address to listen on (all)")
+    add("--iroh-relay", metavar="default|none|URL", help="relay server for peers behind firewalls (default)")
+    add("--peer", action="append", default=[], metavar="TICKET", help="endpoint ticket of a peer; may be repeated")
+    add("--device", metavar="DEVICE", help="auto, cpu, mps, cuda, cuda:N or cuda:X,Y,Z (auto)")
+    add("--data-parallelism", metavar="N", help="devices that share our batch (1)")
+    add("--micro-batch-size", metavar="N", help="sequences in a forward pass (1)")
+    add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
+    add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
+    add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that has them on your disk")
+    add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch")
+    add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
+    add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
+    parser.add_argument("--json", action="store_true", help="the same as --logs json")
+    add("--write-log", metavar="FILE", help="add log lines to a file")
+    add("--metrics-local-port", metavar="N", help="serve Prometheus metrics on this port of 127.0.0.1")
+    add("--dummy-training-delay-secs", metavar="S", help="duration of a batch in runs without a model (0)")
+
+
+def options_from(options: argparse.Namespace, environment: Mapping[str, str]) -> Any:
+    """What was asked for, by options and, where those are silent, by the environment.
+
+    Raises:
+        ConfigurationError: an option is missing or makes no sense; says which.
+    """
+    from .options import JoinOptions
+
+    def given(name: str, read: Callable[[str], Any] = str) -> Any:
+        value = getattr(options, name)
+        where = "--" + name.replace("_", "-")
+        if value is _DEFAULT:
+            value, where = environment.get(name.upper()), name.upper()
+        if value is None or value == "":
+            return None
+        try:
+            return read(value)
+        except ValueError:
+            raise ConfigurationError(f"{where} {value!r}: {_EXPECTED[read]}", name=name, value=value) from None
+
+    relay = given("iroh_relay") or "default"
+    settings: dict[str, Any] = {
+        "identity_secret_key_path": given("identity_secret_key_path", Path),
+        "bind_addr": f"{given('bind_p2p_interface') or '0.0.0.0'}:{given('bind_p2p_port', _port) or 0}",
+        "relay": _RELAYS.get(relay, relay),
+        "peers": tuple(options.peer),
+        "device": given("device"),
+        "data_parallelism": given("data_parallelism", int),
+        "micro_batch_size": given("micro_batch_size", int),
+        "grad_accum_in_fp32": given("grad_accum_in_fp32", _boolean),
+        "model": given("model", Path),
+        "data": given("data", Path),
+        "checkpoint_dir": given("checkpoint_dir", Path),
+        "keep_steps": given("keep_steps", int),
+        "logs": "json" if options.json else given("logs"),
+        "write_log": given("write_log", Path),
+        "metrics_port": given("metrics_local_port", _port),
+        "dummy_training_delay_secs": given("dummy_training_delay_secs", float),
+    }
+    return JoinOptions(
+        run=_run(options, given), **{name: value for name, value in settings.items() if value is not None}
+    )
+
+
+def _run(options: argparse.Namespace, given: Callable[[str], Any]) -> str:
+    run = options.run or given("server_addr")
+    name = options.run_name or given("run_id")
+    if run is None:
+        raise ConfigurationError(
+            "which run? Write distro-optim join TICKET, or distro-optim join HOST:PORT RUN-ID", name="run"
+        )
+    run = str(run).strip()
+    if name is None:
+        if "/" not in run and ":" in run:
+            raise ConfigurationError(f"which run at {run}? Write distro-optim join {run} RUN-ID", name="run_id")
+        return run
+    if "/" in run or ":" not in run:
+        raise ConfigurationError(
+            f"{run[:40]!r} names a run already: leave out {name!r}, or write HOST:PORT RUN-ID", name="run", value=run
+        )
+    return f"{run}/{str(name).strip().strip(chr(34) + chr(39))}"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Joins; 0 when the run is finished."""
+    request = options_from(options, os.environ)
+    from .joining import join
+
+    with _sigterm_as_ctrl_c():
+        join(request)
+    return 0
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError(text)
+    return value
+
+
+def _boolean(text: str) -> bool:
+    value = text.strip().lower()
+    if value not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError(text)
+    return value in ("1", "true", "yes")
+
+
+_EXPECTED: Final[Mapping[Callable[[str], Any], str]] = {
+    str: "give text",
+    Path: "give a path",
+    int: "give a whole number",
+    float: "give a number",
+    _port: "give a port, 0 to 65535",
+    _boolean: "give true or false",
+}
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Whoever ends us politely finds that we leave the run politely."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,197 @@
+"""``distro-optim join``: everything put together, from connecting to leaving."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ..comm.iroh.keys import generate_secret_key, load_secret_key
+from ..comm.signing import SecretKey
+from ..errors import ConfigurationError, RunError
+from ..strategy.port import RunPort
+from ..strategy.runtime import Runtime
+from ..strategy.session import SwarmSession
+from .devices import LocalTrainers, parse_devices
+from .display import REDRAW_SECONDS, Display, display_for
+from .dummy import train_dummy
+from .figures import Figures, Progress
+from .metrics import MetricsServer
+from .options import JoinOptions
+from .preparing import is_without_tensors, load_libraries, prepare
+from .training import train_language_model
+
+__all__ = ["join"]
+
+MODEL_PATIENCE: Final = 3600.0
+
+_log = logging.getLogger(__name__)
+
+
+def join(options: JoinOptions, display: Display | None = None) -> None:
+    """Takes part in a run until it ends. Ctrl-C (KeyboardInterrupt) leaves it politely.
+
+    Raises:
+        ConfigurationError: an option cannot work, or the run has something that is not supported.
+        JoinRefusedError, CoordinatorLinkError, ProtocolError: the coordinator does not take us; says why.
+        ModelWeightsError, ModelTooLargeError, DataError: the run's model or data cannot be had.
+        RunError: the run cannot go on with us.
+    """
+    devices = parse_devices(options.device, options.data_parallelism)
+    key = _key(options.identity_secret_key_path)
+    port = Runtime.connect(
+        options.run,
+        secret_key=key,
+        relay=options.relay if options.relay in ("default", "none") else [options.relay],
+        bind_addr=options.bind_addr,
+        peers=options.peers,
+        patience=options.patience,
+    )
+    progress = Progress(key.public)
+    with ExitStack() as stack:
+        stack.enter_context(_log_file(options.write_log))
+        display = stack.enter_context(display if display is not None else display_for(options.logs))
+        news = _News(progress, display)
+        stack.callback(port.close)
+        monitor = stack.enter_context(_Monitor(port, progress, display))
+        if options.metrics_port is not None:
+            server = stack.enter_context(MetricsServer(options.metrics_port, monitor.figures))
+            news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
+        news.tell(f"we are {key.public.hex()}", key=key.public.hex())
+        news.tell(f"joining {options.run[:60]}")
+        load_libraries()
+        port.start()
+        state = port.state
+        if state is None:
+            raise RunError("the coordinator took us and told no state")
+        news.tell(f"in the run {state.run_id!r}, step {state.progress.step} of {state.config.total_steps}")
+        if is_without_tensors(state):
+            train_dummy(port, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
+        else:
+            _train(port, options, devices, key, progress, news, stack)
+        news.tell("the run is finished")
+
+
+def _train(
+    port: RunPort,
+    options: JoinOptions,
+    devices: list,  # type: ignore[type-arg]
+    key: SecretKey,
+    progress: Progress,
+    news: _News,
+    stack: ExitStack,
+) -> None:
+    state = port.state
+    assert state is not None
+    prepared = prepare(
+        port,
+        state,
+        key=key,
+        device=devices[0],
+        folder=options.model,
+        data=options.data,
+        progress=progress.downloaded,
+        tell=news.tell,
+    )
+    stack.callback(prepared.data.close)
+    trainers = LocalTrainers(prepared.model, devices, micro_batch_size=options.micro_batch_size)
+    stack.callback(trainers.close)
+    count = sum(parameter.numel() for parameter in prepared.model.parameters())
+    news.tell(f"the model has {count:,} parameters, on {', '.join(map(str, devices))}", parameters=count)
+    session = SwarmSession(
+        prepared.model,
+        prepared.optimizer,
+        port=prepared.port,
+        checkpoint_dir=options.checkpoint_dir,
+        keep_checkpoints=options.keep_steps,
+        learning_rates="run",
+        on_event=news.tell,
+    )
+    stack.callback(session.close)
+    session.start()
+    train_language_model(session, trainers, prepared.data, progress, tell=news.tell)
+
+
+class _News:
+    """News for the display, for those who scrape, and for the log."""
+
+    def __init__(self, progress: Progress, display: Display) -> None:
+        self._progress = progress
+        self._display = display
+
+    def tell(self, text: str, **facts: object) -> None:
+        self._progress.event(text)
+        self._display.event(text, **facts)
+        _log.info("%s", text)
+
+
+class _Monitor:
+    """Shows the figures twice a second, from a thread of its own, since the training thread computes."""
+
+    def __init__(self, port: RunPort, progress: Progress, display: Display) -> None:
+        self._port = port
+        self._progress = progress
+        self._display = display
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._show, name="distro-optim-display", daemon=True)
+
+    def figures(self) -> Figures:
+        """The present ones; for any thread."""
+        with self._lock:
+            return self._progress.figures(self._port.view(), self._port.state)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._display.update(self.figures())
+
+    def _show(self) -> None:
+        while not self._stop.wait(REDRAW_SECONDS):
+            try:
+                self._display.update(self.figures())
+            except (OSError, ValueError):  # the terminal is gone; training goes on
+                return
+
+
+def _key(path: Path | None) -> SecretKey:
+    if path is None:
+        return generate_secret_key()
+    try:
+        return load_secret_key(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--identity-secret-key-path {path}: {error.strerror or error}", name="identity_secret_key_path", value=path
+        ) from None
+
+
+@contextmanager
+def _log_file(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--write-log {path}: {error.strerror or error}", name="write_log", value=path
+        ) from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("distro_optim")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

@@ -1,0 +1,68 @@
+"""What ``distro-optim join`` was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import ConfigurationError
+
+__all__ = ["JoinOptions", "Logs"]
+
+Logs = Literal["tui", "console", "json", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinOptions:
+    """Names are those of Psyche's client where they mean the same (``shared/client/src/cli.rs``).
+
+    Attributes:
+        run: a ticket, or ``host:port/run-id``.
+        identity_secret_key_path: file with our secret key, made if there is none; None is somebody new each time.
+        relay: ``"default"``, ``"none"`` or the URL of a relay.
+        bind_addr: where our endpoint listens.
+        peers: endpoint tickets of peers that nothing else leads to.
+        device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N`` or ``cuda:X,Y,Z``.
+        data_parallelism: how many devices share our batch.
+        micro_batch_size: sequences in a forward pass.
+        grad_accum_in_fp32: accepted for Psyche's sake; several micro-batches are always added up in float32.
+        model: folder with the model, in place of the run's own name for it, which is looked up among the hub's
+            downloads only.
+        data: file, folder or ``data.toml`` with the training data, where the run has them on the disk of each client.
+        checkpoint_dir: where the model is saved at the end of each epoch; None saves nothing.
+        keep_steps: how many of them stay.
+        logs: what is shown.
+        write_log: file to which log lines are added.
+        metrics_port: port on this machine for Prometheus; None has none.
+        dummy_training_delay_secs: how long the training of a run without a model takes.
+        patience: seconds without a link to the coordinator after which the run counts as lost.
+    """
+
+    run: str
+    identity_secret_key_path: Path | None = None
+    relay: str = "default"
+    bind_addr: str = "0.0.0.0:0"
+    peers: Sequence[str] = ()
+    device: str = "auto"
+    data_parallelism: int = 1
+    micro_batch_size: int = 1
+    grad_accum_in_fp32: bool = False
+    model: Path | None = None
+    data: Path | None = None
+    checkpoint_dir: Path | None = None
+    keep_steps: int = 3
+    logs: Logs = "tui"
+    write_log: Path | None = None
+    metrics_port: int | None = None
+    dummy_training_delay_secs: float = 0.0
+    patience: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("data_parallelism", "micro_batch_size", "keep_steps"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigurationError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {value}", name=name, value=value
+                )

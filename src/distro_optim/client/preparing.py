@@ -1,0 +1,187 @@
+"""What a run trains and on what: its model and its data, made here, or refused in one sentence before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from ..comm.signing import SecretKey
+from ..coordinator.model import (
+    DummyCheckpoint,
+    DummyData,
+    DummyOptimizer,
+    LLMTrainingDataLocation,
+    LocalData,
+    PreprocessedData,
+)
+from ..coordinator.schedule import learning_rate
+from ..coordinator.types import Coordinator
+from ..data.dummy import DummyTokens
+from ..data.opening import open_token_data
+from ..data.provider import TokenProvider
+from ..errors import ConfigurationError, ModelWeightsError, ProtocolError, RunError
+from ..models.building import build_shapes
+from ..models.causal_lm import CausalLM
+from ..models.config import read_config
+from ..models.locations import find_checkpoint
+from ..models.optimization import distro_settings
+from ..optimizer import DisTrO
+from ..strategy.port import RunPort
+from .first_model import FirstModel, comes_through_peers
+
+__all__ = ["Prepared", "data_location", "is_without_tensors", "load_libraries", "prepare"]
+
+# DisTrO wants a rate above 0; in a run the rates of its schedule count.
+_ANY_RATE: Final = 1e-3
+
+
+@dataclass
+class Prepared:
+    """All that training takes.
+
+    Attributes:
+        port: to give to the session; see :mod:`.first_model`.
+    """
+
+    model: CausalLM
+    optimizer: DisTrO
+    data: TokenProvider
+    port: RunPort
+
+
+def load_libraries() -> None:
+    """To be called before joining: this takes seconds, and so does a warm-up, in which there are better things to do.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+    """
+    build_shapes(read_config("llama-20m", "HfLlama"))
+
+
+def is_without_tensors(state: Coordinator) -> bool:
+    """Whether it is one of Psyche's test runs, in which nothing is computed."""
+    return isinstance(state.model.optimizer, DummyOptimizer)
+
+
+def prepare(
+    port: RunPort,
+    state: Coordinator,
+    *,
+    key: SecretKey,
+    device: torch.device,
+    folder: Path | None,
+    data: Path | None = None,
+    progress: Callable[[int, int], None],
+    tell: Callable[[str], None],
+) -> Prepared:
+    """Makes the run's model and opens its data.
+
+    Nothing that only the run names is read from this disk, but for what was downloaded from the hub: a run is a
+    stranger's, and what is trained on is given to peers in one form or another.
+
+    Args:
+        port: started.
+        state: of the run.
+        folder: with the model, in place of what the run calls it; None takes the run's own name.
+        data: file or folder with the training data of a run whose data are on the disk of each client.
+        progress: parameters downloaded, and in all.
+        tell: told the news.
+
+    Raises:
+        ConfigurationError: the run has an optimizer, a model or data of a kind that is not supported.
+        ModelWeightsError: the model is nowhere to be had.
+        ModelTooLargeError: it does not fit in memory.
+        DataError: the data cannot be had, or cannot be trained on.
+        RunError: the run ended meanwhile.
+    """
+    run = state.model
+    started = FirstModel(port, run, device)
+    # Refuses what cannot be optimized with, or trained on, before anything is loaded.
+    distro_settings(run.optimizer)
+    location = data_location(run.data_location, data)
+    model = None
+    if folder is None and isinstance(run.checkpoint, DummyCheckpoint):
+        raise RunError(
+            "the run has no model (its checkpoint is Dummy) and yet an optimizer: name a folder with a model by --model"
+        )
+    try:
+        where = folder if folder is not None else find_checkpoint(run.checkpoint, paths=False)
+        tell(f"the model comes from {where}")
+        model = CausalLM.from_run(run, where, device=device)
+    except ModelWeightsError:
+        if folder is not None or not comes_through_peers(state, key.public):
+            raise
+    if model is None:
+        tell("the model comes from peers")
+    while model is None:
+        shared = started.download(progress)
+        try:
+            model = CausalLM.from_run(run, shared, device=device)
+        except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
+            started.refuse(str(error))
+    tokens = _open(location, run.max_seq_len, key, model)
+    try:
+        tokens.probe()
+        return Prepared(model, _optimizer(model, state), tokens, started)
+    except BaseException:
+        tokens.close()
+        raise
+
+
+def data_location(location: LLMTrainingDataLocation, own: Path | None) -> LLMTrainingDataLocation:
+    """Where to read a run's training data.
+
+    Args:
+        location: in the words of the run.
+        own: what the user named; wanted where the run names something on the disk of its clients, and only there.
+
+    Raises:
+        ConfigurationError: the user named none, or one that the run has no use for.
+    """
+    match location:
+        case LocalData(path) if own is None:
+            raise ConfigurationError(
+                f"the run's data are on the disk of each client, it calls them {path!r}: name yours with --data PATH",
+                name="data",
+            )
+        case PreprocessedData(place) if own is None and Path(place).exists():
+            raise ConfigurationError(
+                f"the run names a folder of this machine, {place!r}, as its data: name the folder yourself with "
+                "--data if you want to train on it",
+                name="data",
+            )
+        case LocalData() if own is not None:
+            return LocalData(str(own))
+        case PreprocessedData() if own is not None:
+            if not own.is_dir():
+                raise ConfigurationError(f"--data {own}: the run wants a folder of parquet files", name="data")
+            return PreprocessedData(str(own))
+        case _ if own is not None:
+            raise ConfigurationError(
+                f"--data {own}: the run's data are of the kind {location_kind(location)}, which everybody reads at the "
+                "same place; leave it out",
+                name="data",
+                value=own,
+            )
+    return location
+
+
+def location_kind(location: LLMTrainingDataLocation) -> str:
+    """As a state file calls it."""
+    return type(location).__name__.removesuffix("LLMTrainingDataLocation").removesuffix("Data")
+
+
+def _open(location: LLMTrainingDataLocation, seq_len: int, key: SecretKey, model: CausalLM) -> TokenProvider:
+    if isinstance(location, DummyData):
+        # As long as the model takes; Psyche's are always 2048 tokens, which many models do not.
+        return DummyTokens(seq_len)
+    return open_token_data(location, seq_len, vocab_size=model.config.vocab_size, key=key)
+
+
+def _optimizer(model: CausalLM, state: Coordinator) -> DisTrO:
+    lr = learning_rate(state.model.lr_schedule, state.progress.step)
+    return model.make_optimizer(lr if lr > 0 else _ANY_RATE, state.model.optimizer)

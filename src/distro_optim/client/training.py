@@ -1,0 +1,62 @@
+"""Rounds of a language model: data in, gradients, and on to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from ..data.provider import TokenProvider
+from ..errors import DataUnavailableError
+from ..models.batches import TokenBatch, collate
+from ..strategy.round import Round
+from ..strategy.session import SwarmSession
+from .devices import LocalTrainers
+from .figures import Progress
+
+__all__ = ["train_language_model"]
+
+MAX_FAILURES: Final = 3
+"""Rounds in a row without data until we leave: others train the batches of who is not there. Chosen arbitrarily."""
+
+
+def train_language_model(
+    session: SwarmSession,
+    trainers: LocalTrainers,
+    data: TokenProvider,
+    progress: Progress,
+    *,
+    tell: Callable[[str], None],
+) -> None:
+    """Trains to the end of the run.
+
+    Raises:
+        DataError: the data are wrong, or could not be had in several rounds in a row.
+        RunError: the run cannot go on with us.
+    """
+    failures = 0
+    for round_ in session.rounds():
+        progress.begins(round_.step, round_.batch)
+        try:
+            batch = _read(round_, data)
+        except DataUnavailableError as error:
+            failures += 1
+            tell(f"step {round_.step}: {round_.batch} could not be read: {error}")
+            round_.skip()
+            progress.ends(None)
+            if failures >= MAX_FAILURES:
+                raise
+            continue
+        failures = 0
+        loss = trainers.train(batch, lambda current=round_: current.cancelled)  # type: ignore[misc]
+        if loss is None:
+            round_.skip()  # which notices that the round is over
+        else:
+            round_.finish(loss)
+        progress.ends(loss)
+
+
+@torch.no_grad()
+def _read(round_: Round, data: TokenProvider) -> TokenBatch:
+    return collate(data.get_samples(round_.batch))

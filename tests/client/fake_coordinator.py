@@ -1,0 +1,100 @@
+"""A coordinator over TCP that sends what a test wants, in bytes of its own making."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+from distro_optim.coordinator.messages import SERVER_TO_CLIENT, CoordinatorMessage
+from distro_optim.coordinator.types import Coordinator
+from reference import wire_messages as wire
+
+TICK_SECONDS = 0.2
+CHALLENGE = bytes(range(32))
+
+
+def frame(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def state_payload(state: Coordinator) -> bytes:
+    """As a coordinator sends it."""
+    from distro_optim.comm.framing import Else
+
+    return bytes(SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state))))
+
+
+class FakeCoordinator:
+    """Takes connections, and after the handshake and the wish to join sends one payload again and again.
+
+    Args:
+        payload: what is sent; None sends nothing.
+        mute: not even a challenge.
+        refuse: closes the connection when it is asked for the run.
+    """
+
+    def __init__(self, payload: bytes | None = None, *, mute: bool = False, refuse: bool = False) -> None:
+        self._payload = payload
+        self._mute = mute
+        self._refuse = refuse
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._links: list[socket.socket] = []
+        self._stop = threading.Event()
+        self.connected = threading.Event()
+        self.said: list[Any] = []
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for each in (self._listener, *self._links):
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                link, _ = self._listener.accept()
+            except OSError:
+                return
+            self._links.append(link)
+            self.connected.set()
+            if not self._mute:
+                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: socket.socket) -> None:
+        with suppress(OSError):
+            link.sendall(frame(b"\0" + CHALLENGE))
+            name, proof = self._receive(link)
+            assert (name, wire.SIGNED.decode(proof)["data"]) == ("ChallengeResponse", CHALLENGE)
+            self.said.append(self._receive(link))
+            if self._refuse:
+                link.close()
+            while self._payload is not None and not self._refuse and not self._stop.wait(TICK_SECONDS):
+                link.sendall(frame(self._payload))
+
+    @staticmethod
+    def _receive(link: socket.socket) -> Any:
+        data = b""
+        while not wire.frames(data):
+            # Byte by byte: the next message is not ours to take.
+            more = link.recv(1)
+            if not more:
+                raise ConnectionError
+            data += more
+        return wire.TO_SERVER.decode(wire.frames(data)[0])
+
+
+@contextmanager
+def coordinator_of(state: Coordinator) -> Iterator[FakeCoordinator]:
+    """One that never leaves its state."""
+    with FakeCoordinator(state_payload(state)) as fake:
+        yield fake

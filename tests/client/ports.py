@@ -1,0 +1,89 @@
+"""A run that is a list of actions, and peers that share what they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.coordinator.types import Coordinator, NodeIdentity
+from distro_optim.errors import ExchangeError, ProtocolError
+from distro_optim.strategy.port import RunPort, RunView, TrainerAction
+
+
+class ScriptedPort(RunPort):
+    """Gives ``actions`` in turn; a download takes the next of ``models``."""
+
+    def __init__(self, actions: Iterable[TrainerAction], models: Iterable[SharedModel | Exception] = ()) -> None:
+        self.actions = list(actions)
+        self.models = list(models)
+        self.answers: list[tuple[Any, ...]] = []
+        self.bounds: list[int | None] = []
+        self.closed = False
+
+    identity = NodeIdentity.from_single_key(bytes(32))
+    run_id = "scripted"
+    ticket = None
+    is_host = False
+    state: Coordinator | None = None  # type: ignore[assignment]
+
+    def start(self) -> None:
+        self.answers.append(("start",))
+
+    def next_action(self, timeout: float | None = None) -> TrainerAction | None:
+        return self.actions.pop(0) if self.actions else None
+
+    def is_cancelled(self, step: int) -> bool:
+        return False
+
+    def initialized(self, plan: Any, names: Sequence[str]) -> None:
+        self.answers.append(("initialized", tuple(names)))
+
+    def initialization_failed(self, reason: str) -> None:
+        self.answers.append(("initialization_failed", reason))
+
+    def trained(self, step: int, update: Any, own: object, *, loss: float | None = None) -> None:
+        self.answers.append(("trained", step, loss))
+
+    def cancelled(self, step: int) -> None:
+        self.answers.append(("cancelled", step))
+
+    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        self.answers.append(("weights_hashed", step, len(digests)))
+
+    def download_model(
+        self,
+        providers: Iterable[bytes],
+        *,
+        max_parameter_bytes: int,
+        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SharedModel:
+        while self.models:
+            model = self.models.pop(0)
+            if isinstance(model, Exception):
+                raise model
+            try:
+                self.bounds.append(check(model.config, list(model.parameters)) if check is not None else None)
+            except ProtocolError as error:
+                self.answers.append(("refused", str(error)))
+                continue
+            if progress is not None:
+                progress(len(model.parameters), len(model.parameters))
+            return model
+        raise ExchangeError("nobody shared the model")
+
+    def offer_model(self, model: SharedModel) -> None:
+        self.answers.append(("offered", model))
+
+    def withdraw_model(self) -> None:
+        self.answers.append(("withdrawn",))
+
+    def take_events(self) -> list[Any]:
+        return []
+
+    def view(self) -> RunView:
+        return RunView(run_id=self.run_id)
+
+    def close(self, timeout: float = 5.0) -> None:
+        self.closed = True

@@ -1,0 +1,88 @@
+"""What ``distro-optim join`` takes from the command line, from the environment, and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distro_optim.cli import _parser
+from distro_optim.client.command import options_from
+from distro_optim.client.options import JoinOptions
+from distro_optim.errors import ConfigurationError
+
+
+def asked(*arguments: str, **environment: str) -> JoinOptions:
+    options: JoinOptions = options_from(_parser().parse_args(["join", *arguments]), environment)
+    return options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["example.org:20000/my-run"], {}),
+        (["example.org:20000", "my-run"], {}),
+        (["--server-addr", "example.org:20000", "--run-id", "'my-run'"], {}),
+        ([], {"SERVER_ADDR": "example.org:20000", "RUN_ID": '"my-run"'}),
+        (["example.org:20000"], {"RUN_ID": "my-run"}),
+    ],
+)
+def test_a_run_can_be_named_as_psyches_client_names_it(arguments: list[str], environment: dict[str, str]) -> None:
+    assert asked(*arguments, **environment).run == "example.org:20000/my-run"
+
+
+def test_a_ticket_names_a_run() -> None:
+    assert asked("psyche1abc").run == "psyche1abc"
+
+
+def test_options_go_before_the_environment() -> None:
+    options = asked("psyche1abc", "--micro-batch-size", "4", MICRO_BATCH_SIZE="2", KEEP_STEPS="7", DEVICE="cpu")
+    assert (options.micro_batch_size, options.keep_steps, options.device) == (4, 7, "cpu")
+
+
+def test_what_is_left_out_has_the_defaults() -> None:
+    assert asked("psyche1abc") == JoinOptions(run="psyche1abc")
+
+
+def test_names_that_psyche_has_for_relays_are_understood() -> None:
+    assert asked("psyche1abc", "--iroh-relay", "disabled").relay == "none"
+    assert asked("psyche1abc", "--iroh-relay", "n0").relay == "default"
+
+
+def test_the_endpoint_listens_where_it_is_told() -> None:
+    options = asked("psyche1abc", "--bind-p2p-port", "4433", "--bind-p2p-interface", "127.0.0.1")
+    assert options.bind_addr == "127.0.0.1:4433"
+
+
+def test_files_are_paths() -> None:
+    options = asked("psyche1abc", "-i", "me.key", "--checkpoint-dir", "out")
+    assert (options.identity_secret_key_path, options.checkpoint_dir) == (Path("me.key"), Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        ([], {}, "which run"),
+        (["example.org:20000"], {}, "RUN-ID"),
+        (["psyche1abc", "my-run"], {}, "names a run already"),
+        (["a:1/b", "my-run"], {}, "names a run already"),
+        (["psyche1abc", "--micro-batch-size", "two"], {}, "--micro-batch-size 'two'"),
+        (["psyche1abc"], {"MICRO_BATCH_SIZE": "two"}, "MICRO_BATCH_SIZE 'two'"),
+        (["psyche1abc", "--micro-batch-size", "0"], {}, "at least 1"),
+        (["psyche1abc", "--metrics-local-port", "70000"], {}, "0 to 65535"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(arguments: list[str], environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        asked(*arguments, **environment)
+
+
+def test_the_help_says_that_evaluation_is_out_of_scope(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["join", "--help"])
+    assert "Evaluation tasks" in capsys.readouterr().out
+
+
+def test_peers_may_be_named_more_than_once() -> None:
+    assert asked("psyche1abc", "--peer", "a", "--peer", "b").peers == ("a", "b")
+    assert asked("psyche1abc").peers == ()
