@@ -45,13 +45,21 @@ class OwnPart:
     value: Tensor
 
 
-# Calls work(block, worker) for every block; no two calls at a time have the same worker, a number from 0.
-ShareOut = Callable[[Callable[[Block, int], None], Sequence[Block]], None]
+# All stages of a step for one block, in the scratch memory of one worker, a number from 0.
+Work = Callable[[Block, int], None]
+Job = tuple[Work, Block]
+# Calls perform(job, worker) for every job; no two calls at a time have the same worker.
+ShareOut = Callable[[Callable[[Job, int], None], Sequence[Job]], None]
 
 
-def _one_by_one(work: Callable[[Block, int], None], blocks: Sequence[Block]) -> None:
-    for block in blocks:
-        work(block, 0)
+def _one_by_one(perform: Callable[[Job, int], None], jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        perform(job, 0)
+
+
+def _perform(job: Job, worker: int) -> None:
+    work, block = job
+    work(block, worker)
 
 
 class Compressor:
@@ -60,7 +68,7 @@ class Compressor:
     Args:
         plan: of the tensors.
         transform: its name.
-        share: shares out a batch's blocks among threads, on a CPU; by default they are done one after the other.
+        share: shares out blocks among threads, on a CPU; by default they are done one after the other.
         workers: how many blocks ``share`` may have in work at a time; each needs scratch memory of its own.
     """
 
@@ -86,9 +94,17 @@ class Compressor:
         size = block.tiles * batch.tile_size
         return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
 
-    def _for_each_block(self, batch: Batch, work: Callable[[Block, int], None]) -> None:
-        """Calls ``work(block, worker)`` for all blocks of a batch, in any order."""
-        (self._share if batch.device.type == "cpu" else _one_by_one)(work, batch.blocks)
+    def _for_each_block(self, works: Sequence[Work]) -> None:
+        """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
+        on_cpu: list[tuple[int, Job]] = []
+        for batch, work in zip(self.plan.batches, works, strict=True):
+            if batch.device.type == "cpu":
+                on_cpu += [(block.tiles * batch.tile_size, (work, block)) for block in batch.blocks]
+            else:
+                _one_by_one(_perform, [(work, block) for block in batch.blocks])
+        # All batches together, so that no core waits at the end of each, and the smallest last, where one may wait.
+        on_cpu.sort(key=lambda sized: -sized[0])
+        self._share(_perform, [job for _, job in on_cpu])
 
     # ---------------------------------------------------------------- gradients to coefficients
 
@@ -126,6 +142,7 @@ class Compressor:
         weights, rates = (None, ()) if step is None else (_Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
+        works: list[Work] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
@@ -143,7 +160,8 @@ class Compressor:
                 value_out=update.value[number],
                 spoken_out=spoken[-1],
             )
-            self._for_each_block(batch, extract)
+            works.append(extract)
+        self._for_each_block(works)
         if weights is not None:
             weights.write_back()
         present = [grad is not None for grad in grads]
@@ -172,7 +190,7 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block, worker)
         rows = slice(block.start, block.stop)
         quantize = value_out.dtype == torch.bool
-        self._load(block, grads, deltas, tiles, rate / keep)
+        self._load(block, grads, deltas, tiles, spare, rate / keep)
         if own is not None:
             self._remove_own(transform, block, own, tiles, coefficients, spare)
             self._store(block, tiles, grads, deltas, keep, inert=True)
@@ -189,9 +207,9 @@ class Compressor:
             self._store(block, tiles, grads, deltas, keep, inert=False)
         else:
             params, step_size = step
-            leaving = self._rebuild(transform, index, value, coefficients, spare)
-            self._store(block, tiles.sub_(leaving), grads, deltas, keep, inert=False)
-            self._descend(block, leaving.sign_(), params, step_size, grads)
+            leaving = self._rebuild(transform, index, value, coefficients, spare, alpha=-keep)
+            self._store_sum(block, leaving, tiles, grads, deltas, keep)
+            self._descend(block, leaving.sign_(), params, -step_size, grads)
         if quantize:
             torch.any(sent, dim=1, out=spoken_out[rows])
         index_out[rows].copy_(index)
@@ -208,9 +226,19 @@ class Compressor:
                 present[number] = present[number] and before[stop] > before[start]
 
     def _load(
-        self, block: Block, grads: Sequence[Tensor | None], deltas: Sequence[Tensor], tiles: Tensor, lr: float
+        self,
+        block: Block,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        tiles: Tensor,
+        spare: Tensor,
+        lr: float,
     ) -> None:
-        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient."""
+        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient.
+
+        Overwrites ``spare``: the sums of whole rows are taken there first, so that main memory is read in its own
+        order and only what is in the cache already is read in the order of the tiles.
+        """
         for piece in block.pieces:
             if piece.partial:
                 tiles[piece.block_start : piece.block_stop].zero_()
@@ -219,6 +247,10 @@ class Compressor:
                 window = region.of_block(tiles)
                 if grad is None:
                     window.copy_(region.of_tensor(delta))
+                elif region.is_shuffled_run and tiles.device.type == "cpu":
+                    run, reordered = region.run_in_block(spare)
+                    torch.add(region.run_of_tensor(delta), region.run_of_tensor(grad), alpha=lr, out=run)
+                    window.copy_(reordered)
                 else:
                     torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
 
@@ -249,13 +281,19 @@ class Compressor:
             tiles.sub_(self._rebuild(transform, index, value, coefficients, spare))
 
     def _rebuild(
-        self, transform: Transform, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
+        self,
+        transform: Transform,
+        index: Tensor,
+        value: Tensor,
+        coefficients: Tensor,
+        spare: Tensor,
+        alpha: float = 1.0,
     ) -> Tensor:
-        """``decode(index, value)`` of one contributor, in one of the two buffers."""
+        """``alpha * decode(index, value)`` of one contributor, in one of the two buffers."""
         if index.shape[1] <= SPARSE_DECODE_LIMIT or transform.h == 1:
-            transform.add_sparse(spare, index, value, alpha=1.0, beta=0.0)
+            transform.add_sparse(spare, index, value, alpha=alpha, beta=0.0)
             return spare
-        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
+        coefficients.zero_().view(len(index), -1).scatter_(1, index, value * alpha)
         # The first of the two products has read all coefficients when the second one overwrites them.
         return transform.decode(coefficients, out=coefficients, scratch=spare)
 
@@ -284,6 +322,22 @@ class Compressor:
             for region in piece.regions:
                 window = region.of_tensor(deltas[piece.param])
                 torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
+
+    def _store_sum(
+        self,
+        block: Block,
+        leaving: Tensor,
+        tiles: Tensor,
+        grads: Sequence[Tensor | None],
+        deltas: Sequence[Tensor],
+        decay: float,
+    ) -> None:
+        """``delta = leaving + decay * tiles`` where there is a gradient."""
+        for piece in block.pieces:
+            if grads[piece.param] is not None:
+                for region in piece.regions:
+                    window = region.of_tensor(deltas[piece.param])
+                    torch.add(region.of_block(leaving), region.of_block(tiles), alpha=decay, out=window)
 
     def _keep_own(
         self,
@@ -316,6 +370,7 @@ class Compressor:
         if not updates:
             return
         weights = _Contiguous(params)
+        works: list[Work] = []
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             merge = partial(
                 self._merge_block,
@@ -326,7 +381,8 @@ class Compressor:
                 params=weights.tensors,
                 lr=lr[batch.group],
             )
-            self._for_each_block(batch, merge)
+            works.append(merge)
+        self._for_each_block(works)
         weights.write_back()
 
     def _merge_block(
