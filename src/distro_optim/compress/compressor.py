@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from .dct import Transform, make_transform
-from .plan import Batch, Block, Piece, TilePlan, compute_dtype
+from .plan import Batch, Block, TilePlan, compute_dtype
 from .sign import signs_to_values, values_to_signs
 from .topk import contributor_mean, contributor_weights, select_topk
 from .update import CompressedUpdate
+from .windows import Contiguous, clear_padding, descend, load, store, store_sum
 
 __all__ = ["Compressor", "OwnPart"]
 
@@ -139,7 +140,7 @@ class Compressor:
         """
         if step is not None and (quantize or own is not None):
             raise ValueError("what leaves delta is not the update where signs are sent, or later")
-        weights, rates = (None, ()) if step is None else (_Contiguous(step[0]), step[1])
+        weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
         works: list[Work] = []
@@ -190,10 +191,10 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block, worker)
         rows = slice(block.start, block.stop)
         quantize = value_out.dtype == torch.bool
-        self._load(block, grads, deltas, tiles, spare, rate / keep)
+        load(block, grads, deltas, tiles, spare, rate / keep)
         if own is not None:
             self._remove_own(transform, block, own, tiles, coefficients, spare)
-            self._store(block, tiles, grads, deltas, keep, inert=True)
+            store(block, tiles, grads, deltas, keep, inert=True)
         index, value = self._select(transform, batch, tiles, coefficients, spare)
         sent = value * keep
         if not quantize and batch.value_dtype != batch.compute_dtype:
@@ -204,12 +205,12 @@ class Compressor:
             self._keep_own(block, grads, index, sent, own)
         elif step is None:
             self._subtract(transform, tiles, index, value, coefficients, spare)
-            self._store(block, tiles, grads, deltas, keep, inert=False)
+            store(block, tiles, grads, deltas, keep, inert=False)
         else:
             params, step_size = step
             leaving = self._rebuild(transform, index, value, coefficients, spare, alpha=-keep)
-            self._store_sum(block, leaving, tiles, grads, deltas, keep)
-            self._descend(block, leaving.sign_(), params, -step_size, grads)
+            store_sum(block, leaving, tiles, grads, deltas, keep)
+            descend(block, leaving.sign_(), params, -step_size, grads)
         if quantize:
             torch.any(sent, dim=1, out=spoken_out[rows])
         index_out[rows].copy_(index)
@@ -224,35 +225,6 @@ class Compressor:
             before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
             for number, (start, stop) in batch.ranges.items():
                 present[number] = present[number] and before[stop] > before[start]
-
-    def _load(
-        self,
-        block: Block,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        tiles: Tensor,
-        spare: Tensor,
-        lr: float,
-    ) -> None:
-        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient.
-
-        Overwrites ``spare``: the sums of whole rows are taken there first, so that main memory is read in its own
-        order and only what is in the cache already is read in the order of the tiles.
-        """
-        for piece in block.pieces:
-            if piece.partial:
-                tiles[piece.block_start : piece.block_stop].zero_()
-            grad, delta = grads[piece.param], deltas[piece.param]
-            for region in piece.regions:
-                window = region.of_block(tiles)
-                if grad is None:
-                    window.copy_(region.of_tensor(delta))
-                elif region.is_shuffled_run and tiles.device.type == "cpu":
-                    run, reordered = region.run_in_block(spare)
-                    torch.add(region.run_of_tensor(delta), region.run_of_tensor(grad), alpha=lr, out=run)
-                    window.copy_(reordered)
-                else:
-                    torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
 
     def _remove_own(
         self,
@@ -269,7 +241,7 @@ class Compressor:
         self._subtract(transform, tiles, index.long(), value, coefficients, spare)
         for piece in block.pieces:
             if piece.partial:
-                _clear_padding(piece, tiles, spare)
+                clear_padding(piece, tiles, spare)
 
     def _subtract(
         self, transform: Transform, tiles: Tensor, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
@@ -304,41 +276,6 @@ class Compressor:
         n = tiles.shape[0]
         return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
 
-    def _store(
-        self,
-        block: Block,
-        tiles: Tensor,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        decay: float,
-        *,
-        inert: bool,
-    ) -> None:
-        """``delta = decay * tiles``. Where there is no gradient: ``delta = tiles`` if ``inert``, or nothing."""
-        for piece in block.pieces:
-            present = grads[piece.param] is not None
-            if not present and not inert:
-                continue
-            for region in piece.regions:
-                window = region.of_tensor(deltas[piece.param])
-                torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
-
-    def _store_sum(
-        self,
-        block: Block,
-        leaving: Tensor,
-        tiles: Tensor,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        decay: float,
-    ) -> None:
-        """``delta = leaving + decay * tiles`` where there is a gradient."""
-        for piece in block.pieces:
-            if grads[piece.param] is not None:
-                for region in piece.regions:
-                    window = region.of_tensor(deltas[piece.param])
-                    torch.add(region.of_block(leaving), region.of_block(tiles), alpha=decay, out=window)
-
     def _keep_own(
         self,
         block: Block,
@@ -369,7 +306,7 @@ class Compressor:
         """
         if not updates:
             return
-        weights = _Contiguous(params)
+        weights = Contiguous(params)
         works: list[Work] = []
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             merge = partial(
@@ -398,16 +335,7 @@ class Compressor:
         lr: float,
     ) -> None:
         tiles = self._decode_mean(number, batch, block, worker, transform, updates)
-        self._descend(block, tiles.sign_(), params, lr, params)
-
-    def _descend(
-        self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Sequence[Tensor | None]
-    ) -> None:
-        """``param -= lr * tiles``, except where ``spoken_of`` has None."""
-        for piece in block.pieces:
-            if spoken_of[piece.param] is not None:
-                for region in piece.regions:
-                    region.of_tensor(params[piece.param]).add_(region.of_block(tiles), alpha=-lr)
+        descend(block, tiles.sign_(), params, lr, params)
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
@@ -447,19 +375,6 @@ class Compressor:
         return tiles
 
 
-class _Contiguous:
-    """Parameters as contiguous tensors: themselves, or copies that are written back in the end."""
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self._params = params
-        self.tensors = [p if p.is_contiguous() else p.contiguous() for p in params]
-
-    def write_back(self) -> None:
-        for param, tensor in zip(self._params, self.tensors, strict=True):
-            if param is not tensor:
-                param.copy_(tensor)
-
-
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
@@ -482,12 +397,3 @@ def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -
             if not update.present[p.param]:
                 weight[p.block_start : p.block_stop, part] = 0
     return weight.view(block.tiles, -1)
-
-
-def _clear_padding(piece: Piece, tiles: Tensor, spare: Tensor) -> None:
-    """Zeroes what lies beyond the tensor: the error of a round must not live on where there is no weight."""
-    rows = slice(piece.block_start, piece.block_stop)
-    spare[rows].zero_()
-    for region in piece.regions:
-        region.of_block(spare).copy_(region.of_block(tiles))
-    tiles[rows].copy_(spare[rows])

@@ -121,11 +121,8 @@ def contributor_mean(
     if parts == 1 and weight is None:
         return out.scatter_(1, index, value)
     _sum_and_count(index, value, weight, out, scratch, parts)
-    mean = out.gather(1, index)
-    count = scratch.gather(1, index)
     # Where all who sent a position are absent the count is 0, and so is the sum: leave the 0.
-    mean.div_(count.clamp_(min=1))
-    return out.scatter_(1, index, mean)
+    return out.div_(scratch.clamp_(min=1))
 
 
 def contributor_weights(
