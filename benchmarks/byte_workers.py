@@ -33,7 +33,7 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared; the learning rates are the best of a coarse search (half decades) with such a model.
+    """What is compared.
 
     Attributes:
         topk: coefficients sent per tile; 0 for AdamW.

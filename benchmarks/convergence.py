@@ -2,14 +2,14 @@
 
     python benchmarks/convergence.py --quick        # about two minutes, to see that it runs
     python benchmarks/convergence.py                # three seeds
+    python benchmarks/convergence.py --search       # the learning rates, on a seed of its own
 
 Each of our variants runs beside its plain twin in ``tests/reference`` (one tensor at a time, every formula written
-out) from the same weights on the same bytes, and must end within 0.03 nats per byte of it; otherwise the status is 1.
-
-The two are compared with weights and momentum in float64. In float32 two runs of the very same method part after some
-ten steps, twin or not: where two coefficients are nearly equal, the last bit decides which one is sent, and that
-changes the signs of a whole tile. How far rounding alone moves the end of a run is in the table too, as is how far
-each method, in float32 as it is used, is from AdamW. Losses over steps and a plot go to ``out/``.
+out) from the same weights on the same bytes, twice. With weights and momentum in float64 it must end within 0.03 nats
+per byte of it at every seed; otherwise the status is 1. In float32, as it is used, the means over the seeds are put
+side by side: there, two runs of the very same method part after some ten steps, twin or not, since the last bit decides
+which of two nearly equal coefficients is sent, and that changes the signs of a whole tile. How far rounding alone moves
+the end of a run is in the table too. Losses over steps and a plot go to ``out/``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from byte_workers import WORKERS, AdamWWorkers, DistroWorkers, Method, PlainWorkers, Workers
@@ -50,14 +50,20 @@ FINAL_VALIDATION_WINDOWS = 256
 LOOKS = 15  # validations along the way
 TOLERANCE = 0.03
 
-ADAMW = Method("AdamW + DDP", lr=3e-3)
+SEARCH_SEED = 1000  # not one of the table
+SEARCH_LRS = (5e-4, 1e-3, 2e-3, 3e-3)
+# Where the best rate lies at an edge of those, the next one beyond is tried too, so long as there is one here.
+BELOW, ABOVE = (2.5e-4, 1e-4), (5e-3, 8e-3)
+
+ADAMW = Method("AdamW + DDP", lr=5e-4)
 OURS = (
     Method("DeMo k=32 values", lr=1e-3, topk=32, decay=0.999),
     Method("DeMo k=32 1-bit", lr=1e-3, topk=32, decay=0.999, quantize=True),
     Method("DisTrO k=8 1-bit overlap", lr=1e-3, topk=8, decay=0.99, quantize=True, overlap=True),
 )
 
-ADAMW_RUN, USED, EXACT, PLAIN = "baseline", "float32", "float64", "plain twin, float64"
+ADAMW_RUN, USED, EXACT = "baseline", "float32", "float64"
+PLAIN_USED, PLAIN = "plain twin, float32", "plain twin, float64"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Run:
     """One training.
 
     Attributes:
-        kind: AdamW; ours as it is used; ours and its plain twin without the chance of rounding.
+        kind: AdamW; ours as it is used, and its plain twin; both without the chance of rounding.
     """
 
     method: Method
@@ -113,10 +119,9 @@ def execute(run: Run) -> Result:
     torch.manual_seed(run.seed)
     if run.kind == ADAMW_RUN:
         workers: Workers = AdamWWorkers(run.method)
-    elif run.kind == PLAIN:
-        workers = PlainWorkers(run.method, torch.float64)
     else:
-        workers = DistroWorkers(run.method, torch.float32 if run.kind == USED else torch.float64)
+        kind = PlainWorkers if run.kind in (PLAIN, PLAIN_USED) else DistroWorkers
+        workers = kind(run.method, torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64)
     data = source_bytes(run.seed)
     steps, losses = [0], [validation_loss(workers.model(), data, VALIDATION_WINDOWS)]
     for step in range(run.steps):
@@ -137,16 +142,18 @@ class Row:
     """One method over all seeds; losses are validation losses at the end, in nats per byte.
 
     Attributes:
-        loss, spread: mean and standard deviation, in float32.
+        losses: in float32, one per seed.
+        behind_adamw: difference of the means.
+        twin_losses: of the plain twin in float32, one per seed.
         twin_gap: the farthest that ours and the plain twin, both in float64, end apart at equal seed.
         rounding: the farthest that ours in float32 and in float64 end apart at equal seed.
     """
 
     method: Method
     sent_per_step: float
-    loss: float
-    spread: float
+    losses: list[float]
     behind_adamw: float
+    twin_losses: list[float] | None = None
     twin_gap: float | None = None
     rounding: float | None = None
 
@@ -155,49 +162,82 @@ class Row:
         return self.twin_gap is None or self.twin_gap <= TOLERANCE
 
     def cells(self) -> list[str]:
-        return [
+        cells = [
             self.method.name,
             f"{self.method.lr:g}",
             f"{self.sent_per_step:,.0f}",
-            f"{self.loss:.3f} ± {self.spread:.3f}",
+            with_deviation(self.losses),
             f"{self.behind_adamw:+.3f}",
-            "-" if self.twin_gap is None else f"{self.twin_gap:.1e}",
-            "-" if self.rounding is None else f"{self.rounding:.3f}",
+        ]
+        if self.twin_losses is None:
+            return [*cells, "-", "-", "-", "-"]
+        apart = [ours - twin for ours, twin in zip(self.losses, self.twin_losses, strict=True)]
+        error = deviation(apart) / math.sqrt(len(apart))
+        return [
+            *cells,
+            with_deviation(self.twin_losses),
+            f"{statistics.mean(apart):+.3f} (error {error:.3f})",
+            f"{self.twin_gap:.1e}",
+            f"{self.rounding:.3f}",
         ]
 
 
-HEADINGS = ("method", "lr", "bytes/step", "loss", "behind AdamW", "from plain twin", "by rounding")
+HEADINGS = (
+    "method",
+    "lr",
+    "bytes/step",
+    "loss",
+    "behind AdamW",
+    "plain twin",
+    "ours minus twin",
+    "float64: from twin",
+    "float64 to float32",
+)
+
+
+def deviation(losses: Sequence[float]) -> float:
+    return statistics.stdev(losses) if len(losses) > 1 else 0.0
+
+
+def with_deviation(losses: Sequence[float]) -> str:
+    return f"{statistics.mean(losses):.3f} ± {deviation(losses):.3f}"
 
 
 def summarize(results: Sequence[Result]) -> list[Row]:
     def finals(method: Method, kind: str) -> dict[int, float]:
-        return {r.run.seed: r.final_loss for r in results if (r.run.method, r.run.kind) == (method, kind)}
+        """Seed to loss, in the order of the seeds."""
+        return {
+            r.run.seed: r.final_loss
+            for r in sorted(results, key=lambda r: r.run.seed)
+            if (r.run.method, r.run.kind) == (method, kind)
+        }
 
     def farthest(a: dict[int, float], b: dict[int, float]) -> float:
         return max(abs(a[seed] - b[seed]) for seed in a)
 
-    adamw = statistics.mean(finals(ADAMW, ADAMW_RUN).values())
-    rows = []
-    for method, kind in ((ADAMW, ADAMW_RUN), *((m, USED) for m in OURS)):
-        used = finals(method, kind)
-        exact = finals(method, EXACT)
-        loss = statistics.mean(used.values())
+    def sent(method: Method, kind: str) -> float:
+        return next(r.sent_per_step for r in results if (r.run.method, r.run.kind) == (method, kind))
+
+    adamw = list(finals(ADAMW, ADAMW_RUN).values())
+    rows = [Row(ADAMW, sent(ADAMW, ADAMW_RUN), adamw, 0.0)]
+    for method in OURS:
+        used, exact = finals(method, USED), finals(method, EXACT)
         rows.append(
             Row(
                 method=method,
-                sent_per_step=next(r.sent_per_step for r in results if (r.run.method, r.run.kind) == (method, kind)),
-                loss=loss,
-                spread=statistics.stdev(used.values()) if len(used) > 1 else 0.0,
-                behind_adamw=loss - adamw,
-                twin_gap=farthest(exact, finals(method, PLAIN)) if exact else None,
-                rounding=farthest(exact, used) if exact else None,
+                sent_per_step=sent(method, USED),
+                losses=list(used.values()),
+                behind_adamw=statistics.mean(used.values()) - statistics.mean(adamw),
+                twin_losses=list(finals(method, PLAIN_USED).values()),
+                twin_gap=farthest(exact, finals(method, PLAIN)),
+                rounding=farthest(exact, used),
             )
         )
     return rows
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Mean loss over the seeds against steps; plain twins dotted."""
+    """Mean loss over the seeds against steps, in float32; plain twins dotted."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
@@ -205,15 +245,15 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     for number, method in enumerate((ADAMW, *OURS)):
-        for kind in (ADAMW_RUN, USED, PLAIN):
+        for kind in (ADAMW_RUN, USED, PLAIN_USED):
             runs = [r for r in results if (r.run.method, r.run.kind) == (method, kind)]
             if not runs:
                 continue
             means = [statistics.mean(losses) for losses in zip(*(r.losses for r in runs), strict=True)]
             label: str | None = f"{method.name} ({runs[0].sent_per_step:,.0f} B/step)"
-            if kind == PLAIN:  # one entry in the legend for all twins
-                label = "plain twins, float64" if number == 1 else None
-            style, color = (":", "black") if kind == PLAIN else ("-", f"C{number}")
+            if kind == PLAIN_USED:  # one entry in the legend for all twins
+                label = "plain twins" if number == 1 else None
+            style, color = (":", "black") if kind == PLAIN_USED else ("-", f"C{number}")
             axes.plot(runs[0].steps, means, linestyle=style, color=color, label=label)
     seeds = len({r.run.seed for r in results})
     axes.set(
@@ -234,38 +274,72 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row.cells()) + " |" for row in rows)])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps and one seed")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
-    steps = args.steps or (QUICK_STEPS if args.quick else FULL_STEPS)
-    seeds = args.seeds or (QUICK_SEEDS if args.quick else FULL_SEEDS)
-
-    todo = []
-    for seed in range(seeds):
-        todo += [Run(method, kind, seed, steps) for method in OURS for kind in (PLAIN, EXACT, USED)]
-        todo.append(Run(ADAMW, ADAMW_RUN, seed, steps))
-    args.out.mkdir(parents=True, exist_ok=True)
+def run_all(todo: Sequence[Run], pool: ProcessPoolExecutor, console: Console, out: Path) -> list[Result]:
+    """Executes the runs, in any order; what is finished is in ``out`` at any time."""
     results: list[Result] = []
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.processes, mp_context=context) as pool, Progress(console=console) as progress:
-        task = progress.add_task(f"{len(todo)} runs of {steps} steps", total=len(todo))
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"{len(todo)} runs", total=len(todo))
         for done in as_completed([pool.submit(execute, run) for run in todo]):
             results.append(result := done.result())
             # After every run, so that a long benchmark that is stopped has not been for nothing.
-            (args.out / "convergence.json").write_text(json.dumps([asdict(r) for r in results], indent=1))
+            out.write_text(json.dumps([asdict(r) for r in results], indent=1))
             progress.advance(task)
             run = result.run
-            progress.print(f"seed {run.seed}, {run.method.name}, {run.kind}: {result.final_loss:.4f}")
+            progress.print(
+                f"seed {run.seed}, {run.method.name}, lr {run.method.lr:g}, {run.kind}: {result.final_loss:.4f}"
+            )
+    return results
 
+
+# ------------------------------------------------------------------ the learning rates
+
+
+def search(steps: int, pool: ProcessPoolExecutor, console: Console, out: Path) -> None:
+    """Every method at every rate, as it is used; prints and writes a table of the losses at the end."""
+    losses: dict[str, dict[float, float]] = {method.name: {} for method in (ADAMW, *OURS)}
+
+    def wanted(method: Method) -> list[float]:
+        tried = losses[method.name]
+        if not tried:
+            return list(SEARCH_LRS)
+        best = min(tried, key=lambda lr: tried[lr])
+        beyond = BELOW if best == min(tried) else ABOVE if best == max(tried) else ()
+        return [lr for lr in beyond if lr not in tried][:1]
+
+    results: list[Result] = []
+    while todo := [
+        Run(replace(method, lr=lr), ADAMW_RUN if method is ADAMW else USED, SEARCH_SEED, steps)
+        for method in (ADAMW, *OURS)
+        for lr in wanted(method)
+    ]:
+        results += run_all(todo, pool, console, out / "learning_rates.json")
+        for result in results:
+            losses[result.run.method.name][result.run.method.lr] = result.final_loss
+    rates = sorted({lr for tried in losses.values() for lr in tried})
+    lines = ["| method | " + " | ".join(f"{lr:g}" for lr in rates) + " |", "|---|" + "---|" * len(rates)]
+    for name, tried in losses.items():
+        cells = [f"{tried[lr]:.3f}" if lr in tried else "-" for lr in rates]
+        best = rates.index(min(tried, key=lambda lr: tried[lr]))
+        cells[best] = f"**{cells[best]}**"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    (out / "learning_rates.md").write_text("\n".join(lines) + "\n")
+    console.print("\n".join(lines))
+
+
+def compare(steps: int, seeds: int, pool: ProcessPoolExecutor, console: Console, out: Path) -> int:
+    """Every method at its rate, beside its plain twin; returns the exit status."""
+    todo = []
+    for seed in range(seeds):
+        todo += [Run(method, kind, seed, steps) for method in OURS for kind in (PLAIN, EXACT, PLAIN_USED, USED)]
+        todo.append(Run(ADAMW, ADAMW_RUN, seed, steps))
+    results = run_all(todo, pool, console, out / "convergence.json")
+    return report(results, steps, seeds, console, out)
+
+
+def report(results: Sequence[Result], steps: int, seeds: int, console: Console, out: Path) -> int:
     rows = summarize(results)
-    (args.out / "convergence.md").write_text(markdown(rows) + "\n")
-    draw(results, args.out / "convergence.png")
+    (out / "convergence.md").write_text(markdown(rows) + "\n")
+    draw(results, out / "convergence.png")
     table = Table(
         title=f"Validation loss after {steps} steps of {WORKERS} workers, {seeds} seed(s), nats per byte, ± std"
     )
@@ -278,6 +352,26 @@ def main() -> int:
     for name in wrong:
         console.print(f"[red]wrong:[/red] {name} ends more than {TOLERANCE} from its plain twin")
     return 1 if wrong else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps and one seed")
+    parser.add_argument("--search", action="store_true", help="try learning rates instead")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    steps = args.steps or (QUICK_STEPS if args.quick else FULL_STEPS)
+    seeds = args.seeds or (QUICK_SEEDS if args.quick else FULL_SEEDS)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        if args.search:
+            search(steps, pool, console, args.out)
+            return 0
+        return compare(steps, seeds, pool, console, args.out)
 
 
 if __name__ == "__main__":

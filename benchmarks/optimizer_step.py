@@ -184,12 +184,12 @@ def stage_clock() -> Iterator[dict[str, float]]:
     from distro_optim.compress.dct import DCT
 
     wrap(optimizer_momentum, "usable_gradients", "check gradients are finite")
-    wrap(compressor.Compressor, "_load", "momentum into tiles")
+    wrap(compressor, "load", "momentum into tiles")
     wrap(compressor, "select_topk", "top-k")
     wrap(DCT, "encode", "encode (dense)")
     wrap(DCT, "decode", "decode (dense)")
     wrap(DCT, "add_sparse", "remove own / decode (sparse)")
-    wrap(compressor.Compressor, "_store", "tiles into momentum")
+    wrap(compressor, "store", "tiles into momentum")
     wrap(compressor, "contributor_mean", "mean over contributors")
     wrap(compressor, "contributor_weights", "mean over contributors")
     try:

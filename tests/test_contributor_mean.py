@@ -91,9 +91,9 @@ def test_the_largest_magnitudes_are_chosen_with_their_signs(k: int, seed: int) -
 
 
 @pytest.mark.parametrize("k", [1, 8, 32, 64, 500, 4096])
-@pytest.mark.parametrize("size", [1024, 4096, 64 * 67, 4099])
+@pytest.mark.parametrize("size", [64, 1000, 1024, 4096, 64 * 67, 4099])
 @pytest.mark.parametrize("ties", [False, True])
-def test_large_tiles_that_are_searched_in_two_rounds_give_the_same_choice(ties: bool, size: int, k: int) -> None:
+def test_tiles_of_all_sizes_searched_in_one_round_or_two_give_the_same_choice(ties: bool, size: int, k: int) -> None:
     k = min(k, size)
     coefficients = torch.randn(3, size, generator=torch.Generator().manual_seed(size + k))
     if ties:
@@ -103,3 +103,15 @@ def test_large_tiles_that_are_searched_in_two_rounds_give_the_same_choice(ties: 
     assert torch.equal(value, coefficients.gather(1, index))
     expected = coefficients.abs().sort(1, descending=True).values[:, :k]
     assert torch.equal(value.abs().sort(1, descending=True).values, expected)
+
+
+@pytest.mark.parametrize("size", [64, 4096])
+def test_rows_of_equals_and_of_nan_leave_the_others_their_choice(size: int) -> None:
+    coefficients = torch.randn(5, size, generator=torch.Generator().manual_seed(size))
+    coefficients[1] = 0
+    coefficients[3] = torch.nan
+    index, _ = select_topk(coefficients, 8, scratch=torch.empty_like(coefficients))
+    assert all(len(set(row)) == 8 and min(row) >= 0 and max(row) < size for row in index.tolist())
+    for row in (0, 2, 4):
+        expected = coefficients[row].abs().sort(descending=True).indices[:8]
+        assert set(index[row].tolist()) == set(expected.tolist())

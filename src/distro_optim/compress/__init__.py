@@ -7,6 +7,7 @@
 ``topk``         which coefficients are sent; the mean over those who sent one
 ``sign``         values as single bits
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
+``windows``      between tensors and the tiles of a block
 ``compressor``   the two halves of a step, over all of the above
 ``wire``         a contribution as bytes, in Psyche's form
 ``wire_tensor``  one tensor of it

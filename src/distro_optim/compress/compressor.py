@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from .dct import Transform, make_transform
-from .plan import Batch, Block, Piece, TilePlan, compute_dtype
+from .plan import Batch, Block, TilePlan, compute_dtype
 from .sign import signs_to_values, values_to_signs
 from .topk import contributor_mean, contributor_weights, select_topk
 from .update import CompressedUpdate
+from .windows import Contiguous, clear_padding, descend, load, store, store_sum
 
 __all__ = ["Compressor", "OwnPart"]
 
@@ -45,13 +46,21 @@ class OwnPart:
     value: Tensor
 
 
-# Calls work(block, worker) for every block; no two calls at a time have the same worker, a number from 0.
-ShareOut = Callable[[Callable[[Block, int], None], Sequence[Block]], None]
+# All stages of a step for one block, in the scratch memory of one worker, a number from 0.
+Work = Callable[[Block, int], None]
+Job = tuple[Work, Block]
+# Calls perform(job, worker) for every job; no two calls at a time have the same worker.
+ShareOut = Callable[[Callable[[Job, int], None], Sequence[Job]], None]
 
 
-def _one_by_one(work: Callable[[Block, int], None], blocks: Sequence[Block]) -> None:
-    for block in blocks:
-        work(block, 0)
+def _one_by_one(perform: Callable[[Job, int], None], jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        perform(job, 0)
+
+
+def _perform(job: Job, worker: int) -> None:
+    work, block = job
+    work(block, worker)
 
 
 class Compressor:
@@ -60,7 +69,7 @@ class Compressor:
     Args:
         plan: of the tensors.
         transform: its name.
-        share: shares out a batch's blocks among threads, on a CPU; by default they are done one after the other.
+        share: shares out blocks among threads, on a CPU; by default they are done one after the other.
         workers: how many blocks ``share`` may have in work at a time; each needs scratch memory of its own.
     """
 
@@ -86,9 +95,17 @@ class Compressor:
         size = block.tiles * batch.tile_size
         return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
 
-    def _for_each_block(self, batch: Batch, work: Callable[[Block, int], None]) -> None:
-        """Calls ``work(block, worker)`` for all blocks of a batch, in any order."""
-        (self._share if batch.device.type == "cpu" else _one_by_one)(work, batch.blocks)
+    def _for_each_block(self, works: Sequence[Work]) -> None:
+        """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
+        on_cpu: list[tuple[int, Job]] = []
+        for batch, work in zip(self.plan.batches, works, strict=True):
+            if batch.device.type == "cpu":
+                on_cpu += [(block.tiles * batch.tile_size, (work, block)) for block in batch.blocks]
+            else:
+                _one_by_one(_perform, [(work, block) for block in batch.blocks])
+        # All batches together, so that no core waits at the end of each, and the smallest last, where one may wait.
+        on_cpu.sort(key=lambda sized: -sized[0])
+        self._share(_perform, [job for _, job in on_cpu])
 
     # ---------------------------------------------------------------- gradients to coefficients
 
@@ -123,9 +140,10 @@ class Compressor:
         """
         if step is not None and (quantize or own is not None):
             raise ValueError("what leaves delta is not the update where signs are sent, or later")
-        weights, rates = (None, ()) if step is None else (_Contiguous(step[0]), step[1])
+        weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
+        works: list[Work] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
@@ -143,7 +161,8 @@ class Compressor:
                 value_out=update.value[number],
                 spoken_out=spoken[-1],
             )
-            self._for_each_block(batch, extract)
+            works.append(extract)
+        self._for_each_block(works)
         if weights is not None:
             weights.write_back()
         present = [grad is not None for grad in grads]
@@ -172,10 +191,10 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block, worker)
         rows = slice(block.start, block.stop)
         quantize = value_out.dtype == torch.bool
-        self._load(block, grads, deltas, tiles, rate / keep)
+        load(block, grads, deltas, tiles, spare, rate / keep)
         if own is not None:
             self._remove_own(transform, block, own, tiles, coefficients, spare)
-            self._store(block, tiles, grads, deltas, keep, inert=True)
+            store(block, tiles, grads, deltas, keep, inert=True)
         index, value = self._select(transform, batch, tiles, coefficients, spare)
         sent = value * keep
         if not quantize and batch.value_dtype != batch.compute_dtype:
@@ -186,12 +205,12 @@ class Compressor:
             self._keep_own(block, grads, index, sent, own)
         elif step is None:
             self._subtract(transform, tiles, index, value, coefficients, spare)
-            self._store(block, tiles, grads, deltas, keep, inert=False)
+            store(block, tiles, grads, deltas, keep, inert=False)
         else:
             params, step_size = step
-            leaving = self._rebuild(transform, index, value, coefficients, spare)
-            self._store(block, tiles.sub_(leaving), grads, deltas, keep, inert=False)
-            self._descend(block, leaving.sign_(), params, step_size, grads)
+            leaving = self._rebuild(transform, index, value, coefficients, spare, alpha=-keep)
+            store_sum(block, leaving, tiles, grads, deltas, keep)
+            descend(block, leaving.sign_(), params, -step_size, grads)
         if quantize:
             torch.any(sent, dim=1, out=spoken_out[rows])
         index_out[rows].copy_(index)
@@ -206,21 +225,6 @@ class Compressor:
             before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
             for number, (start, stop) in batch.ranges.items():
                 present[number] = present[number] and before[stop] > before[start]
-
-    def _load(
-        self, block: Block, grads: Sequence[Tensor | None], deltas: Sequence[Tensor], tiles: Tensor, lr: float
-    ) -> None:
-        """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient."""
-        for piece in block.pieces:
-            if piece.partial:
-                tiles[piece.block_start : piece.block_stop].zero_()
-            grad, delta = grads[piece.param], deltas[piece.param]
-            for region in piece.regions:
-                window = region.of_block(tiles)
-                if grad is None:
-                    window.copy_(region.of_tensor(delta))
-                else:
-                    torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
 
     def _remove_own(
         self,
@@ -237,7 +241,7 @@ class Compressor:
         self._subtract(transform, tiles, index.long(), value, coefficients, spare)
         for piece in block.pieces:
             if piece.partial:
-                _clear_padding(piece, tiles, spare)
+                clear_padding(piece, tiles, spare)
 
     def _subtract(
         self, transform: Transform, tiles: Tensor, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
@@ -249,13 +253,19 @@ class Compressor:
             tiles.sub_(self._rebuild(transform, index, value, coefficients, spare))
 
     def _rebuild(
-        self, transform: Transform, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
+        self,
+        transform: Transform,
+        index: Tensor,
+        value: Tensor,
+        coefficients: Tensor,
+        spare: Tensor,
+        alpha: float = 1.0,
     ) -> Tensor:
-        """``decode(index, value)`` of one contributor, in one of the two buffers."""
+        """``alpha * decode(index, value)`` of one contributor, in one of the two buffers."""
         if index.shape[1] <= SPARSE_DECODE_LIMIT or transform.h == 1:
-            transform.add_sparse(spare, index, value, alpha=1.0, beta=0.0)
+            transform.add_sparse(spare, index, value, alpha=alpha, beta=0.0)
             return spare
-        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
+        coefficients.zero_().view(len(index), -1).scatter_(1, index, value * alpha)
         # The first of the two products has read all coefficients when the second one overwrites them.
         return transform.decode(coefficients, out=coefficients, scratch=spare)
 
@@ -265,25 +275,6 @@ class Compressor:
         transform.encode(tiles, out=coefficients, scratch=spare)
         n = tiles.shape[0]
         return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
-
-    def _store(
-        self,
-        block: Block,
-        tiles: Tensor,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        decay: float,
-        *,
-        inert: bool,
-    ) -> None:
-        """``delta = decay * tiles``. Where there is no gradient: ``delta = tiles`` if ``inert``, or nothing."""
-        for piece in block.pieces:
-            present = grads[piece.param] is not None
-            if not present and not inert:
-                continue
-            for region in piece.regions:
-                window = region.of_tensor(deltas[piece.param])
-                torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
 
     def _keep_own(
         self,
@@ -315,7 +306,8 @@ class Compressor:
         """
         if not updates:
             return
-        weights = _Contiguous(params)
+        weights = Contiguous(params)
+        works: list[Work] = []
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             merge = partial(
                 self._merge_block,
@@ -326,7 +318,8 @@ class Compressor:
                 params=weights.tensors,
                 lr=lr[batch.group],
             )
-            self._for_each_block(batch, merge)
+            works.append(merge)
+        self._for_each_block(works)
         weights.write_back()
 
     def _merge_block(
@@ -342,16 +335,7 @@ class Compressor:
         lr: float,
     ) -> None:
         tiles = self._decode_mean(number, batch, block, worker, transform, updates)
-        self._descend(block, tiles.sign_(), params, lr, params)
-
-    def _descend(
-        self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Sequence[Tensor | None]
-    ) -> None:
-        """``param -= lr * tiles``, except where ``spoken_of`` has None."""
-        for piece in block.pieces:
-            if spoken_of[piece.param] is not None:
-                for region in piece.regions:
-                    region.of_tensor(params[piece.param]).add_(region.of_block(tiles), alpha=-lr)
+        descend(block, tiles.sign_(), params, lr, params)
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
@@ -391,19 +375,6 @@ class Compressor:
         return tiles
 
 
-class _Contiguous:
-    """Parameters as contiguous tensors: themselves, or copies that are written back in the end."""
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self._params = params
-        self.tensors = [p if p.is_contiguous() else p.contiguous() for p in params]
-
-    def write_back(self) -> None:
-        for param, tensor in zip(self._params, self.tensors, strict=True):
-            if param is not tensor:
-                param.copy_(tensor)
-
-
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
@@ -426,12 +397,3 @@ def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -
             if not update.present[p.param]:
                 weight[p.block_start : p.block_stop, part] = 0
     return weight.view(block.tiles, -1)
-
-
-def _clear_padding(piece: Piece, tiles: Tensor, spare: Tensor) -> None:
-    """Zeroes what lies beyond the tensor: the error of a round must not live on where there is no weight."""
-    rows = slice(piece.block_start, piece.block_stop)
-    spare[rows].zero_()
-    for region in piece.regions:
-        region.of_block(spare).copy_(region.of_block(tiles))
-    tiles[rows].copy_(spare[rows])

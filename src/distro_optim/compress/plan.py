@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -71,6 +72,15 @@ class Region:
     block_stride: tuple[int, ...]
     block_offset: int
 
+    @cached_property
+    def is_shuffled_run(self) -> bool:
+        """Whether the window is one run of the tensor's memory, whole rows of it, that lies in the block reordered."""
+        matrices, tile_rows, tile_columns, rows, columns = self.size
+        matrix_stride, _, _, row_stride, _ = self.tensor_stride
+        whole_rows = tile_columns * columns == row_stride
+        whole_matrices = matrices == 1 or tile_rows * rows * row_stride == matrix_stride
+        return whole_rows and whole_matrices and tile_columns > 1 and rows > 1
+
     def of_tensor(self, tensor: Tensor) -> Tensor:
         """The window in a contiguous tensor of the planned shape."""
         return tensor.as_strided(self.size, self.tensor_stride, tensor.storage_offset() + self.tensor_offset)
@@ -78,6 +88,15 @@ class Region:
     def of_block(self, block: Tensor) -> Tensor:
         """The window in a contiguous ``(n, h, w)`` block."""
         return block.as_strided(self.size, self.block_stride, block.storage_offset() + self.block_offset)
+
+    def run_of_tensor(self, tensor: Tensor) -> Tensor:
+        """Of a shuffled run: its elements in the tensor, ``(numel,)``."""
+        return tensor.view(-1)[self.tensor_offset : self.tensor_offset + math.prod(self.size)]
+
+    def run_in_block(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for these in a block of the same size, ``(numel,)``, and as a window of the shape ``size``."""
+        run = block.view(-1)[self.block_offset : self.block_offset + math.prod(self.size)]
+        return run, run.as_strided(self.size, self.tensor_stride, run.storage_offset())
 
 
 @dataclass(frozen=True)
