@@ -9,12 +9,12 @@ An ordinary Lightning script. Its only unusual line is the strategy.
 
 import sys
 
+import lightning as L
 from byte_data import SourceWindows
 from byte_model import ByteTransformer, next_byte_loss
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-import lightning as L
 from distro_optim import DisTrO, PsycheStrategy
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
