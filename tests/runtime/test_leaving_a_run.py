@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.errors import ConfigurationError, ExchangeError, RunError
 from distro_optim.strategy import actions as act
+from distro_optim.strategy.link import RunLink
+from distro_optim.strategy.port import TrainerAction
 from distro_optim.strategy.runtime import Runtime
+from rounds.simulator import secret
 from runtime.live import LOOPBACK, config, live_run
-from runtime.memory import MemoryRun
+from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread, assert_equal_weights
 
 pytestmark = pytest.mark.timeout(120)
@@ -38,6 +43,33 @@ def test_a_host_can_leave_in_every_phase_and_nothing_stays_behind(wait: Callable
         host.close()
         assert isinstance(host.error, RunError)
         assert threads_of_runs() == []
+
+
+def test_a_host_that_leaves_as_soon_as_the_run_has_ended_has_told_the_others() -> None:
+    told = threading.Event()
+
+    class Host(MemorySource):
+        is_host = True
+
+        async def open(self) -> RunLink:
+            async def farewell() -> None:
+                await asyncio.sleep(0)
+                told.set()
+
+            return replace(await super().open(), farewell=farewell)
+
+    class LeavesAtOnce(TrainingThread):
+        def carry_out(self, action: TrainerAction) -> None:
+            super().carry_out(action)
+            if isinstance(action, act.RunEnded):
+                self.port.close()
+
+    with MemoryRun(total_steps=10) as run:
+        peer = LeavesAtOnce(Runtime(Host(run, secret(1)), loop=run.loop))
+        run.peers.append(peer)
+        peer.start().join()
+        assert peer.error is None
+        assert told.is_set()
 
 
 def test_leaving_ends_a_training_that_is_under_way() -> None:

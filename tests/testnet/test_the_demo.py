@@ -13,15 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "lightning_bytes.py"
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_one_script_trains_as_several_peers_who_come_and_go(tmp_path: Path) -> None:
+    # Two are needed: the run waits for the third peer when the second is gone, however long that one takes to start.
     command = [sys.executable, "-m", "distro_optim", "testnet", "--peers", "2", "--kill", "1@6", "--join-at", "6"]
-    command += ["--set", "joiner_wait_time=1", "--set", "min_peers=1", "--set", "global_batch_size=4"]
-    command += ["--target", "5.3", "--timeout", "240", "--json", "--out", str(tmp_path), str(SCRIPT), "200"]
+    command += ["--set", "joiner_wait_time=1", "--set", "min_peers=2", "--set", "global_batch_size=4"]
+    command += ["--target", "5.3", "--timeout", "280", "--json", "--out", str(tmp_path), str(SCRIPT), "40"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=270)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290)
     summary = json.loads(ended.stdout.splitlines()[-1])
     assert ended.returncode == 0, (summary, ended.stderr)
     host, killed, joined = summary["peers"]

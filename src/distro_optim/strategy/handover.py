@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from ..comm.iroh.sharing import SharedModel
-from ..errors import ModelMismatchError, ProtocolError
+from ..errors import ExchangeError, ModelMismatchError, ProtocolError
 from .actions import Initialize
 from .model_identity import ModelIdentity, describe, weights_root
 from .port import RunPort
@@ -21,8 +22,16 @@ MAX_REFUSALS: Final = 10
 """Models refused in a row, of however many peers, until we take it that the run trains something else. One peer could
 say so to keep joiners away; it is asked five times at most. Chosen arbitrarily above that."""
 
+MAX_SINGLE_PROVIDERS: Final = 3
+"""Peers that are asked for the whole model, one after the other, where several together gave no whole one. Each costs
+as much as all together; the next warm-up begins anew. Chosen arbitrarily."""
+
 # Name, archive and message around a tensor's bytes: a few hundred, and the name.
 _ENVELOPE_BYTES: Final = 64 * 1024
+
+
+class _TornModelError(ProtocolError):
+    """What came is in parts of different models."""
 
 
 class ModelHandover:
@@ -104,7 +113,6 @@ class ModelHandover:
             ExchangeError: nobody gave it.
             ProtocolError: what came is not the model of the run, or not whole.
         """
-        tensors = self._trainer.tensors
         ours = self.identity(action.epoch, action.step)
         refusals = 0
 
@@ -119,8 +127,27 @@ class ModelHandover:
                 raise ProtocolError(str(error)) from None
 
         turn = attempt % len(action.providers)
+        order = [*action.providers[turn:], *action.providers[:turn]]
+        try:
+            return self._fetch(order, ours, check)
+        except _TornModelError as error:
+            reason: Exception = error
+        # Some of them have other weights and do not know it yet. From one alone the model is whole; whether it is the
+        # right one, the reports of the warm-up tell.
+        for peer in order[:MAX_SINGLE_PROVIDERS]:
+            try:
+                return self._fetch([peer], ours, check)
+            except (ExchangeError, ProtocolError) as error:
+                reason = error
+        raise reason
+
+    def _fetch(
+        self, providers: Sequence[bytes], ours: ModelIdentity, check: Callable[[str, Sequence[str]], None]
+    ) -> tuple[dict[str, Tensor], ModelIdentity]:
+        """The model from these peers, each giving some of its tensors."""
+        tensors = self._trainer.tensors
         shared = self._port.download_model(
-            [*action.providers[turn:], *action.providers[:turn]],
+            providers,
             max_parameter_bytes=max(t.numel() * t.element_size() for t in tensors.all.values()) + _ENVELOPE_BYTES,
             check=check,
         )
@@ -131,15 +158,16 @@ class ModelHandover:
             self._check_tensor(name, value)
             values[name] = value.to(tensors.all[name].dtype)
         root = weights_root(tensors, values)
-        if theirs is None:
-            return values, self.identity(action.epoch, action.step, root)
-        if theirs.weights != root:
-            raise ProtocolError("the weights are not those that their hash stands for: peers gave parts of two models")
-        for sentence in ours.harmless_differences(theirs):
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self._tell(sentence)
-        return values, self.identity(action.epoch, action.step, root)
+        if theirs is not None and theirs.weights != root:
+            raise _TornModelError(
+                "the weights are not those that their hash stands for: peers gave parts of two models"
+            )
+        if theirs is not None:
+            for sentence in ours.harmless_differences(theirs):
+                if sentence not in self._told:
+                    self._told.add(sentence)
+                    self._tell(sentence)
+        return values, replace(ours, weights=root)
 
     def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
         """Raises ModelMismatchError if it is another model, ProtocolError if it is not that of this step."""

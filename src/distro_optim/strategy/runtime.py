@@ -41,6 +41,7 @@ from ..errors import (
     RunError,
     RunLostError,
 )
+from .actions import RunEnded
 from .config import RunConfig
 from .driver import RoundDriver
 from .hosting import HostedRun
@@ -271,7 +272,11 @@ class Runtime(RunPort):
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         if self._link is None and not self._closed:
             raise ConfigurationError("start() comes first")
-        return self._mailbox.take(timeout)
+        action = self._mailbox.take(timeout)
+        if isinstance(action, RunEnded) and self.is_host:
+            # From now on, not only from when the driver has returned: whoever hears this may close at once.
+            self._in_farewell = True
+        return action
 
     def is_cancelled(self, step: int) -> bool:
         return self._mailbox.is_cancelled(step)
