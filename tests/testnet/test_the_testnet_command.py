@@ -187,8 +187,9 @@ def running(out: Path, *script: str) -> Iterator[tuple[subprocess.Popen[str], li
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-@pytest.mark.parametrize("stubborn", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "stubborn"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
+)
 def test_ctrl_c_ends_everything_within_seconds(tmp_path: Path, number: signal.Signals, stubborn: bool) -> None:
     with running(tmp_path, *(("--stubborn",) if stubborn else ())) as (process, children):
         assert all(is_running(pid) for pid in children)
