@@ -67,14 +67,16 @@ def write_for_ever(path: Path, blobs: list[Prepared], seed: int, pipe: int) -> N
                 prefix=partial.prefix,
                 new_outboard=partial.new_outboard,
             )
-            # A response to a request for the rest is made as it would be for a peer.
-            response = blob.response
-            if partial.prefix is not None:
-                whole = Blob(blob.data, build_outboard(blob.data)[1])
-                response = b"".join(encode(whole, missing_ranges(partial.prefix)))
-            for verified in decoder.receive(response):
-                partial.append(verified.data)
-            partial.prefix = decoder.prefix
+            # One that was killed between the last byte and its name in the store has nothing to ask for.
+            if partial.prefix is None or not partial.prefix.is_complete:
+                # A response to a request for the rest is made as it would be for a peer.
+                response = blob.response
+                if partial.prefix is not None:
+                    whole = Blob(blob.data, build_outboard(blob.data)[1])
+                    response = b"".join(encode(whole, missing_ranges(partial.prefix)))
+                for verified in decoder.receive(response):
+                    partial.append(verified.data)
+                partial.prefix = decoder.prefix
             store.complete(partial, tag=tag)
             partial.close()
         os.write(pipe, f"{tag} {blob.root.hex()}\n".encode())

@@ -97,7 +97,7 @@ def test_over_the_network_strangers_to_an_allow_list_are_answered_and_outsiders_
         rendezvous.visit(host.addr())
         assert await ask_rendezvous(alice, host.addr()) == [host.addr()]
         assert rendezvous.visit(host.addr()) == [alice.addr()]
-        with pytest.raises(ExchangeError):
+        with pytest.raises((ExchangeError, ProtocolError)):  # cut off before, or in the middle of, an answer
             await ask_rendezvous(outsider, host.addr())
         for node in nodes:
             await node.aclose()

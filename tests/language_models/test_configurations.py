@@ -185,7 +185,8 @@ def test_whatever_a_config_says_it_is_read_or_refused(architecture: str, change:
     except ModelConfigError:
         return
     assert read_config(config.to_json(), architecture).values == config.values
-    if config.values["num_hidden_layers"] > 8:
+    layers = config.values["num_hidden_layers"]  # HfAuto takes None for the default, which is large
+    if layers is None or layers > 8:
         return  # each layer takes its time
     try:
         shapes = build_shapes(config)
