@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from distro_optim import DisTrO, PsycheStrategy
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 700
 WARMUP_STEPS = 40
 
 

@@ -78,8 +78,8 @@ def test_only_those_who_are_left_must_end_alike() -> None:
 def test_the_loss_at_the_end_is_that_of_the_last_rounds_of_those_who_were_in_them() -> None:
     watch = swarm(3)
     for step in range(1, 101):
-        tell(watch, 0, step=step, loss=1.0 if step > 80 else 9.0)
-        tell(watch, 1, step=step, loss=2.0 if step > 80 else 9.0)
+        tell(watch, 0, step=step, loss=1.0 if step > 50 else 9.0)
+        tell(watch, 1, step=step, loss=2.0 if step > 50 else 9.0)
         if step < 50:
             tell(watch, 2, step=step, loss=9.0)
     assert watch.final_loss == pytest.approx(1.5)

@@ -14,7 +14,7 @@ __all__ = ["Comparison", "PeerState", "PeerWatch", "SwarmWatch"]
 SMOOTHING: Final = 0.1
 """How much of the loss that is shown is the newest round's."""
 
-FINAL_ROUNDS: Final = 20
+FINAL_ROUNDS: Final = 50
 """Rounds over which the loss at the end is the mean."""
 
 COMPARED_ROUNDS: Final = 500
