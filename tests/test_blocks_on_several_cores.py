@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -85,3 +88,33 @@ def test_a_single_item_too_is_worked_on_by_one_core() -> None:
     threads: list[int] = []
     Workers(2).run(lambda item, worker: threads.append(torch.get_num_threads()), [0])
     assert threads == [1]
+
+
+def test_optimizers_take_turns_on_the_same_threads() -> None:
+    seen: list[set[int]] = []
+    for _ in range(2):
+        names: set[int] = set()
+        Workers(3).run(lambda item, worker, names=names: names.add(threading.get_ident()), range(64))
+        seen.append(names)
+    of_the_process = [thread for thread in threading.enumerate() if thread.name.startswith("distro-optim-step")]
+    assert seen[0] | seen[1] <= {thread.ident for thread in of_the_process}
+    Workers(3).run(lambda item, worker: None, range(64))
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("distro-optim-step")] == of_the_process
+
+
+FORKED = """
+import os
+from distro_optim.workers import Workers
+Workers(2).run(lambda item, worker: None, range(4))
+child = os.fork()
+done = []
+if child == 0:
+    Workers(2).run(lambda item, worker: done.append(item), range(4))
+    os._exit(0 if sorted(done) == [0, 1, 2, 3] else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60).returncode == 0

@@ -7,6 +7,7 @@ one thread gives the same bits whatever the number of cores, so that peers with 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,12 +23,27 @@ MAX_WORKERS: Final = 8
 T = TypeVar("T")
 
 
+# One pool for each number of threads: it ends with the process, as PyTorch's own threads do. A pool per optimizer would
+# leave its threads to the garbage collector, and several optimizers that step at once would crowd the cores.
+_pools: dict[int, ThreadPoolExecutor] = {}
+_starting = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _starting
+    _pools.clear()  # threads do not survive a fork
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Workers:
-    """``count`` threads, started when first used, that end with this object."""
+    """``count`` threads of the process, started when first used; all objects of that ``count`` take turns on them."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[T, int], None], items: Sequence[T]) -> None:
         """Calls ``work(item, worker)`` for every item, with ``worker`` below ``count`` and no two of one at a time.
@@ -52,7 +68,7 @@ class Workers:
                         return
                     work(item, worker)
 
-        pool = self._started()
+        pool = _started(self.count)
         futures = [pool.submit(take_turns, worker) for worker in range(busy)]
         try:
             wait(futures)
@@ -64,10 +80,13 @@ class Workers:
         for future in futures:
             future.result()
 
-    def _started(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            pool = ThreadPoolExecutor(self.count, thread_name_prefix="distro-optim-step")
-            everybody = threading.Barrier(self.count)
+
+def _started(count: int) -> ThreadPoolExecutor:
+    with _starting:
+        pool = _pools.get(count)
+        if pool is None:
+            pool = ThreadPoolExecutor(count, thread_name_prefix="distro-optim-step")
+            everybody = threading.Barrier(count)
 
             def alone_on_its_core() -> None:
                 torch.get_num_threads()  # a thread takes the default when it first asks, also after it was told
@@ -76,10 +95,10 @@ class Workers:
 
             threads = torch.get_num_threads()
             try:
-                for future in [pool.submit(alone_on_its_core) for _ in range(self.count)]:
+                for future in [pool.submit(alone_on_its_core) for _ in range(count)]:
                     future.result()
             finally:
                 # The number is kept per thread, but also as the default of threads still to come.
                 torch.set_num_threads(threads)
-            self._pool = pool
-        return self._pool
+            _pools[count] = pool
+        return pool
