@@ -136,7 +136,7 @@ def peer(args: argparse.Namespace) -> dict[str, Any]:
 
     model = make_model(args)
     serializing = Stopwatch()
-    pipeline.encode_result = serializing.watch(pipeline.encode_result)
+    pipeline.encode_own_result = serializing.watch(pipeline.encode_own_result)
     pipeline.read_result = serializing.watch(pipeline.read_result)
     config = RunConfig(
         total_steps=args.steps + WARM_UP_STEPS,

@@ -243,6 +243,32 @@ def test_a_parameter_beyond_the_bound_is_not_fetched(make_node: MakeNode, monkey
     joiner.submit(scenario()).result(SECONDS)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 6])
+def test_parts_that_fail_at_the_same_time_are_one_error(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing._ERROR_SECONDS", 0.001)
+    blobs = Blobs()
+    joiner, giver = make_node(), make_node()
+    ModelSharing(giver, blobs.publisher(giver)).offer(MODEL)
+
+    async def scenario() -> None:
+        sharing = ModelSharing(joiner, blobs.publisher(joiner))
+        everybody = asyncio.Barrier(at_once)
+
+        async def fetch(ticket: BlobTicket, limit: int) -> bytes:
+            data = await blobs.fetch(ticket, limit)
+            if data == blobs.content[blobs.tags["model-config"]]:
+                return data
+            await everybody.wait()
+            raise ExchangeError("the line was cut")
+
+        with pytest.raises(ExchangeError, match="the line was cut"):
+            await download_model(sharing, [giver.endpoint_id], fetch, max_parameter_bytes=1 << 20, concurrent=at_once)
+
+    joiner.submit(scenario()).result(SECONDS)
+
+
 @pytest.mark.parametrize(
     "words", [b"", b"\2", b"\1\xff\xff\xff\xff\x0f", bytes(2000)], ids=["empty", "?", "cut", "long"]
 )

@@ -264,12 +264,15 @@ async def download_model(
         if progress is not None:
             progress(len(parameters), len(config.parameter_names))
 
+    failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for name in config.parameter_names:
                 group.create_task(one(name))
     except* (ExchangeError, ProtocolError) as errors:
-        raise errors.exceptions[0] from None
+        failure = errors.exceptions[0]
+    if failure is not None:  # raised out here: what leaves an except* may be put into a group
+        raise failure
     ordered = {name: parameters[name] for name in config.parameter_names}
     return SharedModel(config.config, config.tokenizer, ordered)
 
