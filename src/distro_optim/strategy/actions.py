@@ -160,7 +160,7 @@ class AllowPeers:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """Answer with ``publish`` once everything that came out before is on its way.
+    """Answer with ``publish`` once everything that came out before is on its way, and the result is encoded.
 
     Encoding a result takes milliseconds, for which the round need not wait: it can end as soon as everybody has
     trained, since results are only wanted in the next one.

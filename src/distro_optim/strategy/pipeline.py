@@ -20,6 +20,7 @@ from ..comm.iroh.tickets import BlobTicket
 from ..comm.signing import SecretKey
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.schedule import cold_start_bounds, effective_learning_rate
+from ..coordinator.steps import is_prompt
 from ..coordinator.types import (
     BatchId,
     ClientState,
@@ -54,6 +55,11 @@ MAX_RETRY_SECONDS: Final = 8.0
 MAX_EARLY_PER_SENDER: Final = 4
 """Messages held that are about the next round, of which the coordinator has not told us yet. A result and a
 "finished" are honest; chosen arbitrarily above."""
+
+MAX_HOLD_SECONDS: Final = 0.5
+"""A result goes out when the round is over, so that it is not on the line before the reports that end the round; it is
+wanted only in the round after the next. Where others still train, it does not wait longer than this. Chosen
+arbitrarily above a round trip."""
 
 _U32: Final = 0xFFFF_FFFF
 _NONCE_BYTES: Final = 4
@@ -90,6 +96,8 @@ class RoundPipeline:
         self._early: dict[bytes, list[Broadcast]] = {}
         self._trainer_nonce = 0
         self._unpublished: tuple[RoundState, CompressedUpdate, object, int] | None = None
+        self._held: EncodedResult | None = None
+        self._held_until: float | None = None
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -142,14 +150,28 @@ class RoundPipeline:
         return partial(encode_own_result, update, step=round_.step, trainer_nonce=nonce, batch=batch, plan=plan)
 
     def publish(self, now: float, encoded: EncodedResult | None = None) -> list[Action]:
-        """Answer to :class:`~.actions.PublishResult`. What the coordinator says next does as well.
+        """Answer to :class:`~.actions.PublishResult`.
+
+        In a run whose rounds end with their last report, the result is held until the coordinator says that the round
+        is over, or :data:`MAX_HOLD_SECONDS`. If it is over already, it goes out at once.
 
         Args:
             now: monotonic time in seconds.
             encoded: what :meth:`encoding` gave, if it was computed in advance.
         """
         self._now = now
-        self._publish_pending(encoded)
+        state, pending = self._state, self._unpublished
+        if (
+            state is not None
+            and pending is not None
+            and is_prompt(state)
+            and self._in(_S.ROUND_TRAIN)
+            and pending[0] is self._current
+        ):
+            self._held, self._held_until = encoded, now + MAX_HOLD_SECONDS
+        else:
+            self._publish_pending(encoded)
+            self._advance()
         return self._take()
 
     def cancelled(self, step: int, now: float) -> list[Action]:
@@ -266,8 +288,25 @@ class RoundPipeline:
             current.training, current.training_over = False, True
             self._out.append(act.CancelTraining(current.step))
 
+    def _publish_before_the_next_round(self) -> None:
+        """The coordinator goes on: what was trained in the round that is over goes out now, or as soon as it can."""
+        pending, state = self._unpublished, self._state
+        if pending is None or state is None:
+            return
+        round_, _, own, _ = pending
+        if is_prompt(state) and self._held_until is None and round_ is self._current and self.fault is None:
+            round_.own = own  # it is being encoded, which the next round need not wait for
+        else:
+            self._publish_pending()
+
+    def _publish_held(self) -> None:
+        if self._held_until is not None and self._held_until <= self._now:
+            self._publish_pending()
+
     def _publish_pending(self, encoded: EncodedResult | None = None) -> None:
         encode = self.encoding()
+        encoded = encoded if encoded is not None else self._held
+        self._held = self._held_until = None
         pending, self._unpublished = self._unpublished, None
         if pending is None or encode is None or self.fault is not None:
             return

@@ -96,7 +96,9 @@ class Rounds(RoundPipeline):
         self._now = now
         if self.stage is Stage.ENDED or state is self._state or state == self._state:
             return self._take()
-        self._publish_pending()  # it belongs to the round that the state may end
+        before = self._state
+        if before is None or (state.run_state, state.progress) != (before.run_state, before.progress):
+            self._publish_before_the_next_round()
         self._state = state
         was_listed, self._listed = self._listed, self._is_listed(state)
         if was_listed and not self._listed and state.run_state is not _S.FINISHED:
@@ -191,6 +193,7 @@ class Rounds(RoundPipeline):
     def tick(self, now: float) -> list[Action]:
         """Time passes: retries and repetitions. To be called at :meth:`next_timer`."""
         self._now = now
+        self._publish_held()
         for round_ in self._live_rounds():
             for claim in round_.all_claims():
                 if claim.retry_at is not None and claim.retry_at <= now:
@@ -205,6 +208,8 @@ class Rounds(RoundPipeline):
         times = [c.retry_at for round_ in self._live_rounds() for c in round_.all_claims() if c.retry_at is not None]
         if self.stage is Stage.RUNNING and self._repeats.next_at is not None:
             times.append(self._repeats.next_at)
+        if self._held_until is not None:
+            times.append(self._held_until)
         return min(times, default=None)
 
     # -- following the coordinator ---------------------------------------------------------------------------------

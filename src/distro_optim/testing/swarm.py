@@ -108,14 +108,19 @@ class MemoryNetwork:
         self._corrupt.add(peer)
 
     def transit(self, sender: bytes, receiver: bytes, size: int) -> float:
-        """Seconds until ``size`` bytes that are sent now have arrived; takes up both lines meanwhile."""
+        """Seconds until ``size`` bytes that are sent now have arrived; takes up both lines meanwhile.
+
+        Each line serves in order what it gets. A sender's goes on while bytes wait for a receiver's that is busy.
+        """
         if self.bandwidth is None:
             return self._delay()
         now = asyncio.get_running_loop().time()
-        begin = max(now, self._sending_until[sender], self._receiving_until[receiver])
-        end = begin + BITS_PER_BYTE * size / self.bandwidth
-        self._sending_until[sender] = self._receiving_until[receiver] = end
-        return end - now + self._delay()
+        seconds = BITS_PER_BYTE * size / self.bandwidth
+        sent = max(now, self._sending_until[sender]) + seconds
+        # The first byte comes out as soon as it was sent, not only when the last one was.
+        received = max(sent, self._receiving_until[receiver] + seconds)
+        self._sending_until[sender], self._receiving_until[receiver] = sent, received
+        return received - now + self._delay()
 
     # --- for MemorySwarm ---
 
