@@ -72,16 +72,16 @@ def test_two_sessions_train_together_and_the_host_resumes_alone(tmp_path: Path) 
     first = host(1, checkpoint_dir=tmp_path)
     friend = Peer(2, run=first.ticket)
     mine, theirs = first.result(), friend.result()
-    assert first.steps == friend.steps == list(range(1, 12))
+    assert first.steps == friend.steps == list(range(1, 13))
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     saved = CheckpointStore(tmp_path).latest()
     assert saved is not None
-    assert saved.step == 12
+    assert saved.step == 15
 
-    again = host(3, RunConfig(total_steps=16, global_batch_size=12), checkpoint_dir=tmp_path, resume=True)
+    again = host(3, RunConfig(total_steps=18, global_batch_size=12), checkpoint_dir=tmp_path, resume=True)
     again.result()
     assert again.session.view().run_id == saved.run_id
-    assert again.steps == [12, 13, 14, 15]
+    assert again.steps == [15, 16, 17, 18]
 
 
 def test_another_script_is_refused_by_name_and_the_host_goes_on() -> None:

@@ -69,7 +69,8 @@ class RunView:
     Attributes:
         run_id: the run.
         run_state: name of the coordinator's phase, such as ``"ROUND_TRAIN"``; ``"CONNECTING"`` before the first state.
-        epoch, step, total_steps: of the run.
+        epoch, step, total_steps: of the run, as the coordinator counts: a run that is hosted ends with two steps that
+            train nothing, and stops at ``total_steps``.
         height: rounds since the epoch began.
         num_peers: clients of the present epoch, ourselves included.
         peer_index: our place in their list; None if we are not in the epoch.

@@ -27,6 +27,7 @@ from torch import nn
 
 from ..comm.signing import SecretKey
 from ..coordinator.model import Distro, Hub
+from ..coordinator.steps import last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError, ExchangeError, ProtocolError, RunError
 from ..optimizer import DisTrO
@@ -92,7 +93,7 @@ class SwarmSession:
 
     Attributes:
         follow_schedule: called with the step before anything of a new step is carried out, so that the script's
-            learning rates are those of the step; see :meth:`follow`.
+            learning rates are those of the step; see :meth:`follow`. Not with a step after the last that is trained.
     """
 
     def __init__(
@@ -400,9 +401,11 @@ class SwarmSession:
     def _at_step(self, step: int) -> None:
         """Everything of a step begins here."""
         self._step = step
-        if self.follow_schedule is not None and step != self._schedule_step:
-            self.follow_schedule(step)
-        self._schedule_step = step
+        # What is applied after the last training has its rates: a schedule of so many steps has no more of them.
+        scheduled = min(step, max(FIRST_STEP, self.total_steps))
+        if self.follow_schedule is not None and scheduled != self._schedule_step:
+            self.follow_schedule(scheduled)
+        self._schedule_step = scheduled
         self._handover_of().passed(step)
 
     def _initialize(self, port: RunPort, action: act.Initialize) -> None:
@@ -497,8 +500,9 @@ class SwarmSession:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run; 0 before :meth:`start`."""
-        return self.view().total_steps
+        """The run's last step that is trained, counted from 1; 0 before :meth:`start`."""
+        state = self._port.state if self._port is not None else None
+        return 0 if state is None else last_trained_step(state.config)
 
     @property
     def num_peers(self) -> int:
