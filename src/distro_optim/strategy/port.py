@@ -224,6 +224,7 @@ class RunPort(ABC):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         """Gets the model from peers and waits for it. Those that have nothing to share yet are asked again.
 
@@ -234,6 +235,7 @@ class RunPort(ABC):
                 asked for, from another thread. If it raises ProtocolError, another peer is asked. May return a bound
                 below ``max_parameter_bytes``.
             progress: called with parameters done and in all, from another thread.
+            patient: False asks only once whether they have something.
 
         Raises:
             ExchangeError: nobody gave it, within the time of the warm-up.
