@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.coordinator.model import P2P
+from distro_optim.coordinator.model import P2P, Hub
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.errors import RunError
 from distro_optim.strategy.checkpoint import Checkpoint, CheckpointStore
@@ -119,6 +119,23 @@ def test_what_a_peer_shares_counts_more_than_a_checkpoint(make_world: MakeWorld,
     assert late.trained[0] == state.progress.step
     assert equal_weights(*scripts, late)
     assert any("other weights than our checkpoint" in line for line in late.news)
+
+
+def test_the_first_of_the_list_does_not_begin_anew_what_another_has_saved(
+    make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
+) -> None:
+    # Nobody of the last epoch returns, so the coordinator no longer says that peers have the model.
+    world = make_world(resumed=replace(interrupted, epoch_state=replace(interrupted.epoch_state, clients=())))
+    scripts = [Script(seed=10), saving(tmp_path / "1", seed=11)]
+    for number, script in enumerate(scripts, start=8):
+        world.run(world.port(number), script)
+    step = saved_at_the_start(tmp_path / "1", interrupted).step
+    begun = world.until_phase(RunState.ROUND_TRAIN)
+    assert [client.id for client in begun.epoch_state.clients] == [port.identity for port in world.ports]
+    assert begun.model.checkpoint == Hub(SHARED_BY_PEERS)
+    world.until_all_ended()
+    assert scripts[0].trained[0] == scripts[1].trained[0] == step
+    assert equal_weights(*scripts)
 
 
 def test_where_nobody_has_it_all_end_and_say_what_would_help(

@@ -415,10 +415,14 @@ class SwarmSession:
         handover = self._handover_of()
         restored, self._restored = self._restored, None
         own = self._own_checkpoint(port.run_id, action)
-        if action.providers:
+        ours_count = not action.providers and (own is not None or self._may_begin_the_run(port, action, restored))
+        if not ours_count:
+            asked = replace(action, providers=action.providers or self._others(port, action.step))
             try:
-                values, identity = handover.download(action, attempt=self._failed_loads, patient=own is None)
+                values, identity = handover.download(asked, attempt=self._failed_loads, patient=own is None)
             except (ExchangeError, ProtocolError) as error:
+                if not action.providers:
+                    raise self._weights_are_lost(port.run_id, action.step) from error
                 if own is None:
                     self._failed_loads += 1
                     self._restored = restored
@@ -435,7 +439,6 @@ class SwarmSession:
         else:
             if own is not None and (restored is None or restored.step != own.step):
                 restored = self._load_checkpoint(own)
-            self._check_weights_are_of_the_run(port, action, restored)
             values, identity = self._snapshot_at(action)
             match action.checkpoint:
                 case Hub(repo) if self._as_psyche:
@@ -456,17 +459,30 @@ class SwarmSession:
         self._trainer.load(self._resumes_from.weights(checkpoint, self._trainer))
         return checkpoint
 
-    def _check_weights_are_of_the_run(self, port: RunPort, action: act.Initialize, restored: Checkpoint | None) -> None:
-        """Raises RunError if a run goes on whose weights nobody has, and we are the one to give them to the others."""
+    def _may_begin_the_run(self, port: RunPort, action: act.Initialize, restored: Checkpoint | None) -> bool:
+        """Whether our weights can be those of the run, as whose first client we were told to give ours."""
         # What the first step makes is applied two steps later.
         is_untrained = action.epoch == 0 or action.step <= FIRST_STEP + DRAIN_ROUNDS
-        if not is_shared_by_peers(action.checkpoint) or is_untrained or port.is_host:
-            return
-        if self._brings_weights(port.run_id, restored):
-            return
-        raise RunError(
-            f"the run {port.run_id!r} is at step {action.step}, and nobody who is in it has its weights: start a peer "
-            "that has a checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
+        return (
+            is_untrained
+            or port.is_host
+            or not is_shared_by_peers(action.checkpoint)
+            or self._brings_weights(port.run_id, restored)
+        )
+
+    def _others(self, port: RunPort, step: int) -> tuple[bytes, ...]:
+        """Whoever else is in the epoch; raises RunError if nobody is."""
+        clients = port.state.epoch_state.clients if port.state is not None else ()
+        others = tuple(client.id.p2p_identity for client in clients if client.id != port.identity)
+        if not others:
+            raise self._weights_are_lost(port.run_id, step)
+        return others
+
+    @staticmethod
+    def _weights_are_lost(run_id: str, step: int) -> RunError:
+        return RunError(
+            f"the run {run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer that has a "
+            "checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
         )
 
     def _brings_weights(self, run_id: str, restored: Checkpoint | None) -> bool:
