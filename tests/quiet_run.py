@@ -12,7 +12,7 @@ from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
-from distro_optim.coordinator.steps import with_round
+from distro_optim.coordinator.steps import last_trained_step, with_round
 from distro_optim.coordinator.types import BatchId, Coordinator, NodeIdentity
 from distro_optim.strategy.actions import ApplyResults, FinishEpoch, HashWeights, Initialize, RunEnded, TrainBatch
 from distro_optim.strategy.config import RunConfig
@@ -62,6 +62,7 @@ class QuietRun(RunPort):
         self.stopped: list[int] = []
         self.batches: dict[int, BatchId] = {}
         self.digests: dict[int, list[bytes]] = {}
+        self.applied: list[int] = []
         self._actions: deque[TrainerAction] = deque()
 
     @property
@@ -103,21 +104,26 @@ class QuietRun(RunPort):
         while self._step in self.skipped:
             self._step += 1
         step, last = self._step, self._state.config.total_steps - 1
+        trains = step <= last_trained_step(self._state.config)
         if self.error is not None and step >= self.error_at:
             raise self.error
         if step > last:
             self._actions += [FinishEpoch(step=last), RunEnded(step=step)]
             self.ended = True
             return
-        self.before_round(step)
+        if trains:
+            self.before_round(step)
         rates = {"lr": 1e-3, "bounds": None}
         if step - 2 in self.updates:
             self._actions.append(ApplyResults(step=step, updates=(self.updates[step - 2],), **rates))
+            self.applied.append(step - 2)
+        self._actions.append(HashWeights(step))
+        if not trains:
+            return
         size = self._state.config.global_batch_size_end
         start = (step - 1) * size
         self._state = with_round(self._state, replace(self._state.current_round, data_index=start))
         self.batches[step] = BatchId(start, start + max(1, size // self.share_of) - 1)
-        self._actions.append(HashWeights(step))
         self._actions.append(
             TrainBatch(
                 step=step,
@@ -162,7 +168,7 @@ class QuietRun(RunPort):
 
     def view(self) -> RunView:
         return RunView(
-            run_id=self.run_id, num_peers=self.share_of, peer_index=0, total_steps=self.config.total_steps or 0
+            run_id=self.run_id, num_peers=self.share_of, peer_index=0, total_steps=self._state.config.total_steps
         )
 
     def close(self, timeout: float = 5.0) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from distro_optim.coordinator import machine
-from distro_optim.coordinator.host import PhaseChanged, RunHost
+from distro_optim.coordinator.host import PhaseChanged, RunHost, restartable
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
+from distro_optim.coordinator.steps import last_trained_step
 from distro_optim.coordinator.types import ClientState, Coordinator, NodeIdentity, RunState
 from distro_optim.coordinator.validation import check_run
 from distro_optim.errors import ConfigurationError
@@ -213,3 +214,96 @@ def test_who_is_dropped_and_joins_again_before_the_next_tick_waits_for_the_next_
             finish_round(host, now)
         host.tick(now, SEED)
     assert third.id in [client.id for client in host.state.epoch_state.clients]
+
+
+# -- the end of a run -------------------------------------------------------------------------------------------------
+
+
+def through_the_run(host: RunHost, now: int = 10) -> tuple[list[int], list[int]]:
+    """To its end: the steps that were trained, and where their data began."""
+    steps, places = [], []
+    while host.state.run_state is not RunState.FINISHED:
+        state = host.state
+        if state.run_state is RunState.ROUND_TRAIN:
+            if not state.epoch_state.last_step:
+                steps.append(state.progress.step)
+                places.append(state.current_round.data_index)
+            finish_round(host, now)
+        elif state.run_state is RunState.WARMUP:
+            for index, client in enumerate(state.epoch_state.clients):
+                host.receive(client.id, WitnessMessage(WarmupStep(ready(index))), now, SEED)
+        now += 1
+        host.tick(now, SEED)
+    return steps, places
+
+
+def test_a_run_ends_with_two_rounds_in_which_nobody_trains() -> None:
+    host = warmed_up(2, total_steps=9, epoch_time=1000)
+    steps, places = through_the_run(host)
+    assert steps == [1, 2, 3, 4, 5, 6] == list(range(1, last_trained_step(host.state.config) + 1))
+    assert host.state.epoch_state.last_step == host.state.progress.step == 9
+    size = host.state.config.global_batch_size_end
+    assert host.state.progress.epoch_start_data_index == places[-1] + size
+
+
+def test_a_run_of_one_step_trains_it_and_has_its_end() -> None:
+    host = warmed_up(2, total_steps=4)
+    assert through_the_run(host)[0] == [1]
+    assert host.state.progress.step == 4
+
+
+@pytest.mark.parametrize("epoch_time", [16, 17, 18, 19, 20, 23, 26])
+def test_however_epochs_fall_nothing_is_trained_in_vain(epoch_time: int) -> None:
+    host = warmed_up(2, total_steps=40, epoch_time=epoch_time, cooldown_time=1, waiting_for_members_extra_time=1)
+    steps, places = through_the_run(host)
+    epochs = host.state.progress.epoch
+    assert len(steps) + machine.DRAIN_ROUNDS * epochs == host.state.progress.step - 1
+    size = host.state.config.global_batch_size_end
+    assert places == list(range(0, size * len(places), size))
+    assert steps[-1] <= 37
+
+
+@pytest.mark.parametrize(("step", "ends_for_joiner"), [(4, True), (5, True), (6, True), (7, False), (8, False)])
+def test_an_epoch_ends_for_a_joiner_only_if_there_is_something_left_for_the_next(
+    step: int, ends_for_joiner: bool
+) -> None:
+    host = warmed_up(2, joiner_wait_time=1, epoch_time=1000, total_steps=11)
+    (joiner,) = clients(9)
+    while host.state.progress.step < step - 1:
+        finish_round(host, 10)
+    host.receive(joiner, Join("run"), 10, SEED)
+    finish_round(host, 100)
+    assert host.state.progress.step == step
+    assert host.state.epoch_state.last_step == (step + 2 if ends_for_joiner else 0)
+    steps, _ = through_the_run(host, 100)
+    assert steps[-1] == 8
+    assert (joiner in [client.id for client in host.state.epoch_state.clients]) == ends_for_joiner
+
+
+def test_an_epoch_that_would_have_nothing_to_train_does_not_begin() -> None:
+    host = warmed_up(3, total_steps=9, min_clients=3, epoch_time=1000)
+    while host.state.progress.step < 7:
+        finish_round(host, 10)
+    host.disconnect(host.state.epoch_state.clients[2].id)
+    for now in (20, 30, 40, 50):
+        host.tick(now, SEED)
+    assert host.state.run_state is RunState.FINISHED
+    assert host.state.progress.step < 9
+    assert restartable(host.state, 60).run_state is RunState.FINISHED
+    longer = replace(host.state, config=replace(host.state.config, total_steps=host.state.progress.step + 3))
+    assert restartable(longer, 60).run_state is RunState.WAITING_FOR_MEMBERS
+
+
+def test_with_seconds_for_reports_a_run_ends_as_with_psyche() -> None:
+    host = warmed_up(2, round_witness_time=1, total_steps=9, epoch_time=1000)
+    steps, _ = through_the_run(host)
+    assert steps == list(range(1, 9))
+    assert host.state.epoch_state.last_step == 0
+    assert host.state.progress.step == 9
+
+
+def test_a_run_needs_room_for_its_end() -> None:
+    check_run(waiting_run("run", round_witness_time=0, total_steps=4), prompt=True)
+    with pytest.raises(ConfigurationError, match=r"total_steps is 3, but must be at least 4"):
+        check_run(waiting_run("run", round_witness_time=0, total_steps=3), prompt=True)
+    check_run(waiting_run("run", total_steps=3))

@@ -58,6 +58,7 @@ class ScriptedPort(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         while self.models:
             model = self.models.pop(0)

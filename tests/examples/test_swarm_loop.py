@@ -75,7 +75,7 @@ def test_one_leaves_another_comes_and_all_who_stay_end_equal(tmp_path: Path) -> 
             outputs = [ended(friend), ended(host)]
     assert [code for code, _ in outputs] == [0, 0], outputs
     assert len({weights_in(output) for _, output in outputs}) == 1
-    assert (folder / "step-00000030").exists()
+    assert (folder / "step-00000033").exists()
 
 
 def test_a_malformed_ticket_is_one_clear_sentence() -> None:

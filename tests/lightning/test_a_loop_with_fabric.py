@@ -94,7 +94,7 @@ def test_a_round_of_several_batches_has_the_gradient_of_one(runs: Runs) -> None:
 
 
 def test_schedulers_follow_the_run(runs: Runs) -> None:
-    runs.settings = {"config": RunConfig(total_steps=12, global_batch_size=8), "first_step": 6, "skipped": {8, 9}}
+    runs.settings = {"config": RunConfig(total_steps=11, global_batch_size=8), "first_step": 6, "skipped": {8, 9}}
     strategy, fabric, model, optimizer = set_up()
     scheduler = LambdaLR(optimizer.optimizer, lambda step: 0.5**step)
     rates = {}
@@ -141,9 +141,11 @@ def test_what_is_saved_has_the_weights_that_all_peers_have(runs: Runs, tmp_path:
             ahead = copies(model.parameters())
             fabric.save(tmp_path / "fabric.ckpt", {"model": model, "optimizer": optimizer})
         optimizer.step()
+        if round_.step == 4:
+            true = copies(model.parameters())
     saved = list(torch.load(tmp_path / "fabric.ckpt", weights_only=True)["model"].values())
     assert not all_same_bits(saved, ahead)
-    assert all_same_bits(saved, copies(model.parameters()))
+    assert all_same_bits(saved, true)
 
 
 def test_leaving_early(runs: Runs) -> None:

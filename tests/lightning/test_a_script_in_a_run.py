@@ -46,7 +46,7 @@ def test_the_run_takes_its_length_and_its_batch_from_the_script(
     trainer = make_trainer(both, tmp_path, strategy(both, config=RunConfig(min_peers=2)), max_epochs=3)
     trainer.fit(make_module(both), loader())
     assert runs.port.config.global_batch_size == 16
-    assert runs.port.config.total_steps == 3 * 4 + 1
+    assert runs.port.config.total_steps == 3 * 4
     assert trainer.global_step == 12
 
 
@@ -87,7 +87,7 @@ def test_the_run_is_over_before_the_last_batch_is(pl: ModuleType, strategy: Any,
     module = make_module(pl)
     trainer = make_trainer(pl, tmp_path, strategy(pl), max_steps=5, max_epochs=-1)
     trainer.fit(module, loader(), loader(8))
-    assert runs.port.config.total_steps == 5 + 1
+    assert runs.port.config.total_steps == 5
     assert sorted(runs.port.updates) == [1, 2, 3, 4, 5]
     assert trainer.global_step == 5
     assert runs.port.ended, "and not left"

@@ -17,6 +17,7 @@ from distro_optim.coordinator.model import ConstantLR
 from distro_optim.coordinator.server import CoordinatorServer, unix_offset
 from distro_optim.coordinator.service import CoordinatorService
 from distro_optim.coordinator.ticket import RunTicket
+from distro_optim.coordinator.types import Coordinator
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.runtime import Runtime
 from rounds.simulator import LR
@@ -68,8 +69,8 @@ class LiveRun:
 
 
 @contextmanager
-def served_run(settings: RunConfig, run_id: str) -> Iterator[str]:
-    """A coordinator that is no peer; gives its ticket."""
+def served_run(settings: RunConfig, run_id: str, state: Coordinator | None = None) -> Iterator[str]:
+    """A coordinator that is no peer; gives its ticket. It begins with ``state``, if that is given."""
     loop = LoopThread("served")
     stack = AsyncExitStack()
 
@@ -78,7 +79,8 @@ def served_run(settings: RunConfig, run_id: str) -> Iterator[str]:
         await node.bind()
         stack.push_async_callback(node.aclose)
         offset = unix_offset()
-        host = RunHost(restartable(settings.coordinator_state(run_id), now=int(time.monotonic() + offset)))
+        begins = state if state is not None else settings.coordinator_state(run_id)
+        host = RunHost(restartable(begins, now=int(time.monotonic() + offset)))
         service = CoordinatorService(host, draw=os.urandom, unix_offset=offset)
         await stack.enter_async_context(CoordinatorServer(service, [IrohListener(node)]))
         Rendezvous(node, host.is_pending)

@@ -138,4 +138,4 @@ def test_a_run_that_was_saved_is_gone_on_with_or_left_alone(tmp_path: Path) -> N
         host.join()
         assert host.error is None
         steps = [action.step for action in host.log if type(action).__name__ == "TrainBatch"]
-        assert steps == list(range(6, 12))
+        assert steps == list(range(9, 13))

@@ -16,8 +16,8 @@ def test_one_peer_alone_goes_through_the_whole_run() -> None:
         peer = run.peer(1)
         peer.join()
         assert peer.error is None
-        assert peer.of(act.RunEnded) == [act.RunEnded(step=20)]
-        assert [action.step for action in peer.of(act.TrainBatch)] == list(range(1, 20))
+        assert peer.of(act.RunEnded) == [act.RunEnded(step=23)]
+        assert [action.step for action in peer.of(act.TrainBatch)] == list(range(1, 21))
         assert changed_weights(peer)
 
 

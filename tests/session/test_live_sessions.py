@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from distro_optim.comm.signing import SecretKey
+from distro_optim.coordinator.model import P2P
 from distro_optim.errors import ModelMismatchError
 from distro_optim.strategy.checkpoint import CheckpointStore
-from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.config import SHARED_BY_PEERS, RunConfig
+from distro_optim.strategy.resuming import state_to_resume
 from distro_optim.strategy.session import SwarmSession
+from runtime.live import served_run
 
 from .scripts import SAMPLES, new_model, new_optimizer, samples
 
@@ -72,16 +76,16 @@ def test_two_sessions_train_together_and_the_host_resumes_alone(tmp_path: Path) 
     first = host(1, checkpoint_dir=tmp_path)
     friend = Peer(2, run=first.ticket)
     mine, theirs = first.result(), friend.result()
-    assert first.steps == friend.steps == list(range(1, 12))
+    assert first.steps == friend.steps == list(range(1, 13))
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     saved = CheckpointStore(tmp_path).latest()
     assert saved is not None
-    assert saved.step == 12
+    assert saved.step == 15
 
-    again = host(3, RunConfig(total_steps=16, global_batch_size=12), checkpoint_dir=tmp_path, resume=True)
+    again = host(3, RunConfig(total_steps=18, global_batch_size=12), checkpoint_dir=tmp_path, resume=True)
     again.result()
     assert again.session.view().run_id == saved.run_id
-    assert again.steps == [12, 13, 14, 15]
+    assert again.steps == [15, 16, 17, 18]
 
 
 def test_another_script_is_refused_by_name_and_the_host_goes_on() -> None:
@@ -98,3 +102,32 @@ def test_another_script_is_refused_by_name_and_the_host_goes_on() -> None:
     first.enough.set()
     first.result()
     assert friend.steps
+
+
+def test_a_server_and_its_clients_that_are_started_again_go_on_from_the_checkpoints(tmp_path: Path) -> None:
+    keys = [SecretKey(bytes([number]) * 32) for number in (1, 2)]
+    folders = [tmp_path / str(number) for number in (1, 2)]
+
+    def both(seed: int, ticket: str) -> list[Peer]:
+        return [
+            Peer(seed + n, run=ticket, secret_key=key, checkpoint_dir=folder, resume=True)
+            for n, (key, folder) in enumerate(zip(keys, folders, strict=True))
+        ]
+
+    with served_run(CONFIG, "served") as ticket:
+        for peer in both(1, ticket):
+            peer.result()
+    saved = CheckpointStore(folders[0]).latest()
+    assert saved is not None
+    assert saved.state is not None
+    assert {client.id.p2p_identity for client in saved.state.epoch_state.clients} == {key.public for key in keys}
+
+    longer = state_to_resume(saved, replace(CONFIG, total_steps=saved.step + 3))
+    assert longer is not None
+    model = replace(longer.model, checkpoint=P2P(SHARED_BY_PEERS))
+    state = replace(longer, model=model, epoch_state=saved.state.epoch_state)
+    with served_run(CONFIG, "served", state) as ticket:
+        peers = both(3, ticket)
+        mine, theirs = (peer.result() for peer in peers)
+    assert peers[0].steps == peers[1].steps == list(range(saved.step, saved.step + 4))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

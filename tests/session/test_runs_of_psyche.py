@@ -139,3 +139,30 @@ def test_another_transform_than_psyches_is_refused() -> None:
     optimizer = DisTrO(nn.Linear(4, 4).parameters(), transform="identity")
     with pytest.raises(ConfigurationError, match="leave transform out"):
         adopt_settings(optimizer, SETTINGS)
+
+
+def test_after_a_pause_those_who_stayed_go_on_with_their_weights_and_who_comes_takes_them(
+    make_world: MakeWorld,
+) -> None:
+    """As Psyche's clients do at such a coordinator, although it names the hub again: they load a model only once."""
+    world = psyche_world(make_world)
+    scripts = [Script(model_class=Plain, **SAME_START) for _ in range(2)]
+    for number, script in enumerate(scripts, start=1):
+        world.run(world.port(number), script)
+    world.until_phase(RunState.ROUND_TRAIN, height=4)
+    world.host.pause(world.unix_time)
+    paused = world.until_phase(RunState.PAUSED)
+    kept = [script.session._trainer.digests() for script in scripts]
+    assert kept[0] == kept[1]
+    late = Script(model_class=Plain, seed=9)  # with what the hub has, which nobody has replaced meanwhile
+    world.run(world.port(3), late)
+    world.host.resume(world.unix_time)
+    again = world.until_phase(RunState.WARMUP, epoch=1)
+    assert isinstance(again.model.checkpoint, Hub)
+    assert again.epoch_state.cold_start_epoch
+    begun = world.until_phase(RunState.ROUND_TRAIN, epoch=1)
+    assert begun.progress.step == paused.progress.step
+    assert [list(port.hashes[begun.progress.step]) for port in world.ports] == [kept[0]] * 3
+    world.until_all_ended()
+    assert late.trained
+    assert equal_weights(*scripts, late)

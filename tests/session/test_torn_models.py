@@ -39,6 +39,7 @@ class Offers:
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         self.asked.append(list(providers))
         models = [self.models[peer] for peer in self.asked[-1] if peer in self.models]

@@ -174,6 +174,7 @@ class SimulatedPort(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         attempts: dict[bytes, int] = dict.fromkeys(providers, ATTEMPTS)
         reason = "nobody is there"
@@ -196,6 +197,8 @@ class SimulatedPort(RunPort):
                     continue
                 assert all(t.numel() * t.element_size() < max_parameter_bytes for t in model.parameters.values())
                 return SharedModel(model.config, "", {n: t.clone() for n, t in model.parameters.items()})
+            if not patient:
+                break
             self.wait(TICK)
         raise ExchangeError(f"no peer shares the model: {reason}")
 

@@ -128,11 +128,12 @@ class FirstModel(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         model, self._model = self._model, None
         if model is None:
             return self._port.download_model(
-                providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress
+                providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patient=patient
             )
         if check is not None:
             check(model.config, list(model.parameters))

@@ -26,7 +26,7 @@ from .messages import (
     WitnessMessage,
     WitnessStep,
 )
-from .steps import is_complete
+from .steps import is_complete, is_done
 from .transitions import is_active, is_halted
 from .types import (
     Client,
@@ -332,11 +332,10 @@ def restartable(state: Coordinator, now: int) -> Coordinator:
     epoch, progress = state.epoch_state, state.progress
     if state.run_state not in BETWEEN_EPOCHS:
         progress = replace(progress, step=epoch.start_step)
-    done = progress.step >= state.config.total_steps
+    state = replace(state, progress=progress)
     return replace(
         state,
-        run_state=RunState.FINISHED if done else RunState.WAITING_FOR_MEMBERS,
-        progress=progress,
+        run_state=RunState.FINISHED if is_done(state) else RunState.WAITING_FOR_MEMBERS,
         epoch_state=CoordinatorEpochState(
             clients=tuple(Client(client.id) for client in epoch.clients if client.state is ClientState.HEALTHY),
             cold_start_epoch=epoch.cold_start_epoch,

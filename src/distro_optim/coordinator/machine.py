@@ -21,11 +21,14 @@ from .committee import CommitteeSelection
 from .consensus import is_healthy, witness_quorum
 from .model import Checkpoint
 from .steps import (
+    DRAIN_ROUNDS,
     index_of,
     is_complete,
     is_due,
     is_epoch_due,
     is_everybody_ready,
+    is_prompt,
+    last_trained_step,
     move_clients_to_exited,
     next_data_index,
     start_cooldown,
@@ -71,9 +74,6 @@ class TickResult(Enum):
     EPOCH_ABANDONED = "EpochEnd(false)"
     """Too few clients were left during warm-up; the run waits for members again."""
 
-
-DRAIN_ROUNDS: Final = 2
-"""Rounds without training at the end of an epoch, in which the last results are applied."""
 
 MIN_LAST_STEP: Final = 4
 """Psyche sets no last step before this one: the pipeline of overlapping rounds would not have filled."""
@@ -307,10 +307,8 @@ def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coor
         # Whether only the witnesses are gone or everybody is cannot be told apart.
         return start_cooldown(withdraw_all(state), now)
 
-    if (end_epoch or is_epoch_due(state, now)) and not state.epoch_state.last_step:
-        last_step = (step + DRAIN_ROUNDS) & _U32
-        if last_step >= MIN_LAST_STEP:
-            state = with_epoch(state, last_step=last_step)
+    if not state.epoch_state.last_step:
+        state = with_epoch(state, last_step=_last_step(state, end_epoch or is_epoch_due(state, now)))
 
     ends = (
         (state.epoch_state.last_step and step == state.epoch_state.last_step)
@@ -320,6 +318,17 @@ def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coor
         or state.pending_pause
     )
     return start_cooldown(state, now) if ends else start_round_train(state, now, seed)
+
+
+def _last_step(state: Coordinator, epoch_is_due: bool) -> int:
+    """The step with which the epoch will end, if that can be said now; else 0."""
+    last_step = (state.progress.step + DRAIN_ROUNDS) & _U32
+    if is_prompt(state):
+        if last_step >= state.config.total_steps:
+            return state.config.total_steps
+        if last_step > last_trained_step(state.config):
+            return 0  # no epoch would follow: what is left to be trained is trained in this one
+    return last_step if epoch_is_due and last_step >= MIN_LAST_STEP else 0
 
 
 def _tick_cooldown(state: Coordinator, now: int) -> tuple[Coordinator, TickResult]:

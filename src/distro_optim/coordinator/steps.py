@@ -6,7 +6,7 @@ Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from ..errors import CoordinatorErrorCode
 from .assignment import round_batch_size
@@ -20,11 +20,15 @@ from .types import (
     NUM_STORED_ROUNDS,
     ClientState,
     Coordinator,
+    CoordinatorConfig,
     NodeIdentity,
     Round,
     RunState,
     Witness,
 )
+
+DRAIN_ROUNDS: Final = 2
+"""Rounds without training at the end of an epoch, in which the last results are applied."""
 
 
 def is_due(state: Coordinator, now: int, duration: int) -> bool:
@@ -41,6 +45,21 @@ def is_epoch_due(state: Coordinator, now: int) -> bool:
 def is_prompt(state: Coordinator) -> bool:
     """Whether phases end when there is nothing more to wait for. A run of Psyche always has seconds for its reports."""
     return state.config.round_witness_time == 0
+
+
+def last_trained_step(config: CoordinatorConfig) -> int:
+    """The run's last step in which anybody trains, if all goes well.
+
+    Psyche trains up to the step before ``total_steps`` and never applies its last two updates. A prompt run ends with
+    the rounds that apply them.
+    """
+    drain = DRAIN_ROUNDS if config.round_witness_time == 0 else 0
+    return config.total_steps - 1 - drain
+
+
+def is_done(state: Coordinator) -> bool:
+    """Whether no epoch is to begin any more: it would have nothing to train."""
+    return state.progress.step > last_trained_step(state.config)
 
 
 def is_complete(state: Coordinator) -> bool:
@@ -95,8 +114,7 @@ def with_checkpoint(state: Coordinator, checkpoint: Checkpoint) -> Coordinator:
 
 
 def start_waiting_for_members(state: Coordinator, now: int) -> Coordinator:
-    done = state.progress.step >= state.config.total_steps
-    return enter(state, RunState.FINISHED if done else RunState.WAITING_FOR_MEMBERS, now)
+    return enter(state, RunState.FINISHED if is_done(state) else RunState.WAITING_FOR_MEMBERS, now)
 
 
 def start_cooldown(state: Coordinator, now: int) -> Coordinator:

@@ -24,6 +24,7 @@ from .model import (
     SingleUrl,
     WeightedHttpData,
 )
+from .steps import last_trained_step
 from .types import MAX_NUM_CLIENTS, MAX_NUM_WITNESSES, Coordinator, CoordinatorConfig
 
 __all__ = ["check_run", "config_problems", "model_problems"]
@@ -54,6 +55,9 @@ def config_problems(config: CoordinatorConfig, *, prompt: bool = False) -> Itera
         yield "global_batch_size_end", "must not be below global_batch_size_start"
     if config.total_steps == 0:
         yield "total_steps", "must be at least 1"
+    elif config.round_witness_time == 0 and last_trained_step(config) < 1:
+        least = config.total_steps + 1 - last_trained_step(config)
+        yield "total_steps", f"must be at least {least}: steps count from 1, and the last ones train nothing"
     if config.witness_nodes > min(config.min_clients, MAX_NUM_WITNESSES):
         yield "witness_nodes", f"must not be above min_clients, nor above {MAX_NUM_WITNESSES}"
     if config.cooldown_time == 0:

@@ -171,6 +171,18 @@ class CheckpointStore:
         saved = self.saved()
         return _read_checkpoint(saved[-1]) if saved else None
 
+    def of_step(self, step: int) -> Checkpoint | None:
+        """The one of this step; None if there is none.
+
+        Raises:
+            ConfigurationError: it is damaged.
+        """
+        path = self._path_of(step)
+        return _read_checkpoint(path) if path.is_dir() else None
+
+    def _path_of(self, step: int) -> Path:
+        return self.directory / f"step-{step:08}"
+
     def save(
         self,
         model: nn.Module,
@@ -191,7 +203,7 @@ class CheckpointStore:
         Raises:
             OSError: it could not be written; what was saved before is untouched.
         """
-        path = self.directory / f"step-{identity.step:08}"
+        path = self._path_of(identity.step)
         unfinished = self.directory / f"{_UNFINISHED}{os.getpid()}-{identity.step}"
         try:
             unfinished.mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Final
 
@@ -21,6 +21,7 @@ from ..coordinator.model import (
     LLMTrainingDataType,
     OptimizerDefinition,
 )
+from ..coordinator.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
     MAX_NUM_CLIENTS,
     MAX_NUM_WITNESSES,
@@ -43,6 +44,9 @@ _MAX_U16: Final = (1 << 16) - 1
 _MAX_U32: Final = (1 << 32) - 1
 _MAX_U64: Final = (1 << 64) - 1
 
+_STEPS_AFTER_TRAINING: Final = 1 + DRAIN_ROUNDS
+"""From the last step that is trained to the coordinator's ``total_steps``, which is the first that has no round."""
+
 
 def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
     """Whether the run has no storage for its weights, so that whoever lacks them must ask a peer."""
@@ -58,8 +62,11 @@ class RunConfig:
 
     Attributes:
         run_id: its name, at most 32 bytes; None draws one.
-        total_steps: where the run ends. Steps count from 1 and this one is not trained any more; None takes what the
-            training script says.
+        total_steps: the last step that is trained, counted from 1: a run of one epoch trains so many rounds. Then come
+            two rounds that apply the last results. So do they at the end of each epoch before, and count as steps.
+            With a ``round_witness_time`` it is Psyche's number: the step with which the run stops, not trained any
+            more, and the results of the two steps before it are never applied. None takes what the training script
+            says.
         global_batch_size: samples of a round, all peers together; None takes what the training script says.
         min_peers: how many it takes to begin an epoch. 1 begins alone.
         keep_peers: how many it takes to go on with it; None is ``min_peers``.
@@ -111,7 +118,7 @@ class RunConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        _within("total_steps", self.total_steps, 1, _MAX_U32)
+        _within("total_steps", self.total_steps, 1, _MAX_U32 - _STEPS_AFTER_TRAINING)
         _within("global_batch_size", self.global_batch_size, 1, _MAX_U16)
         _within("min_peers", self.min_peers, 1, MAX_NUM_CLIENTS)
         _within("keep_peers", self.keep_peers, 1, self.min_peers)
@@ -161,6 +168,14 @@ class RunConfig:
     def _kept(self) -> int:
         return self.min_peers if self.keep_peers is None else self.keep_peers
 
+    def training_up_to(self, step: int) -> RunConfig:
+        """The same with ``step``, counted from 1, as the last one to be trained."""
+        return replace(self, total_steps=step if self._is_prompt else step + 1)
+
+    @property
+    def _is_prompt(self) -> bool:
+        return self.round_witness_time == 0
+
     def coordinator_state(self, run_id: str) -> Coordinator:
         """The state with which a coordinator begins the run.
 
@@ -193,7 +208,7 @@ class RunConfig:
                 round_witness_time=self.round_witness_time,
                 global_batch_size_warmup_tokens=0,
                 epoch_time=self.epoch_time,
-                total_steps=total_steps,
+                total_steps=total_steps + (_STEPS_AFTER_TRAINING if self._is_prompt else 0),
                 init_min_clients=self.min_peers,
                 min_clients=self._kept,
                 witness_nodes=self.witness_nodes,

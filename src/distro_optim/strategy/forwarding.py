@@ -88,9 +88,10 @@ class ForwardingPort(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         return self.inner.download_model(
-            providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress
+            providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patient=patient
         )
 
     @override

@@ -108,6 +108,10 @@ class FrameworkSession(SwarmSession):
         return self._begin_at.state(config) if state is None and self._begin_at is not None else state
 
     @override
+    def _brings_weights(self, run_id: str, restored: Checkpoint | None) -> bool:
+        return self._begin_at is not None or super()._brings_weights(run_id, restored)
+
+    @override
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
         begin_at, self._begin_at = self._begin_at, None
         if begin_at is not None and restored is None and self.is_host:

@@ -102,11 +102,14 @@ class ModelHandover:
 
     # -- downloading -----------------------------------------------------------------------------------------------
 
-    def download(self, action: Initialize, *, attempt: int) -> tuple[dict[str, Tensor], ModelIdentity]:
+    def download(
+        self, action: Initialize, *, attempt: int, patient: bool = True
+    ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model of the peers, compared with ours.
 
         Args:
             attempt: how often it was tried in vain; another peer is asked first each time.
+            patient: wait for peers that have nothing to share yet.
 
         Raises:
             ModelMismatchError: the run trains something else, as far as the peers can be believed.
@@ -129,20 +132,24 @@ class ModelHandover:
         turn = attempt % len(action.providers)
         order = [*action.providers[turn:], *action.providers[:turn]]
         try:
-            return self._fetch(order, ours, check)
+            return self._fetch(order, ours, check, patient)
         except _TornModelError as error:
             reason: Exception = error
         # Some of them have other weights and do not know it yet. From one alone the model is whole; whether it is the
         # right one, the reports of the warm-up tell.
         for peer in order[:MAX_SINGLE_PROVIDERS]:
             try:
-                return self._fetch([peer], ours, check)
+                return self._fetch([peer], ours, check, patient)
             except (ExchangeError, ProtocolError) as error:
                 reason = error
         raise reason
 
     def _fetch(
-        self, providers: Sequence[bytes], ours: ModelIdentity, check: Callable[[str, Sequence[str]], None]
+        self,
+        providers: Sequence[bytes],
+        ours: ModelIdentity,
+        check: Callable[[str, Sequence[str]], None],
+        patient: bool,
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
@@ -150,6 +157,7 @@ class ModelHandover:
             providers,
             max_parameter_bytes=max(t.numel() * t.element_size() for t in tensors.all.values()) + _ENVELOPE_BYTES,
             check=check,
+            patient=patient,
         )
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))

@@ -57,5 +57,4 @@ def complete_config(config: RunConfig, *, batch_size: int, max_steps: int | None
             "a run has an end, and nobody has said when: set Trainer(max_steps=...) or RunConfig(total_steps=...)",
             name="total_steps",
         )
-    # Steps count from 1, and the one that is `total_steps` is not trained any more.
-    return replace(config, total_steps=max_steps + 1, global_batch_size=batch_size)
+    return replace(config.training_up_to(max_steps), global_batch_size=batch_size)

@@ -46,6 +46,26 @@ class CheckpointKeeper:
         if checkpoint is None:
             self._tell(f"there is no checkpoint in {self._store.directory} yet; beginning anew")
             return None
+        trainer.load(self.weights(checkpoint, trainer))
+        self.saved_step = checkpoint.step
+        self._tell(f"resuming from {checkpoint.path}")
+        return checkpoint
+
+    def of_step(self, run_id: str, step: int) -> Checkpoint | None:
+        """The run's checkpoint of this very step; None if there is none.
+
+        Raises:
+            ConfigurationError: it is damaged.
+        """
+        checkpoint = self._store.of_step(step)
+        return checkpoint if checkpoint is not None and checkpoint.run_id == run_id else None
+
+    def weights(self, checkpoint: Checkpoint, trainer: SwarmTrainer) -> dict[str, Tensor]:
+        """What was saved, by the names of the trainer's tensors.
+
+        Raises:
+            ConfigurationError: it is damaged, or of another model.
+        """
         ours = describe(
             trainer.tensors, trainer.optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={}
         )
@@ -62,10 +82,7 @@ class CheckpointKeeper:
                 name="resume",
                 value=checkpoint.path,
             )
-        trainer.load(values)
-        self.saved_step = checkpoint.step
-        self._tell(f"resuming from {checkpoint.path}")
-        return checkpoint
+        return values
 
     def save(
         self,

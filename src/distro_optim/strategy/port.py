@@ -69,7 +69,8 @@ class RunView:
     Attributes:
         run_id: the run.
         run_state: name of the coordinator's phase, such as ``"ROUND_TRAIN"``; ``"CONNECTING"`` before the first state.
-        epoch, step, total_steps: of the run.
+        epoch, step, total_steps: of the run, as the coordinator counts: a run that is hosted ends with two steps that
+            train nothing, and stops at ``total_steps``.
         height: rounds since the epoch began.
         num_peers: clients of the present epoch, ourselves included.
         peer_index: our place in their list; None if we are not in the epoch.
@@ -223,6 +224,7 @@ class RunPort(ABC):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         """Gets the model from peers and waits for it. Those that have nothing to share yet are asked again.
 
@@ -233,6 +235,7 @@ class RunPort(ABC):
                 asked for, from another thread. If it raises ProtocolError, another peer is asked. May return a bound
                 below ``max_parameter_bytes``.
             progress: called with parameters done and in all, from another thread.
+            patient: False asks only once whether they have something.
 
         Raises:
             ExchangeError: nobody gave it, within the time of the warm-up.

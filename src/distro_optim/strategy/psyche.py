@@ -301,8 +301,7 @@ class PsycheStrategy(RoundPasses):
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
         assert self._session is not None
         # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
-        done = min(step - 1, max(0, self._session.total_steps - 2))
-        follower.follow(done, rounds_in_epoch(self._trainer))
+        follower.follow(step - 1, rounds_in_epoch(self._trainer))
 
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
@@ -338,8 +337,8 @@ class PsycheStrategy(RoundPasses):
             return rounds_per_pass(size, self._batch_size)
         if isinstance(trainer.limit_train_batches, int):
             return int(trainer.limit_train_batches)
-        if self._session is not None and (state := self._session.state) is not None:
-            return state.config.total_steps
+        if self._session is not None and self._session.total_steps:
+            return self._session.total_steps
         configured = self.config.total_steps if self.config is not None else None
         if configured is None and trainer.max_steps == -1:
             raise ConfigurationError(
@@ -367,7 +366,7 @@ class PsycheStrategy(RoundPasses):
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
         self._round.skip()
-        if self._round.step + 1 >= self._session.total_steps:
+        if self._round.step >= self._session.total_steps:
             # What the end of the run does to the weights should be done before validation and checkpoints.
             self._round, self._round_waits = self._session.next_round(), True
             if self._round is None:

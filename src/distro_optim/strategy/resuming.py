@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from ..coordinator.steps import is_prompt, last_trained_step, next_data_index
 from ..coordinator.types import Coordinator, CoordinatorProgress, RunState
 from .checkpoint import Checkpoint
 from .config import RunConfig
@@ -64,17 +65,25 @@ def state_to_resume(checkpoint: Checkpoint | None, config: RunConfig) -> Coordin
         return None
     before = checkpoint.state
     if config.total_steps is None:
-        config = replace(config, total_steps=before.config.total_steps)
+        config = config.training_up_to(last_trained_step(before.config))
     if config.global_batch_size is None:
         config = replace(config, global_batch_size=before.config.global_batch_size_end)
     state = config.coordinator_state(checkpoint.run_id)
-    in_round = before.run_state in (RunState.ROUND_TRAIN, RunState.ROUND_WITNESS)
-    after = before.current_round.data_index + (before.config.global_batch_size_end if not in_round else 0)
     return replace(
         state,
         progress=CoordinatorProgress(
-            epoch=before.progress.epoch + 1,
-            step=checkpoint.step,
-            epoch_start_data_index=max(after, before.progress.epoch_start_data_index),
+            epoch=before.progress.epoch + 1, step=checkpoint.step, epoch_start_data_index=_next_data_index(before)
         ),
     )
+
+
+def _next_data_index(state: Coordinator) -> int:
+    """The first sample that the weights of a checkpoint, saved under ``state``, have not seen."""
+    match state.run_state:
+        case RunState.COOLDOWN:
+            return next_data_index(state)
+        case RunState.ROUND_TRAIN | RunState.ROUND_WITNESS:
+            # Those of a prompt run lack the results of the round before, which nobody can apply any more.
+            return next_data_index(state) if is_prompt(state) else state.current_round.data_index
+        case _:
+            return state.progress.epoch_start_data_index

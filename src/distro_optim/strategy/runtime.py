@@ -305,8 +305,13 @@ class Runtime(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patient: bool = True,
     ) -> SharedModel:
         link = self._opened()
+        if not patient:
+            return self._wait(
+                link.models.download(providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress)
+            )
         state = link.coordinator.state
         warmup = state.config.warmup_time if state is not None else 0
         return self._wait(

@@ -27,6 +27,7 @@ from torch import nn
 
 from ..comm.signing import SecretKey
 from ..coordinator.model import Distro, Hub
+from ..coordinator.steps import DRAIN_ROUNDS, last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError, ExchangeError, ProtocolError, RunError
 from ..optimizer import DisTrO
@@ -80,7 +81,7 @@ class SwarmSession:
         checkpoint_dir: folder for checkpoints, one at the end of each epoch and one at the end; None saves nothing.
         keep_checkpoints: how many stay.
         resume: go on from the newest checkpoint there, if there is one. Who joins takes the run's weights if those
-            differ, and says so.
+            differ, and says so. Where nobody shares them, whoever has a checkpoint of the run's step brings it.
         learning_rates: ``"script"``: the parameter groups' own; ``"run"``: the coordinator's. None takes "script" in
             runs of our own kind.
         on_event: called with news in words, one sentence each; they are logged besides.
@@ -92,7 +93,7 @@ class SwarmSession:
 
     Attributes:
         follow_schedule: called with the step before anything of a new step is carried out, so that the script's
-            learning rates are those of the step; see :meth:`follow`.
+            learning rates are those of the step; see :meth:`follow`. Not with a step after the last that is trained.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class SwarmSession:
         self._trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
         self._handover: ModelHandover | None = None
         self._keeper: CheckpointKeeper | None = None
+        self._resumes_from: CheckpointKeeper | None = None
         self._restored: Checkpoint | None = None
         self._order: SampleOrder | None = None
         self._as_psyche = False
@@ -185,6 +187,7 @@ class SwarmSession:
             store = CheckpointStore(self._checkpoint_dir, keep=self._keep_checkpoints)
             self._keeper = CheckpointKeeper(store, self._model, self._tell)
             if self._resume:
+                self._resumes_from = self._keeper
                 self._restored = self._keeper.restore(self._trainer)
                 self._step = self._restored.step if self._restored is not None else self._step
         if self._port is None:
@@ -400,29 +403,43 @@ class SwarmSession:
     def _at_step(self, step: int) -> None:
         """Everything of a step begins here."""
         self._step = step
-        if self.follow_schedule is not None and step != self._schedule_step:
-            self.follow_schedule(step)
-        self._schedule_step = step
+        # What is applied after the last training has its rates: a schedule of so many steps has no more of them.
+        scheduled = min(step, max(FIRST_STEP, self.total_steps))
+        if self.follow_schedule is not None and scheduled != self._schedule_step:
+            self.follow_schedule(scheduled)
+        self._schedule_step = scheduled
         self._handover_of().passed(step)
 
     def _initialize(self, port: RunPort, action: act.Initialize) -> None:
         self._at_step(action.step)
         handover = self._handover_of()
         restored, self._restored = self._restored, None
-        if action.providers:
+        own = self._own_checkpoint(port.run_id, action)
+        ours_count = not action.providers and (own is not None or self._may_begin_the_run(port, action, restored))
+        if not ours_count:
+            asked = replace(action, providers=action.providers or self._others(port, action.step))
             try:
-                values, identity = handover.download(action, attempt=self._failed_loads)
+                values, identity = handover.download(asked, attempt=self._failed_loads, patient=own is None)
             except (ExchangeError, ProtocolError) as error:
-                self._failed_loads += 1
-                self._restored = restored
-                self._tell(f"the model could not be loaded from peers: {error}")
-                port.initialization_failed(str(error))
-                return
+                if not action.providers:
+                    raise self._weights_are_lost(port.run_id, action.step) from error
+                if own is None:
+                    self._failed_loads += 1
+                    self._restored = restored
+                    self._tell(f"the model could not be loaded from peers: {error}")
+                    port.initialization_failed(str(error))
+                    return
+                self._tell(f"nobody shares the model of step {action.step} yet; {own.path} has it")
+                restored = self._load_checkpoint(own)
+                values, identity = self._snapshot_at(action)
+            else:
+                self._trainer.load(values)
+                restored = own or restored  # the momentum of the newest one is of a later step
             self._failed_loads = 0
-            self._trainer.load(values)
         else:
-            values = self._trainer.tensors.copies()
-            identity = handover.identity(action.epoch, action.step, weights_root(self._trainer.tensors, values))
+            if own is not None and (restored is None or restored.step != own.step):
+                restored = self._load_checkpoint(own)
+            values, identity = self._snapshot_at(action)
             match action.checkpoint:
                 case Hub(repo) if self._as_psyche:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
@@ -430,6 +447,47 @@ class SwarmSession:
         handover.offer(identity, values)
         self._loaded = True
         port.initialized(self._trainer.plan, self._trainer.names)
+
+    def _own_checkpoint(self, run_id: str, action: act.Initialize) -> Checkpoint | None:
+        """What we have saved of a run of our own at this very step, until we have had the run's weights once."""
+        if self._loaded or self._resumes_from is None or not is_shared_by_peers(action.checkpoint):
+            return None
+        return self._resumes_from.of_step(run_id, action.step)
+
+    def _load_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        assert self._resumes_from is not None
+        self._trainer.load(self._resumes_from.weights(checkpoint, self._trainer))
+        return checkpoint
+
+    def _may_begin_the_run(self, port: RunPort, action: act.Initialize, restored: Checkpoint | None) -> bool:
+        """Whether our weights can be those of the run, as whose first client we were told to give ours."""
+        # What the first step makes is applied two steps later.
+        is_untrained = action.epoch == 0 or action.step <= FIRST_STEP + DRAIN_ROUNDS
+        return (
+            is_untrained
+            or port.is_host
+            or not is_shared_by_peers(action.checkpoint)
+            or self._brings_weights(port.run_id, restored)
+        )
+
+    def _others(self, port: RunPort, step: int) -> tuple[bytes, ...]:
+        """Whoever else is in the epoch; raises RunError if nobody is."""
+        clients = port.state.epoch_state.clients if port.state is not None else ()
+        others = tuple(client.id.p2p_identity for client in clients if client.id != port.identity)
+        if not others:
+            raise self._weights_are_lost(port.run_id, step)
+        return others
+
+    @staticmethod
+    def _weights_are_lost(run_id: str, step: int) -> RunError:
+        return RunError(
+            f"the run {run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer that has a "
+            "checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
+        )
+
+    def _brings_weights(self, run_id: str, restored: Checkpoint | None) -> bool:
+        """Whether what we have was trained in this run before."""
+        return self._loaded or (restored is not None and restored.run_id == run_id)
 
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
         """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
@@ -460,6 +518,11 @@ class SwarmSession:
             return
         values, identity = self._snapshot(self._step, state)
         self._keeper.save(self._trainer, values, run_id=run_id, identity=identity, state=state)
+
+    def _snapshot_at(self, action: act.Initialize) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
+        values = self._trainer.tensors.copies()
+        root = weights_root(self._trainer.tensors, values)
+        return values, self._handover_of().identity(action.epoch, action.step, root)
 
     def _snapshot(self, step: int, state: Coordinator | None) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
         """Copies of all tensors as they are at the start of ``step``, and what they are."""
@@ -497,8 +560,9 @@ class SwarmSession:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run; 0 before :meth:`start`."""
-        return self.view().total_steps
+        """The run's last step that is trained, counted from 1; 0 before :meth:`start`."""
+        state = self._port.state if self._port is not None else None
+        return 0 if state is None else last_trained_step(state.config)
 
     @property
     def num_peers(self) -> int:
