@@ -51,7 +51,7 @@ class Claim:
     """An announcement of a result.
 
     Attributes:
-        failures: downloads that came to nothing.
+        failures: downloads that came to nothing; those that were only slow do not count.
         retry_at: when to try again; None while a download is under way or none is needed.
     """
 
@@ -89,6 +89,7 @@ class RoundState:
         own: what the trainer wants back with the next round.
         training_over: our trainer has nothing (more) to do in this round.
         training: it is at work.
+        ready_at: when we began to wait for others, monotonic seconds.
     """
 
     height: int
@@ -109,6 +110,7 @@ class RoundState:
     own: object = None
     training_over: bool = False
     training: bool = False
+    ready_at: float | None = None
     sent_finished: bool = False
     sent_witness: bool = False
 

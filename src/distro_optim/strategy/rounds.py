@@ -198,6 +198,7 @@ class Rounds(RoundPipeline):
         if self.stage is Stage.RUNNING and (again := self._repeats.due(now)):
             self._out.extend(act.Announce(postcard.encode(broadcast)) for broadcast in again)
             self._say_weights(self._watch.again())
+        self._advance()
         return self._take()
 
     def next_timer(self) -> float | None:
@@ -205,6 +206,8 @@ class Rounds(RoundPipeline):
         times = [c.retry_at for round_ in self._live_rounds() for c in round_.all_claims() if c.retry_at is not None]
         if self.stage is Stage.RUNNING and self._repeats.next_at is not None:
             times.append(self._repeats.next_at)
+        if (look_again_at := self._looks_again_at()) is not None:
+            times.append(look_again_at)
         return min(times, default=None)
 
     # -- following the coordinator ---------------------------------------------------------------------------------
