@@ -39,7 +39,7 @@ from .broadcasts import Broadcast, BroadcastType, Finished, TrainingResult
 from .repeats import Repeats
 from .reports import witness_report
 from .results import EncodedResult, encode_own_result, max_result_size, read_result
-from .round_state import Claim, ClaimState, RoundState
+from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
 from .waiting import UNHEARD_SECONDS, is_awaited
 from .weights import WeightsWatch
 
@@ -220,6 +220,9 @@ class RoundPipeline:
         if self._due is not None:
             choice = self._due.choose()
             if choice.waiting and not too_late:
+                for claim in choice.wanted:
+                    claim.state = ClaimState.FETCHING
+                    self._fetch(self._due.round, claim)
                 return
             if choice.waiting:
                 self._watch.doubt = current.step
@@ -304,7 +307,7 @@ class RoundPipeline:
         self._out.append(act.StoreBlob(data=blob, tag=f"distro-result_{round_.step}"))
         commitment = self._say(round_.step, round_.committee_proof, data_hash, TrainingResult(batch, ticket))
         claim = Claim(self._me, batch, commitment, ticket)
-        round_.claims.setdefault(batch, []).append(claim)
+        round_.add(claim)
         round_.broadcasts.append(data_hash)
         round_.settle(claim, ClaimState.VALID, encoded.result)
 
@@ -326,13 +329,17 @@ class RoundPipeline:
             self._hold(sender, broadcast)
             return
         check_broadcast(broadcast, sender, round_)
-        round_.broadcasts.append(broadcast.commitment.data_hash)
+        data_hash = broadcast.commitment.data_hash
         match broadcast.data:
             case TrainingResult(batch, ticket):
                 claim = Claim(sender, batch, broadcast.commitment, ticket)
-                round_.claims.setdefault(batch, []).append(claim)
+                round_.add(claim)
+                if claim.state is ClaimState.SPARE:
+                    raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {batch} already")
+                round_.broadcasts.append(data_hash)
                 self._fetch(round_, claim)
             case Finished():
+                round_.broadcasts.append(data_hash)
                 round_.finished.add(sender)
 
     def _hold(self, sender: NodeIdentity, broadcast: Broadcast) -> None:
