@@ -26,6 +26,7 @@ from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
+    CheckpointMessage,
     CoordinatorMessage,
     Join,
     WitnessMessage,
@@ -33,6 +34,7 @@ from distro_optim.coordinator.messages import (
 from distro_optim.coordinator.model import Hub, HubRepo
 from distro_optim.coordinator.server import CoordinatorServer
 from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.steps import with_round
 from distro_optim.coordinator.types import Coordinator, CoordinatorProgress, RunState, Witness, WitnessProof
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, ProtocolError
 from distro_optim.testing.coordinator import dummy_run
@@ -300,18 +302,26 @@ def test_a_server_that_is_started_again_finds_its_clients_back() -> None:
     asyncio.run(run())
 
 
-def test_what_was_said_without_a_link_is_sent_with_the_next() -> None:
-    async def last(server: ScriptedServer, stream: Stream) -> None:
+def telling(state: Coordinator, messages: int) -> Callable[[ScriptedServer, Stream], Awaitable[None]]:
+    """Takes a client in, sends ``state``, and stays until so many messages have come in all, and longer."""
+
+    async def script(server: ScriptedServer, stream: Stream) -> None:
         link = await server.welcome(stream)
         await server.listen(stream, link, len(server.messages) + 1)
         for _ in range(2):
-            await stream.write(state_frame(dummy_run()))
-        await server.listen(stream, link, 3)
+            await stream.write(state_frame(state))
+        await server.listen(stream, link, messages)
         await stream.read(4096)
+
+    return script
+
+
+def test_what_was_said_without_a_link_is_sent_with_the_next() -> None:
+    warmup = replace(dummy_run(), run_state=RunState.WARMUP)
 
     async def run() -> None:
         reconnect = asyncio.Event()
-        server = ScriptedServer(lasting(1), last)
+        server = ScriptedServer(lasting(1), telling(warmup, 3))
         hold = server.connect
 
         async def connect() -> Stream:
@@ -332,6 +342,56 @@ def test_what_was_said_without_a_link_is_sent_with_the_next() -> None:
         assert [type(message) for message in server.messages] == [Join, Join, WitnessMessage]
 
     asyncio.run(run())
+
+
+def kinds_heard_after_a_report_whose_link_broke(state: Coordinator, messages: int) -> list[type]:
+    """The report reaches a server that forgets it with the link; ``state`` is what the next link begins with."""
+    warmup = replace(dummy_run(), run_state=RunState.WARMUP)
+
+    async def run() -> list[type]:
+        heard: list[object] = []
+
+        async def forgetful(server: ScriptedServer, stream: Stream) -> None:
+            link = await server.welcome(stream)
+            await server.listen(stream, link, 1)
+            for _ in range(2):
+                await stream.write(state_frame(warmup))
+            await server.listen(stream, link, 2)
+
+        server = ScriptedServer(forgetful, telling(state, messages))
+        client = RemoteCoordinator(server.connect, KEY, "dummy", backoff=AT_ONCE)
+        await client.join()
+        await client.warmup_witness(READY)
+        while len(server.messages) < 3 or not client.connected:
+            await asyncio.sleep(0.001)
+        await client.checkpoint(Hub(HubRepo("org/last")))
+        while not isinstance(server.messages[-1], CheckpointMessage):
+            await asyncio.sleep(0.001)
+        heard += server.messages[2:]
+        await client.close()
+        await server.stop()
+        return [type(message) for message in heard]
+
+    return asyncio.run(run())
+
+
+def test_a_report_that_was_lost_with_its_link_is_sent_with_the_next() -> None:
+    warmup = replace(dummy_run(), run_state=RunState.WARMUP)
+    heard = kinds_heard_after_a_report_whose_link_broke(warmup, 5)
+    assert heard == [Join, WitnessMessage, CheckpointMessage]
+
+
+def test_a_report_that_the_coordinator_holds_is_not_sent_again() -> None:
+    warmup = replace(dummy_run(), run_state=RunState.WARMUP)
+    held = with_round(warmup, replace(warmup.current_round, witnesses=(READY,)))
+    assert kinds_heard_after_a_report_whose_link_broke(held, 4) == [Join, CheckpointMessage]
+
+
+def test_a_report_on_what_is_over_is_not_sent_again() -> None:
+    for run_state in (RunState.ROUND_TRAIN, RunState.WAITING_FOR_MEMBERS):
+        over = replace(dummy_run(), run_state=run_state)
+        heard = kinds_heard_after_a_report_whose_link_broke(over, 4)
+        assert WitnessMessage not in heard
 
 
 def test_messages_without_a_link_are_kept_up_to_a_limit() -> None:

@@ -50,6 +50,7 @@ class Blobs:
         self.content: dict[bytes, bytes] = {}
         self.tags: dict[str, bytes] = {}
         self.fetched: list[bytes] = []
+        self.limits: dict[bytes, int] = {}
 
     def publisher(self, node: Node) -> Callable[[bytes, str], Any]:
         async def publish(data: bytes, tag: str) -> BlobTicket:
@@ -62,6 +63,7 @@ class Blobs:
 
     async def fetch(self, ticket: BlobTicket, limit: int) -> bytes:
         self.fetched.append(ticket.addr.id)
+        self.limits[ticket.hash] = limit
         data = self.content.get(ticket.hash)
         if data is None:
             raise ExchangeError("nobody has it")
@@ -267,6 +269,30 @@ def test_parts_that_fail_at_the_same_time_are_one_error(
             await download_model(sharing, [giver.endpoint_id], fetch, max_parameter_bytes=1 << 20, concurrent=at_once)
 
     joiner.submit(scenario()).result(SECONDS)
+
+
+def test_each_parameter_has_its_own_bound_where_sizes_are_known(make_node: MakeNode) -> None:
+    blobs = Blobs()
+    joiner, giver = make_node(), make_node()
+    ModelSharing(giver, blobs.publisher(giver)).offer(MODEL)
+    bounds = {name: 10_000 + number for number, name in enumerate(MODEL.parameters)}
+    last = max(bounds)
+    bounds[last] = 1 << 30
+
+    async def scenario() -> None:
+        sharing = ModelSharing(joiner, blobs.publisher(joiner))
+        model = await download_model(
+            sharing,
+            [giver.endpoint_id],
+            blobs.fetch,
+            max_parameter_bytes=1 << 20,
+            check=lambda config, names: bounds,
+        )
+        assert same(model, MODEL)
+
+    joiner.submit(scenario()).result(SECONDS)
+    limits = {name: blobs.limits[blobs.tags[f"model-{name}"]] for name in MODEL.parameters}
+    assert limits == {**bounds, last: 1 << 20}
 
 
 @pytest.mark.parametrize(

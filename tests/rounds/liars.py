@@ -19,7 +19,9 @@ from distro_optim.strategy.results import encode_result
 from distro_optim.testing.updates import random_update
 from distro_optim.verify.bloom import BLOOM_WORDS
 from distro_optim.verify.commitment import Commitment
-from rounds.simulator import CPU, Member, World
+from rounds.simulator import CPU, PLAN, Member, World
+
+ONCE_ALL_HAVE_COME = 0.3
 
 Lie = Callable[["Liar", Broadcast, bytes], list[tuple[Broadcast, bytes | None]]]
 
@@ -49,10 +51,14 @@ class Liar(Member):
                 ):
                     if blob is not None:
                         self.blobs[blake3(blob).digest()] = blob
-                    to = self.world.members[number::2] if self.splits else None
-                    self.world.gossip(self, postcard.encode(told), weights=False, to=to)
+                    self.tell_peers(number, postcard.encode(told))
             case _:
                 super().carry_out(action)
+
+    def tell_peers(self, number: int, data: bytes) -> None:
+        """Announces the result of that number."""
+        to = self.world.members[number::2] if self.splits else None
+        self.world.gossip(self, data, weights=False, to=to)
 
     def announce(self, like: Broadcast, blob: bytes, data_hash: bytes, batch: BatchId | None = None) -> Broadcast:
         """An announcement of ``blob``, properly signed."""
@@ -153,6 +159,31 @@ def two_results(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadcas
 def many_results(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadcast, bytes | None]]:
     updates = [update_on((8,), (4, 8), quantized=True)] * 20
     return [(told, blob), *(liar.result(told, update, nonce) for nonce, update in enumerate(updates))]
+
+
+def different_results(count: int) -> Lie:
+    """The true one, and so many others."""
+
+    def lie(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadcast, bytes | None]]:
+        seeds = range(told.step * count, (told.step + 1) * count)
+        return [(told, blob), *(liar.result(told, random_update(PLAN, quantized=True, seed=seed)) for seed in seeds)]
+
+    return lie
+
+
+class OneToMostAndFiveToOne(Liar):
+    """Announces one result to everybody but its first peer, to whom it announces four others before it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, number, different_results(4))
+
+    def tell_peers(self, number: int, data: bytes) -> None:
+        first, *rest = (member for member in self.world.members if member is not self)
+        if number > 0:
+            self.world.gossip(self, data, weights=False, to=[first])
+        else:
+            self.world.gossip(self, data, weights=False, to=rest)
+            self.world.later(ONCE_ALL_HAVE_COME, lambda: self.world.gossip(self, data, weights=False, to=[first]))
 
 
 def one_commitment_for_two_blobs(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadcast, bytes | None]]:

@@ -20,7 +20,7 @@ from distro_optim.strategy import actions as act
 from distro_optim.strategy.actions import DropReason
 from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
 from distro_optim.strategy.pipeline import MAX_EARLY_PER_SENDER
-from distro_optim.strategy.round_state import ClaimState
+from distro_optim.strategy.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState
 from distro_optim.strategy.rounds import Rounds, Stage
 from distro_optim.strategy.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
@@ -263,3 +263,21 @@ def test_reports_of_other_steps_or_epochs_and_second_ones_are_dropped() -> None:
     assert report(victim, speaker, ours) == []
     assert_refused(report(victim, speaker, ours), DropReason.DUPLICATE)
     assert_refused(report(victim, speaker, b"\xff"), DropReason.MALFORMED)
+
+
+def test_of_more_results_than_can_be_kept_those_of_the_lowest_hashes_are_kept_whatever_came_first() -> None:
+    count = MAX_CLAIMS + MAX_SPARE_CLAIMS + 10
+    for order in (1, -1):
+        _, victim, speaker = fresh()
+        hashes = [bytes([number]) * 32 for number in range(1, count + 1)]
+        for number in range(MAX_CLAIMS):  # the first four are fetched
+            assert say(victim, speaker.key.public, truth(speaker, hashes[number]))
+        for blob in hashes[MAX_CLAIMS:][::order]:
+            assert_refused(say(victim, speaker.key.public, signed_for(speaker, blob)), DropReason.TOO_MANY)
+        (claims,) = (claims for claims in victim.rounds._current.claims.values() if len(claims) > 1)  # type: ignore[union-attr]
+        assert {claim.ticket.hash for claim in claims} == set(hashes[: MAX_CLAIMS + MAX_SPARE_CLAIMS])
+
+
+def signed_for(speaker: Member, blob: bytes) -> Broadcast:
+    """An announcement of another result, committed to under the hash of its blob."""
+    return replace(truth(speaker, blob), commitment=Commitment(blob, speaker.key.sign(blob)))

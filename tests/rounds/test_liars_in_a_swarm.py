@@ -75,13 +75,30 @@ def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
     assert liar.of(act.Rejoin)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_of_a_flood_of_results_four_are_kept_and_whatever_differs_by_it_heals(seed: int) -> None:
-    world, liar = run_with(liars.many_results, seed=seed)
-    world.members.remove(liar)
-    assert_dropped(world.members, liar, DropReason.TOO_MANY)
-    world.assert_every_difference_was_noticed()
-    world.assert_healed()
+STORM = Weather(gossip_loss=0.1, delay=(0.05, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("count", "weather", "seed"),
+    [(4, None, 1), (4, None, 2), (8, STORM, 1), (8, STORM, 2), (20, None, 1)],
+)
+def test_of_a_flood_of_different_results_none_is_praised_and_the_honest_stay_equal(
+    count: int, weather: Weather | None, seed: int
+) -> None:
+    world, liar = run_with(liars.different_results(count), seed=seed, weather=weather)
+    assert_dropped(assert_honest_are_equal(world, liar), liar, DropReason.TOO_MANY)
+    assert liar.of(act.Rejoin), "it was not taken off the list"
+
+
+def test_a_result_that_a_quorum_has_seen_is_fetched_also_by_one_who_was_kept_busy_with_others() -> None:
+    world = World(total_steps=14, epoch_time=70, max_round_train_time=8)
+    members = [Member(world, number) for number in range(1, 5)]
+    liar = liars.OneToMostAndFiveToOne(world, 5)
+    world.until_finished()
+    assert liar.lies
+    assert_dropped(members[:1], liar, DropReason.TOO_MANY)
+    assert 5 in members[0].applied.values(), "it never counted"
+    assert_honest_are_equal(world, liar)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

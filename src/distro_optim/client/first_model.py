@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from ..comm.iroh.sharing import SharedModel
+from ..comm.iroh.sharing import Check, SharedModel
 from ..coordinator.model import LLM, P2P, P2PGcs
 from ..coordinator.types import Coordinator, RunState
 from ..errors import (
@@ -126,7 +126,7 @@ class FirstModel(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
         patient: bool = True,
     ) -> SharedModel:

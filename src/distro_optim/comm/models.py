@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import ExchangeError, ProtocolError
-from .iroh.sharing import Fetch, ModelSharing, SharedModel, download_model
+from .iroh.sharing import Check, Fetch, ModelSharing, SharedModel, download_model
 from .iroh.tickets import BlobTicket
 from .swarm import Swarm
 
 __all__ = ["ModelExchange", "SharedModels", "download_patiently"]
-
-Check = Callable[[str, Sequence[str]], int | None]
-"""See ``check`` of :func:`~.iroh.sharing.download_model`."""
 
 # Between two rounds of asking those who had nothing to share; they may be loading themselves.
 _FIRST_PAUSE_SECONDS: Final = 0.25

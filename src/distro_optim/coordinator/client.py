@@ -37,6 +37,7 @@ from .messages import (
 )
 from .model import Checkpoint
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
+from .unconfirmed import UnconfirmedReport
 
 __all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
 
@@ -177,7 +178,8 @@ class RemoteCoordinator(CoordinatorClient):
     """The link to a coordinator on another machine, ours or Psyche's.
 
     If the link breaks it is opened again, with growing pauses, and the run joined again; Psyche's own client gives up
-    there. A message that was under way when the link broke may be lost.
+    there. A report on a round that was under way when the link broke is sent again if it got lost; other messages may
+    be lost.
 
     Args:
         connect: opens a stream, such as :func:`tcp_connector` gives it, or one for iroh.
@@ -222,6 +224,7 @@ class RemoteCoordinator(CoordinatorClient):
         self._feed = StateFeed()
         self._session: _Session | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
+        self._report = UnconfirmedReport()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -250,15 +253,18 @@ class RemoteCoordinator(CoordinatorClient):
             raise CoordinatorLinkError(
                 f"no message can go to {self._name}: " + ("closed" if self._closed else "not joined")
             )
+        is_report = isinstance(message, WitnessMessage)
+        if isinstance(message, WitnessMessage) and self._feed.latest is not None:
+            self._report.sent(message, self._feed.latest)
         frame = _encode(message)
         session = self._session
-        if session is None:
-            self._unsent.append(frame)
-            return
         try:
-            await session.write(frame)
+            if session is not None:
+                await session.write(frame)
+                return
         except OSError:
-            # The reader finds the same and opens a new link.
+            pass  # the reader finds the same and opens a new link
+        if not is_report:  # of a report the new link's first state tells whether it is still wanted
             self._unsent.append(frame)
 
     async def close(self) -> None:
@@ -283,9 +289,12 @@ class RemoteCoordinator(CoordinatorClient):
 
     async def _follow(self, session: _Session) -> None:
         """Reads states for as long as there is a link, and opens new ones."""
+        lost: WitnessMessage | None = None
         while True:
             self._session = session
             try:
+                if lost is not None:
+                    await session.write(_encode(lost))
                 await self._flush(session)
                 await self._read(session)
             except (OSError, ProtocolError, TimeoutError) as error:
@@ -297,6 +306,7 @@ class RemoteCoordinator(CoordinatorClient):
             if reopened is None:
                 return
             session = reopened
+            lost = self._report.missing_in(self._feed.latest) if self._feed.latest is not None else None
 
     async def _flush(self, session: _Session) -> None:
         while self._unsent:

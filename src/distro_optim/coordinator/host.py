@@ -26,7 +26,8 @@ from .messages import (
     WitnessMessage,
     WitnessStep,
 )
-from .steps import is_complete, is_done
+from .patience import JoinerPatience
+from .steps import is_complete, is_done, is_epoch_due
 from .transitions import is_active, is_halted
 from .types import (
     Client,
@@ -113,8 +114,8 @@ class RunHost:
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
-        joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one; None
-            lets everybody wait until its time is over, as Psyche does.
+        joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one, with
+            the exceptions of :mod:`.patience`; None lets everybody wait until its time is over, as Psyche does.
         peers_to_start: the first epoch begins with no fewer clients, whatever the run's own rule; for later ones only
             that counts, so that the run goes on when some of them have left.
 
@@ -143,7 +144,9 @@ class RunHost:
         self._allowed = None if allowed is None else frozenset(allowed)
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
-        self._joiner_wait_time = joiner_wait_time
+        self._patience = (
+            JoinerPatience(joiner_wait_time, state.config.epoch_time) if joiner_wait_time is not None else None
+        )
         self._peers_to_start = peers_to_start
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
@@ -261,18 +264,18 @@ class RunHost:
         pending: Collection[NodeIdentity] = self._pending.keys()
         if len(pending) < self._peers_to_start and self.state.run_state is RunState.WAITING_FOR_MEMBERS:
             pending = ()
-        state, result = machine.tick(self.state, pending, now, seed, end_epoch=self._is_joiner_due(now))
+        before, patience = self.state, self._patience
+        end_epoch = patience is not None and patience.is_due(self._pending, before.epoch_state, now)
+        state, result = machine.tick(before, pending, now, seed, end_epoch=end_epoch)
+        if patience is not None:
+            was_ended = bool(state.epoch_state.last_step) and not before.epoch_state.last_step
+            if was_ended and not is_epoch_due(before, now):
+                patience.ended_early(now)
+            if result is machine.TickResult.EPOCH_END:
+                patience.stayed(c.id for c in before.epoch_state.clients if c.state is ClientState.HEALTHY)
         if state.run_state is RunState.WARMUP:
             self._peers_to_start = 1
         return state, result
-
-    def _is_joiner_due(self, now: int) -> bool:
-        """Whether somebody has waited long enough for the next epoch."""
-        patience, epoch = self._joiner_wait_time, self.state.epoch_state
-        if patience is None or now < epoch.start_timestamp + patience:
-            return False
-        members = {client.id for client in epoch.clients}
-        return any(client not in members and now >= since + patience for client, since in self._pending.items())
 
     def _join(self, client: NodeIdentity, run_id: str, now: int) -> list[Event]:
         if run_id != self.state.run_id:
@@ -296,6 +299,8 @@ class RunHost:
         dropped = frozenset(client.id for client in self.state.epoch_state.exited_clients if client.state in removed)
         for client in dropped - self._dropped:
             self._pending.pop(client, None)
+            if self._patience is not None:
+                self._patience.dropped(client)
         self._dropped = dropped
 
     def _index_of(self, client: NodeIdentity) -> int:

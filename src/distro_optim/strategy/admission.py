@@ -5,14 +5,14 @@ Rules: PsycheFoundation/psyche, ``shared/client/src/client.rs`` and ``state/step
 
 from __future__ import annotations
 
-from ..comm.iroh.tickets import BlobFormat, BlobTicket
+from ..comm.iroh.tickets import BlobFormat
 from ..comm.signing import is_signed_by
-from ..coordinator.types import BatchId, Committee, NodeIdentity
+from ..coordinator.types import Committee, NodeIdentity
 from ..errors import CoordinatorError
 from ..verify.commitment import finished_hash
 from .actions import DropReason
 from .broadcasts import Broadcast, Finished, TrainingResult
-from .round_state import MAX_CLAIMS, RoundState
+from .round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, Claim, RoundState
 
 __all__ = ["NotAdmitted", "check_broadcast", "check_commitment"]
 
@@ -52,7 +52,7 @@ def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundSta
         raise NotAdmitted(DropReason.WRONG_PROOF, f"it is {true_proof.committee.name} at {true_proof.position}")
     match broadcast.data:
         case TrainingResult(batch, ticket):
-            _check_result(batch, ticket, sender, round_)
+            _check_result(Claim(sender, batch, broadcast.commitment, ticket), round_)
         case Finished(warmup=True):
             raise NotAdmitted(DropReason.WRONG_STEP, "the warm-up is over")
         case Finished():
@@ -61,13 +61,14 @@ def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundSta
     check_commitment(broadcast, sender)
 
 
-def _check_result(batch: BatchId, ticket: BlobTicket, sender: NodeIdentity, round_: RoundState) -> None:
-    if round_.assignments.get(batch) != sender:
+def _check_result(claim: Claim, round_: RoundState) -> None:
+    batch, ticket = claim.batch, claim.ticket
+    if round_.assignments.get(batch) != claim.sender:
         raise NotAdmitted(DropReason.NOT_ASSIGNED, f"{batch} is not its batch")
     if ticket.format is not BlobFormat.RAW:
         raise NotAdmitted(DropReason.NOT_A_BLOB)
     # Psyche takes no blob twice in a round: whoever announces another's blob first, as its own, silences the other.
-    if any(claim.ticket.hash == ticket.hash for claim in round_.claims.get(batch, ())):
+    if any(other.ticket.hash == ticket.hash for other in round_.claims.get(batch, ())):
         raise NotAdmitted(DropReason.DUPLICATE)
-    if len(round_.claims.get(batch, ())) >= MAX_CLAIMS:
-        raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {batch} already")
+    if not round_.has_room_for(claim):
+        raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS + MAX_SPARE_CLAIMS} results for {batch} already")

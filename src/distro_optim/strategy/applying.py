@@ -31,10 +31,12 @@ class Choice:
     Attributes:
         updates: contributions in ascending order of their batches.
         waiting: batches of which the witnesses saw a result that has not come here.
+        wanted: those of them that nobody has asked for yet.
     """
 
     updates: tuple[CompressedUpdate, ...]
     waiting: tuple[BatchId, ...]
+    wanted: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class DueResults:
         )
 
     def choose(self) -> Choice:
-        updates, waiting = [], []
+        updates, waiting, wanted = [], [], []
         for batch, owner in sorted(self.round.assignments.items()):
             claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
             picked = select_commitment([claim.commitment for claim in claims], self.witnesses, self.quorum)
@@ -87,11 +89,13 @@ class DueResults:
                     waiting.append(batch)
                 continue
             claim = claims[picked]
-            if claim.state is ClaimState.FETCHING:
+            if claim.state in (ClaimState.FETCHING, ClaimState.SPARE):
                 waiting.append(batch)
+                if claim.state is ClaimState.SPARE:
+                    wanted.append(claim)
             elif claim.result is not None and claim.result.trainer_nonce >= self.least_nonce:
                 updates.append(claim.result.update)
-        return Choice(tuple(updates), tuple(waiting))
+        return Choice(tuple(updates), tuple(waiting), tuple(wanted))
 
     def _seen_elsewhere(self, owner: NodeIdentity, claims: Sequence[Claim]) -> bool:
         """Whether a quorum of witnesses saw ``owner`` take part with something that is not among ``claims``.

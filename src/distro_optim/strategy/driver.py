@@ -12,6 +12,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ..comm.iroh.addresses import EndpointAddr
@@ -45,6 +46,10 @@ do, costs a round trip for each who has not got it yet. Chosen arbitrarily."""
 
 FETCH_SECONDS: Final = 20.0
 """For one attempt at one result; results are of use for two rounds. Chosen arbitrarily."""
+
+OWNER_SECONDS: Final = 4.0
+"""After which others are asked for a result whose owner is silent or slow; what it gave until then is kept, and a peer
+that has not got it says so at once. Above what most results take. Chosen arbitrarily."""
 
 MAX_MEETINGS: Final = 8
 """Peers to get in touch with at once; gossip brings the others."""
@@ -294,20 +299,24 @@ class RoundDriver:
     # -- downloads -------------------------------------------------------------------------------------------------
 
     def _begin_fetch(self, action: act.FetchBlob) -> None:
-        blob = action.ticket.hash
+        blob, step = action.ticket.hash, _step_of(action.tag)
         if blob in self._fetches:
-            return  # one answer is for all who asked
-        step = _step_of(action.tag)
+            # One answer is for all who asked, and must come as long as the latest of them waits.
+            first, task = self._fetches[blob]
+            self._fetches[blob] = max(first, step), task
+            return
         task = self._loop.create_task(self._fetch(action))
         self._fetches[blob] = (step, task)
 
     async def _fetch(self, action: act.FetchBlob) -> None:
         blob = action.ticket.hash
         data: bytes | None = None
+        is_slow = False
         try:
             async with self._slots, asyncio.timeout(FETCH_SECONDS):
                 data = await self._get(action)
         except (DistroError, TimeoutError) as error:
+            is_slow = isinstance(error, TimeoutError) and not isinstance(error, DistroError)
             _log.info("a result could not be fetched: %s", error)
         # Before the answer: it may bring the same action again.
         self._fetches.pop(blob, None)
@@ -315,17 +324,29 @@ class RoundDriver:
             whole = data
             self._feed(lambda now: self.rounds.fetched(blob, whole, now))
         else:
-            self._feed(lambda now: self.rounds.fetch_failed(blob, now))
+            self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
 
     async def _get(self, action: act.FetchBlob) -> bytes:
         """From the one who made it, who surely has it; in a large swarm from whoever is near, to spare its line."""
         ticket, max_size, tag = action.ticket, action.max_size, action.tag
-        if len(action.providers) <= MAX_TO_ASK_THE_OWNER:
-            try:
+        if len(action.providers) > MAX_TO_ASK_THE_OWNER:
+            return await self.swarm.fetch(ticket, action.providers, max_size=max_size, tag=tag)
+        others = [peer for peer in action.providers if peer != ticket.addr.id]
+        try:
+            async with asyncio.timeout(OWNER_SECONDS if others else None):
                 return await self.swarm.fetch(ticket, max_size=max_size, tag=tag)
-            except BlobUnavailableError:
-                pass
-        return await self.swarm.fetch(ticket, action.providers, max_size=max_size, tag=tag)
+        except (BlobUnavailableError, TimeoutError) as error:
+            if not others:
+                raise
+            is_slow = isinstance(error, TimeoutError)
+        try:
+            # Not the owner among them: if its line is dead, it would be waited for again.
+            elsewhere = replace(ticket, addr=EndpointAddr(others[0]))
+            return await self.swarm.fetch(elsewhere, others, max_size=max_size, tag=tag)
+        except BlobUnavailableError:
+            if not is_slow:
+                raise
+        return await self.swarm.fetch(ticket, max_size=max_size, tag=tag)
 
     def _forget(self, before_step: int) -> None:
         for blob, (step, task) in list(self._fetches.items()):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from typing_extensions import override
 
-from ..comm.iroh.sharing import SharedModel
+from ..comm.iroh.sharing import Check, SharedModel
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
 from .port import RunEvent, RunPort, RunView, TrainerAction
@@ -86,7 +86,7 @@ class ForwardingPort(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
         patient: bool = True,
     ) -> SharedModel:

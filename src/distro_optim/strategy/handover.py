@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from ..comm.iroh.sharing import SharedModel
+from ..comm.iroh.sharing import Check, SharedModel
 from ..errors import ExchangeError, ModelMismatchError, ProtocolError
 from .actions import Initialize
 from .model_identity import ModelIdentity, describe, weights_root
@@ -28,6 +28,9 @@ as much as all together; the next warm-up begins anew. Chosen arbitrarily."""
 
 # Name, archive and message around a tensor's bytes: a few hundred, and the name.
 _ENVELOPE_BYTES: Final = 64 * 1024
+
+_WIDEST_BYTES: Final = 4
+"""Of an element: a peer of Psyche's kind may send float32 where ours is bfloat16."""
 
 
 class _TornModelError(ProtocolError):
@@ -117,9 +120,10 @@ class ModelHandover:
             ProtocolError: what came is not the model of the run, or not whole.
         """
         ours = self.identity(action.epoch, action.step)
+        bounds = self._bounds()
         refusals = 0
 
-        def check(config: str, names: Sequence[str]) -> None:
+        def check(config: str, names: Sequence[str]) -> Mapping[str, int]:
             nonlocal refusals
             try:
                 self._check(ours, ModelIdentity.decode(config), names)
@@ -128,6 +132,7 @@ class ModelHandover:
                 if len(action.providers) == 1 or refusals >= MAX_REFUSALS:
                     raise
                 raise ProtocolError(str(error)) from None
+            return bounds
 
         turn = attempt % len(action.providers)
         order = [*action.providers[turn:], *action.providers[:turn]]
@@ -144,21 +149,21 @@ class ModelHandover:
                 reason = error
         raise reason
 
+    def _bounds(self) -> dict[str, int]:
+        """Bytes of each tensor's blob at most, so that a small one cannot be as large as the largest."""
+        widest = _WIDEST_BYTES if self._as_psyche else 0
+        return {
+            name: tensor.numel() * max(tensor.element_size(), widest) + _ENVELOPE_BYTES
+            for name, tensor in self._trainer.tensors.all.items()
+        }
+
     def _fetch(
-        self,
-        providers: Sequence[bytes],
-        ours: ModelIdentity,
-        check: Callable[[str, Sequence[str]], None],
-        patient: bool,
+        self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, patient: bool
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
-        shared = self._port.download_model(
-            providers,
-            max_parameter_bytes=max(t.numel() * t.element_size() for t in tensors.all.values()) + _ENVELOPE_BYTES,
-            check=check,
-            patient=patient,
-        )
+        largest = max(self._bounds().values())
+        shared = self._port.download_model(providers, max_parameter_bytes=largest, check=check, patient=patient)
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))
         values = {}

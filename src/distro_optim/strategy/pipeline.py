@@ -22,7 +22,6 @@ from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.schedule import cold_start_bounds, effective_learning_rate
 from ..coordinator.steps import is_prompt
 from ..coordinator.types import (
-    BatchId,
     ClientState,
     CommitteeProof,
     Coordinator,
@@ -41,7 +40,8 @@ from .broadcasts import Broadcast, BroadcastType, Finished, TrainingResult
 from .repeats import Repeats
 from .reports import witness_report
 from .results import EncodedResult, encode_own_result, max_result_size, read_result
-from .round_state import Claim, ClaimState, RoundState
+from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
+from .waiting import UNHEARD_SECONDS, is_awaited
 from .weights import WeightsWatch
 
 __all__ = ["MAX_EARLY_PER_SENDER", "RoundPipeline"]
@@ -109,12 +109,19 @@ class RoundPipeline:
         self._advance()
         return self._take()
 
-    def fetch_failed(self, blob: bytes, now: float) -> list[Action]:
-        """A download came to nothing. It is tried again while its round is of interest."""
+    def fetch_failed(self, blob: bytes, now: float, *, is_slow: bool = False) -> list[Action]:
+        """A download came to nothing. It is tried again while its round is of interest.
+
+        Args:
+            blob: the hash of what was to be fetched.
+            now: monotonic time in seconds.
+            is_slow: it was on its way, and the next attempt goes on where this one ended.
+        """
         self._now = now
         for _, claim in self._fetching(blob):
             claim.retry_at = now + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(claim.failures, 8))
-            claim.failures += 1
+            claim.failures += not is_slow
+        self._advance()
         return self._take()
 
     def trained(self, step: int, update: CompressedUpdate, own: object, now: float) -> list[Action]:
@@ -192,10 +199,12 @@ class RoundPipeline:
             self._prepare(current, too_late=False)
         if not current.training_over or not self._in(_S.ROUND_TRAIN):
             return
-        previous = self._previous
-        if previous is not None and self._awaited(previous):
+        if current.ready_at is None:
+            current.ready_at = self._now
+        if self._is_previous_awaited(current):
             return
         if not current.sent_finished:
+            previous = self._previous
             current.sent_finished = True
             root = merkle_root(previous.broadcasts) if previous is not None else EMPTY_ROOT
             data_hash = finished_hash(root)
@@ -213,20 +222,29 @@ class RoundPipeline:
         healthy = {c.id for c in self._state.epoch_state.clients if c.state is ClientState.HEALTHY}
         return healthy.intersection(clients)
 
-    def _awaited(self, round_: RoundState) -> set[BatchId]:
-        """Batches of which nothing has come, and whose owners are still there.
+    def _is_previous_awaited(self, current: RoundState) -> bool:
+        previous = self._previous
+        if previous is None or current.ready_at is None:
+            return False
+        owners = self._present(previous.assignments.values()) - {self._me}
+        return is_awaited(previous, owners, current.ready_at, self._now)
 
-        Psyche waits for the others, too, until the time of the round is over: in the round of the departure and in the
-        next. What somebody else did get of them counts all the same, if a quorum got it.
-        """
-        owners = self._present(round_.assignments[batch] for batch in round_.missing)
-        return {batch for batch in round_.missing if round_.assignments[batch] in owners}
+    def _looks_again_at(self) -> float | None:
+        """When what is awaited will have been awaited long enough."""
+        current = self._current
+        if current is None or current.ready_at is None or current.sent_finished:
+            return None
+        due = current.ready_at + UNHEARD_SECONDS
+        return due if self._now < due else None
 
     def _prepare(self, current: RoundState, *, too_late: bool) -> None:
         """Applies what is due, then trains, unless something has yet to come. ``too_late``: it comes no more."""
         if self._due is not None:
             choice = self._due.choose()
             if choice.waiting and not too_late:
+                for claim in choice.wanted:
+                    claim.state = ClaimState.FETCHING
+                    self._fetch(self._due.round, claim)
                 return
             if choice.waiting:
                 self._watch.doubt = current.step
@@ -328,7 +346,7 @@ class RoundPipeline:
         self._out.append(act.StoreBlob(data=blob, tag=f"distro-result_{round_.step}"))
         commitment = self._say(round_.step, round_.committee_proof, data_hash, TrainingResult(batch, ticket))
         claim = Claim(self._me, batch, commitment, ticket)
-        round_.claims.setdefault(batch, []).append(claim)
+        round_.add(claim)
         round_.broadcasts.append(data_hash)
         round_.settle(claim, ClaimState.VALID, encoded.result)
 
@@ -350,13 +368,17 @@ class RoundPipeline:
             self._hold(sender, broadcast)
             return
         check_broadcast(broadcast, sender, round_)
-        round_.broadcasts.append(broadcast.commitment.data_hash)
+        data_hash = broadcast.commitment.data_hash
         match broadcast.data:
             case TrainingResult(batch, ticket):
                 claim = Claim(sender, batch, broadcast.commitment, ticket)
-                round_.claims.setdefault(batch, []).append(claim)
+                round_.add(claim)
+                if claim.state is ClaimState.SPARE:
+                    raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {batch} already")
+                round_.broadcasts.append(data_hash)
                 self._fetch(round_, claim)
             case Finished():
+                round_.broadcasts.append(data_hash)
                 round_.finished.add(sender)
 
     def _hold(self, sender: NodeIdentity, broadcast: Broadcast) -> None:

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..comm.iroh.sharing import SharedModel
+from ..comm.iroh.sharing import Check, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
@@ -222,7 +222,7 @@ class RunPort(ABC):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
         patient: bool = True,
     ) -> SharedModel:
@@ -232,8 +232,8 @@ class RunPort(ABC):
             providers: those of :class:`~.actions.Initialize`.
             max_parameter_bytes: a larger parameter is refused.
             check: called with the text of a peer's configuration and the names of its parameters before any of them is
-                asked for, from another thread. If it raises ProtocolError, another peer is asked. May return a bound
-                below ``max_parameter_bytes``.
+                asked for, from another thread. If it raises ProtocolError, another peer is asked. May return bounds
+                below ``max_parameter_bytes``, one for all or one for each name.
             progress: called with parameters done and in all, from another thread.
             patient: False asks only once whether they have something.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,10 +29,15 @@ from ..verify.bloom import BLOOM_KEYS, BloomFilter
 from ..verify.commitment import Commitment
 from .results import ReceivedResult
 
-__all__ = ["MAX_CLAIMS", "Claim", "ClaimState", "RoundState"]
+__all__ = ["MAX_CLAIMS", "MAX_SPARE_CLAIMS", "Claim", "ClaimState", "RoundState"]
 
 MAX_CLAIMS: Final = 4
-"""Announcements kept for one batch. An honest client makes one; each costs us a download. Chosen arbitrarily."""
+"""Results for one batch that are fetched as they are announced. An honest client makes one; whoever makes more than
+these is praised for none. Chosen arbitrarily."""
+
+MAX_SPARE_CLAIMS: Final = 28
+"""Further announcements for one batch, some 300 bytes each, that are kept in case that the witnesses agree on one of
+them. Those of the lowest hashes, so that it does not matter who heard which first. Chosen arbitrarily."""
 
 BLOOM_ENTROPY: Final = 8 * BLOOM_KEYS
 
@@ -44,6 +49,7 @@ class ClaimState(enum.Enum):
     VALID = "it fits, and may be applied"
     INVALID = "it is what was announced, but no result of this model"
     BROKEN = "it is not what was announced"
+    SPARE = "one too many, fetched only if the witnesses agree on it"
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Claim:
     """An announcement of a result.
 
     Attributes:
-        failures: downloads that came to nothing.
+        failures: downloads that came to nothing; those that were only slow do not count.
         retry_at: when to try again; None while a download is under way or none is needed.
     """
 
@@ -83,12 +89,15 @@ class RoundState:
         assignments: who has which batch, in order of the data.
         trains: whether anything is trained at all.
         missing: batches of which nothing that keeps its commitment has come yet.
+        participant_keys, result_keys: of the filters in our report.
         claims: announcements by batch.
+        participants, results: what the report will praise, by batch: who took part, and the hash of what came.
         finished: who has said so, ourselves included.
         broadcasts: hash of every message taken, in order of arrival.
         own: what the trainer wants back with the next round.
         training_over: our trainer has nothing (more) to do in this round.
         training: it is at work.
+        ready_at: when we began to wait for others, monotonic seconds.
     """
 
     height: int
@@ -101,14 +110,17 @@ class RoundState:
     assignments: dict[BatchId, NodeIdentity]
     trains: bool
     missing: set[BatchId]
-    participants: BloomFilter
-    results: BloomFilter
+    participant_keys: bytes
+    result_keys: bytes
     claims: dict[BatchId, list[Claim]] = field(default_factory=dict)
+    participants: dict[BatchId, bytes] = field(default_factory=dict)
+    results: dict[BatchId, bytes] = field(default_factory=dict)
     finished: set[NodeIdentity] = field(default_factory=set)
     broadcasts: list[bytes] = field(default_factory=list)
     own: object = None
     training_over: bool = False
     training: bool = False
+    ready_at: float | None = None
     sent_finished: bool = False
     sent_witness: bool = False
 
@@ -136,8 +148,8 @@ class RoundState:
             assignments=assignments,
             trains=trains,
             missing=set(assignments),
-            participants=BloomFilter.from_entropy(draw(BLOOM_ENTROPY)),
-            results=BloomFilter.from_entropy(draw(BLOOM_ENTROPY)),
+            participant_keys=draw(BLOOM_ENTROPY),
+            result_keys=draw(BLOOM_ENTROPY),
         )
 
     @property
@@ -156,6 +168,27 @@ class RoundState:
     def batch_of(self, client: NodeIdentity) -> BatchId | None:
         return next((batch for batch, owner in self.assignments.items() if owner == client), None)
 
+    def has_room_for(self, claim: Claim) -> bool:
+        """Whether an announcement would be kept."""
+        claims = self.claims.get(claim.batch, ())
+        if len(claims) < MAX_CLAIMS + MAX_SPARE_CLAIMS:
+            return True
+        return any(claim.order < spare.order for spare in _spare(claims))
+
+    def add(self, claim: Claim) -> None:
+        """Keeps an announcement for which there is room, as SPARE if there were enough before."""
+        claims = self.claims.setdefault(claim.batch, [])
+        if len(claims) >= MAX_CLAIMS:
+            claim.state = ClaimState.SPARE
+            # Of somebody who says so much, nothing is waited for and nothing praised. A report that went out before
+            # may praise one of them all the same; should a quorum of those agree, it counts for all.
+            self.missing.discard(claim.batch)
+            self.participants.pop(claim.batch, None)
+            self.results.pop(claim.batch, None)
+        if len(claims) >= MAX_CLAIMS + MAX_SPARE_CLAIMS:
+            claims.remove(max(_spare(claims), key=lambda spare: spare.order))
+        claims.append(claim)
+
     def settle(self, claim: Claim, state: ClaimState, result: ReceivedResult | None = None) -> None:
         """The data of ``claim`` are here and were looked at."""
         claim.state, claim.result, claim.retry_at = state, result, None
@@ -163,19 +196,26 @@ class RoundState:
             return
         # A result that nobody can use is no work done. Psyche's witnesses praise it all the same.
         if state is ClaimState.VALID and self.missing:
-            self.participants.add(hashlib.sha256(claim.sender.signer).digest())
+            if len(self.claims.get(claim.batch, ())) <= MAX_CLAIMS:
+                self.participants[claim.batch] = hashlib.sha256(claim.sender.signer).digest()
             if claim.batch in self.missing:
-                self.results.add(claim.commitment.data_hash)
+                self.results[claim.batch] = claim.commitment.data_hash
         self.missing.discard(claim.batch)
 
     @property
     def participant_bloom(self) -> WitnessBloom:
-        return _frozen(self.participants)
+        return _bloom_of(self.participant_keys, self.participants.values())
 
     @property
     def broadcast_bloom(self) -> WitnessBloom:
-        return _frozen(self.results)
+        return _bloom_of(self.result_keys, self.results.values())
 
 
-def _frozen(bloom: BloomFilter) -> WitnessBloom:
+def _spare(claims: Iterable[Claim]) -> list[Claim]:
+    return [claim for claim in claims if claim.state is ClaimState.SPARE]
+
+
+def _bloom_of(keys: bytes, items: Collection[bytes]) -> WitnessBloom:
+    bloom = BloomFilter.from_entropy(keys)
+    bloom.add_many(list(items))
     return WitnessBloom(bloom.keys, bloom.words)

@@ -201,6 +201,7 @@ class Rounds(RoundPipeline):
         if self.stage is Stage.RUNNING and (again := self._repeats.due(now)):
             self._out.extend(act.Announce(postcard.encode(broadcast)) for broadcast in again)
             self._say_weights(self._watch.again())
+        self._advance()
         return self._take()
 
     def next_timer(self) -> float | None:
@@ -210,6 +211,8 @@ class Rounds(RoundPipeline):
             times.append(self._repeats.next_at)
         if self._held_until is not None:
             times.append(self._held_until)
+        if (look_again_at := self._looks_again_at()) is not None:
+            times.append(look_again_at)
         return min(times, default=None)
 
     # -- following the coordinator ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 from ..comm.iroh.endpoint import Node
 from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.iroh.loop import LoopThread
-from ..comm.iroh.sharing import SharedModel
+from ..comm.iroh.sharing import Check, SharedModel
 from ..comm.models import download_patiently
 from ..comm.signing import SecretKey
 from ..compress import CompressedUpdate, TilePlan
@@ -303,7 +303,7 @@ class Runtime(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
         patient: bool = True,
     ) -> SharedModel:

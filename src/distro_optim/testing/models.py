@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from ..comm.iroh.sharing import SharedModel
-from ..comm.models import Check, ModelExchange
+from ..comm.iroh.sharing import Check, SharedModel
+from ..comm.models import ModelExchange
 from ..errors import NotSharedError
 
 __all__ = ["MemoryModels"]

@@ -44,7 +44,7 @@ from .tickets import BlobTicket
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Fetch", "ModelSharing", "Publish", "SharedModel", "download_model"]
+__all__ = ["Check", "Fetch", "ModelSharing", "Publish", "SharedModel", "download_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ Publish = Callable[[bytes, str], Awaitable[BlobTicket]]
 """Puts bytes in the own blob store under a tag, and returns a ticket for them."""
 Fetch = Callable[[BlobTicket, int], Awaitable[bytes]]
 """Gets the bytes of a ticket, verified, at most so many; raises ExchangeError or ProtocolError."""
+Check = Callable[[str, Sequence[str]], int | Mapping[str, int] | None]
+"""See ``check`` of :func:`download_model`."""
 
 # One request with its answer (`shared/client/src/state/init.rs`).
 _REQUEST_SECONDS: Final = 10.0
@@ -225,7 +227,7 @@ async def download_model(
     max_parameter_bytes: int,
     latencies: dict[bytes, float] | None = None,
     concurrent: int = _CONCURRENT,
-    check: Callable[[str, Sequence[str]], int | None] | None = None,
+    check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
     """Gets a whole model from ``peers``: the configuration from one, the parameters from all.
@@ -241,7 +243,7 @@ async def download_model(
         concurrent: downloads at a time.
         check: called in another thread with the text of the configuration and the names of the parameters, before any
             of them is asked for; raises ProtocolError if this is not the model that is wanted, and the next peer is
-            asked. May return a lower bound than ``max_parameter_bytes``, where sizes follow from the configuration.
+            asked. May return lower bounds than ``max_parameter_bytes``, one for all or one for each name.
         progress: called with parameters done and in all.
 
     Raises:
@@ -249,18 +251,21 @@ async def download_model(
     """
     state = _Download(sharing, SharingPeers(peers, latencies=latencies), fetch)
 
-    def checked(blob: bytes) -> tuple[ModelConfig, int]:
+    def checked(blob: bytes) -> tuple[ModelConfig, int | Mapping[str, int] | None]:
         config = _config(blob)
-        bound = check(config.config, config.parameter_names) if check is not None else None
-        return config, min(max_parameter_bytes, bound) if bound is not None else max_parameter_bytes
+        return config, check(config.config, config.parameter_names) if check is not None else None
 
-    config, limit = await state.part(None, MAX_CONFIG_BLOB, checked)
+    def limit_of(name: str) -> int:
+        bound = bounds.get(name) if isinstance(bounds, Mapping) else bounds
+        return max_parameter_bytes if bound is None else min(max_parameter_bytes, bound)
+
+    config, bounds = await state.part(None, MAX_CONFIG_BLOB, checked)
     slots = asyncio.Semaphore(concurrent)
     parameters: dict[str, torch.Tensor] = {}
 
     async def one(name: str) -> None:
         async with slots:
-            parameters[name] = await state.part(name, limit, lambda blob: _parameter_tensor(name, blob))
+            parameters[name] = await state.part(name, limit_of(name), lambda blob: _parameter_tensor(name, blob))
         if progress is not None:
             progress(len(parameters), len(config.parameter_names))
 

@@ -161,7 +161,8 @@ class IrohSwarm(Swarm):
         self._check_open()
         if ticket.format is not BlobFormat.RAW:
             raise ConfigurationError("only tickets of raw blobs can be fetched", name="ticket", value=ticket.format)
-        self.node.addresses.learn(ticket.addr, asyncio.get_running_loop().time())
+        if not ticket.addr.is_empty:  # a ticket that only says who must not make us forget where
+            self.node.addresses.learn(ticket.addr, asyncio.get_running_loop().time())
         order = provider_order(ticket, providers, self.peer_id, self._rtts(), self._rng)
         # Without any tag the blob could be collected before it is read.
         held = tag if tag is not None else f"fetching-{next(self._fetches)}"

@@ -51,6 +51,8 @@ _FEW_STREAMS: Final = 16
 _LONG_REQUEST: Final = 16 * 1024
 # Long enough for the end of a stream whose data is all here, short enough not to matter if it never comes.
 _END_SECONDS: Final = 1.0
+# The code with which quinn stops a stream that is dropped.
+_NO_MORE: Final = 0
 
 Progress = Callable[[int, int], None]
 """(bytes proven, size)"""
@@ -266,22 +268,34 @@ class BlobService:
         async with self._pool.lease(attempt.provider, ALPN, attempts=limits.dial_attempts) as connection:
             send, recv = await connection.open_bi(timeout=limits.open_seconds)
             try:
-                await send.write(attempt.request, timeout=limits.open_seconds)
-                await send.finish()
-                with prompt_switching():
-                    await self._read_response(attempt, recv, keep)
-            except (ExchangeError, asyncio.CancelledError):
-                try:
-                    keep(attempt.receive_end())
-                except ProtocolError:
-                    pass
+                await self._converse(attempt, send, recv, keep)
+            except BaseException:
+                # Not left to the garbage collector: a failure that is remembered holds on to the stream, and until it
+                # is stopped the provider fills its window, waits in vain, and in the end cuts the whole connection.
+                await recv.stop(_NO_MORE)
                 raise
-            keep(attempt.receive_end())
+
+    async def _converse(
+        self, attempt: Attempt[bytes], send: SendStream, recv: RecvStream, keep: Callable[[Iterator[Piece]], None]
+    ) -> None:
+        limits = self._fetch_limits
+        try:
+            await send.write(attempt.request, timeout=limits.open_seconds)
+            await send.finish()
+            with prompt_switching():
+                await self._read_response(attempt, recv, keep)
+        except (ExchangeError, asyncio.CancelledError):
             try:
-                # Takes the end of the stream off the transport, so that the provider sees all of it delivered.
-                await recv.read(1, timeout=_END_SECONDS)
-            except ExchangeError:
+                keep(attempt.receive_end())
+            except ProtocolError:
                 pass
+            raise
+        keep(attempt.receive_end())
+        try:
+            # Takes the end of the stream off the transport, so that the provider sees all of it delivered.
+            await recv.read(1, timeout=_END_SECONDS)
+        except ExchangeError:
+            pass
 
     async def _read_response(
         self, attempt: Attempt[bytes], recv: RecvStream, keep: Callable[[Iterator[Piece]], None]

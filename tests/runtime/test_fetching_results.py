@@ -1,0 +1,130 @@
+"""Whom a client asks for a result, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from types import SimpleNamespace
+
+import pytest
+
+from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.errors import BlobUnavailableError
+from distro_optim.strategy import actions as act
+from distro_optim.strategy import driver
+from distro_optim.strategy.driver import RoundDriver
+from rounds.simulator import secret
+
+OWNER, FIRST, SECOND = (secret(number).public for number in (1, 2, 3))
+DATA = b"result"
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def fetch_of(step: int) -> act.FetchBlob:
+    ticket = BlobTicket.raw(EndpointAddr(OWNER), bytes(32))
+    tag = f"downloaded-distro-result-abcd_{step}"
+    return act.FetchBlob(ticket=ticket, providers=(OWNER, FIRST, SECOND), max_size=100, tag=tag)
+
+
+class Peers:
+    """A swarm in which each peer has a result, has not got it, or is silent."""
+
+    def __init__(self, **has: bool | None) -> None:
+        self.has = {key: has.get(name) for key, name in ((OWNER, "owner"), (FIRST, "first"), (SECOND, "second"))}
+        self.asked: list[bytes] = []
+
+    async def fetch(
+        self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
+    ) -> bytes:
+        for peer in dict.fromkeys([ticket.addr.id, *providers]):
+            self.asked.append(peer)
+            if self.has[peer] is None:
+                await asyncio.Event().wait()
+            if self.has[peer]:
+                return DATA
+        raise BlobUnavailableError("nobody has it", attempts=())
+
+    def forget(self, unwanted: Callable[[str], bool]) -> int:
+        return 0
+
+
+class Answers:
+    """Takes what the driver tells."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+
+    def fetched(self, blob: bytes, data: bytes, now: float) -> list[act.Action]:
+        self.told.put_nowait(("fetched", False))
+        return []
+
+    def fetch_failed(self, blob: bytes, now: float, *, is_slow: bool = False) -> list[act.Action]:
+        self.told.put_nowait(("failed", is_slow))
+        return []
+
+    def next_timer(self) -> None:
+        return None
+
+
+def in_driver(peers: Peers, scenario: Callable[[RoundDriver, Answers], Awaitable[object]]) -> object:
+    async def run() -> object:
+        answers = Answers()
+        subject = RoundDriver(
+            rounds=answers,  # type: ignore[arg-type]
+            swarm=peers,  # type: ignore[arg-type]
+            coordinator=SimpleNamespace(),  # type: ignore[arg-type]
+            mailbox=SimpleNamespace(),  # type: ignore[arg-type]
+            journal=SimpleNamespace(),  # type: ignore[arg-type]
+        )
+        return await scenario(subject, answers)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "OWNER_SECONDS", 0.05)
+    monkeypatch.setattr(driver, "FETCH_SECONDS", 0.3)
+
+
+async def fetched(subject: RoundDriver, answers: Answers) -> object:
+    subject._carry_out(fetch_of(5))
+    return await answers.told.get()
+
+
+def test_the_owner_is_asked_first_and_alone() -> None:
+    peers = Peers(owner=True, first=True)
+    assert in_driver(peers, fetched) == ("fetched", False)
+    assert peers.asked == [OWNER]
+
+
+def test_others_are_asked_when_the_owner_is_silent_and_not_the_owner_with_them() -> None:
+    peers = Peers(owner=None, first=False, second=True)
+    assert in_driver(peers, fetched) == ("fetched", False)
+    assert peers.asked == [OWNER, FIRST, SECOND]
+
+
+def test_an_owner_that_is_only_slow_is_asked_again_and_does_not_count_as_failing() -> None:
+    peers = Peers(owner=None, first=False, second=False)
+    assert in_driver(peers, fetched) == ("failed", True)
+    assert peers.asked == [OWNER, FIRST, SECOND, OWNER]
+
+
+def test_what_nobody_has_has_failed() -> None:
+    peers = Peers(owner=False, first=False, second=False)
+    assert in_driver(peers, fetched) == ("failed", False)
+
+
+def test_a_blob_that_is_announced_for_a_later_round_too_is_fetched_on_when_the_first_is_forgotten() -> None:
+    peers = Peers(owner=None, first=None)
+
+    async def scenario(subject: RoundDriver, answers: Answers) -> object:
+        subject._carry_out(fetch_of(5))
+        await asyncio.sleep(0)
+        subject._carry_out(fetch_of(7))
+        subject._carry_out(act.Forget(6))
+        return await answers.told.get()
+
+    assert in_driver(peers, scenario) == ("failed", True)
