@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from distro_optim import DisTrO, PsycheStrategy
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 700
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 WARMUP_STEPS = 40
 
 
@@ -32,7 +32,7 @@ class BytePredictor(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = DisTrO(self.parameters(), lr=1e-3, compression_decay=0.99)
+        optimizer = DisTrO(self.parameters(), lr=1e-3, compression_decay=0.99, compression_topk=32)
         schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
