@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distro_optim.comm import postcard
 from distro_optim.comm.announcements import Announcement
-from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.tickets import BlobFormat, BlobTicket
 from distro_optim.coordinator.types import Committee, MerkleRoot, RunState
 from distro_optim.errors import ConfigurationError
@@ -72,6 +72,19 @@ def test_a_true_announcement_is_fetched() -> None:
     assert isinstance(fetch, act.FetchBlob)
     assert fetch.ticket.hash == HASH
     assert speaker.key.public in fetch.providers
+
+
+def test_addresses_of_somebody_else_are_not_believed() -> None:
+    _, victim, speaker = fresh()
+    broadcast = truth(speaker)
+    assert isinstance(broadcast.data, TrainingResult)
+    for other in (victim.key.public, secret(77).public):
+        lure = EndpointAddr(other, direct=(SocketAddr.parse("192.0.2.1:4433"),))
+        blob = bytes([other[0]]) * 32
+        ticket = BlobTicket.raw(lure, blob)
+        (fetch,) = say(victim, speaker.key.public, replace(broadcast, data=replace(broadcast.data, ticket=ticket)))
+        assert isinstance(fetch, act.FetchBlob)
+        assert fetch.ticket == BlobTicket.raw(EndpointAddr(speaker.key.public), blob)
 
 
 def with_data(change: Callable[[TrainingResult, Member, Member], object]) -> Callable[..., Broadcast]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -396,9 +397,14 @@ class RoundPipeline:
     def _fetch(self, round_: RoundState, claim: Claim) -> None:
         assert self._plan is not None
         claim.retry_at = None
+        ticket, owner = claim.ticket, claim.sender.p2p_identity
+        if ticket.addr.id != owner:
+            # Honest peers offer what they make themselves. Addresses of somebody else would replace what we know of
+            # that peer, or have us call at a stranger's.
+            ticket = replace(ticket, addr=EndpointAddr(owner))
         self._out.append(
             act.FetchBlob(
-                ticket=claim.ticket,
+                ticket=ticket,
                 providers=tuple(peer for peer in self._peers if peer != self._key.public),
                 max_size=max_result_size(self._plan),
                 tag=f"downloaded-distro-result-{claim.sender}_{round_.step}",
