@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup test check demo demo-optimizer bench clean
+.PHONY: setup test check demo demo-optimizer clean
 
 setup: $(VENV)/.ready
 
