@@ -42,7 +42,7 @@ INSTRUMENTED: Final = (
     "comm.iroh.tickets",
     "comm.iroh.torchscript",
     "compress.wire",
-    "compress.wire_complete",
+    "compress.wire_bulk",
     "compress.wire_tensor",
     "strategy.results",
 )

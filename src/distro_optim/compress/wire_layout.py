@@ -1,9 +1,9 @@
-"""Where everything lies in a complete result: one in which every tensor is present, with all its coefficients.
+"""Where everything lies in a result, if it is known which tensors are present in it, and of which kind the values are.
 
-Of a complete result only the data vary. Its plan and its kind of value determine all else (shapes, kinds, lengths), and
-so where the data are. A :class:`WireLayout` is that knowledge, made once per plan, so that a result is taken apart and
-put together by a few operations on all tensors instead of some fifty on each. What is complete is spelled by the
-same functions as any result: :mod:`~distro_optim.compress.wire`.
+Then only the data vary. The plan determines all else (shapes, kinds, lengths), and so where the data are. A
+:class:`WireLayout` is that knowledge, so that a result is taken apart and put together by a few operations on all
+tensors instead of some fifty on each. It is spelled by the same functions as any result:
+:mod:`~distro_optim.compress.wire`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 from ..buffer import Writer
 from .plan import Batch, TilePlan
 from .wire import MAX_SIDE, encode_shape
 from .wire_tensor import KIND_BOOL, KIND_UINT8, VALUE_KINDS, data_size, encode_tensor_head, index_width
 
-__all__ = ["BatchLayout", "Pick", "WireLayout", "signs_layout", "values_layout"]
+__all__ = ["BatchLayout", "KnownLayouts", "Pick", "WireLayout"]
 
 Pick = Callable[[Any], tuple[Any, ...]]
 """Cuts a buffer into parts. One call: a loop in Python would cost more than copying what is cut."""
 
+# Chosen arbitrarily: a peer is silent about the same tensors most of the time, those that are frozen or not in use.
+MAX_INCOMPLETE: Final = 4
+
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Where the data of one batch of the plan lie. All picks are in the order of the batch's tiles.
+    """Where the data of one batch of the plan lie. All picks are of the present tensors, in the order of their tiles.
 
     Attributes:
         quantized: values are signs.
+        rows: the tiles of the present tensors.
         index_dtype: numpy's name of an index as it travels.
         from_index: the indices of every tensor, of the results.
         from_value: its values.
@@ -41,11 +46,12 @@ class BatchLayout:
         index_segments: which of the layout's segments the indices of every tensor are.
         value_segments: which its values are.
         padded: the packed signs of a tensor do not end with their last byte. Then those of a batch are no single run.
-        from_bits: the signs of every tensor, of the bits in all of its bytes.
+        from_bits: the signs of every tensor, of the bits in all of their bytes.
     """
 
     batch: Batch
     quantized: bool
+    rows: tuple[slice, ...]
     index_dtype: str
     from_index: Pick
     from_value: Pick
@@ -56,22 +62,33 @@ class BatchLayout:
     padded: bool
     from_bits: Pick
 
+    @property
+    def complete(self) -> bool:
+        return len(self.rows) == len(self.batch.ranges)
+
+    @property
+    def tiles(self) -> int:
+        """Of the present tensors."""
+        return sum(run.stop - run.start for run in self.rows)
+
 
 @dataclass(frozen=True)
 class WireLayout:
-    """The results of a complete download, from behind its head to its end.
+    """The results of a download, from behind its head to its end.
 
     Attributes:
+        quantized: values are signs.
+        present: for each tensor, whether something is said about it.
         size: in bytes.
-        present: of every complete update.
         frame: all bytes that are no data, as the runs between the segments: one run more than segments.
         frame_bytes: the same, joined.
         pick_frame: these runs, of the results.
         pick_data: the segments, of the results: indices and values of every tensor in turn, as they are committed to.
     """
 
-    size: int
+    quantized: bool
     present: tuple[bool, ...]
+    size: int
     frame: tuple[bytes, ...]
     frame_bytes: bytes
     pick_frame: Pick
@@ -79,20 +96,44 @@ class WireLayout:
     batches: tuple[BatchLayout, ...]
 
 
-def signs_layout(plan: TilePlan) -> WireLayout | None:
-    """Of complete results whose values are signs; None if the wire cannot hold them."""
-    return _make_layout(plan, quantized=True)
+class KnownLayouts:
+    """Layouts on one plan: of complete results, and of the incomplete ones that were asked for last.
+
+    Only :meth:`of` adds any, so strangers cannot make us forget one. Safe to use in several threads.
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self._plan = plan
+        everything = tuple(home is not None for home in plan.home)
+        made = [_make_layout(plan, everything, quantized=quantized) for quantized in (True, False)]
+        self._complete = tuple(layout for layout in made if layout is not None)
+        self._incomplete: tuple[WireLayout, ...] = ()
+
+    def of(self, present: tuple[bool, ...], *, quantized: bool) -> WireLayout | None:
+        """Of results in which these tensors are present; None if the wire cannot hold them."""
+        for layout in (*self._complete, *self._incomplete):
+            if layout.quantized == quantized and layout.present == present:
+                return layout
+        made = _make_layout(self._plan, present, quantized=quantized)
+        if made is not None:
+            self._incomplete = (made, *self._incomplete[: MAX_INCOMPLETE - 1])
+        return made
+
+    def of_results(self, results: memoryview) -> WireLayout | None:
+        """That of ``results``, all that a download holds behind its head; None if it is not known."""
+        for layout in (*self._complete, *self._incomplete):
+            # The length first: nothing is copied for what cannot fit.
+            if layout.size == len(results) and b"".join(layout.pick_frame(results)) == layout.frame_bytes:
+                return layout
+        return None
 
 
-def values_layout(plan: TilePlan) -> WireLayout | None:
-    """Of complete results whose values are of their tensors' types; None if the wire cannot hold them."""
-    return _make_layout(plan, quantized=False)
-
-
-def _make_layout(plan: TilePlan, *, quantized: bool) -> WireLayout | None:
+def _make_layout(plan: TilePlan, present: tuple[bool, ...], *, quantized: bool) -> WireLayout | None:
     if any(max(grid.coded_shape) > MAX_SIDE for grid in plan.grids):
         return None
     if not quantized and any(spec.dtype not in VALUE_KINDS for spec in plan.specs):
+        return None
+    if any(here and home is None for here, home in zip(present, plan.home, strict=True)):
         return None
     # A plan without an element has no batch to say that its values are signs.
     signs = quantized and bool(plan.batches)
@@ -110,8 +151,8 @@ def _make_layout(plan: TilePlan, *, quantized: bool) -> WireLayout | None:
         data_cuts.append(slice(position + len(run), position + len(run) + size))
         writer, position = Writer(), position + len(run) + size
 
-    for spec, grid, k, home in zip(plan.specs, plan.grids, plan.topk, plan.home, strict=True):
-        shape, kept = grid.coded_shape, 0 if home is None else k
+    for spec, grid, k, here in zip(plan.specs, plan.grids, plan.topk, present, strict=True):
+        shape, kept = grid.coded_shape, k if here else 0
         rows = shape[:-1] if len(shape) == 2 else shape[:-2]
         # A plan's tiles are too small for indices that travel as int64.
         index = (*rows, kept * index_width(grid.tile_size)), KIND_UINT8
@@ -123,36 +164,47 @@ def _make_layout(plan: TilePlan, *, quantized: bool) -> WireLayout | None:
         encode_shape(writer, shape, grid.tile_size)
     end_run(0)
     return WireLayout(
+        quantized=quantized,
+        present=present,
         size=position,
-        present=tuple(home is not None for home in plan.home),
         frame=tuple(frame),
         frame_bytes=b"".join(frame),
         pick_frame=_pick(frame_cuts),
         pick_data=_pick(data_cuts[:-1]),
-        batches=tuple(_batch_layout(batch, data_cuts, quantized) for batch in plan.batches),
+        batches=tuple(_batch_layout(batch, present, data_cuts, quantized) for batch in plan.batches),
     )
 
 
-def _batch_layout(batch: Batch, data_cuts: Sequence[slice], quantized: bool) -> BatchLayout:
-    numbers = tuple(batch.ranges)
-    counts = [(stop - start) * batch.k for start, stop in batch.ranges.values()]
+def _batch_layout(batch: Batch, present: tuple[bool, ...], data_cuts: Sequence[slice], quantized: bool) -> BatchLayout:
+    numbers = [number for number in batch.ranges if present[number]]
+    rows = [slice(*batch.ranges[number]) for number in numbers]
+    counts = [(run.stop - run.start) * batch.k for run in rows]
     width = index_width(batch.tile_size)
-    packed = [data_size(count, KIND_BOOL) for count in counts]
-    padded = any(count % 8 for count in counts)
-    bits = _runs(8 * size for size in packed)
-    sizes = (counts if padded else packed) if quantized else [count * batch.value_dtype.itemsize for count in counts]
+    # Of all tensors, because they are packed all at once if they can be.
+    padded = any((stop - start) * batch.k % 8 for start, stop in batch.ranges.values())
+    starts = [run.start for run in _runs(8 * data_size(count, KIND_BOOL) for count in counts)]
+
+    def of_batch(size: Fraction) -> Pick:
+        """The present tensors in a buffer of the whole batch with elements of ``size``."""
+        factor = batch.k * size
+        return _pick([slice(int(run.start * factor), int(run.stop * factor)) for run in rows])
+
+    value_size = Fraction(batch.value_dtype.itemsize)
+    if quantized:
+        value_size = Fraction(1) if padded else Fraction(1, 8)
     return BatchLayout(
         batch=batch,
         quantized=quantized,
+        rows=tuple(rows),
         index_dtype=f"<u{width}",
         from_index=_pick([data_cuts[2 * number] for number in numbers]),
         from_value=_pick([data_cuts[2 * number + 1] for number in numbers]),
-        into_index=_pick(_runs(count * width for count in counts)),
-        into_value=_pick(_runs(sizes)),
+        into_index=of_batch(Fraction(width)),
+        into_value=of_batch(value_size),
         index_segments=tuple(2 * number for number in numbers),
         value_segments=tuple(2 * number + 1 for number in numbers),
         padded=padded,
-        from_bits=_pick([slice(run.start, run.start + count) for run, count in zip(bits, counts, strict=True)]),
+        from_bits=_pick([slice(start, start + count) for start, count in zip(starts, counts, strict=True)]),
     )
 
 

@@ -4,8 +4,8 @@ Psyche compares the commitment and hands the rest to its trainers, where a wrong
 (``shared/client/src/state/steps.rs``). Here nothing gets past this file that does not fit. What is decided depends on
 the bytes and the plan alone, so all peers of a run decide alike.
 
-There is a result of every peer in every round, and the training thread has to wait while Python reads it. A complete
-one takes a shortcut (:mod:`~distro_optim.compress.wire_complete`); the general codec stays the authority.
+There is a result of every peer in every round, and the training thread has to wait while Python reads it. One whose
+layout is known takes a shortcut (:mod:`~distro_optim.compress.wire_bulk`); the general codec stays the authority.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.wire import TransmittableDistroResult, decode_download, encode_download
-from ..compress.wire_complete import CompleteDownload, decode_complete_download, encode_complete_download
+from ..compress.wire_bulk import BulkDownload, decode_bulk_download, encode_bulk_download
 from ..coordinator.types import BatchId
 from ..errors import InvalidResultError, ProtocolError
 from ..verify.commitment import training_result_hash
@@ -67,9 +67,9 @@ def _max_result_size(plan: TilePlan) -> int:
 def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId) -> tuple[bytes, bytes]:
     """The blob of a result, and the hash to commit to."""
     batch_id = batch.start, batch.end
-    complete = encode_complete_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
-    if complete is not None:
-        blob, download = complete
+    bulk = encode_bulk_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
+    if bulk is not None:
+        blob, download = bulk
         return blob, commitment_hash(download)
     return encode_any_result(update, step=step, trainer_nonce=trainer_nonce, batch=batch)
 
@@ -77,7 +77,7 @@ def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, ba
 def encode_any_result(
     update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId
 ) -> tuple[bytes, bytes]:
-    """The plain twin of :func:`encode_result`: tensor by tensor, complete or not."""
+    """The plain twin of :func:`encode_result`: tensor by tensor."""
     batch_id = batch.start, batch.end
     result = TransmittableDistroResult.from_update(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
     return encode_download(result), commitment_hash(result)
@@ -109,11 +109,11 @@ def encode_own_result(
         ProtocolError: no peer could use it.
     """
     batch_id = batch.start, batch.end
-    complete = encode_complete_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
-    if complete is None:
+    bulk = encode_bulk_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
+    if bulk is None:
         blob, data_hash = encode_any_result(update, step=step, trainer_nonce=trainer_nonce, batch=batch)
     else:
-        blob, download = complete
+        blob, download = bulk
         data_hash = commitment_hash(download)
         # Its form needs no second look: it was taken from the layout that it would be compared with.
         own = download.to_update() if update.plan is plan else None
@@ -123,7 +123,7 @@ def encode_own_result(
     return EncodedResult(step, blob, data_hash, result)
 
 
-def commitment_hash(result: TransmittableDistroResult | CompleteDownload) -> bytes:
+def commitment_hash(result: TransmittableDistroResult | BulkDownload) -> bytes:
     return training_result_hash(result.step, *result.batch_id, result.committed_segments())
 
 
@@ -135,17 +135,17 @@ def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, pla
         ProtocolError: it is not what was announced.
     """
     _check_size(data, plan)
-    complete = decode_complete_download(data, plan)
-    if complete is not None:
-        _check_announced(complete, step=step, batch=batch, data_hash=data_hash)
-        update = complete.to_update()
+    bulk = decode_bulk_download(data, plan)
+    if bulk is not None:
+        _check_announced(bulk, step=step, batch=batch, data_hash=data_hash)
+        update = bulk.to_update()
         if update is not None:
-            return ReceivedResult(complete.trainer_nonce, update)
+            return ReceivedResult(bulk.trainer_nonce, update)
     return read_any_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan)
 
 
 def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
-    """The plain twin of :func:`read_result`, which asks it about all that is not complete and right.
+    """The plain twin of :func:`read_result`, which asks it wherever something is odd or wrong.
 
     Raises:
         InvalidResultError, ProtocolError: as there.
@@ -165,7 +165,7 @@ def _check_size(data: bytes, plan: TilePlan) -> None:
 
 
 def _check_announced(
-    result: TransmittableDistroResult | CompleteDownload, *, step: int, batch: BatchId, data_hash: bytes
+    result: TransmittableDistroResult | BulkDownload, *, step: int, batch: BatchId, data_hash: bytes
 ) -> None:
     if result.step != step or result.batch_id != (batch.start, batch.end):
         raise ProtocolError(f"a result of step {result.step}, batch {result.batch_id}, announced for {step}, {batch}")

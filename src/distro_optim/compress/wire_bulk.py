@@ -1,13 +1,13 @@
-"""Complete results, all tensors at once: a shortcut past :mod:`~distro_optim.compress.wire`, never another rule.
+"""Results, all tensors at once: a shortcut past :mod:`~distro_optim.compress.wire`, never another rule.
 
-Nearly every result is complete, and there is one from every peer in every round. Tensor by tensor, most of the time
-goes into the interpreter, which the training thread wants as well. Here a result is compared with the
-:mod:`layout <distro_optim.compress.wire_layout>` of its plan and then handled batch by batch.
+There is a result from every peer in every round. Tensor by tensor, most of the time goes into the interpreter, which
+the training thread wants as well. Here a result is compared with the
+:mod:`layouts <distro_optim.compress.wire_layout>` of its plan and then handled batch by batch.
 
-Whatever is not complete, or wrong in any way, is None here: the general codec decides about it, and says why. What is
-not None is, bit for bit, what the general codec makes of it.
+Whatever has no known layout, or is wrong in any way, is None here: the general codec decides about it, and says why.
+What is not None is, bit for bit, what the general codec makes of it.
 
-Nothing is allocated before the length of the input is known to be that of the layout. Then a copy of its frame, of its
+Nothing is allocated before the length of the input is known to be that of a layout. Then a copy of its frame, of its
 data, and what :data:`~distro_optim.compress.wire.EXPANSION` promises.
 """
 
@@ -27,10 +27,10 @@ from .distinct import has_repeats
 from .plan import Batch, TilePlan
 from .update import CompressedUpdate
 from .wire import decode_download_head, encode_download_head
-from .wire_layout import BatchLayout, WireLayout, signs_layout, values_layout
+from .wire_layout import BatchLayout, KnownLayouts, WireLayout
 from .wire_tensor import Bytes
 
-__all__ = ["CompleteDownload", "decode_complete_download", "encode_complete_download"]
+__all__ = ["BulkDownload", "decode_bulk_download", "encode_bulk_download"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class _BatchData:
     """What a result says about one batch of the plan, on the CPU.
 
     Attributes:
-        index: ``(tiles, k)`` unsigned integers of the wire's width.
-        value: ``(tiles, k)`` bool or the batch's ``value_dtype``.
+        index: of the present tensors, ``(tiles, k)`` unsigned integers of the wire's width.
+        value: the same of bool or the batch's ``value_dtype``.
     """
 
     index: npt.NDArray[Any]
@@ -47,7 +47,7 @@ class _BatchData:
 
     def fits(self, batch: Batch) -> bool:
         """Whether :meth:`CompressedUpdate.check` finds nothing in it."""
-        return (
+        return self.index.size == 0 or (
             int(self.index.max()) < batch.tile_size
             and not has_repeats(self.index)
             and (self.value.dtype == torch.bool or bool(self.value.isfinite().all()))
@@ -55,7 +55,7 @@ class _BatchData:
 
 
 @dataclass(frozen=True, slots=True)
-class CompleteDownload:
+class BulkDownload:
     """What :class:`~distro_optim.compress.wire.TransmittableDistroResult` is of any result.
 
     Attributes:
@@ -82,13 +82,13 @@ class CompleteDownload:
             data = _to_batch(layout, self._results)
             if not data.fits(layout.batch):
                 return None
-            index.append(torch.from_numpy(data.index.astype(np.int32)).to(layout.batch.device))
-            value.append(data.value.to(layout.batch.device))
+            index.append(_spread(layout, torch.from_numpy(data.index.astype(np.int32))))
+            value.append(_spread(layout, data.value))
         return CompressedUpdate(self._plan, tuple(index), tuple(value), self._layout.present)
 
 
-def decode_complete_download(data: Bytes, plan: TilePlan) -> CompleteDownload | None:
-    """Reads a download of a complete result on ``plan``, or None if it is none.
+def decode_bulk_download(data: Bytes, plan: TilePlan) -> BulkDownload | None:
+    """Reads a download on ``plan``, or None if its layout is not known.
 
     Raises:
         ProtocolError: it does not begin as a download does.
@@ -98,27 +98,25 @@ def decode_complete_download(data: Bytes, plan: TilePlan) -> CompleteDownload | 
     if count != len(plan):
         return None
     results = reader.peek()
-    for make in (signs_layout, values_layout):
-        layout = plan.derived(make)
-        if layout is None or len(results) != layout.size:
-            continue
-        if b"".join(layout.pick_frame(results)) == layout.frame_bytes:
-            segments = b"".join(layout.pick_data(results))
-            return CompleteDownload(step, nonce, batch_id, segments, plan, layout, results)
-    return None
+    layout = plan.derived(KnownLayouts).of_results(results)
+    if layout is None:
+        return None
+    return BulkDownload(step, nonce, batch_id, b"".join(layout.pick_data(results)), plan, layout, results)
 
 
-def encode_complete_download(
+def encode_bulk_download(
     update: CompressedUpdate, *, step: int, trainer_nonce: int, batch_id: tuple[int, int]
-) -> tuple[bytes, CompleteDownload] | None:
-    """A download of ``update``, and what :func:`decode_complete_download` reads in it; None if it is not complete.
+) -> tuple[bytes, BulkDownload] | None:
+    """A download of ``update``, and what :func:`decode_bulk_download` reads in it; None if it has no layout.
 
     Raises:
         ConfigurationError: a number does not fit its field.
     """
     plan = update.plan
-    layout = plan.derived(signs_layout if update.quantized else values_layout)
-    if layout is None or update.present != layout.present or not _is_regular(update):
+    if not _is_regular(update):
+        return None
+    layout = plan.derived(KnownLayouts).of(update.present, quantized=update.quantized)
+    if layout is None:
         return None
     head = Writer()
     encode_download_head(head, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id, count=len(plan))
@@ -133,7 +131,7 @@ def encode_complete_download(
     parts[2::2] = segments
     blob = b"".join(parts)
     results = memoryview(blob)[len(head) :]
-    return blob, CompleteDownload(step, trainer_nonce, batch_id, b"".join(segments), plan, layout, results)
+    return blob, BulkDownload(step, trainer_nonce, batch_id, b"".join(segments), plan, layout, results)
 
 
 def _is_regular(update: CompressedUpdate) -> bool:
@@ -163,13 +161,27 @@ def _value_segments(layout: BatchLayout, value: Tensor) -> tuple[Bytes, ...]:
 
 
 def _to_batch(layout: BatchLayout, results: memoryview) -> _BatchData:
-    """The inverse of these two, in memory of its own."""
-    shape = layout.batch.tiles, layout.batch.k
+    """The inverse of these two, in memory of its own; without the rows of absent tensors."""
+    shape = layout.tiles, layout.batch.k
     index = np.frombuffer(b"".join(layout.from_index(results)), dtype=layout.index_dtype).reshape(shape)
     packed = bytearray().join(layout.from_value(results))
+    if not packed:  # frombuffer takes no empty buffer
+        return _BatchData(index, torch.empty(shape, dtype=torch.bool if layout.quantized else layout.batch.value_dtype))
     if not layout.quantized:
         return _BatchData(index, torch.frombuffer(packed, dtype=layout.batch.value_dtype).view(shape))
     signs = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
     if layout.padded:
         signs = np.concatenate(layout.from_bits(signs))
     return _BatchData(index, torch.from_numpy(signs.view(np.bool_).reshape(shape)))
+
+
+def _spread(layout: BatchLayout, rows: Tensor) -> Tensor:
+    """The rows of the present tensors, on the batch's device and with rows of zeros for the absent ones."""
+    if not layout.complete:
+        present, position = rows, 0
+        rows = torch.zeros(layout.batch.tiles, layout.batch.k, dtype=present.dtype)
+        for run in layout.rows:
+            stop = position + run.stop - run.start
+            rows[run] = present[position:stop]
+            position = stop
+    return rows.to(layout.batch.device)

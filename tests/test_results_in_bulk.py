@@ -1,7 +1,9 @@
-"""A complete result takes a shortcut through the codec: what comes out is what the general codec makes, bit for bit."""
+"""Results of a known layout take a shortcut through the codec: what comes out is what the general codec makes."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +19,8 @@ from hypothesis.extra import numpy as st_numpy
 from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.distinct import has_repeats
 from distro_optim.compress.wire import ENTRY_OVERHEAD, EXPANSION, decode_download
-from distro_optim.compress.wire_complete import decode_complete_download, encode_complete_download
-from distro_optim.compress.wire_layout import signs_layout, values_layout
+from distro_optim.compress.wire_bulk import decode_bulk_download, encode_bulk_download
+from distro_optim.compress.wire_layout import MAX_INCOMPLETE, KnownLayouts
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, InvalidResultError, ProtocolError, TruncatedError
 from distro_optim.strategy.results import (
@@ -65,10 +67,10 @@ def plans(draw: st.DrawFn) -> TilePlan:
 
 @st.composite
 def updates(draw: st.DrawFn) -> CompressedUpdate:
-    """Mostly complete ones; some have no word about a tensor, some have values of another type than the tensor."""
+    """Some have no word about a tensor, some have values of another type than the tensor."""
     plan = draw(plans())
     present = [True] * len(plan)
-    if draw(st.integers(0, 4)) == 0:
+    if draw(st.booleans()):
         present = draw(st.lists(st.booleans(), min_size=len(plan), max_size=len(plan)))
     update = random_update(plan, quantized=draw(st.booleans()), present=present, seed=draw(st.integers(0, 99)))
     if not update.quantized:
@@ -116,11 +118,10 @@ def encoded(update: CompressedUpdate) -> tuple[bytes, bytes]:
     return encode_result(update, step=STEP, trainer_nonce=NONCE, batch=BATCH)
 
 
-def is_complete(update: CompressedUpdate) -> bool:
-    kinds = {torch.bool} if update.quantized else None
-    return all(here == (home is not None) for here, home in zip(update.present, update.plan.home, strict=True)) and all(
-        value.dtype in (kinds or {batch.value_dtype})
-        for batch, value in zip(update.plan.batches, update.value, strict=True)
+def has_layout(update: CompressedUpdate) -> bool:
+    """Whether its values are signs or of their tensors' types."""
+    return update.quantized or all(
+        value.dtype == batch.value_dtype for batch, value in zip(update.plan.batches, update.value, strict=True)
     )
 
 
@@ -133,7 +134,11 @@ def test_both_codecs_write_the_same_bytes_and_read_the_same_update(update: Compr
     blob, data_hash = encoded(update)
     assert (blob, data_hash) == encode_any_result(update, step=STEP, trainer_nonce=NONCE, batch=BATCH)
     assert both(blob, update.plan, data_hash)[0] == NONCE
-    assert (decode_complete_download(blob, update.plan) is not None) == is_complete(update)
+    # Both a peer that has sent such a result itself, and one that has not.
+    assert (decode_bulk_download(blob, update.plan) is not None) == has_layout(update)
+    stranger = replace(update.plan)
+    assert stranger.derived(KnownLayouts) is not update.plan.derived(KnownLayouts)
+    assert both(blob, stranger, data_hash) == both(blob, update.plan, data_hash)
 
 
 @given(update=updates())
@@ -189,18 +194,20 @@ SMALL = make_plan(
     ],
     "padded",
 )
+COMPLETE = (True, True, True, False)  # the last one has no elements
+MASKS = [None, [True, False, True, True], [False, True, False, True], [False] * 4]
 
 
+@pytest.mark.parametrize("present", MASKS)
 @pytest.mark.parametrize("quantized", [True, False])
-def test_every_bit_of_a_result_means_the_same_to_both(quantized: bool) -> None:
-    blob, data_hash = encoded(random_update(SMALL, quantized=quantized, seed=1))
+def test_every_byte_of_a_result_means_the_same_to_both(quantized: bool, present: list[bool] | None) -> None:
+    blob, data_hash = encoded(random_update(SMALL, quantized=quantized, present=present, seed=1))
     kept = 0
     for position in range(len(blob)):
-        for bit in (1, 128):
-            data = bytearray(blob)
-            data[position] ^= bit
-            kept += both(bytes(data), SMALL, hash_of(bytes(data), SMALL))[0] == NONCE
-            both(bytes(data), SMALL, data_hash)
+        data = bytearray(blob)
+        data[position] ^= 1 << position % 8
+        kept += both(bytes(data), SMALL, hash_of(bytes(data), SMALL))[0] == NONCE
+        both(bytes(data), SMALL, data_hash)
     assert kept > 0  # values and indices that are as good as others
 
 
@@ -209,6 +216,16 @@ def test_every_truncation_is_noticed(quantized: bool) -> None:
     blob, data_hash = encoded(random_update(SMALL, quantized=quantized, seed=1))
     for length in range(len(blob)):
         assert both(blob[:length], SMALL, data_hash)[0] is TruncatedError
+
+
+def test_a_result_that_announces_fewer_tensors_than_it_holds_is_refused() -> None:
+    blob, data_hash = encoded(random_update(SMALL, quantized=True, seed=1))
+    start = bytes.fromhex("0007021013")
+    assert blob.startswith(start + bytes([len(SMALL)]))
+    for count in range(len(SMALL)):
+        data = start + bytes([count]) + blob[len(start) + 1 :]
+        assert both(data, SMALL, hash_of(data, SMALL))[0] is InvalidResultError
+        both(data, SMALL, data_hash)
 
 
 def test_bytes_after_the_end_are_passed_over_as_psyche_does() -> None:
@@ -220,13 +237,13 @@ def test_bytes_after_the_end_are_passed_over_as_psyche_does() -> None:
 def test_set_bits_in_the_padding_of_signs_are_another_spelling_of_the_same() -> None:
     plan = make_plan([ParamSpec((), torch.float32, CPU, 0, 8, 4), ParamSpec((), torch.float32, CPU, 0, 8, 4)], "padded")
     blob, data_hash = encoded(random_update(plan, quantized=True, seed=1))
-    layout = plan.derived(signs_layout)
+    layout = plan.derived(KnownLayouts).of((True, True), quantized=True)
     assert layout is not None
     (batch,) = layout.batches
     results = memoryview(spelled := bytearray(blob))[len(blob) - layout.size :]
     for signs in batch.from_value(results):
         signs[0] |= 0xFE
-    download = decode_complete_download(bytes(spelled), plan)
+    download = decode_bulk_download(bytes(spelled), plan)
     assert download is not None
     assert commitment_hash(download) != data_hash
     assert both(bytes(spelled), plan, commitment_hash(download)) == both(blob, plan, data_hash)
@@ -277,7 +294,7 @@ def test_no_update_is_made_of_data_with_something(attack: Callable[[CompressedUp
     update = random_update(ATTACKED, quantized=quantized, seed=1)
     attack(update)
     blob, data_hash = encoded(update)
-    download = decode_complete_download(blob, ATTACKED)
+    download = decode_bulk_download(blob, ATTACKED)
     assert download is not None
     assert download.to_update() is None
     assert both(blob, ATTACKED, data_hash)[0] is InvalidResultError
@@ -304,17 +321,17 @@ def test_a_result_of_another_step_batch_or_hash_is_refused(quantized: bool) -> N
 def test_a_number_that_does_not_fit_its_field_is_refused(fields: dict[str, Any]) -> None:
     update = random_update(SMALL, quantized=True)
     with pytest.raises(ConfigurationError):
-        encode_complete_download(update, **{"step": 0, "trainer_nonce": 0, "batch_id": (0, 0)} | fields)
+        encode_bulk_download(update, **{"step": 0, "trainer_nonce": 0, "batch_id": (0, 0)} | fields)
 
 
-def test_a_plan_that_does_not_fit_the_wire_has_no_complete_results() -> None:
+def test_a_plan_that_does_not_fit_the_wire_has_no_layouts() -> None:
     too_many = make_plan([ParamSpec((65536,), torch.float32, CPU, 0, 1, 1)], "padded")
-    assert too_many.derived(signs_layout) is None
+    assert too_many.derived(KnownLayouts).of((True,), quantized=True) is None
     with pytest.raises(ConfigurationError, match="65535 tiles"):
         encoded(random_update(too_many, quantized=True))
     no_number = make_plan([ParamSpec((8,), torch.complex64, CPU, 0, 8, 2)], "padded")
-    assert no_number.derived(values_layout) is None
-    assert no_number.derived(signs_layout) is not None
+    assert no_number.derived(KnownLayouts).of((True,), quantized=False) is None
+    assert no_number.derived(KnownLayouts).of((True,), quantized=True) is not None
 
 
 # -- manners ---------------------------------------------------------------------------------------------------------
@@ -343,11 +360,46 @@ def test_an_own_result_is_read_on_the_plan_that_is_asked_for() -> None:
         encode_own_result(update, step=STEP, trainer_nonce=NONCE, batch=BATCH, plan=other)
 
 
-def test_a_layout_is_made_once_per_plan() -> None:
+def test_layouts_are_made_once_per_plan() -> None:
     plan = make_plan(SMALL.specs, "padded")
-    assert plan.derived(signs_layout) is plan.derived(signs_layout)
-    assert plan.derived(signs_layout) is not plan.derived(values_layout)
+    layouts = plan.derived(KnownLayouts)
+    assert plan.derived(KnownLayouts) is layouts
+    for present in (COMPLETE, (True, False, True, False)):
+        assert layouts.of(present, quantized=True) is layouts.of(present, quantized=True)
+        assert layouts.of(present, quantized=True) is not layouts.of(present, quantized=False)
     assert plan == make_plan(SMALL.specs, "padded")
+
+
+def test_strangers_have_no_say_in_which_layouts_are_known() -> None:
+    plan = make_plan(SMALL.specs, "padded")
+    silent = random_update(SMALL, quantized=True, present=[True, False, True, False])
+    blob, data_hash = encoded(silent)
+    for _ in range(2):
+        assert both(blob, plan, data_hash)[:2] == (NONCE, silent.present)
+        assert decode_bulk_download(blob, plan) is None
+    encoded(replace(silent, plan=plan))
+    assert decode_bulk_download(blob, plan) is not None
+    assert both(blob, plan, data_hash)[:2] == (NONCE, silent.present)
+
+
+def test_no_more_than_so_many_incomplete_layouts_are_kept() -> None:
+    plan = make_plan([ParamSpec((8,), torch.float32, CPU, 0, 8, 2)] * 6, "padded")
+    layouts = plan.derived(KnownLayouts)
+    masks = [tuple(n == silent for n in range(6)) for silent in range(6)]
+    made = [layouts.of(mask, quantized=True) for mask in masks]
+    for mask, layout in list(zip(masks, made, strict=True))[-MAX_INCOMPLETE:]:
+        assert layouts.of(mask, quantized=True) is layout
+    assert layouts.of(masks[0], quantized=True) is not made[0]
+    complete = layouts.of((True,) * 6, quantized=True)
+    assert layouts.of((True,) * 6, quantized=True) is complete
+
+
+def test_a_plan_with_layouts_can_be_copied_and_pickled() -> None:
+    update = random_update(SMALL, quantized=True, seed=1)
+    blob, data_hash = encoded(update)
+    for plan in (copy.deepcopy(SMALL), pickle.loads(pickle.dumps(SMALL))):  # noqa: S301
+        assert plan == SMALL
+        assert both(blob, plan, data_hash) == both(blob, SMALL, data_hash)
 
 
 @pytest.mark.parametrize("quantized", [True, False])
