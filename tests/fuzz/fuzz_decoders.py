@@ -13,13 +13,17 @@ libFuzzer leaves it in a file and prints the name.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from distro_optim.compress import TilePlan
 
 TIMEOUT_SECONDS: Final = 5
 MEMORY_MB: Final = 1024
@@ -37,6 +41,10 @@ INSTRUMENTED: Final = (
     "comm.iroh.sharing_messages",
     "comm.iroh.tickets",
     "comm.iroh.torchscript",
+    "compress.wire",
+    "compress.wire_bulk",
+    "compress.wire_tensor",
+    "strategy.results",
 )
 
 Target = Callable[[bytes], object]
@@ -134,6 +142,39 @@ def announcement(data: bytes) -> None:
     assert inbox.counts.malformed + inbox.counts.refused == 1
 
 
+@functools.cache
+def results_plan() -> TilePlan:
+    import torch
+
+    from distro_optim.compress import ParamSpec, make_plan
+
+    cpu = torch.device("cpu")
+    return make_plan([ParamSpec(shape, torch.float32, cpu, 0, 8, 3) for shape in ((12, 9), (), (0, 2))], "padded")
+
+
+def result(data: bytes) -> None:
+    from distro_optim.compress.wire import decode_download
+    from distro_optim.coordinator.types import BatchId
+    from distro_optim.errors import ProtocolError
+    from distro_optim.strategy import results
+    from distro_optim.testing.updates import same_update
+
+    plan = results_plan()
+    # A liar knows what to announce.
+    said = decode_download(data, max_results=len(plan))
+    batch, data_hash = BatchId(*said.batch_id), results.commitment_hash(said)
+    made = []
+    for read in (results.read_result, results.read_any_result):
+        try:
+            made.append(read(data, step=said.step, batch=batch, data_hash=data_hash, plan=plan).update)
+        except ProtocolError:
+            pass
+    assert len(made) != 1, "the shortcut and the general decoder disagree"
+    assert not made or same_update(*made)
+    for update in made:
+        update.check()
+
+
 TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
@@ -146,6 +187,7 @@ TARGETS: Final[dict[str, Target]] = {
     "archive": archive,
     "tensor-program": tensor_program,
     "announcement": announcement,
+    "result": result,
 }
 
 
@@ -163,6 +205,9 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
     from distro_optim.comm.iroh.torchscript import write_tensor
     from distro_optim.comm.signing import SecretKey, SignedMessage
+    from distro_optim.coordinator.types import BatchId
+    from distro_optim.strategy.results import encode_result
+    from distro_optim.testing.updates import random_update
 
     places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))
     address = EndpointAddr(b"\xaa" * 32, ("https://r.example./",), places)
@@ -200,6 +245,16 @@ def seeds() -> dict[str, list[bytes]]:
         "archive": [tensor],
         "tensor-program": [bytes(read_entries(tensor)["archive/data.pkl"])[2:]],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
+        "result": [
+            encode_result(
+                random_update(results_plan(), quantized=quantized, present=present),
+                step=7,
+                trainer_nonce=2,
+                batch=BatchId(16, 19),
+            )[0]
+            for quantized in (True, False)
+            for present in (None, [False, True, True])
+        ],
     }
 
 

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
 from .tiling import TileGrid, Tiling, tile_grid
+
+_T = TypeVar("_T")
 
 __all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
 
@@ -176,9 +178,22 @@ class TilePlan:
     batches: tuple[Batch, ...]
     home: tuple[int | None, ...]
     layout: bytes
+    _derived: dict[Callable[[TilePlan], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.specs)
+
+    def derived(self, make: Callable[[TilePlan], _T]) -> _T:
+        """``make(self)``, computed once and kept as long as the plan.
+
+        Args:
+            make: a function of a module, by which the answer is found again. Two threads that come first at the same
+                time may both call it.
+        """
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        answer: _T = self._derived[make]
+        return answer
 
 
 def make_plan(specs: Sequence[ParamSpec], tiling: Tiling) -> TilePlan:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ProtocolError
+from .distinct import has_repeats
 from .plan import TilePlan
 
 __all__ = ["CompressedTensor", "CompressedUpdate"]
@@ -128,13 +129,20 @@ class CompressedUpdate:
                 rows = index[start:stop]
                 if not rows.numel():
                     continue
-                ordered = rows.sort(dim=1).values
-                if int(ordered[:, 0].min()) < 0 or int(ordered[:, -1].max()) >= batch.tile_size:
+                if int(rows.min()) < 0 or int(rows.max()) >= batch.tile_size:
                     raise ProtocolError(f"an index lies outside its tile of {batch.tile_size} elements")
-                if batch.k > 1 and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+                if _has_repeats(rows):
                     raise ProtocolError("a position is named twice in one tile")
                 if value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
                     raise ProtocolError("a value is not finite")
+
+
+def _has_repeats(rows: Tensor) -> bool:
+    """:func:`has_repeats` on any device."""
+    if rows.device.type == "cpu":
+        return has_repeats(rows.numpy())
+    ordered = rows.sort(dim=1).values
+    return bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
 def _tile_counts(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -61,19 +61,23 @@ __all__ = [
     "DEFAULT_MAX_RESULTS",
     "ENTRY_OVERHEAD",
     "EXPANSION",
+    "MAX_SIDE",
     "SerializedDistroResult",
     "TransmittableDistroResult",
     "decode_distro_result",
     "decode_download",
+    "decode_download_head",
     "decode_transmittable",
     "encode_distro_result",
     "encode_download",
+    "encode_download_head",
+    "encode_shape",
     "encode_transmittable",
 ]
 
 _DOWNLOAD_DISTRO_RESULT: Final = 0  # variant of TransmittableDownload
 
-_MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
+MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
 # Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor.
 _MAX_ELEMENTS: Final = 1 << 48
 # Smallest result: two tensors of two dimensions without data (7 bytes each), xshape of two, totalk.
@@ -103,9 +107,9 @@ class SerializedDistroResult:
         Raises:
             ConfigurationError: the wire cannot hold it.
         """
-        if max(entry.shape, default=0) > _MAX_SIDE:
+        if max(entry.shape, default=0) > MAX_SIDE:
             raise ConfigurationError(
-                f"an encoded tensor of shape {entry.shape} does not fit the wire, which holds up to {_MAX_SIDE} tiles "
+                f"an encoded tensor of shape {entry.shape} does not fit the wire, which holds up to {MAX_SIDE} tiles "
                 "in a row: choose a larger compression_chunk, or tiling='padded'",
                 name="compression_chunk",
                 value=entry.shape,
@@ -203,10 +207,15 @@ def encode_distro_result(writer: Writer, result: SerializedDistroResult) -> None
     """Appends ``SerializedDistroResult``."""
     encode_tensor(writer, result.sparse_idx)
     encode_tensor(writer, result.sparse_val)
-    writer.push_varint(len(result.xshape))
-    for side in result.xshape:
+    encode_shape(writer, result.xshape, result.totalk)
+
+
+def encode_shape(writer: Writer, xshape: tuple[int, ...], totalk: int) -> None:
+    """Appends what of ``SerializedDistroResult`` comes after its tensors."""
+    writer.push_varint(len(xshape))
+    for side in xshape:
         writer.push_varint(side)
-    writer.push_varint(result.totalk)
+    writer.push_varint(totalk)
 
 
 def decode_distro_result(reader: Reader) -> SerializedDistroResult:
@@ -275,6 +284,18 @@ def encode_download(result: TransmittableDistroResult) -> bytes:
     return writer.finish()
 
 
+def encode_download_head(
+    writer: Writer, *, step: int, trainer_nonce: int, batch_id: tuple[int, int], count: int
+) -> None:
+    """Appends what of a download comes before its ``count`` results.
+
+    Raises:
+        ConfigurationError: a number does not fit its field.
+    """
+    writer.push_varint(_DOWNLOAD_DISTRO_RESULT)
+    _push_head(writer, step, trainer_nonce, batch_id, count)
+
+
 def decode_download(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS) -> TransmittableDistroResult:
     """The inverse of :func:`encode_download`; tensors are views of ``data``.
 
@@ -285,16 +306,30 @@ def decode_download(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS) -> T
         ProtocolError: the bytes are none, or they hold something else than a result.
     """
     reader = Reader(data)
-    if (variant := reader.pull_varint(32)) != _DOWNLOAD_DISTRO_RESULT:
-        raise ProtocolError(f"a download of variant {variant}, a result is variant {_DOWNLOAD_DISTRO_RESULT}", offset=0)
+    _pull_variant(reader)
     return _pull_transmittable(reader, max_results)
 
 
-def _push_transmittable(writer: Writer, result: TransmittableDistroResult) -> None:
-    start, end = result.batch_id
+def decode_download_head(reader: Reader, *, max_results: int) -> tuple[int, int, tuple[int, int], int]:
+    """The inverse of :func:`encode_download_head`: step, nonce, batch and number of results.
+
+    Raises:
+        ProtocolError: the bytes are none, or they hold something else than a result.
+    """
+    _pull_variant(reader)
+    return _pull_head(reader, max_results)
+
+
+def _pull_variant(reader: Reader) -> None:
+    if (variant := reader.pull_varint(32)) != _DOWNLOAD_DISTRO_RESULT:
+        raise ProtocolError(f"a download of variant {variant}, a result is variant {_DOWNLOAD_DISTRO_RESULT}", offset=0)
+
+
+def _push_head(writer: Writer, step: int, trainer_nonce: int, batch_id: tuple[int, int], count: int) -> None:
+    start, end = batch_id
     for name, value, bits in (
-        ("step", result.step, 32),
-        ("trainer_nonce", result.trainer_nonce, 32),
+        ("step", step, 32),
+        ("trainer_nonce", trainer_nonce, 32),
         ("batch_id", start, 64),
         ("batch_id", end, 64),
     ):
@@ -302,19 +337,28 @@ def _push_transmittable(writer: Writer, result: TransmittableDistroResult) -> No
             raise ConfigurationError(f"{name}={value}: give an unsigned number of {bits} bits", name=name, value=value)
         writer.push_varint(value)
     if start > end:
-        raise ConfigurationError(f"batch_id={result.batch_id}: the first comes before the last", name="batch_id")
-    writer.push_varint(len(result.distro_results))
+        raise ConfigurationError(f"batch_id={batch_id}: the first comes before the last", name="batch_id")
+    writer.push_varint(count)
+
+
+def _push_transmittable(writer: Writer, result: TransmittableDistroResult) -> None:
+    _push_head(writer, result.step, result.trainer_nonce, result.batch_id, len(result.distro_results))
     for entry in result.distro_results:
         encode_distro_result(writer, entry)
 
 
-def _pull_transmittable(reader: Reader, max_results: int) -> TransmittableDistroResult:
+def _pull_head(reader: Reader, max_results: int) -> tuple[int, int, tuple[int, int], int]:
     step, nonce = reader.pull_varint(32), reader.pull_varint(32)
     batch = reader.pull_varint(64), reader.pull_varint(64)
     if batch[0] > batch[1]:
         raise ProtocolError(f"a batch from {batch[0]} to {batch[1]}", field="batch_id", offset=reader.pos)
+    return step, nonce, batch, reader.pull_length(item_size=_MIN_RESULT_SIZE, limit=max_results)
+
+
+def _pull_transmittable(reader: Reader, max_results: int) -> TransmittableDistroResult:
+    step, nonce, batch, count = _pull_head(reader, max_results)
     results = []
-    for number in range(reader.pull_length(item_size=_MIN_RESULT_SIZE, limit=max_results)):
+    for number in range(count):
         try:
             results.append(decode_distro_result(reader))
         except ProtocolError as error:

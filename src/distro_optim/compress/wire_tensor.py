@@ -22,8 +22,10 @@ __all__ = [
     "VALUE_KINDS",
     "Bytes",
     "SerializableTensor",
+    "data_size",
     "decode_tensor",
     "encode_tensor",
+    "encode_tensor_head",
     "index_width",
     "narrow_index",
     "widen_index",
@@ -71,13 +73,21 @@ class SerializableTensor:
 
 def encode_tensor(writer: Writer, tensor: SerializableTensor) -> None:
     """Appends ``SerializableTensor``."""
-    writer.push_varint(len(tensor.dims))
-    for dim in tensor.dims:
+    encode_tensor_head(writer, tensor.dims, tensor.kind, len(tensor.data), requires_grad=tensor.requires_grad)
+    writer.push_bytes(tensor.data)
+
+
+def encode_tensor_head(
+    writer: Writer, dims: tuple[int, ...], kind: int, size: int, *, requires_grad: bool = False
+) -> None:
+    """Appends what of ``SerializableTensor`` comes before its ``size`` bytes of data."""
+    writer.push_varint(len(dims))
+    for dim in dims:
         writer.push_zigzag(dim)
-    writer.push_u8(tensor.kind)
-    writer.push_bool(tensor.requires_grad)
-    writer.push_varint(_ONE_BIT if tensor.kind == KIND_BOOL else _FULL)
-    writer.push_blob(tensor.data)
+    writer.push_u8(kind)
+    writer.push_bool(requires_grad)
+    writer.push_varint(_ONE_BIT if kind == KIND_BOOL else _FULL)
+    writer.push_varint(size)
 
 
 def decode_tensor(reader: Reader) -> SerializableTensor:
@@ -101,10 +111,14 @@ def decode_tensor(reader: Reader) -> SerializableTensor:
         raise ProtocolError(f"data of variant {variant} in a tensor of kind {kind}", offset=reader.pos)
     data = reader.pull_blob()
     count = math.prod(dims)
-    size = -(-count // 8) if variant == _ONE_BIT else count * _ITEM_SIZES[kind]
-    if size != len(data):
+    if data_size(count, kind) != len(data):
         raise ProtocolError(f"{len(data)} bytes of data for shape {tuple(dims)} of kind {kind}", offset=reader.pos)
     return SerializableTensor(tuple(dims), kind, data, requires_grad)
+
+
+def data_size(count: int, kind: int) -> int:
+    """Bytes of the data of ``count`` elements."""
+    return -(-count // 8) if kind == KIND_BOOL else count * _ITEM_SIZES[kind]
 
 
 # -------------------------------------------------------------------- index widths
