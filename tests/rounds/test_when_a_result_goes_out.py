@@ -86,9 +86,11 @@ def test_in_a_run_of_psyche_it_goes_out_at_once() -> None:
         assert {step: asked[step] for step in published} == published
 
 
+@pytest.mark.parametrize("peers", [1, 3])
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
-def test_a_round_goes_on_while_its_result_is_still_being_encoded(seconds: float) -> None:
-    _, members = run([QUICK, QUICK, QUICK], encode_seconds=seconds, round_witness_time=0)
+def test_a_round_goes_on_while_its_result_is_still_being_encoded(seconds: float, peers: int) -> None:
+    least = {"init_min_clients": peers, "min_clients": peers}
+    _, members = run([QUICK] * peers, encode_seconds=seconds, round_witness_time=0, **least)
     assert_nothing_was_lost(members)
     late = 0
     for member in members:

@@ -227,6 +227,8 @@ class RoundPipeline:
         previous = self._previous
         if previous is None or current.ready_at is None:
             return False
+        if self._unpublished is not None and self._unpublished[0] is previous:
+            return True  # ours is being encoded
         owners = self._present(previous.assignments.values()) - {self._me}
         return is_awaited(previous, owners, current.ready_at, self._now)
 
