@@ -216,7 +216,7 @@ class Peer:
                 port.trained(step, self.update, None, loss=1.0)
             case act.ApplyResults(updates=updates):
                 for update in updates:
-                    self.applied.update(update.tensors()[0].index.numpy().tobytes())
+                    self.applied.update(update.index[0].numpy().tobytes())
             case act.HashWeights(step):
                 self.digests[step] = self.applied.digest()
                 port.weights_hashed(step, [self.digests[step]] * len(self.arena.plan))
