@@ -598,9 +598,3 @@ class SwarmSession:
     def _handover_of(self) -> ModelHandover:
         assert self._handover is not None
         return self._handover
-
-
-def _bare_identity(trainer: SwarmTrainer) -> ModelIdentity:
-    from .model_identity import describe
-
-    return describe(trainer.tensors, trainer.optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={})
