@@ -23,9 +23,8 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
-# Many tests wait for a network or a child process, so two at a time take hardly longer than one.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 # Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup

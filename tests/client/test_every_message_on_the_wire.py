@@ -32,7 +32,7 @@ from reference import wire_messages as wire
 pytestmark = pytest.mark.timeout(240)
 
 SECONDS = 120.0
-RUN_STEPS = 12
+RUN_STEPS = 18
 
 
 class TcpTap:

@@ -186,7 +186,7 @@ def test_whatever_a_config_says_it_is_read_or_refused(architecture: str, change:
         return
     assert read_config(config.to_json(), architecture).values == config.values
     layers = config.values["num_hidden_layers"]  # HfAuto takes None for the default, which is large
-    if layers is None or layers > 8:
+    if layers is None or (isinstance(layers, int) and layers > 8):
         return  # each layer takes its time
     try:
         shapes = build_shapes(config)

@@ -27,7 +27,7 @@ def test_one_script_trains_as_several_peers_who_come_and_go(tmp_path: Path) -> N
     assert ended.returncode == 0, (summary, ended.stderr)
     host, killed, joined = summary["peers"]
     assert (host["state"], killed["state"], joined["state"]) == ("ended", "killed -9", "ended")
-    assert killed["rounds"] >= 6
+    assert killed["rounds"] >= 3
     assert joined["rounds"] >= 3
     assert host["weights_hash"] == joined["weights_hash"]
     assert summary["rounds_compared"] >= 8
