@@ -91,30 +91,34 @@ def test_who_has_left_is_not_waited_for() -> None:
     assert [client.id for client in host.state.epoch_state.clients] == [first, second]
 
 
+# A round that begins at the very end of second 10 has had its 15 seconds not before 26.
+TIME_IS_OVER = 10 + 15 + 1
+
+
 def test_who_is_silent_is_waited_for_until_the_time_of_the_round_is_over() -> None:
     host = warmed_up(3)
     first, second, _ = (client.id for client in host.state.epoch_state.clients)
     say(host, first, 10)
     say(host, second, 10)
-    host.tick(24, SEED)
+    host.tick(TIME_IS_OVER - 1, SEED)
     assert phase(host.state) == (RunState.ROUND_TRAIN, 1)
-    host.tick(25, SEED)
+    host.tick(TIME_IS_OVER, SEED)
     assert phase(host.state) == (RunState.ROUND_WITNESS, 1)
 
 
 def test_after_a_round_that_ran_out_of_time_there_are_seconds_for_reports_all_the_same() -> None:
     host = warmed_up(3)
-    host.tick(25, SEED)
+    host.tick(TIME_IS_OVER, SEED)
     assert phase(host.state) == (RunState.ROUND_WITNESS, 1)
-    host.tick(25 + machine.REPORT_SECONDS - 1, SEED)
-    finish_round(host, 25 + machine.REPORT_SECONDS - 1)
+    host.tick(TIME_IS_OVER + machine.REPORT_SECONDS - 1, SEED)
+    finish_round(host, TIME_IS_OVER + machine.REPORT_SECONDS - 1)
     assert phase(host.state) == (RunState.ROUND_TRAIN, 2)
 
 
 def test_nobody_reporting_at_all_ends_the_epoch_after_those_seconds() -> None:
     host = warmed_up(3)
-    host.tick(25, SEED)
-    host.tick(25 + machine.REPORT_SECONDS, SEED)
+    host.tick(TIME_IS_OVER, SEED)
+    host.tick(TIME_IS_OVER + machine.REPORT_SECONDS, SEED)
     assert host.state.run_state is RunState.COOLDOWN
 
 

@@ -21,6 +21,7 @@ from rounds.simulator import NAMES, PLAN, Trainer
 
 SECONDS = 60.0
 SLICE = 0.005
+LOOK_SECONDS = 0.05
 
 
 class TrainingThread:
@@ -73,7 +74,9 @@ class TrainingThread:
     def until(self, wanted: Callable[[TrainingThread], object], seconds: float = SECONDS) -> None:
         """Waits until ``wanted`` is so."""
         with self.changed:
-            ok = self.changed.wait_for(lambda: wanted(self) or self.error is not None, seconds)
+            deadline = time.monotonic() + seconds
+            while not (ok := bool(wanted(self))) and self.error is None and time.monotonic() < deadline:
+                self.changed.wait(LOOK_SECONDS)  # not all that may be wanted comes with an action
         if self.error is not None and not wanted(self):
             raise self.error
         assert ok, f"it never came to that: {self.port.view()}"

@@ -31,6 +31,7 @@ from .steps import (
     last_trained_step,
     move_clients_to_exited,
     next_data_index,
+    round_train_seconds,
     start_cooldown,
     start_round_train,
     start_waiting_for_members,
@@ -119,7 +120,7 @@ def tick(
         case RunState.WARMUP:
             return _tick_warmup(state, now, seed)
         case RunState.ROUND_TRAIN:
-            due = is_due(state, now, state.config.max_round_train_time) or is_complete(state)
+            due = is_due(state, now, round_train_seconds(state)) or is_complete(state)
             return (enter(state, RunState.ROUND_WITNESS, now) if due else state), TickResult.TICKED
         case RunState.ROUND_WITNESS:
             due = is_due(state, now, state.config.round_witness_time or REPORT_SECONDS) or is_complete(state)

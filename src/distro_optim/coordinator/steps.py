@@ -47,6 +47,15 @@ def is_prompt(state: Coordinator) -> bool:
     return state.config.round_witness_time == 0
 
 
+def round_train_seconds(state: Coordinator) -> int:
+    """After how many seconds of the clock a round's training has had its time.
+
+    A round that begins late in a second has one second less than the clock says. Under Psyche's rules it has less time
+    then; rounds of a prompt run may last milliseconds and begin at any moment, and get what they were promised.
+    """
+    return state.config.max_round_train_time + (1 if is_prompt(state) else 0)
+
+
 def last_trained_step(config: CoordinatorConfig) -> int:
     """The run's last step in which anybody trains, if all goes well.
 

@@ -42,7 +42,7 @@ from .repeats import Repeats
 from .reports import witness_report
 from .results import EncodedResult, encode_own_result, max_result_size, read_result
 from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
-from .waiting import UNHEARD_SECONDS, is_awaited
+from .waiting import is_awaited, unheard_seconds
 from .weights import WeightsWatch
 
 __all__ = ["MAX_EARLY_PER_SENDER", "RoundPipeline"]
@@ -224,21 +224,24 @@ class RoundPipeline:
         return healthy.intersection(clients)
 
     def _is_previous_awaited(self, current: RoundState) -> bool:
-        previous = self._previous
-        if previous is None or current.ready_at is None:
+        previous, unheard_until = self._previous, self._unheard_until(current)
+        if previous is None or unheard_until is None:
             return False
         if self._unpublished is not None and self._unpublished[0] is previous:
             return True  # ours is being encoded
         owners = self._present(previous.assignments.values()) - {self._me}
-        return is_awaited(previous, owners, current.ready_at, self._now)
+        return is_awaited(previous, owners, unheard_until, self._now)
 
     def _looks_again_at(self) -> float | None:
         """When what is awaited will have been awaited long enough."""
         current = self._current
-        if current is None or current.ready_at is None or current.sent_finished:
+        due = self._unheard_until(current) if current is not None and not current.sent_finished else None
+        return due if due is not None and self._now < due else None
+
+    def _unheard_until(self, current: RoundState) -> float | None:
+        if current.ready_at is None or self._state is None:
             return None
-        due = current.ready_at + UNHEARD_SECONDS
-        return due if self._now < due else None
+        return current.ready_at + unheard_seconds(self._state.config.max_round_train_time)
 
     def _prepare(self, current: RoundState, *, too_late: bool) -> None:
         """Applies what is due, then trains, unless something has yet to come. ``too_late``: it comes no more."""
