@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -182,21 +183,28 @@ def test_no_seconds_for_reports_are_allowed_for_our_own_coordinator_only() -> No
         check_run(state)
 
 
-def test_rounds_at_the_end_of_an_epoch_leave_no_data_out() -> None:
-    host = warmed_up(2, epoch_time=20, cooldown_time=1, waiting_for_members_extra_time=1)
-    trained: list[int] = []
-    now = 10
-    while len(trained) < 30:
+def train_until(host: RunHost, is_enough: Callable[[list[int]], bool], now: int = 10) -> tuple[list[int], list[int]]:
+    """The steps that are trained until they are enough, and where their data begin."""
+    steps: list[int] = []
+    places: list[int] = []
+    while not is_enough(steps):
         state = host.state
         if state.run_state is RunState.ROUND_TRAIN:
             if not state.epoch_state.last_step:
-                trained.append(state.current_round.data_index)
+                steps.append(state.progress.step)
+                places.append(state.current_round.data_index)
             finish_round(host, now)
         elif state.run_state is RunState.WARMUP:
             for index, client in enumerate(state.epoch_state.clients):
                 host.receive(client.id, WitnessMessage(WarmupStep(ready(index))), now, SEED)
         now += 1
         host.tick(now, SEED)
+    return steps, places
+
+
+def test_rounds_at_the_end_of_an_epoch_leave_no_data_out() -> None:
+    host = warmed_up(2, epoch_time=20, cooldown_time=1, waiting_for_members_extra_time=1)
+    _, trained = train_until(host, lambda steps: len(steps) >= 30)
     size = host.state.config.global_batch_size_end
     assert host.state.progress.epoch >= 1
     assert trained == list(range(0, size * len(trained), size))
@@ -224,21 +232,8 @@ def test_who_is_dropped_and_joins_again_before_the_next_tick_waits_for_the_next_
 
 
 def through_the_run(host: RunHost, now: int = 10) -> tuple[list[int], list[int]]:
-    """To its end: the steps that were trained, and where their data began."""
-    steps, places = [], []
-    while host.state.run_state is not RunState.FINISHED:
-        state = host.state
-        if state.run_state is RunState.ROUND_TRAIN:
-            if not state.epoch_state.last_step:
-                steps.append(state.progress.step)
-                places.append(state.current_round.data_index)
-            finish_round(host, now)
-        elif state.run_state is RunState.WARMUP:
-            for index, client in enumerate(state.epoch_state.clients):
-                host.receive(client.id, WitnessMessage(WarmupStep(ready(index))), now, SEED)
-        now += 1
-        host.tick(now, SEED)
-    return steps, places
+    """To its end."""
+    return train_until(host, lambda _: host.state.run_state is RunState.FINISHED, now)
 
 
 def test_a_run_ends_with_two_rounds_in_which_nobody_trains() -> None:

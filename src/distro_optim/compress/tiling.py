@@ -88,6 +88,12 @@ class TileGrid:
             return (self.tiles, self.w)
         return (*self.lead, self.rows, self.cols, self.h, self.w)
 
+    @property
+    def tile_counts(self) -> tuple[int, ...]:
+        """What is left of :attr:`coded_shape` without the tile, which has one dimension in a vector and else two."""
+        shape = self.coded_shape
+        return shape[:-1] if len(shape) == 2 else shape[:-2]
+
 
 def tile_grid(shape: tuple[int, ...], chunk: int, tiling: Tiling) -> TileGrid:
     """Cuts a tensor of ``shape`` by the rule ``tiling`` with tiles of at most ``chunk`` x ``chunk``."""

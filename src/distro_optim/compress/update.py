@@ -81,7 +81,7 @@ class CompressedUpdate:
         entries = []
         for number, (grid, home) in enumerate(zip(self.plan.grids, self.plan.home, strict=True)):
             shape = grid.coded_shape
-            rows = _tile_counts(shape)
+            rows = grid.tile_counts
             if home is None or not self.present[number]:
                 index = torch.zeros(*rows, 0, dtype=torch.int32)
                 value = torch.zeros(*rows, 0, dtype=torch.bool if self.quantized else self.plan.specs[number].dtype)
@@ -145,11 +145,6 @@ def _has_repeats(rows: Tensor) -> bool:
     return bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
-def _tile_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What is left of an encoded shape without the tile, which has one dimension in a vector and else two."""
-    return shape[:-1] if len(shape) == 2 else shape[:-2]
-
-
 def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
     """Whether tensor ``number`` is present; ProtocolError if its entry cannot belong to it."""
     grid, k = plan.grids[number], plan.topk[number]
@@ -162,7 +157,7 @@ def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:
         raise ProtocolError(f"{tuple(entry.index.shape)} indices, {tuple(entry.value.shape)} values", field=where)
     if entry.index.numel() == 0:
         return False
-    if tuple(entry.index.shape) != (*_tile_counts(grid.coded_shape), k):
+    if tuple(entry.index.shape) != (*grid.tile_counts, k):
         raise ProtocolError(f"{tuple(entry.index.shape)} indices for {grid.tiles} tiles of {k}", field=where)
     if entry.index.dtype not in _INDEX_DTYPES:
         raise ProtocolError(f"indices are {entry.index.dtype}", field=where)

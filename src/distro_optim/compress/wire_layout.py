@@ -109,6 +109,10 @@ class KnownLayouts:
         self._complete = tuple(layout for layout in made if layout is not None)
         self._incomplete: tuple[WireLayout, ...] = ()
 
+    def complete(self, *, quantized: bool) -> WireLayout | None:
+        """Of results about all tensors; None if the wire cannot hold them."""
+        return next((layout for layout in self._complete if layout.quantized == quantized), None)
+
     def of(self, present: tuple[bool, ...], *, quantized: bool) -> WireLayout | None:
         """Of results in which these tensors are present; None if the wire cannot hold them."""
         for layout in (*self._complete, *self._incomplete):
@@ -153,7 +157,7 @@ def _make_layout(plan: TilePlan, present: tuple[bool, ...], *, quantized: bool) 
 
     for spec, grid, k, here in zip(plan.specs, plan.grids, plan.topk, present, strict=True):
         shape, kept = grid.coded_shape, k if here else 0
-        rows = shape[:-1] if len(shape) == 2 else shape[:-2]
+        rows = grid.tile_counts
         # A plan's tiles are too small for indices that travel as int64.
         index = (*rows, kept * index_width(grid.tile_size)), KIND_UINT8
         value = (*rows, kept), KIND_BOOL if signs else VALUE_KINDS[spec.dtype]

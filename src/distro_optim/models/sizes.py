@@ -7,20 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..buffer import Writer
 from ..compress import ParamSpec, TilePlan, make_plan
-from ..compress.wire_tensor import index_width
+from ..compress.wire import encode_download_head
+from ..compress.wire_layout import KnownLayouts
 from ..coordinator.model import Distro
+from ..errors import ConfigurationError
 from .building import build_shapes, sorted_parameters
 from .config import LanguageModelConfig
 
 __all__ = ["ModelSize", "model_size", "plan_of", "result_size"]
-
-# A byte of postcard's varints holds 7 bits.
-_VARINT_BITS = 7
-# Type, requires_grad, variant of the data.
-_TENSOR_HEAD = 3
-# `SerializableTensor` counts in i64, zigzag: twice the value.
-_ZIGZAG = 2
 
 
 @dataclass(frozen=True)
@@ -66,25 +62,14 @@ def result_size(plan: TilePlan, *, quantized: bool, step: int = 0, trainer_nonce
     Args:
         quantized: values are signs.
         last_index: both ends of the batch; each number adds a byte for every 7 bits.
+
+    Raises:
+        ConfigurationError: the wire cannot hold it.
     """
-    size = 1 + sum(map(_varint, (step, trainer_nonce, last_index, last_index, len(plan))))
-    for grid, k, spec in zip(plan.grids, plan.topk, plan.specs, strict=True):
-        shape = grid.coded_shape
-        rows = shape[:-1] if len(shape) == 2 else shape[:-2]
-        k = k if grid.tiles else 0
-        width = index_width(grid.tile_size)
-        last = k if width == 8 else k * width
-        index_bytes = grid.tiles * k * width
-        value_bytes = (grid.tiles * k + 7) // 8 if quantized else grid.tiles * k * spec.dtype.itemsize
-        size += _tensor(rows, last, index_bytes) + _tensor(rows, k, value_bytes)
-        size += _varint(len(shape)) + sum(map(_varint, shape)) + _varint(grid.tile_size)
-    return size
-
-
-def _tensor(rows: tuple[int, ...], last: int, data: int) -> int:
-    dims = sum(_varint(_ZIGZAG * side) for side in (*rows, last))
-    return _varint(len(rows) + 1) + dims + _TENSOR_HEAD + _varint(data) + data
-
-
-def _varint(value: int) -> int:
-    return max(1, -(-value.bit_length() // _VARINT_BITS))
+    layout = plan.derived(KnownLayouts).complete(quantized=quantized)
+    if layout is None:
+        raise ConfigurationError("the wire cannot hold results of these tensors", name="plan")
+    head = Writer()
+    batch_id = last_index, last_index
+    encode_download_head(head, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id, count=len(plan))
+    return len(head) + layout.size

@@ -121,6 +121,7 @@ class ModelHandover:
         """
         ours = self.identity(action.epoch, action.step)
         bounds = self._bounds()
+        largest = max(bounds.values())
         refusals = 0
 
         def check(config: str, names: Sequence[str]) -> Mapping[str, int]:
@@ -137,14 +138,14 @@ class ModelHandover:
         turn = attempt % len(action.providers)
         order = [*action.providers[turn:], *action.providers[:turn]]
         try:
-            return self._fetch(order, ours, check, patient)
+            return self._fetch(order, ours, check, largest, patient)
         except _TornModelError as error:
             reason: Exception = error
         # Some of them have other weights and do not know it yet. From one alone the model is whole; whether it is the
         # right one, the reports of the warm-up tell.
         for peer in order[:MAX_SINGLE_PROVIDERS]:
             try:
-                return self._fetch([peer], ours, check, patient)
+                return self._fetch([peer], ours, check, largest, patient)
             except (ExchangeError, ProtocolError) as error:
                 reason = error
         raise reason
@@ -158,11 +159,10 @@ class ModelHandover:
         }
 
     def _fetch(
-        self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, patient: bool
+        self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, largest: int, patient: bool
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
-        largest = max(self._bounds().values())
         shared = self._port.download_model(providers, max_parameter_bytes=largest, check=check, patient=patient)
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))

@@ -431,7 +431,7 @@ class SwarmSession:
                     return
                 self._tell(f"nobody shares the model of step {action.step} yet; {own.path} has it")
                 restored = self._load_checkpoint(own)
-                values, identity = self._snapshot_at(action)
+                values, identity = self._snapshot(action.epoch, action.step)
             else:
                 self._trainer.load(values)
                 restored = own or restored  # the momentum of the newest one is of a later step
@@ -439,7 +439,7 @@ class SwarmSession:
         else:
             if own is not None and (restored is None or restored.step != own.step):
                 restored = self._load_checkpoint(own)
-            values, identity = self._snapshot_at(action)
+            values, identity = self._snapshot(action.epoch, action.step)
             match action.checkpoint:
                 case Hub(repo) if self._as_psyche:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
@@ -507,7 +507,7 @@ class SwarmSession:
         if self._as_psyche:
             self._trainer.round_to_bfloat16()
         state = port.state
-        values, identity = self._snapshot(step, state)
+        values, identity = self._snapshot(_epoch_of(state), step)
         self._handover_of().offer(identity, values)
         if self._keeper is not None:
             self._keeper.save(self._trainer, values, run_id=port.run_id, identity=identity, state=state)
@@ -516,18 +516,12 @@ class SwarmSession:
         # Who never had the run's weights has nothing of it to save.
         if self._keeper is None or not self._loaded or self._keeper.saved_step == self._step:
             return
-        values, identity = self._snapshot(self._step, state)
+        values, identity = self._snapshot(_epoch_of(state), self._step)
         self._keeper.save(self._trainer, values, run_id=run_id, identity=identity, state=state)
 
-    def _snapshot_at(self, action: act.Initialize) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
-        values = self._trainer.tensors.copies()
-        root = weights_root(self._trainer.tensors, values)
-        return values, self._handover_of().identity(action.epoch, action.step, root)
-
-    def _snapshot(self, step: int, state: Coordinator | None) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
+    def _snapshot(self, epoch: int, step: int) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
         """Copies of all tensors as they are at the start of ``step``, and what they are."""
         values = self._trainer.tensors.copies()
-        epoch = state.progress.epoch if state is not None else 0
         return values, self._handover_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
 
     def _tell(self, text: str) -> None:
@@ -598,3 +592,7 @@ class SwarmSession:
     def _handover_of(self) -> ModelHandover:
         assert self._handover is not None
         return self._handover
+
+
+def _epoch_of(state: Coordinator | None) -> int:
+    return state.progress.epoch if state is not None else 0
