@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -67,6 +67,25 @@ _NONCE_BYTES: Final = 4
 _S = RunState
 
 
+@dataclass
+class _Unpublished:
+    """A result that was trained and has not gone out yet.
+
+    Attributes:
+        own: what the trainer wants back with the next round.
+        nonce: how often we had trained before.
+        encoded: what :meth:`RoundPipeline.encoding` gave, if that has come.
+        held_until: when it goes out even if its round is not over; None while it is being encoded.
+    """
+
+    round: RoundState
+    update: CompressedUpdate
+    own: object
+    nonce: int
+    encoded: EncodedResult | None = None
+    held_until: float | None = None
+
+
 class RoundPipeline:
     """See the module; the arguments are those of :class:`~.rounds.Rounds`."""
 
@@ -96,9 +115,7 @@ class RoundPipeline:
         self._prepared = False
         self._early: dict[bytes, list[Broadcast]] = {}
         self._trainer_nonce = 0
-        self._unpublished: tuple[RoundState, CompressedUpdate, object, int] | None = None
-        self._held: EncodedResult | None = None
-        self._held_until: float | None = None
+        self._unpublished: _Unpublished | None = None
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +156,7 @@ class RoundPipeline:
         nonce, round_ = self._trainer_nonce, self._over(step)
         self._advance()
         if round_ is not None and self._in(_S.ROUND_TRAIN):
-            self._unpublished = (round_, update, own, nonce)
+            self._unpublished = _Unpublished(round_, update, own, nonce)
             self._out.append(act.PublishResult(step))
         return self._take()
 
@@ -151,11 +168,12 @@ class RoundPipeline:
         pending, plan = self._unpublished, self._plan
         if pending is None or plan is None:
             return None
-        round_, update, _, nonce = pending
-        batch = round_.batch_of(self._me)
+        step, batch = pending.round.step, pending.round.batch_of(self._me)
         if batch is None:
             return None
-        return partial(encode_own_result, update, step=round_.step, trainer_nonce=nonce, batch=batch, plan=plan)
+        return partial(
+            encode_own_result, pending.update, step=step, trainer_nonce=pending.nonce, batch=batch, plan=plan
+        )
 
     def publish(self, now: float, encoded: EncodedResult | None = None) -> list[Action]:
         """Answer to :class:`~.actions.PublishResult`.
@@ -174,9 +192,9 @@ class RoundPipeline:
             and pending is not None
             and is_prompt(state)
             and self._in(_S.ROUND_TRAIN)
-            and pending[0] is self._current
+            and pending.round is self._current
         ):
-            self._held, self._held_until = encoded, now + MAX_HOLD_SECONDS
+            pending.encoded, pending.held_until = encoded, now + MAX_HOLD_SECONDS
         else:
             self._publish_pending(encoded)
             self._advance()
@@ -227,7 +245,7 @@ class RoundPipeline:
         previous, unheard_until = self._previous, self._unheard_until(current)
         if previous is None or unheard_until is None:
             return False
-        if self._unpublished is not None and self._unpublished[0] is previous:
+        if self._unpublished is not None and self._unpublished.round is previous:
             return True  # ours is being encoded
         owners = self._present(previous.assignments.values()) - {self._me}
         return is_awaited(previous, owners, unheard_until, self._now)
@@ -317,29 +335,31 @@ class RoundPipeline:
         pending, state = self._unpublished, self._state
         if pending is None or state is None:
             return
-        round_, _, own, _ = pending
-        if is_prompt(state) and self._held_until is None and round_ is self._current and self.fault is None:
-            round_.own = own  # it is being encoded, which the next round need not wait for
+        is_encoding = pending.held_until is None and pending.round is self._current
+        if is_prompt(state) and is_encoding and self.fault is None:
+            pending.round.own = pending.own  # it is being encoded, which the next round need not wait for
         else:
             self._publish_pending()
 
     def _publish_held(self) -> None:
-        if self._held_until is not None and self._held_until <= self._now:
+        due = self._held_until()
+        if due is not None and due <= self._now:
             self._publish_pending()
+
+    def _held_until(self) -> float | None:
+        return self._unpublished.held_until if self._unpublished is not None else None
 
     def _publish_pending(self, encoded: EncodedResult | None = None) -> None:
         encode = self.encoding()
-        encoded = encoded if encoded is not None else self._held
-        self._held = self._held_until = None
         pending, self._unpublished = self._unpublished, None
         if pending is None or encode is None or self.fault is not None:
             return
-        round_, _, own, nonce = pending
+        encoded = encoded if encoded is not None else pending.encoded
         try:
             # What was encoded in advance may be of a round before: then it was published when that round ended.
-            if encoded is None or (encoded.step, encoded.result.trainer_nonce) != (round_.step, nonce):
+            if encoded is None or (encoded.step, encoded.result.trainer_nonce) != (pending.round.step, pending.nonce):
                 encoded = encode()
-            self._publish(round_, own, encoded)
+            self._publish(pending.round, pending.own, encoded)
         except ProtocolError as error:
             self._drop(self._key.public, DropReason.INVALID_RESULT, str(error))
 

@@ -209,8 +209,8 @@ class Rounds(RoundPipeline):
         times = [c.retry_at for round_ in self._live_rounds() for c in round_.all_claims() if c.retry_at is not None]
         if self.stage is Stage.RUNNING and self._repeats.next_at is not None:
             times.append(self._repeats.next_at)
-        if self._held_until is not None:
-            times.append(self._held_until)
+        if (held_until := self._held_until()) is not None:
+            times.append(held_until)
         if (look_again_at := self._looks_again_at()) is not None:
             times.append(look_again_at)
         return min(times, default=None)
