@@ -10,12 +10,10 @@ from typing_extensions import override
 from ..comm.signing import SecretKey
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError
-from .checkpoint import Checkpoint
 from .config import RunConfig
 from .environment import RunEnvironment
 from .forwarding import InterruptiblePort
 from .local_ranks import FollowerPort, LeaderPort, LocalRanks
-from .model_identity import ModelIdentity
 from .news import News
 from .port import RunPort
 from .resuming import StartingPoint
@@ -101,24 +99,3 @@ class FrameworkSession(SwarmSession):
     @override
     def _hosting_config(self) -> RunConfig:
         return self._complete(super()._hosting_config())
-
-    @override
-    def _state_to_host(self, config: RunConfig) -> Coordinator | None:
-        state = super()._state_to_host(config)
-        return self._begin_at.state(config) if state is None and self._begin_at is not None else state
-
-    @override
-    def _brings_weights(self, run_id: str, restored: Checkpoint | None) -> bool:
-        return self._begin_at is not None or super()._brings_weights(run_id, restored)
-
-    @override
-    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
-        begin_at, self._begin_at = self._begin_at, None
-        if begin_at is not None and restored is None and self.is_host:
-            return
-        if begin_at is not None and not self.is_host:
-            self._tell(
-                f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "
-                f"step {begin_at.step - 1}"
-            )
-        super()._begin_momentum(restored, identity)

@@ -82,6 +82,11 @@ class ModelHandover:
             data=self._data,
         )
 
+    def snapshot(self, epoch: int, step: int) -> tuple[dict[str, Tensor], ModelIdentity]:
+        """Copies of all tensors as they are at the start of ``step``, and what they are."""
+        values = self._trainer.tensors.copies()
+        return values, self.identity(epoch, step, weights_root(self._trainer.tensors, values))
+
     # -- offering --------------------------------------------------------------------------------------------------
 
     def offer(self, identity: ModelIdentity, values: Mapping[str, Tensor]) -> None:

@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 from ..comm.signing import SecretKey
-from ..coordinator.model import Distro, Hub
-from ..coordinator.steps import DRAIN_ROUNDS, last_trained_step
+from ..coordinator.model import Distro
+from ..coordinator.steps import last_trained_step
 from ..coordinator.types import Coordinator
-from ..errors import ConfigurationError, DistroError, ExchangeError, ProtocolError, RunError
+from ..errors import ConfigurationError, DistroError, RunError
 from ..optimizer import DisTrO
 from . import actions as act
 from .checkpoint import Checkpoint, CheckpointStore
@@ -38,12 +38,12 @@ from .data import shuffle_seed
 from .environment import RunEnvironment, write_ticket
 from .handover import ModelHandover
 from .keeping import CheckpointKeeper
-from .model_identity import ModelIdentity, weights_root
+from .loading import ModelLoader
 from .named_tensors import NamedTensors
 from .news import News
 from .port import RunPort, RunView
 from .psyche_settings import adopt_settings, settings_of
-from .resuming import state_to_resume
+from .resuming import StartingPoint, state_to_resume
 from .round import Round, SampleOrder
 from .schedules import FIRST_STEP, FollowingSchedulers
 from .trainer import SwarmTrainer
@@ -153,8 +153,11 @@ class SwarmSession:
         self._trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
         self._handover: ModelHandover | None = None
         self._keeper: CheckpointKeeper | None = None
+        self._loader: ModelLoader | None = None
         self._resumes_from: CheckpointKeeper | None = None
         self._restored: Checkpoint | None = None
+        # Where a hosted run goes on whose weights and momentum the model has already; None begins anew.
+        self._begin_at: StartingPoint | None = None
         self._order: SampleOrder | None = None
         self._as_psyche = False
         self._round: Round | None = None
@@ -163,8 +166,6 @@ class SwarmSession:
         self._torn = False
         self._step = FIRST_STEP
         self._schedule_step: int | None = None
-        self._failed_loads = 0
-        self._loaded = False
         self._digests: list[bytes] = []
 
     # -- beginning and end -----------------------------------------------------------------------------------------
@@ -250,7 +251,8 @@ class SwarmSession:
 
     def _state_to_host(self, config: RunConfig) -> Coordinator | None:
         """Where a hosted run begins; None at its beginning."""
-        return state_to_resume(self._restored, config)
+        state = state_to_resume(self._restored, config)
+        return self._begin_at.state(config) if state is None and self._begin_at is not None else state
 
     def _hosting_config(self) -> RunConfig:
         config = self._config or RunConfig()
@@ -294,6 +296,16 @@ class SwarmSession:
             self._model,
             script_rates=script_rates,
             data=data,
+            as_psyche=self._as_psyche,
+            tell=self._tell,
+        )
+        self._loader = ModelLoader(
+            port,
+            self._trainer,
+            self._handover,
+            checkpoints=self._resumes_from,
+            restored=self._restored,
+            begin_at=self._begin_at,
             as_psyche=self._as_psyche,
             tell=self._tell,
         )
@@ -378,7 +390,8 @@ class SwarmSession:
     def _carry_out(self, port: RunPort, action: act.Action) -> None:
         match action:
             case act.Initialize():
-                self._initialize(port, action)
+                self._at_step(action.step)
+                self._loader_of().load(action)
             case act.TrainBatch():
                 self._at_step(action.step)
                 self._trainer.begin(action)
@@ -399,6 +412,11 @@ class SwarmSession:
                 self._ended, self._torn = True, False
                 if action.error is not None:
                     raise RunError(f"the run ended at step {action.step}: {action.error}")
+                if port.view().fault is not None or not self._loader_of().loaded:
+                    self._tell(
+                        "the run is over, and the weights here are not those it ended with: "
+                        "take them from a peer that was in it to the end"
+                    )
 
     def _at_step(self, step: int) -> None:
         """Everything of a step begins here."""
@@ -410,119 +428,22 @@ class SwarmSession:
         self._schedule_step = scheduled
         self._handover_of().passed(step)
 
-    def _initialize(self, port: RunPort, action: act.Initialize) -> None:
-        self._at_step(action.step)
-        handover = self._handover_of()
-        restored, self._restored = self._restored, None
-        own = self._own_checkpoint(port.run_id, action)
-        ours_count = not action.providers and (own is not None or self._may_begin_the_run(port, action, restored))
-        if not ours_count:
-            asked = replace(action, providers=action.providers or self._others(port, action.step))
-            try:
-                values, identity = handover.download(asked, attempt=self._failed_loads, patient=own is None)
-            except (ExchangeError, ProtocolError) as error:
-                if not action.providers:
-                    raise self._weights_are_lost(port.run_id, action.step) from error
-                if own is None:
-                    self._failed_loads += 1
-                    self._restored = restored
-                    self._tell(f"the model could not be loaded from peers: {error}")
-                    port.initialization_failed(str(error))
-                    return
-                self._tell(f"nobody shares the model of step {action.step} yet; {own.path} has it")
-                restored = self._load_checkpoint(own)
-                values, identity = self._snapshot(action.epoch, action.step)
-            else:
-                self._trainer.load(values)
-                restored = own or restored  # the momentum of the newest one is of a later step
-            self._failed_loads = 0
-        else:
-            if own is not None and (restored is None or restored.step != own.step):
-                restored = self._load_checkpoint(own)
-            values, identity = self._snapshot(action.epoch, action.step)
-            match action.checkpoint:
-                case Hub(repo) if self._as_psyche:
-                    self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
-        self._begin_momentum(restored, identity)
-        handover.offer(identity, values)
-        self._loaded = True
-        port.initialized(self._trainer.plan, self._trainer.names)
-
-    def _own_checkpoint(self, run_id: str, action: act.Initialize) -> Checkpoint | None:
-        """What we have saved of a run of our own at this very step, until we have had the run's weights once."""
-        if self._loaded or self._resumes_from is None or not is_shared_by_peers(action.checkpoint):
-            return None
-        return self._resumes_from.of_step(run_id, action.step)
-
-    def _load_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
-        assert self._resumes_from is not None
-        self._trainer.load(self._resumes_from.weights(checkpoint, self._trainer))
-        return checkpoint
-
-    def _may_begin_the_run(self, port: RunPort, action: act.Initialize, restored: Checkpoint | None) -> bool:
-        """Whether our weights can be those of the run, as whose first client we were told to give ours."""
-        # What the first step makes is applied two steps later.
-        is_untrained = action.epoch == 0 or action.step <= FIRST_STEP + DRAIN_ROUNDS
-        return (
-            is_untrained
-            or port.is_host
-            or not is_shared_by_peers(action.checkpoint)
-            or self._brings_weights(port.run_id, restored)
-        )
-
-    def _others(self, port: RunPort, step: int) -> tuple[bytes, ...]:
-        """Whoever else is in the epoch; raises RunError if nobody is."""
-        clients = port.state.epoch_state.clients if port.state is not None else ()
-        others = tuple(client.id.p2p_identity for client in clients if client.id != port.identity)
-        if not others:
-            raise self._weights_are_lost(port.run_id, step)
-        return others
-
-    @staticmethod
-    def _weights_are_lost(run_id: str, step: int) -> RunError:
-        return RunError(
-            f"the run {run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer that has a "
-            "checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
-        )
-
-    def _brings_weights(self, run_id: str, restored: Checkpoint | None) -> bool:
-        """Whether what we have was trained in this run before."""
-        return self._loaded or (restored is not None and restored.run_id == run_id)
-
-    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
-        """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
-        if restored is None:
-            self._trainer.forget_momentum()
-        elif restored.identity.weights == identity.weights:
-            self._trainer.load_momentum(restored.momentum())
-        else:
-            self._trainer.forget_momentum()
-            self._tell(
-                f"the run is at step {identity.step} with other weights than our checkpoint of step {restored.step}; "
-                "the run's count"
-            )
-
     def _finish_epoch(self, port: RunPort, step: int) -> None:
         self._at_step(step)
         if self._as_psyche:
             self._trainer.round_to_bfloat16()
         state = port.state
-        values, identity = self._snapshot(_epoch_of(state), step)
+        values, identity = self._handover_of().snapshot(_epoch_of(state), step)
         self._handover_of().offer(identity, values)
         if self._keeper is not None:
             self._keeper.save(self._trainer, values, run_id=port.run_id, identity=identity, state=state)
 
     def _save_at_the_end(self, run_id: str, state: Coordinator | None) -> None:
         # Who never had the run's weights has nothing of it to save.
-        if self._keeper is None or not self._loaded or self._keeper.saved_step == self._step:
+        if self._keeper is None or not self._loader_of().loaded or self._keeper.saved_step == self._step:
             return
-        values, identity = self._snapshot(_epoch_of(state), self._step)
+        values, identity = self._handover_of().snapshot(_epoch_of(state), self._step)
         self._keeper.save(self._trainer, values, run_id=run_id, identity=identity, state=state)
-
-    def _snapshot(self, epoch: int, step: int) -> tuple[dict[str, torch.Tensor], ModelIdentity]:
-        """Copies of all tensors as they are at the start of ``step``, and what they are."""
-        values = self._trainer.tensors.copies()
-        return values, self._handover_of().identity(epoch, step, weights_root(self._trainer.tensors, values))
 
     def _tell(self, text: str) -> None:
         self._news.tell(text, self._step)
@@ -592,6 +513,10 @@ class SwarmSession:
     def _handover_of(self) -> ModelHandover:
         assert self._handover is not None
         return self._handover
+
+    def _loader_of(self) -> ModelLoader:
+        assert self._loader is not None
+        return self._loader
 
 
 def _epoch_of(state: Coordinator | None) -> int:
