@@ -176,3 +176,15 @@ def test_a_run_that_is_resumed_without_a_length_keeps_its_own(make_world: MakeWo
 def test_what_a_script_wants_to_train_is_trained(witness_time: int, expected: int) -> None:
     config = complete_config(RunConfig(round_witness_time=witness_time), batch_size=4, max_steps=10)
     assert config.coordinator_state("run").config.total_steps == expected
+
+
+def test_who_was_outside_when_the_run_ended_is_told(make_world: MakeWorld) -> None:
+    world = make_world(**PROMPT)
+    inside, late = Script(), Script()
+    world.run(world.port(1), inside)
+    world.until_phase(RunState.ROUND_TRAIN, epoch=0, height=3)
+    world.run(world.port(2), late)
+    world.until_all_ended()
+    assert late.trained == []
+    assert [text for text in late.news if "not those it ended with" in text]
+    assert not [text for text in inside.news if "not those it ended with" in text]
