@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
-# On a machine without CUDA, `make setup TORCH="torch==2.13.0+cpu"` (or any CPU build) is the smaller download.
+# On a machine without CUDA, a CPU build is the smaller download:
+# `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup TORCH="torch==2.13.0+cpu"`.
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -52,7 +52,7 @@ class Digits(pl.LightningModule):
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """1437 images to train with and 360 to validate; the same on all peers."""
+    """1438 images to train with and 359 to validate; the same on all peers."""
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     whole = TensorDataset(images, torch.tensor(bunch.target))

@@ -1,7 +1,9 @@
 """Train neural networks over the open internet from an ordinary PyTorch script.
 
     >>> from distro_optim import DisTrO
-    >>> optimizer = DisTrO(model.parameters(), lr=4e-4)  # in place of AdamW; under torchrun: a few bits per parameter
+    >>> optimizer = DisTrO(model.parameters(), lr=4e-4)  # in place of AdamW
+
+Under torchrun the processes then exchange a few bits per hundred parameters.
 
 Names are imported when first used, so that ``import distro_optim`` stays cheap and needs none of lightning,
 iroh or transformers.

@@ -1,4 +1,4 @@
-"""DisTrO: an optimizer that exchanges a few bits per parameter instead of gradients.
+"""DisTrO: an optimizer that exchanges a few bits per hundred parameters instead of gradients.
 
 ==========================  ==========================================================================
 ``optimizer``               :class:`DisTrO`: the steps, and the peers they are taken with

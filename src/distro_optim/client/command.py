@@ -16,9 +16,9 @@ __all__ = ["add_options", "options_from", "run"]
 
 DESCRIPTION: Final = (
     "Joins a run of Psyche's, or one that distro-optim serves, and trains the run's own model on the run's own data, "
-    "with its settings. Options have the names that they have in Psyche's client; each can be given "
-    "in the environment as well, in upper case with underscores. Evaluation tasks, uploads of checkpoints and tensor "
-    "parallelism are not supported."
+    "with its settings. Options have the names that they have in Psyche's client; each but --peer and --json can be "
+    "given in the environment as well, in upper case with underscores. Evaluation tasks, uploads of checkpoints and "
+    "tensor parallelism are not supported."
 )
 
 # Names that Psyche's client has for relays.
