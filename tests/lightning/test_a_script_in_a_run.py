@@ -138,6 +138,19 @@ def test_gradients_are_clipped_before_they_are_sent(
     assert all(0 < norm <= 1e-3 * 1.001 for norm in norms)
 
 
+def test_a_run_that_clips_gradients_does_so_in_place_of_the_trainer(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SwarmSession, "clip_grad_norm", 0.5)
+    seen: list[Any] = []
+    module = make_module(pl, on_train_batch_start=lambda self, *_: seen.append(self.trainer.gradient_clip_val))
+    trainer = make_trainer(pl, tmp_path, strategy(pl), gradient_clip_val=1.0, max_epochs=1)
+    with pytest.warns(UserWarning, match="the run clips gradients to a norm of 0.5"):
+        trainer.fit(module, loader())
+    assert set(seen) == {None}
+    assert trainer.gradient_clip_val == 1.0
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_precisions_of_the_cpu(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, precision: str) -> None:
     module = make_module(pl)

@@ -175,6 +175,29 @@ def test_who_joins_with_a_checkpoint_takes_what_the_run_has(
     assert sum("the run is at step 28" in sentence and "checkpoint of step 5" in sentence for sentence in news) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(("first_step", "kept"), [(6, True), (7, False)])
+def test_who_joins_with_a_checkpoint_of_this_very_step_keeps_its_momentum(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, first_step: int, kept: bool
+) -> None:
+    callbacks = [saver(pl, tmp_path, every_n_train_steps=5)]
+    trainer = make_trainer(pl, tmp_path, strategy(pl), enable_checkpointing=True, callbacks=callbacks)
+    trainer.fit(make_module(pl), loader())
+    runs.settings = {"config": RunConfig(total_steps=30, global_batch_size=8), "first_step": first_step}
+    news: list[str] = []
+    joining = strategy(pl, run="127.0.0.1:20000/quiet", on_event=news.append)
+    momenta: list[float] = []
+
+    def on_train_batch_start(self: Any, *_: Any) -> None:
+        momenta.append(sum(float(s["delta"].abs().sum()) for s in self.trainer.optimizers[0].state.values()))
+
+    module = make_module(pl, on_train_batch_start=on_train_batch_start)
+    trainer = make_trainer(pl, tmp_path, joining, max_epochs=1)
+    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", weights_only=True)
+    assert (momenta[0] > 0) == kept
+    assert bool([text for text in news if "its weights and its step count" in text]) != kept
+
+
 def test_a_checkpoint_has_the_weights_that_all_peers_have(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:

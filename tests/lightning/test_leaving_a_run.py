@@ -40,6 +40,7 @@ make_trainer(pl, sys.argv[2], strategy).fit(module, loader())
         pytest.param(signal.SIGINT, 2, "Hosting the run", id="SIGINT while waiting for peers"),
         pytest.param(signal.SIGTERM, 2, "Hosting the run", id="SIGTERM while waiting for peers"),
         pytest.param(signal.SIGINT, 1, "a round is done", id="SIGINT while training"),
+        pytest.param(signal.SIGTERM, 1, "a round is done", id="SIGTERM while training"),
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -83,6 +84,24 @@ def test_a_termination_while_nothing_comes_from_the_network(
     module = make_module(pl)
     with pytest.raises(exceptions.SIGTERMException):
         trainer.fit(module, loader())
+    assert runs.port.closed == 1
+
+
+def test_a_termination_is_heeded_between_the_batches_of_a_round(
+    both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    exceptions = __import__(f"{both.__name__}.utilities.exceptions", fromlist=["SIGTERMException"])
+    batches: list[int] = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        batches.append(batch_idx)
+        self.trainer._signal_connector.received_sigterm = True
+        return self.loss(batch)
+
+    trainer = make_trainer(both, tmp_path, strategy(both), accumulate_grad_batches=4)
+    with pytest.raises(exceptions.SIGTERMException):
+        trainer.fit(make_module(both, training_step=training_step), loader())
+    assert batches == [0]
     assert runs.port.closed == 1
 
 

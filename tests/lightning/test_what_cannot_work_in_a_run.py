@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from distro_optim import DisTrO
-from distro_optim.errors import ConfigurationError, RunLostError
+from distro_optim.errors import ConfigurationError, DistroError, RunLostError
 from distro_optim.strategy.config import RunConfig
 from lightning_runs import QUIET, Numbered, Runs, loader, make_module, make_trainer
 
@@ -97,6 +97,39 @@ def test_a_dataset_that_is_too_short(pl: ModuleType, strategy: Any, runs: Runs, 
     config = RunConfig(global_batch_size=65)
     text = refusal(make_trainer(pl, tmp_path, strategy(pl, config=config)), make_module(pl))
     assert "global_batch_size is 65, but the dataset has only 64 samples" in text
+
+
+class Countless:
+    def __getitem__(self, index: int) -> Any:
+        return Numbered()[index]
+
+
+def test_a_dataset_of_which_nobody_knows_the_length(
+    both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    data: DataLoader[Any] = DataLoader(Countless(), batch_size=8)  # type: ignore[arg-type]
+    assert "Countless has no length" in refusal(make_trainer(both, tmp_path, strategy(both)), make_module(both), data)
+    module = make_module(both, train_dataloader=lambda self: data)
+    with pytest.raises(TypeError, match="has no len") as caught:  # from Lightning, before we are asked
+        make_trainer(both, tmp_path, strategy(both)).fit(module)
+    assert any("give the dataset of the training loader a __len__" in note for note in caught.value.__notes__)
+    assert not runs.ports
+
+
+def test_a_dataset_with_nothing_in_it(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
+    text = refusal(make_trainer(pl, tmp_path, strategy(pl)), make_module(pl), loader(0))
+    assert "the training dataset is empty" in text
+
+
+def test_a_checkpoint_that_cannot_be_written(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    saver = importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint(
+        tmp_path / "file" / "folder", every_n_train_steps=2
+    )
+    trainer = make_trainer(pl, tmp_path, strategy(pl), enable_checkpointing=True, callbacks=[saver])
+    with pytest.raises(DistroError, match="make room or choose another folder"):
+        trainer.fit(make_module(pl), loader())
+    assert runs.port.closed == 1
 
 
 class Endless(IterableDataset[Any]):

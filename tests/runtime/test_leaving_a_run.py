@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,6 +97,32 @@ def test_leaving_ends_a_wait_for_the_model() -> None:
         peer.port.close()
         asking.join(10)
         assert len(errors) == 1
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def test_a_wait_for_the_model_can_be_interrupted() -> None:
+    with MemoryRun() as run:
+        peer = run.peer(1)
+        peer.port.interrupt = interrupt
+        with pytest.raises(Interrupted):
+            peer.port.download_model([bytes(32)], max_parameter_bytes=100)
+
+
+def test_joining_a_host_that_says_nothing_can_be_interrupted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = Runtime.connect(f"127.0.0.1:{silent.getsockname()[1]}/run", relay="none")
+        port.interrupt = interrupt
+        with pytest.raises(Interrupted):
+            port.start()
+        with pytest.raises(RunError):
+            port.start()  # everything was released
 
 
 def test_the_others_go_on_without_the_one_who_leaves() -> None:

@@ -71,6 +71,9 @@ def test_peers_adopt_the_runs_settings_and_stay_equal_with_a_late_joiner(
     assert scripts[0].optimizer.tiling == "divisor"
     assert "the run's settings count: weight_decay is 0.25 (the script says 0.1)" in scripts[0].news
     assert 'the run\'s settings count: tiling is "divisor" (the script says "padded")' in scripts[0].news
+    told = "the run's settings count: learning rates are the run's, ConstantLR of 0.00390625 (the script says 0.01)"
+    assert told in scripts[0].news
+    assert "the run's settings count: gradients are clipped to a norm of 1" in scripts[0].news
     assert any("somebody/model; the model must have them already" in line for line in scripts[0].news)
 
 
@@ -120,13 +123,15 @@ def test_a_model_from_a_client_of_psyche_is_taken_without_our_description(make_w
     assert equal_weights(*scripts, late)
 
 
-def test_the_script_may_insist_on_its_own_rates(make_world: MakeWorld) -> None:
+def test_the_script_may_insist_on_its_own_rates_and_on_nothing_else(make_world: MakeWorld) -> None:
     world = psyche_world(make_world, total_steps=8)
-    scripts = [Script(session_settings={"learning_rates": "script"}) for _ in range(2)]
+    scripts = [Script(model_class=Plain, session_settings={"learning_rates": "script"}) for _ in range(2)]
     for number, script in enumerate(scripts, start=1):
         world.run(world.port(number), script)
     world.until_all_ended()
-    assert scripts[0].optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert settings_of(scripts[0].optimizer) == replace(SETTINGS, clip_grad_norm=None)
+    assert scripts[0].optimizer.tiling == "divisor"
+    assert not [line for line in scripts[0].news if "learning rates" in line]
     assert equal_weights(*scripts)
 
 

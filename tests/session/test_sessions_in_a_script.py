@@ -14,11 +14,14 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
 from distro_optim import DisTrO
+from distro_optim.coordinator.model import ConstantLR
 from distro_optim.errors import ConfigurationError, DistroError, RunError
+from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import PEER_NAME, REPORT, TICKET_FILE
 from distro_optim.strategy.round import Round
 from distro_optim.strategy.schedules import FollowingSchedulers
 from distro_optim.strategy.session import SwarmSession
+from quiet_run import QuietRun
 
 from .scripts import SAMPLES, Script, equal_weights, new_model, new_optimizer, samples
 from .world import SessionWorld, SimulatedPort
@@ -195,6 +198,25 @@ def test_wrong_arguments_are_named_before_anything_is_opened(settings: dict[str,
     model = new_model()
     with pytest.raises(ConfigurationError, match=message):
         SwarmSession(model, new_optimizer(model), **settings)
+
+
+@pytest.mark.parametrize("hosts", [True, False])
+def test_a_dataset_shorter_than_a_round_is_refused(hosts: bool) -> None:
+    config, model = RunConfig(total_steps=5, global_batch_size=256), new_model()
+    port = None if hosts else QuietRun(config)
+    settings = {"config": config, "relay": "none"} if hosts else {"port": port}
+    session = SwarmSession(model, new_optimizer(model), dataset_size=10, **settings)
+    with pytest.raises(ConfigurationError, match="256, but the dataset has only 10 samples"):
+        session.start()
+    assert port is None or port.closed == 1
+
+
+def test_the_runs_schedule_is_the_optimizers_rate_where_nobody_gave_one() -> None:
+    model = new_model()
+    optimizer = new_optimizer(model, lr=4e-4)
+    LambdaLR(optimizer, lambda step: 0.5)
+    schedule = SwarmSession(model, optimizer, config=RunConfig(total_steps=5))._hosting_config().lr_schedule
+    assert schedule == ConstantLR(base_lr=4e-4, warmup_init_lr=0.0, warmup_steps=0)
 
 
 def test_another_optimizer_is_answered_with_the_line_to_write() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 
-__all__ = ["MicroBatch", "micro_batches", "sample_indices", "shuffle_seed"]
+__all__ = ["MicroBatch", "check_dataset_size", "micro_batches", "sample_indices", "shuffle_seed"]
 
 # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014): the increment, and the
 # multipliers and shifts of the finalizer.
@@ -38,6 +38,22 @@ MAX_DATASET_SIZE: Final = 2**48
 def shuffle_seed(run_id: str) -> int:
     """The seed that all peers of a run shuffle with, 64 bits: they have its name in common and need nothing else."""
     return int.from_bytes(blake3.blake3(run_id.encode()).digest(8), "little")
+
+
+def check_dataset_size(dataset_size: int | None, batch_size: int) -> None:
+    """Raises ConfigurationError if a round of so many samples would have some of them twice.
+
+    Args:
+        dataset_size: samples; None if nobody knows.
+        batch_size: samples of a round, all peers together.
+    """
+    if dataset_size is not None and batch_size > dataset_size:
+        raise ConfigurationError(
+            f"global_batch_size is {batch_size}, but the dataset has only {dataset_size} samples, so a round would "
+            "train some of them twice: give the dataset that the run is for, or host with a smaller global_batch_size",
+            name="global_batch_size",
+            value=batch_size,
+        )
 
 
 def sample_indices(data_indices: range, dataset_size: int, seed: int) -> list[int]:

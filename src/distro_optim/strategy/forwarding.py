@@ -116,15 +116,16 @@ class ForwardingPort(RunPort):
 
 
 class InterruptiblePort(ForwardingPort):
-    """Asks ``interrupt`` several times a second, while it waits for an action, whether to go on.
+    """Asks ``interrupt`` several times a second, while it waits, whether to go on.
 
     Args:
         inner: the port.
-        interrupt: raises if the wait is to end; the action that was waited for is not lost.
+        interrupt: raises if the wait is to end; an action that was waited for is not lost.
     """
 
     def __init__(self, inner: RunPort, interrupt: Callable[[], None]) -> None:
         super().__init__(inner)
+        inner.interrupt = interrupt
         self._interrupt = interrupt
 
     @override

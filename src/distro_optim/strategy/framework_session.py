@@ -67,7 +67,7 @@ class FrameworkSession(SwarmSession):
         super().__init__(*args, on_event=None if self._follows else on_event, **kwargs)
         if self._follows:
             self._environment = RunEnvironment()
-            self._news = News(None, self._environment)
+            self._news = News(None, self._environment, quiet=True)
         self._ranks = ranks
         self._interrupt = interrupt
         self._complete = complete

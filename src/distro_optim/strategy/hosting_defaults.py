@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..errors import ConfigurationError
 from .config import RunConfig
+from .data import check_dataset_size
 
 __all__ = ["complete_config", "default_batch_size", "rounds_per_pass"]
 
@@ -19,18 +20,14 @@ def default_batch_size(config: RunConfig, *, peer_batch_size: int, dataset_size:
         dataset_size: None if nobody knows.
 
     Raises:
-        ConfigurationError: the dataset is shorter than the round that ``config`` wants.
+        ConfigurationError: the dataset is empty, or shorter than the round that ``config`` wants.
     """
+    if dataset_size == 0:
+        raise ConfigurationError("the training dataset is empty: a run needs samples", name="dataset", value=0)
     if config.global_batch_size is None:
         size = peer_batch_size * config.min_peers
         return size if dataset_size is None else min(size, dataset_size)
-    if dataset_size is not None and config.global_batch_size > dataset_size:
-        raise ConfigurationError(
-            f"global_batch_size is {config.global_batch_size}, but the dataset has only {dataset_size} samples, so a "
-            "round would train some of them twice: make it smaller, or the dataset larger",
-            name="global_batch_size",
-            value=config.global_batch_size,
-        )
+    check_dataset_size(dataset_size, config.global_batch_size)
     return config.global_batch_size
 
 

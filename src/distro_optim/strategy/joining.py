@@ -176,7 +176,7 @@ class JoinedRun(RunSource):
             advice = (
                 f"; pass run='...{error.hosted}' to join that one"
                 if error.hosted
-                else "; ask the host for a fresh ticket, or to let your key in"
+                else "; ask the host for a fresh ticket, or to let your key in, or wait until somebody has left"
             )
             raise JoinRefusedError(f"{error}{advice}", wanted=error.wanted, hosted=error.hosted) from error
         except CoordinatorLinkError as error:

@@ -101,7 +101,8 @@ class CheckpointKeeper:
         except OSError as error:
             self._tell(
                 f"the checkpoint of step {identity.step} could not be saved in {self._store.directory}: "
-                f"{error.strerror or error}; those before are as they were, and training goes on"
+                f"{error.strerror or error}; make room there, or let it be written to. Those before are as they "
+                "were, and training goes on: the next one is due at the end of the epoch"
             )
             return
         self.saved_step = identity.step

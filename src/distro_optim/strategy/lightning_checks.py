@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import ConfigurationError
 from ..optimizer import DisTrO
+from .samples import length_of
 
 __all__ = ["check_fit", "check_optimizers", "compile_advice"]
 
@@ -44,6 +46,9 @@ def check_fit(trainer: Any) -> None:
             name="overfit_batches",
             value=trainer.overfit_batches,
         )
+    given = trainer.fit_loop._data_source.instance  # the module itself if it is that which gives the loader
+    if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
+        length_of(given.dataset)
     for callback in trainer.callbacks:
         for kind in type(callback).__mro__:
             if kind.__name__ in _CALLBACKS:

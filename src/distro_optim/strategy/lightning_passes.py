@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from importlib import import_module
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ __all__ = ["RoundPasses"]
 class RoundPasses(OneMachine):
     """Forward and backward passes over a :class:`~.round_loader.RoundBatch`, as one ``training_step``."""
 
+    _namespace: ClassVar[str]
     _round: Round | None
     _set_aside: list[tuple[Tensor, Tensor]]
     """Gradients of all passes but the last, while Lightning clears gradients."""
@@ -78,13 +80,20 @@ class RoundPasses(OneMachine):
                 return _with_loss(output, loss * weight + sum_of_losses)
             if loss is not None:
                 sum_of_losses = sum_of_losses + loss.detach() * weight
-            if not last and self._round.cancelled:
-                break
+            if not last:
+                self._heed_sigterm()
+                if self._round.cancelled:
+                    break
         if not isinstance(sum_of_losses, Tensor):
             return None
         # Stopped before the last pass, or it gave no loss: nothing is left to differentiate.
         self._put_gradients_aside()
         return _with_loss(output, sum_of_losses.clone().requires_grad_())
+
+    def _heed_sigterm(self) -> None:
+        """Lightning's handler only takes a note, to be read after a step, and a step can take a minute here."""
+        if self._trainer.received_sigterm:
+            raise import_module(f"{self._namespace}.utilities.exceptions").SIGTERMException
 
     def _prepared(self, batch: Any) -> Any:
         """What Lightning's loop does to a batch before ``training_step``."""

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .config import is_shared_by_peers
 from .handover import ModelHandover
 from .keeping import CheckpointKeeper
-from .model_identity import ModelIdentity
+from .model_identity import ModelIdentity, weights_root
 from .port import RunPort
 from .resuming import StartingPoint
 from .schedules import FIRST_STEP
@@ -71,6 +71,8 @@ class ModelLoader:
             ConfigurationError: our own checkpoint is damaged.
         """
         restored, self._restored = self._restored, None
+        # Who joins with a checkpoint of the framework's keeps its momentum if these are the weights that belong to it.
+        ours = self._weights() if self._begin_at is not None and not self._port.is_host else None
         own = self._own_checkpoint(action)
         if not action.providers and (own is not None or self._may_begin_the_run(action, restored)):
             if own is not None and (restored is None or restored.step != own.step):
@@ -97,7 +99,7 @@ class ModelLoader:
             else:
                 restored = own or restored  # the momentum of the newest one is of a later step
             self._failures = 0
-        self._begin_momentum(restored, identity)
+        self._begin_momentum(restored, identity, ours)
         self._handover.offer(identity, values)
         self.loaded = True
         self._port.initialized(self._trainer.plan, self._trainer.names)
@@ -136,11 +138,16 @@ class ModelLoader:
         is_restored = restored is not None and restored.run_id == self._port.run_id
         return self.loaded or is_restored or self._begin_at is not None
 
-    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity) -> None:
+    def _weights(self) -> bytes:
+        return weights_root(self._trainer.tensors)
+
+    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity, ours: bytes | None) -> None:
         """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
         begin_at, self._begin_at = self._begin_at, None
-        if begin_at is not None and restored is None and self._port.is_host:
-            return  # it has its momentum already
+        if begin_at is not None and restored is None:
+            is_there = begin_at.step == identity.step and ours == identity.weights
+            if self._port.is_host or is_there:
+                return  # it has its momentum already
         if begin_at is not None and not self._port.is_host:
             self._tell(
                 f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "

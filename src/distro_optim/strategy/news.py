@@ -22,13 +22,18 @@ class News:
     """See the module.
 
     Args:
-        on_event: called with each sentence; None has only the log and the report.
+        on_event: called with each sentence. Without it what a person should know is logged as a warning, which Python
+            shows unless it is told otherwise.
         environment: says where the report is wanted, if at all.
+        quiet: another process of this machine says the same.
     """
 
-    def __init__(self, on_event: Callable[[str], None] | None, environment: RunEnvironment) -> None:
+    def __init__(
+        self, on_event: Callable[[str], None] | None, environment: RunEnvironment, *, quiet: bool = False
+    ) -> None:
         self._on_event = on_event
         self._environment = environment
+        self._level = logging.INFO if quiet or on_event is not None else logging.WARNING
         self._reporter = RunReporter(None)
 
     def joined(self, port: RunPort, num_parameters: int) -> None:
@@ -41,9 +46,9 @@ class News:
             run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
         )
 
-    def tell(self, text: str, step: int | None = None) -> None:
-        """Something happened that a person may want to know; one sentence."""
-        _log.info("%s", text)
+    def tell(self, text: str, step: int | None = None, *, routine: bool = False) -> None:
+        """Something happened that a person should know, or if it is ``routine``, may want to; one sentence."""
+        _log.log(logging.INFO if routine else self._level, "%s", text)
         self._reporter.event(text, step=step)
         if self._on_event is not None:
             self._on_event(text)
@@ -56,7 +61,7 @@ class News:
                 named = f" ({', '.join(tensors[:_SHOWN])}{more})" if tensors else ""
                 self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them anew")
             case act.ResultMissing(step=step, batches=batches):
-                self.tell(f"step {step}: {len(batches)} results that count never came here")
+                self.tell(f"step {step}: {len(batches)} results that count never came here", routine=True)
 
     def round(self, port: RunPort, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
         """We are done with a round; ``digests`` are of the weights at its start."""

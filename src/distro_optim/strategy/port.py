@@ -122,7 +122,13 @@ class RunView:
 
 
 class RunPort(ABC):
-    """One participant's access to a run. All methods but :meth:`view` belong to one thread, the training thread."""
+    """One participant's access to a run. All methods but :meth:`view` belong to one thread, the training thread.
+
+    Attributes:
+        interrupt: called several times a second while a method waits for the network; raises if the wait is to end.
+    """
+
+    interrupt: Callable[[], None] | None = None
 
     @property
     @abstractmethod

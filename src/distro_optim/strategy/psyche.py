@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -54,7 +54,7 @@ from .port import RunView
 from .resuming import StartingPoint
 from .round import Round
 from .round_loader import RoundLoader
-from .samples import samples_of
+from .samples import samples_of, warn
 from .session import LearningRates, SwarmSession
 
 __all__ = ["PsycheStrategy"]
@@ -104,8 +104,6 @@ class PsycheStrategy(RoundPasses):
         ConfigurationError: an argument is wrong.
     """
 
-    _namespace: ClassVar[str]
-
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         if cls is PsycheStrategy:
             loaded = [name for name in _CLASSES if name in sys.modules]
@@ -144,7 +142,8 @@ class PsycheStrategy(RoundPasses):
             },
             session_arguments,
         )
-        self._accumulate: int | None = None
+        self._accumulate: int | None = None  # these two: what the trainer had, to be given back
+        self._clip: float | None = None
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
         self._length = 0
         self._forget()
@@ -268,6 +267,12 @@ class PsycheStrategy(RoundPasses):
             trainer.fit_loop._combined_loader = None
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
+        if session.clip_grad_norm is not None and trainer.gradient_clip_val is not None:
+            warn(
+                f"the run clips gradients to a norm of {session.clip_grad_norm:g}, in place of "
+                f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"
+            )
+            self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
         if session.is_host and self.is_global_zero:
             print(invitation(session, "Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
         self._round, self._round_waits = session.next_round(), True
@@ -302,11 +307,6 @@ class PsycheStrategy(RoundPasses):
         assert self._session is not None
         # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
         follower.follow(step - 1, rounds_in_epoch(self._trainer))
-
-    def _heed_sigterm(self) -> None:
-        """Lightning's handler only takes a note, to be read after the batch: none may come for a while."""
-        if self._trainer.received_sigterm:
-            raise import_module(f"{self._namespace}.utilities.exceptions").SIGTERMException
 
     def _advance_schedule(self, scheduler: Any) -> None:
         assert self.lightning_module is not None
@@ -382,7 +382,15 @@ class PsycheStrategy(RoundPasses):
             step = checkpoint.get("global_step", 0) + 1
             place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
             checkpoint[_PLACE_KEY] = place.saved()
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+        try:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        except OSError as error:
+            # Not to be passed over: ModelCheckpoint would remove an older one for it.
+            raise DistroError(
+                f"the checkpoint {filepath} could not be saved: {error.strerror or error}. Those before are as they "
+                "were: make room or choose another folder, ModelCheckpoint(dirpath=...), and go on with "
+                "fit(ckpt_path=...), or join the run again if others go on with it"
+            ) from error
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -401,6 +409,8 @@ class PsycheStrategy(RoundPasses):
         module = self.lightning_module
         if advice := compile_advice(exception, getattr(module, "_compiler_ctx", None) is not None):
             exception.add_note(advice)
+        if self._loader is None and isinstance(exception, TypeError) and "has no len()" in str(exception):
+            exception.add_note("samples are assigned by index: give the dataset of the training loader a __len__")
         super().on_exception(exception)
 
     @override
@@ -415,6 +425,8 @@ class PsycheStrategy(RoundPasses):
                 vars(module).pop("_on_before_batch_transfer", None)
                 if (trainer := module._trainer) is not None and self._accumulate is not None:
                     trainer.accumulate_grad_batches, self._accumulate = self._accumulate, None
+                    if self._clip is not None:
+                        trainer.gradient_clip_val, self._clip = self._clip, None
             if self._loader is not None:
                 self._loader.samples.close()
             self._forget()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..coordinator.model import Distro
+from ..coordinator.model import ConstantLR, Distro, LearningRateSchedule
 from ..errors import ConfigurationError
 from ..optimizer import DisTrO
 
-__all__ = ["adopt_settings", "settings_of"]
+__all__ = ["adopt_settings", "changes_of_schedule", "schedule_of", "settings_of"]
 
 
 def settings_of(optimizer: DisTrO) -> Distro:
@@ -22,6 +22,27 @@ def settings_of(optimizer: DisTrO) -> Distro:
         compression_chunk=int(group["compression_chunk"]),
         quantize_1bit=optimizer.quantize_1bit,
     )
+
+
+def schedule_of(optimizer: DisTrO) -> ConstantLR:
+    """The run's schedule where nobody gave one: the learning rate with which the first parameter group begins."""
+    return ConstantLR(base_lr=_beginning_lr(optimizer), warmup_init_lr=0.0, warmup_steps=0)
+
+
+def _beginning_lr(optimizer: DisTrO) -> float:
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))  # before a scheduler has changed it
+
+
+def changes_of_schedule(optimizer: DisTrO, schedule: LearningRateSchedule, clip: float | None) -> list[str]:
+    """In words, what a Psyche run makes of the script's learning rate, and of gradients."""
+    own, changes = _beginning_lr(optimizer), []
+    if not isinstance(schedule, ConstantLR) or schedule.warmup_steps or schedule.base_lr != own:
+        name, rate = type(schedule).__name__, f"{schedule.base_lr:g}"
+        changes.append(f"learning rates are the run's, {name} of {rate} (the script says {own:g})")
+    if clip is not None:
+        changes.append(f"gradients are clipped to a norm of {clip:g}")
+    return changes
 
 
 def adopt_settings(optimizer: DisTrO, run: Distro) -> list[str]:

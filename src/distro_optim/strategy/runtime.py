@@ -369,7 +369,7 @@ class Runtime(RunPort):
             pass  # closed: next_action says so
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs ``work`` on the loop and waits, in slices, so that Ctrl-C gets through everywhere."""
+        """Runs ``work`` on the loop and waits, in slices, so that Ctrl-C gets through everywhere, and ``interrupt``."""
         future = self._loop.submit(work)
         try:
             while True:
@@ -380,6 +380,8 @@ class Runtime(RunPort):
                         return future.result()
                     if self._closed:
                         raise ExchangeError("we have left the run") from None
+                    if self.interrupt is not None:
+                        self.interrupt()
         except BaseException:
             future.cancel()
             raise

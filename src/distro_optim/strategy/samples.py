@@ -24,7 +24,7 @@ from typing_extensions import override
 from ..errors import ConfigurationError
 from .data import MicroBatch, micro_batches
 
-__all__ = ["IndexedSamples", "Samples", "StreamedSamples", "samples_of"]
+__all__ = ["IndexedSamples", "Samples", "StreamedSamples", "length_of", "samples_of", "warn"]
 
 # Samplers that only say "all of it", in order or not: the run does the same, so nothing is lost without them.
 _REPLACEABLE = (RandomSampler, SequentialSampler, DistributedSampler)
@@ -71,10 +71,10 @@ def samples_of(loader: object, *, by_index: bool = True) -> Samples:
     if not isinstance(loader, DataLoader):
         if not isinstance(loader, Iterable):
             raise ConfigurationError(f"{loader!r} is no DataLoader, and not iterable either", name="loader")
-        _warn("the training loader is no DataLoader, so every peer goes through all of it, in its own order")
+        warn("the training loader is no DataLoader, so every peer goes through all of it, in its own order")
         return StreamedSamples(loader, None)
     if isinstance(loader.dataset, IterableDataset):
-        _warn(
+        warn(
             f"{type(loader.dataset).__name__} is an IterableDataset, so samples cannot be assigned by index: peers "
             "take turns by counting, and when peers come or go a sample may be trained twice or not at all. A dataset "
             "with __getitem__ and __len__ trains each sample once per pass"
@@ -86,6 +86,17 @@ def samples_of(loader: object, *, by_index: bool = True) -> Samples:
     return IndexedSamples(loader)
 
 
+def length_of(dataset: object) -> int:
+    """Of a map-style dataset; raises ConfigurationError if it does not say."""
+    if not isinstance(dataset, Sized):
+        raise ConfigurationError(
+            f"{type(dataset).__name__} has no length, but samples are assigned by index: give it a __len__",
+            name="dataset",
+            value=dataset,
+        )
+    return len(dataset)
+
+
 class IndexedSamples(Samples):
     """A map-style dataset: gives just the samples that were assigned.
 
@@ -94,19 +105,13 @@ class IndexedSamples(Samples):
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        dataset = loader.dataset
-        if not isinstance(dataset, Sized):
-            raise ConfigurationError(
-                f"{type(dataset).__name__} has no length, but samples are assigned by index: give it a __len__",
-                name="dataset",
-            )
-        self.size = len(dataset)
+        self.size = length_of(loader.dataset)
         self.micro_batch_size = _batch_size(loader)
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
         wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)  # Lightning's wrapper for other samplers
         if not isinstance(sampler if wrapped is None else wrapped, _REPLACEABLE):
             name = type(sampler if wrapped is None else wrapped).__name__
-            _warn(
+            warn(
                 f"{name} is not used: the run assigns the samples, each once per pass, in an order of its own. If the "
                 "sampler matters more than that, pass Trainer(use_distributed_sampler=False): every peer samples by "
                 "itself then"
@@ -266,5 +271,5 @@ def _rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     return DataLoader(**{**keep, **changes})
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     warnings.warn(f"distro_optim: {message}.", UserWarning, stacklevel=3)

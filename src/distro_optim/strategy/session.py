@@ -34,7 +34,7 @@ from ..optimizer import DisTrO
 from . import actions as act
 from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig, is_shared_by_peers
-from .data import shuffle_seed
+from .data import check_dataset_size, shuffle_seed
 from .environment import RunEnvironment, write_ticket
 from .handover import ModelHandover
 from .keeping import CheckpointKeeper
@@ -42,7 +42,7 @@ from .loading import ModelLoader
 from .named_tensors import NamedTensors
 from .news import News
 from .port import RunPort, RunView
-from .psyche_settings import adopt_settings, settings_of
+from .psyche_settings import adopt_settings, changes_of_schedule, schedule_of, settings_of
 from .resuming import StartingPoint, state_to_resume
 from .round import Round, SampleOrder
 from .schedules import FIRST_STEP, FollowingSchedulers
@@ -82,8 +82,8 @@ class SwarmSession:
         keep_checkpoints: how many stay.
         resume: go on from the newest checkpoint there, if there is one. Who joins takes the run's weights if those
             differ, and says so. Where nobody shares them, whoever has a checkpoint of the run's step brings it.
-        learning_rates: ``"script"``: the parameter groups' own; ``"run"``: the coordinator's. None takes "script" in
-            runs of our own kind.
+        learning_rates: ``"script"``: the parameter groups' own, which must be the same on all peers; ``"run"``: the
+            coordinator's. None takes "script" in runs of our own kind.
         on_event: called with news in words, one sentence each; they are logged besides.
         port: instead of the connection made from ``run``, ``config``, ``secret_key`` and ``relay``.
         **connection: more for :meth:`.runtime.Runtime.connect`, such as ``bind_addr``, ``tcp``, ``peers``, ``allow``.
@@ -174,7 +174,8 @@ class SwarmSession:
         """Loads the checkpoint to resume from, and hosts or joins the run. Blocks until the coordinator has taken us.
 
         Raises:
-            ConfigurationError: the checkpoint folder cannot be written to, or what is to be resumed cannot be read.
+            ConfigurationError: the checkpoint folder cannot be written to, what is to be resumed cannot be read, or the
+                dataset is shorter than a round.
             JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
             CoordinatorLinkError: it cannot be reached.
             ExchangeError: our own endpoint cannot be opened.
@@ -240,6 +241,8 @@ class SwarmSession:
         from .runtime import Runtime
 
         config = self._hosting_config() if self._run is None else None
+        if config is not None and config.global_batch_size is not None:
+            check_dataset_size(self._dataset_size, config.global_batch_size)
         return Runtime.connect(
             self._run,
             config=config,
@@ -265,6 +268,8 @@ class SwarmSession:
                 config = replace(config, **{name: value})
         if config.optimizer is None:
             config = replace(config, optimizer=settings_of(self._optimizer))
+        if config.lr_schedule is None:
+            config = replace(config, lr_schedule=schedule_of(self._optimizer))
         return config
 
     def _settle(self, port: RunPort) -> None:
@@ -272,11 +277,16 @@ class SwarmSession:
         state = port.state
         own_kind = state is None or is_shared_by_peers(state.model.checkpoint)
         script_rates = self._learning_rates == "script" or (self._learning_rates is None and own_kind)
-        self._as_psyche = not own_kind and not script_rates
+        self._as_psyche = not own_kind
         clip = None
+        if state is not None:
+            check_dataset_size(self._dataset_size, state.config.global_batch_size_end)
         if self._as_psyche and state is not None and isinstance(state.model.optimizer, Distro):
             clip = state.model.optimizer.clip_grad_norm
-            for change in adopt_settings(self._optimizer, state.model.optimizer):
+            changes = adopt_settings(self._optimizer, state.model.optimizer)
+            if self._learning_rates is None:  # else the script says that it knows
+                changes += changes_of_schedule(self._optimizer, state.model.lr_schedule, clip)
+            for change in changes:
                 self._tell(f"the run's settings count: {change}")
         self._trainer = SwarmTrainer(
             self._trainer.tensors,
@@ -478,6 +488,11 @@ class SwarmSession:
         """The run's last step that is trained, counted from 1; 0 before :meth:`start`."""
         state = self._port.state if self._port is not None else None
         return 0 if state is None else last_trained_step(state.config)
+
+    @property
+    def clip_grad_norm(self) -> float | None:
+        """The norm to which a run of Psyche's has gradients clipped, as this session does; None where none is."""
+        return self._trainer.clip_grad_norm
 
     @property
     def num_peers(self) -> int:

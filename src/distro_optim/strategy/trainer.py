@@ -69,7 +69,7 @@ class SwarmTrainer:
         self.tensors = tensors
         self.optimizer = optimizer
         self._script_rates = script_rates
-        self._clip_grad_norm = clip_grad_norm
+        self.clip_grad_norm = clip_grad_norm
         names = list(tensors.trained)
         order = (
             sorted(range(len(names)), key=lambda n: names[n].encode()) if sorted_by_name else list(range(len(names)))
@@ -135,8 +135,8 @@ class SwarmTrainer:
         action = self._take_training()
         if skip:
             self.optimizer.zero_grad()
-        elif self._clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.tensors.trained.values(), self._clip_grad_norm)
+        elif self.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.tensors.trained.values(), self.clip_grad_norm)
         rates = self._rates_of(action.step, action.lr, action.bounds)
         self.optimizer.decay_weights(rates)
         update = self.optimizer.generate(rates, decay_weights=False)
