@@ -1,4 +1,4 @@
-"""``examples/fabric_loop.py`` learns its spirals, hosting a run of one."""
+"""``examples/fabric_loop.py`` learns its spirals, hosting a run of one, on one device or two."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 
 
 @pytest.mark.timeout(2 * SECONDS)
-def test_a_loop_with_fabric_learns() -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_loop_with_fabric_learns(devices: int) -> None:
+    options = ["--relay", "none", "--steps", "250", "--devices", str(devices)]
     finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "250"],
+        [sys.executable, "-W", "ignore", str(EXAMPLE), *options],
         capture_output=True,
         text=True,
         timeout=SECONDS,
         env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src"), "OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "FabricPsycheStrategy(run='psyche1" in finished.stdout
+    assert finished.stdout.count("FabricPsycheStrategy(run='psyche1") == 1
     accuracy = re.search(r"([\d.]+)% of the points", finished.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) > 60  # 25 by chance
