@@ -18,6 +18,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from .errors import DistroError
 
 __all__ = ["Edits", "Lookahead"]
 
@@ -47,6 +50,7 @@ class Lookahead:
         self._on = on
         # Tells a write by somebody else from none; None where nothing is known, as in a copied optimizer.
         self._versions: list[int] | None = None
+        self._shifted: list[bool] | None = None
 
     @property
     def on(self) -> bool:
@@ -55,10 +59,15 @@ class Lookahead:
     def put_on(
         self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
     ) -> None:
-        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``; ``lr`` is one per tensor."""
-        for param, delta, keep, rate in zip(params, deltas, saved, lr, strict=True):
+        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``; ``lr`` is one per tensor.
+
+        What is frozen stays where it is.
+        """
+        self._shifted = [_is_trained(param) for param in params]
+        for param, delta, keep, rate, shifts in zip(params, deltas, saved, lr, self._shifted, strict=True):
             keep.copy_(param)
-            _shift(param, delta, rate)
+            if shifts:
+                _shift(param, delta, rate)
         self._versions = [p._version for p in params]
         self._on = True
 
@@ -70,10 +79,21 @@ class Lookahead:
         lr: Sequence[float],
         *,
         edits: Edits = Edits.MERGE,
+        alone: bool = True,
     ) -> None:
-        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile."""
+        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile.
+
+        Raises:
+            DistroError: not ``alone``, and a tensor was written to in part: every peer's is shifted in its own way, so
+                that what was written differs between peers, for good.
+        """
         versions = self._versions if self._versions is not None else [-1] * len(params)
-        for param, delta, keep, rate, version in zip(params, deltas, saved, lr, versions, strict=True):
+        shifted_ones = self._shifted if self._shifted is not None else [_is_trained(param) for param in params]
+        for param, delta, keep, rate, version, shifts in zip(
+            params, deltas, saved, lr, versions, shifted_ones, strict=True
+        ):
+            if not shifts and edits is not Edits.DISCARD:
+                continue
             if edits is Edits.DISCARD or (param._version == version and param.numel() > _ALWAYS_COMPARED):
                 param.copy_(keep)
                 continue
@@ -84,9 +104,19 @@ class Lookahead:
             count = int(unwritten.sum())
             if count == param.numel():
                 param.copy_(keep)
+            elif not alone and edits is Edits.MERGE and count > param.numel() // 8:
+                raise DistroError(
+                    "weights were changed (clipped, say) while they looked ahead, each peer's in its own way, so that "
+                    "the peers would differ from now on: change them between optimizer.eval() and optimizer.train()"
+                )
             elif count > param.numel() // 2 and edits is Edits.MERGE:
                 param.copy_(torch.where(unwritten, keep.to(param), param))
-        self._versions, self._on = None, False
+        self._versions, self._shifted, self._on = None, None, False
+
+
+def _is_trained(param: Tensor) -> bool:
+    # Plain tensors, whose gradients somebody sets by hand, need not require any.
+    return param.requires_grad or not isinstance(param, Parameter)
 
 
 def _shift(param: Tensor, delta: Tensor, lr: float) -> None:

@@ -74,8 +74,10 @@ class DisTrO(ResumableOptimizer):
 
     Between steps. Without a closure the next gradient is computed between two calls of :meth:`step`, so with
     ``overlap=True`` the weights are left looking ahead. Before you evaluate, average or save the model, call
-    :meth:`eval`; before you go on, :meth:`train`. With a closure (as Lightning passes it) they look ahead only while
-    it runs. At the end of training :meth:`flush` applies the last update, which is still on its way.
+    :meth:`eval`; before you go on, :meth:`train`. So also before you write to weights: what is clipped meanwhile is
+    each peer's own guess of them, and what is written through ``.data`` may be lost. With a closure (as Lightning
+    passes it) they look ahead only while it runs. At the end of training :meth:`flush` applies the last update, which
+    is still on its way.
 
     Learning rate. An update changes each weight by ``lr``. A bfloat16 weight larger than 256 to 512 times ``lr`` is
     too coarse to change at all, a float16 one from 2048 to 4096 times: keep float32 weights under autocast.

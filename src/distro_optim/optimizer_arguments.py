@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from .comm.exchange import Exchange
 from .errors import ConfigurationError
@@ -23,6 +24,7 @@ __all__ = [
     "check_flag",
     "check_param",
     "check_process_group",
+    "check_rate",
     "normal_settings",
     "unique_params",
 ]
@@ -51,6 +53,8 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
     seen: set[int] = set()
 
     def is_new(item: Any) -> bool:
+        if isinstance(item, tuple) and len(item) != 2:
+            raise TypeError(f"params holds {item!r}: give tensors, or tuples of name and tensor")
         tensor = item[1] if isinstance(item, tuple) else item
         known = id(tensor) in seen
         seen.add(id(tensor))
@@ -69,6 +73,8 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
             raise TypeError(f'params[{number}]={group!r}: give a dict with the key "params", as for its neighbours')
         members = group["params"]
         _require_order(members)
+        if isinstance(members, nn.Module) or not isinstance(members, Iterable):
+            raise TypeError(f'params[{number}]["params"]={members!r}: give tensors, such as module.parameters()')
         members = [members] if isinstance(members, Tensor) else list(members)
         kept = [m for m in members if is_new(m)]
         # A group of which nothing is left must still say that it had names: torch wants all groups with or without.
@@ -86,6 +92,12 @@ def check_param(param: object) -> None:
     """Raises unless ``param`` can be trained."""
     if not isinstance(param, Tensor):
         raise TypeError(f"params holds {param!r}: give tensors, such as model.parameters()")
+    if isinstance(param, UninitializedParameter):
+        raise ConfigurationError(
+            "params: a parameter of a lazy module has no shape yet: make the optimizer after a forward pass through "
+            "the model",
+            name="params",
+        )
     if param.is_complex():
         raise ConfigurationError(
             f"params: a tensor of {param.dtype} cannot be compressed: use torch.view_as_real on it", name="params"
@@ -171,6 +183,11 @@ def normal_settings(settings: dict[str, Any]) -> dict[str, Any]:
         ),
         "weight_decay": _number(settings, "weight_decay", 0, math.inf, "give 0 or more, such as 0.1"),
     }
+
+
+def check_rate(value: Any) -> float:
+    """A step's learning rate as a number; raises ConfigurationError if it is none, or would spoil the momentum."""
+    return float(_number({"lr": value}, "lr", -math.inf, math.inf, "give a finite learning rate, such as 4e-4"))
 
 
 def _number(settings: dict[str, Any], name: str, low: float, high: float, advice: str) -> float | Tensor:

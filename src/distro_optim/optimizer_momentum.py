@@ -19,7 +19,7 @@ from .compress.dct import TransformName
 from .compress.tiling import Tiling
 from .errors import ConfigurationError, DistroError
 from .lookahead import Edits
-from .optimizer_arguments import check_param, normal_settings, unique_params
+from .optimizer_arguments import check_param, check_rate, normal_settings, unique_params
 from .optimizer_run import PROGRESS, Run
 from .optimizer_state import DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, initial_state, restore_state
 from .quarantine import usable_gradients
@@ -118,6 +118,8 @@ class DecoupledMomentum(Optimizer):
                     for p in group["params"]
                 ],
                 self._tiling,
+                # Coefficients of another transform mean nothing here; the default adds nothing to the layout.
+                agreed="" if self._transform == "dct" else self._transform,
             )
         return self._run.plan
 
@@ -152,9 +154,11 @@ class DecoupledMomentum(Optimizer):
                     )
         if self._run.compressor is None:
             workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
-            self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
-            for number, param in enumerate(params):
-                self.state[param] = restore_state(self.state[param], param, plan, number, self._overlap)
+            # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
+            with torch.inference_mode(False), torch.no_grad():
+                self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
+                for number, param in enumerate(params):
+                    self.state[param] = restore_state(self.state[param], param, plan, number, self._overlap)
         return self._run.compressor
 
     def _params(self) -> list[Tensor]:
@@ -167,13 +171,13 @@ class DecoupledMomentum(Optimizer):
             ConfigurationError: a sequence of another length was given.
         """
         if lr is None:
-            return [float(group["lr"]) for group in self.param_groups]
-        rates = [lr] * len(self.param_groups) if isinstance(lr, float | int) else list(lr)
+            lr = [group["lr"] for group in self.param_groups]
+        rates = list(lr) if isinstance(lr, Sequence) else [lr] * len(self.param_groups)
         if len(rates) != len(self.param_groups):
             raise ConfigurationError(
                 f"lr has {len(rates)} values for {len(self.param_groups)} parameter groups", name="lr", value=lr
             )
-        return rates
+        return [check_rate(rate) for rate in rates]
 
     # ------------------------------------------------------------------ the verbs
 
@@ -208,7 +212,9 @@ class DecoupledMomentum(Optimizer):
 
     def _undo_lookahead(self, edits: Edits) -> None:
         if self._run.lookahead.on:
-            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits)
+            exchange = self._run.exchange
+            alone = exchange is None or exchange.num_peers == 1
+            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits, alone=alone)
             for group in self.param_groups:
                 group["looks_ahead"] = False
 

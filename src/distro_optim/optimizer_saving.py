@@ -22,6 +22,7 @@ class ResumableOptimizer(DecoupledMomentum):
     """``state_dict``, ``load_state_dict``, ``copy`` and ``pickle``, as for any optimizer."""
 
     @override
+    @torch.inference_mode(False)
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """As for any optimizer, and what is on its way. Loading it continues bit for bit.
@@ -42,6 +43,7 @@ class ResumableOptimizer(DecoupledMomentum):
         return packed
 
     @override
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where the saved optimizer stood. Replaces the weights if it was looking ahead.

@@ -27,6 +27,7 @@ groups); in ``state[p]`` of no peers, since torch.distributed.checkpoint restore
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -115,9 +116,30 @@ def restore_state(
                 f"{tuple(template.shape)}: load it into the same model with the same compression settings",
                 name="state_dict",
             )
+        if (
+            key == OWN_INDEX
+            and value.numel()
+            and not 0 <= int(value.min()) <= int(value.max()) < _tile_size(plan, number)
+        ):
+            raise ConfigurationError(
+                f"the saved {key} of parameter {number} is of other tiles: load it with the same tiling and "
+                "compression_chunk",
+                name="state_dict",
+            )
         value = value.to(device=_device(key, param), dtype=template.dtype)
+        if key == DELTA and not bool(value.isfinite().all()):
+            warnings.warn(
+                f"distro_optim: the saved delta of parameter {number} is not finite; its momentum begins anew.",
+                UserWarning,
+                stacklevel=2,
+            )
+            value = torch.zeros_like(value)
         state[key] = value if key in (WEIGHT, QUARANTINED) or value.is_contiguous() else value.contiguous()
     return state
+
+
+def _tile_size(plan: TilePlan, number: int) -> int:
+    return plan.grids[number].tile_size
 
 
 def pack_in_flight(

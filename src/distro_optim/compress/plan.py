@@ -196,8 +196,13 @@ class TilePlan:
         return answer
 
 
-def make_plan(specs: Sequence[ParamSpec], tiling: Tiling) -> TilePlan:
+def make_plan(specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "") -> TilePlan:
     """Plans the tiles of tensors ``specs`` under ``tiling``.
+
+    Args:
+        specs: of the tensors.
+        tiling: how tensors are cut.
+        agreed: what else peers must have in common to understand each other's updates; goes into the plan's layout.
 
     Raises:
         ConfigurationError: a tile is too large.
@@ -224,7 +229,7 @@ def make_plan(specs: Sequence[ParamSpec], tiling: Tiling) -> TilePlan:
         for number in numbers:
             home[number] = len(batches)
         batches.append(_make_batch(numbers, specs, grids, topk))
-    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), _layout_hash(specs, grids, topk))
+    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), _layout_hash(specs, grids, topk, agreed))
 
 
 def _make_batch(
@@ -330,8 +335,8 @@ def _windows(grid: TileGrid, capacity: int) -> Iterator[_Window]:
                     yield _Window(grid, b, b + 1, y, y + 1, x, min(x + capacity, cols))
 
 
-def _layout_hash(specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Sequence[int]) -> bytes:
-    digest = hashlib.sha256()
+def _layout_hash(specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Sequence[int], agreed: str) -> bytes:
+    digest = hashlib.sha256(agreed.encode())
     for spec, grid, k in zip(specs, grids, topk, strict=True):
         digest.update(repr((spec.shape, str(spec.dtype), grid.h, grid.w, k)).encode())
     return digest.digest()
