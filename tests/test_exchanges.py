@@ -148,7 +148,7 @@ def test_weights_to_start_with_are_forgotten_when_a_peer_leaves_without_starting
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_group_of_nobody_is_refused(size: int) -> None:
-    with pytest.raises(ConfigurationError, match="at least one"):
+    with pytest.raises(ConfigurationError, match="at least 1"):
         MemoryExchange.group(size)
 
 

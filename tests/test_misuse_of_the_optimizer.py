@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -171,3 +172,33 @@ def test_a_state_that_is_saved_in_inference_mode_can_go_on() -> None:
 def test_parameters_that_are_none_are_named(params: Any, error: type[Exception], advice: str) -> None:
     with pytest.raises(error, match=advice.replace("(", r"\(").replace(")", r"\)")):
         DisTrO(params)
+
+
+@pytest.mark.parametrize("size", ["2", 2.5, None, True, 0])
+def test_a_group_of_no_number_of_peers_is_refused(size: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give a whole number of peers"):
+        MemoryExchange.group(size)
+
+
+@pytest.mark.parametrize("timeout", [5, None, timedelta()])
+def test_a_time_that_is_none_is_refused_before_anybody_waits(timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timedelta"):
+        MemoryExchange.group(2, timeout=timeout)
+
+
+def test_the_checkpoint_of_one_peer_serves_all() -> None:
+    """As of a script that saves on rank 0 only: the others' momentum is lost, and nothing else."""
+    params, optimizers = pair()
+    for step in range(4):
+        take_step(params, optimizers, step)
+    weights, saved = params[0].detach().clone(), optimizers[0].state_dict()
+    params, optimizers = pair()
+    for param, optimizer in zip(params, optimizers, strict=True):
+        with torch.no_grad():
+            param.copy_(weights)
+        optimizer.load_state_dict(saved)
+    for step in range(4, 8):
+        take_step(params, optimizers, step)
+    for optimizer in optimizers:
+        optimizer.eval()
+    assert torch.equal(*params)

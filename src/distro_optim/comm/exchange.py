@@ -17,12 +17,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..compress import CompressedUpdate, TilePlan
-from ..errors import ExchangeError
+from ..errors import ConfigurationError, ExchangeError
 
-__all__ = ["DEFAULT_TIMEOUT", "Exchange", "LocalExchange"]
+__all__ = ["DEFAULT_TIMEOUT", "Exchange", "LocalExchange", "check_timeout"]
 
 DEFAULT_TIMEOUT: Final = timedelta(minutes=5)
 """How long ``collect()`` waits for peers unless told otherwise. Chosen arbitrarily, above the longest step."""
+
+
+def check_timeout(timeout: object) -> timedelta:
+    """Raises ConfigurationError unless ``timeout`` is a time to wait."""
+    if not isinstance(timeout, timedelta) or timeout <= timedelta():
+        raise ConfigurationError(
+            f"timeout={timeout!r}: give a datetime.timedelta above 0, such as timedelta(minutes=5)",
+            name="timeout",
+            value=timeout,
+        )
+    return timeout
 
 
 class Exchange(ABC):

@@ -17,7 +17,7 @@ from typing_extensions import override
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.flat import flat_size
 from ..errors import ConfigurationError, ExchangeError
-from .exchange import DEFAULT_TIMEOUT, Exchange
+from .exchange import DEFAULT_TIMEOUT, Exchange, check_timeout
 
 __all__ = ["MemoryExchange"]
 
@@ -60,10 +60,13 @@ class MemoryExchange(Exchange):
             timeout: how long :meth:`collect` waits for the others.
 
         Raises:
-            ConfigurationError: ``size`` is below 1.
+            ConfigurationError: ``size`` is no number of peers, or ``timeout`` no time.
         """
-        if size < 1:
-            raise ConfigurationError(f"size={size}: a group has at least one peer", name="size", value=size)
+        check_timeout(timeout)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(
+                f"size={size!r}: give a whole number of peers, at least 1", name="size", value=size
+            )
         room = _Room(size)
         return [cls(room, peer, timeout) for peer in range(size)]
 
@@ -86,7 +89,7 @@ class MemoryExchange(Exchange):
             number = self._starts
             agreed = room.starts.setdefault(number, _Start(plan, params))
             if agreed.layout != plan.layout:
-                raise ExchangeError("a peer trains another model, or with another tiling or top-k")
+                raise ExchangeError("a peer trains another model, or with another tiling, top-k or transform")
             with torch.no_grad():
                 for param, weight in zip(params, agreed.weights, strict=True):
                     param.copy_(weight)

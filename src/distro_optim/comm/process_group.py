@@ -20,7 +20,7 @@ from typing_extensions import override
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.flat import decode_flat, encode_flat, max_flat_size
 from ..errors import ExchangeError, ProtocolError
-from .exchange import DEFAULT_TIMEOUT, Exchange
+from .exchange import DEFAULT_TIMEOUT, Exchange, check_timeout
 
 __all__ = ["ProcessGroupExchange", "ambient_process_group"]
 
@@ -44,7 +44,7 @@ class ProcessGroupExchange(Exchange):
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
         self._group = group
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._plan: TilePlan | None = None
         self._device = torch.device("cpu")
         self._capacity = 0  # bytes of a message, agreed on by all ranks
