@@ -53,6 +53,7 @@ NOTICED_WITHIN = 3  # rounds
 # At the end all but the liar and the slow one behave, so that the last to come back is in an epoch again: whoever was
 # dropped twice waits a minute, and when many epochs were ended for somebody, the next such end is in a quarter of one.
 QUIET_ROUNDS = 200
+LEAST_TROUBLE = 60  # rounds
 EPOCH_SECONDS = 120
 
 SETTINGS: dict[str, Any] = {
@@ -295,9 +296,11 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each of the two runs")
     parser.add_argument("--out", type=Path, default=Path("out/chaos"))
     args = parser.parse_args()
-    if args.rounds < QUIET_ROUNDS + 60:
+    if args.rounds < QUIET_ROUNDS + LEAST_TROUBLE:
         raise ConfigurationError(
-            f"fewer than {QUIET_ROUNDS + 60} rounds leave no room for trouble", name="rounds", value=args.rounds
+            f"fewer than {QUIET_ROUNDS + LEAST_TROUBLE} rounds leave no room for trouble",
+            name="rounds",
+            value=args.rounds,
         )
     calm = run(args, "undisturbed", disturbed=False)
     stormy = run(args, "disturbed", disturbed=True)

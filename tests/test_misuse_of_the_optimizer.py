@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -170,7 +171,7 @@ def test_a_state_that_is_saved_in_inference_mode_can_go_on() -> None:
     ],
 )
 def test_parameters_that_are_none_are_named(params: Any, error: type[Exception], advice: str) -> None:
-    with pytest.raises(error, match=advice.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(error, match=re.escape(advice)):
         DisTrO(params)
 
 

@@ -119,7 +119,7 @@ def restore_state(
         if (
             key == OWN_INDEX
             and value.numel()
-            and not 0 <= int(value.min()) <= int(value.max()) < _tile_size(plan, number)
+            and not 0 <= int(value.min()) <= int(value.max()) < plan.grids[number].tile_size
         ):
             raise ConfigurationError(
                 f"the saved {key} of parameter {number} is of other tiles: load it with the same tiling and "
@@ -136,10 +136,6 @@ def restore_state(
             value = torch.zeros_like(value)
         state[key] = value if key in (WEIGHT, QUARANTINED) or value.is_contiguous() else value.contiguous()
     return state
-
-
-def _tile_size(plan: TilePlan, number: int) -> int:
-    return plan.grids[number].tile_size
 
 
 def pack_in_flight(

@@ -72,7 +72,7 @@ class ModelLoader:
         """
         restored, self._restored = self._restored, None
         # Who joins with a checkpoint of the framework's keeps its momentum if these are the weights that belong to it.
-        ours = self._weights() if self._begin_at is not None and not self._port.is_host else None
+        ours = weights_root(self._trainer.tensors) if self._begin_at is not None and not self._port.is_host else None
         own = self._own_checkpoint(action)
         if not action.providers and (own is not None or self._may_begin_the_run(action, restored)):
             if own is not None and (restored is None or restored.step != own.step):
@@ -137,9 +137,6 @@ class ModelLoader:
     def _were_trained_in_this_run(self, restored: Checkpoint | None) -> bool:
         is_restored = restored is not None and restored.run_id == self._port.run_id
         return self.loaded or is_restored or self._begin_at is not None
-
-    def _weights(self) -> bytes:
-        return weights_root(self._trainer.tensors)
 
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity, ours: bytes | None) -> None:
         """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
