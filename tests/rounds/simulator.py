@@ -30,9 +30,10 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
     WitnessStep,
 )
-from distro_optim.coordinator.model import ConstantLR
+from distro_optim.coordinator.model import ConstantLR, Hub
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.strategy import actions as act
+from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.rounds import Rounds, Stage
 from distro_optim.strategy.weights import tensor_digest
 from distro_optim.testing.coordinator import metadata
@@ -47,6 +48,7 @@ PLAN = make_plan([ParamSpec(shape, torch.float32, CPU, 0, 4, 2) for shape in SHA
 LR = 2.0**-6
 DECAY = 2.0**-4
 TICK = 0.5
+LOAD_PAUSE = 1.0
 NOTICED_WITHIN = 2  # steps
 
 
@@ -105,6 +107,7 @@ class Member:
         self.alive = True
         self.trainer = Trainer()
         self.blobs: dict[bytes, bytes] = {}
+        self.stored: dict[int, set[bytes]] = {}
         self.log: list[act.Action] = []
         self._to_do: deque[act.Action] = deque()
         self._busy = False
@@ -203,7 +206,9 @@ class Member:
             case act.PublishResult():
                 self.do(self.rounds.publish(self.world.now))
             case act.StoreBlob(data=data):
-                self.blobs[blake3(data).digest()] = data
+                blob = blake3(data).digest()
+                self.blobs[blob] = data
+                self.stored.setdefault(self.world.state.progress.step, set()).add(blob)
             case act.Announce(data):
                 self.world.gossip(self, data, weights=False)
             case act.AnnounceWeights(data):
@@ -219,11 +224,19 @@ class Member:
             case act.Rejoin():
                 self.join()
 
-    def _load(self, action: act.Initialize) -> list[act.Action]:
-        source = next(
-            (m for key in action.providers for m in self.world.members if m.key.public == key and m.in_step), None
-        )
-        self.trainer.weights = [tensor.clone() for tensor in source.trainer.weights] if source else first_weights()
+    def _load(self, action: act.Initialize, patience: float | None = None) -> list[act.Action]:
+        if patience is None:
+            patience = self.world.state.config.warmup_time  # as the runtime has it
+        if action.providers:
+            members = {member.key.public: member for member in self.world.members}
+            asked = [members[key] for key in action.providers]
+            source = next((member for member in asked if member.in_step and self.world.is_linked(self, member)), None)
+            if source is None and patience <= 0:
+                return self.rounds.initialization_failed("nobody shares the model", self.world.now)
+            if source is None:
+                self.later(LOAD_PAUSE, lambda: self._load(action, patience - LOAD_PAUSE))
+                return []
+            self.trainer.weights = [tensor.clone() for tensor in source.trainer.weights]
         return self.rounds.initialized(PLAN, NAMES, self.world.now)
 
     def _trained(self, action: act.TrainBatch) -> list[act.Action]:
@@ -256,9 +269,11 @@ class World:
         self.rng = random.Random(seed)
         self.weather = weather or Weather()
         settings = {"witness_nodes": 0, "global_batch_size_start": 8, "global_batch_size_end": 8} | config
-        state = waiting_run("run", cold_start_warmup_steps=cold_start, **settings)
+        # As in a hosted run, where nobody but the peers has the weights.
+        state = waiting_run("run", Hub(SHARED_BY_PEERS), cold_start_warmup_steps=cold_start, **settings)
         self.host = RunHost(replace(state, model=replace(state.model, lr_schedule=ConstantLR(LR, LR, 0))))
         self.members: list[Member] = []
+        self.cut_off: set[Member] = set()
         self.seen: Counter[str] = Counter()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -271,6 +286,10 @@ class World:
     def state(self) -> Coordinator:
         return self.host.state
 
+    def is_linked(self, one: Member, other: Member) -> bool:
+        """Whoever is cut off reaches the coordinator, and no member."""
+        return one is other or not self.cut_off.intersection({one, other})
+
     def later(self, seconds: float, what: Callable[[], None]) -> None:
         self._number += 1
         heapq.heappush(self._queue, (self.now + seconds, self._number, what))
@@ -281,7 +300,7 @@ class World:
         for member in self.members if to is None else to:
             if member is sender:
                 continue
-            if self.rng.random() < self.weather.gossip_loss:
+            if not self.is_linked(sender, member) or self.rng.random() < self.weather.gossip_loss:
                 self.seen["lost messages"] += 1
                 continue
             take = (
@@ -297,7 +316,8 @@ class World:
 
         def arrive() -> list[act.Action]:
             providers = {action.ticket.addr.id, *action.providers}
-            holder = next((m for m in self.members if m.alive and m.key.public in providers and blob in m.blobs), None)
+            reached = [m for m in self.members if m.alive and m.key.public in providers and self.is_linked(who, m)]
+            holder = next((m for m in reached if blob in m.blobs), None)
             if (
                 holder is None
                 or self.rng.random() < self.weather.fetch_loss

@@ -11,7 +11,7 @@ import enum
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from distro_optim.comm.announcements import Announcement
 from distro_optim.coordinator.host import RunHost
@@ -22,11 +22,9 @@ from distro_optim.coordinator.messages import (
     WarmupStep,
     WitnessMessage,
 )
-from distro_optim.coordinator.model import Hub
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.coordinator.unconfirmed import UnconfirmedReport
 from distro_optim.strategy import actions as act
-from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.driver import FETCH_SECONDS, OWNER_SECONDS
 from rounds.simulator import TICK, Member, World
 
@@ -143,9 +141,7 @@ class FaultyWorld(World):
             "min_clients": 1,
         } | config
         super().__init__(**settings)
-        # As in a hosted run, where nobody but the peers has the weights.
-        model = replace(self.state.model, checkpoint=Hub(SHARED_BY_PEERS))
-        self.host = RunHost(replace(self.state, model=model), joiner_wait_time=joiner_wait_time)
+        self.host = RunHost(self.state, joiner_wait_time=joiner_wait_time)
         self.fault = fault
         self.messages: list[Message] = []
         self.phases: list[tuple[RunState, int, float]] = []

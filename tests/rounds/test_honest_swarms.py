@@ -140,10 +140,14 @@ def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_anew() -> None:
 
 def test_weights_that_differ_in_warmup_are_loaded_anew_before_training_begins() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=60, warmup_time=30)
-    members[2].trainer.weights[0][0] = 99.0
-    members[2]._load = lambda action, load=members[2]._load: (  # type: ignore[method-assign]
-        load(action) if action.providers else members[2].rounds.initialized(PLAN, NAMES, world.now)
-    )
+    load = members[2]._load
+
+    def load_what_is_broken(action: act.Initialize) -> list[act.Action]:
+        members[2]._load = load  # type: ignore[method-assign]
+        members[2].trainer.weights[0][0] = 99.0
+        return members[2].rounds.initialized(PLAN, NAMES, world.now)
+
+    members[2]._load = load_what_is_broken  # type: ignore[method-assign]
     world.until_phase(RunState.ROUND_TRAIN, height=2)
     (fault,) = honest_faults(world)
     assert fault.tensors == ("bias",)

@@ -78,6 +78,8 @@ class ModelLoader:
             if own is not None and (restored is None or restored.step != own.step):
                 restored = self._load_checkpoint(own)
             values, identity = self._handover.snapshot(action.epoch, action.step)
+            if self.loaded and is_shared_by_peers(action.checkpoint) and self._others_in_the_epoch():
+                self._tell(f"nobody else has the weights of step {action.step}: the run goes on with ours")
             match action.checkpoint:
                 case Hub(repo) if self._as_psyche:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
@@ -165,12 +167,15 @@ class ModelLoader:
 
     def _others(self, step: int) -> tuple[bytes, ...]:
         """Whoever else is in the epoch; raises RunError if nobody is."""
-        state = self._port.state
-        clients = state.epoch_state.clients if state is not None else ()
-        others = tuple(client.id.p2p_identity for client in clients if client.id != self._port.identity)
+        others = self._others_in_the_epoch()
         if not others:
             raise self._weights_are_lost(step)
         return others
+
+    def _others_in_the_epoch(self) -> tuple[bytes, ...]:
+        state = self._port.state
+        clients = state.epoch_state.clients if state is not None else ()
+        return tuple(client.id.p2p_identity for client in clients if client.id != self._port.identity)
 
     def _weights_are_lost(self, step: int) -> RunError:
         return RunError(

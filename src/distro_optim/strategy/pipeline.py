@@ -378,12 +378,19 @@ class RoundPipeline:
 
     def _witness(self) -> None:
         current = self._current
-        if current is None or current.sent_witness:
+        if current is None or current.sent_witness or self._is_run_at_rest(self._previous):
             return
         report = witness_report(current, self._previous)
         if report is not None:
             current.sent_witness = True
             self._out.append(act.SendWitness(step=current.step, witness=report))
+
+    def _is_run_at_rest(self, previous: RoundState | None) -> bool:
+        """Whether our weights are wrong and nobody else trains either: steps would go by in which nothing is learned.
+
+        A round on which nobody reports ends the epoch, and in the next warm-up somebody gives weights to all.
+        """
+        return self.fault is not None and previous is not None and previous.trains and not previous.claims
 
     # -- messages --------------------------------------------------------------------------------------------------
 

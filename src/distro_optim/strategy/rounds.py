@@ -88,6 +88,8 @@ class Rounds(RoundPipeline):
         self._loads = 0
         self._load_step = 0
         self._source: tuple[bytes, ...] = ()
+        # Attempts in a row, over all warm-ups, in which nobody gave us the model.
+        self._vain_loads = 0
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Rounds(RoundPipeline):
             return self._take()
         self._plan, self._watch.names = plan, tuple(names)
         self._watch.forget_ours()
+        self._vain_loads = 0
         self.stage, self.fault, self._greeted, self._trainer_nonce = Stage.RUNNING, None, False, 0
         if self._state.run_state is _S.COOLDOWN or self._state.progress.step != self._load_step:
             self._desync("the model was loaded only after training had begun")
@@ -136,9 +139,10 @@ class Rounds(RoundPipeline):
         self._now = now
         if self.stage is Stage.LOADING and self._state is not None:
             self.stage = Stage.OUTSIDE
-            if self._loads >= MAX_LOADS:
+            self._vain_loads += 1
+            if self._loads >= MAX_LOADS and not self._had_the_weights(self._state):
                 self._end(f"the model cannot be loaded: {reason}")
-            elif self._state.run_state is _S.WARMUP and self._listed:
+            elif self._state.run_state is _S.WARMUP and self._listed and self._loads < MAX_LOADS:
                 self._load(self._state, self._source)
         return self._take()
 
@@ -279,6 +283,8 @@ class Rounds(RoundPipeline):
         if is_shared_by_peers(checkpoint) and not shared:
             # Nobody is left of an epoch before this one: the first of the list has the weights.
             shared = state.epoch_state.clients[0].id != self._me
+        if self._gives_its_own(state):
+            healing, shared = [], False
         self._out.append(
             act.Initialize(
                 epoch=state.progress.epoch,
@@ -287,6 +293,23 @@ class Rounds(RoundPipeline):
                 providers=tuple(dict.fromkeys([*healing, *others])) if healing or shared else (),
             )
         )
+
+    def _had_the_weights(self, state: Coordinator) -> bool:
+        """We have been in this run of peers of our own kind: our weights were the run's, and are not far from them."""
+        return self._plan is not None and is_shared_by_peers(state.model.checkpoint)
+
+    def _gives_its_own(self, state: Coordinator) -> bool:
+        """Whether nobody can be expected to share the model any more, so that somebody must say: mine are the run's.
+
+        That comes about where all members have found their weights to be wrong: after a partition in which each missed
+        another result, say. The first of the list is the first to give up asking, the second the next. Whoever says
+        that it is ready has the weights, or lies: for each of them we ask once more. If two give theirs at once, or
+        somebody had the right ones and could not be reached, the reports on weights decide, as always.
+        """
+        if not self._had_the_weights(state):
+            return False
+        clients = [client.id for client in state.epoch_state.clients]
+        return self._vain_loads > len({*clients[: clients.index(self._me)], *self._ready} - {self._me})
 
     def _enter_round(self, state: Coordinator) -> None:
         step, current = state.progress.step, self._current
