@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing_search import Patience
 from distro_optim.coordinator.types import Coordinator, NodeIdentity
 from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.port import RunPort, RunView, TrainerAction
@@ -58,7 +59,7 @@ class ScriptedPort(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], int | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         while self.models:
             model = self.models.pop(0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distro_optim.comm.announcements import Announcement
 from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.iroh.sharing_search import SHORT_SECONDS, Patience
 from distro_optim.comm.signing import SecretKey
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
 from distro_optim.coordinator.host import RunHost
@@ -227,6 +228,8 @@ class Member:
     def _load(self, action: act.Initialize, patience: float | None = None) -> list[act.Action]:
         if patience is None:
             patience = self.world.state.config.warmup_time  # as the runtime has it
+            if action.patience is Patience.SHORT and self.world.cut_off.isdisjoint(self.world.members):
+                patience = SHORT_SECONDS
         if action.providers:
             members = {member.key.public: member for member in self.world.members}
             asked = [members[key] for key in action.providers]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from distro_optim.comm.iroh.sharing import SharedModel
-from distro_optim.comm.models import Check, ModelExchange, download_patiently
+from distro_optim.comm.models import Check, ModelExchange, Patience, download_patiently
 from distro_optim.errors import ExchangeError, NotSharedError
 from distro_optim.strategy import actions as act
 from distro_optim.testing.swarm import MemoryNetwork
@@ -68,6 +68,8 @@ class Shy(ModelExchange):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.ONCE,
+        seconds: float = 0.0,
     ) -> SharedModel:
         if self.refusals:
             self.refusals -= 1

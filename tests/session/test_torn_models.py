@@ -9,6 +9,7 @@ import torch
 
 from distro_optim import DisTrO
 from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing_search import Patience
 from distro_optim.coordinator.model import P2P
 from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.actions import Initialize
@@ -39,7 +40,7 @@ class Offers:
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         self.asked.append(list(providers))
         models = [self.models[peer] for peer in self.asked[-1] if peer in self.models]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing_search import Patience
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.host import RunHost, restartable
 from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
@@ -174,7 +175,7 @@ class SimulatedPort(RunPort):
         max_parameter_bytes: int,
         check: Callable[[str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         attempts: dict[bytes, int] = dict.fromkeys(providers, ATTEMPTS)
         reason = "nobody is there"
@@ -197,7 +198,7 @@ class SimulatedPort(RunPort):
                     continue
                 assert all(t.numel() * t.element_size() < max_parameter_bytes for t in model.parameters.values())
                 return SharedModel(model.config, "", {n: t.clone() for n, t in model.parameters.items()})
-            if not patient:
+            if patience is Patience.ONCE:
                 break
             self.wait(TICK)
         raise ExchangeError(f"no peer shares the model: {reason}")

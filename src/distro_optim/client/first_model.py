@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 from ..comm.iroh.sharing import Check, SharedModel
+from ..comm.iroh.sharing_search import Patience
 from ..coordinator.model import LLM, P2P, P2PGcs
 from ..coordinator.types import Coordinator, RunState
 from ..errors import (
@@ -128,12 +129,12 @@ class FirstModel(RunPort):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         model, self._model = self._model, None
         if model is None:
             return self._port.download_model(
-                providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patient=patient
+                providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patience=patience
             )
         if check is not None:
             check(model.config, list(model.parameters))

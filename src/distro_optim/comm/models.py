@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import ExchangeError, ProtocolError
 from .iroh.sharing import Check, Fetch, ModelSharing, SharedModel, download_model
+from .iroh.sharing_search import Patience
 from .iroh.tickets import BlobTicket
 from .swarm import Swarm
 
-__all__ = ["ModelExchange", "SharedModels", "download_patiently"]
+__all__ = ["ModelExchange", "Patience", "SharedModels", "download_patiently"]
 
-# Between two rounds of asking those who had nothing to share; they may be loading themselves.
-_FIRST_PAUSE_SECONDS: Final = 0.25
-_MAX_PAUSE_SECONDS: Final = 2.0
+# Between two attempts, of which the first came to nothing in the middle of the model.
+_PAUSE_SECONDS: Final = 0.25
+# So that a search which ends in time can say why.
+_SLACK_SECONDS: Final = 0.5
 _TAG_PREFIX: Final = "model-"
 
 
@@ -39,8 +42,18 @@ class ModelExchange(ABC):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.ONCE,
+        seconds: float = 0.0,
     ) -> SharedModel:
-        """Gets the whole model from ``providers``, each asked a few times at most.
+        """Gets the whole model from ``providers``, best first.
+
+        Args:
+            providers: public keys.
+            max_parameter_bytes: a larger parameter is refused.
+            check: see :func:`~.iroh.sharing.download_model`.
+            progress: called with parameters done and in all.
+            patience: with providers that have nothing to share yet.
+            seconds: of patience.
 
         Raises:
             ExchangeError: nobody gave it.
@@ -52,12 +65,13 @@ async def download_patiently(
     models: ModelExchange,
     providers: Iterable[bytes],
     *,
+    patience: Patience = Patience.LONG,
     seconds: float,
     max_parameter_bytes: int,
     check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
-    """:meth:`ModelExchange.download`, again and again for ``seconds``: peers may have nothing to share *yet*.
+    """:meth:`ModelExchange.download`, in at most ``seconds``; with long patience again if it came to nothing.
 
     Raises:
         ExchangeError: nobody gave it in that time; the message holds the last reason.
@@ -66,22 +80,30 @@ async def download_patiently(
     if not providers:
         raise ExchangeError("there is no peer to ask for the model")
     reason: Exception | None = None
-    pause = _FIRST_PAUSE_SECONDS
+    began = time.monotonic()
     try:
-        async with asyncio.timeout(seconds):
-            while True:
+        async with asyncio.timeout(seconds + _SLACK_SECONDS):
+            while (left := began + seconds - time.monotonic()) > 0:
                 try:
                     return await models.download(
-                        providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress
+                        providers,
+                        max_parameter_bytes=max_parameter_bytes,
+                        check=check,
+                        progress=progress,
+                        patience=patience,
+                        seconds=left,
                     )
                 except (ExchangeError, ProtocolError) as error:
                     reason = error
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
-    except TimeoutError:
-        raise ExchangeError(
-            f"none of {len(providers)} peers shared the model within {seconds:.0f} s: {reason or 'no answer'}"
-        ) from reason
+                if patience is not Patience.LONG:
+                    break
+                await asyncio.sleep(_PAUSE_SECONDS)
+    except TimeoutError as error:
+        reason = reason or error
+    took = time.monotonic() - began
+    raise ExchangeError(
+        f"none of {len(providers)} peers shared the model in {took:.0f} s: {reason or 'no answer'}"
+    ) from reason
 
 
 class SharedModels(ModelExchange):
@@ -111,6 +133,8 @@ class SharedModels(ModelExchange):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.ONCE,
+        seconds: float = 0.0,
     ) -> SharedModel:
         fetch: Fetch = self._fetch
         latencies = {peer.id: peer.rtt for peer in self._swarm.peers() if peer.rtt is not None}
@@ -122,6 +146,8 @@ class SharedModels(ModelExchange):
             latencies=latencies,
             check=check,
             progress=progress,
+            patience=patience,
+            seconds=seconds,
         )
 
     async def _fetch(self, ticket: BlobTicket, limit: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from ..comm.iroh.sharing_search import Patience
 from ..comm.iroh.tickets import BlobTicket
 from ..compress import CompressedUpdate
 from ..coordinator.messages import HealthChecks
@@ -55,13 +56,15 @@ class Initialize:
         epoch: to come.
         step: at whose start the weights are wanted.
         checkpoint: where they are.
-        providers: peers to ask where the checkpoint is with the peers, best first.
+        providers: peers to ask where the checkpoint is with the peers, best first. None to ask: ours is the model.
+        patience: with peers that have nothing to share yet.
     """
 
     epoch: int
     step: int
     checkpoint: Checkpoint
     providers: tuple[bytes, ...]
+    patience: Patience = Patience.LONG
 
 
 @dataclass(frozen=True, kw_only=True)

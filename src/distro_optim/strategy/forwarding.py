@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing_extensions import override
 
 from ..comm.iroh.sharing import Check, SharedModel
+from ..comm.iroh.sharing_search import Patience
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
 from .port import RunEvent, RunPort, RunView, TrainerAction
@@ -88,10 +89,10 @@ class ForwardingPort(RunPort):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         return self.inner.download_model(
-            providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patient=patient
+            providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patience=patience
         )
 
     @override

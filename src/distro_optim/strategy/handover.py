@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..comm.iroh.sharing import Check, SharedModel
+from ..comm.iroh.sharing_search import Patience
 from ..errors import ExchangeError, ModelMismatchError, ProtocolError
 from .actions import Initialize
 from .model_identity import ModelIdentity, describe, weights_root
@@ -111,13 +112,13 @@ class ModelHandover:
     # -- downloading -----------------------------------------------------------------------------------------------
 
     def download(
-        self, action: Initialize, *, attempt: int, patient: bool = True
+        self, action: Initialize, *, attempt: int, patience: Patience = Patience.LONG
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model of the peers, compared with ours.
 
         Args:
             attempt: how often it was tried in vain; another peer is asked first each time.
-            patient: wait for peers that have nothing to share yet.
+            patience: with peers that have nothing to share yet.
 
         Raises:
             ModelMismatchError: the run trains something else, as far as the peers can be believed.
@@ -143,14 +144,14 @@ class ModelHandover:
         turn = attempt % len(action.providers)
         order = [*action.providers[turn:], *action.providers[:turn]]
         try:
-            return self._fetch(order, ours, check, largest, patient)
+            return self._fetch(order, ours, check, largest, patience)
         except _TornModelError as error:
             reason: Exception = error
         # Some of them have other weights and do not know it yet. From one alone the model is whole; whether it is the
         # right one, the reports of the warm-up tell.
         for peer in order[:MAX_SINGLE_PROVIDERS]:
             try:
-                return self._fetch([peer], ours, check, largest, patient)
+                return self._fetch([peer], ours, check, largest, patience)
             except (ExchangeError, ProtocolError) as error:
                 reason = error
         raise reason
@@ -164,11 +165,11 @@ class ModelHandover:
         }
 
     def _fetch(
-        self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, largest: int, patient: bool
+        self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, largest: int, patience: Patience
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
-        shared = self._port.download_model(providers, max_parameter_bytes=largest, check=check, patient=patient)
+        shared = self._port.download_model(providers, max_parameter_bytes=largest, check=check, patience=patience)
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))
         values = {}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ..comm.iroh.sharing_search import Patience
 from ..coordinator.model import Hub
 from ..coordinator.steps import DRAIN_ROUNDS
 from ..errors import ExchangeError, ProtocolError, RunError
@@ -85,7 +86,7 @@ class ModelLoader:
                     self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
         else:
             try:
-                values, identity = self._download(action, patient=own is None)
+                values, identity = self._download(action, Patience.ONCE if own is not None else action.patience)
             except (ExchangeError, ProtocolError) as error:
                 if not action.providers:
                     raise self._weights_are_lost(action.step) from error
@@ -106,9 +107,9 @@ class ModelLoader:
         self.loaded = True
         self._port.initialized(self._trainer.plan, self._trainer.names)
 
-    def _download(self, action: act.Initialize, *, patient: bool) -> tuple[dict[str, Tensor], ModelIdentity]:
+    def _download(self, action: act.Initialize, patience: Patience) -> tuple[dict[str, Tensor], ModelIdentity]:
         asked = replace(action, providers=action.providers or self._others(action.step))
-        values, identity = self._handover.download(asked, attempt=self._failures, patient=patient)
+        values, identity = self._handover.download(asked, attempt=self._failures, patience=patience)
         self._trainer.load(values)
         return values, identity
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..comm.iroh.sharing import Check, SharedModel
+from ..comm.iroh.sharing_search import Patience
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
@@ -230,9 +231,9 @@ class RunPort(ABC):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
-        """Gets the model from peers and waits for it. Those that have nothing to share yet are asked again.
+        """Gets the model from peers and waits for it.
 
         Args:
             providers: those of :class:`~.actions.Initialize`.
@@ -241,7 +242,7 @@ class RunPort(ABC):
                 asked for, from another thread. If it raises ProtocolError, another peer is asked. May return bounds
                 below ``max_parameter_bytes``, one for all or one for each name.
             progress: called with parameters done and in all, from another thread.
-            patient: False asks only once whether they have something.
+            patience: with peers that have nothing to share yet.
 
         Raises:
             ExchangeError: nobody gave it, within the time of the warm-up.

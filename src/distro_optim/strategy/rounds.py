@@ -18,7 +18,6 @@ from ..comm.announcements import Announcement
 from ..comm.iroh.addresses import EndpointAddr
 from ..comm.signing import SecretKey
 from ..compress import TilePlan
-from ..coordinator.model import P2P, P2PGcs
 from ..coordinator.types import Committee, CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, RunState
 from ..errors import CoordinatorError, ProtocolError
 from ..verify.commitment import finished_hash
@@ -33,6 +32,7 @@ from .pipeline import RoundPipeline
 from .repeats import Repeats
 from .reports import health_checks, warmup_witness
 from .round_state import RoundState
+from .whom_to_ask import whom_to_ask
 
 __all__ = ["Rounds", "Stage"]
 
@@ -143,7 +143,7 @@ class Rounds(RoundPipeline):
             if self._loads >= MAX_LOADS and not self._had_the_weights(self._state):
                 self._end(f"the model cannot be loaded: {reason}")
             elif self._state.run_state is _S.WARMUP and self._listed and self._loads < MAX_LOADS:
-                self._load(self._state, self._source)
+                self._load(self._state)
         return self._take()
 
     def receive(self, announcement: Announcement, now: float) -> list[Action]:
@@ -251,7 +251,7 @@ class Rounds(RoundPipeline):
         self._allow(state)
         is_right = self.stage is Stage.RUNNING and self.fault is None
         if not is_right and self.stage is not Stage.LOADING and self._loads < MAX_LOADS:
-            self._load(state, self._source)
+            self._load(state)
         elif self.stage is Stage.RUNNING and not self._greeted:
             self._greeted = True
             self._early.clear()
@@ -272,44 +272,24 @@ class Rounds(RoundPipeline):
             self._warmup_witnessed = True
             self._out.append(act.SendWarmupWitness(warmup_witness(clients.index(self._me))))
 
-    def _load(self, state: Coordinator, source: tuple[bytes, ...]) -> None:
+    def _load(self, state: Coordinator) -> None:
         self.stage = Stage.LOADING
         self._loads += 1
         self._load_step = state.progress.step
-        others = [client.id.p2p_identity for client in state.epoch_state.clients if client.id != self._me]
-        healing = [peer for peer in source if peer in others]
-        checkpoint = state.model.checkpoint
-        shared = isinstance(checkpoint, P2P | P2PGcs)
-        if is_shared_by_peers(checkpoint) and not shared:
-            # Nobody is left of an epoch before this one: the first of the list has the weights.
-            shared = state.epoch_state.clients[0].id != self._me
-        if self._gives_its_own(state):
-            healing, shared = [], False
         self._out.append(
-            act.Initialize(
-                epoch=state.progress.epoch,
-                step=state.progress.step,
-                checkpoint=checkpoint,
-                providers=tuple(dict.fromkeys([*healing, *others])) if healing or shared else (),
+            whom_to_ask(
+                state,
+                self._me,
+                right=self._source,
+                ready=self._ready,
+                had_the_weights=self._had_the_weights(state),
+                vain_attempts=self._vain_loads,
             )
         )
 
     def _had_the_weights(self, state: Coordinator) -> bool:
         """We have been in this run of peers of our own kind: our weights were the run's, and are not far from them."""
         return self._plan is not None and is_shared_by_peers(state.model.checkpoint)
-
-    def _gives_its_own(self, state: Coordinator) -> bool:
-        """Whether nobody can be expected to share the model any more, so that somebody must say: mine are the run's.
-
-        That comes about where all members have found their weights to be wrong: after a partition in which each missed
-        another result, say. The first of the list is the first to give up asking, the second the next. Whoever says
-        that it is ready has the weights, or lies: for each of them we ask once more. If two give theirs at once, or
-        somebody had the right ones and could not be reached, the reports on weights decide, as always.
-        """
-        if not self._had_the_weights(state):
-            return False
-        clients = [client.id for client in state.epoch_state.clients]
-        return self._vain_loads > len({*clients[: clients.index(self._me)], *self._ready} - {self._me})
 
     def _enter_round(self, state: Coordinator) -> None:
         step, current = state.progress.step, self._current
@@ -423,7 +403,7 @@ class Rounds(RoundPipeline):
         self._stop_training()
         if self._in(_S.WARMUP) and self._listed and self._loads < MAX_LOADS:
             self._ready.discard(self._me)
-            self._load(state, self._source)
+            self._load(state)
 
     # -- small things ----------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from ..comm.iroh.endpoint import Node
 from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.iroh.loop import LoopThread
 from ..comm.iroh.sharing import Check, SharedModel
-from ..comm.models import download_patiently
+from ..comm.models import Patience, download_patiently
 from ..comm.signing import SecretKey
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
@@ -305,19 +305,16 @@ class Runtime(RunPort):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
-        patient: bool = True,
+        patience: Patience = Patience.LONG,
     ) -> SharedModel:
         link = self._opened()
-        if not patient:
-            return self._wait(
-                link.models.download(providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress)
-            )
         state = link.coordinator.state
         warmup = state.config.warmup_time if state is not None else 0
         return self._wait(
             download_patiently(
                 link.models,
                 providers,
+                patience=patience,
                 seconds=max(MIN_DOWNLOAD_SECONDS, warmup),
                 max_parameter_bytes=max_parameter_bytes,
                 check=check,

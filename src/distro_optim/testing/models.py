@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ..comm.iroh.sharing import Check, SharedModel
-from ..comm.models import ModelExchange
+from ..comm.iroh.sharing_search import find_sharers
+from ..comm.models import ModelExchange, Patience
 from ..errors import NotSharedError
 
 __all__ = ["MemoryModels"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """One peer's; those of two are not compared."""
+
+    model: SharedModel
 
 
 class MemoryModels(ModelExchange):
@@ -37,14 +46,19 @@ class MemoryModels(ModelExchange):
         max_parameter_bytes: int,
         check: Check | None = None,
         progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.ONCE,
+        seconds: float = 0.0,
     ) -> SharedModel:
-        await asyncio.sleep(0)
-        for peer in providers:
-            if peer != self._me and peer in self._room:
-                model = self._room[peer]
-                if check is not None:
-                    check(model.config, list(model.parameters))
-                if progress is not None:
-                    progress(len(model.parameters), len(model.parameters))
-                return model
-        raise NotSharedError("no peer has anything to share", reason="ParametersNotInitialized")
+        async def ask(peer: bytes) -> _Offer:
+            await asyncio.sleep(0)
+            model = self._room.get(peer) if peer != self._me else None
+            if model is None:
+                raise NotSharedError("it has nothing to share", reason="ParametersNotInitialized")
+            if check is not None:
+                check(model.config, list(model.parameters))
+            return _Offer(model)
+
+        model = (await find_sharers(ask, providers, patience=patience, seconds=seconds)).answer.model
+        if progress is not None:
+            progress(len(model.parameters), len(model.parameters))
+        return model

@@ -39,6 +39,7 @@ from .sharing_messages import (
     encode_request,
 )
 from .sharing_peers import SharingPeers
+from .sharing_search import Patience, find_sharers
 from .tickets import BlobTicket
 
 if TYPE_CHECKING:
@@ -229,14 +230,17 @@ async def download_model(
     concurrent: int = _CONCURRENT,
     check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
+    patience: Patience = Patience.ONCE,
+    seconds: float = 0.0,
 ) -> SharedModel:
-    """Gets a whole model from ``peers``: the configuration from one, the parameters from all.
+    """Gets a whole model from ``peers``: the configuration from one, the parameters from all that have the same.
 
-    A part that one peer does not deliver is asked of another; see :class:`~.sharing_peers.SharingPeers`.
+    A part that one peer does not deliver is asked of another; see :class:`~.sharing_peers.SharingPeers`. Those with
+    another configuration, or without any as yet, are asked only when none of the others is left.
 
     Args:
         sharing: asks.
-        peers: endpoint ids.
+        peers: endpoint ids, best first.
         fetch: see :data:`Fetch`.
         max_parameter_bytes: bound on one parameter's blob.
         latencies: round-trip seconds of peers, where known.
@@ -245,21 +249,31 @@ async def download_model(
             of them is asked for; raises ProtocolError if this is not the model that is wanted, and the next peer is
             asked. May return lower bounds than ``max_parameter_bytes``, one for all or one for each name.
         progress: called with parameters done and in all.
+        patience: with peers that have nothing to share yet.
+        seconds: of patience.
 
     Raises:
         ExchangeError: no peer is left that answers; the message holds the last reason.
     """
-    state = _Download(sharing, SharingPeers(peers, latencies=latencies), fetch)
+    one_by_one = asyncio.Lock()
 
     def checked(blob: bytes) -> tuple[ModelConfig, int | Mapping[str, int] | None]:
         config = _config(blob)
         return config, check(config.config, config.parameter_names) if check is not None else None
 
+    async def ask(peer: bytes) -> _Described:
+        blob = await fetch(await sharing.request_config(peer), MAX_CONFIG_BLOB)
+        async with one_by_one:
+            return _Described(blob, *await asyncio.to_thread(checked, blob))
+
     def limit_of(name: str) -> int:
         bound = bounds.get(name) if isinstance(bounds, Mapping) else bounds
         return max_parameter_bytes if bound is None else min(max_parameter_bytes, bound)
 
-    config, bounds = await state.part(None, MAX_CONFIG_BLOB, checked)
+    found = await find_sharers(ask, peers, patience=patience, seconds=seconds)
+    config, bounds = found.answer.config, found.answer.bounds
+    rest = SharingPeers(found.others, latencies=latencies)
+    state = _Download(sharing, SharingPeers(found.peers, latencies=latencies), rest, fetch)
     slots = asyncio.Semaphore(concurrent)
     parameters: dict[str, torch.Tensor] = {}
 
@@ -282,26 +296,33 @@ async def download_model(
     return SharedModel(config.config, config.tokenizer, ordered)
 
 
+@dataclass(frozen=True)
+class _Described:
+    """A peer's answer to the question for its configuration; equal if the bytes are."""
+
+    blob: bytes
+    config: ModelConfig = field(compare=False)
+    bounds: int | Mapping[str, int] | None = field(compare=False)
+
+
 class _Download:
     """Tries peers for one part after the other, several parts at a time."""
 
-    def __init__(self, sharing: ModelSharing, peers: SharingPeers, fetch: Fetch) -> None:
+    def __init__(self, sharing: ModelSharing, peers: SharingPeers, reserve: SharingPeers, fetch: Fetch) -> None:
         self._sharing = sharing
         self._peers = peers
+        self._reserve = reserve
         self._fetch = fetch
         self._freed = asyncio.Condition()
         self._reason: Exception | None = None  # of the last failure, whatever the part
 
-    async def part(self, name: str | None, limit: int, read: Callable[[bytes], Any]) -> Any:
-        """The configuration (None) or a parameter, from whoever delivers it."""
+    async def part(self, name: str, limit: int, read: Callable[[bytes], Any]) -> Any:
+        """A parameter, from whoever delivers it."""
         for _ in range(_ATTEMPTS):
             peer = await self._peer()
             try:
                 try:
-                    if name is None:
-                        ticket = await self._sharing.request_config(peer)
-                    else:
-                        ticket = await self._sharing.request_parameter(peer, name)
+                    ticket = await self._sharing.request_parameter(peer, name)
                 finally:
                     # Free for the next question while the bytes flow.
                     await self._give_back(peer)
@@ -310,11 +331,11 @@ class _Download:
                 self._peers.measured(peer, len(blob) / max(time.monotonic() - began, 1e-6))
                 return await asyncio.to_thread(read, blob)
             except (ExchangeError, ProtocolError) as error:
-                _log.info("%s did not deliver %s: %s", peer.hex()[:10], name or "the configuration", error)
+                _log.info("%s did not deliver %s: %s", peer.hex()[:10], name, error)
                 self._reason = error
                 await self._failed(peer)
                 await asyncio.sleep(_ERROR_SECONDS)
-        raise ExchangeError(f"{name or 'the configuration'} was not delivered in {_ATTEMPTS} attempts: {self._reason}")
+        raise ExchangeError(f"{name} was not delivered in {_ATTEMPTS} attempts: {self._reason}")
 
     async def _give_back(self, peer: bytes) -> None:
         self._peers.give_back(peer)
@@ -329,6 +350,8 @@ class _Download:
     async def _peer(self) -> bytes:
         async with self._freed:
             while True:
+                if self._peers.exhausted:
+                    self._peers = self._reserve
                 if self._peers.exhausted:
                     raise ExchangeError(f"no peer shares the model: {self._reason}") from self._reason
                 peer = self._peers.take()
