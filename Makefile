@@ -24,8 +24,14 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
+# Tests that only compute run beside those that wait for processes and sockets, and let them go first.
 test: check
-	$(BIN)/python -m pytest
+	@trap 'kill $$beside 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m pytest -p no:cacheprovider -m "not waiting" > .computing-tests.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m waiting; waiting=$$?; \
+	wait $$beside; computing=$$?; \
+	echo; echo "The tests that only compute, which ran beside:"; cat .computing-tests.log; \
+	exit $$((waiting ? waiting : computing))
 
 # Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup
@@ -37,4 +43,4 @@ demo-optimizer: setup
 	$(BIN)/python examples/train_bytes.py --launch 4
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .computing-tests.log out
