@@ -27,6 +27,7 @@ groups); in ``state[p]`` of no peers, since torch.distributed.checkpoint restore
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Final
@@ -127,7 +128,7 @@ def restore_state(
                 name="state_dict",
             )
         value = value.to(device=_device(key, param), dtype=template.dtype)
-        if key == DELTA and not bool(value.isfinite().all()):
+        if key == DELTA and not _is_finite(value):
             warnings.warn(
                 f"distro_optim: the saved delta of parameter {number} is not finite; its momentum begins anew.",
                 UserWarning,
@@ -196,3 +197,8 @@ def unpack_in_flight(plan: TilePlan, saved: Sequence[dict[str, Any]]) -> list[Co
         present = tuple(_IN_FLIGHT_PRESENT in entry and bool(entry[_IN_FLIGHT_PRESENT][peer]) for entry in saved)
         updates.append(CompressedUpdate(plan, update.index, update.value, present))
     return updates
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Without a temporary of its size: the extremes of a tensor with NaN in it are NaN."""
+    return value.numel() == 0 or all(math.isfinite(extreme) for extreme in torch.aminmax(value))
