@@ -188,8 +188,10 @@ def stage_clock() -> Iterator[dict[str, float]]:
     wrap(compressor, "select_topk", "top-k")
     wrap(DCT, "encode", "encode (dense)")
     wrap(DCT, "decode", "decode (dense)")
-    wrap(DCT, "add_sparse", "remove own / decode (sparse)")
+    wrap(DCT, "decode_sparse", "remove own / decode (sparse)")
     wrap(compressor, "store", "tiles into momentum")
+    wrap(compressor, "store_sum", "tiles into momentum")
+    wrap(compressor, "descend", "tiles into weights")
     wrap(compressor, "contributor_mean", "mean over contributors")
     wrap(compressor, "contributor_weights", "mean over contributors")
     try:

@@ -6,7 +6,7 @@ cost little more than one large one.
 
 The momentum (``delta``) is kept in weight space, one tensor per parameter: a checkpoint can be read without knowing
 the tiling, and Psyche's lookahead needs its sign there. What is sent leaves it again as ``k`` rank-one updates per
-tile (:meth:`~distro_optim.compress.dct.Transform.add_sparse`) rather than by a dense inverse transform.
+tile (:meth:`~distro_optim.compress.dct.Transform.decode_sparse`) rather than by a dense inverse transform.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .plan import Batch, Block, TilePlan, compute_dtype
 from .sign import signs_to_values, values_to_signs
 from .topk import contributor_mean, contributor_weights, select_topk
 from .update import CompressedUpdate
-from .windows import Contiguous, clear_padding, descend, load, store, store_sum
+from .windows import Contiguous, descend, load, store, store_sum
 
 __all__ = ["Compressor", "OwnPart"]
 
@@ -191,26 +191,23 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block, worker)
         rows = slice(block.start, block.stop)
         quantize = value_out.dtype == torch.bool
-        load(block, grads, deltas, tiles, spare, rate / keep)
+        sent_before = None if own is None else self._decode_own(transform, block, own, coefficients, spare)
+        load(block, grads, deltas, tiles, spare, rate / keep, minus=sent_before)
         if own is not None:
-            self._remove_own(transform, block, own, tiles, coefficients, spare)
-            store(block, tiles, grads, deltas, keep, inert=True)
+            store(block, tiles, grads, deltas, keep)
         index, value = self._select(transform, batch, tiles, coefficients, spare)
         sent = value * keep
         if not quantize and batch.value_dtype != batch.compute_dtype:
             limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
             sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
-            value = sent / keep
         if own is not None:
             self._keep_own(block, grads, index, sent, own)
-        elif step is None:
-            self._subtract(transform, tiles, index, value, coefficients, spare)
-            store(block, tiles, grads, deltas, keep, inert=False)
         else:
-            params, step_size = step
-            leaving = self._rebuild(transform, index, value, coefficients, spare, alpha=-keep)
+            leaving = self._rebuild(transform, index, -sent, coefficients, spare)
             store_sum(block, leaving, tiles, grads, deltas, keep)
-            descend(block, leaving.sign_(), params, -step_size, grads)
+            if step is not None:
+                params, step_size = step
+                descend(block, leaving.sign_(), params, -step_size, grads)
         if quantize:
             torch.any(sent, dim=1, out=spoken_out[rows])
         index_out[rows].copy_(index)
@@ -226,46 +223,21 @@ class Compressor:
             for number, (start, stop) in batch.ranges.items():
                 present[number] = present[number] and before[stop] > before[start]
 
-    def _remove_own(
-        self,
-        transform: Transform,
-        block: Block,
-        own: Sequence[OwnPart],
-        tiles: Tensor,
-        coefficients: Tensor,
-        spare: Tensor,
-    ) -> None:
-        """Takes what was sent in the round before out of ``tiles``."""
+    def _decode_own(
+        self, transform: Transform, block: Block, own: Sequence[OwnPart], coefficients: Tensor, spare: Tensor
+    ) -> Tensor:
+        """What was sent in the round before, as tiles, in ``coefficients``."""
         index = _joined([own[p.param].index[p.start : p.stop] for p in block.pieces], dim=0)
         value = _joined([own[p.param].value[p.start : p.stop] for p in block.pieces], dim=0)
-        self._subtract(transform, tiles, index.long(), value, coefficients, spare)
-        for piece in block.pieces:
-            if piece.partial:
-                clear_padding(piece, tiles, spare)
-
-    def _subtract(
-        self, transform: Transform, tiles: Tensor, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
-    ) -> None:
-        """``tiles -= decode(index, value)``; overwrites the other two buffers."""
-        if index.shape[1] <= SPARSE_DECODE_LIMIT:
-            transform.add_sparse(tiles, index, value, alpha=-1.0, beta=1.0)
-        else:
-            tiles.sub_(self._rebuild(transform, index, value, coefficients, spare))
+        return self._rebuild(transform, index.long(), value, coefficients, spare)
 
     def _rebuild(
-        self,
-        transform: Transform,
-        index: Tensor,
-        value: Tensor,
-        coefficients: Tensor,
-        spare: Tensor,
-        alpha: float = 1.0,
+        self, transform: Transform, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
     ) -> Tensor:
-        """``alpha * decode(index, value)`` of one contributor, in one of the two buffers."""
+        """Decodes one contributor into ``coefficients``; overwrites ``spare`` too."""
         if index.shape[1] <= SPARSE_DECODE_LIMIT or transform.h == 1:
-            transform.add_sparse(spare, index, value, alpha=alpha, beta=0.0)
-            return spare
-        coefficients.zero_().view(len(index), -1).scatter_(1, index, value * alpha)
+            return transform.decode_sparse(index, value, out=coefficients)
+        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
         # The first of the two products has read all coefficients when the second one overwrites them.
         return transform.decode(coefficients, out=coefficients, scratch=spare)
 
@@ -368,7 +340,7 @@ class Compressor:
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
         if parts * batch.k <= SPARSE_DECODE_LIMIT:
             share = contributor_weights(index, value, weight, scratch=flat, scratch2=flat_spare, parts=parts)
-            transform.add_sparse(tiles, index, share, alpha=1.0, beta=0.0)
+            transform.decode_sparse(index, share, out=tiles)
         else:
             contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
             transform.decode(coefficients, out=tiles, scratch=spare)

@@ -7,19 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .plan import Block, Piece
+from .plan import Block
 
-__all__ = ["Contiguous", "clear_padding", "descend", "load", "store", "store_sum"]
+__all__ = ["Contiguous", "descend", "load", "store", "store_sum"]
 
 # Gradients by number of their tensor; None: there is none.
 Gradients = Sequence[Tensor | None]
 
 
-def load(block: Block, grads: Gradients, deltas: Sequence[Tensor], tiles: Tensor, spare: Tensor, lr: float) -> None:
-    """Fills ``tiles`` with ``delta + lr * grad``, or with ``delta`` where there is no gradient.
+def load(
+    block: Block,
+    grads: Gradients,
+    deltas: Sequence[Tensor],
+    tiles: Tensor,
+    spare: Tensor,
+    lr: float,
+    *,
+    minus: Tensor | None = None,
+) -> None:
+    """Fills ``tiles`` with ``delta + lr * grad - minus``, where there is no gradient without it; with 0 beyond tensors.
 
     Overwrites ``spare``, of the same size: the sums of whole rows are taken there first, so that main memory is read
     in its own order, and only what is in the cache already is read in the order of the tiles.
+
+    Args:
+        minus: tiles as ``tiles``; None is 0.
     """
     for piece in block.pieces:
         if piece.partial:
@@ -28,26 +40,25 @@ def load(block: Block, grads: Gradients, deltas: Sequence[Tensor], tiles: Tensor
         for region in piece.regions:
             window = region.of_block(tiles)
             if grad is None:
-                window.copy_(region.of_tensor(delta))
+                loaded = region.of_tensor(delta)
             elif region.is_shuffled_run and tiles.device.type == "cpu":
-                run, reordered = region.run_in_block(spare)
+                run, loaded = region.run_in_block(spare)
                 torch.add(region.run_of_tensor(delta), region.run_of_tensor(grad), alpha=lr, out=run)
-                window.copy_(reordered)
             else:
-                torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
+                loaded = torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
+            if minus is not None:
+                torch.sub(loaded, region.of_block(minus), out=window)
+            elif loaded is not window:
+                window.copy_(loaded)
 
 
-def store(
-    block: Block, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor], decay: float, *, inert: bool
-) -> None:
-    """``delta = decay * tiles``. Where there is no gradient: ``delta = tiles`` if ``inert``, or nothing."""
+def store(block: Block, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor], decay: float) -> None:
+    """``delta = decay * tiles``, where there is no gradient without decay."""
     for piece in block.pieces:
-        present = grads[piece.param] is not None
-        if not present and not inert:
-            continue
+        keep = 1.0 if grads[piece.param] is None else decay
         for region in piece.regions:
             window = region.of_tensor(deltas[piece.param])
-            torch.mul(region.of_block(tiles), decay if present else 1.0, out=window)
+            torch.mul(region.of_block(tiles), keep, out=window)
 
 
 def store_sum(
@@ -67,15 +78,6 @@ def descend(block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, sp
         if spoken_of[piece.param] is not None:
             for region in piece.regions:
                 region.of_tensor(params[piece.param]).add_(region.of_block(tiles), alpha=-lr)
-
-
-def clear_padding(piece: Piece, tiles: Tensor, spare: Tensor) -> None:
-    """Zeroes what lies beyond the tensor: the error of a round must not live on where there is no weight."""
-    rows = slice(piece.block_start, piece.block_stop)
-    spare[rows].zero_()
-    for region in piece.regions:
-        region.of_block(spare).copy_(region.of_block(tiles))
-    tiles[rows].copy_(spare[rows])
 
 
 class Contiguous:
