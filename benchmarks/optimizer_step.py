@@ -29,7 +29,7 @@ from rich.table import Table
 from shapes import MODELS, gpt2_small, make_params, one_tensor
 
 from distro_optim import DisTrO, optimizer_momentum
-from distro_optim.compress import CompressedUpdate, compressor
+from distro_optim.compress import CompressedUpdate, compressor, extraction
 
 Tensors = list[torch.nn.Parameter]
 LR = 1e-3
@@ -184,13 +184,13 @@ def stage_clock() -> Iterator[dict[str, float]]:
     from distro_optim.compress.dct import DCT
 
     wrap(optimizer_momentum, "usable_gradients", "check gradients are finite")
-    wrap(compressor, "load", "momentum into tiles")
-    wrap(compressor, "select_topk", "top-k")
+    wrap(extraction, "load", "momentum into tiles")
+    wrap(extraction, "select_topk", "top-k")
     wrap(DCT, "encode", "encode (dense)")
     wrap(DCT, "decode", "decode (dense)")
     wrap(DCT, "decode_sparse", "remove own / decode (sparse)")
-    wrap(compressor, "store", "tiles into momentum")
-    wrap(compressor, "store_sum", "tiles into momentum")
+    wrap(extraction, "store", "tiles into momentum")
+    wrap(extraction, "store_sum", "tiles into momentum")
     wrap(compressor, "descend", "tiles into weights")
     wrap(compressor, "contributor_mean", "mean over contributors")
     wrap(compressor, "contributor_weights", "mean over contributors")
@@ -239,7 +239,7 @@ def exactness(steps: int = 100) -> tuple[float, float]:
             equal += int((x.sign() == y.sign()).sum())
             total += x.numel()
     errors = [
-        float((a.state[p]["delta"].double() - b.state[q]["delta"]).norm() / b.state[q]["delta"].norm())
+        float((a.delta(p).double() - b.delta(q)).norm() / b.delta(q).norm())
         for p, q in zip(single, double, strict=True)
     ]
     return equal / total, max(errors)

@@ -152,7 +152,7 @@ def compare(case: Case, steps: int) -> None:
                 entered = magnitude(twin.delta) + (0.0 if param.grad is None else lr * magnitude(param.grad))
                 settle_ties(updates[-1], number, twin, relative)
                 assert_same_values(updates[-1], number, twin.generate(param.grad, lr), ROUNDING[case.dtype])
-                delta = optimizer.state[param]["delta"]
+                delta = optimizer.delta(param)
                 assert_near(delta, twin.delta, "delta", left, scale=entered)
                 twin.delta = delta.clone()
         for optimizer, plain in zip(optimizers, twins, strict=True):
@@ -252,7 +252,7 @@ def test_the_signs_of_100_steps_are_those_of_double_precision(overlap: bool) -> 
             for number, (param, twin) in enumerate(zip(params_of(optimizer), plain, strict=True)):
                 # The twin starts every step from the state of the fast one.
                 state = optimizer.state[param]
-                twin.delta = state["delta"].double()
+                twin.delta = optimizer.delta(param).double()
                 if isinstance(twin, PlainPsyche):
                     twin.own = (state["own_index"].long(), state["own_value"].double())
                 param.grad = 0.3 * steady[number] + torch.randn(param.shape, generator=generator)

@@ -113,7 +113,7 @@ def test_gradients_are_clipped_before_they_reach_the_momentum(pl: ModuleType, tm
     limit = 1e-4
     trainer = fit(pl, module, tmp_path, max_steps=1, gradient_clip_val=limit, gradient_clip_algorithm="norm")
     [optimizer] = trainer.optimizers
-    norm = sum(optimizer.state[p]["delta"].square().sum() for p in module.parameters()).sqrt()
+    norm = sum(optimizer.delta(p).square().sum() for p in module.parameters()).sqrt()
     assert 0 < norm <= 0.01 * limit * 1.001
 
 

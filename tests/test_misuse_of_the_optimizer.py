@@ -127,8 +127,8 @@ def test_momentum_that_is_not_finite_begins_anew() -> None:
     param = parameter(16, 16)
     optimizer = DisTrO([param], overlap=False, **SETTINGS)
     saved = optimizer.state_dict()
-    saved["state"][0]["delta"] = torch.full((16, 16), torch.nan)
-    with pytest.warns(UserWarning, match="delta of parameter 0 is not finite"):
+    saved["state"][0]["coefficients"] = torch.full((4, 8, 8), torch.nan)
+    with pytest.warns(UserWarning, match="coefficients of parameter 0 is not finite"):
         optimizer.load_state_dict(saved)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -50,7 +50,7 @@ def test_with_all_coefficients_as_values_the_update_is_the_sign_of_the_gradient(
     optimizer.step()
     assert param.grad is not None
     assert torch.equal(param, -0.5 * param.grad.sign())
-    assert optimizer.state[param]["delta"].abs().max().item() < 1e-12 if param.numel() else True
+    assert optimizer.delta(param).abs().max().item() < 1e-12 if param.numel() else True
 
 
 @pytest.mark.parametrize("style", STEPS)

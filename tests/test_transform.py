@@ -19,7 +19,7 @@ def make(name: str, h: int, w: int, dtype: torch.dtype = torch.float64, n: int =
 
 
 def encoded(transform: Transform, tiles: torch.Tensor) -> torch.Tensor:
-    return transform.encode(tiles, out=torch.empty_like(tiles), scratch=torch.empty_like(tiles))
+    return transform.encode([tiles], out=torch.empty_like(tiles), scratch=torch.empty_like(tiles))
 
 
 def decoded(transform: Transform, coefficients: torch.Tensor) -> torch.Tensor:
@@ -79,6 +79,20 @@ def test_small_and_large_tiles_are_transformed_alike(h: int, w: int, dtype: torc
     left, right = dct_basis(h, dtype, CPU), dct_basis(w, dtype, CPU)
     torch.testing.assert_close(encoded(transform, tiles), left.T @ tiles @ right)
     torch.testing.assert_close(decoded(transform, tiles), left @ tiles @ right.T)
+
+
+@pytest.mark.parametrize(("h", "w"), [(4, 8), (64, 64), (7, 3)])
+def test_tiles_may_lie_in_their_tensors(h: int, w: int) -> None:
+    """Of two tensors, in which the rows of a tile are far apart."""
+    transform, _ = make("dct", h, w)
+    assert transform.takes_views
+    generator = torch.Generator().manual_seed(4)
+    tensors = [torch.randn(rows * h, 3 * w, generator=generator, dtype=torch.float64) for rows in (2, 1)]
+    views = [t.view(-1, h, 3, w).transpose(1, 2) for t in tensors]
+    copied = torch.cat([view.reshape(-1, h, w) for view in views])
+    out = torch.empty_like(copied)
+    transform.encode(views, out=out, scratch=torch.empty_like(copied))
+    assert torch.equal(out, encoded(transform, copied))
 
 
 def test_the_identity_leaves_tiles_as_they_are() -> None:

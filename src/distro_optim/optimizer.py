@@ -29,7 +29,7 @@ from .errors import ConfigurationError, DistroError
 from .optimizer_arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
 from .optimizer_run import Run
 from .optimizer_saving import ResumableOptimizer
-from .optimizer_state import DELTA, OWN_VALUE, QUARANTINED
+from .optimizer_state import OWN_VALUE, QUARANTINED, momentum
 
 __all__ = ["DisTrO"]
 
@@ -83,6 +83,9 @@ class DisTrO(ResumableOptimizer):
     too coarse to change at all, a float16 one from 2048 to 4096 times: keep float32 weights under autocast.
     A sign cannot say 0: with ``quantize_1bit=True`` a tile without any gradient of its own, such as the rows
     of an embedding that the data never names, still moves in a tensor that has one; values do not move it.
+
+    The momentum of a parameter is in ``state[p]["delta"]``, or as ``state[p]["coefficients"]``: :meth:`delta` is a copy
+    of it in the shape of the parameter.
 
     Attributes:
         quarantined: non-finite gradients that were left out so far, all parameters together; per parameter in
@@ -284,9 +287,9 @@ class DisTrO(ResumableOptimizer):
         """
         self.undo_lookahead()
         for param in self._params():
-            for key in (DELTA, OWN_VALUE):
-                if key in self.state[param]:
-                    self.state[param][key].zero_()
+            momentum(self.state[param]).zero_()
+            if OWN_VALUE in self.state[param]:
+                self.state[param][OWN_VALUE].zero_()
 
     @property
     def quarantined(self) -> int:

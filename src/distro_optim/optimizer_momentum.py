@@ -14,14 +14,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .compress import CompressedUpdate, Compressor, OwnPart, ParamSpec, TilePlan, make_plan
+from .compress import CompressedUpdate, Compressor, OwnPart, ParamSpec, TilePlan, from_coefficients, make_plan
 from .compress.dct import TransformName
 from .compress.tiling import Tiling
 from .errors import ConfigurationError, DistroError
 from .lookahead import Edits
 from .optimizer_arguments import check_param, check_rate, normal_settings, unique_params
 from .optimizer_run import PROGRESS, Run
-from .optimizer_state import DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, initial_state, restore_state
+from .optimizer_state import (
+    COEFFICIENTS,
+    DELTA,
+    OWN_INDEX,
+    OWN_VALUE,
+    QUARANTINED,
+    WEIGHT,
+    initial_state,
+    momentum,
+    restore_state,
+)
 from .quarantine import usable_gradients
 from .workers import MAX_WORKERS, Workers
 
@@ -77,7 +87,7 @@ class DecoupledMomentum(Optimizer):
             plan = self.plan
             first = len(plan) - len(group["params"])
             for number, param in enumerate(group["params"], start=first):
-                self.state[param] = initial_state(param, plan, number, self._overlap)
+                self.state[param] = initial_state(param, plan, number, self._overlap, self._transform)
         finally:
             if ahead:
                 self._look_ahead_again()
@@ -95,15 +105,15 @@ class DecoupledMomentum(Optimizer):
         """
         self.undo_lookahead()
         groups = [normal_settings({**group, **settings}) for group in self.param_groups]
+        deltas = [self.delta(param) for param in self._params()]
         self._tiling, self._quantize = tiling, quantize_1bit
         for group, changed in zip(self.param_groups, groups, strict=True):
             group.update(changed)
         self._run.forget_plan()
         plan = self.plan
-        for number, param in enumerate(self._params()):
-            old = self.state[param]
-            kept = {key: old[key] for key in (DELTA, QUARANTINED)}
-            self.state[param] = {**initial_state(param, plan, number, self._overlap), **kept}
+        for number, (param, delta) in enumerate(zip(self._params(), deltas, strict=True)):
+            kept = {DELTA: delta, QUARANTINED: self.state[param][QUARANTINED]}
+            self.state[param] = restore_state(kept, param, plan, number, self._overlap, self._transform)
 
     @property
     def plan(self) -> TilePlan:
@@ -158,8 +168,28 @@ class DecoupledMomentum(Optimizer):
             with torch.inference_mode(False), torch.no_grad():
                 self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
                 for number, param in enumerate(params):
-                    self.state[param] = restore_state(self.state[param], param, plan, number, self._overlap)
+                    self.state[param] = restore_state(
+                        self.state[param], param, plan, number, self._overlap, self._transform
+                    )
         return self._run.compressor
+
+    @torch.no_grad()
+    def delta(self, param: Tensor) -> Tensor:
+        """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
+
+        Raises:
+            ConfigurationError: ``param`` is none of the optimizer's.
+        """
+        for number, own in enumerate(self._params()):
+            if own is param:
+                state = self.state[param]
+                if COEFFICIENTS in state:
+                    return from_coefficients(state[COEFFICIENTS], self.plan.grids[number])
+                delta: Tensor = state[DELTA].clone()
+                return delta
+        raise ConfigurationError(
+            f"a tensor of shape {tuple(param.shape)} is none of the optimizer's parameters", name="param", value=param
+        )
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -253,7 +283,8 @@ class DecoupledMomentum(Optimizer):
         own = self._own_parts() if self._overlap else None
         return compressor.extract(
             grads,
-            [self.state[p][DELTA] for p in params],
+            [momentum(self.state[p]) for p in params],
+            in_coefficients=[COEFFICIENTS in self.state[p] for p in params],
             lr=[rate / scale for rate in rates],
             decay=[group["compression_decay"] for group in self.param_groups],
             quantize=self._quantize,
@@ -304,6 +335,7 @@ class DecoupledMomentum(Optimizer):
             compressor.extract(
                 [None] * len(compressor.plan),
                 [self.state[p][DELTA] for p in self._params()],
+                in_coefficients=[False] * len(compressor.plan),
                 lr=[0.0] * groups,
                 decay=[1.0] * groups,
                 quantize=self._quantize,

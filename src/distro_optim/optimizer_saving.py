@@ -63,7 +63,7 @@ class ResumableOptimizer(DecoupledMomentum):
             for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):
                 # Copies: the saved tensors may be those of an optimizer that goes on.
                 copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
-                self.state[param] = restore_state(copied, param, plan, number, self._overlap)
+                self.state[param] = restore_state(copied, param, plan, number, self._overlap, self._transform)
             in_flight = self._overlap and self.param_groups[0]["in_flight"]
             arrived = unpack_in_flight(plan, originals) if in_flight else None
         except BaseException:

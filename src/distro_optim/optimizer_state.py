@@ -1,11 +1,13 @@
 """What :class:`~distro_optim.optimizer.DisTrO` remembers of a parameter, and how it is saved.
 
-Always in ``state[p]``, from construction, and saved:
+Always in ``state[p]``, from construction, and saved; float32, or float64 for a float64 parameter:
 
-===============  ================================================================================================
-``delta``        momentum, shaped as the parameter; float32, or float64 for a float64 parameter
-``quarantined``  0-D int64 on the CPU: gradients left out because they were not finite
-===============  ================================================================================================
+================  ===============================================================================================
+``delta``         momentum, shaped as the parameter
+``coefficients``  in its stead, for a matrix that is cut into whole tiles, without overlap: its DCT, tile by tile,
+                  ``(tiles, h, w)``, which saves transforms
+``quarantined``   0-D int64 on the CPU: gradients left out because they were not finite
+================  ===============================================================================================
 
 With ``overlap=True`` also, and saved:
 
@@ -35,22 +37,26 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from .compress import CompressedUpdate, TilePlan, compute_dtype
+from .compress import CompressedUpdate, TileGrid, TilePlan, compute_dtype, from_coefficients, to_coefficients
+from .compress.dct import TransformName
 from .errors import ConfigurationError, DistroError
 
 __all__ = [
+    "COEFFICIENTS",
     "DELTA",
     "OWN_INDEX",
     "OWN_VALUE",
     "QUARANTINED",
     "WEIGHT",
     "initial_state",
+    "momentum",
     "pack_in_flight",
     "restore_state",
     "unpack_in_flight",
 ]
 
 DELTA: Final = "delta"
+COEFFICIENTS: Final = "coefficients"
 QUARANTINED: Final = "quarantined"
 OWN_INDEX: Final = "own_index"
 OWN_VALUE: Final = "own_value"
@@ -62,19 +68,35 @@ _IN_FLIGHT_PRESENT: Final = "in_flight_present"
 _IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
 
 
-def initial_state(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
+def momentum(state: dict[str, Tensor]) -> Tensor:
+    """The momentum of a parameter in the form in which its state has it."""
+    return state[COEFFICIENTS] if COEFFICIENTS in state else state[DELTA]
+
+
+def initial_state(
+    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
+) -> dict[str, Tensor]:
     """State of a parameter that has not been trained yet; ``number`` is its place in ``plan``."""
-    return {key: _fresh(key, template, param) for key, template in _templates(param, plan, number, overlap).items()}
+    templates = _templates(param, plan, number, overlap, transform)
+    return {key: _fresh(key, template, param) for key, template in templates.items()}
 
 
-def _templates(param: Tensor, plan: TilePlan, number: int, overlap: bool) -> dict[str, Tensor]:
+def _templates(
+    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
+) -> dict[str, Tensor]:
     """Tensors without memory that have the shapes and dtypes of the state."""
-    dtype, rows = compute_dtype(param.dtype), (plan.grids[number].tiles, plan.topk[number])
+    grid = plan.grids[number]
+    dtype, rows = compute_dtype(param.dtype), (grid.tiles, plan.topk[number])
 
     def template(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    state = {DELTA: template(*param.shape, dtype=dtype), QUARANTINED: template(dtype=torch.int64)}
+    # Of more than two dimensions, equally many tiles of the same size may be others under another tiling.
+    if not overlap and transform == "dct" and grid.exact:
+        state = {COEFFICIENTS: template(grid.tiles, grid.h, grid.w, dtype=dtype)}
+    else:
+        state = {DELTA: template(*param.shape, dtype=dtype)}
+    state[QUARANTINED] = template(dtype=torch.int64)
     if overlap:
         state[OWN_INDEX] = template(*rows, dtype=torch.int32)
         state[OWN_VALUE] = template(*rows, dtype=dtype)
@@ -96,18 +118,21 @@ def _device(key: str, param: Tensor) -> torch.device:
 
 
 def restore_state(
-    saved: dict[str, Any], param: Tensor, plan: TilePlan, number: int, overlap: bool
+    saved: dict[str, Any], param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
 ) -> dict[str, Tensor]:
     """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
 
-    So a state of plain DeMo (``delta`` alone) loads too. Tensors that are right already are taken as they are.
+    So a state of plain DeMo (``delta`` alone) loads too, and one with overlap without it, and the other way round.
+    Tensors that are right already are taken as they are.
 
     Raises:
         ConfigurationError: a tensor has another shape.
     """
     state = {}
-    for key, template in _templates(param, plan, number, overlap).items():
+    for key, template in _templates(param, plan, number, overlap, transform).items():
         value = saved.get(key)
+        if value is None and key in (DELTA, COEFFICIENTS):
+            value = _in_the_other_form(saved, key, param, plan.grids[number])
         if value is None or key in _IN_FLIGHT:
             state[key] = _fresh(key, template, param)
             continue
@@ -128,15 +153,27 @@ def restore_state(
                 name="state_dict",
             )
         value = value.to(device=_device(key, param), dtype=template.dtype)
-        if key == DELTA and not _is_finite(value):
+        if key in (DELTA, COEFFICIENTS) and not _is_finite(value):
             warnings.warn(
-                f"distro_optim: the saved delta of parameter {number} is not finite; its momentum begins anew.",
+                f"distro_optim: the saved {key} of parameter {number} is not finite; its momentum begins anew.",
                 UserWarning,
                 stacklevel=2,
             )
             value = torch.zeros_like(value)
         state[key] = value if key in (WEIGHT, QUARANTINED) or value.is_contiguous() else value.contiguous()
     return state
+
+
+def _in_the_other_form(saved: dict[str, Any], key: str, param: Tensor, grid: TileGrid) -> Tensor | None:
+    """The momentum as ``key`` says, of a state that has it in the other form. As it is where it does not fit."""
+    value: Tensor | None = saved.get(DELTA if key == COEFFICIENTS else COEFFICIENTS)
+    if value is None:
+        return None
+    expected = grid.shape if key == COEFFICIENTS else (grid.tiles, grid.h, grid.w)
+    if tuple(value.shape) != tuple(expected):
+        return value  # refused, with its shape
+    exact = value.to(compute_dtype(param.dtype))
+    return to_coefficients(exact, grid) if key == COEFFICIENTS else from_coefficients(exact, grid)
 
 
 def pack_in_flight(

@@ -8,7 +8,9 @@
 ``sign``         values as single bits
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
 ``windows``      between tensors and the tiles of a block
+``extraction``   gradients into the momentum of a batch, and coefficients out of it
 ``compressor``   the two halves of a step, over all of the above
+``coefficients`` a whole tensor as coefficients, and back
 ``wire``         a contribution as bytes, in Psyche's form
 ``wire_tensor``  one tensor of it
 ``flat``         a contribution as bytes, for peers that are known to share the plan
@@ -17,7 +19,9 @@
 
 from __future__ import annotations
 
-from .compressor import Compressor, OwnPart
+from .coefficients import from_coefficients, to_coefficients
+from .compressor import Compressor
+from .extraction import OwnPart
 from .plan import ParamSpec, TilePlan, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
@@ -32,6 +36,8 @@ __all__ = [
     "TilePlan",
     "Tiling",
     "compute_dtype",
+    "from_coefficients",
     "make_plan",
     "tile_grid",
+    "to_coefficients",
 ]

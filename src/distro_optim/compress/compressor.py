@@ -3,48 +3,25 @@
 Both walk the plan block by block and run every stage of a block before the next block, in three reused scratch
 buffers of a few megabytes. A step therefore needs no temporary of the size of a tensor, and its many small tensors
 cost little more than one large one.
-
-The momentum (``delta``) is kept in weight space, one tensor per parameter: a checkpoint can be read without knowing
-the tiling, and Psyche's lookahead needs its sign there. What is sent leaves it again as ``k`` rank-one updates per
-tile (:meth:`~distro_optim.compress.dct.Transform.decode_sparse`) rather than by a dense inverse transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from .dct import Transform, make_transform
+from .extraction import SPARSE_DECODE_LIMIT, Extraction, OwnPart, joined
 from .plan import Batch, Block, TilePlan, compute_dtype
-from .sign import signs_to_values, values_to_signs
-from .topk import contributor_mean, contributor_weights, select_topk
+from .sign import signs_to_values
+from .topk import contributor_mean, contributor_weights
 from .update import CompressedUpdate
-from .windows import Contiguous, descend, load, store, store_sum
+from .windows import Contiguous, descend
 
-__all__ = ["Compressor", "OwnPart"]
-
-# Up to this many coefficients per tile, summing basis functions one by one is faster than a dense inverse transform:
-# measured crossover on 64 x 64 tiles between 32 and 64.
-SPARSE_DECODE_LIMIT: Final = 48
-
-
-@dataclass(frozen=True)
-class OwnPart:
-    """What a peer itself sent of one tensor in the round before, unquantised.
-
-    Attributes:
-        index: ``(tiles, k) int32``.
-        value: ``(tiles, k)`` of the compute dtype; all 0 where nothing was sent.
-    """
-
-    index: Tensor
-    value: Tensor
-
+__all__ = ["Compressor"]
 
 # All stages of a step for one block, in the scratch memory of one worker, a number from 0.
 Work = Callable[[Block, int], None]
@@ -112,31 +89,31 @@ class Compressor:
     def extract(
         self,
         grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
+        momenta: Sequence[Tensor],
         *,
+        in_coefficients: Sequence[bool],
         lr: Sequence[float],
         decay: Sequence[float],
         quantize: bool,
         own: Sequence[OwnPart] | None = None,
         step: tuple[Sequence[Tensor], Sequence[float]] | None = None,
     ) -> CompressedUpdate:
-        """``delta = decay * delta + lr * grad``, and the largest coefficients of it.
+        """``momentum = decay * momentum + lr * grad``, and the largest coefficients of it.
 
-        Inside, tiles hold ``delta / decay``: then one pass reads both ``delta`` and gradient, and the pass that
-        writes ``delta`` back multiplies.
-
-        With ``own``, what was sent in the round before leaves ``delta`` first, and what is sent now replaces it in
-        ``own``. Without, what is sent now leaves ``delta`` at once.
+        With ``own``, what was sent in the round before leaves the momentum first, and what is sent now replaces it in
+        ``own``. Without, what is sent now leaves the momentum at once.
 
         Args:
-            grads: one per tensor, or None: that tensor keeps its ``delta`` and is absent from the update.
-            deltas: one per tensor, contiguous, of the compute dtype; changed in place.
+            grads: one per tensor, or None: that tensor keeps its momentum and is absent from the update.
+            momenta: one per tensor, contiguous, of the compute dtype; changed in place.
+            in_coefficients: one per tensor: whether its momentum is ``(tiles, h, w)``, coefficients of whole tiles, or
+                shaped as the tensor; alike for all tensors of a batch. Not together with ``own``.
             lr: one per parameter group, with any unscaling of the gradients folded in.
             decay: one per parameter group.
             quantize: send signs instead of values.
             own: one per tensor; changed in place.
             step: parameters and their groups' learning rates, for a peer that is alone and sends values: what leaves
-                ``delta`` is the whole update then, so the parameters take it at once, in place.
+                the momentum is the whole update then, so the parameters take it at once, in place.
         """
         if step is not None and (quantize or own is not None):
             raise ValueError("what leaves delta is not the update where signs are sent, or later")
@@ -147,12 +124,12 @@ class Compressor:
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
-            extract = partial(
-                self._extract_block,
+            extraction = Extraction(
                 batch=batch,
                 transform=transform,
+                in_coefficients=in_coefficients[min(batch.ranges)],
                 grads=grads,
-                deltas=deltas,
+                momenta=momenta,
                 rate=lr[batch.group],
                 keep=decay[batch.group],
                 own=own,
@@ -161,7 +138,7 @@ class Compressor:
                 value_out=update.value[number],
                 spoken_out=spoken[-1],
             )
-            works.append(extract)
+            works.append(partial(self._extract_block, extraction))
         self._for_each_block(works)
         if weights is not None:
             weights.write_back()
@@ -170,48 +147,8 @@ class Compressor:
             self._silence(present, spoken)
         return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
 
-    def _extract_block(
-        self,
-        block: Block,
-        worker: int,
-        *,
-        batch: Batch,
-        transform: Transform,
-        grads: Sequence[Tensor | None],
-        deltas: Sequence[Tensor],
-        rate: float,
-        keep: float,
-        own: Sequence[OwnPart] | None,
-        step: tuple[Sequence[Tensor], float] | None,
-        index_out: Tensor,
-        value_out: Tensor,
-        spoken_out: Tensor,
-    ) -> None:
-        """All stages of :meth:`extract` for one block, whose rows of the outputs it fills."""
-        tiles, coefficients, spare = self._buffers(batch, block, worker)
-        rows = slice(block.start, block.stop)
-        quantize = value_out.dtype == torch.bool
-        sent_before = None if own is None else self._decode_own(transform, block, own, coefficients, spare)
-        load(block, grads, deltas, tiles, spare, rate / keep, minus=sent_before)
-        if own is not None:
-            store(block, tiles, grads, deltas, keep)
-        index, value = self._select(transform, batch, tiles, coefficients, spare)
-        sent = value * keep
-        if not quantize and batch.value_dtype != batch.compute_dtype:
-            limit = torch.finfo(batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
-            sent = sent.clamp_(-limit, limit).to(batch.value_dtype).to(batch.compute_dtype)
-        if own is not None:
-            self._keep_own(block, grads, index, sent, own)
-        else:
-            leaving = self._rebuild(transform, index, -sent, coefficients, spare)
-            store_sum(block, leaving, tiles, grads, deltas, keep)
-            if step is not None:
-                params, step_size = step
-                descend(block, leaving.sign_(), params, -step_size, grads)
-        if quantize:
-            torch.any(sent, dim=1, out=spoken_out[rows])
-        index_out[rows].copy_(index)
-        value_out[rows].copy_(values_to_signs(sent) if quantize else sent)
+    def _extract_block(self, extraction: Extraction, block: Block, worker: int) -> None:
+        extraction.extract(block, *self._buffers(extraction.batch, block, worker))
 
     def _silence(self, present: list[bool], spoken: Sequence[Tensor]) -> None:
         """Marks tensors absent that are zero all over: a sign cannot say 0, and their weights would start to move.
@@ -222,47 +159,6 @@ class Compressor:
             before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
             for number, (start, stop) in batch.ranges.items():
                 present[number] = present[number] and before[stop] > before[start]
-
-    def _decode_own(
-        self, transform: Transform, block: Block, own: Sequence[OwnPart], coefficients: Tensor, spare: Tensor
-    ) -> Tensor:
-        """What was sent in the round before, as tiles, in ``coefficients``."""
-        index = _joined([own[p.param].index[p.start : p.stop] for p in block.pieces], dim=0)
-        value = _joined([own[p.param].value[p.start : p.stop] for p in block.pieces], dim=0)
-        return self._rebuild(transform, index.long(), value, coefficients, spare)
-
-    def _rebuild(
-        self, transform: Transform, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor
-    ) -> Tensor:
-        """Decodes one contributor into ``coefficients``; overwrites ``spare`` too."""
-        if index.shape[1] <= SPARSE_DECODE_LIMIT or transform.h == 1:
-            return transform.decode_sparse(index, value, out=coefficients)
-        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
-        # The first of the two products has read all coefficients when the second one overwrites them.
-        return transform.decode(coefficients, out=coefficients, scratch=spare)
-
-    def _select(
-        self, transform: Transform, batch: Batch, tiles: Tensor, coefficients: Tensor, spare: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        transform.encode(tiles, out=coefficients, scratch=spare)
-        n = tiles.shape[0]
-        return select_topk(coefficients.view(n, -1), batch.k, scratch=spare.view(n, -1))
-
-    def _keep_own(
-        self,
-        block: Block,
-        grads: Sequence[Tensor | None],
-        index: Tensor,
-        value: Tensor,
-        own: Sequence[OwnPart],
-    ) -> None:
-        for p in block.pieces:
-            part = own[p.param]
-            if grads[p.param] is None:
-                part.value[p.start : p.stop].zero_()
-            else:
-                part.index[p.start : p.stop].copy_(index[p.block_start : p.block_stop])
-                part.value[p.start : p.stop].copy_(value[p.block_start : p.block_stop])
 
     # ---------------------------------------------------------------- coefficients to weights
 
@@ -334,7 +230,7 @@ class Compressor:
         tiles, coefficients, spare = self._buffers(batch, block, worker)
         n, parts = block.tiles, len(updates)
         rows = slice(block.start, block.stop)
-        index = _joined([u.index[number][rows] for u in updates], dim=1).long()
+        index = joined([u.index[number][rows] for u in updates], dim=1).long()
         value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
         weight = _presence(block, batch, updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
@@ -347,16 +243,12 @@ class Compressor:
         return tiles
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
 def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Signs and values of all contributors as numbers, side by side."""
     if any(p.dtype != parts[0].dtype for p in parts):
         parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]
-    joined = _joined(parts, dim=1)
-    return signs_to_values(joined, dtype) if joined.dtype == torch.bool else joined.to(dtype)
+    together = joined(parts, dim=1)
+    return signs_to_values(together, dtype) if together.dtype == torch.bool else together.to(dtype)
 
 
 def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -> Tensor | None:

@@ -1,14 +1,17 @@
 """Transforms of tiles: the orthonormal DCT, and the identity.
 
 A transform works on a block of tiles, ``(n, h, w)`` contiguous, with every output and temporary given by the caller,
-so that a step reuses a few megabytes that stay in cache. With ``F`` the orthonormal DCT-II of the unit vectors
-(row = input index), a tile ``X`` is encoded as ``F_h^T @ X @ F_w`` and decoded as ``F_h @ C @ F_w^T``
-(PsycheFoundation/psyche ``shared/modeling/src/distro.rs``; bloc97/DeMo ``demo.py``).
+so that a step reuses a few megabytes that stay in cache. Tiles that are only read may also lie in their tensors.
+
+With ``F`` the orthonormal DCT-II of the unit vectors (row = input index), a tile ``X`` is encoded as
+``F_h^T @ X @ F_w`` and decoded as ``F_h @ C @ F_w^T`` (PsycheFoundation/psyche ``shared/modeling/src/distro.rs``;
+bloc97/DeMo ``demo.py``).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, Literal, get_args
 
@@ -23,8 +26,8 @@ __all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_b
 TransformName = Literal["dct", "identity"]
 TRANSFORMS: Final[tuple[str, ...]] = get_args(TransformName)
 
-# Multiplications in a product up to which OpenBLAS, with which numpy comes, does not share it out among threads.
-_SMALL_PRODUCT: Final = 64**3
+# Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads.
+_LONGEST_SMALL_SIDE: Final = 64
 
 
 @lru_cache(maxsize=256)
@@ -46,7 +49,13 @@ def _dct_rows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class Transform(ABC):
-    """An orthonormal linear map of tiles of one shape, dtype and device."""
+    """An orthonormal linear map of tiles of one shape, dtype and device.
+
+    Attributes:
+        takes_views: whether tiles that are only read may have any strides.
+    """
+
+    takes_views = False
 
     def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
         self.h = h
@@ -55,8 +64,16 @@ class Transform(ABC):
         self.device = device
 
     @abstractmethod
-    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
-        """Tiles to coefficients, all ``(n, h, w)``. Overwrites ``out`` and ``scratch``, returns the coefficients."""
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
+        """Tiles to coefficients.
+
+        Args:
+            tiles: ``(..., h, w)``, together ``n`` tiles, of any strides; unless :attr:`takes_views`, a contiguous one.
+            out, scratch: ``(n, h, w)`` contiguous, overwritten.
+
+        Returns:
+            ``out``, the coefficients.
+        """
 
     @abstractmethod
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
@@ -83,10 +100,20 @@ class DCT(Transform):
         super().__init__(h, w, dtype, device)
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
+        self.takes_views = h > 1 and _is_small(device, h, w)
 
     @override
-    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
-        return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
+        if not self.takes_views:
+            [x] = tiles
+            return self._two_products(x, self._fh_rows, self._fw, out, scratch)
+        start = 0
+        for part in tiles:
+            stop = start + part.shape[:-2].numel()
+            _multiply(part, self._fw, scratch[start:stop].view(part.shape))
+            start = stop
+        _multiply(self._fh_rows, scratch, out)
+        return out
 
     @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
@@ -96,7 +123,7 @@ class DCT(Transform):
         n = x.shape[0]
         if self.h == 1:
             torch.mm(x.view(n, self.w), right, out=out.view(n, self.w))
-        elif _is_small(out, self.w):
+        elif self.takes_views:
             _multiply(x, right, scratch)
             _multiply(left, scratch, out)
         else:
@@ -118,17 +145,16 @@ class DCT(Transform):
             column = index
             left = value.reshape(n, m, 1)
         right = self._fw_rows.index_select(0, column.reshape(-1)).view(n, m, self.w)
-        if _is_small(out, m):
+        if _is_small(self.device, self.h, self.w):
             _multiply(left.transpose(1, 2), right, out)
         else:
             torch.bmm(left.transpose(1, 2), right, out=out)
         return out
 
 
-def _is_small(tiles: Tensor, inner: int) -> bool:
-    """Whether products of matrices with ``inner`` columns and rows that give ``tiles`` are for :func:`_multiply`."""
-    longest = max(tiles.shape[1:])
-    return tiles.device.type == "cpu" and longest * longest * max(longest, inner) <= _SMALL_PRODUCT
+def _is_small(device: torch.device, h: int, w: int) -> bool:
+    """Whether products of and with tiles of this size are for :func:`_multiply`."""
+    return device.type == "cpu" and max(h, w) <= _LONGEST_SMALL_SIDE
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -144,8 +170,9 @@ class Identity(Transform):
     """Coefficients are the elements themselves: plain chunked top-k with error feedback."""
 
     @override
-    def encode(self, tiles: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
-        return out.copy_(tiles)
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
+        [x] = tiles
+        return out.copy_(x)
 
     @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:

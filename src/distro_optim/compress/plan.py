@@ -137,7 +137,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """All tiles of one shape that share settings, element types and device.
+    """All tiles of one shape that share settings, element types and device, and are exact or not.
 
     Attributes:
         k: coefficients per tile.
@@ -220,7 +220,7 @@ def make_plan(specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "") -
     members: dict[tuple[object, ...], list[int]] = {}
     for number, (spec, grid) in enumerate(zip(specs, grids, strict=True)):
         if grid.tiles:
-            key = (spec.group, grid.h, grid.w, topk[number], spec.dtype, spec.device)
+            key = (spec.group, grid.h, grid.w, grid.exact, topk[number], spec.dtype, spec.device)
             members.setdefault(key, []).append(number)
 
     home: list[int | None] = [None] * len(specs)

@@ -78,6 +78,11 @@ class TileGrid:
         return self.h * self.w
 
     @property
+    def exact(self) -> bool:
+        """Whether the tensor is a matrix, and each tile lies inside it and has two dimensions."""
+        return len(self.shape) == 2 and self.h > 1 and self.height % self.h == 0 and self.width % self.w == 0
+
+    @property
     def coded_shape(self) -> tuple[int, ...]:
         """Shape of the encoded tensor: Psyche's ``xshape``.
 

@@ -15,6 +15,8 @@ __all__ = ["contributor_mean", "contributor_weights", "select_topk"]
 
 # Below this a row is so short that a second round costs more than it saves.
 _MIN_SIZE_FOR_GROUPS: Final = 1024
+# Lost in rounding when 1 is added to it.
+_NOBODY: Final = 1e-30
 # A tile of huge prime sides has no fitting divisor; chosen so that finding out takes no time.
 _WIDTHS_TRIED: Final = 4096
 
@@ -121,8 +123,7 @@ def contributor_mean(
     if parts == 1 and weight is None:
         return out.scatter_(1, index, value)
     _sum_and_count(index, value, weight, out, scratch, parts)
-    # Where all who sent a position are absent the count is 0, and so is the sum: leave the 0.
-    return out.div_(scratch.clamp_(min=1))
+    return out.div_(scratch)
 
 
 def contributor_weights(
@@ -147,7 +148,8 @@ def _sum_and_count(
 ) -> None:
     counted = torch.ones_like(value) if weight is None else weight
     weighted = value if weight is None else value * weight
-    count.zero_().scatter_add_(1, index, counted)
+    # Where nobody counts, the sum is 0: divided by next to nothing it stays 0.
+    count.fill_(_NOBODY).scatter_add_(1, index, counted)
     if index.device.type == "cpu":
         total.scatter_add_(1, index, weighted)
         return

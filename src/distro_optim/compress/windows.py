@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .plan import Block
 
-__all__ = ["Contiguous", "descend", "load", "store", "store_sum"]
+__all__ = ["Contiguous", "descend", "gather", "load", "store", "store_sum", "windows_of"]
 
 # Gradients by number of their tensor; None: there is none.
 Gradients = Sequence[Tensor | None]
+
+
+def windows_of(block: Block, tensors: Gradients) -> Iterator[Tensor]:
+    """The tiles of a block, all of which lie inside their tensors, where they are in these: ``(..., h, w)``."""
+    for piece in block.pieces:
+        tensor = tensors[piece.param]
+        if tensor is not None:
+            for region in piece.regions:
+                yield region.of_tensor(tensor)
+
+
+def gather(block: Block, grads: Gradients, tiles: Tensor) -> None:
+    """Fills ``tiles``, all of which lie inside their tensors, with the gradients; with 0 where there is none."""
+    for piece in block.pieces:
+        grad = grads[piece.param]
+        if grad is None:
+            tiles[piece.block_start : piece.block_stop].zero_()
+        else:
+            for region in piece.regions:
+                region.of_block(tiles).copy_(region.of_tensor(grad))
 
 
 def load(

@@ -24,7 +24,7 @@ from ..compress import CompressedUpdate, TilePlan, make_plan
 from ..coordinator.schedule import cold_start_factor
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
-from ..optimizer_state import DELTA
+from ..optimizer_state import momentum
 from .actions import ApplyResults, DecayWeights, TrainBatch
 from .named_tensors import NamedTensors
 from .weights import tensor_digest
@@ -186,7 +186,7 @@ class SwarmTrainer:
     def momentum(self) -> dict[str, Tensor]:
         """Copies of the momentum of each tensor, on the CPU."""
         return {
-            name: self.optimizer.state[tensor][DELTA].to("cpu", copy=True)
+            name: momentum(self.optimizer.state[tensor]).to("cpu", copy=True)
             for name, tensor in self.tensors.trained.items()
         }
 
@@ -199,7 +199,7 @@ class SwarmTrainer:
         """
         self.forget_momentum()
         for name, tensor in self.tensors.trained.items():
-            delta = self.optimizer.state[tensor][DELTA]
+            delta = momentum(self.optimizer.state[tensor])
             if name in values:
                 if values[name].shape != delta.shape:
                     raise ConfigurationError(

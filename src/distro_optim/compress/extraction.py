@@ -1,0 +1,173 @@
+"""One batch of a step's first half: gradients into the momentum, and the largest coefficients out of it.
+
+The momentum is kept in one of two forms. In weight space, shaped as the parameter (``delta``), where Psyche's lookahead
+needs its sign, or where tiles reach beyond their tensor; what is sent leaves it as ``k`` rank-one updates per tile
+(:meth:`~distro_optim.compress.dct.Transform.decode_sparse`). Or as the coefficients of its tiles, ``(tiles, h, w)``:
+the transform is linear, so that momentum can be gathered there as well, and what is sent leaves it by being set to 0.
+That saves a sixth of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .dct import Transform
+from .plan import Batch, Block
+from .sign import values_to_signs
+from .topk import select_topk
+from .windows import descend, gather, load, store, store_sum, windows_of
+
+__all__ = ["SPARSE_DECODE_LIMIT", "Extraction", "OwnPart", "joined"]
+
+# Up to this many coefficients per tile, summing basis functions one by one is faster than a dense inverse transform:
+# measured crossover on 64 x 64 tiles between 32 and 64.
+SPARSE_DECODE_LIMIT: Final = 48
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """What a peer itself sent of one tensor in the round before, unquantised.
+
+    Attributes:
+        index: ``(tiles, k) int32``.
+        value: ``(tiles, k)`` of the compute dtype; all 0 where nothing was sent.
+    """
+
+    index: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """:meth:`Compressor.extract` for one batch.
+
+    Attributes:
+        momenta: one per tensor, as coefficients where ``in_coefficients``.
+        rate: of learning.
+        keep: the decay.
+        step: parameters and their learning rate, if they take what is sent at once.
+        index_out, value_out: ``(tiles, k)``: what is sent.
+        spoken_out: ``(tiles,) bool``: where it is not all 0; only set for signs.
+    """
+
+    batch: Batch
+    transform: Transform
+    in_coefficients: bool
+    grads: Sequence[Tensor | None]
+    momenta: Sequence[Tensor]
+    rate: float
+    keep: float
+    own: Sequence[OwnPart] | None
+    step: tuple[Sequence[Tensor], float] | None
+    index_out: Tensor
+    value_out: Tensor
+    spoken_out: Tensor
+
+    def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
+        """All stages for one block, whose rows of the outputs it fills; the scratch memory is ``(n, h, w)``.
+
+        Inside, tiles hold momentum divided by the decay: then one pass reads both momentum and gradient, and the pass
+        that writes it back multiplies.
+        """
+        stages = self._in_coefficients if self.in_coefficients else self._in_weights
+        index, sent = stages(block, tiles, coefficients, spare)
+        rows = slice(block.start, block.stop)
+        quantize = self.value_out.dtype == torch.bool
+        if quantize:
+            torch.any(sent, dim=1, out=self.spoken_out[rows])
+        self.index_out[rows].copy_(index)
+        self.value_out[rows].copy_(values_to_signs(sent) if quantize else sent)
+
+    def _in_weights(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns index and value of what is sent, both ``(n, k)``."""
+        sent_before = None if self.own is None else self._decode_own(block, self.own, coefficients, spare)
+        load(block, self.grads, self.momenta, tiles, spare, self.rate / self.keep, minus=sent_before)
+        if self.own is not None:
+            store(block, tiles, self.grads, self.momenta, self.keep)
+        self.transform.encode([tiles], out=coefficients, scratch=spare)
+        n = block.tiles
+        index, value = select_topk(coefficients.view(n, -1), self.batch.k, scratch=spare.view(n, -1))
+        sent = self._rounded(value * self.keep)
+        if self.own is not None:
+            self._keep_own(block, self.own, index, sent)
+        else:
+            leaving = self._decode(index, -sent, coefficients, spare)
+            store_sum(block, leaving, tiles, self.grads, self.momenta, self.keep)
+            self._descend(block, leaving)
+        return index, sent
+
+    def _in_coefficients(
+        self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns index and value of what is sent, both ``(n, k)``."""
+        present = [
+            (p, self.momenta[p.param][p.start : p.stop]) for p in block.pieces if self.grads[p.param] is not None
+        ]
+        self.transform.encode(self._gradient_tiles(block, tiles), out=coefficients, scratch=spare)
+        for p, momentum in present:
+            part = coefficients[p.block_start : p.block_stop]
+            torch.add(momentum, part, alpha=self.rate / self.keep, out=part)
+        n = block.tiles
+        index, value = select_topk(coefficients.view(n, -1), self.batch.k, scratch=spare.view(n, -1))
+        sent = value * self.keep
+        rounded = self._rounded(sent)
+        left = torch.zeros_like(value) if rounded is sent else value - rounded / self.keep
+        coefficients.view(n, -1).scatter_(1, index, left)
+        for p, momentum in present:
+            torch.mul(coefficients[p.block_start : p.block_stop], self.keep, out=momentum)
+        if self.step is not None:
+            self._descend(block, self._decode(index, -rounded, coefficients, spare))
+        return index, rounded
+
+    def _gradient_tiles(self, block: Block, tiles: Tensor) -> list[Tensor]:
+        """Where the gradients of a block lie, or ``tiles``, filled with them."""
+        grads = [self.grads[p.param] for p in block.pieces]
+        if self.transform.takes_views and all(g is not None and g.dtype == tiles.dtype for g in grads):
+            return list(windows_of(block, self.grads))
+        gather(block, self.grads, tiles)
+        return [tiles]
+
+    def _rounded(self, value: Tensor) -> Tensor:
+        """The values as they are sent: in the dtype of the tensors, unless signs are sent."""
+        if self.value_out.dtype == torch.bool or self.batch.value_dtype == self.batch.compute_dtype:
+            return value
+        limit = torch.finfo(self.batch.value_dtype).max  # float16 ends at 65504: no coefficient becomes inf
+        return value.clamp(-limit, limit).to(self.batch.value_dtype).to(self.batch.compute_dtype)
+
+    def _descend(self, block: Block, leaving: Tensor) -> None:
+        """What leaves the momentum, negated, is the whole update of a peer that is alone."""
+        if self.step is not None:
+            params, rate = self.step
+            descend(block, leaving.sign_(), params, -rate, self.grads)
+
+    def _decode(self, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor) -> Tensor:
+        """Tiles of one contributor's coefficients, in ``coefficients``; overwrites ``spare`` too."""
+        if index.shape[1] <= SPARSE_DECODE_LIMIT or self.batch.h == 1:
+            return self.transform.decode_sparse(index, value, out=coefficients)
+        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
+        # The first of the two products has read all coefficients when the second one overwrites them.
+        return self.transform.decode(coefficients, out=coefficients, scratch=spare)
+
+    def _decode_own(self, block: Block, own: Sequence[OwnPart], coefficients: Tensor, spare: Tensor) -> Tensor:
+        """What was sent in the round before, as tiles, in ``coefficients``."""
+        index = joined([own[p.param].index[p.start : p.stop] for p in block.pieces], dim=0)
+        value = joined([own[p.param].value[p.start : p.stop] for p in block.pieces], dim=0)
+        return self._decode(index.long(), value, coefficients, spare)
+
+    def _keep_own(self, block: Block, own: Sequence[OwnPart], index: Tensor, value: Tensor) -> None:
+        for p in block.pieces:
+            part = own[p.param]
+            if self.grads[p.param] is None:
+                part.value[p.start : p.stop].zero_()
+            else:
+                part.index[p.start : p.stop].copy_(index[p.block_start : p.block_stop])
+                part.value[p.start : p.stop].copy_(value[p.block_start : p.block_stop])
+
+
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
