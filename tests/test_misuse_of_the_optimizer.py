@@ -203,3 +203,24 @@ def test_the_checkpoint_of_one_peer_serves_all() -> None:
     for optimizer in optimizers:
         optimizer.eval()
     assert torch.equal(*params)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_state_that_somebody_cleared_begins_anew(overlap: bool) -> None:
+    param = with_gradient(parameter(16, 16), 0)
+    optimizer = DisTrO([param], overlap=overlap, **SETTINGS)
+    optimizer.step(lambda: 0.0)
+    optimizer.state.clear()
+    assert not optimizer.delta(param).any()
+    with_gradient(param, 1)
+    optimizer.step(lambda: 0.0)
+    assert optimizer.delta(param).any()
+
+
+def test_true_weights_that_were_cleared_are_missed_at_once() -> None:
+    param = with_gradient(parameter(16, 16), 0)
+    optimizer = DisTrO([param], overlap=True, **SETTINGS)
+    optimizer.step()
+    optimizer.state.clear()
+    with pytest.raises(DistroError, match="cleared while the weights looked ahead"):
+        optimizer.step()

@@ -162,7 +162,8 @@ class DecoupledMomentum(Optimizer):
                         name=name,
                         value=group[name],
                     )
-        if self._run.compressor is None:
+        # Also where somebody has cleared the state.
+        if self._run.compressor is None or not all(self.state.get(param) for param in params):
             workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
@@ -180,6 +181,7 @@ class DecoupledMomentum(Optimizer):
         Raises:
             ConfigurationError: ``param`` is none of the optimizer's.
         """
+        self._ready_compressor()
         for number, own in enumerate(self._params()):
             if own is param:
                 state = self.state[param]
@@ -377,6 +379,11 @@ class DecoupledMomentum(Optimizer):
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
         params = self._params()
+        if not all(WEIGHT in self.state.get(p, ()) for p in params):
+            raise DistroError(
+                "the optimizer's state was cleared while the weights looked ahead, and the true weights with it: load "
+                "them from a checkpoint and make a new optimizer. To forget the momentum, call reset()"
+            )
         return (
             params,
             [self.state[p][DELTA] for p in params],
