@@ -105,7 +105,7 @@ class DecoupledMomentum(Optimizer):
         """
         self.undo_lookahead()
         groups = [normal_settings({**group, **settings}) for group in self.param_groups]
-        deltas = [self.delta(param) for param in self._params()]
+        deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
         self._tiling, self._quantize = tiling, quantize_1bit
         for group, changed in zip(self.param_groups, groups, strict=True):
             group.update(changed)
@@ -184,14 +184,14 @@ class DecoupledMomentum(Optimizer):
         self._ready_compressor()
         for number, own in enumerate(self._params()):
             if own is param:
-                state = self.state[param]
-                if COEFFICIENTS in state:
-                    return from_coefficients(state[COEFFICIENTS], self.plan.grids[number])
-                delta: Tensor = state[DELTA].clone()
-                return delta
-        raise ConfigurationError(
-            f"a tensor of shape {tuple(param.shape)} is none of the optimizer's parameters", name="param", value=param
-        )
+                return self._delta(number, param).clone()
+        raise ConfigurationError("param is none of the optimizer's parameters", name="param", value=tuple(param.shape))
+
+    def _delta(self, number: int, param: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[param]
+        if COEFFICIENTS in state:
+            return from_coefficients(state[COEFFICIENTS], self.plan.grids[number])
+        return state[DELTA]
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
