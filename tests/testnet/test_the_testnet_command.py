@@ -174,16 +174,21 @@ def running(out: Path, *script: str) -> Iterator[tuple[subprocess.Popen[str], li
     ) as process:
         watchdog = threading.Timer(PATIENCE_SECONDS, process.kill)
         watchdog.start()
+        children: list[int] = []
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 peers = json.loads(line).get("peers", [])
                 if len(peers) == 2 and all(peer["rounds"] for peer in peers):
                     break
-            yield process, [int((out / f"child-peer {number}").read_text()) for number in range(2)]
+            children += [int((out / f"child-peer {number}").read_text()) for number in range(2)]
+            yield process, children
         finally:
             watchdog.cancel()
             process.kill()
+            for pid in children:  # of peers that were themselves killed with -9
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
