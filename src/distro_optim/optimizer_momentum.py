@@ -28,7 +28,6 @@ from .optimizer_state import (
     OWN_VALUE,
     QUARANTINED,
     WEIGHT,
-    initial_state,
     momentum,
     restore_state,
 )
@@ -87,7 +86,7 @@ class DecoupledMomentum(Optimizer):
             plan = self.plan
             first = len(plan) - len(group["params"])
             for number, param in enumerate(group["params"], start=first):
-                self.state[param] = initial_state(param, plan, number, self._overlap, self._transform)
+                self.state[param] = restore_state({}, param, plan, number, self._overlap, self._transform)
         finally:
             if ahead:
                 self._look_ahead_again()

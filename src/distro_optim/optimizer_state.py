@@ -48,7 +48,6 @@ __all__ = [
     "OWN_VALUE",
     "QUARANTINED",
     "WEIGHT",
-    "initial_state",
     "momentum",
     "pack_in_flight",
     "restore_state",
@@ -71,14 +70,6 @@ _IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
 def momentum(state: dict[str, Tensor]) -> Tensor:
     """The momentum of a parameter in the form in which its state has it."""
     return state[COEFFICIENTS] if COEFFICIENTS in state else state[DELTA]
-
-
-def initial_state(
-    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
-) -> dict[str, Tensor]:
-    """State of a parameter that has not been trained yet; ``number`` is its place in ``plan``."""
-    templates = _templates(param, plan, number, overlap, transform)
-    return {key: _fresh(key, template, param) for key, template in templates.items()}
 
 
 def _templates(
@@ -121,6 +112,8 @@ def restore_state(
     saved: dict[str, Any], param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
 ) -> dict[str, Tensor]:
     """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
+
+    ``number`` is the parameter's place in ``plan``. From ``{}`` comes the state of one that has not been trained yet.
 
     So a state of plain DeMo (``delta`` alone) loads too, and one with overlap without it, and the other way round.
     Tensors that are right already are taken as they are.

@@ -116,7 +116,7 @@ class Compressor:
                 the momentum is the whole update then, so the parameters take it at once, in place.
         """
         if step is not None and (quantize or own is not None):
-            raise ValueError("what leaves delta is not the update where signs are sent, or later")
+            raise ValueError("what leaves the momentum is not the update where signs are sent, or later")
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []

@@ -100,32 +100,32 @@ class DCT(Transform):
         super().__init__(h, w, dtype, device)
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
-        self.takes_views = h > 1 and _is_small(device, h, w)
+        self._by_numpy = device.type == "cpu" and max(h, w) <= _LONGEST_SMALL_SIDE
+        self.takes_views = h > 1 and self._by_numpy
 
     @override
     def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
-        if not self.takes_views:
-            [x] = tiles
-            return self._two_products(x, self._fh_rows, self._fw, out, scratch)
-        start = 0
-        for part in tiles:
-            stop = start + part.shape[:-2].numel()
-            _multiply(part, self._fw, scratch[start:stop].view(part.shape))
-            start = stop
-        _multiply(self._fh_rows, scratch, out)
-        return out
+        return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
 
     @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
-        return self._two_products(coefficients, self._fh, self._fw_rows, out, scratch)
+        return self._two_products([coefficients], self._fh, self._fw_rows, out, scratch)
 
-    def _two_products(self, x: Tensor, left: Tensor, right: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+    def _two_products(
+        self, parts: Sequence[Tensor], left: Tensor, right: Tensor, out: Tensor, scratch: Tensor
+    ) -> Tensor:
+        if self.takes_views:
+            start = 0
+            for part in parts:
+                stop = start + part.shape[:-2].numel()
+                _multiply(part, right, scratch[start:stop].view(part.shape))
+                start = stop
+            _multiply(left, scratch, out)
+            return out
+        [x] = parts
         n = x.shape[0]
         if self.h == 1:
             torch.mm(x.view(n, self.w), right, out=out.view(n, self.w))
-        elif self.takes_views:
-            _multiply(x, right, scratch)
-            _multiply(left, scratch, out)
         else:
             # One tall product for the columns, one batched product for the rows: both run near the GEMM peak, where
             # an einsum over (rows, h, cols, w) would permute and copy its operands.
@@ -145,16 +145,11 @@ class DCT(Transform):
             column = index
             left = value.reshape(n, m, 1)
         right = self._fw_rows.index_select(0, column.reshape(-1)).view(n, m, self.w)
-        if _is_small(self.device, self.h, self.w):
+        if self._by_numpy:
             _multiply(left.transpose(1, 2), right, out)
         else:
             torch.bmm(left.transpose(1, 2), right, out=out)
         return out
-
-
-def _is_small(device: torch.device, h: int, w: int) -> bool:
-    """Whether products of and with tiles of this size are for :func:`_multiply`."""
-    return device.type == "cpu" and max(h, w) <= _LONGEST_SMALL_SIDE
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

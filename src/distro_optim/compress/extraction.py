@@ -90,8 +90,7 @@ class Extraction:
         if self.own is not None:
             store(block, tiles, self.grads, self.momenta, self.keep)
         self.transform.encode([tiles], out=coefficients, scratch=spare)
-        n = block.tiles
-        index, value = select_topk(coefficients.view(n, -1), self.batch.k, scratch=spare.view(n, -1))
+        index, value = select_topk(coefficients.flatten(1), self.batch.k, scratch=spare.flatten(1))
         sent = self._rounded(value * self.keep)
         if self.own is not None:
             self._keep_own(block, self.own, index, sent)
@@ -112,12 +111,11 @@ class Extraction:
         for p, momentum in present:
             part = coefficients[p.block_start : p.block_stop]
             torch.add(momentum, part, alpha=self.rate / self.keep, out=part)
-        n = block.tiles
-        index, value = select_topk(coefficients.view(n, -1), self.batch.k, scratch=spare.view(n, -1))
+        index, value = select_topk(coefficients.flatten(1), self.batch.k, scratch=spare.flatten(1))
         sent = value * self.keep
         rounded = self._rounded(sent)
         left = torch.zeros_like(value) if rounded is sent else value - rounded / self.keep
-        coefficients.view(n, -1).scatter_(1, index, left)
+        coefficients.flatten(1).scatter_(1, index, left)
         for p, momentum in present:
             torch.mul(coefficients[p.block_start : p.block_stop], self.keep, out=momentum)
         if self.step is not None:
