@@ -83,7 +83,7 @@ def say(**fields: Any) -> None:
 
 
 def provide_python(size: int) -> None:
-    from distro_optim.comm.iroh.tickets import BlobTicket
+    from distro_optim.comm.tickets import BlobTicket
 
     node, service = python_peer()
     began = time.perf_counter()
@@ -119,7 +119,7 @@ def busy_main_thread(busy: bool) -> Iterator[threading.Event]:
 
 
 def get_python(ticket_text: str, busy: bool) -> None:
-    from distro_optim.comm.iroh.tickets import BlobTicket
+    from distro_optim.comm.tickets import BlobTicket
 
     ticket = BlobTicket.parse(ticket_text)
     node, service = python_peer()

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.reporting import EVENT, ROUND, ReportLine, ReportReader
+from distro_optim.strategy.run_report import EVENT, ROUND, ReportLine, ReportReader
 from distro_optim.testnet.display import PlainDisplay
 from distro_optim.testnet.faults import Fault, Kill, Restart
 from distro_optim.testnet.network import LocalNetwork, NetworkOptions, Outcome
@@ -45,7 +45,7 @@ LOSS_TOLERANCE = 1.02
 WINDOWS_PER_PEER = 4
 
 ROUND_SECONDS = 10  # max_round_train_time
-REPORT_SECONDS = 3  # coordinator/machine.py
+REPORT_SECONDS = 3  # coordinator/rules/machine.py
 WARMUP_SECONDS = 30
 # Beyond its limit, for an epoch's end, for waiting, and for a machine that is busy.
 SLACK_SECONDS = 10

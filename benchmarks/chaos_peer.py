@@ -25,9 +25,9 @@ from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.swarm import Swarm
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import RunEnvironment
-from distro_optim.strategy.hosting import HostedRun
-from distro_optim.strategy.joining import JoinedRun, NodeOptions, parse_run
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.network.hosting import HostedRun
+from distro_optim.strategy.network.joining import JoinedRun, NodeOptions, parse_run
+from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.session import SwarmSession
 from distro_optim.testnet.disturbed import DisturbedRun
 from distro_optim.testnet.lies import LIES, LyingSwarm

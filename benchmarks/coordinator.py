@@ -29,11 +29,7 @@ from functools import partial
 from distro_optim.comm import postcard
 from distro_optim.comm.framing import ClientLink, Else, FrameDecoder, LinkState, SecretKey, encode_frame
 from distro_optim.comm.streams import Stream, TcpListener, open_tcp
-from distro_optim.coordinator import machine
 from distro_optim.coordinator.client import CoordinatorClient
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.embedded import EmbeddedCoordinator
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
@@ -43,8 +39,12 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
     WitnessStep,
 )
-from distro_optim.coordinator.server import CoordinatorServer, unix_offset
-from distro_optim.coordinator.service import CoordinatorService, frame_of
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset
+from distro_optim.coordinator.server.service import CoordinatorService, frame_of
 from distro_optim.coordinator.types import (
     MAX_NUM_CLIENTS,
     Coordinator,

@@ -61,7 +61,7 @@ class PythonPeer:
         self.service = GossipService(self.node, PSYCHE_GOSSIP, limits=ServiceLimits(queue=1 << 17))
 
     async def start(self, receive: Receive, bootstrap: tuple[str, list[str]] | None) -> tuple[str, list[str]]:
-        from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+        from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 
         await self.node.bind()
         peers = []
@@ -256,7 +256,7 @@ async def flow(rate: int | None) -> tuple[float, float]:
 def simulation() -> None:
     import random
 
-    from distro_optim.comm.iroh.gossip import patience
+    from distro_optim.comm.iroh.gossip import link_evidence as patience
     from distro_optim.comm.iroh.gossip.config import GossipConfig
 
     # By its path: on sys.path this script itself is `gossip`.

@@ -130,8 +130,8 @@ def fit_with_ddp(args: argparse.Namespace, report: Path) -> None:
 def peer(args: argparse.Namespace) -> dict[str, Any]:
     """One peer of a run; hosts it if it is told no ticket."""
     from distro_optim.models.accumulation import train_batch
-    from distro_optim.strategy import pipeline
     from distro_optim.strategy.config import RunConfig
+    from distro_optim.strategy.rounds import pipeline
     from distro_optim.strategy.session import SwarmSession
 
     model = make_model(args)

@@ -28,8 +28,9 @@ from rich.progress import Progress
 from rich.table import Table
 from shapes import MODELS, gpt2_small, make_params, one_tensor
 
-from distro_optim import DisTrO, optimizer_momentum
+from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, compressor, extraction
+from distro_optim.optim import momentum as optimizer_momentum
 
 Tensors = list[torch.nn.Parameter]
 LR = 1e-3

@@ -27,22 +27,22 @@ from typing import Any
 import torch
 
 from distro_optim.comm.iroh.loop import LoopThread
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream
 from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
 from distro_optim.coordinator.client import RemoteCoordinator
-from distro_optim.coordinator.host import RunHost
-from distro_optim.coordinator.server import CoordinatorServer, unix_offset
-from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset
+from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.types import BatchId
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.hosting import LIMITS
-from distro_optim.strategy.link import RunLink, RunSource
-from distro_optim.strategy.results import encode_result
-from distro_optim.strategy.runtime import Runtime
-from distro_optim.testing.models import MemoryModels
+from distro_optim.strategy.network.hosting import LIMITS
+from distro_optim.strategy.network.link import RunLink, RunSource
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.results import encode_result
+from distro_optim.testing.model_exchange import MemoryModels
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testing.updates import random_update
 

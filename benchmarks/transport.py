@@ -33,8 +33,8 @@ from blake3 import blake3
 from rich.console import Console
 from rich.table import Table
 
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh import ffi
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.connection import READ_SIZE, Connection
@@ -45,7 +45,7 @@ from distro_optim.comm.iroh.gossip.messages import Join, encode_message
 from distro_optim.comm.iroh.gossip.net import GOSSIP_ALPN, GossipService
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
-from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
+from distro_optim.comm.tickets import BlobTicket, EndpointTicket
 
 MIB: Final = 1 << 20
 BLOB_SIZE: Final = 128 * MIB

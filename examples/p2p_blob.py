@@ -28,7 +28,7 @@ from distro_optim.comm.iroh.blobs.disk import DiskStore
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import DistroError
 
 # What a shell reports for a program that Ctrl-C ended.

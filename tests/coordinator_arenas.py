@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 
-from distro_optim.comm.iroh.backoff import BackoffPolicy
+from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.streams import IrohListener, open_iroh
-from distro_optim.comm.iroh.tickets import EndpointTicket
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, StreamListener, TcpListener
+from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.coordinator.client import Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
-from distro_optim.coordinator.embedded import EmbeddedCoordinator
-from distro_optim.coordinator.host import RunHost
-from distro_optim.coordinator.server import CoordinatorServer
-from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.server import CoordinatorServer
+from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.types import Coordinator, NodeIdentity
 from distro_optim.testing.coordinator import Arena, dummy_run
 

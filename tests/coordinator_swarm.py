@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
-from distro_optim.coordinator.host import Refused, RunHost
-from distro_optim.coordinator.limits import ServerLimits
+from distro_optim.comm.serving.connection import Session
+from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
@@ -19,8 +19,8 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import P2P, HubRepo
-from distro_optim.coordinator.service import CoordinatorService, Disconnected
-from distro_optim.coordinator.session import Session
+from distro_optim.coordinator.server.host import Refused, RunHost
+from distro_optim.coordinator.server.service import CoordinatorService, Disconnected
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState, WitnessMetadata
 from runs import elected, ready, report, waiting_run
 

@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
-from distro_optim.coordinator.steps import last_trained_step, with_round
+from distro_optim.coordinator.rules.steps import last_trained_step, with_round
 from distro_optim.coordinator.types import BatchId, Coordinator, NodeIdentity
-from distro_optim.strategy.actions import ApplyResults, FinishEpoch, HashWeights, Initialize, RunEnded, TrainBatch
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
+from distro_optim.strategy.rounds.actions import (
+    ApplyResults,
+    FinishEpoch,
+    HashWeights,
+    Initialize,
+    RunEnded,
+    TrainBatch,
+)
 
 
 class QuietRun(RunPort):

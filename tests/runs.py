@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.coordinator.committee import CommitteeSelection
 from distro_optim.coordinator.model import (
     LLM,
     P2P,
@@ -19,6 +18,7 @@ from distro_optim.coordinator.model import (
     LLMArchitecture,
     LLMTrainingDataType,
 )
+from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.types import (
     Coordinator,
     CoordinatorConfig,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distro_optim import DisTrO
-from distro_optim.workers import Workers
+from distro_optim.optim.workers import Workers
 
 
 def test_every_item_is_worked_on_once_and_no_worker_has_two() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.coordinator.committee import CommitteeSelection, shuffled_index, shuffled_indices
+from distro_optim.coordinator.rules.committee import CommitteeSelection, shuffled_index, shuffled_indices
 from distro_optim.coordinator.types import Client, Committee
 from distro_optim.errors import CoordinatorError
 from runs import client

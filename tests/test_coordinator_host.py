@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from distro_optim.comm.postcard import encode
-from distro_optim.coordinator.host import (
+from distro_optim.coordinator.messages import (
+    CheckpointMessage,
+    HealthCheckMessage,
+    Join,
+    WarmupStep,
+    WitnessMessage,
+    WitnessStep,
+)
+from distro_optim.coordinator.server.host import (
     EpochAbandoned,
     EpochEnded,
     Joined,
@@ -16,14 +24,6 @@ from distro_optim.coordinator.host import (
     Refused,
     RunHost,
     restartable,
-)
-from distro_optim.coordinator.messages import (
-    CheckpointMessage,
-    HealthCheckMessage,
-    Join,
-    WarmupStep,
-    WitnessMessage,
-    WitnessStep,
 )
 from distro_optim.coordinator.types import (
     P2P,

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from distro_optim.comm import postcard
-from distro_optim.coordinator import machine
-from distro_optim.coordinator.assignment import assign_data, round_batch_size
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.consensus import is_healthy
-from distro_optim.coordinator.machine import TickResult
 from distro_optim.coordinator.model import Hub, HubRepo
-from distro_optim.coordinator.transitions import LEADS_TO, is_halted
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.assignment import assign_data, round_batch_size
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.rules.consensus import is_healthy
+from distro_optim.coordinator.rules.machine import TickResult
+from distro_optim.coordinator.rules.transitions import LEADS_TO, is_halted
 from distro_optim.coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
 from distro_optim.errors import CoordinatorError
 from runs import client, elected, ready, report, waiting_run

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from coordinator_arenas import MemoryArena
+from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.framing import Else, ServerLink, encode_frame
-from distro_optim.comm.iroh.backoff import BackoffPolicy
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream, TcpListener, memory_pipe
 from distro_optim.coordinator.client import (
@@ -22,7 +22,6 @@ from distro_optim.coordinator.client import (
     _RememberingCodec,
     tcp_connector,
 )
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
@@ -32,9 +31,10 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
 )
 from distro_optim.coordinator.model import Hub, HubRepo
-from distro_optim.coordinator.server import CoordinatorServer
-from distro_optim.coordinator.service import CoordinatorService
-from distro_optim.coordinator.steps import with_round
+from distro_optim.coordinator.rules.steps import with_round
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.server import CoordinatorServer
+from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.types import Coordinator, CoordinatorProgress, RunState, Witness, WitnessProof
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, ProtocolError
 from distro_optim.testing.coordinator import dummy_run

@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from distro_optim.coordinator import machine
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.consensus import select_commitment, trainer_score, witness_quorum
 from distro_optim.coordinator.model import (
     P2P,
     Checkpoint,
@@ -21,7 +18,10 @@ from distro_optim.coordinator.model import (
     HubRepo,
     P2PGcs,
 )
-from distro_optim.coordinator.transitions import ACCEPTS, LEADS_TO, Input, enter
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.rules.consensus import select_commitment, trainer_score, witness_quorum
+from distro_optim.coordinator.rules.transitions import ACCEPTS, LEADS_TO, Input, enter
 from distro_optim.coordinator.types import (
     Client,
     ClientState,

@@ -16,10 +16,8 @@ import pytest
 
 from coordinator_swarm import METADATA, RUN, frame, key
 from distro_optim.comm.framing import ClientLink, LinkState
+from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.comm.streams import MemoryListener, Stream, StreamListener, TcpListener, open_tcp
-from distro_optim.coordinator import server as server_module
-from distro_optim.coordinator.host import EpochEnded, RunHost, restartable
-from distro_optim.coordinator.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
@@ -29,9 +27,11 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import P2P, HubRepo
-from distro_optim.coordinator.server import CoordinatorServer
-from distro_optim.coordinator.service import CoordinatorService, Disconnected, ServiceEvent
-from distro_optim.coordinator.store import StateStore
+from distro_optim.coordinator.server import server as server_module
+from distro_optim.coordinator.server.host import EpochEnded, RunHost, restartable
+from distro_optim.coordinator.server.server import CoordinatorServer
+from distro_optim.coordinator.server.service import CoordinatorService, Disconnected, ServiceEvent
+from distro_optim.coordinator.server.store import StateStore
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState
 from runs import elected, ready, report, waiting_run
 from stream_contract import run

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from coordinator_swarm import METADATA, RUN, UNIX_START, WORK_SECONDS, Peer, Swarm, frame, key
 from distro_optim.comm.framing import encode_frame
 from distro_optim.comm.postcard import encode
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.limits import Bucket, ServerLimits
+from distro_optim.comm.serving.limits import Bucket, ServerLimits
 from distro_optim.coordinator.messages import CLIENT_TO_SERVER, HealthCheckMessage, Join, WitnessMessage, WitnessStep
-from distro_optim.coordinator.service import frame_of
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.server.service import frame_of
 from distro_optim.coordinator.types import (
     ClientState,
     Committee,

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from coordinator_arenas import IrohArena, ServedArena, TcpArena
-from distro_optim.coordinator.assignment import assign_data, batch_ids_for_round
 from distro_optim.coordinator.client import RemoteCoordinator
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.consensus import is_healthy, select_commitment, witness_quorum
+from distro_optim.coordinator.rules.assignment import assign_data, batch_ids_for_round
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.rules.consensus import is_healthy, select_commitment, witness_quorum
 from distro_optim.coordinator.types import (
     BatchId,
     ClientState,

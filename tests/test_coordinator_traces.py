@@ -16,9 +16,6 @@ from typing import Any
 import pytest
 
 from distro_optim.comm import postcard
-from distro_optim.coordinator import machine
-from distro_optim.coordinator.assignment import assign_data, round_batch_size
-from distro_optim.coordinator.committee import CommitteeSelection
 from distro_optim.coordinator.model import (
     P2P,
     Checkpoint,
@@ -30,7 +27,10 @@ from distro_optim.coordinator.model import (
     HubRepo,
     P2PGcs,
 )
-from distro_optim.coordinator.schedule import cold_start_bounds
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.assignment import assign_data, round_batch_size
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.rules.schedule import cold_start_bounds
 from distro_optim.coordinator.types import (
     Committee,
     CommitteeProof,

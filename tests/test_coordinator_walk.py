@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from distro_optim.comm import postcard
-from distro_optim.coordinator import machine
-from distro_optim.coordinator.committee import CommitteeSelection
-from distro_optim.coordinator.consensus import is_healthy
-from distro_optim.coordinator.machine import TickResult
 from distro_optim.coordinator.model import P2P, Hub
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.committee import CommitteeSelection
+from distro_optim.coordinator.rules.consensus import is_healthy
+from distro_optim.coordinator.rules.machine import TickResult
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.errors import CoordinatorError, CoordinatorErrorCode
 from runs import client, clients, elected, ready, report, waiting_run

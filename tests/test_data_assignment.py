@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.coordinator.assignment import (
+from distro_optim.coordinator.rules.assignment import (
     assign_data,
     batch_ids_for_client,
     batch_ids_for_round,
@@ -16,7 +16,7 @@ from distro_optim.coordinator.assignment import (
     lcg_next,
     lcg_shuffle,
 )
-from distro_optim.coordinator.schedule import batch_size
+from distro_optim.coordinator.rules.schedule import batch_size
 from distro_optim.coordinator.types import Client, Coordinator, CoordinatorEpochState, NodeIdentity, Round, RunState
 from distro_optim.errors import CoordinatorError
 from runs import CONFIG, waiting_run

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from distro_optim.coordinator.embedded import EmbeddedCoordinator
-from distro_optim.coordinator.host import Event, Joined, PhaseChanged, RunHost
+from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
+from distro_optim.coordinator.server.host import Event, Joined, PhaseChanged, RunHost
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.testing.coordinator import dummy_run

@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
-from distro_optim.coordinator.patience import EARLY_ENDS, EPOCH_SHARE, MAX_REMEMBERED, JoinerPatience
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.joiner_patience import EARLY_ENDS, EPOCH_SHARE, MAX_REMEMBERED, JoinerPatience
 from distro_optim.coordinator.types import ClientState, CoordinatorEpochState, NodeIdentity, RunState
 from distro_optim.testing.coordinator import metadata
 from runs import client, clients, elected, ready, report, waiting_run

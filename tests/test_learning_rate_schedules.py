@@ -14,7 +14,7 @@ from distro_optim.coordinator.model import (
     LinearLR,
     WarmupStableDecayLR,
 )
-from distro_optim.coordinator.schedule import (
+from distro_optim.coordinator.rules.schedule import (
     cold_start_bounds,
     cold_start_factor,
     effective_learning_rate,

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from distro_optim.coordinator import machine
-from distro_optim.coordinator.host import PhaseChanged, RunHost, restartable
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
-from distro_optim.coordinator.steps import last_trained_step
+from distro_optim.coordinator.rules import machine
+from distro_optim.coordinator.rules.steps import last_trained_step
+from distro_optim.coordinator.rules.validation import check_run
+from distro_optim.coordinator.server.host import PhaseChanged, RunHost, restartable
 from distro_optim.coordinator.types import ClientState, Coordinator, NodeIdentity, RunState
-from distro_optim.coordinator.validation import check_run
 from distro_optim.errors import ConfigurationError
 from distro_optim.testing.coordinator import metadata
 from runs import clients, elected, ready, report, waiting_run

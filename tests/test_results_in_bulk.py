@@ -23,7 +23,7 @@ from distro_optim.compress.wire_bulk import decode_bulk_download, encode_bulk_do
 from distro_optim.compress.wire_layout import MAX_INCOMPLETE, KnownLayouts
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, InvalidResultError, ProtocolError, TruncatedError
-from distro_optim.strategy.results import (
+from distro_optim.strategy.rounds.results import (
     ReceivedResult,
     commitment_hash,
     encode_any_result,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.streams import TcpListener
 from distro_optim.coordinator.ticket import RunTicket, connector, split_address
 from distro_optim.errors import ConfigurationError, ProtocolError

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distro_optim.coordinator.assignment import lcg_shuffle
+from distro_optim.coordinator.rules.assignment import lcg_shuffle
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.data import MAX_DATASET_SIZE, micro_batches, sample_indices, shuffle_seed
+from distro_optim.strategy.sample_order import MAX_DATASET_SIZE, micro_batches, sample_indices, shuffle_seed
 
 seeds = st.integers(0, 2**64 - 1)
 

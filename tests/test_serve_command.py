@@ -25,8 +25,7 @@ from distro_optim.cli import main
 from distro_optim.comm.framing import ClientLink
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.coordinator.client import RemoteCoordinator
-from distro_optim.coordinator.console import JsonLines, LiveTable, PlainLines, render, reporter_for
-from distro_optim.coordinator.host import Joined, PhaseChanged, Refused
+from distro_optim.coordinator.formats.text import to_toml
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
@@ -36,13 +35,14 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import DummyCheckpoint, HubRepo, ServerData
-from distro_optim.coordinator.serve import read_allow_list
-from distro_optim.coordinator.service import Connected, Disconnected
-from distro_optim.coordinator.status import ClientStatus, RunStatus
-from distro_optim.coordinator.text import to_toml
+from distro_optim.coordinator.server.host import Joined, PhaseChanged, Refused
+from distro_optim.coordinator.server.service import Connected, Disconnected
 from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ConfigurationError
+from distro_optim.serve.console import JsonLines, LiveTable, PlainLines, render, reporter_for
+from distro_optim.serve.serving import read_allow_list
+from distro_optim.serve.status import ClientStatus, RunStatus
 from runs import client, elected, ready, report, waiting_run
 
 RUN = "demo"

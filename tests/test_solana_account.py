@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distro_optim.coordinator import account, model, types
-from distro_optim.coordinator.account import ACCOUNT_SIZE, DISCRIMINATOR, read_account
-from distro_optim.coordinator.raw import layout_of
+from distro_optim.coordinator import model, types
+from distro_optim.coordinator.formats import account
+from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, DISCRIMINATOR, read_account
+from distro_optim.coordinator.formats.raw import layout_of
 from distro_optim.coordinator.types import (
     Client,
     ClientState,

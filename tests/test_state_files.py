@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.comm.postcard import decode, encode
-from distro_optim.coordinator.text import from_json, from_plain, from_toml, to_json, to_plain, to_toml
+from distro_optim.coordinator.formats.text import from_json, from_plain, from_toml, to_json, to_plain, to_toml
 from distro_optim.coordinator.types import (
     AdamW,
     Client,

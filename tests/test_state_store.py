@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distro_optim.coordinator.store import KEPT_FILES, StateStore, read_state_file
-from distro_optim.coordinator.text import to_toml
+from distro_optim.coordinator.formats.text import to_toml
+from distro_optim.coordinator.server.store import KEPT_FILES, StateStore, read_state_file
 from distro_optim.coordinator.types import Client, Coordinator, CoordinatorEpochState, Round
 from distro_optim.errors import ConfigurationError
 from runs import client, waiting_run

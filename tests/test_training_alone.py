@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distro_optim import DisTrO
-from distro_optim.optimizer_state import momentum
+from distro_optim.optim.state import momentum
 
 SHAPES = [(130, 96), (64, 64), (20, 8, 3, 3), (200,), (7, 100), ()]
 

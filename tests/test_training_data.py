@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from coordinator_swarm import RUN, key
 from distro_optim.comm.framing import ClientLink, Else, encode_frame
+from distro_optim.comm.serving.connection import Session
+from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.comm.streams import MemoryListener, Stream
-from distro_optim.coordinator.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
     DATA_SERVER_TO_CLIENT,
@@ -27,11 +28,10 @@ from distro_optim.coordinator.messages import (
     TrainingData,
 )
 from distro_optim.coordinator.model import Seeded, TokenSize
-from distro_optim.coordinator.session import Session
 from distro_optim.coordinator.types import BatchId, Client, NodeIdentity
 from distro_optim.data.data_file import read_data_file
-from distro_optim.data.server import DataServer
-from distro_optim.data.service import MAX_WAITING, DataService
+from distro_optim.data.remote.server import DataServer
+from distro_optim.data.remote.service import MAX_WAITING, DataService
 from distro_optim.data.shuffle import ChaCha8, slice_shuffle
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, LimitExceededError

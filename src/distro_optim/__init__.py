@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .comm.process_group import ProcessGroupExchange as ProcessGroupExchange
     from .comm.signing import SecretKey as SecretKey
     from .coordinator.client import RemoteCoordinator as RemoteCoordinator
-    from .coordinator.embedded import EmbeddedCoordinator as EmbeddedCoordinator
-    from .coordinator.server import CoordinatorServer as CoordinatorServer
+    from .coordinator.server.embedded import EmbeddedCoordinator as EmbeddedCoordinator
+    from .coordinator.server.server import CoordinatorServer as CoordinatorServer
     from .coordinator.ticket import RunTicket as RunTicket
     from .data.lightning import TokenDataModule as TokenDataModule
     from .data.opening import open_token_data as open_token_data
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from .optimizer import DisTrO as DisTrO
     from .strategy.config import RunConfig as RunConfig
     from .strategy.fabric import FabricPsycheStrategy as FabricPsycheStrategy
+    from .strategy.network.runtime import Runtime as Runtime
     from .strategy.port import RunView as RunView
     from .strategy.psyche import PsycheStrategy as PsycheStrategy
     from .strategy.psyche_lightning import LightningPsycheStrategy as LightningPsycheStrategy
     from .strategy.psyche_pytorch_lightning import PytorchLightningPsycheStrategy as PytorchLightningPsycheStrategy
     from .strategy.round import Round as Round
-    from .strategy.runtime import Runtime as Runtime
     from .strategy.session import SwarmSession as SwarmSession
 
 __all__ = [
@@ -79,10 +79,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "BlobService": "distro_optim.comm.iroh.blobs.net",
     "CausalLM": "distro_optim.models.causal_lm",
-    "CoordinatorServer": "distro_optim.coordinator.server",
+    "CoordinatorServer": "distro_optim.coordinator.server.server",
     "DiskStore": "distro_optim.comm.iroh.blobs.disk",
     "DisTrO": "distro_optim.optimizer",
-    "EmbeddedCoordinator": "distro_optim.coordinator.embedded",
+    "EmbeddedCoordinator": "distro_optim.coordinator.server.embedded",
     "Exchange": "distro_optim.comm.exchange",
     "FabricPsycheStrategy": "distro_optim.strategy.fabric",
     "GossipService": "distro_optim.comm.iroh.gossip.net",
@@ -100,7 +100,7 @@ _HOMES = {
     "Round": "distro_optim.strategy.round",
     "RunConfig": "distro_optim.strategy.config",
     "RunTicket": "distro_optim.coordinator.ticket",
-    "Runtime": "distro_optim.strategy.runtime",
+    "Runtime": "distro_optim.strategy.network.runtime",
     "RunView": "distro_optim.strategy.port",
     "SecretKey": "distro_optim.comm.signing",
     "SwarmSession": "distro_optim.strategy.session",

@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenize(options: argparse.Namespace) -> int:
-    from .data.tokenizing import TokenizeOptions, run_tokenize
+    from .data.making.tokenizing import TokenizeOptions, run_tokenize
 
     run_tokenize(
         TokenizeOptions(
@@ -130,9 +130,9 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .coordinator.console import reporter_for
-    from .coordinator.limits import ServerLimits
-    from .coordinator.serve import ServeOptions, serve
+    from .comm.serving.limits import ServerLimits
+    from .serve.console import reporter_for
+    from .serve.serving import ServeOptions, serve
 
     request = ServeOptions(
         state=options.state,
@@ -154,8 +154,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from .coordinator.store import read_state_file
-    from .coordinator.validation import check_run, model_problems
+    from .coordinator.rules.validation import check_run, model_problems
+    from .coordinator.server.store import read_state_file
 
     state = read_state_file(options.state)
     check_run(state)

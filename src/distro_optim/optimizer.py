@@ -26,10 +26,10 @@ from .comm.exchange import Exchange, LocalExchange
 from .compress.dct import TRANSFORMS, TransformName
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
-from .optimizer_arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
-from .optimizer_run import Run
-from .optimizer_saving import ResumableOptimizer
-from .optimizer_state import OWN_VALUE, QUARANTINED, momentum
+from .optim.arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
+from .optim.run import Run
+from .optim.saving import ResumableOptimizer
+from .optim.state import OWN_VALUE, QUARANTINED, momentum
 
 __all__ = ["DisTrO"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from distro_optim.comm.iroh.blobs.promptness import SWITCH_SECONDS, prompt_switching
+from distro_optim.comm.iroh.blobs.switch_interval import SWITCH_SECONDS, prompt_switching
 
 
 @pytest.fixture(autouse=True)

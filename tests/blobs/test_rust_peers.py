@@ -11,12 +11,12 @@ import pytest
 
 from blobs.conftest import Peer
 from blobs.samples import sample
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.blobs.encoder import encode
 from distro_optim.comm.iroh.blobs.ranges import ALL, LAST_CHUNK, ChunkRanges, RangesSeq
 from distro_optim.comm.iroh.blobs.request import ALPN, GetManyRequest, GetRequest, push_request
 from distro_optim.comm.iroh.blobs.store import Blob, MemoryStore
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import BlobUnavailableError, HashMismatchError, StreamResetError
 
 rust = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")

@@ -14,7 +14,7 @@ import pytest
 from client.fake_coordinator import FakeCoordinator, state_payload
 from client.processes import DISTRO, TINY_LLAMA, Client, Server, write_state
 from distro_optim.coordinator.model import P2P, HubRepo
-from distro_optim.coordinator.store import read_state_file
+from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.models.causal_lm import CausalLM
 
 pytestmark = pytest.mark.timeout(240)

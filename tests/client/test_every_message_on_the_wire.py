@@ -21,7 +21,7 @@ from distro_optim.client.display import Display
 from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
-from distro_optim.comm.iroh import sharing
+from distro_optim.comm.iroh.sharing import transfer as sharing
 from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.swarm import Channel
 from distro_optim.coordinator.ticket import RunTicket, split_address

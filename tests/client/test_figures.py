@@ -16,8 +16,8 @@ from distro_optim.client.metrics import MetricsServer
 from distro_optim.comm.swarm import PeerInfo
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.actions import DropReason
 from distro_optim.strategy.port import LossReport, RunView
+from distro_optim.strategy.rounds.actions import DropReason
 
 PEER = PeerInfo(
     id=bytes(31) + b"\x07",

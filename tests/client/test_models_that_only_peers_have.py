@@ -17,17 +17,17 @@ from distro_optim import DisTrO
 from distro_optim.client import first_model
 from distro_optim.client.first_model import FirstModel, comes_through_peers
 from distro_optim.client.preparing import Prepared, prepare
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P, HubRepo
-from distro_optim.coordinator.store import read_state_file
+from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ModelConfigError, ModelTooLargeError, ModelWeightsError, RunError
 from distro_optim.models.causal_lm import CausalLM
-from distro_optim.strategy.actions import Initialize, RunEnded
-from distro_optim.strategy.handover import MAX_REFUSALS, ModelHandover
-from distro_optim.strategy.named_tensors import NamedTensors
-from distro_optim.strategy.trainer import SwarmTrainer
+from distro_optim.strategy.model.handover import MAX_REFUSALS, ModelHandover
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.rounds.actions import Initialize, RunEnded
 
 KEY = SecretKey(bytes(range(32)))
 SMALL = {**TINY_LLAMA, "vocab_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 32}

@@ -31,7 +31,7 @@ from distro_optim.coordinator.model import (
     ServerData,
     WeightedHttpData,
 )
-from distro_optim.coordinator.store import read_state_file
+from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.coordinator.types import Coordinator
 from distro_optim.models import memory
 from distro_optim.models.causal_lm import CausalLM

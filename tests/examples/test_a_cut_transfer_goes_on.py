@@ -14,7 +14,7 @@ import pytest
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import Blob, MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.tickets import BlobTicket
 from examples.test_p2p_blob import SECONDS, terminal
 
 MIB = 2**20

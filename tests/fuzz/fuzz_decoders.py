@@ -92,14 +92,14 @@ def blob_response(data: bytes) -> None:
 
 def blob_ticket(data: bytes) -> None:
     from distro_optim.comm import postcard
-    from distro_optim.comm.iroh.tickets import BlobTicket
+    from distro_optim.comm.tickets import BlobTicket
 
     ticket = postcard.decode(BlobTicket, data)
     assert postcard.decode(BlobTicket, postcard.encode(ticket)) == ticket
 
 
 def ticket_text(data: bytes) -> None:
-    from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
+    from distro_optim.comm.tickets import BlobTicket, EndpointTicket
 
     text = data.decode("latin-1")
     kind = EndpointTicket if text.startswith("endpoint") else BlobTicket
@@ -108,7 +108,7 @@ def ticket_text(data: bytes) -> None:
 
 
 def model_messages(data: bytes) -> None:
-    from distro_optim.comm.iroh import sharing_messages
+    from distro_optim.comm.iroh.sharing import messages as sharing_messages
     from distro_optim.errors import NotSharedError
 
     decoders: list[Target] = [
@@ -123,13 +123,13 @@ def model_messages(data: bytes) -> None:
 
 
 def archive(data: bytes) -> None:
-    from distro_optim.comm.iroh.torchscript import read_tensor
+    from distro_optim.comm.iroh.sharing.torchscript import read_tensor
 
     assert read_tensor(data).untyped_storage().nbytes() <= len(data)
 
 
 def tensor_program(data: bytes) -> None:
-    from distro_optim.comm.iroh._tensor_pickle import read_tensor_record
+    from distro_optim.comm.iroh.sharing._tensor_pickle import read_tensor_record
 
     read_tensor_record(b"\x80\x02" + data, "0")
 
@@ -156,7 +156,7 @@ def result(data: bytes) -> None:
     from distro_optim.compress.wire import decode_download
     from distro_optim.coordinator.types import BatchId
     from distro_optim.errors import ProtocolError
-    from distro_optim.strategy import results
+    from distro_optim.strategy.rounds import results
     from distro_optim.testing.updates import same_update
 
     plan = results_plan()
@@ -196,17 +196,17 @@ def seeds() -> dict[str, list[bytes]]:
     import torch
 
     from distro_optim.comm import postcard
-    from distro_optim.comm.iroh import sharing_messages as sharing
-    from distro_optim.comm.iroh._stored_zip import read_entries
-    from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+    from distro_optim.comm.addresses import EndpointAddr, SocketAddr
     from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
     from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
     from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
-    from distro_optim.comm.iroh.tickets import BlobTicket, EndpointTicket
-    from distro_optim.comm.iroh.torchscript import write_tensor
+    from distro_optim.comm.iroh.sharing import messages as sharing
+    from distro_optim.comm.iroh.sharing._stored_zip import read_entries
+    from distro_optim.comm.iroh.sharing.torchscript import write_tensor
     from distro_optim.comm.signing import SecretKey, SignedMessage
+    from distro_optim.comm.tickets import BlobTicket, EndpointTicket
     from distro_optim.coordinator.types import BatchId
-    from distro_optim.strategy.results import encode_result
+    from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.testing.updates import random_update
 
     places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService

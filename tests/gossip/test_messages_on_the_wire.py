@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.gossip.config import GossipConfig
 from distro_optim.comm.iroh.gossip.frames import FrameReader, encode_frame, encode_header
 from distro_optim.comm.iroh.gossip.messages import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.config import GossipConfig
 from distro_optim.comm.iroh.gossip.events import Deliver, NeighborDown, NeighborUp

@@ -9,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.comm import postcard
-from distro_optim.comm.iroh.addresses import (
-    MAX_ADDRESSES,
-    AddressBook,
-    EndpointAddr,
-    SocketAddr,
-)
+from distro_optim.comm.addresses import MAX_ADDRESSES, AddressBook, EndpointAddr, SocketAddr
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
 
 PEER, OTHER = b"\xaa" * 32, b"\xbb" * 32

@@ -9,16 +9,16 @@ import time
 import pytest
 
 from coordinator_swarm import RUN, frame, key
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.framing import ClientLink
-from distro_optim.comm.iroh.addresses import EndpointAddr
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.streams import COORDINATOR_ALPN, IrohListener, open_iroh
-from distro_optim.comm.iroh.tickets import EndpointTicket
 from distro_optim.comm.streams import Stream, StreamListener
-from distro_optim.coordinator.host import RunHost, restartable
+from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.coordinator.messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, Join
-from distro_optim.coordinator.server import CoordinatorServer
-from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.server.host import RunHost, restartable
+from distro_optim.coordinator.server.server import CoordinatorServer
+from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.types import NodeIdentity
 from runs import waiting_run
 from stream_contract import StreamContract, run

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from distro_optim.comm.iroh.backoff import BackoffPolicy
+from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.pool import ConnectionPool

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.comm.iroh.backoff import BackoffPolicy, DialSchedule
+from distro_optim.comm.backoff import BackoffPolicy, DialSchedule
 from distro_optim.errors import ConfigurationError
 
 PEER, OTHER = b"\1" * 32, b"\2" * 32

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from distro_optim.comm.iroh import sharing_search
-from distro_optim.comm.iroh.sharing_search import MAX_USELESS, Found, Patience, find_sharers
+from distro_optim.comm.iroh.sharing import search as sharing_search
+from distro_optim.comm.iroh.sharing.search import MAX_USELESS, Found, Patience, find_sharers
 from distro_optim.errors import ExchangeError, ModelMismatchError, NotSharedError, PeerUnreachableError, ProtocolError
 
 ALICE, BOB, CAROL, DAVE = (bytes([number]) * 32 for number in range(1, 5))

@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.comm.iroh import sharing_messages as messages
-from distro_optim.comm.iroh.addresses import EndpointAddr
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.iroh.blobs.store import MAX_TAG_LEN
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.sharing import ModelSharing, SharedModel, download_model
-from distro_optim.comm.iroh.sharing_messages import ConfigRequest, ModelConfig, ModelParameter, ParameterRequest
-from distro_optim.comm.iroh.sharing_peers import SharingPeers
-from distro_optim.comm.iroh.tickets import BlobTicket
-from distro_optim.comm.iroh.torchscript import write_tensor
+from distro_optim.comm.iroh.sharing import messages as messages
+from distro_optim.comm.iroh.sharing.messages import ConfigRequest, ModelConfig, ModelParameter, ParameterRequest
+from distro_optim.comm.iroh.sharing.peers import SharingPeers
+from distro_optim.comm.iroh.sharing.torchscript import write_tensor
+from distro_optim.comm.iroh.sharing.transfer import ModelSharing, SharedModel, download_model
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import (
     ExchangeError,
     LimitExceededError,
@@ -198,7 +198,7 @@ async def vanished_blob(connection: Connection, node: Node) -> None:
 def test_peers_that_fail_in_every_way_do_not_keep_the_model_from_the_joiner(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distro_optim.comm.iroh.sharing._ERROR_SECONDS", 0.001)
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
     blobs = Blobs()
     joiner, giver, babbler, liar, forgetful = [make_node() for _ in range(5)]
     babbler.accept(messages.ALPN, garbage)
@@ -218,7 +218,7 @@ def test_peers_that_fail_in_every_way_do_not_keep_the_model_from_the_joiner(
 
 
 def test_when_all_peers_fail_the_last_reason_is_told(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distro_optim.comm.iroh.sharing._ERROR_SECONDS", 0.001)
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
     blobs = Blobs()
     joiner, giver = make_node(), make_node()
     ModelSharing(giver, blobs.publisher(giver))
@@ -232,7 +232,7 @@ def test_when_all_peers_fail_the_last_reason_is_told(make_node: MakeNode, monkey
 
 
 def test_a_parameter_beyond_the_bound_is_not_fetched(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distro_optim.comm.iroh.sharing._ERROR_SECONDS", 0.001)
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
     blobs = Blobs()
     joiner, giver = make_node(), make_node()
     ModelSharing(giver, blobs.publisher(giver)).offer(MODEL)
@@ -249,7 +249,7 @@ def test_a_parameter_beyond_the_bound_is_not_fetched(make_node: MakeNode, monkey
 def test_parts_that_fail_at_the_same_time_are_one_error(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr("distro_optim.comm.iroh.sharing._ERROR_SECONDS", 0.001)
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
     blobs = Blobs()
     joiner, giver = make_node(), make_node()
     ModelSharing(giver, blobs.publisher(giver)).offer(MODEL)

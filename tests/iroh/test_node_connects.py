@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import pytest
 
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh import ffi
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
 from distro_optim.comm.signing import SecretKey

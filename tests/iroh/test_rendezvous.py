@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distro_optim.comm.iroh.addresses import MAX_ADDRESSES, EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import MAX_ADDRESSES, EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.rendezvous import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distro_optim.comm.iroh.backoff import BackoffPolicy
+from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
 from distro_optim.comm.iroh.pool import ConnectionPool

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.sharing import ModelSharing, SharedModel
-from distro_optim.comm.iroh.sharing_messages import (
+from distro_optim.comm.iroh.sharing.messages import (
     ALPN,
     ConfigRequest,
     ModelConfig,
@@ -25,8 +24,9 @@ from distro_optim.comm.iroh.sharing_messages import (
     decode_blob,
     encode_request,
 )
-from distro_optim.comm.iroh.tickets import BlobTicket
-from distro_optim.comm.iroh.torchscript import read_tensor
+from distro_optim.comm.iroh.sharing.torchscript import read_tensor
+from distro_optim.comm.iroh.sharing.transfer import ModelSharing, SharedModel
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import NotSharedError
 
 rust = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")

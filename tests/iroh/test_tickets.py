@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.comm import postcard
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh.tickets import BlobFormat, BlobTicket, EndpointTicket
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.tickets import BlobFormat, BlobTicket, EndpointTicket
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError
 
 # The id and hash of the crates' own test vectors (iroh-tickets `src/endpoint.rs`, iroh-blobs `src/ticket.rs`).

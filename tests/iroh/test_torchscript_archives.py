@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distro_optim.comm.iroh._stored_zip import read_entries, write_entries
-from distro_optim.comm.iroh.torchscript import read_tensor, write_tensor
+from distro_optim.comm.iroh.sharing._stored_zip import read_entries, write_entries
+from distro_optim.comm.iroh.sharing.torchscript import read_tensor, write_tensor
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "torchscript"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.comm.iroh.sharing import SharedModel
-from distro_optim.comm.iroh.torchscript import read_tensor, write_tensor
+from distro_optim.comm.iroh.sharing.torchscript import read_tensor, write_tensor
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.coordinator.model import (
     LLM,
     P2P,
@@ -145,8 +145,8 @@ def test_nothing_of_a_refused_model_is_taken() -> None:
 
 async def _through_the_protocol(model: SharedModel) -> SharedModel:
     """Every part as the blob that its ticket leads to."""
-    from distro_optim.comm.iroh import sharing
-    from distro_optim.comm.iroh.sharing_messages import ModelConfig, decode_blob, encode_blob
+    from distro_optim.comm.iroh.sharing import transfer as sharing
+    from distro_optim.comm.iroh.sharing.messages import ModelConfig, decode_blob, encode_blob
 
     config = decode_blob(encode_blob(ModelConfig(model.config, model.tokenizer, list(model.parameters))))
     assert isinstance(config, ModelConfig)

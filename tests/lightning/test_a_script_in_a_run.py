@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from distro_optim import DisTrO
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.data import sample_indices, shuffle_seed
+from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 from distro_optim.strategy.session import SwarmSession
 from lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 from models import all_same_bits, copies

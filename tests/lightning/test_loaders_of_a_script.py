@@ -14,9 +14,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.data import sample_indices
-from distro_optim.strategy.round_loader import RoundBatch, RoundLoader
-from distro_optim.strategy.samples import samples_of
+from distro_optim.strategy.frameworks.round_loader import RoundBatch, RoundLoader
+from distro_optim.strategy.frameworks.samples import samples_of
+from distro_optim.strategy.sample_order import sample_indices
 from lightning_runs import Numbered
 
 

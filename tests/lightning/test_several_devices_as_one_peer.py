@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from distro_optim.strategy.data import sample_indices, shuffle_seed
 from distro_optim.strategy.environment import CONFIG, RUN
+from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 
 SECONDS = 250  # of which loading PyTorch and Lightning twice on a busy machine takes most
 SAID = re.compile(r"rank (\d) of [12] step 7 weights (\w+) (\[\[[^a-zA-Z`]*\]\])")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from distro_optim import DisTrO
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.trainer import SwarmTrainer
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.rounds import actions as act
 from lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 from models import all_same_bits, copies
 

@@ -9,13 +9,13 @@ import torch
 from blake3 import blake3
 
 from distro_optim.comm import postcard
-from distro_optim.comm.iroh.addresses import EndpointAddr
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.addresses import EndpointAddr
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
 from distro_optim.coordinator.types import BatchId, WitnessBloom
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.broadcasts import Broadcast, TrainingResult, WeightsReport
-from distro_optim.strategy.results import encode_result
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.broadcasts import Broadcast, TrainingResult, WeightsReport
+from distro_optim.strategy.rounds.results import encode_result
 from distro_optim.testing.updates import random_update
 from distro_optim.verify.bloom import BLOOM_WORDS
 from distro_optim.verify.commitment import Commitment

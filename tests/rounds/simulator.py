@@ -17,12 +17,11 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import Announcement
-from distro_optim.comm.iroh.addresses import EndpointAddr
-from distro_optim.comm.iroh.sharing_search import SHORT_SECONDS, Patience
+from distro_optim.comm.iroh.sharing.search import SHORT_SECONDS, Patience
 from distro_optim.comm.signing import SecretKey
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import (
     ClientToServerMessage,
     HealthCheckMessage,
@@ -32,11 +31,12 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import ConstantLR, Hub
+from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.config import SHARED_BY_PEERS
-from distro_optim.strategy.rounds import Rounds, Stage
-from distro_optim.strategy.weights import tensor_digest
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.phases import Rounds, Stage
+from distro_optim.strategy.rounds.weights import tensor_digest
 from distro_optim.testing.coordinator import metadata
 from distro_optim.testing.updates import random_update
 from runs import waiting_run

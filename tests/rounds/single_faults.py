@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from distro_optim.comm.announcements import Announcement
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.messages import (
     ClientToServerMessage,
     HealthCheckMessage,
@@ -22,10 +21,11 @@ from distro_optim.coordinator.messages import (
     WarmupStep,
     WitnessMessage,
 )
+from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator, RunState
-from distro_optim.coordinator.unconfirmed import UnconfirmedReport
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.driver import FETCH_SECONDS, OWNER_SECONDS
+from distro_optim.coordinator.unconfirmed_report import UnconfirmedReport
+from distro_optim.strategy.network.driver import FETCH_SECONDS, OWNER_SECONDS
+from distro_optim.strategy.rounds import actions as act
 from rounds.simulator import TICK, Member, World
 
 TRAIN_SECONDS = 0.3

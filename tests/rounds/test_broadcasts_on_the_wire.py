@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.comm import postcard
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.announcements import MAX_ANNOUNCEMENT
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh.tickets import BlobTicket
 from distro_optim.comm.signing import SecretKey, SignedMessage
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.compress import CompressedUpdate, make_plan
 from distro_optim.coordinator.types import BatchId, Committee, CommitteeProof, MerkleRoot
 from distro_optim.errors import ProtocolError
-from distro_optim.strategy.broadcasts import MAX_MARKS, Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.repeats import Repeats
-from distro_optim.strategy.results import encode_result, max_result_size, read_result
-from distro_optim.strategy.weights import WeightsTable, differing_tensors, tensor_digest, weights_report
+from distro_optim.strategy.rounds.broadcasts import MAX_MARKS, Broadcast, Finished, TrainingResult, WeightsReport
+from distro_optim.strategy.rounds.repeats import Repeats
+from distro_optim.strategy.rounds.results import encode_result, max_result_size, read_result
+from distro_optim.strategy.rounds.weights import WeightsTable, differing_tensors, tensor_digest, weights_report
 from distro_optim.testing.updates import random_update, same_update
 from distro_optim.verify.commitment import Commitment, finished_hash
 from rounds.simulator import PLAN

@@ -8,8 +8,8 @@ import pytest
 
 from distro_optim.coordinator.model import P2P
 from distro_optim.coordinator.types import Committee, CommitteeProof, MerkleRoot, RunState
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.broadcasts import Finished
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.broadcasts import Finished
 from distro_optim.verify.commitment import finished_hash
 from distro_optim.verify.merkle import EMPTY_ROOT
 from rounds.simulator import Member, Trainer, World, run_of

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from distro_optim.coordinator.host import RunHost, restartable
+from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.types import RunState
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.rounds import MAX_LOADS, Stage
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.phases import MAX_LOADS, Stage
 from rounds.simulator import LR, NAMES, PLAN, Member, Weather, World, run_of
 
 

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distro_optim.comm import postcard
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.announcements import Announcement
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh.tickets import BlobFormat, BlobTicket
+from distro_optim.comm.tickets import BlobFormat, BlobTicket
 from distro_optim.coordinator.types import Committee, MerkleRoot, RunState
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.actions import DropReason
-from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.pipeline import MAX_EARLY_PER_SENDER
-from distro_optim.strategy.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState
-from distro_optim.strategy.rounds import Rounds, Stage
-from distro_optim.strategy.weights import weights_report
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.actions import DropReason
+from distro_optim.strategy.rounds.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
+from distro_optim.strategy.rounds.phases import Rounds, Stage
+from distro_optim.strategy.rounds.pipeline import MAX_EARLY_PER_SENDER
+from distro_optim.strategy.rounds.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState
+from distro_optim.strategy.rounds.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
 from rounds.simulator import NAMES, PLAN, Member, World, run_of, secret
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.actions import DropReason
-from distro_optim.strategy.rounds import Stage
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.actions import DropReason
+from distro_optim.strategy.rounds.phases import Stage
 from rounds import liars
 from rounds.liars import Liar, Lie
 from rounds.simulator import Member, Weather, World

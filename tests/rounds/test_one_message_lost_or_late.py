@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from distro_optim.coordinator.types import RunState
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.driver import OWNER_SECONDS
-from distro_optim.strategy.waiting import UNHEARD_SECONDS
+from distro_optim.strategy.network.driver import OWNER_SECONDS
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.waiting import UNHEARD_SECONDS
 from rounds import liars
 from rounds.liars import Liar, Lie
 from rounds.simulator import LR

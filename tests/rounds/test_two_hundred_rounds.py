@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distro_optim.coordinator.types import RunState
-from distro_optim.strategy import actions as act
+from distro_optim.strategy.rounds import actions as act
 from rounds import liars
 from rounds.liars import Liar
 from rounds.simulator import Member, Weather, World

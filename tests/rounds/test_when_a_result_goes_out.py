@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.pipeline import MAX_HOLD_SECONDS
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.pipeline import MAX_HOLD_SECONDS
 from rounds.simulator import TICK, Member, World
 
 QUICK, SLOW = 1.0, 6.0

@@ -12,14 +12,14 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.rendezvous import Rendezvous
 from distro_optim.comm.iroh.streams import IrohListener
-from distro_optim.coordinator.host import RunHost, restartable
 from distro_optim.coordinator.model import ConstantLR
-from distro_optim.coordinator.server import CoordinatorServer, unix_offset
-from distro_optim.coordinator.service import CoordinatorService
+from distro_optim.coordinator.server.host import RunHost, restartable
+from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset
+from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.coordinator.types import Coordinator
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.network.runtime import Runtime
 from rounds.simulator import LR
 from runtime.training import SECONDS, TrainingThread
 

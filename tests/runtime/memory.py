@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.iroh.loop import LoopThread
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.comm.signing import SecretKey
-from distro_optim.coordinator.embedded import EmbeddedCoordinator
-from distro_optim.coordinator.host import RunHost
 from distro_optim.coordinator.model import ConstantLR
+from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
+from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.link import RunLink, RunSource
-from distro_optim.strategy.runtime import Runtime
-from distro_optim.testing.models import MemoryModels
+from distro_optim.strategy.network.link import RunLink, RunSource
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.testing.model_exchange import MemoryModels
 from distro_optim.testing.swarm import MemoryNetwork
 from rounds.simulator import LR, secret
 from runtime.training import SECONDS, TrainingThread

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.network.runtime import Runtime
 from runtime.live import LOOPBACK
 from runtime.training import TrainingThread
 

@@ -11,7 +11,7 @@ import pytest
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.network.runtime import Runtime
 from runtime.live import LOOPBACK, config, live_run
 from runtime.test_leaving_a_run import threads_of_runs
 

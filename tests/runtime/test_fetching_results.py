@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from distro_optim.comm.iroh.addresses import EndpointAddr
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.addresses import EndpointAddr
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import BlobUnavailableError
-from distro_optim.strategy import actions as act
-from distro_optim.strategy import driver
-from distro_optim.strategy.driver import RoundDriver
+from distro_optim.strategy.network import driver
+from distro_optim.strategy.network.driver import RoundDriver
+from distro_optim.strategy.rounds import actions as act
 from rounds.simulator import secret
 
 OWNER, FIRST, SECOND = (secret(number).public for number in (1, 2, 3))

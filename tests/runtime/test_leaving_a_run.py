@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.errors import ConfigurationError, ExchangeError, RunError
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.link import RunLink
+from distro_optim.strategy.network.link import RunLink
+from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.port import TrainerAction
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.rounds import actions as act
 from rounds.simulator import secret
 from runtime.live import LOOPBACK, config, live_run
 from runtime.memory import MemoryRun, MemorySource

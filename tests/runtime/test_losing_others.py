@@ -11,8 +11,8 @@ import pytest
 from distro_optim.comm.iroh import streams
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import RunLostError
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.actions import DropReason
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.actions import DropReason
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testing.updates import random_update
 from rounds.simulator import PLAN

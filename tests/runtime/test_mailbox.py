@@ -8,8 +8,8 @@ import pytest
 
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import RunError
-from distro_optim.strategy.actions import Desynced, HashWeights, TrainBatch
-from distro_optim.strategy.mailbox import Mailbox
+from distro_optim.strategy.network.mailbox import Mailbox
+from distro_optim.strategy.rounds.actions import Desynced, HashWeights, TrainBatch
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distro_optim.strategy import actions as act
+from distro_optim.strategy.rounds import actions as act
 from runtime.memory import MemoryRun
 from runtime.training import assert_equal_weights, changed_weights
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distro_optim.comm.iroh.tickets import EndpointTicket
+from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.coordinator.ticket import RunTicket
-from distro_optim.strategy import actions as act
+from distro_optim.strategy.rounds import actions as act
 from runtime.live import config, live_run, served_run
 from runtime.training import assert_equal_weights, changed_weights
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import DistroError, RunError
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.port import RunPort, TrainerAction
+from distro_optim.strategy.rounds import actions as act
 from rounds.simulator import NAMES, PLAN, Trainer
 
 SECONDS = 60.0

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, load_model
 
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy import checkpoint as checkpoint_module
-from distro_optim.strategy.checkpoint import Checkpoint, CheckpointStore
-from distro_optim.strategy.model_identity import describe, weights_root
-from distro_optim.strategy.named_tensors import NamedTensors
-from distro_optim.strategy.trainer import SwarmTrainer
+from distro_optim.strategy.model import checkpoint as checkpoint_module
+from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
+from distro_optim.strategy.model.identity import describe, weights_root
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
 from runs import waiting_run
 
 from .scripts import Net, new_model, new_optimizer

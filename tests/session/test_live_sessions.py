@@ -13,9 +13,9 @@ import torch
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P
 from distro_optim.errors import ModelMismatchError
-from distro_optim.strategy.checkpoint import CheckpointStore
 from distro_optim.strategy.config import SHARED_BY_PEERS, RunConfig
-from distro_optim.strategy.resuming import state_to_resume
+from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.model.resuming import state_to_resume
 from distro_optim.strategy.session import SwarmSession
 from runtime.live import served_run
 

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.news import News
+from distro_optim.strategy.rounds import actions as act
 
 SENTENCE = "the checkpoint of step 3 could not be saved"
 

@@ -13,9 +13,9 @@ import torch
 from distro_optim.coordinator.model import P2P, Hub
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.errors import RunError
-from distro_optim.strategy.checkpoint import Checkpoint, CheckpointStore
 from distro_optim.strategy.config import SHARED_BY_PEERS
-from distro_optim.strategy.model_identity import weights_root
+from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
+from distro_optim.strategy.model.identity import weights_root
 
 from .scripts import Script, equal_weights
 from .world import SessionWorld

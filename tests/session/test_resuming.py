@@ -11,10 +11,10 @@ import torch
 
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.checkpoint import CheckpointStore
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.model_identity import weights_root
-from distro_optim.strategy.resuming import state_to_resume
+from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.model.identity import weights_root
+from distro_optim.strategy.model.resuming import state_to_resume
 from distro_optim.strategy.round import Round
 
 from .scripts import SAMPLES, Net, Script, equal_weights

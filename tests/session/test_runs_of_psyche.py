@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from distro_optim import DisTrO
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.coordinator.model import Distro, Hub, HubRepo
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.psyche_settings import adopt_settings, settings_of
+from distro_optim.strategy.model.psyche_settings import adopt_settings, settings_of
 
 from .scripts import Net, Script, equal_weights
 from .world import SessionWorld, SimulatedPort

@@ -18,8 +18,8 @@ from distro_optim.coordinator.model import ConstantLR
 from distro_optim.errors import ConfigurationError, DistroError, RunError
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import PEER_NAME, REPORT, TICKET_FILE
+from distro_optim.strategy.model.schedules import FollowingSchedulers
 from distro_optim.strategy.round import Round
-from distro_optim.strategy.schedules import FollowingSchedulers
 from distro_optim.strategy.session import SwarmSession
 from quiet_run import QuietRun
 

@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.coordinator.types import RunState
-from distro_optim.strategy import actions as act
-from distro_optim.strategy.checkpoint import CheckpointStore
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.data import sample_indices, shuffle_seed
-from distro_optim.strategy.hosting_defaults import complete_config
-from distro_optim.strategy.resuming import state_to_resume
+from distro_optim.strategy.frameworks.hosting_defaults import complete_config
+from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.model.resuming import state_to_resume
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 from distro_optim.strategy.session import SwarmSession
-from distro_optim.strategy.trainer import SwarmTrainer
 
 from .scripts import SAMPLES, Script, equal_weights, new_model, new_optimizer, samples
 from .world import SessionWorld, SimulatedPort

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from distro_optim import DisTrO
-from distro_optim.comm.iroh.sharing import SharedModel
-from distro_optim.comm.iroh.sharing_search import Patience
+from distro_optim.comm.iroh.sharing.search import Patience
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.coordinator.model import P2P
 from distro_optim.errors import ExchangeError, ProtocolError
-from distro_optim.strategy.actions import Initialize
 from distro_optim.strategy.config import SHARED_BY_PEERS
-from distro_optim.strategy.handover import ModelHandover
-from distro_optim.strategy.model_identity import weights_root
-from distro_optim.strategy.named_tensors import NamedTensors
-from distro_optim.strategy.trainer import SwarmTrainer
+from distro_optim.strategy.model.handover import ModelHandover
+from distro_optim.strategy.model.identity import weights_root
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.rounds.actions import Initialize
 
 ALICE, BOB, CAROL = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
 STEP = 7

@@ -12,11 +12,11 @@ from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, DistroError
-from distro_optim.strategy.actions import ApplyResults, DecayWeights, TrainBatch
-from distro_optim.strategy.named_tensors import NamedTensors
-from distro_optim.strategy.results import encode_result, read_result
-from distro_optim.strategy.trainer import SwarmTrainer
-from distro_optim.strategy.weights import tensor_digest
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.rounds.actions import ApplyResults, DecayWeights, TrainBatch
+from distro_optim.strategy.rounds.results import encode_result, read_result
+from distro_optim.strategy.rounds.weights import tensor_digest
 
 LR, DECAY = 0.01, 0.5
 

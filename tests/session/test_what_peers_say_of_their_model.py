@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distro_optim.errors import ProtocolError
-from distro_optim.strategy.model_identity import ModelIdentity, TensorIdentity
+from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
 
 # A machine that is busy with other things is no finding.
 UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.comm.iroh.sharing import SharedModel
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ModelMismatchError
-from distro_optim.strategy.model_identity import ModelIdentity
+from distro_optim.strategy.model.identity import ModelIdentity
 
 from .scripts import Net, Script, equal_weights
 from .world import SessionWorld

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.comm.iroh.sharing import SharedModel
-from distro_optim.comm.iroh.sharing_search import Patience
+from distro_optim.comm.iroh.sharing.search import Patience
+from distro_optim.comm.iroh.sharing.transfer import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
-from distro_optim.coordinator.host import RunHost, restartable
 from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
+from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ProtocolError
-from distro_optim.strategy import actions as act
 from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
-from distro_optim.strategy.weights import tensor_digest
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.weights import tensor_digest
 from rounds.simulator import TICK, Member, Weather, World
 
 TRAINER_ACTIONS = (

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, InboxLimits
-from distro_optim.comm.iroh.addresses import EndpointAddr
 from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP
-from distro_optim.comm.iroh.tickets import BlobTicket
 from distro_optim.comm.meter import RateMeter
 from distro_optim.comm.seen import SeenSet
 from distro_optim.comm.signing import SecretKey, SignedMessage
 from distro_optim.comm.swarm import provider_order
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import ConfigurationError
 
 ME, ALICE, BOB = (SecretKey(bytes([number]) * 32) for number in (1, 2, 3))

@@ -12,8 +12,8 @@ from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
-from distro_optim.comm.iroh.tickets import BlobFormat, BlobTicket
 from distro_optim.comm.swarm import Swarm
+from distro_optim.comm.tickets import BlobFormat, BlobTicket
 from distro_optim.errors import ConfigurationError, NodeClosedError, StoreFullError
 from distro_optim.testing.swarm_checks import CHECKS, SwarmArena
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import pytest
 
 from distro_optim.comm import postcard
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
-from distro_optim.comm.iroh.tickets import BlobTicket
 from distro_optim.comm.signing import SecretKey, SignedMessage
+from distro_optim.comm.tickets import BlobTicket
 
 rust: Any = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")
 

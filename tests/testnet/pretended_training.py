@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from distro_optim.strategy.environment import RunEnvironment, write_ticket
-from distro_optim.strategy.reporting import RunReporter
+from distro_optim.strategy.run_report import RunReporter
 
 STEP_SECONDS = 0.02
 

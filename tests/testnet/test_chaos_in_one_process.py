@@ -12,10 +12,10 @@ import torch
 
 from distro_optim.comm.swarm import Swarm
 from distro_optim.coordinator.types import RunState
-from distro_optim.strategy import actions as act
-from distro_optim.strategy import repeats
-from distro_optim.strategy.link import RunLink
-from distro_optim.strategy.runtime import Runtime
+from distro_optim.strategy.network.link import RunLink
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds import repeats
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testnet.disturbed import DisturbedRun
 from distro_optim.testnet.lies import LIES, LyingSwarm

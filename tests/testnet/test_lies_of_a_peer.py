@@ -9,15 +9,15 @@ import torch
 from blake3 import blake3
 
 from distro_optim.comm import postcard
-from distro_optim.comm.iroh.addresses import EndpointAddr
-from distro_optim.comm.iroh.tickets import BlobTicket
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.signing import SecretKey, is_signed_by
 from distro_optim.comm.swarm import Channel
+from distro_optim.comm.tickets import BlobTicket
 from distro_optim.compress import ParamSpec, make_plan
 from distro_optim.coordinator.types import BatchId, Committee, CommitteeProof, MerkleRoot
 from distro_optim.errors import ExchangeError, ProtocolError
-from distro_optim.strategy.broadcasts import Broadcast, Finished, TrainingResult
-from distro_optim.strategy.results import encode_result, max_result_size, read_result
+from distro_optim.strategy.rounds.broadcasts import Broadcast, Finished, TrainingResult
+from distro_optim.strategy.rounds.results import encode_result, max_result_size, read_result
 from distro_optim.testing.swarm import MemoryNetwork, MemorySwarm
 from distro_optim.testing.updates import random_update
 from distro_optim.testnet.lies import LIES, Lie, LyingSwarm

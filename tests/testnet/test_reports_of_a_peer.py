@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.strategy.environment import RunEnvironment
-from distro_optim.strategy.reporting import (
+from distro_optim.strategy.run_report import (
     ENDED,
     EVENT,
     JOINED,

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.reporting import ENDED, JOINED, ROUND, ReportLine
+from distro_optim.strategy.run_report import ENDED, JOINED, ROUND, ReportLine
 from distro_optim.testnet.display import LiveDisplay, PlainDisplay, display_for, render
 from distro_optim.testnet.faults import FaultPlan, Join, Kill, Restart
 from distro_optim.testnet.network import parse_setting

@@ -20,17 +20,17 @@ from distro_optim.comm.streams import TcpListener
 from distro_optim.coordinator.model import DontShuffle, NumberedFiles, Seeded, Shuffle, TokenSize
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity
 from distro_optim.data.dummy import DummyTokens
-from distro_optim.data.http import HttpTokens
 from distro_optim.data.mixture import WeightedTokens
 from distro_optim.data.mixture_index import MixtureIndex
 from distro_optim.data.parquet import ParquetTokens
 from distro_optim.data.provider import TokenProvider
-from distro_optim.data.remote import DataServerTokens, ServerPatience
-from distro_optim.data.server import DataServer
-from distro_optim.data.service import DataService
+from distro_optim.data.remote.client import DataServerTokens, ServerPatience
+from distro_optim.data.remote.server import DataServer
+from distro_optim.data.remote.service import DataService
 from distro_optim.data.shuffle import ChaCha8, slice_shuffle
 from distro_optim.data.token_files import TokenFiles
-from distro_optim.data.web_client import WebClient, WebPatience
+from distro_optim.data.web.client import WebClient, WebPatience
+from distro_optim.data.web.tokens import HttpTokens
 from distro_optim.testing.token_data import TokenDataArena
 from runs import waiting_run
 from token_data.web_server import WebServer

@@ -7,9 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-from distro_optim.data import corpus, tokenizing
-from distro_optim.data.token_writer import Progress
-from distro_optim.data.vocabulary import ByteTokenizer
+from distro_optim.data.making import corpus, tokenizing
+from distro_optim.data.making.token_writer import Progress
+from distro_optim.data.making.vocabulary import ByteTokenizer
 
 SMALL = 2000
 

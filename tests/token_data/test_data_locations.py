@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator_swarm import key
+from distro_optim.coordinator.formats.text import to_plain
 from distro_optim.coordinator.model import (
     DontShuffle,
     DummyData,
@@ -29,19 +30,18 @@ from distro_optim.coordinator.model import (
     TokenSize,
     WeightedHttpData,
 )
-from distro_optim.coordinator.text import to_plain
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data.corpus import Corpus
-from distro_optim.data.http import HttpTokens
+from distro_optim.data.making.corpus import Corpus
+from distro_optim.data.making.tokenizing import tokenize
+from distro_optim.data.making.vocabulary import ByteTokenizer
 from distro_optim.data.mixture import WeightedTokens
 from distro_optim.data.mixture_file import read_mixture
 from distro_optim.data.mixture_index import MixtureIndex
 from distro_optim.data.opening import open_token_data
 from distro_optim.data.parquet import ParquetTokens, download_dataset
-from distro_optim.data.remote import DataServerTokens
+from distro_optim.data.remote.client import DataServerTokens
 from distro_optim.data.token_files import TokenFiles
-from distro_optim.data.tokenizing import tokenize
-from distro_optim.data.vocabulary import ByteTokenizer
+from distro_optim.data.web.tokens import HttpTokens
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError, MissingDependencyError
 from token_data.arenas import SEED, SEQ_LEN, FilesArena, ParquetArena, RunningDataServer
 from token_data.web_server import WebServer

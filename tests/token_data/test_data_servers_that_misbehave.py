@@ -26,8 +26,8 @@ from distro_optim.coordinator.messages import (
 )
 from distro_optim.coordinator.types import BatchId
 from distro_optim.data.provider import MAX_BATCH
-from distro_optim.data.remote import DataServerTokens, ServerPatience, split_address
-from distro_optim.data.requests import DataRequests, RequestRefusedError, cut_batch
+from distro_optim.data.remote.client import DataServerTokens, ServerPatience, split_address
+from distro_optim.data.remote.requests import DataRequests, RequestRefusedError, cut_batch
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from token_data.arenas import RunningDataServer, ServerArena, ShuffledFilesArena, member_state, never_wait

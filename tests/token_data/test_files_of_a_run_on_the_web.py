@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from distro_optim.coordinator.model import Gcp, NumberedFiles, Seeded, SingleUrl, TokenSize
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data.http import HttpTokens, find_web_files
-from distro_optim.data.web_client import WebClient
-from distro_optim.data.web_files import (
+from distro_optim.data.web.client import WebClient
+from distro_optim.data.web.files import (
     WebFile,
     file_urls,
     listing_url,
@@ -23,6 +22,7 @@ from distro_optim.data.web_files import (
     read_listing,
     shown,
 )
+from distro_optim.data.web.tokens import HttpTokens, find_web_files
 from distro_optim.errors import ConfigurationError, InvalidDataError
 from token_data.arenas import never_wait
 from token_data.web_server import Handler, WebServer

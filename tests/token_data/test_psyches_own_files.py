@@ -14,9 +14,9 @@ import pytest
 
 from distro_optim.coordinator.model import Seeded, SingleUrl, TokenSize
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data.http import HttpTokens
 from distro_optim.data.parquet import ParquetTokens
 from distro_optim.data.token_files import TokenFiles
+from distro_optim.data.web.tokens import HttpTokens
 from token_data.web_server import WebServer
 
 VECTORS = Path(os.environ.get("DISTRO_OPTIM_VECTORS", Path(__file__).parents[3] / "shared" / "vectors")) / "data"

@@ -20,14 +20,14 @@ from rich.console import Console
 from distro_optim.cli import main
 from distro_optim.coordinator.model import TokenSize
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data import corpus as corpus_module
-from distro_optim.data import tokenizing
-from distro_optim.data.corpus import Corpus
+from distro_optim.data.making import corpus as corpus_module
+from distro_optim.data.making import tokenizing
+from distro_optim.data.making.corpus import Corpus
+from distro_optim.data.making.token_writer import Progress, TokenWriter
+from distro_optim.data.making.tokenizing import TokenizeOptions, run_tokenize, tokenize
+from distro_optim.data.making.vocabulary import ByteTokenizer, HfTokenizer, load_tokenizer
 from distro_optim.data.sidecar import read_sidecar
 from distro_optim.data.token_files import TokenFiles
-from distro_optim.data.token_writer import Progress, TokenWriter
-from distro_optim.data.tokenizing import TokenizeOptions, run_tokenize, tokenize
-from distro_optim.data.vocabulary import ByteTokenizer, HfTokenizer, load_tokenizer
 from distro_optim.errors import ConfigurationError, InvalidDataError, MissingDependencyError
 
 TESTS = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import pytest
 
 from distro_optim.coordinator.model import NumberedFiles, Seeded, SingleUrl, TokenSize
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data.http import HttpTokens
-from distro_optim.data.web_client import WebClient, WebPatience
+from distro_optim.data.web.client import WebClient, WebPatience
+from distro_optim.data.web.tokens import HttpTokens
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from token_data import web_server
 from token_data.web_server import Handler, Trick, WebServer

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..strategy.reporting import printable
+from ..strategy.run_report import printable
 from .figures import Figures
 from .options import Logs
 

@@ -13,8 +13,8 @@ from typing import Final
 
 from ..compress import CompressedUpdate, make_plan
 from ..errors import RunError
-from ..strategy import actions as act
 from ..strategy.port import RunPort
+from ..strategy.rounds import actions as act
 from .figures import Progress
 
 __all__ = ["train_dummy"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ..coordinator.assignment import round_batch_size
-from ..coordinator.committee import CommitteeSelection
+from ..coordinator.rules.assignment import round_batch_size
+from ..coordinator.rules.committee import CommitteeSelection
 from ..coordinator.types import BatchId, Coordinator, RunState
 from ..errors import CoordinatorError
 from ..strategy.port import RunView

@@ -1,7 +1,8 @@
 """A model that only peers have, downloaded before there is one here to compare it with.
 
 A session compares what peers send with the model it was given. Who joins a run whose model is on no disk of this
-machine has none to give: :class:`FirstModel` takes the run's first :class:`~distro_optim.strategy.actions.Initialize`
+machine has none to give: :class:`FirstModel` takes the run's first
+:class:`~distro_optim.strategy.rounds.actions.Initialize`
 off the port, downloads, and then puts both back, so that the session finds everything as if nobody had looked.
 """
 
@@ -13,8 +14,8 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from ..comm.iroh.sharing import Check, SharedModel
-from ..comm.iroh.sharing_search import Patience
+from ..comm.iroh.sharing.search import Patience
+from ..comm.iroh.sharing.transfer import Check, SharedModel
 from ..coordinator.model import LLM, P2P, P2PGcs
 from ..coordinator.types import Coordinator, RunState
 from ..errors import (
@@ -28,9 +29,9 @@ from ..errors import (
 from ..models.building import build_shapes, persistent_buffers, sorted_parameters
 from ..models.config import read_config
 from ..models.memory import check_memory
-from ..strategy.actions import Initialize, RunEnded
-from ..strategy.handover import MAX_REFUSALS
+from ..strategy.model.handover import MAX_REFUSALS
 from ..strategy.port import RunPort, TrainerAction
+from ..strategy.rounds.actions import Initialize, RunEnded
 
 __all__ = ["FirstModel", "comes_through_peers"]
 

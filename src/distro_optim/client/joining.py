@@ -13,8 +13,8 @@ from typing import Final, Self
 from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, RunError
+from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
-from ..strategy.runtime import Runtime
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
 from .display import REDRAW_SECONDS, Display, display_for

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import ConfigurationError, MissingDependencyError
-from ..strategy.actions import DropReason
+from ..strategy.rounds.actions import DropReason
 from .figures import Figures
 
 __all__ = ["MetricsServer", "gauges"]

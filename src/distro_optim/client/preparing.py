@@ -18,7 +18,7 @@ from ..coordinator.model import (
     LocalData,
     PreprocessedData,
 )
-from ..coordinator.schedule import learning_rate
+from ..coordinator.rules.schedule import learning_rate
 from ..coordinator.types import Coordinator
 from ..data.dummy import DummyTokens
 from ..data.opening import open_token_data

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from ..errors import ConfigurationError
+from .addresses import EndpointAddr
 from .announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, InboxCounts
-from .iroh.addresses import EndpointAddr
-from .iroh.tickets import BlobTicket
+from .tickets import BlobTicket
 
 __all__ = [
     "MAX_ANNOUNCEMENT",

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
+from ..comm.backoff import BackoffPolicy
 from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
-from ..comm.iroh.backoff import BackoffPolicy
 from ..comm.postcard import Codec
 from ..comm.streams import Stream, open_tcp
 from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError, ProtocolError
@@ -37,7 +37,7 @@ from .messages import (
 )
 from .model import Checkpoint
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
-from .unconfirmed import UnconfirmedReport
+from .unconfirmed_report import UnconfirmedReport
 
 __all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
 

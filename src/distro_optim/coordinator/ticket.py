@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
-from ..comm.iroh.addresses import EndpointAddr
+from ..comm.addresses import EndpointAddr
 from ..comm.postcard import Limit, decode, encode
 from ..comm.streams import Stream, open_tcp
 from ..errors import ConfigurationError, ProtocolError

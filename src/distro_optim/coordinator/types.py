@@ -388,7 +388,7 @@ class Round:
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """The rules of a run; see :func:`~distro_optim.coordinator.validation.check_config` for what is allowed.
+    """The rules of a run; see :func:`~distro_optim.coordinator.rules.validation.check_config` for what is allowed.
 
     Attributes:
         warmup_time: seconds that clients have to load the model.

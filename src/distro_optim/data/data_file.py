@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 from ..comm.postcard import U64, Fixed
+from ..coordinator.formats.text import from_toml
 from ..coordinator.model import Seeded, TokenSize
-from ..coordinator.text import from_toml
 from ..errors import ConfigurationError, ProtocolError
 from .token_files import TokenFiles
 

@@ -14,8 +14,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..coordinator.formats.text import from_plain
 from ..coordinator.model import HttpLLMTrainingDataLocation, Shuffle
-from ..coordinator.text import from_plain
 from ..errors import ConfigurationError, InvalidDataError, ProtocolError
 from .mixture_index import normalized_weights
 

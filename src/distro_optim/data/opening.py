@@ -20,15 +20,15 @@ from ..coordinator.model import (
 from ..errors import ConfigurationError
 from .data_file import read_data_file
 from .dummy import DummyTokens
-from .http import HttpTokens
 from .mixture import WeightedTokens
 from .mixture_file import MAX_FILE_BYTES, read_mixture
 from .parquet import ParquetTokens, download_dataset
 from .provider import TokenProvider
-from .remote import DataServerTokens
+from .remote.client import DataServerTokens
 from .token_files import TokenFiles, token_size_on_disk
-from .web_client import WebClient, WebPatience
-from .web_files import plain_url
+from .web.client import WebClient, WebPatience
+from .web.files import plain_url
+from .web.tokens import HttpTokens
 
 __all__ = ["open_mixture", "open_token_data"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from ..comm.postcard import U64
+from ..coordinator.formats.text import from_json, to_json
 from ..coordinator.model import TokenSize
-from ..coordinator.text import from_json, to_json
 from ..errors import InvalidDataError, ProtocolError
 
 __all__ = ["Sidecar", "read_sidecar", "sidecar_path"]

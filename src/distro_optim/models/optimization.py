@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..coordinator.model import AdamW, Distro, DummyOptimizer, LearningRateSchedule, OptimizerDefinition
-from ..coordinator.schedule import learning_rate
+from ..coordinator.rules.schedule import learning_rate
 from ..errors import ConfigurationError
 from ..optimizer import DisTrO
 

@@ -21,7 +21,7 @@ from ..coordinator.model import (
     LLMTrainingDataType,
     OptimizerDefinition,
 )
-from ..coordinator.steps import DRAIN_ROUNDS
+from ..coordinator.rules.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
     MAX_NUM_CLIENTS,
     MAX_NUM_WITNESSES,

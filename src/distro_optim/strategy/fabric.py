@@ -38,16 +38,16 @@ from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
-from .framework_session import FrameworkSession, arguments_of_session
-from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .frameworks.framework_session import FrameworkSession, arguments_of_session
+from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .frameworks.lightning_checks import check_optimizers
+from .frameworks.local_ranks import LocalRanks
+from .frameworks.round_loader import RoundBatch, RoundLoader
+from .frameworks.samples import samples_of
 from .invitation import invitation
-from .joining import parse_run
-from .lightning_checks import check_optimizers
-from .local_ranks import LocalRanks
+from .network.joining import parse_run
 from .port import RunView
 from .round import Round
-from .round_loader import RoundBatch, RoundLoader
-from .samples import samples_of
 from .session import LearningRates
 
 __all__ = ["FabricPsycheStrategy", "FabricRound", "FabricRounds"]

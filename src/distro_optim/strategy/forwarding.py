@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from typing_extensions import override
 
-from ..comm.iroh.sharing import Check, SharedModel
-from ..comm.iroh.sharing_search import Patience
+from ..comm.iroh.sharing.search import Patience
+from ..comm.iroh.sharing.transfer import Check, SharedModel
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
 from .port import RunEvent, RunPort, RunView, TrainerAction

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from . import actions as act
 from .environment import RunEnvironment
 from .port import RunEvent, RunPort
-from .reporting import RunReporter, weights_hash
+from .rounds import actions as act
+from .run_report import RunReporter, weights_hash
 
 __all__ = ["News"]
 

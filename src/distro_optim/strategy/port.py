@@ -23,12 +23,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..comm.iroh.sharing import Check, SharedModel
-from ..comm.iroh.sharing_search import Patience
+from ..comm.iroh.sharing.search import Patience
+from ..comm.iroh.sharing.transfer import Check, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
-from .actions import (
+from .rounds.actions import (
     ApplyResults,
     DecayWeights,
     Desynced,

@@ -42,19 +42,19 @@ from typing_extensions import override
 from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
-from .framework_session import FrameworkSession, arguments_of_session
-from .hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .frameworks.framework_session import FrameworkSession, arguments_of_session
+from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
+from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
+from .frameworks.lightning_passes import RoundPasses
+from .frameworks.lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
+from .frameworks.local_ranks import LocalRanks
+from .frameworks.round_loader import RoundLoader
+from .frameworks.samples import samples_of, warn
 from .invitation import invitation
-from .joining import parse_run
-from .lightning_checks import check_fit, check_optimizers, compile_advice
-from .lightning_passes import RoundPasses
-from .lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
-from .local_ranks import LocalRanks
+from .model.resuming import StartingPoint
+from .network.joining import parse_run
 from .port import RunView
-from .resuming import StartingPoint
 from .round import Round
-from .round_loader import RoundLoader
-from .samples import samples_of, warn
 from .session import LearningRates, SwarmSession
 
 __all__ = ["PsycheStrategy"]

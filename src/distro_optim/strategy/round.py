@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .actions import TrainBatch
-from .data import sample_indices
+from .rounds.actions import TrainBatch
+from .sample_order import sample_indices
 
 __all__ = ["Round", "RoundOwner", "SampleOrder"]
 

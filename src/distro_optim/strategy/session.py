@@ -27,26 +27,26 @@ from torch import nn
 
 from ..comm.signing import SecretKey
 from ..coordinator.model import Distro
-from ..coordinator.steps import last_trained_step
+from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError, RunError
 from ..optimizer import DisTrO
-from . import actions as act
-from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig, is_shared_by_peers
-from .data import check_dataset_size, shuffle_seed
 from .environment import RunEnvironment, write_ticket
-from .handover import ModelHandover
-from .keeping import CheckpointKeeper
-from .loading import ModelLoader
-from .named_tensors import NamedTensors
+from .model.checkpoint import Checkpoint, CheckpointStore
+from .model.checkpoint_keeper import CheckpointKeeper
+from .model.handover import ModelHandover
+from .model.loading import ModelLoader
+from .model.named_tensors import NamedTensors
+from .model.psyche_settings import adopt_settings, changes_of_schedule, schedule_of, settings_of
+from .model.resuming import StartingPoint, state_to_resume
+from .model.schedules import FIRST_STEP, FollowingSchedulers
+from .model.trainer import SwarmTrainer
 from .news import News
 from .port import RunPort, RunView
-from .psyche_settings import adopt_settings, changes_of_schedule, schedule_of, settings_of
-from .resuming import StartingPoint, state_to_resume
 from .round import Round, SampleOrder
-from .schedules import FIRST_STEP, FollowingSchedulers
-from .trainer import SwarmTrainer
+from .rounds import actions as act
+from .sample_order import check_dataset_size, shuffle_seed
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
 
@@ -238,7 +238,7 @@ class SwarmSession:
         self.close()
 
     def _connect(self) -> RunPort:
-        from .runtime import Runtime
+        from .network.runtime import Runtime
 
         config = self._hosting_config() if self._run is None else None
         if config is not None and config.global_batch_size is not None:

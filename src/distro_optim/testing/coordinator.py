@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from ..coordinator.client import CoordinatorClient
-from ..coordinator.committee import CommitteeSelection
 from ..coordinator.model import (
     LLM,
     ConstantLR,
@@ -34,6 +33,7 @@ from ..coordinator.model import (
     LLMArchitecture,
     LLMTrainingDataType,
 )
+from ..coordinator.rules.committee import CommitteeSelection
 from ..coordinator.types import (
     ClientState,
     Coordinator,

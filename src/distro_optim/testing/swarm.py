@@ -20,12 +20,12 @@ from typing import Final
 
 from blake3 import blake3
 
+from ..comm.addresses import EndpointAddr
 from ..comm.announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
-from ..comm.iroh.addresses import EndpointAddr
-from ..comm.iroh.tickets import BlobTicket
 from ..comm.meter import RateMeter
 from ..comm.signing import SecretKey, SignedMessage
 from ..comm.swarm import AnnouncementStream, Channel, PeerInfo, Swarm, check_announcement, provider_order
+from ..comm.tickets import BlobTicket
 from ..errors import (
     BlobUnavailableError,
     ConfigurationError,

@@ -20,10 +20,10 @@ from typing import Final, Self
 
 from blake3 import blake3
 
+from ..comm.addresses import EndpointAddr
 from ..comm.announcements import MAX_ANNOUNCEMENT, Announcement
-from ..comm.iroh.addresses import EndpointAddr
-from ..comm.iroh.tickets import BlobTicket
 from ..comm.swarm import Channel, Swarm
+from ..comm.tickets import BlobTicket
 from ..errors import BlobUnavailableError, ConfigurationError, NodeClosedError
 
 __all__ = ["CHECKS", "SwarmArena"]

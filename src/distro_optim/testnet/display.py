@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..strategy.reporting import printable
+from ..strategy.run_report import printable
 from .watching import PeerState, PeerWatch, SwarmWatch
 
 __all__ = ["Display", "JsonDisplay", "LiveDisplay", "PlainDisplay", "display_for", "kilobytes", "peer_table", "render"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from ..comm.swarm import Swarm
-from ..strategy.link import RunLink, RunSource
+from ..strategy.network.link import RunLink, RunSource
 
 __all__ = ["DisturbedRun"]
 

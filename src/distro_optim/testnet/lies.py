@@ -16,13 +16,13 @@ from blake3 import blake3
 from typing_extensions import override
 
 from ..comm import postcard
-from ..comm.iroh.tickets import BlobTicket
 from ..comm.signing import SecretKey
 from ..comm.swarm import Channel, Swarm
+from ..comm.tickets import BlobTicket
 from ..compress.wire import TransmittableDistroResult, decode_download, encode_download
 from ..compress.wire_tensor import KIND_BOOL, SerializableTensor
-from ..strategy.broadcasts import Broadcast, TrainingResult
-from ..strategy.results import commitment_hash
+from ..strategy.rounds.broadcasts import Broadcast, TrainingResult
+from ..strategy.rounds.results import commitment_hash
 from ..verify.commitment import Commitment
 from .weather import SwarmAround
 

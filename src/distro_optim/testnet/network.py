@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError
 from ..strategy.environment import RunEnvironment, read_ticket
-from ..strategy.reporting import EVENT, ReportReader
+from ..strategy.run_report import EVENT, ReportReader
 from .display import Display
 from .faults import Fault, FaultPlan, Join, Kill, Restart
 from .processes import PeerProcess, end_all, tail

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..strategy.reporting import ENDED, JOINED, ROUND, ReportLine
+from ..strategy.run_report import ENDED, JOINED, ROUND, ReportLine
 
 __all__ = ["Comparison", "PeerState", "PeerWatch", "SwarmWatch"]
 

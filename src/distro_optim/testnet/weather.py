@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from ..comm.addresses import EndpointAddr
 from ..comm.announcements import Announcement, InboxCounts
-from ..comm.iroh.addresses import EndpointAddr
-from ..comm.iroh.tickets import BlobTicket
 from ..comm.swarm import Channel, PeerInfo, Swarm
+from ..comm.tickets import BlobTicket
 from ..errors import BlobUnavailableError
 
 __all__ = ["CLEAR", "Weather", "WeatherFile", "WeatheredSwarm", "write_weather"]

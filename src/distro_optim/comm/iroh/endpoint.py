@@ -33,8 +33,8 @@ from ...errors import (
     PeerUnreachableError,
     ProtocolError,
 )
+from ..addresses import AddressBook, EndpointAddr, SocketAddr
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
-from .addresses import AddressBook, EndpointAddr, SocketAddr
 from .connection import Connection, translate_errors
 from .ffi import accelerate
 from .keys import generate_secret_key, load_secret_key

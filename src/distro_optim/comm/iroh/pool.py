@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from ...errors import ConnectionLostError, NodeClosedError, PeerUnreachableError
-from .backoff import BackoffPolicy, DialSchedule
+from ..backoff import BackoffPolicy, DialSchedule
 from .connection import Connection
 from .endpoint import DIAL_SECONDS, Node
 

@@ -17,8 +17,8 @@ from typing import Annotated, Final
 
 from ...errors import PeerRefusedError, PeerTimeoutError, ProtocolError
 from .. import postcard
+from ..addresses import EndpointAddr
 from ..postcard import Limit
-from .addresses import EndpointAddr
 from .connection import Connection
 from .endpoint import Node
 

@@ -13,18 +13,18 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from ...errors import ExchangeError, TruncatedError
+from ..addresses import EndpointAddr
 from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener
-from .addresses import EndpointAddr
+from ..tickets import EndpointTicket
 from .connection import Connection, RecvStream, SendStream
 from .endpoint import Node
-from .tickets import EndpointTicket
 
 __all__ = ["COORDINATOR_ALPN", "IrohListener", "open_iroh"]
 
 T = TypeVar("T")
 
 COORDINATOR_ALPN: Final = b"distro-optim/coordinator/0"
-"""The protocol of :mod:`distro_optim.coordinator.server`, frame for frame that of Psyche's TCP server."""
+"""The protocol of :mod:`distro_optim.coordinator.server.server`, frame for frame that of Psyche's TCP server."""
 
 GREETING: Final = b"\x00"
 """One byte ahead of everything else."""

@@ -22,10 +22,11 @@ from itertools import count
 from typing import Final
 
 from ...errors import ConfigurationError, NodeClosedError
+from ..addresses import EndpointAddr
 from ..announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
 from ..signing import SignedMessage
 from ..swarm import AnnouncementStream, Channel, PeerInfo, Swarm, check_announcement, provider_order
-from .addresses import EndpointAddr
+from ..tickets import BlobFormat, BlobTicket
 from .blobs.net import BlobService
 from .blobs.request import ALPN as BLOBS_ALPN
 from .blobs.store import BlobStore, MemoryStore
@@ -34,7 +35,6 @@ from .endpoint import Node
 from .gossip.config import PSYCHE_GOSSIP, GossipConfig
 from .gossip.net import GossipService, Topic
 from .pool import ConnectionPool
-from .tickets import BlobFormat, BlobTicket
 from .traffic import TrafficMonitor
 
 __all__ = ["IrohSwarm", "topic_of_run"]

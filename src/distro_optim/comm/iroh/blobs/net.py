@@ -29,10 +29,10 @@ from ..pool import ConnectionPool
 from .decoder import Piece
 from .encoder import PIECE_LEN
 from .getter import Attempt, Download, Purpose
-from .promptness import prompt_switching
 from .provider import ERR_LIMIT, Action, Finish, KeepOpen, ProviderStream, Reset, Send, StopReading
 from .request import ALPN
 from .store import Blob, BlobStore, PartialBlob
+from .switch_interval import prompt_switching
 
 __all__ = ["BlobService", "FetchLimits", "ServeLimits"]
 

@@ -51,7 +51,7 @@ from .messages import (
     SwarmMessage,
 )
 from .peer_data import MAX_PEER_DATA
-from .picking import RandomSource, pick, sample
+from .random_choice import RandomSource, pick, sample
 
 __all__ = ["HyParView"]
 

@@ -29,8 +29,8 @@ from ....errors import (
     PeerRefusedError,
     ProtocolError,
 )
-from ..addresses import EndpointAddr
-from ..backoff import BackoffPolicy, DialSchedule
+from ...addresses import EndpointAddr
+from ...backoff import BackoffPolicy, DialSchedule
 from ..connection import Connection
 from ..endpoint import CLOSE_NOT_ALLOWED, Node
 from .config import GossipConfig

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from ....errors import ProtocolError
+from ...addresses import MAX_ADDRESSES, EndpointAddr, RelayUrl, SocketAddr
 from ...postcard import Limit, decode, encode
-from ..addresses import MAX_ADDRESSES, EndpointAddr, RelayUrl, SocketAddr
 
 __all__ = ["MAX_PEER_DATA", "decode_peer_data", "encode_peer_data"]
 

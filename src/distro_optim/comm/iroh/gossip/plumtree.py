@@ -36,9 +36,9 @@ from .events import (
     Schedule,
     Send,
 )
+from .link_evidence import Patience
 from .messages import BroadcastMessage, Gossip, Graft, IHave, MessageId, PeerId, Prune, message_id
-from .patience import Patience
-from .picking import RandomSource
+from .random_choice import RandomSource
 
 __all__ = ["PlumTree"]
 

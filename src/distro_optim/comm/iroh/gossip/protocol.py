@@ -28,7 +28,7 @@ from .events import (
     UpdatePeerData,
 )
 from .messages import PeerId, TopicId
-from .picking import RandomSource
+from .random_choice import RandomSource
 from .timers import TimerQueue
 from .topic import TopicState
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ....errors import ConfigurationError, NodeClosedError, PeerTimeoutError
-from ..addresses import EndpointAddr
+from ...addresses import EndpointAddr
 from .events import Deliver, NeighborDown, NeighborUp, Publish
 from .messages import PeerId, TopicId
 

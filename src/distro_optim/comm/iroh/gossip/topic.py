@@ -23,8 +23,8 @@ from .events import (
 )
 from .hyparview import HyParView
 from .messages import Gossip, Graft, IHave, PeerId, Prune
-from .picking import RandomSource
 from .plumtree import PlumTree
+from .random_choice import RandomSource
 
 __all__ = ["TopicState"]
 

@@ -1,0 +1,100 @@
+"""One connection as the server sees it, without I/O: handshake, limits, and what is still to be sent."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ...errors import LimitExceededError
+from ..framing import LinkState, ServerLink
+from ..postcard import Codec
+from .limits import Bucket, ServerLimits
+
+__all__ = ["Session"]
+
+
+class Session:
+    """A client of a server, known by its key once that is proved.
+
+    Times are monotonic seconds.
+
+    Args:
+        challenge: 32 fresh random bytes.
+        incoming: codec of what the client sends, with its envelope.
+        outgoing: codec of what the server sends, with its envelope.
+        address: of the client, for the log.
+        limits: what it may ask of us.
+        now: when it came.
+    """
+
+    def __init__(
+        self,
+        challenge: bytes,
+        incoming: Codec,
+        outgoing: Codec,
+        *,
+        address: str,
+        limits: ServerLimits,
+        now: float,
+    ) -> None:
+        self.address = address
+        self._limits = limits
+        self._link = ServerLink(challenge, incoming, outgoing, limit=limits.message_bytes)
+        self._messages = Bucket(limits.messages_per_second, limits.messages_burst, now)
+        self._bytes = Bucket(limits.bytes_per_second, limits.bytes_burst, now)
+        self._unsent: deque[bytes] = deque([self._link.opening()])
+        self._came = now
+        self._waiting_since: float | None = now
+
+    @property
+    def peer(self) -> bytes | None:
+        """The client's public key, once proved."""
+        return self._link.peer
+
+    @property
+    def is_open(self) -> bool:
+        return self._link.state is LinkState.OPEN
+
+    @property
+    def num_unsent(self) -> int:
+        """Frames in line."""
+        return len(self._unsent)
+
+    def receive(self, data: bytes, now: float) -> list[Any]:
+        """Takes bytes and returns the messages that are complete.
+
+        Raises:
+            ProtocolError: malformed, or too much at once; the session is over.
+        """
+        if not self._bytes.take(len(data), now):
+            self._link.close()
+            raise LimitExceededError(f"more than {self._limits.bytes_per_second:.0f} bytes a second came")
+        messages = self._link.receive(data, max_messages=int(self._messages.available(now)))
+        self._messages.take(len(messages), now)
+        return messages
+
+    def send(self, frame: bytes, now: float) -> None:
+        """Puts a frame in line. Where a reader is slow, the newest frames stay: each state replaces those before."""
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if self._unsent and self._unsent[-1] is frame:
+            return
+        self._unsent.append(frame)
+        while len(self._unsent) > self._limits.unsent_frames:
+            self._unsent.popleft()
+
+    def next_frame(self) -> bytes | None:
+        """The next frame to write, None if there is none. It counts as unsent until :meth:`sent`."""
+        return self._unsent.popleft() if self._unsent else None
+
+    def sent(self, now: float) -> None:
+        """The frame last taken has gone out."""
+        self._waiting_since = now if self._unsent else None
+
+    def overdue(self, now: float) -> str | None:
+        """Why the client must be cut off by now, None if it need not."""
+        if not self.is_open and now - self._came > self._limits.handshake_seconds:
+            return f"it did not answer the challenge within {self._limits.handshake_seconds:g} seconds"
+        if self._waiting_since is not None and now - self._waiting_since > self._limits.stall_seconds:
+            return f"it read nothing for {self._limits.stall_seconds:g} seconds"
+        return None

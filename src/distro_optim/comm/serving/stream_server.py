@@ -1,0 +1,216 @@
+"""The sockets' side of any server of sessions: bytes moved, one timer, nothing decided."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ...errors import LimitExceededError
+from ..streams import Stream, StreamListener
+from .connection import Session
+from .service import Output, SessionService
+
+__all__ = ["TICK_SECONDS", "StreamServer"]
+
+TICK_SECONDS: Final = 0.5
+"""Psyche's tick (``architectures/centralized/server/src/app.rs``)."""
+
+READ_BYTES: Final = 16 * 1024
+"""Taken from a client at once; small, so that one that floods is noticed before its messages cost much."""
+
+FLUSH_SECONDS: Final = 2.0
+"""How long a client that is shown the door may take to read why."""
+
+_log = logging.getLogger(__name__)
+
+
+class StreamServer:
+    """Serves until it is closed; used as an asynchronous context manager.
+
+    Args:
+        service: the rules.
+        listeners: where clients come from, such as TCP and iroh at once.
+        on_event: told of everything that happens.
+        clock: monotonic seconds.
+        tick_seconds: between two ticks.
+    """
+
+    def __init__(
+        self,
+        service: SessionService,
+        listeners: Sequence[StreamListener],
+        *,
+        on_event: Callable[[Any], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        self._service = service
+        self._listeners = listeners
+        self._on_event = on_event
+        self._clock = clock
+        self._tick_seconds = tick_seconds
+        self._wakers: dict[Session, asyncio.Event] = {}
+        self._readers: dict[Session, asyncio.Task[None]] = {}
+        self._tasks: dict[asyncio.Task[None], Stream] = {}
+        self._running: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._running = [asyncio.create_task(self._accept_from(listener)) for listener in self._listeners]
+        self._running.append(asyncio.create_task(self._tick_for_ever()))
+        self._running += [asyncio.create_task(work) for work in self._background()]
+        for task in self._running:
+            task.add_done_callback(self._watch)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Lets everybody go. Calling it again does nothing."""
+        running, self._running = self._running, []
+        if not running:
+            return
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._before_closing()
+        for listener in self._listeners:
+            await listener.close()
+        tasks = dict(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for stream in tasks.values():
+            await stream.close()  # a task that was cancelled before its first step has not done so
+
+    async def wait_failed(self) -> None:
+        """Never returns; raises what broke the server, should one of its own tasks break."""
+        await asyncio.shield(self._failed)
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
+            _log.error("the server broke", exc_info=error)
+            self._failed.set_exception(error)
+            self._failed.exception()  # whoever waits gets it; nobody has to
+
+    # -- tasks -----------------------------------------------------------------------------------------------------
+
+    async def _accept_from(self, listener: StreamListener) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except ConnectionError:
+                return
+            task = asyncio.create_task(self._serve(stream))
+            self._tasks[task] = stream
+            task.add_done_callback(self._tasks.pop)
+
+    async def _serve(self, stream: Stream) -> None:
+        try:
+            session = self._service.connect(stream.peer, self._clock())
+        except LimitExceededError as error:
+            _log.debug("refused %s: %s", stream.peer, error)  # no more: strangers must not fill the log
+            await stream.close()
+            return
+        waker = self._wakers[session] = asyncio.Event()
+        reader = self._readers[session] = asyncio.create_task(self._read(session, stream))
+        writer = asyncio.create_task(self._write(session, stream, waker))
+        self._dispatch()
+        try:
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if reader in done and not writer.done():
+                # What is in line still goes out: the last state tells the client why it is not wanted.
+                await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+            del self._wakers[session], self._readers[session]
+            self._service.disconnect(session)
+            self._dispatch()
+            await stream.close()
+
+    async def _read(self, session: Session, stream: Stream) -> None:
+        try:
+            while data := await stream.read(READ_BYTES):
+                self._service.receive(session, data, self._clock())
+                self._dispatch()
+        except OSError as error:
+            self._service.disconnect(session, f"the connection broke: {error}")
+        else:
+            self._service.disconnect(session)
+        self._dispatch()
+        self._wakers[session].set()
+
+    async def _write(self, session: Session, stream: Stream, waker: asyncio.Event) -> None:
+        try:
+            while True:
+                frame = session.next_frame()
+                if frame is not None:
+                    await stream.write(frame)
+                    session.sent(self._clock())
+                elif self._service.has(session):
+                    waker.clear()
+                    await waker.wait()
+                else:
+                    return
+        except OSError as error:
+            self._service.disconnect(session, f"the connection broke: {error}")
+            self._dispatch()
+
+    async def _tick_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            self._tick()
+            # Ticks that were missed are not made up for.
+            due = max(due + self._tick_seconds, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    # -- what the service wants done -------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        self._handle(self._service.take_output())
+
+    def _handle(self, output: Output) -> None:
+        for session in output.writable:
+            if session in self._wakers:
+                self._wakers[session].set()
+        for session in output.closing:
+            if session in self._readers:
+                self._readers[session].cancel()
+                self._wakers[session].set()
+        for event in output.events:
+            self._note(event)
+            if self._on_event is not None:
+                try:
+                    self._on_event(event)
+                except Exception:
+                    # Whoever looks on must not be able to stop what it looks at.
+                    _log.exception("on_event failed at %s", event)
+
+    # -- what a server may add -------------------------------------------------------------------------------------
+
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
+        """More tasks that run as long as the server."""
+        return []
+
+    def _before_closing(self) -> None:
+        """Called while all clients are still connected."""
+
+    def _tick(self) -> None:
+        self._service.tick(self._clock())
+        self._dispatch()
+
+    def _note(self, event: Any) -> None:
+        """Something happened."""

@@ -1,0 +1,194 @@
+"""Who trains and who witnesses in a round: a shuffle that everyone computes alike from the round's seed.
+
+Rules: PsycheFoundation/psyche, ``shared/coordinator/src/committee_selection.rs`` and ``shared/core/src/swap_or_not.rs``
+(the swap-or-not shuffle of Hoang, Morris and Rogaway, 2012, with 90 rounds as in Ethereum's consensus layer).
+
+A client's place in the list of clients is shuffled twice, once for each role, with different salts; the position that
+comes out says which role it has. Because one position can be computed without the others, a proof is only a claim
+that anyone recomputes. :func:`shuffled_index` is that computation as written down; :func:`shuffled_indices` does it
+for a whole list in one pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CoordinatorError, CoordinatorErrorCode
+from ..types import MAX_NUM_WITNESSES, Client, Committee, CommitteeProof, Coordinator, NodeIdentity, Round, WitnessProof
+
+__all__ = ["CommitteeSelection", "shuffled_index", "shuffled_indices"]
+
+SHUFFLE_ROUNDS: Final = 90
+COMMITTEE_SALT: Final = b"committee"
+WITNESS_SALT: Final = b"witness"
+
+MAX_PERCENT: Final = 100
+
+_U64_MAX: Final = 2**64 - 1
+# One hash decides for 256 places of the list.
+_PLACES_PER_HASH: Final = 256
+# A round's client count is a u16, so every real list lies below and is shuffled whole; beyond, place by place.
+_MAX_TABLE: Final = 1 << 16
+
+
+def shuffled_index(index: int, count: int, seed: bytes) -> int:
+    """Where place ``index`` of a list of ``count`` ends up.
+
+    Raises:
+        CoordinatorError: the index is not in the list.
+    """
+    if not 0 <= index < count:
+        raise CoordinatorError(CoordinatorErrorCode.INVALID_COMMITTEE_SELECTION, f"index {index} of {count} clients")
+    for round_number in range(SHUFFLE_ROUNDS):
+        prefix = seed + bytes([round_number])
+        pivot = _pivot(prefix, count)
+        flip = (pivot + count - index) % count
+        place = max(index, flip)
+        bits = _decisions(prefix, place // _PLACES_PER_HASH)
+        place %= _PLACES_PER_HASH
+        if bits[place // 8] >> (place % 8) & 1:
+            index = flip
+    return index
+
+
+def shuffled_indices(count: int, seed: bytes) -> NDArray[np.int64]:
+    """``(count,) int64``: :func:`shuffled_index` of every place."""
+    places = np.arange(count, dtype=np.int64)
+    blocks = -(-count // _PLACES_PER_HASH)
+    for round_number in range(SHUFFLE_ROUNDS if count else 0):
+        prefix = seed + bytes([round_number])
+        flips = (_pivot(prefix, count) - places) % count
+        source = b"".join(_decisions(prefix, block) for block in range(blocks))
+        bits = np.unpackbits(np.frombuffer(source, dtype=np.uint8), bitorder="little")
+        places = np.where(bits[np.maximum(places, flips)], flips, places)
+    return places
+
+
+def _pivot(prefix: bytes, count: int) -> int:
+    return int.from_bytes(hashlib.sha256(prefix).digest()[:8], "little") % count
+
+
+def _decisions(prefix: bytes, block: int) -> bytes:
+    return hashlib.sha256(prefix + (block & 0xFFFF_FFFF).to_bytes(4, "little")).digest()
+
+
+@lru_cache(maxsize=32)  # two salts for each of the few rounds that anyone asks about
+def _table(count: int, seed: bytes) -> tuple[int, ...]:
+    return tuple(shuffled_indices(count, seed).tolist())
+
+
+@dataclass(frozen=True)
+class CommitteeSelection:
+    """The roles of one round.
+
+    Args:
+        tie_breaker_nodes: how many tie breakers; always 0 in practice.
+        witness_nodes: how many witnesses; 0 means everybody, up to 32.
+        verification_percent: share of the others that verify, 0 to 100. Psyche never finished verifiers; a run has 0.
+        total_nodes: clients at the start of the round.
+        random_seed: the round's seed, 64 bits.
+
+    Raises:
+        CoordinatorError: INVALID_COMMITTEE_SELECTION, the numbers contradict each other.
+    """
+
+    tie_breaker_nodes: int
+    witness_nodes: int
+    verification_percent: int
+    total_nodes: int
+    random_seed: int
+
+    def __post_init__(self) -> None:
+        problem = None
+        if not 0 <= self.total_nodes < _U64_MAX:
+            problem = f"{self.total_nodes} clients are too many"
+        elif self.total_nodes < self.tie_breaker_nodes:
+            problem = f"{self.tie_breaker_nodes} tie breakers of {self.total_nodes} clients"
+        elif self.total_nodes < self.witness_nodes:
+            problem = f"{self.witness_nodes} witnesses of {self.total_nodes} clients"
+        elif not 0 <= self.verification_percent <= MAX_PERCENT:
+            problem = f"{self.verification_percent} percent verifiers"
+        if problem:
+            raise CoordinatorError(CoordinatorErrorCode.INVALID_COMMITTEE_SELECTION, problem)
+
+    @classmethod
+    def for_round(cls, state: Coordinator, round_: Round | None) -> CommitteeSelection:
+        """The roles of a round of ``state``.
+
+        Raises:
+            CoordinatorError: NO_ACTIVE_ROUND without a round, or INVALID_COMMITTEE_SELECTION.
+        """
+        if round_ is None:
+            raise CoordinatorError(CoordinatorErrorCode.NO_ACTIVE_ROUND, "there is no such round", state.run_state)
+        return cls(
+            round_.tie_breaker_tasks,
+            state.config.witness_nodes,
+            state.config.verification_percent,
+            round_.clients_len,
+            round_.random_seed,
+        )
+
+    @property
+    def seed(self) -> bytes:
+        return hashlib.sha256(self.random_seed.to_bytes(8, "little")).digest()
+
+    @property
+    def verifier_nodes(self) -> int:
+        return (self.total_nodes - self.tie_breaker_nodes) * self.verification_percent // MAX_PERCENT
+
+    @property
+    def trainer_nodes(self) -> int:
+        return self.total_nodes - self.tie_breaker_nodes - self.verifier_nodes
+
+    def committee_at(self, position: int) -> Committee:
+        """The committee of a shuffled position."""
+        if position < self.tie_breaker_nodes:
+            return Committee.TIE_BREAKER
+        if position < self.tie_breaker_nodes + self.verifier_nodes:
+            return Committee.VERIFIER
+        return Committee.TRAINER
+
+    def is_witness_at(self, position: int) -> bool:
+        """Whether a shuffled position witnesses."""
+        return position < (self.witness_nodes or MAX_NUM_WITNESSES)
+
+    def get_committee(self, index: int) -> CommitteeProof:
+        """The role of client ``index`` with its proof.
+
+        Raises:
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, there is no such client.
+        """
+        position = self._position(index, COMMITTEE_SALT)
+        return CommitteeProof(committee=self.committee_at(position), position=position, index=index)
+
+    def get_witness(self, index: int) -> WitnessProof:
+        """Whether client ``index`` witnesses, with its proof.
+
+        Raises:
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, there is no such client.
+        """
+        position = self._position(index, WITNESS_SALT)
+        return WitnessProof(position=position, index=index, witness=self.is_witness_at(position))
+
+    def verify_committee(self, client: NodeIdentity, proof: CommitteeProof, clients: tuple[Client, ...]) -> bool:
+        """Whether ``client`` is at the claimed index of ``clients`` and has the claimed role."""
+        return self._is_at(client, proof.index, clients) and proof == self.get_committee(proof.index)
+
+    def verify_witness(self, client: NodeIdentity, proof: WitnessProof, clients: tuple[Client, ...]) -> bool:
+        """Whether ``client`` is at the claimed index of ``clients`` and its claim to witness, or not to, is true."""
+        return self._is_at(client, proof.index, clients) and proof == self.get_witness(proof.index)
+
+    def _is_at(self, client: NodeIdentity, index: int, clients: tuple[Client, ...]) -> bool:
+        return index < min(len(clients), self.total_nodes) and clients[index].id == client
+
+    def _position(self, index: int, salt: bytes) -> int:
+        seed = hashlib.sha256(self.seed + salt).digest()
+        if 0 <= index < self.total_nodes <= _MAX_TABLE:
+            return _table(self.total_nodes, seed)[index]
+        return shuffled_index(index, self.total_nodes, seed)

@@ -1,0 +1,342 @@
+"""Who joins, who leaves, who said what: the run as a server keeps it, without any network.
+
+A :class:`RunHost` owns the state. Messages of clients whose keys are proved, ticks and departures go in, with ``now``
+and fresh random seeds; what happened comes out as events. The server puts connections in front of it, an embedded
+coordinator calls it directly.
+
+Rules: PsycheFoundation/psyche, ``architectures/centralized/server/src/app.rs``. Ours differ where Psyche's hurt:
+clients are listed in the order in which they joined, not in a random one, and what a refused message had changed
+half-way is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ...errors import ConfigurationError, CoordinatorError
+from ..messages import (
+    CheckpointMessage,
+    ClientToServerMessage,
+    HealthCheckMessage,
+    Join,
+    WarmupStep,
+    WitnessMessage,
+    WitnessStep,
+)
+from ..rules import machine
+from ..rules.steps import is_complete, is_done, is_epoch_due
+from ..rules.transitions import is_active, is_halted
+from ..types import Client, ClientState, Coordinator, CoordinatorEpochState, NodeIdentity, RunState, WitnessMetadata
+from .joiner_patience import JoinerPatience
+
+__all__ = [
+    "EpochAbandoned",
+    "EpochEnded",
+    "Event",
+    "Joined",
+    "Left",
+    "PhaseChanged",
+    "Refused",
+    "RunHost",
+    "restartable",
+]
+
+BETWEEN_EPOCHS: Final = frozenset(
+    {RunState.UNINITIALIZED, RunState.WAITING_FOR_MEMBERS, RunState.FINISHED, RunState.PAUSED}
+)
+
+
+_ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+
+_TICKS_OF_A_ROUND: Final = 2
+"""From training to reports, and to the next round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A client will be in the epochs from now on."""
+
+    client: NodeIdentity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A client will not be in further epochs."""
+
+    client: NodeIdentity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A message was not taken; the state is as if it had never come."""
+
+    client: NodeIdentity
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseChanged:
+    """The run went from one phase to another, or to the next round."""
+
+    before: RunState
+    after: RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnded:
+    """An epoch is complete: the time to keep a :meth:`RunHost.snapshot`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochAbandoned:
+    """Too few clients were left in warm-up."""
+
+
+Event = Joined | Left | Refused | PhaseChanged | EpochEnded | EpochAbandoned
+
+
+class RunHost:
+    """The run and those who take part.
+
+    Args:
+        state: where it begins, such as :func:`restartable` gives it.
+        allowed: public keys that may join; None lets everybody.
+        withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
+        init_warmup_time: seconds of the first warm-up, in place of the configured ones.
+        max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
+        joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one, with
+            the exceptions of :mod:`.patience`; None lets everybody wait until its time is over, as Psyche does.
+        peers_to_start: the first epoch begins with no fewer clients, whatever the run's own rule; for later ones only
+            that counts, so that the run goes on when some of them have left.
+
+    Attributes:
+        state: the run, replaced at each change and never changed itself.
+        reports: what each client last reported for people to look at.
+    """
+
+    def __init__(
+        self,
+        state: Coordinator,
+        *,
+        allowed: Collection[bytes] | None = None,
+        withdraw_on_disconnect: bool = True,
+        init_warmup_time: int | None = None,
+        max_pending: int = 1024,
+        joiner_wait_time: int | None = None,
+        peers_to_start: int = 1,
+    ) -> None:
+        if max_pending < 1:
+            raise ConfigurationError(
+                f"max_pending must be at least 1, got {max_pending}", name="max_pending", value=max_pending
+            )
+        self.state = state
+        self.reports: dict[NodeIdentity, WitnessMetadata] = {}
+        self._allowed = None if allowed is None else frozenset(allowed)
+        self._withdraw_on_disconnect = withdraw_on_disconnect
+        self._max_pending = max_pending
+        self._patience = (
+            JoinerPatience(joiner_wait_time, state.config.epoch_time) if joiner_wait_time is not None else None
+        )
+        self._peers_to_start = peers_to_start
+        # In the order of joining, with the time of it.
+        self._pending: dict[NodeIdentity, int] = {}
+        self._dropped: frozenset[NodeIdentity] = frozenset()
+        self._configured_warmup_time: int | None = None
+        if init_warmup_time is not None:
+            self._configured_warmup_time = state.config.warmup_time
+            self._set_warmup_time(init_warmup_time)
+
+    @property
+    def pending(self) -> Collection[NodeIdentity]:
+        """Who wants to be in the next epoch, in the order of joining."""
+        return self._pending.keys()
+
+    def is_pending(self, public: bytes) -> bool:
+        """Does the owner of this key want to be in the next epoch?"""
+        return NodeIdentity.from_single_key(public) in self._pending
+
+    def is_allowed(self, public: bytes) -> bool:
+        """May the owner of this key take part?"""
+        return self._allowed is None or public in self._allowed
+
+    def snapshot(self, now: int) -> Coordinator:
+        """What to keep of the present state; see :func:`restartable`."""
+        state = self.state
+        if self._configured_warmup_time is not None:
+            state = replace(state, config=replace(state.config, warmup_time=self._configured_warmup_time))
+        return restartable(state, now)
+
+    # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: int, seed: int) -> list[Event]:
+        """Time passes. To be called about twice a second.
+
+        Args:
+            now: Unix time in seconds; must not run backwards.
+            seed: 64 fresh random bits, for the round that may start.
+        """
+        if is_halted(self.state):
+            return []
+        before = self.state
+        self.state, result = self._ticked(now, seed)
+        self._forget_dropped()
+        events = self._phase_events(before)
+        if result is machine.TickResult.EPOCH_END:
+            events.append(EpochEnded())
+        elif result is machine.TickResult.EPOCH_ABANDONED:
+            events.append(EpochAbandoned())
+        return events
+
+    def receive(self, client: NodeIdentity, message: ClientToServerMessage, now: int, seed: int) -> list[Event]:
+        """A client says something. Whatever it says, this returns; a refusal is an event."""
+        before = self.state
+        try:
+            match message:
+                case Join(run_id):
+                    return self._join(client, run_id, now)
+                case WitnessMessage(WitnessStep(report, metadata)):
+                    self.state = machine.witness(before, client, report, now)
+                    self.reports[client] = metadata
+                case WitnessMessage(WarmupStep(report)):
+                    self.state = machine.warmup_witness(before, client, report, now, seed)
+                case HealthCheckMessage(checks):
+                    if self._index_of(client) < 0:
+                        # Psyche takes them from anybody; each costs us a look into every witness's filters.
+                        return [Refused(client=client, reason="health check refused: it is not in this epoch")]
+                    self.state, _ = machine.health_check(before, checks)
+                case CheckpointMessage(checkpoint):
+                    self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
+        except CoordinatorError as error:
+            return [Refused(client=client, reason=str(error))]
+        if self.state.run_state in _ROUND and is_complete(self.state):
+            # Nobody has more to say about this round: the next one begins at once, not with the next tick.
+            for _ in range(_TICKS_OF_A_ROUND):
+                self.state, _ = self._ticked(now, seed)
+            # Now, since whoever was dropped hears of it and joins again before the next tick.
+            self._forget_dropped()
+        return self._phase_events(before)
+
+    def disconnect(self, client: NodeIdentity) -> list[Event]:
+        """A client is gone."""
+        known = client in self._pending
+        self._pending.pop(client, None)
+        self.reports.pop(client, None)
+        if self._withdraw_on_disconnect:
+            try:
+                self.state = machine.withdraw(self.state, self._index_of(client))
+            except CoordinatorError:
+                pass  # it is not in this epoch, or has left it already
+        return [Left(client=client)] if known else []
+
+    def pause(self, now: int) -> list[Event]:
+        """Stops the run, after the present epoch if one is under way.
+
+        Raises:
+            CoordinatorError: it has stopped already.
+        """
+        before = self.state
+        self.state = machine.pause(before, now)
+        return self._phase_events(before)
+
+    def resume(self, now: int) -> list[Event]:
+        """Goes on after a pause.
+
+        Raises:
+            CoordinatorError: it is not paused.
+        """
+        before = self.state
+        self.state = machine.resume(before, now)
+        return self._phase_events(before)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _ticked(self, now: int, seed: int) -> tuple[Coordinator, machine.TickResult]:
+        pending: Collection[NodeIdentity] = self._pending.keys()
+        if len(pending) < self._peers_to_start and self.state.run_state is RunState.WAITING_FOR_MEMBERS:
+            pending = ()
+        before, patience = self.state, self._patience
+        end_epoch = patience is not None and patience.is_due(self._pending, before.epoch_state, now)
+        state, result = machine.tick(before, pending, now, seed, end_epoch=end_epoch)
+        if patience is not None:
+            was_ended = bool(state.epoch_state.last_step) and not before.epoch_state.last_step
+            if was_ended and not is_epoch_due(before, now):
+                patience.ended_early(now)
+            if result is machine.TickResult.EPOCH_END:
+                patience.stayed(c.id for c in before.epoch_state.clients if c.state is ClientState.HEALTHY)
+        if state.run_state is RunState.WARMUP:
+            self._peers_to_start = 1
+        return state, result
+
+    def _join(self, client: NodeIdentity, run_id: str, now: int) -> list[Event]:
+        if run_id != self.state.run_id:
+            return [Refused(client=client, reason="join refused: another run is hosted here")]
+        if not self.is_allowed(client.signer):
+            return [Refused(client=client, reason="join refused: the key is not on the list of this run")]
+        if client in self._pending:
+            return []
+        if len(self._pending) >= self._max_pending:
+            return [Refused(client=client, reason=f"join refused: {self._max_pending} clients are waiting already")]
+        self._pending[client] = now
+        return [Joined(client=client)]
+
+    def _forget_dropped(self) -> None:
+        """Who was dropped has to join again; once it has, it is pending like anybody.
+
+        (Psyche's server forgets everyone in the list of the exited, again at each tick. After an epoch that nobody
+        witnessed that is everyone, and a run whose members all join anew still waits for ever.)
+        """
+        removed = (ClientState.DROPPED, ClientState.EJECTED)
+        dropped = frozenset(client.id for client in self.state.epoch_state.exited_clients if client.state in removed)
+        for client in dropped - self._dropped:
+            self._pending.pop(client, None)
+            if self._patience is not None:
+                self._patience.dropped(client)
+        self._dropped = dropped
+
+    def _index_of(self, client: NodeIdentity) -> int:
+        """Its place in the epoch; -1, which the machine refuses, if it has none."""
+        for index, member in enumerate(self.state.epoch_state.clients):
+            if member.id == client:
+                return index
+        return -1
+
+    def _phase_events(self, before: Coordinator) -> list[Event]:
+        if self._configured_warmup_time is not None and is_active(self.state):
+            self._set_warmup_time(self._configured_warmup_time)
+            self._configured_warmup_time = None
+        after = self.state
+        if before.run_state is after.run_state and before.progress.step == after.progress.step:
+            return []
+        return [PhaseChanged(before=before.run_state, after=after.run_state)]
+
+    def _set_warmup_time(self, seconds: int) -> None:
+        self.state = replace(self.state, config=replace(self.state.config, warmup_time=seconds))
+
+
+def restartable(state: Coordinator, now: int) -> Coordinator:
+    """The state from which a server can begin: between two epochs, nobody connected.
+
+    An epoch that was under way is taken back to its start, since its rounds cannot go on without those who were in it.
+    Its healthy members stay listed: if one of them returns, it can share the model with the others (see
+    :func:`~distro_optim.coordinator.rules.checkpoints.stored_checkpoint`).
+
+    Args:
+        state: read from a file, or the present one, to be saved.
+        now: Unix time in seconds.
+    """
+    epoch, progress = state.epoch_state, state.progress
+    if state.run_state not in BETWEEN_EPOCHS:
+        progress = replace(progress, step=epoch.start_step)
+    state = replace(state, progress=progress)
+    return replace(
+        state,
+        run_state=RunState.FINISHED if is_done(state) else RunState.WAITING_FOR_MEMBERS,
+        epoch_state=CoordinatorEpochState(
+            clients=tuple(Client(client.id) for client in epoch.clients if client.state is ClientState.HEALTHY),
+            cold_start_epoch=epoch.cold_start_epoch,
+        ),
+        run_state_start_unix_timestamp=now,
+        pending_pause=False,
+    )

@@ -1,0 +1,243 @@
+"""The whole coordinator server but for its sockets: sessions in front of a :class:`~.host.RunHost`.
+
+Bytes, departures and the time go in; :meth:`CoordinatorService.take_output` says which sessions have frames to write,
+which are to be closed, and what happened. :mod:`.server` moves the bytes.
+
+Protocol: PsycheFoundation/psyche, ``architectures/centralized/server/src/app.rs``. Every client with a proved key gets
+the state at once, with every tick, and when the phase changes. Ours differ: one session a key (a newer one takes the
+place of the older without its leaving the run), clients that are refused are told so by a closed connection, and
+whoever goes is forgotten on every path.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ...comm.framing import Else, encode_frame
+from ...comm.serving.connection import Session
+from ...comm.serving.limits import ServerLimits
+from ...comm.serving.service import Output, SessionService
+from ...errors import LimitExceededError, ProtocolError
+from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
+from ..types import Coordinator, NodeIdentity
+from .host import Event, PhaseChanged, Refused, RunHost
+
+__all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "ServiceEvent"]
+
+CHALLENGE_SIZE: Final = 32
+SEED_SIZE: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connected:
+    """A client has proved its key."""
+
+    client: NodeIdentity
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disconnected:
+    """A connection is over; ``client`` is None if no key had been proved."""
+
+    client: NodeIdentity | None
+    address: str
+    reason: str
+
+
+ServiceEvent = Event | Connected | Disconnected
+
+
+class CoordinatorService(SessionService):
+    """A coordinator for any number of connections.
+
+    Times are monotonic seconds. Unix time is made from them with an offset that is fixed at the start, so that a clock
+    which is set while the server runs moves no phase.
+
+    Args:
+        host: the run.
+        draw: gives that many random bytes; ``os.urandom``, or a seeded generator in tests.
+        unix_offset: Unix time minus monotonic time, in seconds.
+        limits: what one stranger may ask.
+    """
+
+    def __init__(
+        self, host: RunHost, *, draw: Callable[[int], bytes], unix_offset: float, limits: ServerLimits | None = None
+    ) -> None:
+        self.host = host
+        self.limits = limits or ServerLimits()
+        self._draw = draw
+        self._unix_offset = unix_offset
+        self._sessions: set[Session] = set()
+        self._unproved: dict[Session, None] = {}  # the oldest first
+        self._by_client: dict[NodeIdentity, Session] = {}
+        self._addresses: Counter[str] = Counter()
+        self._output = Output()
+        self._framed: tuple[Coordinator, bytes] | None = None
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def clients(self) -> dict[NodeIdentity, Session]:
+        """The sessions whose key is proved."""
+        return self._by_client
+
+    def has(self, session: Session) -> bool:
+        """Is the session still served?"""
+        return session in self._sessions
+
+    def unix_time(self, now: float) -> int:
+        """Whole Unix seconds."""
+        return int(now + self._unix_offset)
+
+    def take_output(self) -> Output:
+        """What has to be done since the last call."""
+        output, self._output = self._output, Output()
+        return output
+
+    # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def connect(self, address: str, now: float) -> Session:
+        """Someone connects.
+
+        Args:
+            address: host and port; what stands before the last colon counts as its place in the network.
+
+        Raises:
+            LimitExceededError: too many are connected; close the connection.
+        """
+        place = _place(address)
+        if len(self._sessions) >= self.limits.connections:
+            raise LimitExceededError(f"{self.limits.connections} connections are open already")
+        if len(self._unproved) >= self.limits.unproved:
+            # An honest client answers within a round trip. Whoever only holds the line makes room first.
+            self._close(next(iter(self._unproved)), "it had not proved its key when others needed the place")
+        if self._addresses[place] >= self.limits.per_address:
+            raise LimitExceededError(f"{self.limits.per_address} connections from {place} are open already")
+        session = Session(
+            self._draw(CHALLENGE_SIZE),
+            CLIENT_TO_SERVER,
+            SERVER_TO_CLIENT,
+            address=address,
+            limits=self.limits,
+            now=now,
+        )
+        self._sessions.add(session)
+        self._unproved[session] = None
+        self._addresses[place] += 1
+        self._output.writable.add(session)
+        return session
+
+    def receive(self, session: Session, data: bytes, now: float) -> None:
+        """Bytes of a session. What is wrong with them ends it, and nothing else."""
+        if session not in self._sessions:
+            return  # closed while these bytes were on their way
+        try:
+            was_open = session.is_open
+            messages = session.receive(data, now)
+            if session.is_open and not was_open:
+                self._admit(session, now)
+        except ProtocolError as error:
+            self._close(session, str(error))
+            return
+        for message in messages:
+            if session not in self._sessions:
+                return
+            events = self.host.receive(self._client_of(session), message, self.unix_time(now), self._seed())
+            self._note(events, now)
+            if isinstance(message, Join) and any(isinstance(event, Refused) for event in events):
+                self._close(session, "its join was refused")
+
+    def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
+        """A connection is gone, whoever ended it. Calling it again does nothing."""
+        self._forget(session, reason)
+
+    def tick(self, now: float) -> None:
+        """Time passes. To be called about twice a second."""
+        for session in list(self._sessions):
+            reason = session.overdue(now)
+            if reason is not None:
+                self._close(session, reason)
+        self._note(self.host.tick(self.unix_time(now), self._seed()), now, broadcast=False)
+        self.broadcast(now)
+
+    def broadcast(self, now: float) -> None:
+        """Sends the state to every client."""
+        frame = self._state_frame()
+        for session in self._by_client.values():
+            session.send(frame, now)
+        self._output.writable.update(self._by_client.values())
+
+    def note(self, events: Iterable[Event], now: float) -> None:
+        """Passes on what was done to the host from elsewhere, such as a pause by the operator."""
+        self._note(events, now)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _admit(self, session: Session, now: float) -> None:
+        """A key is proved."""
+        client = self._client_of(session)
+        del self._unproved[session]
+        if not self.host.is_allowed(client.signer):
+            raise ProtocolError("the key is not on the list of this run")
+        older = self._by_client.get(client)
+        self._by_client[client] = session
+        if older is not None:
+            self._close(older, "the same key has connected anew")
+        self._output.events.append(Connected(client=client, address=session.address))
+        session.send(self._state_frame(), now)
+        self._output.writable.add(session)
+
+    def _note(self, events: Iterable[Event], now: float, *, broadcast: bool = True) -> None:
+        events = list(events)
+        self._output.events += events
+        if broadcast and any(isinstance(event, PhaseChanged) for event in events):
+            self.broadcast(now)
+
+    def _close(self, session: Session, reason: str) -> None:
+        self._output.closing.setdefault(session, reason)
+        self._forget(session, reason)
+
+    def _forget(self, session: Session, reason: str) -> None:
+        if session not in self._sessions:
+            return
+        self._sessions.remove(session)
+        self._unproved.pop(session, None)
+        self._output.writable.discard(session)
+        place = _place(session.address)
+        self._addresses[place] -= 1
+        if not self._addresses[place]:
+            del self._addresses[place]
+        client = None if session.peer is None else self._client_of(session)
+        self._output.events.append(Disconnected(client=client, address=session.address, reason=reason))
+        if client is not None and self._by_client.get(client) is session:
+            del self._by_client[client]
+            self._output.events += self.host.disconnect(client)
+
+    def _client_of(self, session: Session) -> NodeIdentity:
+        if session.peer is None:
+            raise ProtocolError("no key is proved")
+        return NodeIdentity.from_single_key(session.peer)
+
+    def _state_frame(self) -> bytes:
+        state = self.host.state
+        if self._framed is None or self._framed[0] is not state:
+            self._framed = (state, frame_of(state))
+        return self._framed[1]
+
+    def _seed(self) -> int:
+        return int.from_bytes(self._draw(SEED_SIZE), "little")
+
+
+def frame_of(state: Coordinator) -> bytes:
+    """The frame in which a state travels to every client."""
+    return encode_frame(SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state))))
+
+
+def _place(address: str) -> str:
+    return address.rpartition(":")[0] or address

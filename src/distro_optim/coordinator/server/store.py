@@ -1,0 +1,183 @@
+"""The files in which a coordinator keeps its run, so that a new process can go on with it.
+
+A folder holds one file a saved step, ``<run_id>-step<N>.toml`` in the form of :mod:`.text`, the last few of them. Each
+is written beside its place and then moved there, so that whoever looks, also after a power cut, finds a whole one. A
+lock keeps a second server from the same run in the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final
+from urllib.parse import quote
+
+from ...errors import ConfigurationError, ProtocolError
+from ..formats.text import from_toml, to_toml
+from ..types import Coordinator
+
+__all__ = ["StateStore", "lock_file", "read_state_file", "write_whole"]
+
+KEPT_FILES: Final = 4
+"""Saved steps that stay; chosen so that an operator can go back by hand."""
+
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""The largest state has a few megabytes of text."""
+
+
+def read_state_file(path: str | os.PathLike[str]) -> Coordinator:
+    """Reads a ``state.toml``.
+
+    Raises:
+        ConfigurationError: there is none, or it is wrong; the message names the file and the field.
+    """
+    try:
+        data = Path(path).read_bytes()
+        if len(data) > MAX_FILE_BYTES:
+            raise ProtocolError(f"{len(data)} bytes are above the limit of {MAX_FILE_BYTES}")
+        return from_toml(Coordinator, data.decode())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}", name="state", value=path) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8 text", name="state", value=path) from None
+    except ProtocolError as error:
+        raise ConfigurationError(f"{path}: {error}", name="state", value=path) from None
+
+
+class StateStore:
+    """The saved steps of one run in one folder, locked until :meth:`close`.
+
+    Args:
+        directory: the folder; made if it is not there.
+        run_id: the run.
+
+    Raises:
+        ConfigurationError: the folder cannot be used, or another server holds this run in it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], run_id: str) -> None:
+        self._directory = Path(directory)
+        self._run_id = run_id
+        # A run's name may hold anything; quoted it is a file name on every system.
+        self._stem = quote(run_id, safe="")
+        if self._directory.exists() and not self._directory.is_dir():
+            raise ConfigurationError(
+                f"cannot use {directory} to save: it is a file; name a folder", name="save_dir", value=directory
+            )
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_file(self._directory / f".{self._stem}.lock")
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use {directory} to save: {error.strerror or error}; name a folder that can be written",
+                name="save_dir",
+                value=directory,
+            ) from None
+        if self._lock is None:
+            raise ConfigurationError(
+                f"another server keeps run {run_id!r} in {directory}: stop it first, or name another folder",
+                name="save_dir",
+                value=directory,
+            )
+        for leftover in self._directory.glob(f"{self._glob_stem}-step*.toml.tmp"):
+            leftover.unlink(missing_ok=True)  # of a server that was killed while it wrote
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other servers in. Calling it again does nothing."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def save(self, state: Coordinator) -> Path:
+        """Writes a state and forgets the oldest; either the whole file is there afterwards or the one before it.
+
+        Raises:
+            OSError: it could not be written; what was saved before is untouched.
+        """
+        path = self._directory / f"{self._stem}-step{state.progress.step - 1}.toml"
+        write_whole(path, to_toml(state).encode())
+        for old in self.files()[:-KEPT_FILES]:
+            if old != path:
+                old.unlink(missing_ok=True)
+        return path
+
+    def files(self) -> list[Path]:
+        """The saved files, the latest step last."""
+        steps = {}
+        pattern = re.compile(re.escape(self._stem) + r"-step(\d{1,10})\.toml")
+        for path in self._directory.iterdir():
+            if match := pattern.fullmatch(path.name):
+                steps[path] = int(match[1])
+        return sorted(steps, key=steps.__getitem__)
+
+    def load(self) -> Coordinator | None:
+        """The latest state that was saved, None if there is none.
+
+        Raises:
+            ConfigurationError: the latest file is wrong. Nothing older is taken in its place unasked.
+        """
+        files = self.files()
+        if not files:
+            return None
+        state = read_state_file(files[-1])
+        if state.run_id != self._run_id:
+            raise ConfigurationError(
+                f"{files[-1]} is of run {state.run_id!r}, not {self._run_id!r}", name="save_dir", value=self._directory
+            )
+        return state
+
+    @property
+    def _glob_stem(self) -> str:
+        return re.sub(r"([*?[])", r"[\1]", self._stem)
+
+
+def lock_file(path: Path) -> IO[bytes] | None:
+    """Takes an exclusive lock that ends with the process, whatever ends it; None if another process has it."""
+    file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Either the whole new file is there afterwards, also after a power cut, or the one before it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes the move itself last; where folders cannot be synced, the system sees to it."""
+    if os.name == "nt":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

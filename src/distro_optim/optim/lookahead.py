@@ -1,0 +1,128 @@
+"""Psyche's error correction: gradients are taken where the weights will be, not where they are.
+
+With overlapped steps a gradient is computed before the update of the step before has arrived. What a peer has in its
+momentum is its best guess of what is coming, so for the forward and backward pass it shifts its weights by
+``-lr * sign(delta)`` and takes the shift back before the step (PsycheFoundation/psyche
+``shared/modeling/src/distro.rs``, ``error_correction``).
+
+Floating-point addition does not give back what subtraction took: adding the shift again changes a few per cent of the
+weights by a rounding error, differently on every peer, and replicas drift apart. So the weights are kept aside and
+copied back.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..errors import DistroError
+
+__all__ = ["Edits", "Lookahead"]
+
+# Elements shifted at a time: the temporary for the signs stays in the cache.
+_CHUNK: Final = 1 << 19
+
+# Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
+# are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing.
+_ALWAYS_COMPARED: Final = 1024
+
+
+class Edits(enum.Enum):
+    """What becomes of a tensor that somebody else wrote to while it looked ahead.
+
+    Where the shifted weights were only written again (a checkpoint of them), nothing counts as written.
+    """
+
+    MERGE = "if most elements are as they were (it was clipped, say), those are put back; otherwise all stay"
+    KEEP = "it keeps what was written"
+    DISCARD = "it gets its true weights back"
+
+
+class Lookahead:
+    """Shifts parameters in place and puts them back, bit for bit."""
+
+    def __init__(self, *, on: bool = False) -> None:
+        self._on = on
+        # Tells a write by somebody else from none; None where nothing is known, as in a copied optimizer.
+        self._versions: list[int] | None = None
+        self._shifted: list[bool] | None = None
+
+    @property
+    def on(self) -> bool:
+        return self._on
+
+    def put_on(
+        self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
+    ) -> None:
+        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``; ``lr`` is one per tensor.
+
+        What is frozen stays where it is.
+        """
+        self._shifted = [_is_trained(param) for param in params]
+        for param, delta, keep, rate, shifts in zip(params, deltas, saved, lr, self._shifted, strict=True):
+            keep.copy_(param)
+            if shifts:
+                _shift(param, delta, rate)
+        self._versions = [p._version for p in params]
+        self._on = True
+
+    def take_off(
+        self,
+        params: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        *,
+        edits: Edits = Edits.MERGE,
+        alone: bool = True,
+    ) -> None:
+        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile.
+
+        Raises:
+            DistroError: not ``alone``, and a tensor was written to in part: every peer's is shifted in its own way, so
+                that what was written differs between peers, for good.
+        """
+        versions = self._versions if self._versions is not None else [-1] * len(params)
+        shifted_ones = self._shifted if self._shifted is not None else [_is_trained(param) for param in params]
+        for param, delta, keep, rate, version, shifts in zip(
+            params, deltas, saved, lr, versions, shifted_ones, strict=True
+        ):
+            if not shifts and edits is not Edits.DISCARD:
+                continue
+            if edits is Edits.DISCARD or (param._version == version and param.numel() > _ALWAYS_COMPARED):
+                param.copy_(keep)
+                continue
+            shifted = keep.clone()
+            _shift(shifted, delta, rate)
+            # The parameter may be on another device and of another type by now: module.to(...) writes through .data.
+            unwritten = param == shifted.to(param)
+            count = int(unwritten.sum())
+            if count == param.numel():
+                param.copy_(keep)
+            elif not alone and edits is Edits.MERGE and count > param.numel() // 8:
+                raise DistroError(
+                    "weights were changed (clipped, say) while they looked ahead, each peer's in its own way, so that "
+                    "the peers would differ from now on: change them between optimizer.eval() and optimizer.train()"
+                )
+            elif count > param.numel() // 2 and edits is Edits.MERGE:
+                param.copy_(torch.where(unwritten, keep.to(param), param))
+        self._versions, self._shifted, self._on = None, None, False
+
+
+def _is_trained(param: Tensor) -> bool:
+    # Plain tensors, whose gradients somebody sets by hand, need not require any.
+    return param.requires_grad or not isinstance(param, Parameter)
+
+
+def _shift(param: Tensor, delta: Tensor, lr: float) -> None:
+    if not param.is_contiguous():
+        param.add_(torch.sign(delta), alpha=-lr)
+        return
+    flat, flat_delta = param.view(-1), delta.view(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        flat[start : start + _CHUNK].add_(torch.sign(flat_delta[start : start + _CHUNK]), alpha=-lr)

@@ -1,0 +1,390 @@
+"""The mathematics of :class:`~distro_optim.optimizer.DisTrO` as verbs on a model's parameters, without any peers.
+
+``lookahead``, ``generate``, ``apply``: a training loop that carries the updates itself calls these; ``step()`` only
+composes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from ..compress import CompressedUpdate, Compressor, OwnPart, ParamSpec, TilePlan, from_coefficients, make_plan
+from ..compress.dct import TransformName
+from ..compress.tiling import Tiling
+from ..errors import ConfigurationError, DistroError
+from .arguments import check_param, check_rate, normal_settings, unique_params
+from .lookahead import Edits
+from .quarantine import usable_gradients
+from .run import PROGRESS, Run
+from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, momentum, restore_state
+from .workers import MAX_WORKERS, Workers
+
+__all__ = ["DecoupledMomentum", "Rates"]
+
+Rates = float | Sequence[float] | None
+"""A learning rate for all parameter groups, one for each, or each group's own."""
+
+
+class DecoupledMomentum(Optimizer):
+    """Momentum that leaves a peer only in compressed updates, and the verbs that make and apply them.
+
+    Arguments are those of :class:`~distro_optim.optimizer.DisTrO`, checked there; ``settings`` are the defaults of
+    the parameter groups.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        settings: dict[str, Any],
+        run: Run,
+        *,
+        quantize_1bit: bool,
+        overlap: bool,
+        tiling: Tiling,
+        transform: TransformName,
+    ) -> None:
+        self._tiling: Tiling = tiling
+        self._transform = transform
+        self._quantize = quantize_1bit
+        self._overlap = overlap
+        self._run = run
+        super().__init__(unique_params(params), {**settings, **PROGRESS})
+
+    # ------------------------------------------------------------------ the parameters and their plan
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for any optimizer, also in mid-run: the new parameters join the next step, on every peer alike."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f'param_group={param_group!r}: give a dict with the key "params"')
+        [group] = unique_params([param_group])
+        group.update(normal_settings({**self.defaults, **group}))
+        for member in group["params"]:
+            check_param(member[1] if isinstance(member, tuple) else member)
+        ahead = self._run.lookahead.on
+        self.undo_lookahead()
+        try:
+            super().add_param_group(group)
+            if len(self.param_groups) > 1:
+                group.update({key: self.param_groups[0][key] for key in PROGRESS})
+            self._run.forget_plan()
+            plan = self.plan
+            first = len(plan) - len(group["params"])
+            for number, param in enumerate(group["params"], start=first):
+                self.state[param] = restore_state({}, param, plan, number, self._overlap, self._transform)
+        finally:
+            if ahead:
+                self._look_ahead_again()
+
+    @torch.no_grad()
+    def reconfigure(self, *, tiling: Tiling, quantize_1bit: bool, **settings: float | int) -> None:
+        """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
+
+        Args:
+            tiling, quantize_1bit: as for the constructor.
+            settings: of the parameter groups, such as ``compression_topk``.
+
+        Raises:
+            ConfigurationError: a setting is out of its range. Nothing has changed then.
+        """
+        self.undo_lookahead()
+        groups = [normal_settings({**group, **settings}) for group in self.param_groups]
+        deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
+        self._tiling, self._quantize = tiling, quantize_1bit
+        for group, changed in zip(self.param_groups, groups, strict=True):
+            group.update(changed)
+        self._run.forget_plan()
+        plan = self.plan
+        for number, (param, delta) in enumerate(zip(self._params(), deltas, strict=True)):
+            kept = {DELTA: delta, QUARANTINED: self.state[param][QUARANTINED]}
+            self.state[param] = restore_state(kept, param, plan, number, self._overlap, self._transform)
+
+    @property
+    def plan(self) -> TilePlan:
+        """How the parameters are tiled; updates are made and applied on this plan."""
+        if self._run.plan is None:
+            self._run.plan = make_plan(
+                [
+                    ParamSpec(
+                        tuple(p.shape), p.dtype, p.device, number, group["compression_chunk"], group["compression_topk"]
+                    )
+                    for number, group in enumerate(self.param_groups)
+                    for p in group["params"]
+                ],
+                self._tiling,
+                # Coefficients of another transform mean nothing here; the default adds nothing to the layout.
+                agreed="" if self._transform == "dct" else self._transform,
+            )
+        return self._run.plan
+
+    def _ready_compressor(self) -> Compressor:
+        """The compressor for the parameters as they are now.
+
+        Raises:
+            DistroError: a parameter has changed its shape.
+            ConfigurationError: a setting was changed that the plan depends on.
+        """
+        params = self._params()
+        plan = self.plan
+        if any(s.device != p.device or s.dtype != p.dtype for s, p in zip(plan.specs, params, strict=True)):
+            # model.to(...) after construction: the parameters are the same objects on another device.
+            self._run.forget_plan()
+            plan = self.plan
+        for number, (spec, param) in enumerate(zip(plan.specs, params, strict=True)):
+            if param.shape != spec.shape:
+                raise DistroError(
+                    f"parameter {number} had shape {spec.shape} and has {tuple(param.shape)} now: make a new optimizer "
+                    "after a model has changed its shape; sharding that frees parameters (FSDP, ZeRO) is not supported"
+                )
+        for spec in {spec.group: spec for spec in plan.specs}.values():
+            group = self.param_groups[spec.group]
+            for name, planned in (("compression_topk", spec.topk), ("compression_chunk", spec.chunk)):
+                if group[name] != planned:
+                    raise ConfigurationError(
+                        f"{name}={group[name]!r} was set in a parameter group that began with {planned}: it cannot "
+                        "change in mid-run, so set it back, or make a new optimizer",
+                        name=name,
+                        value=group[name],
+                    )
+        # Also where somebody has cleared the state.
+        if self._run.compressor is None or not all(self.state.get(param) for param in params):
+            workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
+            # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
+            with torch.inference_mode(False), torch.no_grad():
+                self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
+                for number, param in enumerate(params):
+                    self.state[param] = restore_state(
+                        self.state[param], param, plan, number, self._overlap, self._transform
+                    )
+        return self._run.compressor
+
+    @torch.no_grad()
+    def delta(self, param: Tensor) -> Tensor:
+        """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
+
+        Raises:
+            ConfigurationError: ``param`` is none of the optimizer's.
+        """
+        self._ready_compressor()
+        for number, own in enumerate(self._params()):
+            if own is param:
+                return self._delta(number, param).clone()
+        raise ConfigurationError("param is none of the optimizer's parameters", name="param", value=tuple(param.shape))
+
+    def _delta(self, number: int, param: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[param]
+        if COEFFICIENTS in state:
+            return from_coefficients(state[COEFFICIENTS], self.plan.grids[number])
+        return state[DELTA]
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _rates(self, lr: Rates) -> list[float]:
+        """One learning rate per parameter group.
+
+        Raises:
+            ConfigurationError: a sequence of another length was given.
+        """
+        if lr is None:
+            lr = [group["lr"] for group in self.param_groups]
+        rates = list(lr) if isinstance(lr, Sequence) else [lr] * len(self.param_groups)
+        if len(rates) != len(self.param_groups):
+            raise ConfigurationError(
+                f"lr has {len(rates)} values for {len(self.param_groups)} parameter groups", name="lr", value=lr
+            )
+        return [check_rate(rate) for rate in rates]
+
+    # ------------------------------------------------------------------ the verbs
+
+    @torch.no_grad()
+    def lookahead(self, lr: Rates = None) -> None:
+        """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass. Does nothing if they are.
+
+        Args:
+            lr: for all groups, or one for each; by default each group's own. Psyche gives that of the round before.
+        """
+        if not self._overlap:
+            raise DistroError("lookahead() is for overlap=True: without overlap nothing is on its way")
+        if self._run.lookahead.on:
+            return
+        self._ready_compressor()
+        for group, rate in zip(self.param_groups, self._rates(lr), strict=True):
+            group["lookahead_lr"] = rate
+        self._look_ahead_again()
+
+    @torch.no_grad()
+    def undo_lookahead(self, *, discard_edits: bool = False) -> None:
+        """Puts the weights back, bit for bit. Does nothing if they are not shifted.
+
+        Weights that were written to meanwhile (clipped, or loaded from a checkpoint) keep what was written; a tensor
+        of which only some elements were, gets the others back. What is written through ``.data`` goes unnoticed:
+        use ``torch.no_grad()``, or call :meth:`eval` before.
+
+        Args:
+            discard_edits: put all of them back, whatever was written to them.
+        """
+        self._undo_lookahead(Edits.DISCARD if discard_edits else Edits.MERGE)
+
+    def _undo_lookahead(self, edits: Edits) -> None:
+        if self._run.lookahead.on:
+            exchange = self._run.exchange
+            alone = exchange is None or exchange.num_peers == 1
+            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits, alone=alone)
+            for group in self.param_groups:
+                group["looks_ahead"] = False
+
+    @torch.no_grad()
+    def generate(self, lr: Rates = None, *, decay_weights: bool = True) -> CompressedUpdate:
+        """Takes the gradients into the momentum and returns this peer's contribution to the step.
+
+        Weight decay first, then ``delta = decay * delta + lr * grad``. A parameter without gradient, or whose
+        gradient is not finite, takes nothing into ``delta`` and is absent from the update. Its weight decays all the
+        same if it requires a gradient, since other peers, who may have one, must end up with the same weights.
+        Undoes the lookahead.
+
+        Args:
+            lr: for all groups, or one for each; by default each group's own.
+            decay_weights: False leaves weight decay out, for callers that use :meth:`decay_weights`.
+        """
+        return self._generate(lr, alone=False, at_once=False, decay_weights=decay_weights)
+
+    def _generate(self, lr: Rates, *, alone: bool, at_once: bool, decay_weights: bool = True) -> CompressedUpdate:
+        """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim.
+
+        With ``at_once`` the weights take the update in the same pass.
+        """
+        self.undo_lookahead()
+        compressor = self._ready_compressor()
+        params, rates = self._params(), self._rates(lr)
+        # Set by GradScaler, like grad_scale below, if it leaves the unscaling to us.
+        grads, bad = usable_gradients([p.grad for p in params], getattr(self, "found_inf", None))
+        for number in bad:
+            self.state[params[number]][QUARANTINED].add_(1)
+        for param, grad, shrink in zip(params, grads, self._shrinkage(rates), strict=True):
+            if decay_weights and shrink != 1 and (grad is not None or (param.requires_grad and not alone)):
+                param.mul_(shrink)
+        grad_scale = getattr(self, "grad_scale", None)
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        own = self._own_parts() if self._overlap else None
+        return compressor.extract(
+            grads,
+            [momentum(self.state[p]) for p in params],
+            in_coefficients=[COEFFICIENTS in self.state[p] for p in params],
+            lr=[rate / scale for rate in rates],
+            decay=[group["compression_decay"] for group in self.param_groups],
+            quantize=self._quantize,
+            own=own,
+            step=(params, rates) if at_once else None,
+        )
+
+    @torch.no_grad()
+    def decay_weights(self, lr: Rates = None) -> None:
+        """The weight decay of :meth:`generate` alone, for a step in which others train and we do not.
+
+        Decays what requires a gradient, so that it does not depend on which gradients a peer happens to have.
+        Undoes the lookahead.
+
+        Args:
+            lr: for all groups, or one for each; by default each group's own.
+        """
+        self.undo_lookahead()
+        for param, shrink in zip(self._params(), self._shrinkage(self._rates(lr)), strict=True):
+            if shrink != 1 and param.requires_grad:
+                param.mul_(shrink)
+
+    def _shrinkage(self, rates: Sequence[float]) -> list[float]:
+        """What weight decay multiplies each parameter with."""
+        return [
+            1 - rate * group["weight_decay"]
+            for group, rate in zip(self.param_groups, rates, strict=True)
+            for _ in group["params"]
+        ]
+
+    @torch.no_grad()
+    def keep_own(self) -> None:
+        """What was generated last was not sent: it stays in the momentum. Otherwise it leaves in the next step."""
+        for param in self._params():
+            if OWN_VALUE in self.state[param]:
+                self.state[param][OWN_VALUE].zero_()
+
+    @torch.no_grad()
+    def remove_own(self) -> None:
+        """What was generated last was sent, and leaves the momentum now, not in the next step. Undoes the lookahead.
+
+        For a step that generates nothing. Does nothing without overlap, where it has left already.
+        """
+        self.undo_lookahead()
+        if self._overlap:
+            compressor = self._ready_compressor()
+            groups = len(self.param_groups)
+            compressor.extract(
+                [None] * len(compressor.plan),
+                [self.state[p][DELTA] for p in self._params()],
+                in_coefficients=[False] * len(compressor.plan),
+                lr=[0.0] * groups,
+                decay=[1.0] * groups,
+                quantize=self._quantize,
+                own=self._own_parts(),
+            )
+
+    def _own_parts(self) -> list[OwnPart]:
+        return [OwnPart(self.state[p][OWN_INDEX], self.state[p][OWN_VALUE]) for p in self._params()]
+
+    @torch.no_grad()
+    def apply(self, updates: Sequence[CompressedUpdate], lr: Rates = None) -> None:
+        """``p -= lr * sign(decode(mean over senders))``. Undoes the lookahead. No updates: nothing changes.
+
+        Args:
+            updates: everybody's, in the same order on every peer.
+            lr: for all groups, or one for each; by default each group's own.
+
+        Raises:
+            ConfigurationError: an update was made for other parameters.
+        """
+        self.undo_lookahead()
+        compressor = self._ready_compressor()
+        _check_plans(updates, compressor.plan)
+        compressor.merge(updates, self._params(), lr=self._rates(lr))
+
+    @torch.no_grad()
+    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+        """What :meth:`apply` takes the sign of, for every parameter, in the dtype of ``delta``. Changes nothing."""
+        compressor = self._ready_compressor()
+        _check_plans(updates, compressor.plan)
+        return compressor.decode(updates)
+
+    @torch.no_grad()
+    def _look_ahead_again(self) -> None:
+        """Puts the lookahead on at the learning rates it had last."""
+        for group in self.param_groups:
+            group["looks_ahead"] = True
+        self._run.lookahead.put_on(*self._lookahead_args())
+
+    def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
+        params = self._params()
+        if not all(WEIGHT in self.state.get(p, ()) for p in params):
+            raise DistroError(
+                "the optimizer's state was cleared while the weights looked ahead, and the true weights with it: load "
+                "them from a checkpoint and make a new optimizer. To forget the momentum, call reset()"
+            )
+        return (
+            params,
+            [self.state[p][DELTA] for p in params],
+            [self.state[p][WEIGHT] for p in params],
+            [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
+        )
+
+
+def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:
+    for number, update in enumerate(updates):
+        if update.plan.layout != plan.layout:
+            raise ConfigurationError(
+                f"updates[{number}] was made for other parameters, another tiling or another top-k", name="updates"
+            )

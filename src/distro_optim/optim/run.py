@@ -1,0 +1,106 @@
+"""What an optimizer holds beside its state: where the run stands, and what is on its way.
+
+An update's way through :class:`Run`: ``begin_step`` publishes it (``published``), the exchange carries it, and
+:meth:`Run.collect` brings everybody's back; those that wait to be applied are ``arrived``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..comm.exchange import Exchange, LocalExchange
+from ..comm.process_group import ProcessGroupExchange, ambient_process_group
+from ..compress import CompressedUpdate, Compressor, TilePlan
+from ..errors import DistroError
+from .lookahead import Lookahead
+
+__all__ = ["PROGRESS", "Run"]
+
+PROGRESS: Final = {
+    "training": True,
+    "looks_ahead": False,
+    "resumes_ahead": False,
+    "lookahead_lr": 0.0,
+    "in_flight": False,
+}
+"""Where the run stands: saved in the parameter groups with the hyper-parameters, equal in all of them."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What is not part of the optimizer's state: caches, scratch memory, the network, what is on its way.
+
+    One object, never an attribute of the optimizer itself: the wrappers of Lightning and Fabric hand on reads of
+    attributes but keep writes, so that ``wrapper.flush()`` would leave the optimizer behind.
+
+    Attributes:
+        exchange: None until the first step decides.
+        explicit_exchange: it was given by the user, or was in the optimizer that this one is a copy of.
+        process_group: given by the user; None for the default one.
+        plan, compressor: None until needed, and again after :meth:`forget_plan`.
+        started_with: the plan on which the exchange was started.
+        begun: a step is between its two halves.
+        published: an update is out and not collected.
+        arrived: everybody's updates, collected and not applied.
+        takes_step: what ``step()`` calls instead; None steps by itself.
+    """
+
+    exchange: Exchange | None = None
+    explicit_exchange: bool = False
+    process_group: torch.distributed.ProcessGroup | None = None
+    plan: TilePlan | None = None
+    compressor: Compressor | None = None
+    lookahead: Lookahead = field(default_factory=Lookahead)
+    started_with: TilePlan | None = None
+    begun: bool = False
+    published: bool = False
+    arrived: list[CompressedUpdate] | None = None
+    takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
+
+    def forget_plan(self) -> None:
+        """After a change of the parameters: plan and compressor are made anew when they are needed."""
+        self.plan = self.compressor = None
+
+    @property
+    def num_peers(self) -> int:
+        """Peers of the exchange, or of the one that the first step will choose."""
+        if self.exchange is not None:
+            return self.exchange.num_peers
+        if self.explicit_exchange:
+            return 1
+        return ambient_process_group(self.process_group, initialize=False)[1]
+
+    def open(self, params: Sequence[Tensor]) -> Exchange:
+        """The exchange: the one that was given, or that of the process group, or for a peer that is alone."""
+        if self.exchange is None:
+            if self.explicit_exchange:
+                raise DistroError(
+                    "this is a copy of an optimizer that has an exchange, which a copy does not inherit: set "
+                    "optimizer.exchange"
+                )
+            group, peers = ambient_process_group(self.process_group, initialize=True, params=params)
+            self.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
+        return self.exchange
+
+    def collect(self) -> list[CompressedUpdate]:
+        """Waits for everybody's updates of the step that was published."""
+        assert self.exchange is not None
+        # First, so that the optimizer can still be saved where the exchange has failed.
+        self.published = False
+        return self.exchange.collect()
+
+    def settle(self) -> None:
+        """Waits for what is on its way, so that nothing but ``arrived`` has to be remembered."""
+        self.require_between_steps("this")
+        if self.published:
+            self.arrived = self.collect()
+
+    def require_between_steps(self, what: str) -> None:
+        """Raises DistroError while a step has begun and is not finished."""
+        if self.begun:
+            raise DistroError(f"{what} is not possible between begin_step() and finish_step(): finish the step first")

@@ -1,0 +1,136 @@
+"""Saving, loading and copying: an optimizer that goes on bit for bit, with what was on its way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from ..compress import CompressedUpdate
+from .lookahead import Edits, Lookahead
+from .momentum import DecoupledMomentum
+from .run import Run
+from .state import WEIGHT, pack_in_flight, restore_state, unpack_in_flight
+
+__all__ = ["ResumableOptimizer"]
+
+
+class ResumableOptimizer(DecoupledMomentum):
+    """``state_dict``, ``load_state_dict``, ``copy`` and ``pickle``, as for any optimizer."""
+
+    @override
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """As for any optimizer, and what is on its way. Loading it continues bit for bit.
+
+        Every peer's is different: ``delta`` is its own. Weights saved beside it need no :meth:`eval` first, since
+        the true ones are in here while the lookahead is on; weights saved for others do.
+        """
+        self._run.settle()
+        self._ready_compressor()
+        packed: dict[str, Any] = super().state_dict()
+        if self._overlap:
+            plan = self.plan
+            updates = None
+            if self._run.arrived is not None:
+                updates = [self._on_current_plan(u) for u in self._run.arrived]
+            extra = pack_in_flight(plan, updates, self._quantize, self._run.num_peers)
+            packed["state"] = {n: {**entry, **extra[n]} for n, entry in packed["state"].items()}
+        return packed
+
+    @override
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where the saved optimizer stood. Replaces the weights if it was looking ahead.
+
+        Raises:
+            ConfigurationError: the state belongs to parameters of other shapes.
+        """
+        self._run.settle()
+        ahead = self._run.lookahead.on
+        # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
+        self._undo_lookahead(Edits.KEEP)
+        before = self.state, self.param_groups
+        try:
+            originals = self._load_base(state_dict)
+            self._run.forget_plan()
+            plan = self.plan
+            for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):
+                # Copies: the saved tensors may be those of an optimizer that goes on.
+                copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
+                self.state[param] = restore_state(copied, param, plan, number, self._overlap, self._transform)
+            in_flight = self._overlap and self.param_groups[0]["in_flight"]
+            arrived = unpack_in_flight(plan, originals) if in_flight else None
+        except BaseException:
+            self.state, self.param_groups = before
+            self._run.forget_plan()
+            if ahead:
+                self._look_ahead_again()
+            raise
+        self._run.arrived, self._run.started_with = arrived, None
+        self._flag_in_flight(arrived is not None)
+        if self.param_groups[0]["looks_ahead"]:
+            for param, original in zip(self._params(), originals, strict=True):
+                if WEIGHT in original:
+                    param.copy_(original[WEIGHT])
+            if self._overlap:
+                self._look_ahead_again()
+        if not self._overlap:
+            for group in self.param_groups:
+                group["looks_ahead"] = group["resumes_ahead"] = False
+
+    def _load_base(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """Loads as the base class does, and returns each parameter's saved state as it was saved.
+
+        The base class casts every tensor to the dtype of its parameter, and ``delta`` would lose its lower bits.
+        """
+        seen: dict[str, Any] = {}
+
+        def complete_and_keep(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            groups = [{**self.defaults, **group} for group in loaded["param_groups"]]
+            seen.update(loaded, param_groups=groups)
+            return seen
+
+        # The last of the hooks: what the user's own make of the state is what counts.
+        hook = self.register_load_state_dict_pre_hook(complete_and_keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        return [dict(seen["state"].get(n, {})) for group in seen["param_groups"] for n in group["params"]]
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        self._run.settle()
+        state: dict[str, Any] = super().__getstate__()
+        state.update({key: getattr(self, key) for key in ("_tiling", "_transform", "_quantize", "_overlap")})
+        # Neither exchange nor process group: two optimizers that publish on one of them would mix up their steps.
+        run = self._run
+        explicit = run.explicit_exchange or run.process_group is not None
+        state["_run"] = Run(explicit_exchange=explicit, arrived=run.arrived)
+        return state
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_run" in state:  # a copy or an unpickled optimizer, not load_state_dict
+            self._run.lookahead = Lookahead(on=bool(self.param_groups and self.param_groups[0]["looks_ahead"]))
+
+    def _flag_in_flight(self, flag: bool) -> None:
+        for group in self.param_groups:
+            group["in_flight"] = flag
+
+    def _on_current_plan(self, update: CompressedUpdate) -> CompressedUpdate:
+        """An update from before ``add_param_group``, with nothing said about the new parameters."""
+        plan = self.plan
+        if update.plan.layout == plan.layout:
+            return update
+        entries = update.tensors()
+        return CompressedUpdate.from_tensors(
+            plan, entries + CompressedUpdate.empty(plan, quantized=self._quantize).tensors()[len(entries) :]
+        )

@@ -1,0 +1,291 @@
+"""``distro-optim serve``: files, server and console put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..comm.iroh.endpoint import Node
+from ..comm.iroh.rendezvous import Rendezvous
+from ..comm.iroh.streams import IrohListener
+from ..comm.serving.limits import ServerLimits
+from ..comm.serving.stream_server import TICK_SECONDS
+from ..comm.signing import PUBLIC_KEY_SIZE
+from ..comm.streams import StreamListener, TcpListener
+from ..coordinator.model import ServerData
+from ..coordinator.rules.validation import check_run
+from ..coordinator.server.host import RunHost, restartable
+from ..coordinator.server.server import CoordinatorServer, unix_offset
+from ..coordinator.server.service import CoordinatorService
+from ..coordinator.server.store import StateStore, read_state_file
+from ..coordinator.ticket import RunTicket
+from ..coordinator.types import Coordinator, RunState
+from ..data.data_file import read_data_file
+from ..data.remote.server import DataServer
+from ..data.remote.service import DataService
+from ..errors import ConfigurationError, CoordinatorError
+from .console import Reporter
+from .status import status_of
+
+__all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
+
+RELAY_SECONDS: Final = 5.0
+"""How long a relay server may take to answer; without one the ticket names our own addresses only."""
+
+_ANY_HOST: Final = frozenset({"0.0.0.0", "[::]", ""})
+
+_HEX_KEY: Final = re.compile(rf"[0-9a-fA-F]{{{2 * PUBLIC_KEY_SIZE}}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What ``distro-optim serve`` was asked for.
+
+    Attributes:
+        state: the run, in the form of Psyche's ``state.toml``.
+        data: training data to serve beside it, in the form of Psyche's ``data.toml``; on the port that the run's
+            ``data_location`` names.
+        host: address to listen on.
+        port: TCP port; 0 takes any free one.
+        save_dir: folder to keep the run in; None keeps nothing.
+        resume: go on from what is saved there.
+        allow: keys in hexadecimal, and files with one a line; empty lets everybody join.
+        iroh: whether to be reached over iroh, too, also behind a NAT.
+        key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
+            ``save_dir``, or a fresh key each time.
+        relay: "default" for iroh's public relay servers, "none", or the URL of one.
+        init_warmup_time: seconds of the first warm-up, in place of the configured ones.
+        withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
+        limits: what one stranger may ask.
+    """
+
+    state: Path
+    data: Path | None = None
+    host: str = "0.0.0.0"
+    port: int = 20000
+    save_dir: Path | None = None
+    resume: bool = False
+    allow: Sequence[str] = ()
+    iroh: bool = False
+    key_file: Path | None = None
+    relay: str = "default"
+    init_warmup_time: int | None = None
+    withdraw_on_disconnect: bool = True
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+
+def initial_state(configured: Coordinator, store: StateStore | None, *, resume: bool) -> tuple[Coordinator, str]:
+    """The state to begin with, and where it comes from.
+
+    Raises:
+        ConfigurationError: nothing can be resumed, or something would be lost without resuming.
+    """
+    saved = store.load() if store is not None else None
+    if resume:
+        if store is None:
+            raise ConfigurationError("--resume needs the folder to resume from: give --save-dir", name="resume")
+        if saved is None:
+            return configured, "nothing is saved yet: the run begins"
+        note = f"the run goes on at step {saved.progress.step} of epoch {saved.progress.epoch}"
+        if saved.config != configured.config:
+            note += "; its saved settings count, not those of the state file"
+        return saved, note
+    if saved is not None and saved.progress.step > configured.progress.step:
+        raise ConfigurationError(
+            f"the folder holds this run at step {saved.progress.step}, after step {configured.progress.step} of the "
+            "state file: pass --resume to go on from there, or another --save-dir to begin anew",
+            name="save_dir",
+        )
+    return configured, "the run begins"
+
+
+def read_allow_list(entries: Iterable[str]) -> frozenset[bytes] | None:
+    """Public keys from hexadecimal keys and names of files with one a line (``#`` begins a comment).
+
+    Returns:
+        None if there are no entries, so that everybody is let in.
+
+    Raises:
+        ConfigurationError: an entry is neither; names it.
+    """
+    entries = list(entries)
+    if not entries:
+        return None
+    keys: set[bytes] = set()
+    for entry in entries:
+        if _HEX_KEY.fullmatch(entry):
+            keys.add(bytes.fromhex(entry))
+            continue
+        try:
+            lines = Path(entry).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError(
+                f"--allow {entry}: neither a key of {2 * PUBLIC_KEY_SIZE} hexadecimal digits nor a file with such keys",
+                name="allow",
+                value=entry,
+            ) from None
+        for number, line in enumerate(lines, start=1):
+            text = line.partition("#")[0].strip()
+            if text and not _HEX_KEY.fullmatch(text):
+                raise ConfigurationError(f"{entry}, line {number}: {text!r} is no key", name="allow", value=text)
+            if text:
+                keys.add(bytes.fromhex(text))
+    return frozenset(keys)
+
+
+async def serve(options: ServeOptions, reporter: Reporter) -> None:
+    """Serves until the run is finished, the process is asked to stop, or the task is cancelled.
+
+    SIGTERM and SIGINT save and stop; SIGUSR1 pauses the run, or resumes it.
+
+    Args:
+        options: what was asked for.
+        reporter: where the news goes.
+
+    Raises:
+        ConfigurationError: the files or the address are no good; nothing was started.
+    """
+    configured = read_state_file(options.state)
+    check_run(configured)
+    allowed = read_allow_list(options.allow)
+    with contextlib.ExitStack() as stack:
+        store = None
+        if options.save_dir is not None:
+            store = stack.enter_context(StateStore(options.save_dir, configured.run_id))
+        state, note = initial_state(configured, store, resume=options.resume)
+        check_run(state)
+        files = stack.enter_context(read_data_file(options.data)) if options.data is not None else None
+        data_port = _data_port(state) if files is not None else 0
+        listener = await TcpListener.bind(options.host, options.port)
+        offset = unix_offset()
+        host = RunHost(
+            restartable(state, now=int(time.monotonic() + offset)),
+            allowed=allowed,
+            withdraw_on_disconnect=options.withdraw_on_disconnect,
+            init_warmup_time=options.init_warmup_time,
+            max_pending=options.limits.connections,
+        )
+        service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=options.limits)
+        stop = asyncio.Event()
+        stack.enter_context(_signals(stop.set, lambda: _toggle_pause(service, reporter)))
+        async with contextlib.AsyncExitStack() as servers:
+            listeners: list[StreamListener] = [listener]
+            ways = [] if _host_of(listener.address) in _ANY_HOST else [listener.address]
+            endpoint = None
+            if options.iroh:
+                node = await servers.enter_async_context(_node(options))
+                listeners.append(IrohListener(node))
+                Rendezvous(node, host.is_pending)
+                endpoint = node.addr()
+            server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
+            await servers.enter_async_context(server)
+            stack.enter_context(reporter)
+            reporter.say(f"run {state.run_id}: {note}", run_id=state.run_id, step=state.progress.step)
+            reporter.say(f"listening on {listener.address}", address=listener.address)
+            if ways:
+                reporter.say(f"join with {ways[0]}/{state.run_id}")
+            elif endpoint is None:
+                port = listener.address.rpartition(":")[2]
+                reporter.say(f"join with ADDRESS:{port}/{state.run_id}, ADDRESS being this machine's")
+            if endpoint is not None:
+                ticket = str(RunTicket(state.run_id, tuple(ways), endpoint))
+                reporter.say(f"join from anywhere with {ticket}", ticket=ticket)
+            if files is not None:
+                way_in = await TcpListener.bind(options.host, data_port)
+                data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
+                await servers.enter_async_context(DataServer(data, files, [way_in]))
+                reporter.say(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
+            await _report_until(stop, server, reporter)
+            reporter.say("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
+
+
+def _host_of(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+@contextlib.asynccontextmanager
+async def _node(options: ServeOptions) -> AsyncIterator[Node]:
+    """The iroh endpoint, started; with its relay, if one answers in time."""
+    key_file = options.key_file
+    if key_file is None and options.save_dir is not None:
+        key_file = options.save_dir / "coordinator.key"
+    relay: Any = options.relay if options.relay in ("default", "none") else [options.relay]
+    node = Node(secret_key=key_file, relay=relay)
+    try:
+        await asyncio.to_thread(node.start)
+        if relay != "none":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELAY_SECONDS):
+                    await asyncio.wrap_future(node.submit(node.online()))
+        yield node
+    finally:
+        await asyncio.to_thread(node.close)
+
+
+def _data_port(state: Coordinator) -> int:
+    """Where clients will look for the data."""
+    location = state.model.data_location
+    port = location.address.rpartition(":")[2] if isinstance(location, ServerData) else ""
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigurationError(
+            "--data needs to know where clients will look for it: set model.LLM.data_location in the state file to "
+            f"{{ Server = 'host:port' }}, not {location}",
+            name="data",
+        )
+    return int(port)
+
+
+async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter) -> None:
+    """Reports until the server is to stop, the run is finished, or the server breaks."""
+    ends = [asyncio.create_task(end) for end in (stop.wait(), server.wait_finished(), server.wait_failed())]
+    try:
+        done: set[asyncio.Task[Any]] = set()
+        while not done:
+            reporter.status(status_of(server.service, time.monotonic()))
+            done, _ = await asyncio.wait(ends, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
+    finally:
+        for end in ends:
+            end.cancel()
+
+
+def _toggle_pause(service: CoordinatorService, reporter: Reporter) -> None:
+    now = time.monotonic()
+    host = service.host
+    try:
+        if host.state.run_state is RunState.PAUSED:
+            service.note(host.resume(service.unix_time(now)), now)
+        else:
+            service.note(host.pause(service.unix_time(now)), now)
+            reporter.say("pausing" if host.state.pending_pause else "paused")
+    except CoordinatorError as error:
+        reporter.say(str(error))
+
+
+@contextlib.contextmanager
+def _signals(on_stop: Callable[[], None], on_pause: Callable[[], None]) -> Iterator[None]:
+    """Handles signals for as long as it is entered; where the system has no such handlers, Ctrl-C cancels the task."""
+    loop = asyncio.get_running_loop()
+    handled = [(signal.SIGINT, on_stop), (signal.SIGTERM, on_stop)]
+    if hasattr(signal, "SIGUSR1"):
+        handled.append((signal.SIGUSR1, on_pause))
+    added = []
+    try:
+        for number, handler in handled:
+            # Only the main thread's loop has signals, and only on POSIX.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(number, handler)
+                added.append(number)
+        yield
+    finally:
+        for number in added:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,163 @@
+"""How a run is doing, for people and for machines to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from ..coordinator.server.host import EpochAbandoned, EpochEnded, Joined, Left, PhaseChanged, Refused
+from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent
+from ..coordinator.types import ClientState, NodeIdentity, RunState
+
+__all__ = ["PHASE_NAMES", "ClientStatus", "RunStatus", "describe", "event_record", "status_of"]
+
+PHASE_NAMES = {
+    RunState.UNINITIALIZED: "Uninitialized",
+    RunState.WAITING_FOR_MEMBERS: "Waiting for members",
+    RunState.WARMUP: "Warmup",
+    RunState.ROUND_TRAIN: "Training",
+    RunState.ROUND_WITNESS: "Witness",
+    RunState.COOLDOWN: "Cooldown",
+    RunState.FINISHED: "Finished",
+    RunState.PAUSED: "Paused",
+}
+"""As Psyche shows them."""
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """One client.
+
+    Attributes:
+        key: public key in hexadecimal.
+        address: where it connects from; empty if it does not.
+        state: in the epoch, such as "Healthy"; "Pending" if it waits for one, "Watching" if it has not joined.
+        reported_step: of its last report; None before the first.
+        loss: in its last report; None if it named none.
+        tokens_per_second: of the run, as it measured.
+    """
+
+    key: str
+    address: str
+    state: str
+    reported_step: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The run.
+
+    Attributes:
+        phase_seconds: since the phase began.
+        witnesses: reports on the current round.
+        tokens_per_second: median of what the clients reported last; None before the first report.
+        loss: likewise.
+    """
+
+    run_id: str
+    phase: str
+    phase_seconds: int
+    epoch: int
+    step: int
+    total_steps: int
+    round: int
+    witnesses: int
+    connected: int
+    pending: int
+    in_epoch: int
+    tokens_per_second: float | None
+    loss: float | None
+    clients: tuple[ClientStatus, ...]
+
+
+def status_of(service: CoordinatorService, now: float) -> RunStatus:
+    """The present status.
+
+    Args:
+        service: the coordinator.
+        now: monotonic seconds.
+    """
+    host, state = service.host, service.host.state
+    members = {member.id: member.state for member in state.epoch_state.clients}
+    everybody = dict.fromkeys([*members, *service.clients, *host.pending])
+    clients = tuple(_client_status(service, client, members.get(client)) for client in everybody)
+    return RunStatus(
+        run_id=state.run_id,
+        phase=PHASE_NAMES[state.run_state],
+        phase_seconds=max(0, service.unix_time(now) - state.run_state_start_unix_timestamp),
+        epoch=state.progress.epoch,
+        step=state.progress.step,
+        total_steps=state.config.total_steps,
+        round=state.current_round.height,
+        witnesses=len(state.current_round.witnesses),
+        connected=len(service.clients),
+        pending=len(host.pending),
+        in_epoch=sum(1 for member in members.values() if member is ClientState.HEALTHY),
+        tokens_per_second=_median([client.tokens_per_second for client in clients]),
+        loss=_median([client.loss for client in clients]),
+        clients=clients,
+    )
+
+
+def _client_status(service: CoordinatorService, client: NodeIdentity, member: ClientState | None) -> ClientStatus:
+    session = service.clients.get(client)
+    report = service.host.reports.get(client)
+    waiting = "Pending" if client in service.host.pending else "Watching"
+    return ClientStatus(
+        key=client.signer.hex(),
+        address=session.address if session else "",
+        state=member.value if member else waiting,
+        reported_step=report.step if report else None,
+        loss=_finite(report.loss) if report else None,
+        tokens_per_second=_finite(report.tokens_per_sec) if report else None,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _median(values: list[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return statistics.median(given) if given else None
+
+
+def event_record(event: ServiceEvent) -> dict[str, Any]:
+    """An event as a JSON object: its name as ``event``, keys in hexadecimal, phases by their names in state files."""
+    record: dict[str, Any] = {"event": re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()}
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        if isinstance(value, NodeIdentity):
+            value = value.signer.hex()
+        elif isinstance(value, enum.Enum):
+            value = value.value
+        record[field.name] = value
+    return record
+
+
+def describe(event: ServiceEvent) -> str:
+    """An event as a line for people."""
+    match event:
+        case Connected():
+            return f"{event.client} connected from {event.address}"
+        case Disconnected():
+            return f"{event.client or 'someone'} at {event.address} is gone: {event.reason}"
+        case Joined():
+            return f"{event.client} joined"
+        case Left():
+            return f"{event.client} left"
+        case Refused():
+            return f"{event.client}: {event.reason}"
+        case PhaseChanged():
+            return f"{PHASE_NAMES[event.before]} -> {PHASE_NAMES[event.after]}"
+        case EpochEnded():
+            return "the epoch is complete"
+        case EpochAbandoned():
+            return "the epoch is abandoned: too few clients are left"

@@ -1,0 +1,91 @@
+"""The machine that a Lightning strategy runs on: one peer, of one device or of several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from ...errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
+else:
+    _DDPStrategy = object  # the classes for Lightning's two names add theirs
+
+__all__ = ["OneMachine"]
+
+
+class OneMachine(_DDPStrategy):
+    """``DDPStrategy`` of one machine, which does without processes, groups and wrappers where there is one device.
+
+    ``global_rank``, ``world_size`` and everything that is reduced are about the devices of this machine.
+    """
+
+    @property
+    def _alone(self) -> bool:
+        """One device: no process group, no wrapper, no launcher."""
+        return self.num_processes <= 1
+
+    @property
+    @override
+    def num_nodes(self) -> int:
+        return 1
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        if num_nodes != 1:
+            raise ConfigurationError(
+                f"num_nodes={num_nodes}: a peer is one machine, so start the script on each one, on all but the first "
+                "with PsycheStrategy(run=<the ticket>), and leave num_nodes at 1",
+                name="num_nodes",
+                value=num_nodes,
+            )
+
+    @override
+    def _configure_launcher(self) -> None:
+        if not self._alone:
+            super()._configure_launcher()
+
+    @override
+    def setup_distributed(self) -> None:
+        if self._alone:
+            self.set_world_ranks()
+        else:
+            super().setup_distributed()
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        if not self._alone:
+            super().barrier(*args, **kwargs)
+
+    @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj if self._alone else super().broadcast(obj, src)
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        return tensor if self._alone else super().reduce(tensor, group, reduce_op)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
+
+    @override
+    def setup(self, trainer: Any) -> None:
+        if self._alone:
+            self._setup_one_device(trainer)
+        else:
+            super().setup(trainer)
+
+    def _setup_one_device(self, trainer: Any) -> None:
+        """``DDPStrategy.setup`` without what needs a process group."""
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        if trainer.state.fn == "fit":
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()

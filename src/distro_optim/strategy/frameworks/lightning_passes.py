@@ -1,0 +1,135 @@
+"""How a round of several batches goes through one step of Lightning's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ...optimizer import DisTrO
+from ..round import Round
+from .lightning_machine import OneMachine
+from .round_loader import RoundBatch
+
+__all__ = ["RoundPasses"]
+
+
+class RoundPasses(OneMachine):
+    """Forward and backward passes over a :class:`~.round_loader.RoundBatch`, as one ``training_step``."""
+
+    _namespace: ClassVar[str]
+    _round: Round | None
+    _set_aside: list[tuple[Tensor, Tensor]]
+    """Gradients of all passes but the last, while Lightning clears gradients."""
+
+    @property
+    def _trainer(self) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    @property
+    def _optimizer(self) -> DisTrO:
+        optimizer = self.optimizers[0]
+        assert isinstance(optimizer, DisTrO)
+        return optimizer
+
+    @override
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        if isinstance(batch, RoundBatch):
+            return batch
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        batch = args[0] if args else None
+        if not isinstance(batch, RoundBatch):
+            return super().training_step(*args, **kwargs)
+        results = self._trainer.fit_loop._results
+        try:
+            return self._train_round(batch, results, *args[1:])
+        finally:
+            results.batch, results.batch_size = batch, None
+
+    def _train_round(self, batch: RoundBatch, results: Any, *args: Any) -> Any:
+        """All forward passes of a round, and all backward passes but the last, which is left to Lightning.
+
+        Returns:
+            What ``training_step`` returned last, with the mean loss over the round in it. Its gradient is that of the
+            last pass; those of the others are put aside, since Lightning clears gradients in between.
+        """
+        assert self._round is not None
+        self._optimizer.zero_grad(set_to_none=True)
+        sum_of_losses: Any = 0.0
+        output: Any = None
+        for number, (piece, weight) in enumerate(batch.micro_batches(), start=1):
+            prepared = self._prepared(piece)
+            results.batch, results.batch_size = prepared, None
+            last = number == len(batch)
+            with nullcontext() if last else self.block_backward_sync():
+                output = super().training_step(prepared, *args)
+                loss = _loss_of(output)
+                if loss is not None and not last:
+                    self.backward(loss * weight, self._optimizer)
+            if loss is not None and last:
+                self._put_gradients_aside()
+                return _with_loss(output, loss * weight + sum_of_losses)
+            if loss is not None:
+                sum_of_losses = sum_of_losses + loss.detach() * weight
+            if not last:
+                self._heed_sigterm()
+                if self._round.cancelled:
+                    break
+        if not isinstance(sum_of_losses, Tensor):
+            return None
+        # Stopped before the last pass, or it gave no loss: nothing is left to differentiate.
+        self._put_gradients_aside()
+        return _with_loss(output, sum_of_losses.clone().requires_grad_())
+
+    def _heed_sigterm(self) -> None:
+        """Lightning's handler only takes a note, to be read after a step, and a step can take a minute here."""
+        if self._trainer.received_sigterm:
+            raise import_module(f"{self._namespace}.utilities.exceptions").SIGTERMException
+
+    def _prepared(self, batch: Any) -> Any:
+        """What Lightning's loop does to a batch before ``training_step``."""
+        assert self.lightning_module is not None
+        batch = self.precision_plugin.convert_input(batch)
+        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self.batch_to_device(batch, dataloader_idx=0)
+
+    def _put_gradients_aside(self) -> None:
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._set_aside = [(p, p.grad) for p in params if p.grad is not None]
+        for param in params:
+            param.grad = None
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        for param, grad in self._set_aside:
+            param.grad = grad
+        self._set_aside = []
+        super().pre_backward(closure_loss)
+
+    def _spare_rounds_from_hooks(self, module: Any) -> None:
+        """Keeps a script's ``on_before_batch_transfer`` from rounds: it is called with each batch in them instead."""
+        hook = module._on_before_batch_transfer
+
+        def spare_rounds(batch: Any, dataloader_idx: int = 0) -> Any:
+            return batch if isinstance(batch, RoundBatch) else hook(batch, dataloader_idx)
+
+        module._on_before_batch_transfer = spare_rounds
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    """As Lightning reads it, which complains about the wrong ones."""
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    return {**output, "loss": loss} if isinstance(output, Mapping) else loss

@@ -1,0 +1,123 @@
+"""Lightning's counters and learning-rate schedules, set to where the run stands.
+
+Lightning counts what it has done itself. A peer that joins at step 500, or that missed a few rounds, has done less than
+the run has, but ``max_steps``, ``global_step`` in the names of checkpoints, the x axis of loggers and every schedule
+mean the run's step. So before each round the counters are set to it. They are internals of Lightning's loops, the same
+in 2.4 to 2.6 under both of its names; nothing but this module touches them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ...errors import ConfigurationError
+
+__all__ = ["ScheduleFollower", "align_counters", "end_training", "rounds_in_epoch"]
+
+
+def rounds_in_epoch(trainer: Any) -> int:
+    """Batches of an epoch as Lightning will run it, ``limit_train_batches`` included."""
+    return max(1, int(trainer.num_training_batches))
+
+
+def align_counters(trainer: Any, step: int) -> None:
+    """Makes Lightning believe that it has done the run's steps before ``step``, counted from 1.
+
+    To be called before an epoch begins, or while a batch is fetched.
+    """
+    loop = trainer.fit_loop
+    done = step - 1
+    epoch, position = divmod(done, rounds_in_epoch(trainer))
+    _set(loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total, done)
+    _set(loop.epoch_loop.batch_progress.total, done)
+    _set(loop.epoch_loop.batch_progress.current, position)
+    loop.epoch_loop._batches_that_stepped = done
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.fetched = position
+    for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
+        begun = tracker.ready - tracker.completed  # 1 within an epoch, 0 between two
+        _set(tracker, epoch)
+        tracker.ready += begun
+        tracker.started += begun
+
+
+def end_training(trainer: Any) -> None:
+    """Lets ``fit`` come to its end after the present batch, whatever minimum the script asks for."""
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None
+    trainer.should_stop = True
+
+
+class ScheduleFollower:
+    """Steps Lightning's schedulers as often as the run's step says, also backwards.
+
+    Args:
+        configs: Lightning's ``lr_scheduler_configs``.
+        optimizer: theirs.
+        advance: steps a scheduler once, as Lightning would: through the module's hook.
+
+    Raises:
+        ConfigurationError: a schedule that depends on more than the step, so that peers would disagree on it.
+    """
+
+    def __init__(self, configs: Sequence[Any], optimizer: Optimizer, advance: Callable[[Any], None]) -> None:
+        self._advance = advance
+        self._optimizer = optimizer
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._configs = [config for config in configs if _position(config.scheduler) is not None]
+        for config in configs:
+            if config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau):
+                raise ConfigurationError(
+                    "ReduceLROnPlateau would give each peer its own learning rate, and their weights would drift "
+                    "apart: use a schedule that depends on the step alone, such as CosineAnnealingLR",
+                    name="lr_scheduler",
+                    value=config.scheduler,
+                )
+        self._states = [copy.deepcopy(config.scheduler.state_dict()) for config in self._configs]
+
+    def follow(self, done: int, rounds_in_epoch: int) -> None:
+        """Brings the schedulers to where they are after ``done`` steps of the run."""
+        wanted = [_times_stepped(config, done, rounds_in_epoch) for config in self._configs]
+        places = [_position(config.scheduler) for config in self._configs]
+        if any(place > want for place, want in zip(places, wanted, strict=True)):
+            self._rewind()
+        # What torch's warning about the order of steps goes by. Here the order is ours.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        for config, want in zip(self._configs, wanted, strict=True):
+            while (place := _position(config.scheduler)) < want:
+                self._advance(config.scheduler)
+                if _position(config.scheduler) <= place:
+                    break  # one that counts in its own way: left to Lightning
+
+    def _rewind(self) -> None:
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        for config, state in zip(self._configs, self._states, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+
+def _times_stepped(config: Any, done: int, length: int) -> int:
+    """How often Lightning steps a scheduler in ``done`` steps: it counts the frequency anew in each epoch."""
+    epochs, rest = divmod(done, length)
+    if config.interval == "epoch":
+        return int(epochs // config.frequency)
+    return int(epochs * (length // config.frequency) + rest // config.frequency)
+
+
+def _position(scheduler: Any) -> Any:
+    """Steps a scheduler has made; None if it does not say."""
+    while not hasattr(scheduler, "last_epoch") and getattr(scheduler, "_schedulers", None):
+        scheduler = scheduler._schedulers[0]  # ChainedScheduler
+    place = getattr(scheduler, "last_epoch", None)
+    return place if isinstance(place, int) else None
+
+
+def _set(tracker: Any, value: int) -> None:
+    for name in ("ready", "started", "processed", "completed"):
+        if hasattr(tracker, name):
+            setattr(tracker, name, value)

@@ -1,0 +1,312 @@
+"""Checkpoints of a run: one folder for each saved step, whole or not there at all.
+
+::
+
+    step-00000120/
+        model.safetensors      weights and buffers (a model of transformers: as save_pretrained writes it,
+                               config.json and shards included)
+        momentum.safetensors   this peer's own momentum, by parameter; no other peer has the same
+        run.toml               the coordinator's state, in the form of ``distro_optim.coordinator.formats.text``
+        distro_optim.json      run, step, hash of the weights, what the tensors are; written last
+
+Nothing of this package is needed to use the weights: ``safetensors.torch.load_model(model, ".../model.safetensors")``,
+or ``from_pretrained(".../step-00000120")``.
+
+A folder is written under another name, its files are synced, and then it gets its name: who is killed in the middle, or
+runs out of disk, leaves the checkpoints before as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...coordinator.formats.text import to_toml
+from ...coordinator.server.store import read_state_file
+from ...coordinator.types import Coordinator
+from ...errors import ConfigurationError, ProtocolError
+from .identity import ModelIdentity
+from .named_tensors import NamedTensors, plain_name
+
+__all__ = ["Checkpoint", "CheckpointStore"]
+
+_MODEL: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_MOMENTUM: Final = "momentum.safetensors"
+_RUN: Final = "run.toml"
+_ABOUT: Final = "distro_optim.json"
+_METADATA: Final = {"format": "pt"}  # as the Hugging Face libraries expect it
+
+_NAME: Final = re.compile(r"step-(\d{8,10})")
+_UNFINISHED: Final = ".unfinished-"
+_REPLACED: Final = ".replaced-"
+MAX_JSON_BYTES: Final = 64 * 1024 * 1024
+"""A description of a hundred thousand tensors has about ten megabytes."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved step.
+
+    Attributes:
+        run_id: the run.
+        identity: of the model; its step is the run's next.
+        state: of the coordinator; None if it was not known.
+    """
+
+    path: Path
+    run_id: str
+    identity: ModelIdentity
+    state: Coordinator | None
+
+    @property
+    def step(self) -> int:
+        """The run's step that comes next."""
+        return self.identity.step
+
+    def weights(self, model: nn.Module, tensors: NamedTensors) -> dict[str, Tensor]:
+        """The saved values of ``tensors``, by their names.
+
+        Raises:
+            ConfigurationError: the files are damaged, or a tensor is missing.
+        """
+        saved = _read_tensors(self._model_files())
+        aliases: dict[int, list[str]] = {}
+        for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+            aliases.setdefault(id(tensor), []).append(plain_name(name))
+        values = {}
+        for name, tensor in tensors.all.items():
+            # Of a tensor with several names, each library keeps the one it likes.
+            found = next((alias for alias in aliases.get(id(tensor), [name]) if alias in saved), None)
+            if found is None:
+                raise ConfigurationError(f"{self.path} has no tensor {name}: it is of another model", name="resume")
+            values[name] = saved[found]
+        return values
+
+    def momentum(self) -> dict[str, Tensor]:
+        """This peer's momentum by parameter.
+
+        Raises:
+            ConfigurationError: the file is damaged.
+        """
+        return _read_tensors([self.path / _MOMENTUM])
+
+    def _model_files(self) -> list[Path]:
+        index = self.path / _INDEX
+        if not index.exists():
+            return [self.path / _MODEL]
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ConfigurationError(f"{index} is damaged", name="resume", value=index)
+        return [self.path / Path(name).name for name in sorted(set(weight_map.values()))]
+
+
+class CheckpointStore:
+    """The checkpoints in one folder, which belongs to one peer.
+
+    Args:
+        directory: made if it is not there.
+        keep: how many stay.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ConfigurationError(
+                f"keep_checkpoints={keep!r}: give a whole number of at least 1", name="keep_checkpoints", value=keep
+            )
+        self.directory = Path(directory)
+        self._keep = keep
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe = self.directory / f"{_UNFINISHED}{os.getpid()}"
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
+        except OSError as error:
+            raise ConfigurationError(
+                f"checkpoints cannot be saved in {directory}: {error.strerror or error}; name a folder that can be "
+                "written",
+                name="checkpoint_dir",
+                value=directory,
+            ) from None
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Puts right what a process left that was killed while it wrote."""
+        for leftover in self.directory.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for replaced in self.directory.glob(f"{_REPLACED}*"):
+            place = self.directory / replaced.name.removeprefix(_REPLACED)
+            if place.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                os.replace(replaced, place)
+
+    def saved(self) -> list[Path]:
+        """Folders of the saved steps, the latest last."""
+        steps = {path: int(match[1]) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))}
+        return sorted(steps, key=steps.__getitem__)
+
+    def latest(self) -> Checkpoint | None:
+        """The latest saved step; None if there is none.
+
+        Raises:
+            ConfigurationError: it is damaged. Nothing older is taken in its place unasked.
+        """
+        saved = self.saved()
+        return _read_checkpoint(saved[-1]) if saved else None
+
+    def of_step(self, step: int) -> Checkpoint | None:
+        """The one of this step; None if there is none.
+
+        Raises:
+            ConfigurationError: it is damaged.
+        """
+        path = self._path_of(step)
+        return _read_checkpoint(path) if path.is_dir() else None
+
+    def _path_of(self, step: int) -> Path:
+        return self.directory / f"step-{step:08}"
+
+    def save(
+        self,
+        model: nn.Module,
+        values: Mapping[str, Tensor],
+        momentum: Mapping[str, Tensor],
+        *,
+        run_id: str,
+        identity: ModelIdentity,
+        state: Coordinator | None,
+    ) -> Path:
+        """Saves a step; what was saved of the same step before is replaced.
+
+        Args:
+            model: writes its own files if it has ``save_pretrained``; its values must be ``values`` then.
+            values: of all tensors by name, on the CPU.
+            momentum: by parameter, on the CPU.
+
+        Raises:
+            OSError: it could not be written; what was saved before is untouched.
+        """
+        path = self._path_of(identity.step)
+        unfinished = self.directory / f"{_UNFINISHED}{os.getpid()}-{identity.step}"
+        try:
+            unfinished.mkdir()
+            _write_model(unfinished, model, values)
+            _save_tensors(momentum, unfinished / _MOMENTUM)
+            if state is not None:
+                (unfinished / _RUN).write_text(to_toml(state), encoding="utf-8")
+            about = {"run_id": run_id, "model": json.loads(identity.encode())}
+            (unfinished / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            for file in unfinished.iterdir():
+                _sync(file)
+            _sync(unfinished)
+            self._put_in_place(unfinished, path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        # Not those of a later step: somebody went back on purpose, and may want them.
+        older = [other for other in self.saved() if other.name <= path.name]
+        for old in older[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def _put_in_place(self, unfinished: Path, path: Path) -> None:
+        # No system moves a folder onto one that is not empty.
+        replaced = self.directory / f"{_REPLACED}{path.name}"
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(unfinished, path)
+        _sync(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_model(folder: Path, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    plain = getattr(model, "_orig_mod", model)
+    save_pretrained = getattr(plain, "save_pretrained", None)
+    if save_pretrained is None:
+        _save_tensors(values, folder / _MODEL)
+        return
+    try:
+        save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _save_tensors(values: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(values), path, metadata=_METADATA)
+    except SafetensorError as error:  # as this a full disk arrives
+        raise OSError(str(error)) from error
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    about = _read_json(path / _ABOUT)
+    run_id, model = about.get("run_id"), about.get("model")
+    try:
+        identity = ModelIdentity.decode(json.dumps(model))
+    except ProtocolError as error:
+        raise ConfigurationError(f"{path / _ABOUT} is damaged: {error}", name="resume", value=path) from None
+    if identity is None or not isinstance(run_id, str):
+        raise ConfigurationError(
+            f"{path / _ABOUT} is damaged; remove the folder to resume from the checkpoint before", name="resume"
+        )
+    run = path / _RUN
+    return Checkpoint(path, run_id, identity, read_state_file(run) if run.exists() else None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error}; remove the folder to resume from the checkpoint before",
+            name="resume",
+            value=path,
+        ) from None
+    return content
+
+
+def _read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                values.update({plain_name(name): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigurationError(
+                f"{path} cannot be read: {error}; remove the folder to resume from the checkpoint before",
+                name="resume",
+                value=path,
+            ) from None
+    return values
+
+
+def _sync(path: Path) -> None:
+    """Makes what was written last through a power cut; where folders cannot be synced, the system sees to it."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

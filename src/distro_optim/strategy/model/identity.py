@@ -1,0 +1,357 @@
+"""What a peer must have in common with the others before it trains with them, as text that travels with the model.
+
+The text is the ``config.json`` of model sharing: JSON, in which ours is the entry ``"distro_optim"``. Beside it a
+model of transformers has the entries of its own configuration, so that the text serves as its ``config.json`` too.
+
+::
+
+    {"distro_optim": {"format": 1, "version": "0.1.0", "torch": "2.13.0",
+                      "epoch": 3, "step": 120, "weights": "<64 hex digits>",
+                      "tensors": [["layer.weight", "trained", "float32", [32, 16]], ...],
+                      "optimizer": {"tiling": "padded", "transform": "dct", "quantize_1bit": true,
+                                    "groups": [{"parameters": 2, "lr": 0.001, "weight_decay": 0.0, ...}]},
+                      "data": {"size": 60000, "seed": 123}}, ...}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ... import __version__
+from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
+from ...optimizer import DisTrO
+from ...verify.merkle import merkle_root
+from ..rounds.weights import tensor_digest
+from .named_tensors import NamedTensors
+
+__all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "weights_root"]
+
+FORMAT: Final = 1
+_ENTRY: Final = "distro_optim"
+_ROOT_BYTES: Final = 32
+# Numbers in the text: steps are u32 on the wire, dataset sizes and seeds 64 bits.
+_MAX_INTEGER: Final = 2**64 - 1
+_SHOWN: Final = 3  # names in a message
+
+Kind = Literal["trained", "frozen", "buffer"]
+_KINDS: Final[tuple[str, ...]] = get_args(Kind)
+
+# Settings of a parameter group that all peers must have, in the order in which they are compared.
+_SHARED_SETTINGS: Final = ("compression_chunk", "compression_topk", "weight_decay")
+# Those that may differ: they shape what a peer sends, not what is made of it.
+_PRIVATE_SETTINGS: Final = ("compression_decay",)
+
+
+@dataclass(frozen=True)
+class TensorIdentity:
+    """A tensor without its values.
+
+    Attributes:
+        dtype: as torch writes it, without ``torch.``.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """See the module.
+
+    Attributes:
+        epoch, step: for which the weights are.
+        weights: root over the hashes of trained and frozen tensors, in their order. Not of buffers, which each peer
+            counts for itself.
+        tensors: trained ones in the optimizer's order, then frozen ones, then buffers.
+        settings: of the whole optimizer.
+        groups: settings of each parameter group; ``lr`` is that of the step, if the script decides it.
+        data: size of the dataset and seed of its order, where they are known.
+        version, torch_version: of this package and of PyTorch.
+    """
+
+    epoch: int
+    step: int
+    weights: bytes
+    tensors: tuple[TensorIdentity, ...]
+    settings: Mapping[str, str | bool]
+    groups: tuple[Mapping[str, float | int], ...]
+    data: Mapping[str, int] = field(default_factory=dict)
+    version: str = __version__
+    torch_version: str = torch.__version__
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def encode(self, model: nn.Module | None = None) -> str:
+        """The text; with the configuration of ``model``, if it is one of transformers."""
+        entry = {
+            "format": FORMAT,
+            "version": self.version,
+            "torch": self.torch_version,
+            "epoch": self.epoch,
+            "step": self.step,
+            "weights": self.weights.hex(),
+            "tensors": [[t.name, t.kind, t.dtype, list(t.shape)] for t in self.tensors],
+            "optimizer": {**self.settings, "groups": [dict(group) for group in self.groups]},
+            "data": dict(self.data),
+        }
+        return json.dumps({**_transformers_config(model), _ENTRY: entry})
+
+    @classmethod
+    def decode(cls, text: str) -> ModelIdentity | None:
+        """What a peer says; None if it is not of our kind, as Psyche's are not.
+
+        Raises:
+            ProtocolError: the text is malformed, or of a format that we do not know.
+        """
+        try:
+            # Python would read NaN, and numbers of any length.
+            whole = json.loads(text, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"the configuration is not JSON: {error}") from None
+        if not isinstance(whole, dict):
+            raise ProtocolError("the configuration is no JSON object")
+        if _ENTRY not in whole:
+            return None
+        return _decode_entry(_Fields(whole[_ENTRY], _ENTRY))
+
+    # -- comparing -------------------------------------------------------------------------------------------------
+
+    def first_difference(self, theirs: ModelIdentity) -> ModelMismatchError | None:
+        """The first thing that would make our weights differ from those of a run; None if there is none."""
+        for what, ours, other, advice in chain(self._compare_tensors(theirs), self._compare_settings(theirs)):
+            if ours != other:
+                return ModelMismatchError(
+                    f"the run trains something else: {what} is {_show(ours)} here and {_show(other)} in the run; "
+                    f"{advice}",
+                    what=what,
+                    ours=ours,
+                    theirs=other,
+                )
+        return None
+
+    def first_other_tensor(self, saved: ModelIdentity) -> str | None:
+        """In words, the first tensor that is not as in what was ``saved``; None if all are."""
+        for what, ours, other, _ in self._compare_tensors(saved):
+            if ours != other:
+                return f"{what} is {_show(ours)} in the model and {_show(other)} in the checkpoint"
+        return None
+
+    def _compare_tensors(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
+        same_model = "build the same model as the others"
+        own, other = [t.name for t in self.tensors], [t.name for t in theirs.tensors]
+        if own != other:
+            missing = [name for name in other if name not in set(own)]
+            extra = [name for name in own if name not in set(other)]
+            if missing or extra:
+                yield "what only one side has", _some(extra), _some(missing), same_model
+            yield "number of tensors", len(own), len(other), same_model
+            place = next(n for n, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+            yield f"tensor {place}", own[place], other[place], "give the optimizer its parameters in the same order"
+        for a, b in zip(self.tensors, theirs.tensors, strict=True):
+            yield f"shape of {a.name}", a.shape, b.shape, same_model
+            yield f"dtype of {a.name}", a.dtype, b.dtype, "use the same precision for the weights"
+            yield f"kind of {a.name}", a.kind, b.kind, "freeze and train the same parameters"
+
+    def _compare_settings(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
+        same_optimizer = "use the same settings of DisTrO as the others"
+        for name in sorted({*self.settings, *theirs.settings}):
+            yield name, self.settings.get(name), theirs.settings.get(name), same_optimizer
+        yield "number of parameter groups", len(self.groups), len(theirs.groups), same_optimizer
+        for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=True)):
+            where = f" of parameter group {number}" if len(self.groups) > 1 else ""
+            for name in sorted({*ours_, *theirs_} - set(_PRIVATE_SETTINGS)):
+                yield (
+                    f"{name}{where}",
+                    ours_.get(name),
+                    theirs_.get(name),
+                    (
+                        f"at step {self.step}: use the same schedule, and let it follow the run (session.follow)"
+                        if name == "lr"
+                        else same_optimizer
+                    ),
+                )
+        for name, what in (("size", "length of the dataset"), ("seed", "seed of the data's order")):
+            yield what, self.data.get(name), theirs.data.get(name), "use the same dataset as the others"
+
+    def harmless_differences(self, theirs: ModelIdentity) -> list[str]:
+        """What differs and does not make weights differ, or not for certain; one sentence each."""
+        found = []
+        for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=False)):
+            for name in _PRIVATE_SETTINGS:
+                if ours_.get(name) != theirs_.get(name):
+                    found.append(
+                        f"{name} of parameter group {number} is {ours_.get(name)} here and {theirs_.get(name)} in the "
+                        "run; that is allowed"
+                    )
+        if self.version != theirs.version:
+            found.append(f"distro_optim is {self.version} here and {theirs.version} in the run")
+        if self.torch_version != theirs.torch_version:
+            found.append(
+                f"PyTorch is {self.torch_version} here and {theirs.torch_version} in the run: weights may come out "
+                "differently, which would be noticed"
+            )
+        return found
+
+
+def describe(
+    tensors: NamedTensors,
+    optimizer: DisTrO,
+    *,
+    epoch: int,
+    step: int,
+    weights: bytes,
+    script_rates: bool,
+    data: Mapping[str, int],
+) -> ModelIdentity:
+    """The identity of a model and its optimizer as they are now.
+
+    Args:
+        weights: see :func:`weights_root`.
+        script_rates: the learning rates of the groups are common to all peers.
+        data: see :class:`ModelIdentity`.
+    """
+    kinds: dict[str, Kind] = {
+        **dict.fromkeys(tensors.trained, "trained"),
+        **dict.fromkeys(tensors.frozen, "frozen"),
+        **dict.fromkeys(tensors.buffers, "buffer"),
+    }
+    own = tensors.all
+    names = [*_SHARED_SETTINGS, *_PRIVATE_SETTINGS, *(["lr"] if script_rates else [])]
+    return ModelIdentity(
+        epoch=epoch,
+        step=step,
+        weights=weights,
+        tensors=tuple(
+            TensorIdentity(name, kinds[name], str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in own.items()
+        ),
+        settings={
+            "tiling": optimizer.tiling,
+            "transform": optimizer.transform,
+            "quantize_1bit": optimizer.quantize_1bit,
+        },
+        groups=tuple(
+            {"parameters": len(group["params"]), **{name: _plain(group[name]) for name in names}}
+            for group in optimizer.param_groups
+        ),
+        data=data,
+    )
+
+
+def weights_root(tensors: NamedTensors, values: Mapping[str, Tensor] | None = None) -> bytes:
+    """Root over the hashes of the tensors that are common to all peers; of ``values`` in their place, if given."""
+    own = {**tensors.trained, **tensors.frozen}
+    return merkle_root([tensor_digest(name, (values or own)[name]) for name in own])
+
+
+def _plain(value: Any) -> float | int:
+    number: float | int = value.item() if isinstance(value, Tensor) else value
+    return number
+
+
+def _transformers_config(model: nn.Module | None) -> dict[str, Any]:
+    """What ``config.json`` of a model of transformers, or of ours, holds; nothing for other models."""
+    config = getattr(model, "config", None)
+    to_json = getattr(config, "to_json_string", None) or getattr(config, "to_json", None)
+    if to_json is None:
+        return {}
+    content = json.loads(to_json())
+    if not isinstance(content, dict):
+        raise ConfigurationError("the model's config gives no JSON object", name="model")
+    return content
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, tuple):
+        return " x ".join(map(str, value)) if value else "a scalar"
+    return str(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return "nothing"
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+# -- reading what a stranger wrote ---------------------------------------------------------------------------------
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+class _Fields:
+    """A JSON object of known entries; raises ProtocolError where they are not what they should be."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ProtocolError("not an object", field=where)
+        self.content: dict[str, object] = value
+        self.where = where
+
+    def get(self, name: str, *kinds: type) -> Any:
+        value = self.content.get(name)
+        # A bool is an int to Python.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ProtocolError("missing, or of the wrong type", field=f"{self.where}.{name}")
+        if isinstance(value, int) and not -_MAX_INTEGER <= value <= _MAX_INTEGER:
+            raise ProtocolError("out of range", field=f"{self.where}.{name}")
+        return value
+
+
+def _decode_entry(entry: _Fields) -> ModelIdentity:
+    number = entry.get("format", int)
+    version = entry.get("version", str)
+    if number != FORMAT:
+        raise ProtocolError(
+            f"the run speaks format {number} (distro_optim {version}), this is format {FORMAT} ({__version__}): "
+            "install the same version as the others"
+        )
+    try:
+        root = bytes.fromhex(entry.get("weights", str))
+    except ValueError:
+        root = b""
+    if len(root) != _ROOT_BYTES:
+        raise ProtocolError("no hash", field=f"{entry.where}.weights")
+    optimizer = _Fields(entry.get("optimizer", dict), "distro_optim.optimizer")
+    settings = {name: optimizer.get(name, str, bool) for name in optimizer.content if name != "groups"}
+    data = _Fields(entry.get("data", dict), "distro_optim.data")
+    tensors = tuple(_decode_tensor(item) for item in entry.get("tensors", list))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ProtocolError("a tensor is described twice", field="distro_optim.tensors")
+    return ModelIdentity(
+        epoch=entry.get("epoch", int),
+        step=entry.get("step", int),
+        weights=root,
+        tensors=tensors,
+        settings=settings,
+        groups=tuple(_decode_group(item) for item in optimizer.get("groups", list)),
+        data={name: data.get(name, int) for name in data.content},
+        version=version,
+        torch_version=entry.get("torch", str),
+    )
+
+
+def _decode_tensor(item: object) -> TensorIdentity:
+    match item:
+        case [str() as name, str() as kind, str() as dtype, list() as shape] if kind in _KINDS:
+            if all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MAX_INTEGER for n in shape):
+                return TensorIdentity(name, kind, dtype, tuple(shape))
+    raise ProtocolError("no description of a tensor", field="distro_optim.tensors")
+
+
+def _decode_group(item: object) -> dict[str, float | int]:
+    group = _Fields(item, "distro_optim.optimizer.groups")
+    return {name: group.get(name, int, float) for name in group.content}

@@ -1,0 +1,253 @@
+"""Carries out what a run wants done to the model. The other half of the promises in :mod:`.actions`.
+
+All peers must come out with the same weights, bit for bit, whatever each of them did in a round:
+
+====================  =================================================================================================
+trained to the end    lookahead on, gradients, lookahead off, decay, generate
+was cancelled         lookahead on, some gradients, lookahead off, decay
+had no batch          decay
+====================  =================================================================================================
+
+So the lookahead is taken off by copying the weights back, weight decay is the same operation on the same tensors in
+all three, and what differs between peers stays in the momentum, which is private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ...compress import CompressedUpdate, TilePlan, make_plan
+from ...coordinator.rules.schedule import cold_start_factor
+from ...errors import ConfigurationError, DistroError
+from ...optim.state import momentum
+from ...optimizer import DisTrO
+from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
+from ..rounds.weights import tensor_digest
+from .named_tensors import NamedTensors
+
+__all__ = ["SwarmTrainer"]
+
+# The lookahead wants the rates of the step before.
+_KEPT_RATES: Final = 2
+
+
+class SwarmTrainer:
+    """Trainer actions on a model and its optimizer. Belongs to one thread.
+
+    Args:
+        tensors: of the model.
+        optimizer: of its trained parameters, with ``overlap=True``.
+        script_rates: learning rates are those of the parameter groups, times the factor of a cold start; otherwise
+            those that the actions name.
+        sorted_by_name: results have their tensors in the order of their names' bytes, as Psyche's have, and not in
+            the optimizer's.
+        clip_grad_norm: Euclidean norm to which gradients are scaled down; None leaves them.
+
+    Raises:
+        ConfigurationError: the optimizer cannot be driven by rounds.
+    """
+
+    def __init__(
+        self,
+        tensors: NamedTensors,
+        optimizer: DisTrO,
+        *,
+        script_rates: bool = True,
+        sorted_by_name: bool = False,
+        clip_grad_norm: float | None = None,
+    ) -> None:
+        if not optimizer.overlap:
+            raise ConfigurationError(
+                "overlap=False: in a run, updates travel while the next step computes; leave overlap out",
+                name="overlap",
+                value=False,
+            )
+        self.tensors = tensors
+        self.optimizer = optimizer
+        self._script_rates = script_rates
+        self.clip_grad_norm = clip_grad_norm
+        names = list(tensors.trained)
+        order = (
+            sorted(range(len(names)), key=lambda n: names[n].encode()) if sorted_by_name else list(range(len(names)))
+        )
+        self._order = order if order != list(range(len(names))) else None
+        self.names = tuple(names[n] for n in order)
+        self._plan: TilePlan | None = None
+        self._rates: dict[int, list[float]] = {}
+        self._training: TrainBatch | None = None
+        self._generated: int | None = None  # step in which the optimizer's own part was made
+
+    # -- what results look like ------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> TilePlan:
+        """How the tensors of results are tiled, in the order of :attr:`names`."""
+        plan = self.optimizer.plan
+        if self._order is None:
+            return plan
+        if self._plan is None:
+            self._plan = make_plan([plan.specs[n] for n in self._order], self.optimizer.tiling)
+        return self._plan
+
+    def _outgoing(self, update: CompressedUpdate) -> CompressedUpdate:
+        if self._order is None:
+            return update
+        entries = update.tensors()
+        return CompressedUpdate.from_tensors(self.plan, [entries[n] for n in self._order])
+
+    def _incoming(self, update: CompressedUpdate) -> CompressedUpdate:
+        if self._order is None:
+            return update
+        entries = dict(zip(self._order, update.tensors(), strict=True))
+        return CompressedUpdate.from_tensors(self.optimizer.plan, [entries[n] for n in range(len(entries))])
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> TrainBatch | None:
+        """What :meth:`begin` was called with, until :meth:`finish` or :meth:`cancel`."""
+        return self._training
+
+    def begin(self, action: TrainBatch) -> None:
+        """Ready for gradients: none are there, and the weights look ahead."""
+        if self._training is not None:
+            raise DistroError(f"training of step {action.step} begins, that of {self._training.step} is not over")
+        if action.own_previous is None or action.own_previous != self._generated:
+            self.optimizer.keep_own()
+        if action.zero_optim:
+            self.optimizer.reset()
+        self.optimizer.zero_grad()
+        rates = self._rates_of(action.step, action.lr, action.bounds)
+        previous = self._rates.get(action.step - 1, rates) if self._script_rates else action.previous_lr
+        self.optimizer.lookahead(previous)
+        self._training = action
+
+    def finish(self, *, skip: bool = False) -> tuple[CompressedUpdate, object]:
+        """The training is done: what to send, and what ``own_previous`` is to be in the next round if it is sent.
+
+        Args:
+            skip: use no gradients, and say nothing about any tensor.
+        """
+        action = self._take_training()
+        if skip:
+            self.optimizer.zero_grad()
+        elif self.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.tensors.trained.values(), self.clip_grad_norm)
+        rates = self._rates_of(action.step, action.lr, action.bounds)
+        self.optimizer.decay_weights(rates)
+        update = self.optimizer.generate(rates, decay_weights=False)
+        self.optimizer.zero_grad()
+        self._generated = action.step
+        return self._outgoing(update), action.step
+
+    def cancel(self) -> None:
+        """The training is stopped. Gradients are lost; the weights are as if it had completed."""
+        action = self._take_training()
+        self.optimizer.zero_grad()
+        self.optimizer.remove_own()
+        self.optimizer.decay_weights(self._rates_of(action.step, action.lr, action.bounds))
+
+    def decay(self, action: DecayWeights) -> None:
+        """The others train a step, and we do not."""
+        if action.own_previous is not None and action.own_previous == self._generated:
+            self.optimizer.remove_own()
+        else:
+            self.optimizer.keep_own()
+        self.optimizer.decay_weights(self._rates_of(action.step, action.lr, action.bounds))
+
+    def apply(self, action: ApplyResults) -> None:
+        """Everybody's results, in the order in which they are."""
+        rates = self._rates_of(action.step, action.lr, action.bounds)
+        self.optimizer.apply([self._incoming(update) for update in action.updates], rates)
+
+    def digests(self) -> list[bytes]:
+        """SHA-256 of each tensor that is trained, in the order of :attr:`names`."""
+        return [tensor_digest(name, self.tensors.trained[name]) for name in self.names]
+
+    def abandon(self) -> None:
+        """Whatever is under way ends here; the weights do not look ahead. To be called before the model is left."""
+        self._training = None
+        self.optimizer.undo_lookahead(discard_edits=True)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Other values for the tensors that are named; they were checked. The momentum stays."""
+        self.abandon()
+        for name, tensor in self.tensors.all.items():
+            if name in values:
+                tensor.copy_(values[name])
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Copies of the momentum of each tensor, on the CPU."""
+        return {
+            name: momentum(self.optimizer.state[tensor]).to("cpu", copy=True)
+            for name, tensor in self.tensors.trained.items()
+        }
+
+    @torch.no_grad()
+    def load_momentum(self, values: Mapping[str, Tensor]) -> None:
+        """What :meth:`momentum` gave; tensors without a value begin anew.
+
+        Raises:
+            ConfigurationError: a value has another shape than its tensor.
+        """
+        self.forget_momentum()
+        for name, tensor in self.tensors.trained.items():
+            delta = momentum(self.optimizer.state[tensor])
+            if name in values:
+                if values[name].shape != delta.shape:
+                    raise ConfigurationError(
+                        f"the saved momentum of {name} has shape {tuple(values[name].shape)}, the tensor "
+                        f"{tuple(delta.shape)}",
+                        name="momentum",
+                    )
+                delta.copy_(values[name])
+
+    def forget_momentum(self) -> None:
+        """The optimizer begins anew."""
+        self.abandon()
+        self.optimizer.zero_grad()
+        self.optimizer.reset()
+        self._generated = None
+        self._rates.clear()
+
+    @torch.no_grad()
+    def round_to_bfloat16(self) -> None:
+        """As Psyche's clients do at the end of an epoch, so that all go on from what joiners get."""
+        for tensor in self.tensors.trained.values():
+            tensor.copy_(tensor.to(torch.bfloat16))
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _take_training(self) -> TrainBatch:
+        if self._training is None:
+            raise DistroError("no training is under way")
+        action, self._training = self._training, None
+        # What the script wrote to the weights meanwhile would be in ours alone.
+        self.optimizer.undo_lookahead(discard_edits=True)
+        return action
+
+    def _rates_of(self, step: int, lr: float, bounds: tuple[int, int] | None) -> list[float]:
+        """Learning rates of the parameter groups at ``step``.
+
+        Those of the script are read once in a step: a scheduler that moves on in mid-step must not make what is
+        applied differ from what is decayed.
+        """
+        if step in self._rates:
+            return self._rates[step]
+        groups = self.optimizer.param_groups
+        if self._script_rates:
+            factor = cold_start_factor(step, bounds)
+            rates = [float(group["lr"]) * factor for group in groups]
+        else:
+            rates = [lr] * len(groups)
+        self._rates[step] = rates
+        while len(self._rates) > _KEPT_RATES:
+            del self._rates[min(self._rates)]
+        return rates

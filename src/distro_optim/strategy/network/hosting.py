@@ -1,0 +1,191 @@
+"""A run of our own: its coordinator in this process, open to others over iroh and, if wanted, TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Final
+
+from ...comm.addresses import EndpointAddr
+from ...comm.iroh.endpoint import Node
+from ...comm.iroh.loop import LoopThread
+from ...comm.iroh.rendezvous import Rendezvous
+from ...comm.iroh.sharing.transfer import ModelSharing
+from ...comm.iroh.streams import IrohListener
+from ...comm.iroh.swarm import IrohSwarm, topic_of_run
+from ...comm.model_exchange import SharedModels
+from ...comm.serving.limits import ServerLimits
+from ...comm.streams import MemoryListener, StreamListener, TcpListener
+from ...coordinator.client import RemoteCoordinator
+from ...coordinator.rules.validation import check_run
+from ...coordinator.server.host import RunHost, restartable
+from ...coordinator.server.server import CoordinatorServer, unix_offset
+from ...coordinator.server.service import CoordinatorService
+from ...coordinator.server.store import StateStore
+from ...coordinator.ticket import RunTicket, split_address
+from ...coordinator.types import Coordinator
+from ...errors import ConfigurationError
+from ..config import RunConfig
+from .joining import NodeOptions
+from .link import RunLink, RunSource
+
+__all__ = ["HostedRun", "host_state"]
+
+FAREWELL_SECONDS: Final = 2.0
+"""How long the others may take to hear that the run is finished."""
+
+FAREWELL_LOOK_SECONDS: Final = 0.02
+
+_ANY_HOST: Final = frozenset({"0.0.0.0", "[::]"})
+
+LIMITS: Final = ServerLimits(
+    messages_per_second=400, messages_burst=2000, bytes_per_second=1 << 20, bytes_burst=4 << 20
+)
+"""Rounds of a hosted run may take milliseconds, and each costs a client a report of a kilobyte."""
+
+
+def host_state(
+    config: RunConfig, run_id: str, store: StateStore | None, given: Coordinator | None = None
+) -> Coordinator:
+    """The state with which the run begins, or goes on: ``given``, or what is in the store, or one that was never run.
+
+    Raises:
+        ConfigurationError: the settings cannot work, or something saved would be lost without ``resume``.
+    """
+    if given is not None:
+        given = replace(given, run_id=run_id)
+        check_run(given, prompt=True)
+        return given
+    state = config.coordinator_state(run_id)
+    check_run(state, prompt=True)
+    saved = store.load() if store is not None else None
+    if saved is None:
+        return state
+    if not config.resume:
+        if saved.progress.step > state.progress.step:
+            raise ConfigurationError(
+                f"{config.save_dir} holds run {run_id!r} at step {saved.progress.step}: pass resume=True to go on from "
+                "there, or name another save_dir or run_id to begin anew",
+                name="save_dir",
+                value=config.save_dir,
+            )
+        return state
+    # Nobody is taken over from before: so the first of the list, who is the host, has the weights that count.
+    epoch = replace(saved.epoch_state, clients=())
+    return replace(saved, config=state.config, model=state.model, epoch_state=epoch)
+
+
+class HostedRun(RunSource):
+    """A run that lives as long as we do.
+
+    Args:
+        config: how it goes.
+        run_id: its name.
+        options: of our endpoint.
+        loop: where it lives.
+        state: where it begins; None begins anew, or with what ``config`` resumes.
+        tcp: ``host:port`` to listen on beside iroh; port 0 takes any. None does not listen.
+        allow: public keys that may join; None lets everybody in.
+
+    Raises:
+        ConfigurationError: the settings cannot work.
+    """
+
+    is_host = True
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        options: NodeOptions,
+        *,
+        loop: LoopThread,
+        state: Coordinator | None = None,
+        tcp: str | None = None,
+        allow: Sequence[bytes] | None = None,
+    ) -> None:
+        self.key = options.key
+        self.run_id = run_id
+        self._config = config
+        self._options = options
+        self._loop = loop
+        self._tcp = split_address(tcp) if tcp is not None and not tcp.endswith(":0") else _any_port(tcp)
+        self._allow = None if allow is None else frozenset([*allow, options.key.public])
+        self._state = state
+        check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
+
+    async def open(self) -> RunLink:
+        async with AsyncExitStack() as stack:
+            store = None
+            if self._config.save_dir is not None:
+                store = stack.enter_context(StateStore(self._config.save_dir, self.run_id))
+            state = host_state(self._config, self.run_id, store, self._state)
+            node = await self._options.open(self._loop)
+            stack.push_async_callback(node.aclose)
+            memory = MemoryListener(f"run {self.run_id}")
+            listeners: list[StreamListener] = [memory, IrohListener(node)]
+            ways: tuple[str, ...] = ()
+            if self._tcp is not None:
+                listener = await TcpListener.bind(*self._tcp)
+                listeners.append(listener)
+                ways = () if self._tcp[0] in _ANY_HOST else (listener.address,)
+            offset = unix_offset()
+            host = RunHost(
+                restartable(state, now=int(time.monotonic() + offset)),
+                allowed=self._allow,
+                joiner_wait_time=self._config.joiner_wait_time,
+                peers_to_start=self._config.peers_to_start or 1,
+                max_pending=LIMITS.connections,
+            )
+            service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
+            server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
+            rendezvous = Rendezvous(node, host.is_pending)
+            stack.callback(rendezvous.close)
+            coordinator = RemoteCoordinator(memory.connect, self.key, self.run_id, name="our own coordinator")
+            stack.push_async_callback(coordinator.close)
+            await coordinator.join()
+            swarm = IrohSwarm(node, topic_of_run(self.run_id))
+            stack.push_async_callback(swarm.aclose)
+            models = SharedModels(ModelSharing(node, swarm.publish), swarm)
+            ticket = str(RunTicket(self.run_id, ways, node.addr()))
+            closing = stack.pop_all()
+        return RunLink(
+            coordinator=coordinator,
+            swarm=swarm,
+            models=models,
+            ticket=ticket,
+            find_peers=lambda: _visit(rendezvous, node, self._options.peers),
+            reports=lambda: host.reports,
+            waiting=lambda: _waiting(host),
+            farewell=lambda: _farewell(server, host),
+            aclose=closing.aclose,
+        )
+
+
+def _any_port(tcp: str | None) -> tuple[str, int] | None:
+    if tcp is None:
+        return None
+    host, _ = split_address(tcp[: -len(":0")] + ":1")
+    return host, 0
+
+
+def _waiting(host: RunHost) -> int:
+    members = {client.id for client in host.state.epoch_state.clients}
+    return sum(client not in members for client in host.pending)
+
+
+async def _visit(rendezvous: Rendezvous, node: Node, given: Sequence[EndpointAddr]) -> Sequence[EndpointAddr]:
+    return [*given, *rendezvous.visit(node.addr())]
+
+
+async def _farewell(server: CoordinatorServer, host: RunHost) -> None:
+    """Until all others have heard that the run is finished, and left: what is sent before we go may never arrive."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await server.wait_finished()
+            while len(host.pending) > 1:
+                await asyncio.sleep(FAREWELL_LOOK_SECONDS)

@@ -1,0 +1,188 @@
+"""The way into somebody else's run: a ticket, or ``host:port/run-id``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ...comm.addresses import EndpointAddr
+from ...comm.iroh.endpoint import Node
+from ...comm.iroh.loop import LoopThread
+from ...comm.iroh.rendezvous import ask_rendezvous
+from ...comm.iroh.sharing.transfer import ModelSharing
+from ...comm.iroh.streams import COORDINATOR_ALPN
+from ...comm.iroh.swarm import IrohSwarm, topic_of_run
+from ...comm.model_exchange import SharedModels
+from ...comm.signing import SecretKey
+from ...comm.tickets import EndpointTicket
+from ...coordinator.client import RemoteCoordinator
+from ...coordinator.ticket import RunTicket, connector
+from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
+from .link import RunLink, RunSource
+
+__all__ = ["JoinedRun", "NodeOptions", "Relay", "parse_peers", "parse_run"]
+
+Relay = Literal["default", "none"] | Sequence[str]
+
+RELAY_SECONDS: Final = 5.0
+"""How long a relay server may take to answer; without one we go by our own addresses only."""
+
+SILENCE_SECONDS: Final = 20.0
+"""A coordinator sends twice a second; after this long without a word a new link is tried. Chosen arbitrarily."""
+
+MAX_GIVEN_PEERS: Final = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """How our own endpoint is opened.
+
+    Attributes:
+        key: who we are.
+        relay: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
+        bind_addr: likewise.
+        peers: where other peers are, as far as the user knows.
+    """
+
+    key: SecretKey
+    relay: Relay = "default"
+    bind_addr: str = "0.0.0.0:0"
+    peers: tuple[EndpointAddr, ...] = ()
+
+    async def open(self, loop: LoopThread) -> Node:
+        """An endpoint on ``loop``, the one that runs this; with its relay server, if one answers in time.
+
+        Raises:
+            ExchangeError: the address is taken, or the like.
+        """
+        node = Node(secret_key=self.key, relay=self.relay, bind_addr=self.bind_addr, loop=loop)
+        # Clients of a coordinator are not in its epoch yet, and it need not be a peer itself.
+        node.exempt(COORDINATOR_ALPN)
+        node.addresses.add(self.peers)
+        try:
+            await node.bind()
+            if self.relay != "none":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RELAY_SECONDS):
+                        await node.online()
+        except BaseException:
+            await node.aclose()
+            raise
+        return node
+
+
+def parse_run(run: str) -> RunTicket:
+    """What a user passes as ``run``.
+
+    Raises:
+        ConfigurationError: it is neither a ticket nor ``host:port/run-id``.
+    """
+    try:
+        return RunTicket.parse(run)
+    except ProtocolError as error:
+        raise ConfigurationError(
+            f"run names no run: {error}. Copy the whole line that the host printed (psyche1...), or write "
+            "host:port/run-id",
+            name="run",
+            value=run,
+        ) from None
+
+
+def parse_peers(peers: Sequence[str]) -> tuple[EndpointAddr, ...]:
+    """What a user passes as ``peers``: endpoint tickets.
+
+    Raises:
+        ConfigurationError: one is no ticket.
+    """
+    if len(peers) > MAX_GIVEN_PEERS:
+        raise ConfigurationError(f"at most {MAX_GIVEN_PEERS} peers can be given, got {len(peers)}", name="peers")
+    addresses = []
+    for peer in peers:
+        try:
+            addresses.append(EndpointTicket.parse(peer).addr)
+        except ProtocolError as error:
+            raise ConfigurationError(
+                f"peers holds {peer[:40]!r}, which is no endpoint ticket: {error}", name="peers", value=peer
+            ) from None
+    return tuple(addresses)
+
+
+class JoinedRun(RunSource):
+    """A run whose coordinator is elsewhere.
+
+    Args:
+        ticket: which, and where.
+        options: of our endpoint.
+        loop: where it lives.
+        patience: seconds without a link to the coordinator after which the run counts as lost.
+    """
+
+    is_host = False
+
+    def __init__(self, ticket: RunTicket, options: NodeOptions, *, loop: LoopThread, patience: float) -> None:
+        self.key = options.key
+        self.run_id = ticket.run_id
+        self._ticket = ticket
+        self._options = options
+        self._loop = loop
+        self._patience = patience
+
+    async def open(self) -> RunLink:
+        async with AsyncExitStack() as stack:
+            node = await self._options.open(self._loop)
+            stack.push_async_callback(node.aclose)
+            coordinator = RemoteCoordinator(
+                connector(self._ticket, node),
+                self.key,
+                self.run_id,
+                name=self._name,
+                silence=SILENCE_SECONDS,
+                give_up_after=self._patience,
+            )
+            stack.push_async_callback(coordinator.close)
+            await self._join(coordinator)
+            swarm = IrohSwarm(node, topic_of_run(self.run_id))
+            stack.push_async_callback(swarm.aclose)
+            models = SharedModels(ModelSharing(node, swarm.publish), swarm)
+            host = self._ticket.endpoint
+            if host is not None:
+                node.addresses.add(host)
+                with suppress(DistroError):  # asked again when there are peers to be met
+                    await ask_rendezvous(node, host)
+            closing = stack.pop_all()
+        return RunLink(
+            coordinator=coordinator,
+            swarm=swarm,
+            models=models,
+            ticket=str(self._ticket),
+            find_peers=lambda: self._find_peers(node),
+            aclose=closing.aclose,
+        )
+
+    @property
+    def _name(self) -> str:
+        ways = list(self._ticket.tcp)
+        if self._ticket.endpoint is not None:
+            ways.append(f"endpoint {self._ticket.endpoint.id.hex()[:10]}")
+        return f"the coordinator of run {self.run_id!r} at {' or '.join(ways)}"
+
+    async def _join(self, coordinator: RemoteCoordinator) -> None:
+        try:
+            await coordinator.join()
+        except JoinRefusedError as error:
+            advice = (
+                f"; pass run='...{error.hosted}' to join that one"
+                if error.hosted
+                else "; ask the host for a fresh ticket, or to let your key in, or wait until somebody has left"
+            )
+            raise JoinRefusedError(f"{error}{advice}", wanted=error.wanted, hosted=error.hosted) from error
+        except CoordinatorLinkError as error:
+            raise CoordinatorLinkError(f"{error}. Is the host still running, and is this its latest ticket?") from error
+
+    async def _find_peers(self, node: Node) -> Sequence[EndpointAddr]:
+        host = self._ticket.endpoint
+        others = await ask_rendezvous(node, host) if host is not None else []
+        return [*self._options.peers, *others]

@@ -1,0 +1,198 @@
+"""What there is to tell about a run while it goes: counters, the last events in words, and a witness's numbers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from ...comm.swarm import PeerInfo
+from ...coordinator.rules.assignment import round_batch_size
+from ...coordinator.rules.schedule import effective_learning_rate
+from ...coordinator.types import Coordinator, NodeIdentity, RunState, WitnessMetadata
+from ...errors import CoordinatorError
+from ...verify.merkle import merkle_root
+from ..port import LossReport, RunView
+from ..rounds.actions import Desynced, ResultMissing, RunEnded
+from ..rounds.phases import Rounds
+from .mailbox import Mailbox
+
+__all__ = ["Journal"]
+
+_MAX_NOTES: Final = 50
+_NO_LOSS: Final = float("nan")
+_ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+
+
+class Journal:
+    """One client's notes. Belongs to the network's thread; the views that it makes may go anywhere.
+
+    Args:
+        run_id: the run.
+        me: whose notes they are.
+        clock: monotonic seconds.
+        reports: what clients last reported, where that is known.
+        waiting: how many clients wait for the next epoch, where that is known.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        me: NodeIdentity,
+        clock: Callable[[], float],
+        *,
+        reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict,
+        waiting: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._run_id = run_id
+        self._me = me
+        self._clock = clock
+        self._reports = reports
+        self._waiting = waiting
+        self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
+        self._state: Coordinator | None = None
+        self._connected = True
+        self._began = clock()
+        self._round_began = clock()
+        self._round_seconds = 0.0
+        self._seconds_training = 0.0
+        self._bandwidth = 0.0
+        self._loss: LossReport | None = None
+        self._weights: tuple[int, bytes] | None = None
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def note(self, words: str) -> None:
+        """A line among the last events."""
+        step = self._state.progress.step if self._state is not None else 0
+        self._notes.append(f"step {step}: {words}")
+
+    def state(self, state: Coordinator) -> None:
+        """The coordinator's state is this now."""
+        before, self._state = self._state, state
+        if before is None or before.progress.step != state.progress.step:
+            now = self._clock()
+            self._round_seconds, self._round_began = now - self._round_began, now
+        if before is None or before.run_state is not state.run_state:
+            self._note_phase(state)
+        if before is not None:
+            ours, theirs = _members(state), _members(before)
+            if before.epoch_state.start_timestamp == state.epoch_state.start_timestamp and theirs - ours:
+                self.note(f"{', '.join(sorted(map(str, theirs - ours)))} left")
+
+    def _note_phase(self, state: Coordinator) -> None:
+        match state.run_state:
+            case RunState.WARMUP:
+                count = len(state.epoch_state.clients)
+                self.note(f"epoch {state.progress.epoch} forms, with {count} peer{'s' if count != 1 else ''}")
+            case RunState.WAITING_FOR_MEMBERS:
+                self.note("waiting for members")
+            case RunState.PAUSED:
+                self.note("the run is paused")
+
+    def connection(self, connected: bool) -> None:
+        """Whether there is a link to the coordinator."""
+        if connected is not self._connected:
+            self.note("the link to the coordinator is back" if connected else "the link to the coordinator is lost")
+        self._connected = connected
+
+    def event(self, event: Desynced | ResultMissing) -> None:
+        match event:
+            case Desynced(reason=reason, tensors=tensors):
+                where = f" (first in {tensors[0]})" if tensors else ""
+                self.note(f"our weights differ: {reason}{where}; they are loaded anew when the next epoch forms")
+            case ResultMissing(batches=batches):
+                self.note(f"{len(batches)} results that count never came")
+
+    def ended(self, action: RunEnded) -> None:
+        self.note(action.error or "the run is finished")
+
+    def trained(self, step: int, loss: float | None) -> None:
+        if loss is not None:
+            self._loss = LossReport(step=step, loss=loss)
+
+    def hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        self._weights = (step, merkle_root(list(digests)))
+
+    # -- what is told ----------------------------------------------------------------------------------------------
+
+    def metadata(self, step: int) -> WitnessMetadata:
+        """What goes along with a witness's report, for people to look at."""
+        state = self._state
+        speed = 0.0
+        if state is not None and self._round_seconds > 0:
+            samples = round_batch_size(state, state.current_round)
+            speed = samples * state.model.max_seq_len / self._round_seconds
+        elapsed = self._clock() - self._began
+        return WitnessMetadata(
+            step=step,
+            tokens_per_sec=speed,
+            bandwidth_per_sec=self._bandwidth,
+            loss=self._loss.loss if self._loss is not None else _NO_LOSS,
+            evals=(),
+            prompt_results=(),
+            prompt_index=0,
+            efficency=min(1.0, self._seconds_training / elapsed) if elapsed > 0 else 0.0,
+        )
+
+    def view(self, rounds: Rounds, peers: Sequence[PeerInfo], mailbox: Mailbox) -> RunView:
+        """The present situation."""
+        self._bandwidth = sum(peer.send_rate + peer.receive_rate for peer in peers)
+        self._seconds_training = mailbox.seconds_training
+        view = RunView(
+            run_id=self._run_id,
+            stage=rounds.stage.name,
+            fault=rounds.fault.reason if rounds.fault is not None else None,
+            connected=self._connected,
+            bytes_sent=sum(peer.bytes_sent for peer in peers),
+            bytes_received=sum(peer.bytes_received for peer in peers),
+            peers=tuple(peers),
+            neighbors=sum(peer.is_neighbor for peer in peers),
+            dropped=dict(rounds.dropped),
+            rounds_trained=mailbox.rounds_trained,
+            rounds_cancelled=mailbox.rounds_cancelled,
+            seconds_waiting=mailbox.seconds_waiting,
+            seconds_training=mailbox.seconds_training,
+            weights_root=self._weights[1] if self._weights is not None else None,
+            weights_step=self._weights[0] if self._weights is not None else None,
+            waiting_peers=self._waiting(),
+            losses=self._losses(),
+            last_events=tuple(self._notes),
+        )
+        return self._with_state(view)
+
+    def _losses(self) -> dict[bytes, LossReport]:
+        losses = {
+            client.p2p_identity: LossReport(step=report.step, loss=report.loss)
+            for client, report in self._reports().items()
+            if report.loss == report.loss  # not a number: it has not trained yet
+        }
+        if self._loss is not None:
+            losses[self._me.p2p_identity] = self._loss
+        return losses
+
+    def _with_state(self, view: RunView) -> RunView:
+        state = self._state
+        if state is None:
+            return view
+        clients = [client.id for client in state.epoch_state.clients]
+        try:
+            lr = effective_learning_rate(state, state.progress.step) if state.run_state in _ROUND else None
+        except CoordinatorError:
+            lr = None
+        return replace(
+            view,
+            run_state=state.run_state.name,
+            epoch=state.progress.epoch,
+            step=state.progress.step,
+            total_steps=state.config.total_steps,
+            height=state.current_round.height,
+            num_peers=len(clients),
+            peer_index=clients.index(self._me) if self._me in clients else None,
+            lr=lr,
+        )
+
+
+def _members(state: Coordinator) -> set[NodeIdentity]:
+    return {client.id for client in state.epoch_state.clients}

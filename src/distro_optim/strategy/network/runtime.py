@@ -1,0 +1,404 @@
+"""A run in a thread of its own, beside the thread that trains.
+
+::
+
+    training thread                                 network's thread (one event loop)
+    next_action()  ◄──── Mailbox: actions, FIFO ◄── RoundDriver ── Rounds
+    trained(...)   ────► call_soon_threadsafe ────► RoundDriver     │
+    is_cancelled() ◄──── Mailbox: cancelled steps   swarm, coordinator, models
+
+The training thread waits in :meth:`Runtime.next_action` and while it loads a model, nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from ...comm.iroh.endpoint import Node
+from ...comm.iroh.keys import generate_secret_key, load_secret_key
+from ...comm.iroh.loop import LoopThread
+from ...comm.iroh.sharing.transfer import Check, SharedModel
+from ...comm.model_exchange import Patience, download_patiently
+from ...comm.signing import SecretKey
+from ...compress import CompressedUpdate, TilePlan
+from ...coordinator.types import Coordinator, NodeIdentity
+from ...errors import (
+    ConfigurationError,
+    CoordinatorLinkError,
+    DistroError,
+    ExchangeError,
+    JoinRefusedError,
+    NodeClosedError,
+    RunError,
+    RunLostError,
+)
+from ..config import RunConfig
+from ..port import RunEvent, RunPort, RunView, TrainerAction
+from ..rounds.actions import RunEnded
+from ..rounds.phases import Rounds
+from .driver import RoundDriver
+from .hosting import HostedRun
+from .joining import JoinedRun, NodeOptions, Relay, parse_peers, parse_run
+from .journal import Journal
+from .link import RunLink, RunSource
+from .mailbox import Mailbox
+
+__all__ = ["Runtime"]
+
+T = TypeVar("T")
+
+VIEW_SECONDS: Final = 0.5
+"""Between two looks at the peers for :meth:`Runtime.view`."""
+
+MIN_DOWNLOAD_SECONDS: Final = 20.0
+"""A model that is wanted is asked for this long, however short the warm-up: the next one may come soon."""
+
+PATIENCE_SECONDS: Final = 120.0
+"""A host that is started anew, from its checkpoint, is back within this time. Chosen arbitrarily."""
+
+_RUN_ID_BYTES: Final = 4
+
+CLOSE_SECONDS: Final = 5.0
+_LOOP_SHARE: Final = 0.4
+"""Of the time to close; the rest is for farewells on the loop that still runs."""
+
+_SLICE_SECONDS: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class Runtime(RunPort):
+    """See the module and :class:`~.port.RunPort`.
+
+    Args:
+        source: the way into the run.
+        loop: where the network lives.
+        owns_loop: whether it ends with :meth:`close`.
+    """
+
+    def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
+        self._source = source
+        self._loop = loop
+        self._owns_loop = owns_loop
+        self._mailbox = Mailbox(time.monotonic)
+        self._link: RunLink | None = None
+        self._driver: RoundDriver | None = None
+        self._driver_task: asyncio.Task[Any] | None = None
+        self._running: concurrent.futures.Future[None] | None = None
+        self._view = RunView(run_id=source.run_id)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._in_farewell = False
+
+    @classmethod
+    def connect(
+        cls,
+        run: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        state: Coordinator | None = None,
+        secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
+        relay: Relay = "default",
+        bind_addr: str = "0.0.0.0:0",
+        tcp: str | None = None,
+        peers: Sequence[str] = (),
+        allow: Sequence[bytes] | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> Runtime:
+        """The access to a run. Nothing is opened before :meth:`start`.
+
+        Args:
+            run: a ticket, or ``host:port/run-id``, to join; None hosts a run of our own.
+            config: of the run that we host.
+            state: where it begins, such as a checkpoint has it; None begins anew, or with what ``config`` resumes.
+            secret_key: who we are; a key, or the path of a key file, made if there is none. None: a fresh identity.
+            relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
+            bind_addr: where our endpoint listens.
+            tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``.
+            peers: endpoint tickets of peers that nothing else leads to.
+            allow: public keys that a host lets in; None is everybody.
+            patience: seconds without a link to the coordinator after which the run counts as lost.
+
+        Raises:
+            ConfigurationError: an argument is wrong; says which, and what to write.
+        """
+        if not patience > 0:
+            raise ConfigurationError(f"patience must be above 0 seconds, got {patience}", name="patience")
+        loop = LoopThread("distro-optim-run")
+        options = NodeOptions(key=_secret_key(secret_key), relay=relay, bind_addr=bind_addr, peers=parse_peers(peers))
+        Node(
+            secret_key=options.key, relay=relay, bind_addr=bind_addr, loop=loop
+        )  # refuses what is wrong, opens nothing
+        if run is not None:
+            for name, value in (("config", config), ("state", state), ("tcp", tcp), ("allow", allow)):
+                if value is not None:
+                    raise ConfigurationError(
+                        f"{name} is for the host of a run, but run names one to join; leave one of the two out",
+                        name=name,
+                        value=value,
+                    )
+            return cls(JoinedRun(parse_run(run), options, loop=loop, patience=patience), loop=loop, owns_loop=True)
+        config = config if config is not None else RunConfig()
+        run_id = config.run_id or (state.run_id if state is not None else f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
+        source = HostedRun(config, run_id, options, loop=loop, state=state, tcp=tcp, allow=allow)
+        return cls(source, loop=loop, owns_loop=True)
+
+    # -- who and what ----------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> NodeIdentity:
+        return self._source.identity
+
+    @property
+    def run_id(self) -> str:
+        return self._source.run_id
+
+    @property
+    def ticket(self) -> str | None:
+        return self._link.ticket if self._link is not None else None
+
+    @property
+    def is_host(self) -> bool:
+        return self._source.is_host
+
+    @property
+    def state(self) -> Coordinator | None:
+        return self._link.coordinator.state if self._link is not None else None
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self._closed:
+            raise RunError("this access to the run was closed; make a new one")
+        if self._link is not None:
+            raise ConfigurationError("start() is called once")
+        try:
+            self._link = self._wait(self._source.open())
+            self._running = self._loop.submit(self._run(self._link))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        deadline = time.monotonic() + timeout
+        self._mailbox.fail(RunError("we have left the run"))
+        running, link = self._running, self._link
+        try:
+            if running is not None and not self._in_farewell:
+                running.cancel()
+            if link is not None:
+                self._loop.run(self._leave(link), max(0.0, deadline - time.monotonic()) * (1 - _LOOP_SHARE))
+        except (TimeoutError, concurrent.futures.TimeoutError):
+            _log.warning("leaving the run took too long and was cut short")
+        except DistroError as error:
+            _log.debug("leaving the run: %s", error)
+        finally:
+            if self._owns_loop:
+                self._loop.stop(max(0.1, min(_LOOP_SHARE * timeout, deadline - time.monotonic())))
+
+    async def _leave(self, link: RunLink) -> None:
+        driver = self._driver_task
+        if driver is not None:
+            # A host that goes while it tells the others of the end would leave them in doubt; its time is limited.
+            if not self._in_farewell:
+                driver.cancel()
+            await asyncio.wait({driver})
+        await link.aclose()
+
+    async def _run(self, link: RunLink) -> None:
+        """Until the run is over, or cannot go on."""
+        self._driver_task = asyncio.current_task()
+        rounds = Rounds(
+            identity=self._source.identity, key=self._source.key, address=link.swarm.address, draw=os.urandom
+        )
+        journal = Journal(self.run_id, self.identity, time.monotonic, reports=link.reports, waiting=link.waiting)
+        driver = self._driver = RoundDriver(
+            rounds=rounds,
+            coordinator=link.coordinator,
+            swarm=link.swarm,
+            mailbox=self._mailbox,
+            journal=journal,
+            find_peers=link.find_peers,
+            on_state=lambda: self._show(journal.view(rounds, self._view.peers, self._mailbox)),
+        )
+        looking = asyncio.create_task(self._look(link, rounds, journal))
+        try:
+            await driver.run()
+            self._in_farewell = link.farewell is not None
+            self._mailbox.end(RunError("the run is over"))
+            if link.farewell is not None:
+                await link.farewell()
+        except asyncio.CancelledError:
+            raise
+        except JoinRefusedError as error:
+            self._mailbox.fail(error)
+        except (CoordinatorLinkError, NodeClosedError) as error:
+            self._mailbox.fail(_lost(error, is_host=self.is_host))
+        except DistroError as error:
+            self._mailbox.fail(error)
+        except Exception as error:
+            _log.exception("the network's side of the run broke")
+            failure = RunError(f"the network's side of the run broke: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._mailbox.fail(failure)
+        finally:
+            looking.cancel()
+            self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
+
+    def _show(self, view: RunView) -> None:
+        self._view = view
+
+    async def _look(self, link: RunLink, rounds: Rounds, journal: Journal) -> None:
+        while True:
+            journal.connection(link.coordinator.connected)
+            self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
+            await asyncio.sleep(VIEW_SECONDS)
+
+    # -- the training thread ---------------------------------------------------------------------------------------
+
+    def next_action(self, timeout: float | None = None) -> TrainerAction | None:
+        if self._link is None and not self._closed:
+            raise ConfigurationError("start() comes first")
+        action = self._mailbox.take(timeout)
+        if isinstance(action, RunEnded) and self.is_host:
+            # From now on, not only from when the driver has returned: whoever hears this may close at once.
+            self._in_farewell = True
+        return action
+
+    def is_cancelled(self, step: int) -> bool:
+        return self._mailbox.is_cancelled(step)
+
+    def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
+        self._tell(lambda driver: driver.initialized(plan, names))
+
+    def initialization_failed(self, reason: str) -> None:
+        self._tell(lambda driver: driver.initialization_failed(reason))
+
+    def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
+        self._mailbox.answered(trained=True)
+        self._tell(lambda driver: driver.trained(step, update, own, loss))
+
+    def cancelled(self, step: int) -> None:
+        self._mailbox.answered(trained=False)
+        self._tell(lambda driver: driver.cancelled(step))
+
+    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        self._tell(lambda driver: driver.weights_hashed(step, digests))
+
+    def download_model(
+        self,
+        providers: Iterable[bytes],
+        *,
+        max_parameter_bytes: int,
+        check: Check | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.LONG,
+    ) -> SharedModel:
+        link = self._opened()
+        state = link.coordinator.state
+        warmup = state.config.warmup_time if state is not None else 0
+        return self._wait(
+            download_patiently(
+                link.models,
+                providers,
+                patience=patience,
+                seconds=max(MIN_DOWNLOAD_SECONDS, warmup),
+                max_parameter_bytes=max_parameter_bytes,
+                check=check,
+                progress=progress,
+            )
+        )
+
+    def offer_model(self, model: SharedModel) -> None:
+        models = self._opened().models
+        self._call(lambda: models.offer(model))
+
+    def withdraw_model(self) -> None:
+        models = self._opened().models
+        self._call(models.withdraw)
+
+    def take_events(self) -> list[RunEvent]:
+        return self._mailbox.take_events()
+
+    def view(self) -> RunView:
+        mailbox = self._mailbox
+        return replace(
+            self._view,
+            rounds_trained=mailbox.rounds_trained,
+            rounds_cancelled=mailbox.rounds_cancelled,
+            seconds_waiting=mailbox.seconds_waiting,
+            seconds_training=mailbox.seconds_training,
+        )
+
+    # -- between the threads ---------------------------------------------------------------------------------------
+
+    def _opened(self) -> RunLink:
+        if self._link is None:
+            raise ConfigurationError("start() comes first")
+        return self._link
+
+    def _tell(self, what: Callable[[RoundDriver], None]) -> None:
+        """Passes an answer on; if the run is over, nobody wants it."""
+
+        def tell() -> None:
+            if self._driver is not None:
+                what(self._driver)
+
+        self._call(tell)
+
+    def _call(self, what: Callable[[], None]) -> None:
+        try:
+            self._loop.start().call_soon_threadsafe(what)
+        except (NodeClosedError, RuntimeError):
+            pass  # closed: next_action says so
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs ``work`` on the loop and waits, in slices, so that Ctrl-C gets through everywhere, and ``interrupt``."""
+        future = self._loop.submit(work)
+        try:
+            while True:
+                try:
+                    return future.result(_SLICE_SECONDS)
+                except (TimeoutError, concurrent.futures.TimeoutError):
+                    if future.done():
+                        return future.result()
+                    if self._closed:
+                        raise ExchangeError("we have left the run") from None
+                    if self.interrupt is not None:
+                        self.interrupt()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _secret_key(key: SecretKey | bytes | str | os.PathLike[str] | None) -> SecretKey:
+    if key is None:
+        return generate_secret_key()
+    if isinstance(key, SecretKey):
+        return key
+    if isinstance(key, bytes):
+        return Node(secret_key=key).secret_key  # checks its length
+    return load_secret_key(key)
+
+
+def _lost(error: DistroError, *, is_host: bool) -> RunLostError:
+    who = "our own coordinator stopped" if is_host else "the run's coordinator is gone"
+    lost = RunLostError(
+        f"{who}: {error}. What was trained is in the model and in the last checkpoint; start again with the same run "
+        "once it is back, or host the run yourself from that checkpoint"
+    )
+    lost.__cause__ = error
+    return lost

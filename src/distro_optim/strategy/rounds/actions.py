@@ -1,0 +1,348 @@
+"""What :class:`~distro_optim.strategy.rounds.phases.Rounds` wants done: plain data, carried out by others.
+
+Those under "trainer" change the model. They are carried out one after the other, in the order in which they came out;
+what comes out because of an answer stands behind what came out before. Only :class:`CancelTraining` overtakes, to the
+training that it stops. Everything else may happen at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ...comm.iroh.sharing.search import Patience
+from ...comm.tickets import BlobTicket
+from ...compress import CompressedUpdate
+from ...coordinator.messages import HealthChecks
+from ...coordinator.model import Checkpoint
+from ...coordinator.types import BatchId, Witness
+
+__all__ = [
+    "Action",
+    "AllowPeers",
+    "Announce",
+    "AnnounceWeights",
+    "ApplyResults",
+    "CancelTraining",
+    "DecayWeights",
+    "Desynced",
+    "DropReason",
+    "Dropped",
+    "FetchBlob",
+    "FinishEpoch",
+    "Forget",
+    "HashWeights",
+    "Initialize",
+    "PublishResult",
+    "Rejoin",
+    "ResultMissing",
+    "RunEnded",
+    "SendHealthChecks",
+    "SendWarmupWitness",
+    "SendWitness",
+    "StoreBlob",
+    "TrainBatch",
+]
+
+
+# -- trainer -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialize:
+    """Load the model and begin with an empty optimizer; answer with ``initialized`` or ``initialization_failed``.
+
+    Attributes:
+        epoch: to come.
+        step: at whose start the weights are wanted.
+        checkpoint: where they are.
+        providers: peers to ask where the checkpoint is with the peers, best first. None to ask: ours is the model.
+        patience: with peers that have nothing to share yet.
+    """
+
+    epoch: int
+    step: int
+    checkpoint: Checkpoint
+    providers: tuple[bytes, ...]
+    patience: Patience = Patience.LONG
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatch:
+    """Train a batch; answer with ``trained`` or ``cancelled``.
+
+    Whether it completes or is cancelled: the lookahead is off afterwards, and weight decay was done exactly once.
+
+    Attributes:
+        step: of the coordinator.
+        batch: data indices.
+        lr: learning rate of the step, the cold start's factor included.
+        previous_lr: of the step before, for the lookahead.
+        bounds: first and last step of the cold start, if there is one.
+        zero_optim: forget the optimizer's memory first.
+        own_previous: what ``trained`` was given as ``own`` for the step before; None if nothing was sent then.
+    """
+
+    step: int
+    batch: BatchId
+    lr: float
+    previous_lr: float
+    bounds: tuple[int, int] | None
+    zero_optim: bool
+    own_previous: object
+
+
+@dataclass(frozen=True)
+class CancelTraining:
+    """The round is over: stop the training of ``step``. Its result is of no use any more."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyResults:
+    """Change the weights by these contributions; an empty list changes nothing.
+
+    Attributes:
+        step: whose learning rate counts.
+        lr: learning rate.
+        bounds: of the cold start.
+        updates: in ascending order of their batches, on the model's own plan.
+    """
+
+    step: int
+    lr: float
+    bounds: tuple[int, int] | None
+    updates: tuple[CompressedUpdate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayWeights:
+    """Decay the weights as training would have: the others train this step and we do not.
+
+    Attributes:
+        step: of the coordinator.
+        lr: learning rate of the step, the cold start's factor included.
+        bounds: first and last step of the cold start, if there is one.
+        own_previous: as of :class:`TrainBatch`.
+    """
+
+    step: int
+    lr: float
+    bounds: tuple[int, int] | None
+    own_previous: object
+
+
+@dataclass(frozen=True)
+class HashWeights:
+    """Hash all tensors as they are now; answer with ``weights_hashed``. May be left unanswered."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class FinishEpoch:
+    """Round the weights to what is shared, offer them to joiners, save them.
+
+    Attributes:
+        step: the last one whose round took place.
+    """
+
+    step: int
+
+
+# -- peers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AllowPeers:
+    """Listen and talk to these peers only."""
+
+    peers: frozenset[bytes]
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """Answer with ``publish`` once everything that came out before is on its way, and the result is encoded.
+
+    Encoding a result takes milliseconds, for which the round need not wait: it can end as soon as everybody has
+    trained, since results are only wanted in the next one.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreBlob:
+    """Offer ``data`` under ``tag``, before it is announced."""
+
+    data: bytes
+    tag: str
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Sign these bytes (a :class:`~.broadcasts.Broadcast`) and send them to everybody."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class AnnounceWeights:
+    """Sign these bytes (a :class:`~.broadcasts.WeightsReport`) and send them to peers of our own kind."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchBlob:
+    """Get a blob; answer with ``fetched`` or ``fetch_failed``, which brings this action again.
+
+    Attributes:
+        providers: who else may have it.
+        max_size: bytes; no honest result of this model is larger.
+        tag: keeps it, and offers it to others.
+    """
+
+    ticket: BlobTicket
+    providers: tuple[bytes, ...]
+    max_size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Release the blobs whose tags end in ``_`` and a step before this one."""
+
+    before_step: int
+
+
+# -- coordinator ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendWitness:
+    """Report to the coordinator what was seen of the round before ``step``."""
+
+    step: int
+    witness: Witness
+
+
+@dataclass(frozen=True)
+class SendWarmupWitness:
+    """Tell the coordinator that everybody is ready."""
+
+    witness: Witness
+
+
+@dataclass(frozen=True)
+class SendHealthChecks:
+    """Name to the coordinator who did no work."""
+
+    checks: HealthChecks
+
+
+@dataclass(frozen=True)
+class Rejoin:
+    """Ask the coordinator to be in the next epoch: we are not in this one any more."""
+
+
+# -- what happened -------------------------------------------------------------------------------------------------
+
+
+class DropReason(enum.Enum):
+    """Why a message or a result was not taken."""
+
+    MALFORMED = "it is no message of this protocol"
+    NOT_RUNNING = "we are not in the run yet"
+    UNKNOWN_SENDER = "its sender is not in the list of the epoch"
+    WRONG_STEP = "it is about a round that is not under way"
+    WRONG_PROOF = "its sender has not the role that it claims"
+    BAD_SIGNATURE = "the commitment is not signed by its sender"
+    NOT_ASSIGNED = "the batch belongs to another client, or to none"
+    DUPLICATE = "it was said before"
+    TOO_MANY = "its sender announces too much"
+    NOT_A_BLOB = "the ticket is not of a single blob"
+    WRONG_HASH = "the data are not what was announced"
+    INVALID_RESULT = "the result does not fit the model"
+    UNEXPECTED = "nobody asked for it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Something of a peer was not taken. To be logged; it is counted in ``Rounds.dropped``.
+
+    Attributes:
+        sender: the peer's public key.
+    """
+
+    sender: bytes
+    reason: DropReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultMissing:
+    """The round is over, and results that the witnesses saw never came. The weights are in doubt from here on.
+
+    Attributes:
+        step: at which they should have been applied.
+        batches: of two rounds before.
+    """
+
+    step: int
+    batches: tuple[BatchId, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desynced:
+    """Our weights are not those of the others. No training until the next warm-up, which loads them anew.
+
+    Attributes:
+        step: where it was noticed.
+        reason: in words.
+        tensors: names of those that differ, as far as that is known.
+    """
+
+    step: int
+    reason: str
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded:
+    """Nothing more will come.
+
+    Attributes:
+        step: of the coordinator.
+        error: why, if it is not simply finished.
+    """
+
+    step: int
+    error: str | None = None
+
+
+Action = (
+    Initialize
+    | TrainBatch
+    | CancelTraining
+    | ApplyResults
+    | DecayWeights
+    | HashWeights
+    | FinishEpoch
+    | AllowPeers
+    | PublishResult
+    | StoreBlob
+    | Announce
+    | AnnounceWeights
+    | FetchBlob
+    | Forget
+    | SendWitness
+    | SendWarmupWitness
+    | SendHealthChecks
+    | Rejoin
+    | Dropped
+    | ResultMissing
+    | Desynced
+    | RunEnded
+)

@@ -1,0 +1,113 @@
+"""Which results of a round count: what its witnesses agree on, in an order that all peers share.
+
+Rules: ``shared/client/src/state/train.rs`` of PsycheFoundation/psyche. There the candidates for a batch stand in order
+of arrival, which decides between equals and gives each vote to the first candidate a filter seems to hold; two honest
+peers can then differ. Here they stand in the order of their hashes. Where a sender announces one result, as honest ones
+do, both are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...compress import CompressedUpdate
+from ...coordinator.model import P2P, P2PGcs
+from ...coordinator.rules.consensus import select_commitment, witness_quorum
+from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
+from ...coordinator.types import BatchId, Coordinator, NodeIdentity, Witness
+from ...errors import CoordinatorError
+from ...verify.bloom import BloomFilter
+from .round_state import Claim, ClaimState, RoundState
+
+__all__ = ["Choice", "DueResults"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What counts, as far as it is known.
+
+    Attributes:
+        updates: contributions in ascending order of their batches.
+        waiting: batches of which the witnesses saw a result that has not come here.
+        wanted: those of them that nobody has asked for yet.
+    """
+
+    updates: tuple[CompressedUpdate, ...]
+    waiting: tuple[BatchId, ...]
+    wanted: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True)
+class DueResults:
+    """The results of round h-2, to be applied at the start of round h.
+
+    Attributes:
+        step, lr, bounds: of round h.
+        round: round h-2.
+        witnesses: sent during round h-1; they say what was seen of round h-2.
+        quorum: how many of them must agree.
+        least_nonce: results of trainers that are newer in the run are left out.
+    """
+
+    step: int
+    lr: float
+    bounds: tuple[int, int] | None
+    round: RoundState
+    witnesses: tuple[Witness, ...]
+    quorum: int
+    least_nonce: int
+
+    @classmethod
+    def of(cls, state: Coordinator, round_: RoundState) -> DueResults:
+        """What is due in the current round of ``state``, where ``round_`` is two rounds back."""
+        previous = state.previous_round
+        witnesses = previous.witnesses if previous is not None else ()
+        try:
+            quorum = witness_quorum(state.config.witness_nodes, len(witnesses))
+        except CoordinatorError:
+            quorum = 1  # without reports nothing reaches it
+        shared_by_peers = isinstance(state.model.checkpoint, P2P | P2PGcs)
+        return cls(
+            step=state.progress.step,
+            lr=effective_learning_rate(state, state.progress.step),
+            bounds=cold_start_bounds(state),
+            round=round_,
+            witnesses=witnesses,
+            quorum=quorum,
+            least_nonce=state.model.cold_start_warmup_steps if shared_by_peers else 0,
+        )
+
+    def choose(self) -> Choice:
+        updates, waiting, wanted = [], [], []
+        for batch, owner in sorted(self.round.assignments.items()):
+            claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
+            picked = select_commitment([claim.commitment for claim in claims], self.witnesses, self.quorum)
+            if picked is None:
+                if self._seen_elsewhere(owner, claims):
+                    waiting.append(batch)
+                continue
+            claim = claims[picked]
+            if claim.state in (ClaimState.FETCHING, ClaimState.SPARE):
+                waiting.append(batch)
+                if claim.state is ClaimState.SPARE:
+                    wanted.append(claim)
+            elif claim.result is not None and claim.result.trainer_nonce >= self.least_nonce:
+                updates.append(claim.result.update)
+        return Choice(tuple(updates), tuple(waiting), tuple(wanted))
+
+    def _seen_elsewhere(self, owner: NodeIdentity, claims: Sequence[Claim]) -> bool:
+        """Whether a quorum of witnesses saw ``owner`` take part with something that is not among ``claims``.
+
+        A witness's filter of participants names clients, and a client has one batch: so it tells of results whose
+        announcements never came here.
+        """
+        who = hashlib.sha256(owner.signer).digest()
+        hashes = [claim.commitment.data_hash for claim in claims]
+        votes = 0
+        for witness in self.witnesses:
+            took_part = who in BloomFilter(witness.participant_bloom.keys, witness.participant_bloom.words)
+            seen = BloomFilter(witness.broadcast_bloom.keys, witness.broadcast_bloom.words)
+            votes += took_part and not (hashes and bool(seen.contains_many(hashes).any()))
+        return votes >= self.quorum

@@ -1,0 +1,66 @@
+"""From whom a client gets the run's model before an epoch, and when it stops asking and gives its own. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ...comm.iroh.sharing.search import Patience
+from ...coordinator.model import P2P, P2PGcs
+from ...coordinator.types import Coordinator, NodeIdentity
+from ..config import is_shared_by_peers
+from .actions import Initialize
+
+__all__ = ["whom_to_ask"]
+
+
+def whom_to_ask(
+    state: Coordinator,
+    me: NodeIdentity,
+    *,
+    right: Collection[bytes],
+    ready: Collection[NodeIdentity],
+    had_the_weights: bool,
+    vain_attempts: int,
+) -> Initialize:
+    """How the model is to be loaded for the epoch of ``state``, in whose list ``me`` is.
+
+    Args:
+        state: of the coordinator, in warm-up.
+        me: who we are to it.
+        right: public keys of peers whose weights were found right where ours were not.
+        ready: who has said in this warm-up that it has the weights.
+        had_the_weights: ours were once those of the run, which is one of our own kind.
+        vain_attempts: in a row, over all warm-ups, in which nobody gave us the model.
+    """
+    clients = [client.id for client in state.epoch_state.clients]
+    others = [client.p2p_identity for client in clients if client != me]
+    healing = [peer for peer in right if peer in others]
+    checkpoint = state.model.checkpoint
+    shared = isinstance(checkpoint, P2P | P2PGcs)
+    if is_shared_by_peers(checkpoint) and not shared:
+        # Nobody is left of an epoch before this one: the first of the list has the weights. One that lost them on the
+        # way does not know whether the others still have them.
+        shared = clients[0] != me or had_the_weights
+    attempts_left = _attempts_left(clients, me, ready, vain_attempts) if had_the_weights else None
+    asks = (healing or shared) and attempts_left != 0
+    return Initialize(
+        epoch=state.progress.epoch,
+        step=state.progress.step,
+        checkpoint=checkpoint,
+        providers=tuple(dict.fromkeys([*healing, *others])) if asks else (),
+        patience=Patience.SHORT if attempts_left == 1 else Patience.LONG,
+    )
+
+
+def _attempts_left(
+    clients: list[NodeIdentity], me: NodeIdentity, ready: Collection[NodeIdentity], vain_attempts: int
+) -> int:
+    """How often we ask the others until we say that our weights are the run's.
+
+    It comes to that where all have found their weights to be wrong, after a partition in which each missed another
+    result, say: then nobody shares any. The first of the list is the first to give up asking, the second the next.
+    Whoever says that it is ready has the weights, or lies: for each of them we ask once more. If two give theirs at
+    once, or somebody had the right ones and could not be reached, the reports on weights decide.
+    """
+    before_us = {*clients[: clients.index(me)], *ready} - {me}
+    return max(0, len(before_us) + 1 - vain_attempts)

@@ -1,0 +1,173 @@
+"""A result from the bytes of a blob, against what was announced and against the own model.
+
+Psyche compares the commitment and hands the rest to its trainers, where a wrong shape ends the process
+(``shared/client/src/state/steps.rs``). Here nothing gets past this file that does not fit. What is decided depends on
+the bytes and the plan alone, so all peers of a run decide alike.
+
+There is a result of every peer in every round, and the training thread has to wait while Python reads it. One whose
+layout is known takes a shortcut (:mod:`~distro_optim.compress.wire_bulk`); the general codec stays the authority.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ...compress import CompressedUpdate, TilePlan
+from ...compress.wire import TransmittableDistroResult, decode_download, encode_download
+from ...compress.wire_bulk import BulkDownload, decode_bulk_download, encode_bulk_download
+from ...coordinator.types import BatchId
+from ...errors import InvalidResultError, ProtocolError
+from ...verify.commitment import training_result_hash
+
+__all__ = [
+    "EncodedResult",
+    "ReceivedResult",
+    "commitment_hash",
+    "encode_any_result",
+    "encode_own_result",
+    "encode_result",
+    "max_result_size",
+    "read_any_result",
+    "read_result",
+]
+
+# Varints of step, nonce, batch and count, generously.
+_HEADER_BYTES: Final = 64
+# Two tensors with at most 9 dimensions of 10 bytes each, the encoded shape, lengths and kinds.
+_ENTRY_BYTES: Final = 320
+_MAX_INDEX_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class ReceivedResult:
+    """A result that fits.
+
+    Attributes:
+        trainer_nonce: how often its sender had trained before.
+    """
+
+    trainer_nonce: int
+    update: CompressedUpdate
+
+
+def max_result_size(plan: TilePlan) -> int:
+    """Bytes that a result on this plan has at most."""
+    return plan.derived(_max_result_size)
+
+
+def _max_result_size(plan: TilePlan) -> int:
+    values = sum(
+        grid.tiles * k * (_MAX_INDEX_BYTES + spec.dtype.itemsize)
+        for grid, k, spec in zip(plan.grids, plan.topk, plan.specs, strict=True)
+    )
+    return _HEADER_BYTES + len(plan) * _ENTRY_BYTES + values
+
+
+def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId) -> tuple[bytes, bytes]:
+    """The blob of a result, and the hash to commit to."""
+    batch_id = batch.start, batch.end
+    bulk = encode_bulk_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
+    if bulk is not None:
+        blob, download = bulk
+        return blob, commitment_hash(download)
+    return encode_any_result(update, step=step, trainer_nonce=trainer_nonce, batch=batch)
+
+
+def encode_any_result(
+    update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId
+) -> tuple[bytes, bytes]:
+    """The plain twin of :func:`encode_result`: tensor by tensor."""
+    batch_id = batch.start, batch.end
+    result = TransmittableDistroResult.from_update(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
+    return encode_download(result), commitment_hash(result)
+
+
+@dataclass(frozen=True)
+class EncodedResult:
+    """An own result as it is sent.
+
+    Attributes:
+        step: of the round that it was made in.
+        blob: its bytes.
+        data_hash: to commit to.
+        result: what peers will read out of the very same bytes, and so what we apply, too.
+    """
+
+    step: int
+    blob: bytes
+    data_hash: bytes
+    result: ReceivedResult
+
+
+def encode_own_result(
+    update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId, plan: TilePlan
+) -> EncodedResult:
+    """Encodes a result and reads it back. May run in any thread, beside anything that leaves ``update`` alone.
+
+    Raises:
+        ProtocolError: no peer could use it.
+    """
+    batch_id = batch.start, batch.end
+    bulk = encode_bulk_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
+    if bulk is None:
+        blob, data_hash = encode_any_result(update, step=step, trainer_nonce=trainer_nonce, batch=batch)
+    else:
+        blob, download = bulk
+        data_hash = commitment_hash(download)
+        # Its form needs no second look: it was taken from the layout that it would be compared with.
+        own = download.to_update() if update.plan is plan else None
+        if own is not None:
+            return EncodedResult(step, blob, data_hash, ReceivedResult(trainer_nonce, own))
+    result = read_result(blob, step=step, batch=batch, data_hash=data_hash, plan=plan)
+    return EncodedResult(step, blob, data_hash, result)
+
+
+def commitment_hash(result: TransmittableDistroResult | BulkDownload) -> bytes:
+    return training_result_hash(result.step, *result.batch_id, result.committed_segments())
+
+
+def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
+    """The result in a blob that was announced for ``step`` and ``batch`` under ``data_hash``.
+
+    Raises:
+        InvalidResultError: it keeps the commitment, but does not fit the plan.
+        ProtocolError: it is not what was announced.
+    """
+    _check_size(data, plan)
+    bulk = decode_bulk_download(data, plan)
+    if bulk is not None:
+        _check_announced(bulk, step=step, batch=batch, data_hash=data_hash)
+        update = bulk.to_update()
+        if update is not None:
+            return ReceivedResult(bulk.trainer_nonce, update)
+    return read_any_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan)
+
+
+def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
+    """The plain twin of :func:`read_result`, which asks it wherever something is odd or wrong.
+
+    Raises:
+        InvalidResultError, ProtocolError: as there.
+    """
+    _check_size(data, plan)
+    result = decode_download(data, max_results=max(1, len(plan)))
+    _check_announced(result, step=step, batch=batch, data_hash=data_hash)
+    try:
+        return ReceivedResult(result.trainer_nonce, result.to_update(plan))
+    except ProtocolError as error:
+        raise InvalidResultError(str(error)) from error
+
+
+def _check_size(data: bytes, plan: TilePlan) -> None:
+    if len(data) > max_result_size(plan):
+        raise ProtocolError(f"a result of {len(data)} bytes, this model's have at most {max_result_size(plan)}")
+
+
+def _check_announced(
+    result: TransmittableDistroResult | BulkDownload, *, step: int, batch: BatchId, data_hash: bytes
+) -> None:
+    if result.step != step or result.batch_id != (batch.start, batch.end):
+        raise ProtocolError(f"a result of step {result.step}, batch {result.batch_id}, announced for {step}, {batch}")
+    if commitment_hash(result) != data_hash:
+        raise ProtocolError("the data do not have the announced hash")

@@ -1,0 +1,219 @@
+"""Do all peers have the same weights? And if not: who is right, and which tensor differs?
+
+Psyche does not ask. Here peers of our own kind say at the start of each step what their weights hash to. The largest
+group of equal reports is right; of equal groups, the one with the first client of the list. What that proves: nothing
+about a single peer, which may say what it likes; with more honest reporters than liars of one mind, a peer that left
+the common weights learns of it, and where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from torch import Tensor, uint8
+
+from ...verify.merkle import merkle_root
+from .broadcasts import MARK_SIZE, MAX_MARKS, WeightsReport
+
+__all__ = ["Finding", "Verdict", "WeightsTable", "WeightsWatch", "differing_tensors", "tensor_digest", "weights_report"]
+
+_U32: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the reports of a step say about ours.
+
+    Attributes:
+        agrees: we are in the group that is right.
+        others: reports of other peers that there are.
+        right: senders of the group that is right, without us.
+        report: one of that group's, where it is not ours.
+    """
+
+    agrees: bool
+    others: int
+    right: tuple[bytes, ...]
+    report: WeightsReport | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Somebody else has what we have, and we are right."""
+        return self.agrees and bool(self.right)
+
+
+def tensor_digest(name: str, tensor: Tensor) -> bytes:
+    """SHA-256 over name, type, shape and bits of a tensor; -0 is not 0 here."""
+    digest = hashlib.sha256(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
+    return digest.digest()
+
+
+def weights_report(epoch: int, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport:
+    """The report on tensors with these hashes, in the order of their names."""
+    marks = []
+    for start, stop in _groups(len(digests)):
+        marks.append(hashlib.sha256(b"".join(digests[start:stop])).digest()[:MARK_SIZE])
+    return WeightsReport(epoch, step, merkle_root(digests), b"".join(marks), nonce)
+
+
+def differing_tensors(ours: WeightsReport, theirs: WeightsReport, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the tensors, or of whole groups of them, in which two reports differ."""
+    if len(ours.marks) != len(theirs.marks):
+        return ()
+    differing: list[str] = []
+    for place, (start, stop) in enumerate(_groups(len(names))):
+        mark = slice(place * MARK_SIZE, (place + 1) * MARK_SIZE)
+        if ours.marks[mark] != theirs.marks[mark]:
+            differing.extend(names[start:stop])
+    return tuple(differing)
+
+
+def _groups(count: int) -> list[tuple[int, int]]:
+    """``count`` tensors in at most MAX_MARKS runs of neighbours."""
+    runs = min(count, MAX_MARKS)
+    return [(i * count // runs, (i + 1) * count // runs) for i in range(runs)]
+
+
+class WeightsTable:
+    """Reports by step, one of each peer. Its owner admits only clients of the epoch and a few steps."""
+
+    def __init__(self) -> None:
+        self._reports: dict[tuple[int, int], dict[bytes, WeightsReport]] = {}
+
+    def add(self, sender: bytes, report: WeightsReport) -> bool:
+        """Keeps a report; False if the sender has reported on that step already."""
+        of_step = self._reports.setdefault((report.epoch, report.step), {})
+        if sender in of_step:
+            return False
+        of_step[sender] = report
+        return True
+
+    def forget_before(self, step: int) -> None:
+        for key in [key for key in self._reports if key[1] < step]:
+            del self._reports[key]
+
+    def clear(self) -> None:
+        self._reports.clear()
+
+    def judge(self, me: bytes, ours: WeightsReport, clients: Iterable[bytes]) -> Verdict:
+        """Compares ``ours`` with the reports of ``clients``, which are in the order of the epoch's list."""
+        reports: Mapping[bytes, WeightsReport] = self._reports.get((ours.epoch, ours.step), {})
+        groups: dict[tuple[bytes, bytes], list[bytes]] = {}
+        # Whoever was taken off the list stands last in it.
+        for client in dict.fromkeys([*clients, me]):
+            report = ours if client == me else reports.get(client)
+            if report is not None:
+                groups.setdefault((report.root, report.marks), []).append(client)
+        # max() keeps the first of equals, and groups stand in the order of their first members.
+        right = max(groups.values(), key=len)
+        others = sum(map(len, groups.values())) - 1
+        peers = tuple(client for client in right if client != me)
+        if me in right:
+            return Verdict(True, others, peers)
+        return Verdict(False, others, peers, reports[right[0]])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Our weights are wrong.
+
+    Attributes:
+        reason: in words.
+        right: peers that have the right ones, as far as known.
+        tensors: names of those that differ, as far as known.
+    """
+
+    reason: str
+    right: tuple[bytes, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+
+class WeightsWatch:
+    """Our own reports beside those of the others.
+
+    Args:
+        me: own public key.
+
+    Attributes:
+        names: of the tensors.
+        doubt: step since which our weights may be wrong, because results did not come; None if nothing is known
+            against them.
+    """
+
+    def __init__(self, me: bytes) -> None:
+        self.names: tuple[str, ...] = ()
+        self.doubt: int | None = None
+        self._me = me
+        self._asked: dict[int, int] = {}  # step to epoch, until the trainer has answered
+        self._ours: dict[int, WeightsReport] = {}
+        self._table = WeightsTable()
+
+    def ask(self, epoch: int, step: int) -> bool:
+        """Whether the weights at ``step`` are still to be hashed. (An epoch begins with those of its warm-up.)"""
+        if step in self._ours or step in self._asked:
+            return False
+        self._asked[step] = epoch
+        return True
+
+    def hashed(self, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport | None:
+        """Our report on ``step``; None if nobody asked for it."""
+        epoch = self._asked.pop(step, None)
+        if epoch is None:
+            return None
+        self._ours[step] = weights_report(epoch, step, digests, nonce)
+        return self._ours[step]
+
+    def again(self) -> WeightsReport | None:
+        """Our latest report with a new nonce."""
+        if not self._ours:
+            return None
+        step = max(self._ours)
+        report = self._ours[step]
+        self._ours[step] = replace(report, nonce=(report.nonce + 1) & _U32)
+        return self._ours[step]
+
+    def add(self, sender: bytes, report: WeightsReport) -> bool:
+        """Keeps a report of another; False if there is one. Admit only clients of the epoch and steps around now."""
+        return self._table.add(sender, report)
+
+    def forget_before(self, step: int) -> None:
+        self._table.forget_before(step)
+        self._ours = {old: report for old, report in self._ours.items() if old >= step}
+        self._asked = {old: epoch for old, epoch in self._asked.items() if old >= step}
+
+    def forget_ours(self) -> None:
+        """Other weights were loaded."""
+        self._ours.clear()
+        self._asked.clear()
+        self.doubt = None
+
+    def clear(self) -> None:
+        """An epoch begins."""
+        self._table.clear()
+        self._ours.clear()
+        self._asked.clear()
+
+    def judge(self, step: int, clients: Sequence[bytes], *, final: bool) -> Finding | None:
+        """What is wrong with our weights at ``step``. Before it is final, only a majority of all clients convinces."""
+        ours = self._ours.get(step)
+        if ours is None:
+            if final and self.doubt is not None and self.doubt < step:
+                return Finding("results are missing, and our weights were never compared")
+            return None
+        verdict = self._table.judge(self._me, ours, clients)
+        if verdict.report is not None and (final or 2 * len(verdict.right) > len(clients)):
+            tensors = differing_tensors(ours, verdict.report, self.names)
+            count = len(verdict.right)
+            reason = f"{count} peer{'s have' if count > 1 else ' has'} other weights at step {step}"
+            return Finding(reason, verdict.right, tensors)
+        if self.doubt is not None and self.doubt <= step:
+            # Where no two have the same, ours may count by the rule: if all gave theirs up, nobody would have any.
+            if verdict.confirmed or (final and verdict.agrees and 2 * (verdict.others + 1) > len(clients)):
+                self.doubt = None
+            elif final and verdict.others == 0:
+                return Finding("results are missing, and nobody says what weights the others have")
+        return None

@@ -1,0 +1,64 @@
+"""What a client reports to the coordinator, made of what it knows of its rounds.
+
+Rules: PsycheFoundation/psyche, ``shared/client/src/state/{witness,warmup,steps}.rs``.
+"""
+
+from __future__ import annotations
+
+from ...coordinator.rules.consensus import is_healthy
+from ...coordinator.types import CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, Witness, WitnessProof
+from ...errors import CoordinatorError
+from ...verify.merkle import merkle_root
+from .round_state import RoundState
+
+__all__ = ["health_checks", "warmup_witness", "witness_report"]
+
+
+def witness_report(current: RoundState, previous: RoundState | None) -> Witness | None:
+    """The election is of ``current``, the content of the round before it; None if we are not elected.
+
+    Whoever knows nothing of the round before, since it came in between, keeps silent: an empty report would count as
+    one that has seen nobody.
+    """
+    proof = current.witness_proof
+    if not proof.witness:
+        return None
+    if previous is None:
+        return Witness(proof) if current.height == 0 else None
+    return Witness(
+        proof,
+        previous.participant_bloom,
+        previous.broadcast_bloom,
+        MerkleRoot(merkle_root(previous.broadcasts)),
+    )
+
+
+def warmup_witness(index: int) -> Witness:
+    """Everybody sends one; nobody is elected."""
+    return Witness(WitnessProof(position=index, index=index, witness=False))
+
+
+def health_checks(
+    state: Coordinator, finished: RoundState, before: RoundState | None, me: NodeIdentity
+) -> tuple[tuple[NodeIdentity, CommitteeProof], ...]:
+    """Clients that did no work, as the witnesses of the round ``finished`` say about the round ``before`` it.
+
+    Only those are named that had work to do. (Psyche names those, too, who went away empty because there were fewer
+    samples than clients, and has them dropped.) A client that the coordinator could not judge is not named: one such
+    check would refuse the whole message.
+    """
+    elected = finished.witness_proof.witness
+    if not elected or finished.height < 1 or state.epoch_state.first_round or before is None:
+        return ()
+    worked = set(before.assignments.values())
+    checks = []
+    for index, client in enumerate(state.epoch_state.clients):
+        if client.id == me or client.id not in worked:
+            continue
+        try:
+            proof = finished.selection.get_committee(index)
+            if not is_healthy(state, client.id, proof):
+                checks.append((client.id, proof))
+        except CoordinatorError:
+            continue
+    return tuple(checks)
