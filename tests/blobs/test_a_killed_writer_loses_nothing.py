@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.waiting
+
+
 ROUNDS = 50
 
 

@@ -21,6 +21,9 @@ from distro_optim.errors import (
     TruncatedError,
 )
 
+pytestmark = pytest.mark.waiting
+
+
 MIB = 2**20
 BLOB = SampleBlob(sample(3 * MIB + 100))
 Peer = Callable[[bytes], bytes]

@@ -9,6 +9,8 @@ import pytest
 
 from distro_optim.comm.iroh.blobs.switch_interval import SWITCH_SECONDS, prompt_switching
 
+pytestmark = pytest.mark.waiting
+
 
 @pytest.fixture(autouse=True)
 def interval() -> Iterator[None]:

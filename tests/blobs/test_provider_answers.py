@@ -33,6 +33,9 @@ from distro_optim.comm.iroh.blobs.request import (
 )
 from distro_optim.errors import LimitExceededError, ProtocolError
 
+pytestmark = pytest.mark.waiting
+
+
 SMALL, LARGE = SampleBlob(sample(1000)), SampleBlob(sample(100_000))
 LIST = SampleBlob(SMALL.hash + LARGE.hash)
 BROKEN_LIST = SampleBlob(SMALL.hash + b"x")

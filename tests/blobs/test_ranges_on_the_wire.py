@@ -10,6 +10,9 @@ from distro_optim.buffer import Reader, Writer
 from distro_optim.comm.iroh.blobs.ranges import ALL, LAST_CHUNK, NOTHING, ChunkRanges, RangesSeq
 from distro_optim.errors import ProtocolError
 
+pytestmark = pytest.mark.waiting
+
+
 SETS = [
     ((), "00"),
     ((0,), "01 00"),

@@ -17,6 +17,9 @@ from distro_optim.comm.iroh.blobs.store import MAX_TAG_LEN, BlobStore, MemorySto
 from distro_optim.comm.iroh.blobs.tree import root_hash
 from distro_optim.errors import ConfigurationError, ExchangeError, HashMismatchError, StoreFullError
 
+pytestmark = pytest.mark.waiting
+
+
 MIB = 2**20
 MakeStore = Callable[..., BlobStore]
 

@@ -15,6 +15,9 @@ from distro_optim.comm.iroh.blobs.prefix import SPAN_LEN, PrefixVerifier, restor
 from distro_optim.comm.iroh.blobs.ranges import ALL, LAST_CHUNK, ChunkRanges
 from distro_optim.errors import HashMismatchError, LimitExceededError, ProtocolError, TruncatedError
 
+pytestmark = pytest.mark.waiting
+
+
 MIB = 2**20
 sizes = st.one_of(st.integers(0, 70_000), st.sampled_from([1024, 1025, 16384, 16385, 32768, 49153, 114_689]))
 boundary_lists = st.lists(st.one_of(st.integers(0, 120), st.just(2**64 - 1)), unique=True, max_size=6)

@@ -18,6 +18,9 @@ from distro_optim.comm.iroh.blobs.span import SPAN_WIRE_LEN, split_span
 from distro_optim.comm.iroh.blobs.tree import parent_cv
 from distro_optim.errors import ProtocolError
 
+pytestmark = pytest.mark.waiting
+
+
 CUTS = [90_001, 1 << 20]
 SIZES = [SPAN_LEN, 2 * SPAN_LEN, 3 * SPAN_LEN + 5, 4 * SPAN_LEN + 16384]
 BLOBS = {size: SampleBlob(sample(size)) for size in SIZES}

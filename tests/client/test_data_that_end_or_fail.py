@@ -19,6 +19,9 @@ from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.errors import DataUnavailableError, OutOfDataError
 from distro_optim.models.causal_lm import CausalLM
 
+pytestmark = pytest.mark.waiting
+
+
 SEQ_LEN = 8
 
 

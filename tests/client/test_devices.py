@@ -10,6 +10,9 @@ from distro_optim.errors import ConfigurationError
 from distro_optim.models.batches import TokenBatch
 from distro_optim.models.causal_lm import CausalLM
 
+pytestmark = pytest.mark.waiting
+
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

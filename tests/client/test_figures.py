@@ -19,6 +19,9 @@ from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.port import LossReport, RunView
 from distro_optim.strategy.rounds.actions import DropReason
 
+pytestmark = pytest.mark.waiting
+
+
 PEER = PeerInfo(
     id=bytes(31) + b"\x07",
     is_neighbor=True,

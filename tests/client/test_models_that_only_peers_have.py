@@ -29,6 +29,9 @@ from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.rounds.actions import Initialize, RunEnded
 
+pytestmark = pytest.mark.waiting
+
+
 KEY = SecretKey(bytes(range(32)))
 SMALL = {**TINY_LLAMA, "vocab_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 32}
 PEER = bytes([7]) * 32

@@ -11,6 +11,8 @@ from distro_optim.client.command import options_from
 from distro_optim.client.options import JoinOptions
 from distro_optim.errors import ConfigurationError
 
+pytestmark = pytest.mark.waiting
+
 
 def asked(*arguments: str, **environment: str) -> JoinOptions:
     options: JoinOptions = options_from(_parser().parse_args(["join", *arguments]), environment)

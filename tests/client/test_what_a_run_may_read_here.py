@@ -21,6 +21,8 @@ from distro_optim.coordinator.model import (
 from distro_optim.errors import ConfigurationError, ModelWeightsError
 from distro_optim.models.locations import find_checkpoint
 
+pytestmark = pytest.mark.waiting
+
 
 def test_local_data_are_wanted_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="name yours with --data"):

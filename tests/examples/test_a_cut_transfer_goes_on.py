@@ -17,6 +17,9 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.tickets import BlobTicket
 from examples.test_p2p_blob import SECONDS, terminal
 
+pytestmark = pytest.mark.waiting
+
+
 MIB = 2**20
 SIZE = 12 * MIB + 5
 CUT_AT = 6 * MIB

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.waiting
+
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fabric_loop.py"
 SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes most
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.waiting
+
+
 pytest.importorskip("sklearn")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lightning_digits.py"

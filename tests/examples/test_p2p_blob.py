@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.waiting
+
+
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "p2p_blob.py"
 SECONDS = 60
 

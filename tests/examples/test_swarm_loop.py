@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.waiting
+
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "swarm_loop.py"
 SECONDS = 200  # of which loading PyTorch on a busy machine takes most
 SECONDS_TO_LEAVE = 20  # 5, and what a busy machine takes for the end of the interpreter

@@ -14,14 +14,14 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
 from distro_optim.comm.iroh.loop import LoopThread
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
 
 TOPIC = b"k" * 32
 KEY = b"\x0b" * 32
 #: A process that joins through the peer named by its arguments and prints what it receives.
 PEER = """
 import asyncio, sys
-from distro_optim.comm.iroh.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
 

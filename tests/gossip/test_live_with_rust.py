@@ -19,6 +19,9 @@ from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.errors import ConfigurationError
 from gossip.live import CALL_SECONDS, RUN_SECONDS, count_messages, until
 
+pytestmark = pytest.mark.waiting
+
+
 rust: Any = pytest.importorskip("aster._aster", reason="the Rust peer is in the wheel aster-rpc==0.1.2")
 
 EACH_SIDE = 4

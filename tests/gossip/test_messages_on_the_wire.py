@@ -33,6 +33,9 @@ from distro_optim.comm.iroh.gossip.peer_data import MAX_PEER_DATA, decode_peer_d
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError
 from gossip.strategies import messages
 
+pytestmark = pytest.mark.waiting
+
+
 ID = b"\xaa" * 32
 HI = message_id(b"hi")
 RECORDED: list[tuple[Message, str]] = [

@@ -44,6 +44,9 @@ from distro_optim.comm.iroh.gossip.peer_data import MAX_PEER_DATA
 from distro_optim.comm.iroh.gossip.topic import TopicState
 from gossip.strategies import messages
 
+pytestmark = pytest.mark.waiting
+
+
 ME = b"\x00" * 32
 PEERS = [bytes([i]) * 32 for i in range(12)]
 SMALL = GossipConfig(

@@ -11,6 +11,9 @@ import pytest
 from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP, GossipConfig
 from gossip.simulator import Simulator
 
+pytestmark = pytest.mark.waiting
+
+
 NODES = 200
 MESSAGES_A_SECOND = 10
 Latency = tuple[float, float]

@@ -24,6 +24,8 @@ from runs import waiting_run
 
 from .scripts import Net, new_model, new_optimizer
 
+pytestmark = pytest.mark.waiting
+
 
 class Peer:
     """A model, its optimizer with some momentum, and a way to save them."""
@@ -193,8 +195,8 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 from session.test_checkpoints import DEATHS, Peer
-from distro_optim.strategy import checkpoint
-from distro_optim.strategy.checkpoint import CheckpointStore
+from distro_optim.strategy.model import checkpoint
+from distro_optim.strategy.model.checkpoint import CheckpointStore
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

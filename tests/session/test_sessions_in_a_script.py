@@ -21,7 +21,7 @@ from distro_optim.strategy.environment import PEER_NAME, REPORT, TICKET_FILE
 from distro_optim.strategy.model.schedules import FollowingSchedulers
 from distro_optim.strategy.round import Round
 from distro_optim.strategy.session import SwarmSession
-from quiet_run import QuietRun
+from frameworks.quiet_run import QuietRun
 
 from .scripts import SAMPLES, Script, equal_weights, new_model, new_optimizer, samples
 from .world import SessionWorld, SimulatedPort

@@ -18,6 +18,9 @@ from distro_optim.comm.swarm import provider_order
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import ConfigurationError
 
+pytestmark = pytest.mark.waiting
+
+
 ME, ALICE, BOB = (SecretKey(bytes([number]) * 32) for number in (1, 2, 3))
 
 

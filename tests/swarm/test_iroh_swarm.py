@@ -17,6 +17,9 @@ from distro_optim.comm.tickets import BlobFormat, BlobTicket
 from distro_optim.errors import ConfigurationError, NodeClosedError, StoreFullError
 from distro_optim.testing.swarm_checks import CHECKS, SwarmArena
 
+pytestmark = pytest.mark.waiting
+
+
 SECONDS = 60.0
 TOPIC = topic_of_run("test")
 

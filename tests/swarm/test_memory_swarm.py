@@ -13,6 +13,8 @@ from distro_optim.errors import BlobUnavailableError, ConfigurationError, HashMi
 from distro_optim.testing.swarm import MemoryNetwork, MemorySwarm
 from distro_optim.testing.swarm_checks import CHECKS, SwarmArena
 
+pytestmark = pytest.mark.waiting
+
 
 class MemoryArena(SwarmArena):
     def __init__(self) -> None:

@@ -16,6 +16,8 @@ from distro_optim.testing.swarm_checks import CHECKS, SwarmArena
 from distro_optim.testnet.weather import CLEAR, Weather, WeatheredSwarm, WeatherFile, write_weather
 from swarm.test_memory_swarm import MemoryArena
 
+pytestmark = pytest.mark.waiting
+
 
 class WeatheredArena(MemoryArena):
     async def make(self, *, allowed: Iterable[bytes] | None = None, queued_per_sender: int | None = None) -> Swarm:

@@ -23,6 +23,9 @@ from distro_optim.testing.updates import random_update
 from distro_optim.testnet.lies import LIES, Lie, LyingSwarm
 from distro_optim.verify.commitment import Commitment, finished_hash
 
+pytestmark = pytest.mark.waiting
+
+
 CPU = torch.device("cpu")
 PLAN = make_plan([ParamSpec(shape, torch.float32, CPU, 0, 4, 2) for shape in ((8,), (4, 8))], "divisor")
 KEY = SecretKey(bytes(31) + b"\x01")

@@ -27,6 +27,9 @@ from distro_optim.strategy.run_report import (
     weights_hash,
 )
 
+pytestmark = pytest.mark.waiting
+
+
 PARAMETERS = 1000
 
 

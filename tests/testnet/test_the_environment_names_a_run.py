@@ -16,6 +16,9 @@ from distro_optim.strategy.environment import (
     write_ticket,
 )
 
+pytestmark = pytest.mark.waiting
+
+
 FULL = RunEnvironment(
     run="psyche1abc",
     ticket_file=Path("/tmp/ticket"),

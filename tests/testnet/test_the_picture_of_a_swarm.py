@@ -15,6 +15,8 @@ from distro_optim.testnet.faults import FaultPlan, Join, Kill, Restart
 from distro_optim.testnet.network import parse_setting
 from distro_optim.testnet.watching import COMPARED_ROUNDS, PeerState, SwarmWatch
 
+pytestmark = pytest.mark.waiting
+
 
 def swarm(peers: int) -> SwarmWatch:
     watch = SwarmWatch()

@@ -18,6 +18,9 @@ import pytest
 
 from distro_optim.cli import main
 
+pytestmark = pytest.mark.waiting
+
+
 SCRIPT = Path(__file__).with_name("pretended_training.py")
 PATIENCE_SECONDS = 60
 

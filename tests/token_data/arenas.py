@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from coordinator_swarm import key
+from coordinator.coordinator_swarm import key
 from distro_optim.comm.streams import TcpListener
 from distro_optim.coordinator.model import DontShuffle, NumberedFiles, Seeded, Shuffle, TokenSize
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity

@@ -20,6 +20,9 @@ from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, InvalidDataError
 
+pytestmark = pytest.mark.waiting
+
+
 SEQ_LEN = 8
 
 

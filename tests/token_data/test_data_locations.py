@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator_swarm import key
+from coordinator.coordinator_swarm import key
 from distro_optim.coordinator.formats.text import to_plain
 from distro_optim.coordinator.model import (
     DontShuffle,
@@ -48,7 +48,7 @@ from token_data.web_server import WebServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mixture.json"
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator_swarm import key
+from coordinator.coordinator_swarm import key
 from distro_optim.comm.framing import SERVER_FRAME_LIMIT, Else, ServerLink, encode_frame
 from distro_optim.coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
@@ -32,7 +32,7 @@ from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from token_data.arenas import RunningDataServer, ServerArena, ShuffledFilesArena, member_state, never_wait
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
 
 SEQ_LEN = 3
 BATCH = BatchId(4, 5)

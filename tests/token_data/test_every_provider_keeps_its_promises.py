@@ -9,6 +9,8 @@ import pytest
 from distro_optim.testing.token_data import CHECKS, TokenDataArena
 from token_data.arenas import ARENAS
 
+pytestmark = pytest.mark.waiting
+
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("arena", ARENAS)

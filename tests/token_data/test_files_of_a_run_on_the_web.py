@@ -27,7 +27,7 @@ from distro_optim.errors import ConfigurationError, InvalidDataError
 from token_data.arenas import never_wait
 from token_data.web_server import Handler, WebServer
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,9 @@ from distro_optim.data.sidecar import Sidecar, read_sidecar, sidecar_path
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, InvalidDataError, OutOfDataError
 
+pytestmark = pytest.mark.waiting
+
+
 SEQ_LEN = 4
 
 

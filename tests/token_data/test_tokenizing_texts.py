@@ -30,6 +30,9 @@ from distro_optim.data.sidecar import read_sidecar
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, InvalidDataError, MissingDependencyError
 
+pytestmark = pytest.mark.waiting
+
+
 TESTS = Path(__file__).parents[1]
 TEXTS = {"b.txt": "second\n", "a/x.py": "first = 'ä'\n", "a/z.py": "third", "c.md": "fourth " * 400}
 

@@ -1,7 +1,7 @@
 """Byte streams that a server accepts and a client opens, whatever carries them.
 
 :class:`Stream` and :class:`StreamListener` are the seam between a protocol and a transport: TCP and memory are here,
-iroh brings its own. ``tests/stream_contract.py`` says what every implementation promises.
+iroh brings its own. ``tests/comm/stream_contract.py`` says what every implementation promises.
 """
 
 from __future__ import annotations

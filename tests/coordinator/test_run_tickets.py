@@ -1,0 +1,92 @@
+"""One string for a run: what it says survives, and what was damaged is noticed."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comm.stream_contract import run
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.streams import TcpListener
+from distro_optim.coordinator.ticket import RunTicket, connector, split_address
+from distro_optim.errors import ConfigurationError, ProtocolError
+
+ENDPOINT = EndpointAddr(bytes(range(32)), ("https://relay.example.org/",), (SocketAddr(ip_address("192.0.2.1"), 4433),))
+FULL = RunTicket("my run/läuft", ("example.org:20000", "[2001:db8::1]:20000"), ENDPOINT)
+
+
+def test_what_a_ticket_says_survives_its_text() -> None:
+    for ticket in (FULL, RunTicket("a", ("h:1",)), RunTicket("a", (), ENDPOINT)):
+        text = str(ticket)
+        assert text.startswith("psyche1")
+        assert text.isalnum()
+        assert text == text.lower()
+        assert RunTicket.parse(f"  {text}\n") == ticket
+
+
+def test_the_form_of_psyche_can_be_typed() -> None:
+    assert RunTicket.parse("example.org:20000/my-run") == RunTicket("my-run", ("example.org:20000",))
+    assert RunTicket.parse("[::1]:5/a/b") == RunTicket("a/b", ("[::1]:5",))
+
+
+@given(st.data())
+def test_a_changed_character_is_noticed(data: st.DataObject) -> None:
+    text = str(FULL)
+    at = data.draw(st.integers(7, len(text) - 1))
+    other = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz234567").filter(lambda char: char != text[at]))
+    with pytest.raises(ProtocolError):
+        RunTicket.parse(text[:at] + other + text[at + 1 :])
+    with pytest.raises(ProtocolError):
+        RunTicket.parse(text[:at])
+
+
+@given(st.text(max_size=60), st.booleans())
+def test_arbitrary_text_raises_only_protocol_errors(text: str, with_prefix: bool) -> None:
+    try:
+        RunTicket.parse("psyche1" + text if with_prefix else text)
+    except ProtocolError:
+        return
+    assert "/" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "psyche1", "psyche1!", "endpointabc", "host/run", "host:0/run", "host:70000/run", ":1/run", "host:1/",
+     "::1:5/run", "host:1/" + "x" * 33, "x" * 5000],
+)  # fmt: skip
+def test_text_that_names_no_run_is_refused(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        RunTicket.parse(text)
+
+
+def test_a_ticket_without_a_way_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least one way"):
+        RunTicket("run")
+    with pytest.raises(ConfigurationError, match="run_id is empty"):
+        RunTicket("", ("h:1",))
+    with pytest.raises(ConfigurationError, match="a node is needed"):
+        connector(RunTicket("run", (), ENDPOINT))
+
+
+def test_addresses_are_taken_apart() -> None:
+    assert split_address("example.org:20000") == ("example.org", 20000)
+    assert split_address("[::1]:5") == ("::1", 5)
+
+
+def test_a_connector_tries_each_way_in_turn() -> None:
+    async def work() -> None:
+        gone = await TcpListener.bind("127.0.0.1", 0)
+        await gone.close()
+        listener = await TcpListener.bind("127.0.0.1", 0)
+        stream = await connector(RunTicket("run", (gone.address, listener.address)))()
+        assert stream.peer == listener.address
+        await stream.close()
+        await (await listener.accept()).close()
+        await listener.close()
+        with pytest.raises(ConnectionError, match=gone.address):
+            await connector(RunTicket("run", (gone.address,)))()
+
+    run(work)
