@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from distro_optim.comm.iroh.loop import LoopThread
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream
 from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan

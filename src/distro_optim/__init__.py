@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .comm.exchange import Exchange as Exchange
     from .comm.iroh.blobs.disk import DiskStore as DiskStore
@@ -73,7 +75,6 @@ __all__ = [
     "TokenProvider",
     "open_token_data",
 ]
-__version__ = "0.1.0"
 
 # public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it.
 _HOMES = {

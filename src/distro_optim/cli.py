@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import __version__
+from ._version import __version__
 from .client import command as join_command
 from .errors import ConfigurationError, DistroError
 from .testnet import command as testnet_command

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from distro_optim.comm.iroh.sharing.search import Patience
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.coordinator.types import Coordinator, NodeIdentity
 from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.port import RunPort, RunView, TrainerAction

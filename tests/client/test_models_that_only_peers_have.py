@@ -17,7 +17,7 @@ from distro_optim import DisTrO
 from distro_optim.client import first_model
 from distro_optim.client.first_model import FirstModel, comes_through_peers
 from distro_optim.client.preparing import Prepared, prepare
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P, HubRepo
 from distro_optim.coordinator.server.store import read_state_file

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.rules.steps import last_trained_step, with_round
 from distro_optim.coordinator.types import BatchId, Coordinator, NodeIdentity

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distro_optim.comm.iroh.sharing.torchscript import read_tensor, write_tensor
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.coordinator.model import (
     LLM,
     P2P,

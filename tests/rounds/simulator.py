@@ -19,7 +19,8 @@ from torch import Tensor
 
 from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import Announcement
-from distro_optim.comm.iroh.sharing.search import SHORT_SECONDS, Patience
+from distro_optim.comm.iroh.sharing.search import SHORT_SECONDS
+from distro_optim.comm.model_exchange import Patience
 from distro_optim.comm.signing import SecretKey
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
 from distro_optim.coordinator.messages import (

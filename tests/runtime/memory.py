@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.iroh.loop import LoopThread
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import ConstantLR
 from distro_optim.coordinator.server.embedded import EmbeddedCoordinator

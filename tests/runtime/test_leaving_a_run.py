@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.errors import ConfigurationError, ExchangeError, RunError
 from distro_optim.strategy.network.link import RunLink
 from distro_optim.strategy.network.runtime import Runtime

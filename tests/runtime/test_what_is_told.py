@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
-from distro_optim.comm.model_exchange import Check, ModelExchange, Patience, download_patiently
+from distro_optim.comm.model_exchange import Check, ModelExchange, Patience, SharedModel, download_patiently
 from distro_optim.errors import ExchangeError, NotSharedError
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.testing.swarm import MemoryNetwork

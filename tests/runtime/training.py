@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import DistroError, RunError
 from distro_optim.strategy.port import RunPort, TrainerAction

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distro_optim import DisTrO
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.coordinator.model import Distro, Hub, HubRepo
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ConfigurationError

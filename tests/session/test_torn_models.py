@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from distro_optim import DisTrO
-from distro_optim.comm.iroh.sharing.search import Patience
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.coordinator.model import P2P
 from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.config import SHARED_BY_PEERS

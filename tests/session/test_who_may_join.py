@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ModelMismatchError
 from distro_optim.strategy.model.identity import ModelIdentity

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.comm.iroh.sharing.search import Patience
-from distro_optim.comm.iroh.sharing.transfer import SharedModel
+from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
 from distro_optim.coordinator.server.host import RunHost, restartable

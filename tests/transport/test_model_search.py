@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from distro_optim.comm.iroh.sharing import search as sharing_search
-from distro_optim.comm.iroh.sharing.search import MAX_USELESS, Found, Patience, find_sharers
+from distro_optim.comm.iroh.sharing.search import MAX_USELESS, Found, find_sharers
+from distro_optim.comm.model_exchange import Patience
 from distro_optim.errors import ExchangeError, ModelMismatchError, NotSharedError, PeerUnreachableError, ProtocolError
 
 pytestmark = pytest.mark.waiting

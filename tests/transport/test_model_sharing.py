@@ -20,7 +20,8 @@ from distro_optim.comm.iroh.sharing import messages as messages
 from distro_optim.comm.iroh.sharing.messages import ConfigRequest, ModelConfig, ModelParameter, ParameterRequest
 from distro_optim.comm.iroh.sharing.peers import SharingPeers
 from distro_optim.comm.iroh.sharing.torchscript import write_tensor
-from distro_optim.comm.iroh.sharing.transfer import ModelSharing, SharedModel, download_model
+from distro_optim.comm.iroh.sharing.transfer import ModelSharing, download_model
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import (
     ExchangeError,

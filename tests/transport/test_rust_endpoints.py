@@ -25,7 +25,8 @@ from distro_optim.comm.iroh.sharing.messages import (
     encode_request,
 )
 from distro_optim.comm.iroh.sharing.torchscript import read_tensor
-from distro_optim.comm.iroh.sharing.transfer import ModelSharing, SharedModel
+from distro_optim.comm.iroh.sharing.transfer import ModelSharing
+from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import NotSharedError
 

@@ -14,8 +14,7 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from ..comm.iroh.sharing.search import Patience
-from ..comm.iroh.sharing.transfer import Check, SharedModel
+from ..comm.model_exchange import Check, Patience, SharedModel
 from ..coordinator.model import LLM, P2P, P2PGcs
 from ..coordinator.types import Coordinator, RunState
 from ..errors import (

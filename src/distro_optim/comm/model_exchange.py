@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ExchangeError, ProtocolError
-from .iroh.sharing.search import Patience
-from .iroh.sharing.transfer import Check, Fetch, ModelSharing, SharedModel, download_model
-from .swarm import Swarm
-from .tickets import BlobTicket
 
-__all__ = ["ModelExchange", "Patience", "SharedModels", "download_patiently"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Check", "ModelExchange", "Patience", "SharedModel", "download_patiently"]
+
+Check = Callable[[str, Sequence[str]], int | Mapping[str, int] | None]
+"""Called with the text of a configuration and the names of the parameters, in another thread and before any parameter
+is asked for. Raises ProtocolError if this is not the model that is wanted. May return lower bounds on the bytes of a
+parameter, one for all or one for each name."""
 
 # Between two attempts, of which the first came to nothing in the middle of the model.
 _PAUSE_SECONDS: Final = 0.25
 # So that a search which ends in time can say why.
 _SLACK_SECONDS: Final = 0.5
-_TAG_PREFIX: Final = "model-"
+
+
+class Patience(enum.Enum):
+    """With peers that have nothing to share."""
+
+    ONCE = "each is asked once, and those who do not answer are not waited for if most of the others have nothing"
+    SHORT = "they are asked again for some seconds, and longer if most of them cannot be reached"
+    LONG = "they are asked again as long as there is time"
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """A model as it travels.
+
+    Attributes:
+        config: text of ``config.json``.
+        tokenizer: JSON of the tokenizer; empty if the model has none.
+        parameters: by name, on the CPU.
+    """
+
+    config: str
+    tokenizer: str = ""
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ModelExchange(ABC):
@@ -50,7 +78,7 @@ class ModelExchange(ABC):
         Args:
             providers: public keys.
             max_parameter_bytes: a larger parameter is refused.
-            check: see :func:`~.iroh.sharing.download_model`.
+            check: see :data:`Check`.
             progress: called with parameters done and in all.
             patience: with providers that have nothing to share yet.
             seconds: of patience.
@@ -104,54 +132,3 @@ async def download_patiently(
     raise ExchangeError(
         f"none of {len(providers)} peers shared the model in {took:.0f} s: {reason or 'no answer'}"
     ) from reason
-
-
-class SharedModels(ModelExchange):
-    """Over iroh, with the protocol of Psyche's clients; archives lie in the swarm's own blob store.
-
-    Args:
-        sharing: asks and answers.
-        swarm: publishes and fetches.
-    """
-
-    def __init__(self, sharing: ModelSharing, swarm: Swarm) -> None:
-        self._sharing = sharing
-        self._swarm = swarm
-
-    def offer(self, model: SharedModel) -> None:
-        self._forget_archives()
-        self._sharing.offer(model)
-
-    def withdraw(self) -> None:
-        self._sharing.withdraw()
-        self._forget_archives()
-
-    async def download(
-        self,
-        providers: Iterable[bytes],
-        *,
-        max_parameter_bytes: int,
-        check: Check | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        patience: Patience = Patience.ONCE,
-        seconds: float = 0.0,
-    ) -> SharedModel:
-        fetch: Fetch = self._fetch
-        latencies = {peer.id: peer.rtt for peer in self._swarm.peers() if peer.rtt is not None}
-        return await download_model(
-            self._sharing,
-            providers,
-            fetch,
-            max_parameter_bytes=max_parameter_bytes,
-            latencies=latencies,
-            check=check,
-            progress=progress,
-            patience=patience,
-            seconds=seconds,
-        )
-
-    async def _fetch(self, ticket: BlobTicket, limit: int) -> bytes:
-        return await self._swarm.fetch(ticket, max_size=limit)
-
-    def _forget_archives(self) -> None:
-        self._swarm.forget(lambda tag: tag.startswith(_TAG_PREFIX))

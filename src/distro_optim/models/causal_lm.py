@@ -42,7 +42,7 @@ from .weights import FolderTensors, GivenTensors, TensorSource, copy_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..comm.iroh.sharing.transfer import SharedModel
+    from ..comm.model_exchange import SharedModel
     from ..optimizer import DisTrO
 
 __all__ = ["CausalLM", "CausalLMOutput"]
@@ -218,7 +218,7 @@ class CausalLM(nn.Module):
 
     def shared_model(self) -> SharedModel:
         """A copy for peers, on the CPU, which does not change while training goes on."""
-        from ..comm.iroh.sharing.transfer import SharedModel
+        from ..comm.model_exchange import SharedModel
 
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors().items()}
         return SharedModel(self.config.to_json(), self.companions.get(_TOKENIZER, b"").decode(), tensors)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from typing_extensions import override
 
-from ..comm.iroh.sharing.search import Patience
-from ..comm.iroh.sharing.transfer import Check, SharedModel
+from ..comm.model_exchange import Check, Patience, SharedModel
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
 from .port import RunEvent, RunPort, RunView, TrainerAction

@@ -23,8 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..comm.iroh.sharing.search import Patience
-from ..comm.iroh.sharing.transfer import Check, SharedModel
+from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity

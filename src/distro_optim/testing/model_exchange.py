@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..comm.iroh.sharing.search import find_sharers
-from ..comm.iroh.sharing.transfer import Check, SharedModel
-from ..comm.model_exchange import ModelExchange, Patience
+from ..comm.model_exchange import Check, ModelExchange, Patience, SharedModel
 from ..errors import NotSharedError
 
 __all__ = ["MemoryModels"]

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch.distributed as dist
 from typing_extensions import override
 
-from ...comm.iroh.sharing.transfer import SharedModel
+from ...comm.model_exchange import SharedModel
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import RunError

@@ -9,8 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from ...comm.iroh.sharing.search import Patience
-from ...comm.iroh.sharing.transfer import Check, SharedModel
+from ...comm.model_exchange import Check, Patience, SharedModel
 from ...errors import ExchangeError, ModelMismatchError, ProtocolError
 from ..port import RunPort
 from ..rounds.actions import Initialize

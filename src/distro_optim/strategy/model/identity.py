@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ... import __version__
+from ..._version import __version__
 from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
 from ...optimizer import DisTrO
 from ...verify.merkle import merkle_root

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...comm.iroh.sharing.search import Patience
+from ...comm.model_exchange import Patience
 from ...coordinator.model import Hub
 from ...coordinator.rules.steps import DRAIN_ROUNDS
 from ...errors import ExchangeError, ProtocolError, RunError

@@ -12,10 +12,10 @@ from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.loop import LoopThread
 from ...comm.iroh.rendezvous import ask_rendezvous
+from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import COORDINATOR_ALPN
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
-from ...comm.model_exchange import SharedModels
 from ...comm.signing import SecretKey
 from ...comm.tickets import EndpointTicket
 from ...coordinator.client import RemoteCoordinator

@@ -26,8 +26,7 @@ from typing import Any, Final, TypeVar
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.keys import generate_secret_key, load_secret_key
 from ...comm.iroh.loop import LoopThread
-from ...comm.iroh.sharing.transfer import Check, SharedModel
-from ...comm.model_exchange import Patience, download_patiently
+from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity

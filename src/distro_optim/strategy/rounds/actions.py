@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ...comm.iroh.sharing.search import Patience
+from ...comm.model_exchange import Patience
 from ...comm.tickets import BlobTicket
 from ...compress import CompressedUpdate
 from ...coordinator.messages import HealthChecks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...comm.iroh.sharing.search import Patience
+from ...comm.model_exchange import Patience
 from ...coordinator.model import P2P, P2PGcs
 from ...coordinator.types import Coordinator, NodeIdentity
 from ..config import is_shared_by_peers

@@ -100,17 +100,14 @@ class GossipStats:
     """Counts since the start.
 
     Attributes:
-        frames_received, frames_sent: messages of all kinds, one for each peer.
+        frames_received: messages of all kinds.
         delivered: messages handed to the application.
-        lagged: events the application was too slow for.
         offenders: peers cut off.
         too_large: messages not sent because they do not fit in ``max_message_size``.
     """
 
     frames_received: int = 0
-    frames_sent: int = 0
     delivered: int = 0
-    lagged: int = 0
     offenders: int = 0
     too_large: int = 0
 
@@ -177,7 +174,7 @@ class GossipService:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_loop())
         self._update_addresses()
         handle = self._topics[topic] = Topic(self, topic, self.limits.queue)
-        self._join_peers(topic, bootstrap)
+        self.on_join_peers(topic, bootstrap)
         return handle
 
     async def aclose(self) -> None:
@@ -186,7 +183,7 @@ class GossipService:
             return
         self._closed = True
         for topic in tuple(self._topics):
-            self._leave(topic)
+            self.on_leave(topic)
         links = [link for link in self._links.values() if link.is_connected]
         if links:
             drains = [asyncio.ensure_future(link.drain()) for link in links]
@@ -233,12 +230,20 @@ class GossipService:
         """See :class:`~.links.LinkOwner`."""
         return self.protocol.needs(peer)
 
-    # Inside
+    # What topics call
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+    @property
+    def max_content_size(self) -> int:
+        """See :class:`~.subscription.TopicOwner`."""
+        return self.config.max_content_size
 
-    def _join_peers(self, topic: TopicId, peers: Iterable[PeerId | EndpointAddr]) -> None:
+    def neighbors_of(self, topic: TopicId) -> tuple[PeerId, ...]:
+        """See :class:`~.subscription.TopicOwner`."""
+        state = self.protocol.topics.get(topic)
+        return state.neighbors if state is not None else ()
+
+    def on_join_peers(self, topic: TopicId, peers: Iterable[PeerId | EndpointAddr]) -> None:
+        """See :class:`~.subscription.TopicOwner`."""
         ids = []
         for peer in peers:
             if isinstance(peer, EndpointAddr):
@@ -248,11 +253,28 @@ class GossipService:
                 ids.append(peer)
         self._handle(topic, JoinPeers(tuple(ids)))
 
-    def _leave(self, topic: TopicId) -> None:
+    def on_publish(self, topic: TopicId, event: Publish) -> None:
+        """See :class:`~.subscription.TopicOwner`."""
+        self._handle(topic, event)
+
+    def on_leave(self, topic: TopicId) -> None:
+        """See :class:`~.subscription.TopicOwner`."""
         handle = self._topics[topic]
         self._handle(topic, Quit())
         del self._topics[topic]
-        handle._end()
+        handle.on_end()
+
+    async def uncongested(self, topic: TopicId) -> None:
+        """See :class:`~.subscription.TopicOwner`."""
+        for peer in self.neighbors_of(topic):
+            link = self._links.get(peer)
+            if link is not None and link.queued > _HIGH_WATER:
+                await link.drain()
+
+    # Inside
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _handle(self, topic: TopicId, event: JoinPeers | Received | Publish | Quit) -> None:
         self._perform(self.protocol.handle(topic, event, self._now()))
@@ -270,9 +292,9 @@ class GossipService:
                         self._send(peer, topic, frame, last=isinstance(message, Disconnect))
                 case Deliver():
                     self.stats.delivered += 1
-                    self._topics[topic]._push(action)
+                    self._topics[topic].on_event(action)
                 case NeighborUp() | NeighborDown():
-                    self._topics[topic]._push(action)
+                    self._topics[topic].on_event(action)
                 case LearnAddress(peer=peer, data=data):
                     self._learn(peer, data)
                 case DropPeer(peer=peer):
@@ -294,7 +316,6 @@ class GossipService:
                 return
             link = self._links[peer] = PeerLink(peer, self, self.limits.link, self.config.max_message_size)
             self._dials[peer] = asyncio.get_running_loop().create_task(self._dial(link))
-        self.stats.frames_sent += 1
         link.send(topic, frame)
         if last:
             link.finish(topic)
@@ -338,12 +359,6 @@ class GossipService:
     def _tick(self) -> None:
         self._timer = None
         self._perform(self.protocol.tick(self._now()))
-
-    async def _uncongested(self, topic: Topic) -> None:
-        for peer in topic.neighbors:
-            link = self._links.get(peer)
-            if link is not None and link.queued > _HIGH_WATER:
-                await link.drain()
 
     async def _serve(self, connection: Connection) -> None:
         peer = connection.remote_id

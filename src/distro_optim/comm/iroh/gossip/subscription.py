@@ -6,17 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 from ....errors import ConfigurationError, NodeClosedError, PeerTimeoutError
 from ...addresses import EndpointAddr
 from .events import Deliver, NeighborDown, NeighborUp, Publish
 from .messages import PeerId, TopicId
 
-if TYPE_CHECKING:
-    from .net import GossipService
-
-__all__ = ["Lagged", "Topic", "TopicEvent"]
+__all__ = ["Lagged", "Topic", "TopicEvent", "TopicOwner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,29 @@ class Lagged:
 TopicEvent: TypeAlias = Deliver | NeighborUp | NeighborDown | Lagged
 
 
+class TopicOwner(Protocol):
+    """What a topic needs of the service it belongs to. Called on the event loop."""
+
+    @property
+    def max_content_size(self) -> int:
+        """Bytes of a message's content, at most."""
+
+    def neighbors_of(self, topic: TopicId) -> tuple[PeerId, ...]:
+        """Direct neighbours in ``topic`` at this moment; none if it was left."""
+
+    def on_join_peers(self, topic: TopicId, peers: Iterable[PeerId | EndpointAddr]) -> None:
+        """The application knows further peers of ``topic``."""
+
+    def on_publish(self, topic: TopicId, event: Publish) -> None:
+        """The application sends something in ``topic``."""
+
+    def on_leave(self, topic: TopicId) -> None:
+        """The application leaves ``topic``; the owner ends its events."""
+
+    async def uncongested(self, topic: TopicId) -> None:
+        """Returns once no neighbour's connection in ``topic`` is congested."""
+
+
 class Topic:
     """A topic that was joined. Iterate over it for messages, or over :meth:`events`; one of both, and one reader.
 
@@ -36,9 +56,9 @@ class Topic:
         id: 32 bytes.
     """
 
-    def __init__(self, service: GossipService, topic: TopicId, capacity: int) -> None:
+    def __init__(self, owner: TopicOwner, topic: TopicId, capacity: int) -> None:
         self.id = topic
-        self._service = service
+        self._owner = owner
         self._queue: deque[TopicEvent] = deque()
         self._capacity = capacity
         self._lagged = 0
@@ -49,8 +69,7 @@ class Topic:
     @property
     def neighbors(self) -> tuple[PeerId, ...]:
         """Direct neighbours at this moment."""
-        state = self._service.protocol.topics.get(self.id)
-        return state.neighbors if state is not None else ()
+        return self._owner.neighbors_of(self.id)
 
     async def broadcast(self, content: bytes) -> None:
         """Sends ``content`` to everybody in the topic; waits while a neighbour's connection is congested.
@@ -83,7 +102,7 @@ class Topic:
     def add_peers(self, peers: Iterable[PeerId | EndpointAddr]) -> None:
         """Joins through further peers."""
         self._check()
-        self._service._join_peers(self.id, peers)
+        self._owner.on_join_peers(self.id, peers)
 
     async def events(self) -> AsyncIterator[TopicEvent]:
         """Messages, neighbours that come and go, and gaps, until the topic is left."""
@@ -107,11 +126,11 @@ class Topic:
     async def leave(self) -> None:
         """Says goodbye to the neighbours; readers end after what has arrived. Idempotent."""
         if not self._left:
-            self._service._leave(self.id)
+            self._owner.on_leave(self.id)
 
     async def _publish(self, event: Publish) -> None:
         self._check()
-        limit = self._service.config.max_content_size
+        limit = self._owner.max_content_size
         if len(event.content) > limit:
             raise ConfigurationError(
                 f"a gossip message has at most {limit} bytes, got {len(event.content)}; put large data in a blob "
@@ -119,14 +138,15 @@ class Topic:
                 name="content",
                 value=len(event.content),
             )
-        self._service._handle(self.id, event)
-        await self._service._uncongested(self)
+        self._owner.on_publish(self.id, event)
+        await self._owner.uncongested(self.id)
 
     def _check(self) -> None:
         if self._left:
             raise NodeClosedError("the topic was left; join it again")
 
-    def _push(self, event: TopicEvent) -> None:
+    def on_event(self, event: TopicEvent) -> None:
+        """The owner has something for the reader; the oldest events make room."""
         if isinstance(event, NeighborUp):
             self._joined.set()
         elif isinstance(event, NeighborDown) and not self.neighbors:
@@ -134,10 +154,10 @@ class Topic:
         if len(self._queue) >= self._capacity:
             self._queue.popleft()
             self._lagged += 1
-            self._service.stats.lagged += 1
         self._queue.append(event)
         self._ready.set()
 
-    def _end(self) -> None:
+    def on_end(self) -> None:
+        """Nothing comes any more."""
         self._left = True
         self._ready.set()

@@ -7,15 +7,15 @@ nobody knows yet, costs those who wait for the others several times the seconds 
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from ....errors import ExchangeError, NotSharedError, ProtocolError
+from ...model_exchange import Patience
 
-__all__ = ["SHORT_SECONDS", "Found", "Patience", "find_sharers"]
+__all__ = ["SHORT_SECONDS", "Found", "find_sharers"]
 
 T = TypeVar("T")
 
@@ -32,14 +32,6 @@ MAX_USELESS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _MAX_PAUSE_SECONDS: Final = 2.0
 _AT_ONCE: Final = 32
-
-
-class Patience(enum.Enum):
-    """With peers that have nothing to share."""
-
-    ONCE = "each is asked once, and those who do not answer are not waited for if most of the others have nothing"
-    SHORT = "they are asked again for some seconds, and longer if most of them cannot be reached"
-    LONG = "they are asked again as long as there is time"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ....errors import ExchangeError, PeerTimeoutError, ProtocolError
+from ...model_exchange import Check, Patience, SharedModel
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
@@ -40,12 +41,12 @@ from .messages import (
     encode_request,
 )
 from .peers import SharingPeers
-from .search import Patience, find_sharers
+from .search import find_sharers
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Check", "Fetch", "ModelSharing", "Publish", "SharedModel", "download_model"]
+__all__ = ["Fetch", "ModelSharing", "Publish", "download_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,6 @@ Publish = Callable[[bytes, str], Awaitable[BlobTicket]]
 """Puts bytes in the own blob store under a tag, and returns a ticket for them."""
 Fetch = Callable[[BlobTicket, int], Awaitable[bytes]]
 """Gets the bytes of a ticket, verified, at most so many; raises ExchangeError or ProtocolError."""
-Check = Callable[[str, Sequence[str]], int | Mapping[str, int] | None]
-"""See ``check`` of :func:`download_model`."""
 
 # One request with its answer (`shared/client/src/state/init.rs`).
 _REQUEST_SECONDS: Final = 10.0
@@ -68,21 +67,6 @@ _CONFIG_TAG: Final = "model-config"
 _PARAMETER_TAG: Final = "model-"
 # The stores' bound on a tag (:mod:`.blobs.store`).
 _MAX_TAG_BYTES: Final = 80
-
-
-@dataclass(frozen=True)
-class SharedModel:
-    """A model as it travels.
-
-    Attributes:
-        config: text of ``config.json``.
-        tokenizer: JSON of the tokenizer; empty if the model has none.
-        parameters: by name, on the CPU.
-    """
-
-    config: str
-    tokenizer: str = ""
-    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ModelSharing:
@@ -235,7 +219,7 @@ async def download_model(
 ) -> SharedModel:
     """Gets a whole model from ``peers``: the configuration from one, the parameters from all that have the same.
 
-    A part that one peer does not deliver is asked of another; see :class:`~.sharing_peers.SharingPeers`. Those with
+    A part that one peer does not deliver is asked of another; see :class:`~.peers.SharingPeers`. Those with
     another configuration, or without any as yet, are asked only when none of the others is left.
 
     Args:
@@ -245,9 +229,7 @@ async def download_model(
         max_parameter_bytes: bound on one parameter's blob.
         latencies: round-trip seconds of peers, where known.
         concurrent: downloads at a time.
-        check: called in another thread with the text of the configuration and the names of the parameters, before any
-            of them is asked for; raises ProtocolError if this is not the model that is wanted, and the next peer is
-            asked. May return lower bounds than ``max_parameter_bytes``, one for all or one for each name.
+        check: see :data:`~distro_optim.comm.model_exchange.Check`; after a ProtocolError the next peer is asked.
         progress: called with parameters done and in all.
         patience: with peers that have nothing to share yet.
         seconds: of patience.

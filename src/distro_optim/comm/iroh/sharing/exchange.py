@@ -1,0 +1,66 @@
+"""The model over iroh: what a client asks of :class:`~distro_optim.comm.model_exchange.ModelExchange`, carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ...model_exchange import Check, ModelExchange, Patience, SharedModel
+from ...swarm import Swarm
+from ...tickets import BlobTicket
+from .transfer import Fetch, ModelSharing, download_model
+
+__all__ = ["SharedModels"]
+
+_TAG_PREFIX: Final = "model-"
+
+
+class SharedModels(ModelExchange):
+    """Over iroh, with the protocol of Psyche's clients; archives lie in the swarm's own blob store.
+
+    Args:
+        sharing: asks and answers.
+        swarm: publishes and fetches.
+    """
+
+    def __init__(self, sharing: ModelSharing, swarm: Swarm) -> None:
+        self._sharing = sharing
+        self._swarm = swarm
+
+    def offer(self, model: SharedModel) -> None:
+        self._forget_archives()
+        self._sharing.offer(model)
+
+    def withdraw(self) -> None:
+        self._sharing.withdraw()
+        self._forget_archives()
+
+    async def download(
+        self,
+        providers: Iterable[bytes],
+        *,
+        max_parameter_bytes: int,
+        check: Check | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        patience: Patience = Patience.ONCE,
+        seconds: float = 0.0,
+    ) -> SharedModel:
+        fetch: Fetch = self._fetch
+        latencies = {peer.id: peer.rtt for peer in self._swarm.peers() if peer.rtt is not None}
+        return await download_model(
+            self._sharing,
+            providers,
+            fetch,
+            max_parameter_bytes=max_parameter_bytes,
+            latencies=latencies,
+            check=check,
+            progress=progress,
+            patience=patience,
+            seconds=seconds,
+        )
+
+    async def _fetch(self, ticket: BlobTicket, limit: int) -> bytes:
+        return await self._swarm.fetch(ticket, max_size=limit)
+
+    def _forget_archives(self) -> None:
+        self._swarm.forget(lambda tag: tag.startswith(_TAG_PREFIX))
