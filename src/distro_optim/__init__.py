@@ -76,7 +76,6 @@ __all__ = [
     "open_token_data",
 ]
 
-# public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it.
 _HOMES = {
     "BlobService": "distro_optim.comm.iroh.blobs.net",
     "CausalLM": "distro_optim.models.causal_lm",
@@ -109,6 +108,7 @@ _HOMES = {
     "TokenFiles": "distro_optim.data.token_files",
     "TokenProvider": "distro_optim.data.provider",
 }
+"""Public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it."""
 
 
 def __getattr__(name: str) -> object:

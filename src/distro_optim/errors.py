@@ -42,6 +42,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from typing_extensions import override
+
 __all__ = [
     "BlobUnavailableError",
     "ConfigurationError",
@@ -138,6 +140,7 @@ class ProtocolError(DistroError):
         self.field = field
         self.offset = offset
 
+    @override
     def __str__(self) -> str:
         where = []
         if self.field:
@@ -209,6 +212,7 @@ class CoordinatorError(DistroError):
         self.run_state = run_state
         self.input = input
 
+    @override
     def __str__(self) -> str:
         subject = f"{self.input} refused" if self.input else "refused"
         where = f" in state {getattr(self.run_state, 'name', self.run_state)}" if self.run_state is not None else ""

@@ -175,7 +175,7 @@ class DisTrO(ResumableOptimizer):
         self._run.process_group = None
         self._run.started_with = None
 
-    # ------------------------------------------------------------------ torch.optim's manners
+    # -- torch.optim's manners -----------------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -303,7 +303,7 @@ class DisTrO(ResumableOptimizer):
         # usual way is kept: Lightning clips gradients only for optimizers that let the scaler unscale.
         return self._run.num_peers > 1
 
-    # ------------------------------------------------------------------ inside
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> Exchange:
         """The exchange, started on the current plan."""

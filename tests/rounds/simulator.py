@@ -32,9 +32,9 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import ConstantLR, Hub
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
-from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.phases import Rounds, Stage
 from distro_optim.strategy.rounds.weights import tensor_digest

@@ -12,8 +12,9 @@ import torch
 
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.errors import ModelMismatchError
-from distro_optim.strategy.config import SHARED_BY_PEERS, RunConfig
+from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.model.checkpoint import CheckpointStore
 from distro_optim.strategy.model.resuming import state_to_resume
 from distro_optim.strategy.session import SwarmSession

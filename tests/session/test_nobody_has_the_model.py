@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from distro_optim.coordinator.model import P2P, Hub
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.errors import RunError
-from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
 from distro_optim.strategy.model.identity import weights_root
 

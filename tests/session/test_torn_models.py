@@ -10,8 +10,8 @@ import torch
 from distro_optim import DisTrO
 from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.coordinator.model import P2P
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.errors import ExchangeError, ProtocolError
-from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.model.handover import ModelHandover
 from distro_optim.strategy.model.identity import weights_root
 from distro_optim.strategy.model.named_tensors import NamedTensors

@@ -15,10 +15,10 @@ from typing import Any
 from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ProtocolError
-from distro_optim.strategy.config import SHARED_BY_PEERS
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.weights import tensor_digest

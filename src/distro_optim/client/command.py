@@ -21,8 +21,8 @@ DESCRIPTION: Final = (
     "tensor parallelism are not supported."
 )
 
-# Names that Psyche's client has for relays.
 _RELAYS: Final = {"n0": "default", "disabled": "none"}
+"""Names that Psyche's client has for relays."""
 
 _DEFAULT: Final = object()
 

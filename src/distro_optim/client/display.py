@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from ..strategy.run_report import printable
 from .figures import Figures
@@ -61,9 +62,11 @@ class Display(ABC):
 class Silent(Display):
     """Nothing at all."""
 
+    @override
     def event(self, text: str, **facts: object) -> None:
         return None
 
+    @override
     def update(self, figures: Figures) -> None:
         return None
 
@@ -77,9 +80,11 @@ class PlainLines(Display):
         self._due = clock()
         self._loss_of: int | None = None
 
+    @override
     def event(self, text: str, **facts: object) -> None:
         print(f"{time.strftime('%H:%M:%S')} {printable(text)}", file=self._stream, flush=True)
 
+    @override
     def update(self, figures: Figures) -> None:
         if self._clock() >= self._due:
             self._due = self._clock() + STATUS_SECONDS
@@ -94,9 +99,11 @@ class JsonLines(Display):
         self._clock = clock
         self._due = clock()
 
+    @override
     def event(self, text: str, **facts: object) -> None:
         self._write({"event": "note", "text": printable(text), **facts})
 
+    @override
     def update(self, figures: Figures) -> None:
         if self._clock() >= self._due:
             self._due = self._clock() + RECORD_SECONDS
@@ -112,16 +119,20 @@ class LivePicture(Display):
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
 
+    @override
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
+    @override
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
+    @override
     def event(self, text: str, **facts: object) -> None:
         return None  # the picture shows the last ones
 
+    @override
     def update(self, figures: Figures) -> None:
         self._live.update(render(figures), refresh=True)
 

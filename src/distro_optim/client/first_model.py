@@ -15,7 +15,8 @@ import torch
 from typing_extensions import override
 
 from ..comm.model_exchange import Check, Patience, SharedModel
-from ..coordinator.model import LLM, P2P, P2PGcs
+from ..coordinator.model import LLM
+from ..coordinator.rules.checkpoints import is_with_peers
 from ..coordinator.types import Coordinator, RunState
 from ..errors import (
     ExchangeError,
@@ -42,13 +43,13 @@ lower bound."""
 _ENVELOPE_BYTES: Final = 64 * 1024
 _WIDEST: Final = 2
 
-# An epoch is under way, and who is not in it waits for the next.
 _UNDER_WAY: Final = frozenset({RunState.WARMUP, RunState.ROUND_TRAIN, RunState.ROUND_WITNESS, RunState.COOLDOWN})
+"""An epoch is under way, and who is not in it waits for the next."""
 
 
 def comes_through_peers(state: Coordinator, key: bytes) -> bool:
     """Whether who joins now gets the model from peers, as far as the state tells: they train already."""
-    if isinstance(state.model.checkpoint, P2P | P2PGcs):
+    if is_with_peers(state.model.checkpoint):
         return True
     ours = any(client.id.signer == key for client in state.epoch_state.clients)
     return state.run_state in _UNDER_WAY and not ours

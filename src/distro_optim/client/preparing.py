@@ -35,8 +35,8 @@ from .first_model import FirstModel, comes_through_peers
 
 __all__ = ["Prepared", "data_location", "is_without_tensors", "load_libraries", "prepare"]
 
-# DisTrO wants a rate above 0; in a run the rates of its schedule count.
 _ANY_RATE: Final = 1e-3
+"""DisTrO wants a rate above 0; in a run the rates of its schedule count."""
 
 
 @dataclass

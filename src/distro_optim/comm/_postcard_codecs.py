@@ -75,7 +75,7 @@ class Codec:
         return self.read(reader, 0)
 
 
-# -- numbers -------------------------------------------------------------------------------------------------------
+# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def varint(value: int) -> bytes:
@@ -161,7 +161,7 @@ BOOL: Final = Codec(_encode_bool, lambda reader, depth: reader.pull_bool(), 1)
 NOTHING: Final = Codec(_encode_nothing, lambda reader, depth: None, 0)
 
 
-# -- bytes and text ------------------------------------------------------------------------------------------------
+# -- bytes and text ----------------------------------------------------------------------------------------------------
 
 
 def blob_codec(limit: int | None) -> Codec:
@@ -209,7 +209,7 @@ def str_codec(limit: int | None) -> Codec:
     return Codec(encode_str, decode_str, 1)
 
 
-# -- collections ---------------------------------------------------------------------------------------------------
+# -- collections -------------------------------------------------------------------------------------------------------
 
 
 def _encode_items(out: bytearray, items: Any, encode_item: Encode, depth: int) -> None:
@@ -332,7 +332,7 @@ def map_codec(key: Codec, value: Codec, limit: int | None) -> Codec:
     return sequence_codec(tuple_codec([key, value]), dict, limit, to_items=lambda mapping: mapping.items())
 
 
-# -- choices -------------------------------------------------------------------------------------------------------
+# -- choices -----------------------------------------------------------------------------------------------------------
 
 
 def option_codec(some: Codec) -> Codec:
@@ -407,7 +407,7 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
     return Codec(encode_variant, decode_variant, 1 + min(variant.min_size for _, variant in variants))
 
 
-# -- structs -------------------------------------------------------------------------------------------------------
+# -- structs -----------------------------------------------------------------------------------------------------------
 
 
 def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -> Codec:

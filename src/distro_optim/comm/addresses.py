@@ -13,23 +13,28 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final
 
+from typing_extensions import override
+
 from ..errors import ConfigurationError
 from .postcard import U16, Bytes32, Fixed, Limit, Via
 from .signing import PUBLIC_KEY_SIZE
 
 __all__ = ["MAX_ADDRESSES", "AddressBook", "EndpointAddr", "RelayUrl", "SocketAddr", "TransportAddr"]
 
-# A host announces a handful of interfaces, each with a local and a public address; chosen with room to spare.
 MAX_ADDRESSES: Final = 32
-# RFC 1035 bounds a host name to 253 characters; scheme, port and slash come on top. Chosen with room to spare.
+"""A host announces a handful of interfaces, each with a local and a public address; chosen with room to spare."""
+
 MAX_RELAY_URL_BYTES: Final = 512
-# iroh-gossip 0.97 `src/net/address_lookup.rs` forgets what gossip told it after five minutes.
+"""RFC 1035 bounds a host name to 253 characters; scheme, port and slash come on top. Chosen with room to spare."""
+
 LEARNT_SECONDS: Final = 300.0
-# Far more peers than a run has; at some 200 bytes each the book stays below a megabyte.
+"""Iroh-gossip 0.97 ``src/net/address_lookup.rs`` forgets what gossip told it after five minutes."""
+
 MAX_PEERS: Final = 4096
+"""Far more peers than a run has; at some 200 bytes each the book stays below a megabyte."""
 
 
-# --- what stands on the wire: three Rust enums and a struct ---
+# -- what stands on the wire: three Rust enums and a struct ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def _checked_url(url: str) -> str:
 RelayUrl = Annotated[str, Via(Annotated[str, Limit(MAX_RELAY_URL_BYTES)], str, _checked_url)]
 
 
-# --- what they mean ---
+# -- what they mean ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class SocketAddr:
                 f"an address looks like 192.0.2.1:4433 or [2001:db8::1]:4433, got {text!r}", name="address", value=text
             ) from None
 
+    @override
     def __str__(self) -> str:
         return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
 

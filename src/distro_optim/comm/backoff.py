@@ -15,8 +15,8 @@ from ..errors import ConfigurationError
 
 __all__ = ["BackoffPolicy", "DialSchedule"]
 
-# As many peers as the connection pool of Psyche's clients holds (`shared/network/src/lib.rs`), four times over.
 _MAX_PEERS: Final = 4096
+"""As many peers as the connection pool of Psyche's clients holds (``shared/network/src/lib.rs``), four times over."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, TypeVar
 
+from typing_extensions import override
+
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
 from .postcard import Bytes32, Codec, Limit, codec
 from .signing import SecretKey, SignedMessage
@@ -235,6 +237,7 @@ class ServerLink(_Link):
         """The frame to send first."""
         return encode_frame(self._outgoing.encode(Challenge(self._challenge)))
 
+    @override
     def _shake(self, envelope: Any) -> None:
         if not isinstance(envelope, ChallengeResponse):
             raise ProtocolError(f"{type(envelope).__name__} came before the challenge was answered")
@@ -264,6 +267,7 @@ class ClientLink(_Link):
         unsent, self._unsent = self._unsent, b""
         return unsent
 
+    @override
     def _shake(self, envelope: Any) -> None:
         if not isinstance(envelope, Challenge):
             raise ProtocolError(f"{type(envelope).__name__} came where a challenge was expected")

@@ -9,10 +9,11 @@ from ..errors import ConfigurationError
 
 __all__ = ["RateMeter"]
 
-# Psyche's connection monitor measures bandwidth over 15 s (`shared/network/src/connection_monitor.rs`).
 _WINDOW_SECONDS: Final = 15.0
-# The window moves in steps of a fifteenth; so many numbers are held, however many bytes are counted.
+"""Psyche's connection monitor measures bandwidth over 15 s (``shared/network/src/connection_monitor.rs``)."""
+
 _STEPS: Final = 15
+"""The window moves in steps of a fifteenth; so many numbers are held, however many bytes are counted."""
 
 
 class RateMeter:

@@ -22,10 +22,11 @@ Check = Callable[[str, Sequence[str]], int | Mapping[str, int] | None]
 is asked for. Raises ProtocolError if this is not the model that is wanted. May return lower bounds on the bytes of a
 parameter, one for all or one for each name."""
 
-# Between two attempts, of which the first came to nothing in the middle of the model.
 _PAUSE_SECONDS: Final = 0.25
-# So that a search which ends in time can say why.
+"""Between two attempts, of which the first came to nothing in the middle of the model."""
+
 _SLACK_SECONDS: Final = 0.5
+"""So that a search which ends in time can say why."""
 
 
 class Patience(enum.Enum):

@@ -167,7 +167,7 @@ class Err(Generic[E]):
     error: E
 
 
-# -- the public verbs ----------------------------------------------------------------------------------------------
+# -- the public verbs --------------------------------------------------------------------------------------------------
 
 
 def encode(value: Any, type: Any = None) -> bytes:
@@ -236,7 +236,7 @@ def codec(type: Any) -> Codec:
     return made
 
 
-# -- from declarations to codecs -----------------------------------------------------------------------------------
+# -- from declarations to codecs ---------------------------------------------------------------------------------------
 
 
 def _compile(shape: Shape, around: dict[StructShape, list[Codec]]) -> Codec:

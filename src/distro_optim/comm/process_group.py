@@ -26,8 +26,8 @@ __all__ = ["ProcessGroupExchange", "ambient_process_group"]
 
 # Renamed in torch 2.13, where the old name warns. A torch built without distributed has neither, and trains alone.
 _gather_flat: Final[Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
-# Bytes of the length in front of a message.
 _LENGTH_SIZE: Final = 8
+"""Bytes of the length in front of a message."""
 
 
 class ProcessGroupExchange(Exchange):

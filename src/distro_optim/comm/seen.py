@@ -17,10 +17,11 @@ from ..errors import ConfigurationError
 
 __all__ = ["SeenSet"]
 
-# A run of 100 peers with rounds of ten seconds announces some 10 messages a second: a generation lasts three hours.
 _CAPACITY: Final = 100_000
-# A lost result costs its trainer one round; at 1e-9 that is less often than a cosmic ray. 43 bits an entry.
+"""A run of 100 peers with rounds of ten seconds announces some 10 messages a second: a generation lasts three hours."""
+
 _ERROR_RATE: Final = 1e-9
+"""A lost result costs its trainer one round; at 1e-9 that is less often than a cosmic ray. 43 bits an entry."""
 
 
 class SeenSet:

@@ -14,6 +14,7 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing_extensions import override
 
 from ..errors import ConfigurationError, ProtocolError
 from .postcard import Bytes32, Bytes64, decode, encode
@@ -24,9 +25,6 @@ SECRET_KEY_SIZE: Final = 32
 PUBLIC_KEY_SIZE: Final = 32
 SIGNATURE_SIZE: Final = 64
 
-# The y coordinates of the eight points whose order divides 8, with the two that have a second, unreduced spelling.
-# The sign of x, the topmost bit, is masked off before looking here. (Values as in libsodium's ed25519_ref10.c;
-# the tests derive them from the curve.)
 _SMALL_ORDER: Final = frozenset(
     bytes.fromhex(text)
     for text in (
@@ -39,6 +37,9 @@ _SMALL_ORDER: Final = frozenset(
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     )
 )
+"""The y coordinates of the eight points whose order divides 8, with the two that have a second, unreduced spelling. The
+sign of x, the topmost bit, is masked off before looking here. (Values as in libsodium's ed25519_ref10.c; the tests
+derive them from the curve.)"""
 
 
 class SecretKey:
@@ -69,6 +70,7 @@ class SecretKey:
         """The 64 bytes of the signature over ``data``."""
         return self._key.sign(data)
 
+    @override
     def __repr__(self) -> str:  # a secret must not end in a log
         return f"SecretKey(public={self.public.hex()[:8]}...)"
 

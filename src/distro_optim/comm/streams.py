@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final
 
+from typing_extensions import override
+
 from ..errors import ConfigurationError
 
 __all__ = ["CLOSE_SECONDS", "MemoryListener", "Stream", "StreamListener", "TcpListener", "memory_pipe", "open_tcp"]
@@ -81,7 +83,7 @@ class StreamListener(ABC):
         """Takes no more streams; those accepted live on. Calling it again does nothing."""
 
 
-# -- TCP -----------------------------------------------------------------------------------------------------------
+# -- TCP ---------------------------------------------------------------------------------------------------------------
 
 
 class _TcpStream(Stream):
@@ -93,18 +95,22 @@ class _TcpStream(Stream):
         self._closing: asyncio.Task[None] | None = None
 
     @property
+    @override
     def peer(self) -> str:
         return self._peer
 
+    @override
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         return await self._reader.read(max_bytes)
 
+    @override
     async def write(self, data: bytes) -> None:
         if self._writer.is_closing():
             raise ConnectionResetError("the stream is closed")
         self._writer.write(data)
         await self._writer.drain()
 
+    @override
     async def close(self) -> None:
         if self._closing is None:
             self._writer.close()
@@ -161,9 +167,11 @@ class TcpListener(StreamListener):
         return listener
 
     @property
+    @override
     def address(self) -> str:
         return self._address
 
+    @override
     async def accept(self) -> Stream:
         stream = await self._waiting.get()
         if stream is None:
@@ -171,6 +179,7 @@ class TcpListener(StreamListener):
             raise ConnectionAbortedError("the listener is closed")
         return stream
 
+    @override
     async def close(self) -> None:
         if self._server is None:
             return
@@ -198,7 +207,7 @@ async def open_tcp(host: str, port: int) -> Stream:
     return _TcpStream(*await asyncio.open_connection(host, port))
 
 
-# -- memory --------------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 class _Pipe:
@@ -220,9 +229,11 @@ class _MemoryStream(Stream):
         self._closed = False
 
     @property
+    @override
     def peer(self) -> str:
         return self._peer
 
+    @override
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         pipe = self._incoming
         async with pipe.changed:
@@ -237,6 +248,7 @@ class _MemoryStream(Stream):
             pipe.changed.notify_all()
             return chunk
 
+    @override
     async def write(self, data: bytes) -> None:
         pipe = self._outgoing
         async with pipe.changed:
@@ -250,6 +262,7 @@ class _MemoryStream(Stream):
             if self._closed or pipe.broken:
                 raise ConnectionResetError("the stream was closed while writing")
 
+    @override
     async def close(self) -> None:
         self._closed = True
         async with self._outgoing.changed:
@@ -276,6 +289,7 @@ class MemoryListener(StreamListener):
         self._count = 0
 
     @property
+    @override
     def address(self) -> str:
         return self._name
 
@@ -292,6 +306,7 @@ class MemoryListener(StreamListener):
         self._waiting.put_nowait(far)
         return near
 
+    @override
     async def accept(self) -> Stream:
         stream = await self._waiting.get()
         if stream is None:
@@ -299,6 +314,7 @@ class MemoryListener(StreamListener):
             raise ConnectionAbortedError("the listener is closed")
         return stream
 
+    @override
     async def close(self) -> None:
         if not self._closed:
             self._closed = True

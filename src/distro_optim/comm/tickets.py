@@ -18,6 +18,8 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
+from typing_extensions import override
+
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
 from . import postcard
 from .addresses import MAX_ADDRESSES, EndpointAddr, RelayUrl, SocketAddr
@@ -28,8 +30,8 @@ __all__ = ["HASH_SIZE", "BlobFormat", "BlobTicket", "EndpointTicket"]
 HASH_SIZE: Final = 32
 _ENDPOINT_PREFIX: Final = "endpoint"
 _BLOB_PREFIX: Final = "blob"
-# Room for the largest address list that is read, with relay URLs of the usual length.
 _MAX_TEXT: Final = 8192
+"""Room for the largest address list that is read, with relay URLs of the usual length."""
 
 
 class BlobFormat(enum.Enum):
@@ -59,6 +61,7 @@ class EndpointTicket:
 
     addr: EndpointAddr
 
+    @override
     def __str__(self) -> str:
         return _to_text(_ENDPOINT_PREFIX, _EndpointTicketV0(self.addr))
 
@@ -92,6 +95,7 @@ class BlobTicket:
         """A ticket for one blob."""
         return cls(addr, BlobFormat.RAW, hash)
 
+    @override
     def __str__(self) -> str:
         # The text has room for one relay.
         relay = self.addr.relays[0] if self.addr.relays else None

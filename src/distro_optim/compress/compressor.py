@@ -84,7 +84,7 @@ class Compressor:
         on_cpu.sort(key=lambda sized: -sized[0])
         self._share(_perform, [job for _, job in on_cpu])
 
-    # ---------------------------------------------------------------- gradients to coefficients
+    # -- gradients to coefficients -------------------------------------------------------------------------------------
 
     def extract(
         self,
@@ -160,7 +160,7 @@ class Compressor:
             for number, (start, stop) in batch.ranges.items():
                 present[number] = present[number] and before[stop] > before[start]
 
-    # ---------------------------------------------------------------- coefficients to weights
+    # -- coefficients to weights ---------------------------------------------------------------------------------------
 
     def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
         """``param -= lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.

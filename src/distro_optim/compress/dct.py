@@ -26,8 +26,8 @@ __all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_b
 TransformName = Literal["dct", "identity"]
 TRANSFORMS: Final[tuple[str, ...]] = get_args(TransformName)
 
-# Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads.
 _LONGEST_SMALL_SIDE: Final = 64
+"""Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
 
 
 @lru_cache(maxsize=256)

@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 __all__ = ["has_repeats"]
 
-# Up to so many positions a row, comparing all pairs is faster than sorting (measured for 1, 2 and 4 bytes each).
 _PAIRWISE_LIMIT: Final = 16
-# Elements that are compared at a time: they, and a byte for each, stay in a CPU's cache.
+"""Up to so many positions a row, comparing all pairs is faster than sorting (measured for 1, 2 and 4 bytes each)."""
+
 _BLOCK_ELEMENTS: Final = 1 << 18
+"""Elements that are compared at a time: they, and a byte for each, stay in a CPU's cache."""
 
 
 def has_repeats(rows: npt.NDArray[Any]) -> bool:

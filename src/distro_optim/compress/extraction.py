@@ -24,9 +24,9 @@ from .windows import descend, gather, load, store, store_sum, windows_of
 
 __all__ = ["SPARSE_DECODE_LIMIT", "Extraction", "OwnPart", "joined"]
 
-# Up to this many coefficients per tile, summing basis functions one by one is faster than a dense inverse transform:
-# measured crossover on 64 x 64 tiles between 32 and 64.
 SPARSE_DECODE_LIMIT: Final = 48
+"""Up to this many coefficients per tile, summing basis functions one by one is faster than a dense inverse transform:
+measured crossover on 64 x 64 tiles between 32 and 64."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ __all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "comput
 BLOCK_ELEMENTS_CPU: Final = 128 * 4096
 BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
 
-# Positions in a tile are held as int32.
 _MAX_TILE_SIZE: Final = torch.iinfo(torch.int32).max
+"""Positions in a tile are held as int32."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 __all__ = ["contributor_mean", "contributor_weights", "select_topk"]
 
-# Below this a row is so short that a second round costs more than it saves.
 _MIN_SIZE_FOR_GROUPS: Final = 1024
-# Lost in rounding when 1 is added to it.
+"""Below this a row is so short that a second round costs more than it saves."""
+
 _NOBODY: Final = 1e-30
-# A tile of huge prime sides has no fitting divisor; chosen so that finding out takes no time.
+"""Lost in rounding when 1 is added to it."""
+
 _WIDTHS_TRIED: Final = 4096
+"""A tile of huge prime sides has no fitting divisor; chosen so that finding out takes no time."""
 
 
 def select_topk(coefficients: Tensor, k: int, *, scratch: Tensor) -> tuple[Tensor, Tensor]:

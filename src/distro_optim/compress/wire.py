@@ -78,10 +78,11 @@ __all__ = [
 _DOWNLOAD_DISTRO_RESULT: Final = 0  # variant of TransmittableDownload
 
 MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
-# Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor.
 _MAX_ELEMENTS: Final = 1 << 48
-# Smallest result: two tensors of two dimensions without data (7 bytes each), xshape of two, totalk.
+"""Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor."""
+
 _MIN_RESULT_SIZE: Final = 18
+"""Smallest result: two tensors of two dimensions without data (7 bytes each), xshape of two, totalk."""
 
 DEFAULT_MAX_RESULTS: Final = 1 << 16
 """Parameters of the largest model that is decoded unless the caller knows better. Chosen arbitrarily."""

@@ -26,8 +26,8 @@ __all__ = ["BatchLayout", "KnownLayouts", "Pick", "WireLayout"]
 Pick = Callable[[Any], tuple[Any, ...]]
 """Cuts a buffer into parts. One call: a loop in Python would cost more than copying what is cut."""
 
-# Chosen arbitrarily: a peer is silent about the same tensors most of the time, those that are frozen or not in use.
 MAX_INCOMPLETE: Final = 4
+"""Chosen arbitrarily: a peer is silent about the same tensors most of the time, those that are frozen or not in use."""
 
 
 @dataclass(frozen=True)

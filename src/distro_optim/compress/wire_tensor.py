@@ -50,8 +50,8 @@ _ITEM_SIZES: Final = {KIND_UINT8: 1, KIND_INT64: 8} | {kind: d.itemsize for d, k
 _FULL: Final = 0  # variants of a tensor's data
 _ONE_BIT: Final = 1
 
-# Chosen arbitrarily, above any model's: an encoded 5-D convolution has 7 dimensions.
 MAX_DIMS: Final = 32
+"""Chosen arbitrarily, above any model's: an encoded 5-D convolution has 7 dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def data_size(count: int, kind: int) -> int:
     return -(-count // 8) if kind == KIND_BOOL else count * _ITEM_SIZES[kind]
 
 
-# -------------------------------------------------------------------- index widths
+# -- index widths ------------------------------------------------------------------------------------------------------
 
 
 def index_width(totalk: int) -> int:

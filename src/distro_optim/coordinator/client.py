@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from ..comm.backoff import BackoffPolicy
 from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
 from ..comm.postcard import Codec
@@ -44,7 +46,7 @@ __all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "
 Connector = Callable[[], Awaitable[Stream]]
 """Opens a new stream to the same coordinator each time; raises OSError or ExchangeError if it cannot."""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MAX_UNREAD_STATES: Final = 64
 """States kept for a reader that is busy; a state tells all that matters of four rounds, so older ones may go."""
@@ -229,13 +231,16 @@ class RemoteCoordinator(CoordinatorClient):
         self._closed = False
 
     @property
+    @override
     def state(self) -> Coordinator | None:
         return self._feed.latest
 
     @property
+    @override
     def connected(self) -> bool:
         return self._session is not None
 
+    @override
     async def join(self) -> Coordinator:
         if self._task is not None or self._closed:
             raise ConfigurationError("join() is called once, before close()")
@@ -245,9 +250,11 @@ class RemoteCoordinator(CoordinatorClient):
         self._task = asyncio.create_task(self._keep_up(session), name=f"link to {self._name}")
         return self._feed.latest
 
+    @override
     def states(self) -> AsyncIterator[Coordinator]:
         return self._feed.read()
 
+    @override
     async def send(self, message: ClientToServerMessage) -> None:
         if self._task is None or self._closed:
             raise CoordinatorLinkError(
@@ -267,6 +274,7 @@ class RemoteCoordinator(CoordinatorClient):
         if not is_report:  # of a report the new link's first state tells whether it is still wanted
             self._unsent.append(frame)
 
+    @override
     async def close(self) -> None:
         self._closed = True
         self._feed.end()
@@ -279,7 +287,7 @@ class RemoteCoordinator(CoordinatorClient):
         if session is not None:
             await session.close()
 
-    # -- the background task ---------------------------------------------------------------------------------------
+    # -- the background task -------------------------------------------------------------------------------------------
 
     async def _keep_up(self, session: _Session) -> None:
         try:
@@ -298,7 +306,7 @@ class RemoteCoordinator(CoordinatorClient):
                 await self._flush(session)
                 await self._read(session)
             except (OSError, ProtocolError, TimeoutError) as error:
-                logger.warning("link to %s lost, reconnecting: %s", self._name, error)
+                _log.warning("link to %s lost, reconnecting: %s", self._name, error)
             finally:
                 self._session = None
                 await session.close()
@@ -343,10 +351,10 @@ class RemoteCoordinator(CoordinatorClient):
                 if other_run or loop.time() >= give_up_at:
                     self._feed.end(error)
                     return None
-                logger.info("no link to %s yet: %s", self._name, error)
+                _log.info("no link to %s yet: %s", self._name, error)
         return None
 
-    # -- opening a link --------------------------------------------------------------------------------------------
+    # -- opening a link ------------------------------------------------------------------------------------------------
 
     async def _open_within_timeout(self) -> _Session:
         progress = "it did not take the connection"
@@ -446,6 +454,7 @@ class _RememberingCodec(Codec):
     def of(cls, codec: Codec) -> _RememberingCodec:
         return cls(codec.write, codec.read, codec.min_size)
 
+    @override
     def decode(self, data: bytes | bytearray | memoryview, *, allow_trailing: bool = False) -> Any:
         if self._payload is None or data != self._payload:
             value = super().decode(data, allow_trailing=allow_trailing)

@@ -98,7 +98,7 @@ CLIENT_TO_SERVER: Final = client_envelope(ClientToServerMessage)
 SERVER_TO_CLIENT: Final = server_envelope(ServerToClientMessage)
 
 
-# -- training data -------------------------------------------------------------------------------------------------
+# -- training data -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ Str192 = Annotated[str, Limit(192)]
 """``SOLANA_MAX_URL_STRING_LEN`` bytes of UTF-8."""
 
 
-# -- where the weights are -----------------------------------------------------------------------------------------
+# -- where the weights are ---------------------------------------------------------------------------------------------
 
 
 @raw_order("revision", "repo_id")
@@ -136,7 +136,7 @@ class P2PGcs:
 Checkpoint = Ephemeral | DummyCheckpoint | Hub | P2P | Gcs | P2PGcs
 
 
-# -- where the data is ---------------------------------------------------------------------------------------------
+# -- where the data is -------------------------------------------------------------------------------------------------
 
 
 class TokenSize(enum.Enum):
@@ -242,7 +242,7 @@ LLMTrainingDataLocation = (
 )
 
 
-# -- how fast it learns --------------------------------------------------------------------------------------------
+# -- how fast it learns ------------------------------------------------------------------------------------------------
 
 
 @variant("Constant")
@@ -289,7 +289,7 @@ class WarmupStableDecayLR:
 LearningRateSchedule = ConstantLR | LinearLR | CosineLR | WarmupStableDecayLR
 
 
-# -- what it learns with -------------------------------------------------------------------------------------------
+# -- what it learns with -----------------------------------------------------------------------------------------------
 
 
 @variant("Dummy")
@@ -321,7 +321,7 @@ class Distro:
 OptimizerDefinition = DummyOptimizer | AdamW | Distro
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------
+# -- all of it ---------------------------------------------------------------------------------------------------------
 
 
 class LLMArchitecture(enum.Enum):

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
+from typing_extensions import override
+
 from ..comm.addresses import EndpointAddr
 from ..comm.postcard import Limit, decode, encode
 from ..comm.streams import Stream, open_tcp
@@ -53,6 +55,7 @@ class RunTicket:
         for address in self.tcp:
             split_address(address)
 
+    @override
     def __str__(self) -> str:
         data = encode(self)
         data = hashlib.sha256(data).digest()[:_CHECK_SIZE] + data

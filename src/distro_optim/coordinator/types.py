@@ -13,6 +13,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
+from typing_extensions import override
+
 from ..comm.declarations import raw_width
 from ..comm.postcard import F32, I32, U8, U16, U32, U64, Bytes32, Fixed, Limit, Via
 from ..verify.bloom import BLOOM_KEYS, BLOOM_WORDS
@@ -151,7 +153,7 @@ OPTIONAL_IN_TEXT: Final = {"optional_in_text": True}
 """Metadata of a field that may be left out of a state file."""
 
 
-# -- who -----------------------------------------------------------------------------------------------------------
+# -- who ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class NodeIdentity:
         """One key for both, as with a centralized coordinator."""
         return cls(public, public)
 
+    @override
     def __str__(self) -> str:
         return self.signer[:4].hex()
 
@@ -225,7 +228,7 @@ class WitnessProof:
     witness: SmallBoolean
 
 
-# -- what witnesses report -----------------------------------------------------------------------------------------
+# -- what witnesses report ---------------------------------------------------------------------------------------------
 
 BIT_ORDER: Final = "bitvec::order::Lsb0"
 """The type that bitvec names in front of its bits."""
@@ -331,7 +334,7 @@ class WitnessMetadata:
     efficency: F32
 
 
-# -- the run -------------------------------------------------------------------------------------------------------
+# -- the run -----------------------------------------------------------------------------------------------------------
 
 
 @raw_width(1)
@@ -363,6 +366,7 @@ class BatchId:
         """Sequences in it."""
         return self.end - self.start + 1
 
+    @override
     def __str__(self) -> str:
         return f"B{self.start}" if self.start == self.end else f"B[{self.start}, {self.end}]"
 

@@ -132,7 +132,7 @@ class TokenProvider(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    # -- is it what can be trained on? -----------------------------------------------------------------------------
+    # -- is it what can be trained on? ---------------------------------------------------------------------------------
 
     def _check(self, index: int, sample: TokenSequence) -> None:
         self._check_length(index, "tokens", sample.input_ids)

@@ -43,8 +43,8 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
-# `AttentionImplementation::default()` (shared/modeling/src/auto_config.rs)
 _ATTENTION: Final = "sdpa"
+"""``AttentionImplementation::default()`` (shared/modeling/src/auto_config.rs)"""
 
 
 def sorted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["CausalLM", "CausalLMOutput"]
 
 _TOKENIZER: Final = "tokenizer.json"
-# A tokenizer of a peer is bounded where it arrives; a file beside a model here. The largest have some 20 MB.
 _MAX_COMPANION: Final = 64 << 20
+"""A tokenizer of a peer is bounded where it arrives; a file beside a model here. The largest have some 20 MB."""
 
 _Result = TypeVar("_Result")
 
@@ -149,7 +149,7 @@ class CausalLM(nn.Module):
         for name, child in network.named_children():
             self.add_module(name, child)
 
-    # ------------------------------------------------------------------ where models come from
+    # -- where models come from ----------------------------------------------------------------------------------------
 
     @classmethod
     def from_folder(
@@ -204,7 +204,7 @@ class CausalLM(nn.Module):
             return cls.from_folder(source, run.architecture, **settings)
         return cls.from_shared(source, run.architecture, **settings)
 
-    # ------------------------------------------------------------------ and where they go
+    # -- and where they go ---------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
         """Writes the model to ``folder``, in place of what is there, so that transformers loads it without us.
@@ -247,7 +247,7 @@ class CausalLM(nn.Module):
         """DisTrO as a run defines it; see :func:`~distro_optim.models.optimization.make_optimizer`."""
         return make_optimizer(self.sorted_parameters(), definition, lr, **settings)
 
-    # ------------------------------------------------------------------ forward
+    # -- forward -------------------------------------------------------------------------------------------------------
 
     @override
     def forward(self, batch: object, *, loss_scale: float | None = None) -> CausalLMOutput:
@@ -277,7 +277,7 @@ class CausalLM(nn.Module):
         loss = _cross_entropy(done.logits, labels) if self.config.is_native else done.loss
         return CausalLMOutput(done.logits, loss if loss_scale is None else loss / loss_scale)
 
-    # ------------------------------------------------------------------ inside
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     @override
     def _apply(self, fn: Callable[[Tensor], _Result], recurse: bool = True) -> Self:

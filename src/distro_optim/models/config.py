@@ -34,25 +34,26 @@ ConfigSource = Mapping[str, Any] | str | Path
 """A mapping, JSON text, a path of a file or folder, or the name of a packaged config."""
 
 CONFIG_FILE: Final = "config.json"
-# Text of a config.json that is read at most; that of a model of thousands of experts has some 10 kB.
 _MAX_TEXT: Final = 4 << 20
-# Bound of any integer, chosen so that the product of two does not overflow; what is too large for the memory is
-# found out without allocating it.
+"""Text of a config.json that is read at most; that of a model of thousands of experts has some 10 kB."""
+
 _MAX_SIZE: Final = 1 << 30
+"""Bound of any integer, chosen so that the product of two does not overflow; what is too large for the memory is found
+out without allocating it."""
+
 # Modules are made before the first shape is known, so their number is bounded apart: several times as many layers as
 # any known model has, and as many experts of all layers as there may be names of parameters from a peer.
 _MAX_LAYERS: Final = 1024
 _MAX_EXPERTS: Final = 100_000
 
-# Where code, kernels or other repositories are named, and notes of a transformers process to itself.
 _UNSAFE: Final = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels", "backbone")
+"""Where code, kernels or other repositories are named, and notes of a transformers process to itself."""
 
 _NATIVE_TYPES: Final = {LLMArchitecture.HF_LLAMA: "llama", LLMArchitecture.HF_DEEPSEEK: "deepseek_v3"}
 _CLASSES: Final = {LLMArchitecture.HF_LLAMA: "LlamaForCausalLM", LLMArchitecture.HF_DEEPSEEK: "DeepseekV3ForCausalLM"}
 _SIZES: Final = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _MLA_SIZES: Final = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _EXPERTS: Final = ("n_routed_experts", "num_local_experts", "num_experts")
-# Without experts these say nothing, and transformers does not accept null for some of them.
 _MOE_ONLY: Final = (
     *_EXPERTS,
     "n_shared_experts",
@@ -66,10 +67,13 @@ _MOE_ONLY: Final = (
     "scoring_func",
     "topk_method",
 )
-# `default_rope` (shared/modeling/src/models/llama.rs), and transformers' default.
+"""Without experts these say nothing, and transformers does not accept null for some of them."""
+
 _DEFAULT_ROPE_THETA: Final = 10_000.0
-# transformers' default of PretrainedConfig.max_position_embeddings for Llama.
+"""``default_rope`` (shared/modeling/src/models/llama.rs), and transformers' default."""
+
 _DEFAULT_POSITIONS: Final = 2048
+"""Transformers' default of PretrainedConfig.max_position_embeddings for Llama."""
 
 
 @dataclass(frozen=True)

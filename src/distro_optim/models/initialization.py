@@ -18,11 +18,11 @@ from .config import LanguageModelConfig
 
 __all__ = ["initialize"]
 
-# Standard deviations (`cutoff_factor`).
 _CUTOFF: Final = 3.0
+"""Standard deviations (``cutoff_factor``)."""
 
-# Their outputs are added to the residual stream.
 _RESIDUAL: Final = ("self_attn.o_proj", "mlp.down_proj")
+"""Their outputs are added to the residual stream."""
 
 
 @torch.no_grad()

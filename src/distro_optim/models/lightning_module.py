@@ -81,7 +81,7 @@ class PsycheCausalLM(CausalLM, pl.LightningModule):
         settings = {"optimizer": run.optimizer, "lr_schedule": run.lr_schedule, **settings}
         return super().from_run(run, source, **settings)
 
-    # ------------------------------------------------------------------ Lightning's hooks
+    # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -130,7 +130,7 @@ class PsycheCausalLM(CausalLM, pl.LightningModule):
             gradient_clip_val, gradient_clip_algorithm = float(definition.clip_grad_norm), "norm"
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    # ------------------------------------------------------------------ inside
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _in_parts(self, parts: list[TokenBatch]) -> Tensor:
         """Forward and backward over each part now; the backward pass of what is returned hands the sum over."""

@@ -9,8 +9,8 @@ from ..coordinator.model import P2P, Checkpoint, DummyCheckpoint, Ephemeral, Gcs
 from ..errors import MissingDependencyError, ModelWeightsError
 from .config import CONFIG_FILE, one_line
 
-# Branches, tags and commits; no part of it leads upwards.
 _REVISION = re.compile(r"(?!/)(?!.*\.\.)[\w./-]+", re.ASCII)
+"""Branches, tags and commits; no part of it leads upwards."""
 
 __all__ = ["checkpoint_folder", "find_checkpoint", "latest_checkpoint"]
 

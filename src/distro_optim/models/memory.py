@@ -17,11 +17,11 @@ __all__ = ["available_memory", "check_memory", "too_large", "training_memory"]
 
 _GIB: Final = 1 << 30
 _MEMINFO: Final = Path("/proc/meminfo")
-# Limit and use of a container: cgroup v2, then v1 (docs.kernel.org, admin-guide/cgroup-v2 and cgroup-v1/memory).
 _CGROUPS: Final = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+"""Limit and use of a container: cgroup v2, then v1 (docs.kernel.org, admin-guide/cgroup-v2 and cgroup-v1/memory)."""
 
 
 def training_memory(parameters: Iterable[Tensor], *, accumulation: bool = False) -> dict[str, int]:

@@ -25,8 +25,8 @@ DEFAULT_OPTIMIZER: Final = Distro(
 )
 """Where no run says otherwise: the defaults of :class:`~distro_optim.DisTrO`, and gradients of norm 1 at most."""
 
-# Where a schedule begins at 0, its factors are of this rate.
 _ANY_RATE: Final = 1e-3
+"""Where a schedule begins at 0, its factors are of this rate."""
 
 
 def distro_settings(definition: OptimizerDefinition) -> dict[str, Any]:

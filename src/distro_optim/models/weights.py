@@ -24,19 +24,21 @@ __all__ = ["FolderTensors", "GivenTensors", "TensorSource", "copy_weights"]
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
-# An index names each tensor and its file: some 150 bytes each, for 100 000 tensors.
 _MAX_INDEX: Final = 64 << 20
-# Names of safetensors' types that weights may have; others are cast by nobody on purpose.
+"""An index names each tensor and its file: some 150 bytes each, for 100 000 tensors."""
+
 _FLOATS: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-# Names shown in a message.
+"""Names of safetensors' types that weights may have; others are cast by nobody on purpose."""
+
 _SHOWN: Final = 3
+"""Names shown in a message."""
 
 
 class TensorSource(ABC):
     """Where the weights of a model come from."""
 
-    #: Whether tensors that the model does not have are an error.
     strict: bool = False
+    """Whether tensors that the model does not have are an error."""
 
     @abstractmethod
     def names(self) -> frozenset[str]:

@@ -29,8 +29,9 @@ __all__ = [
     "unique_params",
 ]
 
-# Psyche's wire holds the sides of a tile in 16 bits.
 _MAX_CHUNK: Final = 65535
+"""Psyche's wire holds the sides of a tile in 16 bits."""
+
 # More than any tile has: positions are held as int32.
 _MAX_TOPK: Final = 1 << 31
 _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

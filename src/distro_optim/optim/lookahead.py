@@ -24,12 +24,12 @@ from ..errors import DistroError
 
 __all__ = ["Edits", "Lookahead"]
 
-# Elements shifted at a time: the temporary for the signs stays in the cache.
 _CHUNK: Final = 1 << 19
+"""Elements shifted at a time: the temporary for the signs stays in the cache."""
 
-# Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
-# are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing.
 _ALWAYS_COMPARED: Final = 1024
+"""Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
+are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing."""
 
 
 class Edits(enum.Enum):

@@ -56,7 +56,7 @@ class DecoupledMomentum(Optimizer):
         self._run = run
         super().__init__(unique_params(params), {**settings, **PROGRESS})
 
-    # ------------------------------------------------------------------ the parameters and their plan
+    # -- the parameters and their plan ---------------------------------------------------------------------------------
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -201,7 +201,7 @@ class DecoupledMomentum(Optimizer):
             )
         return [check_rate(rate) for rate in rates]
 
-    # ------------------------------------------------------------------ the verbs
+    # -- the verbs -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def lookahead(self, lr: Rates = None) -> None:

@@ -17,8 +17,8 @@ import torch
 
 __all__ = ["MAX_WORKERS", "Workers"]
 
-# Each has some 6 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured.
 MAX_WORKERS: Final = 8
+"""Each has some 6 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured."""
 
 T = TypeVar("T")
 

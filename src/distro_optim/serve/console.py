@@ -15,6 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from ..comm.serving.limits import Bucket
 from ..coordinator.server.service import ServiceEvent
@@ -85,15 +86,18 @@ class PlainLines(Reporter):
         self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
         self._left_out = 0
 
+    @override
     def say(self, text: str, **facts: object) -> None:
         self._output.write(f"{time.strftime('%H:%M:%S')} {_printable(text)}")
 
+    @override
     def event(self, event: ServiceEvent) -> None:
         if self._room.take(1, time.monotonic()):
             self.say(describe(event))
         else:
             self._left_out += 1
 
+    @override
     def status(self, status: RunStatus) -> None:
         if time.monotonic() < self._due:
             return
@@ -121,15 +125,18 @@ class JsonLines(Reporter):
     def _write(self, record: dict[str, object]) -> None:
         self._output.write(json.dumps({"time": round(time.time(), 3), **record}))
 
+    @override
     def say(self, text: str, **facts: object) -> None:
         self._write({"event": "server", "text": text, **facts})
 
+    @override
     def event(self, event: ServiceEvent) -> None:
         if self._room.take(1, time.monotonic()):
             self._write(event_record(event))
         else:
             self._left_out += 1
 
+    @override
     def status(self, status: RunStatus) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + STATUS_SECONDS
@@ -144,19 +151,24 @@ class LiveTable(Reporter):
         self._live = Live(console=console, auto_refresh=False)
         self._events: deque[str] = deque(maxlen=SHOWN_EVENTS)
 
+    @override
     def __enter__(self) -> LiveTable:
         self._live.start()
         return self
 
+    @override
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
+    @override
     def say(self, text: str, **facts: object) -> None:
         self._live.console.print(Text(_printable(text)))
 
+    @override
     def event(self, event: ServiceEvent) -> None:
         self._events.append(f"{time.strftime('%H:%M:%S')} {_printable(describe(event))}")
 
+    @override
     def status(self, status: RunStatus) -> None:
         self._live.update(render(status, list(self._events)), refresh=True)
 

@@ -8,19 +8,17 @@ from typing import Final
 
 from ..coordinator.model import (
     LLM,
-    P2P,
-    Checkpoint,
     ConstantLR,
     Distro,
     DummyData,
     DummyOptimizer,
     Hub,
-    HubRepo,
     LearningRateSchedule,
     LLMArchitecture,
     LLMTrainingDataType,
     OptimizerDefinition,
 )
+from ..coordinator.rules.checkpoints import SHARED_BY_PEERS
 from ..coordinator.rules.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
     MAX_NUM_CLIENTS,
@@ -33,11 +31,7 @@ from ..coordinator.types import (
 )
 from ..errors import ConfigurationError
 
-__all__ = ["SHARED_BY_PEERS", "RunConfig", "is_shared_by_peers"]
-
-SHARED_BY_PEERS: Final = HubRepo("distro_optim/shared-by-peers")
-"""Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch that
-nobody of the epoch before is in; under this name that means: the first client of the list has the weights."""
+__all__ = ["RunConfig"]
 
 _MAX_U8: Final = (1 << 8) - 1
 _MAX_U16: Final = (1 << 16) - 1
@@ -46,14 +40,6 @@ _MAX_U64: Final = (1 << 64) - 1
 
 _STEPS_AFTER_TRAINING: Final = 1 + DRAIN_ROUNDS
 """From the last step that is trained to the coordinator's ``total_steps``, which is the first that has no round."""
-
-
-def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
-    """Whether the run has no storage for its weights, so that whoever lacks them must ask a peer."""
-    match checkpoint:
-        case Hub(repo) | P2P(repo):
-            return repo == SHARED_BY_PEERS
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)

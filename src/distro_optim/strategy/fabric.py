@@ -192,7 +192,7 @@ class FabricPsycheStrategy(DDPStrategy):
         if "psyche" not in strategy_registry:
             strategy_registry.register("psyche", cls, description="hosts a run for peers")
 
-    # ------------------------------------------------------------------ the run
+    # -- the run -------------------------------------------------------------------------------------------------------
 
     def rounds(
         self,
@@ -292,7 +292,7 @@ class FabricPsycheStrategy(DDPStrategy):
             steps.append(max_epochs * rounds_per_pass(samples.size, batch_size))
         return complete_config(config, batch_size=batch_size, max_steps=min(steps, default=None))
 
-    # ------------------------------------------------------------------ rounds
+    # -- rounds --------------------------------------------------------------------------------------------------------
 
     def next_round(self) -> Round | None:
         """Of :class:`~.round_loader.RoundSource`."""
@@ -354,7 +354,7 @@ class FabricPsycheStrategy(DDPStrategy):
         self._round.skip()
         return output
 
-    # ------------------------------------------------------------------ this machine
+    # -- this machine --------------------------------------------------------------------------------------------------
 
     @property
     def _alone(self) -> bool:

@@ -163,6 +163,7 @@ class PsycheStrategy(RoundPasses):
             raise DistroError("a strategy cannot be pickled or copied while it trains: its connections cannot be")
         return super().__getstate__()
 
+    @override
     def __repr__(self) -> str:
         # Lightning prints this when it is handed the class of its other name, and says nothing else that would help.
         other = next(name for name in _CLASSES if name != self._namespace)
@@ -182,7 +183,7 @@ class PsycheStrategy(RoundPasses):
                     start_method=start_method,
                 )
 
-    # ------------------------------------------------------------------ the run
+    # -- the run -------------------------------------------------------------------------------------------------------
 
     @property
     def session(self) -> SwarmSession | None:
@@ -208,7 +209,7 @@ class PsycheStrategy(RoundPasses):
         """A snapshot of the run for logs and live tables, from any thread; None but during ``fit``."""
         return None if self._session is None else self._session.view()
 
-    # ------------------------------------------------------------------ set-up
+    # -- set-up --------------------------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: Any) -> None:
@@ -234,7 +235,7 @@ class PsycheStrategy(RoundPasses):
         self._length = len(self._loader)
         return self._loader
 
-    # ------------------------------------------------------------------ joining
+    # -- joining -------------------------------------------------------------------------------------------------------
 
     @override
     def on_train_start(self) -> None:
@@ -312,7 +313,7 @@ class PsycheStrategy(RoundPasses):
         assert self.lightning_module is not None
         self.lightning_module.lr_scheduler_step(scheduler, None)
 
-    # ------------------------------------------------------------------ rounds
+    # -- rounds --------------------------------------------------------------------------------------------------------
 
     def next_round(self) -> Round | None:
         """Of :class:`~.round_loader.RoundSource`: waits for the next round in which we train; None at the end."""
@@ -373,7 +374,7 @@ class PsycheStrategy(RoundPasses):
                 end_training(self._trainer)
         return output
 
-    # ------------------------------------------------------------------ checkpoints and the end
+    # -- checkpoints and the end ---------------------------------------------------------------------------------------
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

@@ -27,9 +27,9 @@ _MULTIPLIERS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS: Final = (30, 27, 31)
 _U64: Final = 2**64 - 1
 
-# Luby and Rackoff (1988) need four rounds for a permutation that nobody tells from a random one; tiny domains are
-# mixed badly by so few, and more cost next to nothing.
 _FEISTEL_ROUNDS: Final = 8
+"""Luby and Rackoff (1988) need four rounds for a permutation that nobody tells from a random one; tiny domains are
+mixed badly by so few, and more cost next to nothing."""
 
 MAX_DATASET_SIZE: Final = 2**48
 """Samples; beyond it an index times a few bits no longer fits the arithmetic. Chosen far above any real dataset."""

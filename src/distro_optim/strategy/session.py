@@ -27,11 +27,12 @@ from torch import nn
 
 from ..comm.signing import SecretKey
 from ..coordinator.model import Distro
+from ..coordinator.rules.checkpoints import is_shared_by_peers
 from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError, RunError
 from ..optimizer import DisTrO
-from .config import RunConfig, is_shared_by_peers
+from .config import RunConfig
 from .environment import RunEnvironment, write_ticket
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointKeeper
@@ -168,7 +169,7 @@ class SwarmSession:
         self._schedule_step: int | None = None
         self._digests: list[bytes] = []
 
-    # -- beginning and end -----------------------------------------------------------------------------------------
+    # -- beginning and end ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Loads the checkpoint to resume from, and hosts or joins the run. Blocks until the coordinator has taken us.
@@ -323,7 +324,7 @@ class SwarmSession:
             write_ticket(self._environment.ticket_file, port.ticket)
         self._news.joined(port, sum(tensor.numel() for tensor in self._trainer.tensors.trained.values()))
 
-    # -- rounds ----------------------------------------------------------------------------------------------------
+    # -- rounds --------------------------------------------------------------------------------------------------------
 
     def rounds(self) -> Iterator[Round]:
         """The rounds in which we train, to the end of the run."""
@@ -395,7 +396,7 @@ class SwarmSession:
         self._round.finish(loss)
         return loss
 
-    # -- actions ---------------------------------------------------------------------------------------------------
+    # -- actions -------------------------------------------------------------------------------------------------------
 
     def _carry_out(self, port: RunPort, action: act.Action) -> None:
         match action:
@@ -458,7 +459,7 @@ class SwarmSession:
     def _tell(self, text: str) -> None:
         self._news.tell(text, self._step)
 
-    # -- what there is to know -------------------------------------------------------------------------------------
+    # -- what there is to know -----------------------------------------------------------------------------------------
 
     def follow(self, *schedulers: Any) -> None:
         """Lets ``torch.optim.lr_scheduler`` schedulers of the optimizer follow the run's step; do not step them.

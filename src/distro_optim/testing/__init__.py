@@ -74,7 +74,6 @@ __all__ = [
     "step_together",
 ]
 
-# public name -> the module that defines it, and its name there
 _HOMES = {
     "COORDINATOR_CHECKS": ("coordinator", "CHECKS"),
     "CoordinatorArena": ("coordinator", "Arena"),
@@ -92,6 +91,7 @@ _HOMES = {
     "same_update": ("updates", "same_update"),
     "step_together": ("lockstep", "step_together"),
 }
+"""Public name -> the module that defines it, and its name there."""
 
 
 def __getattr__(name: str) -> object:

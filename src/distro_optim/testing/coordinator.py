@@ -205,7 +205,7 @@ async def close_all(followers: Iterable[Follower]) -> None:
         await follower.client.close()
 
 
-# -- the checks -------------------------------------------------------------------------------------------------------
+# -- the checks --------------------------------------------------------------------------------------------------------
 
 
 async def joining_returns_the_state_of_the_run(arena: Arena) -> None:

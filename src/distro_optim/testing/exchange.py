@@ -30,8 +30,8 @@ __all__ = ["GROUP_CHECKS", "PEER_CHECKS", "check_exchange", "check_peer"]
 PATIENCE: Final = timedelta(seconds=60)
 """How long a check may take before its peers count as hanging; never reached when all is well."""
 
-# 0-D, prime, convolution and empty: every way in which tensors lie in batches.
 _SHAPES: Final = ((), (37,), (24, 40), (6, 4, 3, 3), (0, 5))
+"""0-D, prime, convolution and empty: every way in which tensors lie in batches."""
 
 PeerCheck = Callable[[Exchange, int, int], None]
 GroupCheck = Callable[[Sequence[Exchange]], None]
@@ -69,7 +69,7 @@ def check_peer(make_exchange: Callable[[], Exchange], peer: int, size: int) -> N
         exchange.close()
 
 
-# -------------------------------------------------------------------- what one peer sees
+# -- what one peer sees ------------------------------------------------------------------------------------------------
 
 
 def nothing_is_sent_before_the_start(exchange: Exchange, peer: int, size: int) -> None:
@@ -185,7 +185,7 @@ PEER_CHECKS: Final[tuple[PeerCheck, ...]] = (
 )
 
 
-# -------------------------------------------------------------------- what takes a look at all peers
+# -- what takes a look at all peers ------------------------------------------------------------------------------------
 
 
 def publishing_waits_for_nobody(group: Sequence[Exchange]) -> None:
@@ -243,7 +243,7 @@ GROUP_CHECKS: Final[tuple[GroupCheck, ...]] = (
 )
 
 
-# -------------------------------------------------------------------- inside
+# -- inside ------------------------------------------------------------------------------------------------------------
 
 
 def _plan(k: int = 3) -> TilePlan:

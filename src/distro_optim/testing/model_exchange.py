@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ..comm.iroh.sharing.search import find_sharers
 from ..comm.model_exchange import Check, ModelExchange, Patience, SharedModel
 from ..errors import NotSharedError
@@ -32,12 +34,15 @@ class MemoryModels(ModelExchange):
         self._me = me
         self._room = room
 
+    @override
     def offer(self, model: SharedModel) -> None:
         self._room[self._me] = model
 
+    @override
     def withdraw(self) -> None:
         self._room.pop(self._me, None)
 
+    @override
     async def download(
         self,
         providers: Iterable[bytes],

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
 from blake3 import blake3
+from typing_extensions import override
 
 from ..comm.addresses import EndpointAddr
 from ..comm.announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
@@ -122,7 +123,7 @@ class MemoryNetwork:
         self._sending_until[sender], self._receiving_until[receiver] = sent, received
         return received - now + self._delay()
 
-    # --- for MemorySwarm ---
+    # -- for MemorySwarm -----------------------------------------------------------------------------------------------
 
     def _other_members(self, me: bytes) -> list[MemorySwarm]:
         return [swarm for peer, swarm in self._members.items() if peer != me]
@@ -184,21 +185,26 @@ class MemorySwarm(Swarm):
         }
 
     @property
+    @override
     def peer_id(self) -> bytes:
         return self._key.public
 
     @property
+    @override
     def counts(self) -> InboxCounts:
         return self._streams[Channel.RUN].inbox.counts
 
     @property
+    @override
     def address(self) -> EndpointAddr:
         return EndpointAddr(self.peer_id)
 
+    @override
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         self._check_open()
         return BlobTicket.raw(EndpointAddr(self.peer_id), self._keep(bytes(data), tag))
 
+    @override
     def forget(self, unwanted: Callable[[str], bool]) -> int:
         tags = [tag for tag in self._tags if unwanted(tag)]
         for tag in tags:
@@ -206,6 +212,7 @@ class MemorySwarm(Swarm):
         self._drop_untagged()
         return len(tags)
 
+    @override
     async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
         self._check_open()
         check_announcement(data)
@@ -216,9 +223,11 @@ class MemorySwarm(Swarm):
                 delay = self._network.transit(self.peer_id, other.peer_id, len(sealed))
                 loop.call_later(delay, self._deliver, other, sealed, channel)
 
+    @override
     def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
         return aiter(self._streams[channel])
 
+    @override
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
     ) -> bytes:
@@ -242,6 +251,7 @@ class MemorySwarm(Swarm):
             self._keep(data, tag)
         return data
 
+    @override
     def peers(self) -> Sequence[PeerInfo]:
         now = asyncio.get_running_loop().time()
         found = []
@@ -264,22 +274,25 @@ class MemorySwarm(Swarm):
                 )
         return found
 
+    @override
     async def join(self, peers: Iterable[EndpointAddr]) -> None:
         # All members of a memory network know each other already.
         self._check_open()
 
+    @override
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         self._allowed = None if peers is None else frozenset(peers)
         for stream in self._streams.values():
             stream.inbox.set_allowed(self._allowed)
 
+    @override
     async def aclose(self) -> None:
         self._closed = True
         self._network._leave(self.peer_id)
         for stream in self._streams.values():
             stream.close()
 
-    # --- inside ---
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:

@@ -31,8 +31,8 @@ __all__ = ["CHECKS", "SwarmArena"]
 # Nothing here takes long; this only ends a check that hangs.
 _SECONDS: Final = 30.0
 _MEGABYTE: Final = 1 << 20
-# Between two attempts to be heard.
 _PAUSE_SECONDS: Final = 0.05
+"""Between two attempts to be heard."""
 
 
 class SwarmArena(ABC):

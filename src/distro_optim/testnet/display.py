@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from ..strategy.run_report import printable
 from .watching import PeerState, PeerWatch, SwarmWatch
@@ -63,9 +64,11 @@ class PlainDisplay(Display):
         self._stream = stream
         self._due = 0.0
 
+    @override
     def event(self, text: str, *, kind: str, **facts: str) -> None:
         self._write(printable(text))
 
+    @override
     def update(self, watch: SwarmWatch, seconds: float) -> None:
         if seconds < self._due:
             return
@@ -83,9 +86,11 @@ class JsonDisplay(Display):
         self._stream = stream
         self._due = 0.0
 
+    @override
     def event(self, text: str, *, kind: str, **facts: str) -> None:
         self.write({"event": kind, "text": text, **facts})
 
+    @override
     def update(self, watch: SwarmWatch, seconds: float) -> None:
         if seconds >= self._due:
             self._due = seconds + RECORD_SECONDS
@@ -103,16 +108,20 @@ class LiveDisplay(Display):
         self._live = Live(console=console, auto_refresh=False)
         self._due = 0.0
 
+    @override
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
+    @override
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
+    @override
     def event(self, text: str, *, kind: str, **facts: str) -> None:
         self._due = 0.0  # the table shows the last events
 
+    @override
     def update(self, watch: SwarmWatch, seconds: float) -> None:
         if seconds >= self._due:
             self._due = seconds + REDRAW_SECONDS

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ..errors import ConfigurationError
 
 __all__ = ["Fault", "FaultPlan", "Join", "Kill", "Restart", "parse_peer_at_step"]
@@ -17,6 +19,7 @@ class Kill:
     peer: int
     step: int
 
+    @override
     def __str__(self) -> str:
         return f"peer {self.peer} is killed with -9 at step {self.step}"
 
@@ -28,6 +31,7 @@ class Restart:
     peer: int
     step: int
 
+    @override
     def __str__(self) -> str:
         return f"peer {self.peer} is started again at step {self.step}"
 
@@ -38,6 +42,7 @@ class Join:
 
     step: int
 
+    @override
     def __str__(self) -> str:
         return f"a peer joins at step {self.step}"
 

@@ -149,7 +149,7 @@ class LocalNetwork:
             target=self._options.target,
         )
 
-    # --- inside ---
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _prepare_folder(self) -> None:
         out = self._options.out

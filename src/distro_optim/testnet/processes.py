@@ -21,8 +21,8 @@ _POLL_SECONDS: Final = 0.05
 _PR_SET_PDEATHSIG: Final = 1
 """``linux/prctl.h``"""
 
-# Found here, since little is safe between fork and exec.
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Found here, since little is safe between fork and exec."""
 
 TAIL_LINES: Final = 12
 _TAIL_BYTES: Final = 8192

@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from ..errors import ConfigurationError
 
@@ -32,8 +33,8 @@ BLOOM_WORDS: Final = 16
 _FNV_PRIME: Final = 0x100000001B3
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _WORD_BITS: Final = 64
-# Hashes in flight at once: 2**18 of 8 bytes stay in a second-level cache, and the memory for any input is bounded.
 _BLOCK: Final = 1 << 18
+"""Hashes in flight at once: 2**18 of 8 bytes stay in a second-level cache, and the memory for any input is bounded."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -126,6 +127,7 @@ class BloomFilter:
         """Probability that an item which was never added is reported as perhaps present."""
         return self.fill() ** len(self._keys)
 
+    @override
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BloomFilter):
             return NotImplemented
@@ -133,6 +135,7 @@ class BloomFilter:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
+    @override
     def __repr__(self) -> str:
         return (
             f"BloomFilter({len(self._keys)} keys, {int(np.bitwise_count(self._words).sum())} of {self.num_bits} bits)"

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DistanceThresholds", "hamming_distance", "is_similar", "jaccard_distance", "manhattan_distance"]
 
-# 4 MiB of flags: a million values occupy a quarter of them, and they still fit in a cache.
 _MAX_HASH_BITS: Final = 22
-# Odd multipliers for multiplicative hashing: 2**32 over the golden ratio (Knuth, The Art of Computer Programming,
-# volume 3, section 6.4), and a constant of MurmurHash3's finaliser for a second, independent opinion.
+"""4 MiB of flags: a million values occupy a quarter of them, and they still fit in a cache."""
+
 _HASH_MULTIPLIERS: Final = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B))
+"""Odd multipliers for multiplicative hashing: 2**32 over the golden ratio (Knuth, The Art of Computer Programming,
+volume 3, section 6.4), and a constant of MurmurHash3's finaliser for a second, independent opinion."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeVar
 
+from typing_extensions import override
+
 from ...errors import (
     ConfigurationError,
     DistroError,
@@ -50,10 +52,12 @@ _log = logging.getLogger(__name__)
 # Code and words with which Psyche's clients turn away who is not in the run (`shared/network/src/allowlist.rs`).
 CLOSE_NOT_ALLOWED: Final = 1
 _NOT_ALLOWED: Final = b"not in allowlist"
-# Ours; no peer looks at the code.
 CLOSE_PROTOCOL_ERROR: Final = 2
-# Psyche's connection pool gives a dial this long (`shared/network/src/lib.rs`).
+"""Ours; no peer looks at the code."""
+
 DIAL_SECONDS: Final = 5.0
+"""Psyche's connection pool gives a dial this long (``shared/network/src/lib.rs``)."""
+
 # Time for the endpoint to tell its peers that it leaves, out of the two seconds that closing may take.
 _FAREWELL_SECONDS: Final = 0.8
 _HOOK_SECONDS: Final = 0.3
@@ -162,11 +166,12 @@ class Node:
         self._per_peer: Counter[bytes] = Counter()
         self._handshakes = 0
 
+    @override
     def __repr__(self) -> str:
         state = "closed" if self._closing else "bound" if self._endpoint is not None else "not bound"
         return f"<Node {self.endpoint_id.hex()[:10]} {state}>"
 
-    # --- for any thread ---
+    # -- for any thread ------------------------------------------------------------------------------------------------
 
     def start(self, timeout: float = _BIND_SECONDS) -> Self:
         """Binds now instead of at first use; waits for it, at most ``timeout`` seconds.
@@ -272,7 +277,7 @@ class Node:
         """All open connections, incoming and outgoing."""
         return list(self._connections)
 
-    # --- on the loop ---
+    # -- on the loop ---------------------------------------------------------------------------------------------------
 
     async def bind(self) -> None:
         """Opens the sockets, once; later calls wait for the first."""
@@ -327,7 +332,7 @@ class Node:
             self._closing = asyncio.get_running_loop().create_task(self._close())
         await asyncio.shield(self._closing)
 
-    # --- inside ---
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     async def _bind(self) -> None:
         # At first use, not in the constructor: a node that is only described costs nothing.

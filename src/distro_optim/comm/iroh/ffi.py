@@ -30,14 +30,16 @@ __all__ = ["STOCK_VARIABLE", "Acceleration", "accelerate", "restore"]
 
 STOCK_VARIABLE: Final = "DISTRO_OPTIM_STOCK_IROH"
 
-# The layout of calls and futures that this file knows: uniffi 0.31, whose bindings check for this very number.
 _UNIFFI_CONTRACT: Final = 30
-# After so many answers without a turn of the event loop we take one, so that a fast stream cannot starve the other
-# tasks. At some 10 us an answer this is a pause every third of a millisecond.
+"""The layout of calls and futures that this file knows: uniffi 0.31, whose bindings check for this very number."""
+
 _ANSWERS_PER_TURN: Final = 32
-# Written by both the original and the replacement before the replacement is trusted: empty, short, and long enough
-# to make the Rust buffer grow.
+"""After so many answers without a turn of the event loop we take one, so that a fast stream cannot starve the other
+tasks. At some 10 us an answer this is a pause every third of a millisecond."""
+
 _TRIAL_LENGTHS: Final = (0, 1, 7, 100, 5000)
+"""Written by both the original and the replacement before the replacement is trusted: empty, short, and long enough to
+make the Rust buffer grow."""
 
 _BUFFER_FIELDS: Final = ("capacity", "len", "data")
 _CALL_ASYNC_PARAMETERS: Final = (
@@ -122,7 +124,7 @@ def _install() -> Acceleration:
     return Acceleration(byte_copy, ready_calls, "; ".join(reasons))
 
 
-# --- bytes to Rust ---
+# -- bytes to Rust -----------------------------------------------------------------------------------------------------
 
 
 def _write(self: Any, value: bytes | bytearray | memoryview) -> None:
@@ -169,7 +171,7 @@ def _check_byte_copy(module: ModuleType) -> None:
         raise ValueError("the fast copy does not write what the original writes")
 
 
-# --- answers from Rust ---
+# -- answers from Rust -------------------------------------------------------------------------------------------------
 
 
 class _Poll:

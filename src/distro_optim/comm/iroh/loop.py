@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# All of closing, hooks and tasks together, ends within this time.
 CLOSE_SECONDS: Final = 2.0
+"""All of closing, hooks and tasks together, ends within this time."""
+
 # Shares of the above: for the close hooks, for cancelled tasks to unwind, and once more for those that did not.
 _HOOKS_SHARE: Final = 0.6
 _TASKS_SHARE: Final = 0.2

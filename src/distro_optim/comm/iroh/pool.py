@@ -20,8 +20,9 @@ from .endpoint import DIAL_SECONDS, Node
 
 __all__ = ["ConnectionPool"]
 
-# Psyche's pool closes a connection that nobody used for a minute (`shared/network/src/lib.rs`).
 IDLE_SECONDS: Final = 60.0
+"""Psyche's pool closes a connection that nobody used for a minute (``shared/network/src/lib.rs``)."""
+
 # Code and word of iroh-blobs' own pool.
 _IDLE_CODE: Final = 0
 _IDLE_REASON: Final = b"idle"

@@ -12,6 +12,8 @@ import concurrent.futures
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+from typing_extensions import override
+
 from ...errors import ExchangeError, TruncatedError
 from ..addresses import EndpointAddr
 from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener
@@ -55,9 +57,11 @@ class _IrohStream(Stream):
         self._cut_short = False  # a write was given up half-way
 
     @property
+    @override
     def peer(self) -> str:
         return self._connection.remote_id.hex()
 
+    @override
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._closed or self._ended:
             return b""
@@ -65,6 +69,7 @@ class _IrohStream(Stream):
         self._ended = not data
         return data or b""
 
+    @override
     async def write(self, data: bytes) -> None:
         if self._closed:
             raise ConnectionResetError("the stream is closed")
@@ -77,6 +82,7 @@ class _IrohStream(Stream):
             self._cut_short = True
             raise ConnectionResetError("the stream was closed while writing")
 
+    @override
     async def close(self) -> None:
         if self._closed:
             return
@@ -159,10 +165,12 @@ class IrohListener(StreamListener):
         node.accept(alpn, self._take)
 
     @property
+    @override
     def address(self) -> str:
         """An endpoint ticket with the addresses known at this moment."""
         return str(EndpointTicket(self._node.addr()))
 
+    @override
     async def accept(self) -> Stream:
         stream = await self._waiting.get()
         if stream is None:
@@ -170,6 +178,7 @@ class IrohListener(StreamListener):
             raise ConnectionAbortedError("the listener is closed")
         return stream
 
+    @override
     async def close(self) -> None:
         if self._closed:
             return

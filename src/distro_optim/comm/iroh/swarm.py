@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import count
 from typing import Final
 
+from typing_extensions import override
+
 from ...errors import ConfigurationError, NodeClosedError
 from ..addresses import EndpointAddr
 from ..announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
@@ -46,8 +48,8 @@ _SAMPLE_SECONDS: Final = 1.0
 _TOPIC_PREFIX: Final = b"psyche gossip"
 _CHANNEL_PREFIX: Final = b"distro-optim own kind"
 _SALT_SIZE: Final = 16
-# Whom we were told of and whom a channel is entered through; a membership view holds far fewer. Chosen arbitrarily.
 _MAX_MET: Final = 64
+"""Whom we were told of and whom a channel is entered through; a membership view holds far fewer. Chosen arbitrarily."""
 
 
 def topic_of_run(run_id: str) -> bytes:
@@ -109,14 +111,17 @@ class IrohSwarm(Swarm):
         node.on_close(self.aclose)
 
     @property
+    @override
     def peer_id(self) -> bytes:
         return self.node.endpoint_id
 
     @property
+    @override
     def counts(self) -> InboxCounts:
         return self._streams[Channel.RUN].inbox.counts
 
     @property
+    @override
     def address(self) -> EndpointAddr:
         return self.node.addr()
 
@@ -130,6 +135,7 @@ class IrohSwarm(Swarm):
         """Waits for the first neighbour; raises PeerTimeoutError if there is none after ``timeout`` seconds."""
         await (await self._enter(Channel.RUN)).joined(timeout)
 
+    @override
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         self._check_open()
         await self.node.bind()
@@ -137,24 +143,28 @@ class IrohSwarm(Swarm):
         root = await asyncio.to_thread(self.store.add, data, tag=tag)
         return BlobTicket.raw(self.node.addr(), root)
 
+    @override
     def forget(self, unwanted: Callable[[str], bool]) -> int:
         forgotten = self.store.delete_tags(unwanted)
         if forgotten:
             self.store.collect_garbage()
         return forgotten
 
+    @override
     async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
         self._check_open()
         check_announcement(data)
         topic = await self._enter(channel)
         await topic.broadcast(SignedMessage.seal(self.node.secret_key, data))
 
+    @override
     async def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
         if not (self._closed or self.node.is_closed):
             await self._enter(channel)
         async for announcement in self._streams[channel]:
             yield announcement
 
+    @override
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
     ) -> bytes:
@@ -173,6 +183,7 @@ class IrohSwarm(Swarm):
             if tag is None:
                 self.forget(lambda name: name == held)
 
+    @override
     def peers(self) -> Sequence[PeerInfo]:
         now = asyncio.get_running_loop().time()
         self._traffic.sample(self.node.connections(), now)
@@ -195,6 +206,7 @@ class IrohSwarm(Swarm):
             )
         return found
 
+    @override
     async def join(self, peers: Iterable[EndpointAddr]) -> None:
         self._check_open()
         others = {peer.id: peer for peer in peers if peer.id != self.peer_id}
@@ -204,12 +216,14 @@ class IrohSwarm(Swarm):
         for topic in self._topics.values():
             topic.add_peers(others.values())
 
+    @override
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         allowed = None if peers is None else frozenset(peers)
         self.node.set_allowed(allowed)
         for stream in self._streams.values():
             stream.inbox.set_allowed(allowed)
 
+    @override
     async def aclose(self) -> None:
         if self._closed:
             return
@@ -225,7 +239,7 @@ class IrohSwarm(Swarm):
         for stream in self._streams.values():
             stream.close()
 
-    # --- inside ---
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed or self.node.is_closed:

@@ -11,8 +11,8 @@ from .connection import Connection
 
 __all__ = ["PeerTraffic", "TrafficMonitor"]
 
-# As many peers as the address book holds; at some 3 kB each.
 _MAX_PEERS: Final = 4096
+"""As many peers as the address book holds; at some 3 kB each."""
 
 
 @dataclass

@@ -59,7 +59,7 @@ class StreamServer:
         self._running: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._running = [asyncio.create_task(self._accept_from(listener)) for listener in self._listeners]
@@ -103,7 +103,7 @@ class StreamServer:
             self._failed.set_exception(error)
             self._failed.exception()  # whoever waits gets it; nobody has to
 
-    # -- tasks -----------------------------------------------------------------------------------------------------
+    # -- tasks ---------------------------------------------------------------------------------------------------------
 
     async def _accept_from(self, listener: StreamListener) -> None:
         while True:
@@ -177,7 +177,7 @@ class StreamServer:
             due = max(due + self._tick_seconds, loop.time())
             await asyncio.sleep(due - loop.time())
 
-    # -- what the service wants done -------------------------------------------------------------------------------
+    # -- what the service wants done -----------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         self._handle(self._service.take_output())
@@ -199,7 +199,7 @@ class StreamServer:
                     # Whoever looks on must not be able to stop what it looks at.
                     _log.exception("on_event failed at %s", event)
 
-    # -- what a server may add -------------------------------------------------------------------------------------
+    # -- what a server may add -----------------------------------------------------------------------------------------
 
     def _background(self) -> list[Coroutine[Any, Any, None]]:
         """More tasks that run as long as the server."""

@@ -105,7 +105,7 @@ def from_json(declared: type[T], text: str | bytes) -> T:
     return from_plain(declared, plain)
 
 
-# -- writing -------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def _to_plain(shape: Shape, value: Any) -> Any:
@@ -167,7 +167,7 @@ def _finite(plain: Any) -> Any:
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
-# -- reading -------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def _from_plain(shape: Shape, plain: Any) -> Any:

@@ -11,9 +11,35 @@ joiners get the weights from peers; a stored copy is what remains when all are g
 
 from __future__ import annotations
 
-from ..model import P2P, Checkpoint, DummyCheckpoint, Gcs, Hub, P2PGcs
+from typing import Final
 
-__all__ = ["shared_checkpoint", "stored_checkpoint", "uploaded_checkpoint"]
+from ..model import P2P, Checkpoint, DummyCheckpoint, Gcs, Hub, HubRepo, P2PGcs
+
+__all__ = [
+    "SHARED_BY_PEERS",
+    "is_shared_by_peers",
+    "is_with_peers",
+    "shared_checkpoint",
+    "stored_checkpoint",
+    "uploaded_checkpoint",
+]
+
+SHARED_BY_PEERS: Final = HubRepo("distro_optim/shared-by-peers")
+"""Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch that
+nobody of the epoch before is in; under this name that means: the first client of the list has the weights."""
+
+
+def is_with_peers(checkpoint: Checkpoint) -> bool:
+    """Whether a peer of the last epoch has the weights, so that joiners ask for them."""
+    return isinstance(checkpoint, P2P | P2PGcs)
+
+
+def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
+    """Whether the run has no storage for its weights, so that whoever lacks them must ask a peer."""
+    match checkpoint:
+        case Hub(repo) | P2P(repo):
+            return repo == SHARED_BY_PEERS
+    return False
 
 
 def shared_checkpoint(present: Checkpoint) -> Checkpoint:

@@ -31,10 +31,11 @@ WITNESS_SALT: Final = b"witness"
 MAX_PERCENT: Final = 100
 
 _U64_MAX: Final = 2**64 - 1
-# One hash decides for 256 places of the list.
 _PLACES_PER_HASH: Final = 256
-# A round's client count is a u16, so every real list lies below and is shuffled whole; beyond, place by place.
+"""One hash decides for 256 places of the list."""
+
 _MAX_TABLE: Final = 1 << 16
+"""A round's client count is a u16, so every real list lies below and is shuffled whole; beyond, place by place."""
 
 
 def shuffled_index(index: int, count: int, seed: bytes) -> int:

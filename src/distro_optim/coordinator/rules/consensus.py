@@ -20,8 +20,8 @@ from .committee import CommitteeSelection
 __all__ = ["is_healthy", "select_commitment", "trainer_score", "witness_quorum"]
 
 WITNESS_QUORUM_RATIO: Final = 2.0 / 3.0
-# Below four witnesses two thirds would be one; a single witness must not decide.
 _SMALL_QUORUMS: Final = {1: 1, 2: 2, 3: 2}
+"""Below four witnesses two thirds would be one; a single witness must not decide."""
 
 
 def witness_quorum(witness_nodes: int, num_witnesses: int) -> int:

@@ -16,6 +16,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
+from typing_extensions import override
+
 from ...errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError
 from ..client import CoordinatorClient, StateFeed
 from ..messages import ClientToServerMessage, Join
@@ -25,7 +27,7 @@ from .server import TICK_SECONDS, unix_offset
 
 __all__ = ["EmbeddedClient", "EmbeddedCoordinator"]
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedCoordinator:
@@ -100,11 +102,11 @@ class EmbeddedCoordinator:
                 due = max(due + self._tick_seconds, loop.time())
                 await asyncio.sleep(due - loop.time())
         except Exception as error:
-            logger.exception("the embedded coordinator stopped")
+            _log.exception("the embedded coordinator stopped")
             for feed in self._feeds.values():
                 feed.end(error)
 
-    # -- what its clients call -------------------------------------------------------------------------------------
+    # -- what its clients call -----------------------------------------------------------------------------------------
 
     def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> None:
         """Takes a client in, or raises JoinRefusedError."""
@@ -138,7 +140,7 @@ class EmbeddedCoordinator:
                 # Whom the run has dropped asks again, as a remote client does.
                 events += self.host.receive(identity, Join(self.state.run_id), self._now, 0)
         for event in events:
-            logger.log(logging.WARNING if isinstance(event, Refused) else logging.DEBUG, "%s", event)
+            _log.log(logging.WARNING if isinstance(event, Refused) else logging.DEBUG, "%s", event)
         if self.host.state is not self._published:
             self._published = self.host.state
             for feed in self._feeds.values():
@@ -169,9 +171,11 @@ class EmbeddedClient(CoordinatorClient):
         self._closed = False
 
     @property
+    @override
     def state(self) -> Coordinator | None:
         return self._feed.latest
 
+    @override
     async def join(self) -> Coordinator:
         if self._joined or self._closed:
             raise ConfigurationError("join() is called once, before close()")
@@ -179,9 +183,11 @@ class EmbeddedClient(CoordinatorClient):
         self._joined = True
         return self._coordinator.state
 
+    @override
     def states(self) -> AsyncIterator[Coordinator]:
         return self._feed.read()
 
+    @override
     async def send(self, message: ClientToServerMessage) -> None:
         if not self._joined or self._closed:
             raise CoordinatorLinkError(
@@ -189,6 +195,7 @@ class EmbeddedClient(CoordinatorClient):
             )
         self._coordinator.receive(self.identity, message)
 
+    @override
     async def close(self) -> None:
         if self._closed:
             return

@@ -168,7 +168,7 @@ class RunHost:
             state = replace(state, config=replace(state.config, warmup_time=self._configured_warmup_time))
         return restartable(state, now)
 
-    # -- inputs ----------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
     def tick(self, now: int, seed: int) -> list[Event]:
         """Time passes. To be called about twice a second.
@@ -250,7 +250,7 @@ class RunHost:
         self.state = machine.resume(before, now)
         return self._phase_events(before)
 
-    # -- steps -----------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _ticked(self, now: int, seed: int) -> tuple[Coordinator, machine.TickResult]:
         pending: Collection[NodeIdentity] = self._pending.keys()

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
 from ...comm.streams import StreamListener
 from ..types import Coordinator, RunState
@@ -64,20 +66,24 @@ class CoordinatorServer(StreamServer):
         """Returns when the run has done all of its steps."""
         await self._finished.wait()
 
+    @override
     def _background(self) -> list[Coroutine[Any, Any, None]]:
         return [] if self._store is None else [self._save_for_ever(self._store)]
 
+    @override
     def _before_closing(self) -> None:
         # Before the connections go: a client that leaves because we close must not be saved as gone.
         if self._store is not None:
             _save(self._store, self._snapshot())
 
+    @override
     def _tick(self) -> None:
         was_finished = self.service.host.state.run_state is RunState.FINISHED
         super()._tick()
         if was_finished:  # and everybody has been told with the tick before
             self._finished.set()
 
+    @override
     def _note(self, event: ServiceEvent) -> None:
         if isinstance(event, EpochEnded):
             self._unsaved.set()

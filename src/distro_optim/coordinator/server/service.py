@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from typing_extensions import override
+
 from ...comm.framing import Else, encode_frame
 from ...comm.serving.connection import Session
 from ...comm.serving.limits import ServerLimits
@@ -87,6 +89,7 @@ class CoordinatorService(SessionService):
         """The sessions whose key is proved."""
         return self._by_client
 
+    @override
     def has(self, session: Session) -> bool:
         """Is the session still served?"""
         return session in self._sessions
@@ -95,13 +98,15 @@ class CoordinatorService(SessionService):
         """Whole Unix seconds."""
         return int(now + self._unix_offset)
 
+    @override
     def take_output(self) -> Output:
         """What has to be done since the last call."""
         output, self._output = self._output, Output()
         return output
 
-    # -- inputs ----------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
+    @override
     def connect(self, address: str, now: float) -> Session:
         """Someone connects.
 
@@ -133,6 +138,7 @@ class CoordinatorService(SessionService):
         self._output.writable.add(session)
         return session
 
+    @override
     def receive(self, session: Session, data: bytes, now: float) -> None:
         """Bytes of a session. What is wrong with them ends it, and nothing else."""
         if session not in self._sessions:
@@ -153,10 +159,12 @@ class CoordinatorService(SessionService):
             if isinstance(message, Join) and any(isinstance(event, Refused) for event in events):
                 self._close(session, "its join was refused")
 
+    @override
     def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
         """A connection is gone, whoever ended it. Calling it again does nothing."""
         self._forget(session, reason)
 
+    @override
     def tick(self, now: float) -> None:
         """Time passes. To be called about twice a second."""
         for session in list(self._sessions):
@@ -177,7 +185,7 @@ class CoordinatorService(SessionService):
         """Passes on what was done to the host from elsewhere, such as a pause by the operator."""
         self._note(events, now)
 
-    # -- steps -----------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _admit(self, session: Session, now: float) -> None:
         """A key is proved."""

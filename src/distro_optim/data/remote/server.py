@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from ...comm.framing import Else, encode_frame
 from ...comm.serving.connection import Session
 from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
@@ -54,6 +56,7 @@ class DataServer(StreamServer):
         self._free = asyncio.Semaphore(READERS)
         self._jobs: set[asyncio.Task[None]] = set()
 
+    @override
     async def close(self) -> None:
         """Lets everybody go. Calling it again does nothing."""
         await super().close()
@@ -61,6 +64,7 @@ class DataServer(StreamServer):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
 
+    @override
     def _handle(self, output: Any) -> None:
         super()._handle(output)
         for session, batch in output.requests:

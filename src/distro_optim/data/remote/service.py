@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from typing_extensions import override
+
 from ...comm.framing import SERVER_FRAME_LIMIT, Else, encode_frame
 from ...comm.serving.connection import Session
 from ...comm.serving.limits import ServerLimits
@@ -83,13 +85,16 @@ class DataService(SessionService):
         """Of one answer, so that it fits the frames that Psyche's server could write."""
         return (SERVER_FRAME_LIMIT - 1024) // (MAX_TOKEN_BYTES * (self._data.seq_len + 1) + 3)
 
+    @override
     def has(self, session: Session) -> bool:
         return session in self._waiting
 
+    @override
     def take_output(self) -> DataOutput:
         output, self._output = self._output, DataOutput()
         return output
 
+    @override
     def connect(self, address: str, now: float) -> Session:
         if len(self._waiting) >= self._limits.connections:
             raise LimitExceededError(f"{self._limits.connections} connections are open already")
@@ -105,6 +110,7 @@ class DataService(SessionService):
         self._output.writable.add(session)
         return session
 
+    @override
     def receive(self, session: Session, data: bytes, now: float) -> None:
         if session not in self._waiting:
             return
@@ -127,11 +133,13 @@ class DataService(SessionService):
             session.send(frame, now)
             self._output.writable.add(session)
 
+    @override
     def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
         if self._waiting.pop(session, None) is not None:
             client = None if session.peer is None else self._client_of(session)
             self._output.events.append(Disconnected(client=client, address=session.address, reason=reason))
 
+    @override
     def tick(self, now: float) -> None:
         for session in list(self._waiting):
             reason = session.overdue(now)

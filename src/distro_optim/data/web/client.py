@@ -144,7 +144,7 @@ class WebClient:
         """
         return self._patiently(url, lambda: self._get(url, most))
 
-    # -- attempts --------------------------------------------------------------------------------------------------
+    # -- attempts ------------------------------------------------------------------------------------------------------
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         for failures in range(1, self._patience.attempts + 1):
@@ -210,7 +210,7 @@ class WebClient:
                 raise self._refusal(url, response)
             return self._body(url, response, most, exactly=False)
 
-    # -- answers ---------------------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     def _body(self, url: str, response: http.client.HTTPResponse, length: int, *, exactly: bool) -> bytes:
         if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
@@ -240,7 +240,7 @@ class WebClient:
             return _Passing(f"the server answers {answer}")
         return DataUnavailableError(f"{shown(url)} cannot be had: the server answers {answer}")
 
-    # -- requests --------------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _asked(self, method: str, url: str, headers: dict[str, str], length: int) -> Iterator[http.client.HTTPResponse]:

@@ -100,7 +100,7 @@ def file_urls(location: HttpTrainingDataLocation) -> list[str] | None:
     return [plain_url(template.replace("{}", str(number).zfill(location.n_left_pad_zeros))) for number in numbers]
 
 
-# -- buckets -------------------------------------------------------------------------------------------------------
+# -- buckets -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def read_listing(data: bytes) -> Listing:
     return Listing(tuple(files), following)
 
 
-# -- ranges --------------------------------------------------------------------------------------------------------
+# -- ranges ------------------------------------------------------------------------------------------------------------
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 

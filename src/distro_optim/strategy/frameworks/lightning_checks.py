@@ -14,7 +14,6 @@ from .samples import length_of
 
 __all__ = ["check_fit", "check_optimizers", "compile_advice"]
 
-# Callbacks by the names of their classes, since there are two of each: what they do, and what to do instead.
 _CALLBACKS: Final = {
     "GradientAccumulationScheduler": (
         "changes how many batches make a step, which is the same for all peers of a run: use "
@@ -26,6 +25,7 @@ _CALLBACKS: Final = {
     "BatchSizeFinder": "changes the batch size while it trains: find it with another strategy, then set it",
     "LearningRateFinder": "trains with many learning rates: find one with another strategy, then set it",
 }
+"""Callbacks by the names of their classes, since there are two of each: what they do, and what to do instead."""
 
 
 def check_fit(trainer: Any) -> None:

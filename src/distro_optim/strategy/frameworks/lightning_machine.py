@@ -34,6 +34,7 @@ class OneMachine(_DDPStrategy):
         return 1
 
     @num_nodes.setter
+    @override
     def num_nodes(self, num_nodes: int) -> None:
         if num_nodes != 1:
             raise ConfigurationError(

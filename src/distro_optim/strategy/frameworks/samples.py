@@ -26,8 +26,8 @@ from ..sample_order import MicroBatch, micro_batches
 
 __all__ = ["IndexedSamples", "Samples", "StreamedSamples", "length_of", "samples_of", "warn"]
 
-# Samplers that only say "all of it", in order or not: the run does the same, so nothing is lost without them.
 _REPLACEABLE = (RandomSampler, SequentialSampler, DistributedSampler)
+"""Samplers that only say "all of it", in order or not: the run does the same, so nothing is lost without them."""
 
 
 class Samples(ABC):
@@ -124,10 +124,12 @@ class IndexedSamples(Samples):
             self._loader = _rebuilt(loader, batch_sampler=self._sampler)
 
     @property
+    @override
     def worker_init_fn(self) -> Any:
         return self._loader.worker_init_fn
 
     @worker_init_fn.setter
+    @override
     def worker_init_fn(self, function: Any) -> None:
         self._loader.worker_init_fn = function
 
@@ -160,10 +162,12 @@ class StreamedSamples(Samples):
         self.size = _stream_size(loader, self.micro_batch_size)
 
     @property
+    @override
     def worker_init_fn(self) -> Any:
         return getattr(self._loader, "worker_init_fn", None)
 
     @worker_init_fn.setter
+    @override
     def worker_init_fn(self, function: Any) -> None:
         if isinstance(self._loader, DataLoader):
             self._loader.worker_init_fn = function

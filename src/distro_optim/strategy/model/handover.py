@@ -26,8 +26,8 @@ MAX_SINGLE_PROVIDERS: Final = 3
 """Peers that are asked for the whole model, one after the other, where several together gave no whole one. Each costs
 as much as all together; the next warm-up begins anew. Chosen arbitrarily."""
 
-# Name, archive and message around a tensor's bytes: a few hundred, and the name.
 _ENVELOPE_BYTES: Final = 64 * 1024
+"""Name, archive and message around a tensor's bytes: a few hundred, and the name."""
 
 _WIDEST_BYTES: Final = 4
 """Of an element: a peer of Psyche's kind may send float32 where ours is bfloat16."""
@@ -87,7 +87,7 @@ class ModelHandover:
         values = self._trainer.tensors.copies()
         return values, self.identity(epoch, step, weights_root(self._trainer.tensors, values))
 
-    # -- offering --------------------------------------------------------------------------------------------------
+    # -- offering ------------------------------------------------------------------------------------------------------
 
     def offer(self, identity: ModelIdentity, values: Mapping[str, Tensor]) -> None:
         """Shares ``values``, copies that nobody changes, with those who join at ``identity.step``."""
@@ -108,7 +108,7 @@ class ModelHandover:
             self._offered = None
             self._port.withdraw_model()
 
-    # -- downloading -----------------------------------------------------------------------------------------------
+    # -- downloading ---------------------------------------------------------------------------------------------------
 
     def download(
         self, action: Initialize, *, attempt: int, patience: Patience = Patience.LONG

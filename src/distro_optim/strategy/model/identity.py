@@ -43,10 +43,11 @@ _SHOWN: Final = 3  # names in a message
 Kind = Literal["trained", "frozen", "buffer"]
 _KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
-# Settings of a parameter group that all peers must have, in the order in which they are compared.
 _SHARED_SETTINGS: Final = ("compression_chunk", "compression_topk", "weight_decay")
-# Those that may differ: they shape what a peer sends, not what is made of it.
+"""Settings of a parameter group that all peers must have, in the order in which they are compared."""
+
 _PRIVATE_SETTINGS: Final = ("compression_decay",)
+"""Those that may differ: they shape what a peer sends, not what is made of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ModelIdentity:
     version: str = __version__
     torch_version: str = torch.__version__
 
-    # -- text ------------------------------------------------------------------------------------------------------
+    # -- text ----------------------------------------------------------------------------------------------------------
 
     def encode(self, model: nn.Module | None = None) -> str:
         """The text; with the configuration of ``model``, if it is one of transformers."""
@@ -123,7 +124,7 @@ class ModelIdentity:
             return None
         return _decode_entry(_Fields(whole[_ENTRY], _ENTRY))
 
-    # -- comparing -------------------------------------------------------------------------------------------------
+    # -- comparing -----------------------------------------------------------------------------------------------------
 
     def first_difference(self, theirs: ModelIdentity) -> ModelMismatchError | None:
         """The first thing that would make our weights differ from those of a run; None if there is none."""
@@ -285,7 +286,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
-# -- reading what a stranger wrote ---------------------------------------------------------------------------------
+# -- reading what a stranger wrote -------------------------------------------------------------------------------------
 
 
 def _refuse(text: str) -> Any:

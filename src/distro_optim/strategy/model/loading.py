@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...comm.model_exchange import Patience
 from ...coordinator.model import Hub
+from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.rules.steps import DRAIN_ROUNDS
 from ...errors import ExchangeError, ProtocolError, RunError
-from ..config import is_shared_by_peers
 from ..port import RunPort
 from ..rounds import actions as act
 from .checkpoint import Checkpoint
@@ -113,7 +113,7 @@ class ModelLoader:
         self._trainer.load(values)
         return values, identity
 
-    # -- our own ---------------------------------------------------------------------------------------------------
+    # -- our own -------------------------------------------------------------------------------------------------------
 
     def _own_checkpoint(self, action: act.Initialize) -> Checkpoint | None:
         """What we have saved of a run of our own at this very step, until we have had the run's weights once."""
@@ -164,7 +164,7 @@ class ModelLoader:
                 "the run's count"
             )
 
-    # -- the peers' ------------------------------------------------------------------------------------------------
+    # -- the peers' ----------------------------------------------------------------------------------------------------
 
     def _others(self, step: int) -> tuple[bytes, ...]:
         """Whoever else is in the epoch; raises RunError if nobody is."""

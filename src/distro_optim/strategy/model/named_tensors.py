@@ -14,9 +14,9 @@ from ...optimizer import DisTrO
 
 __all__ = ["NamedTensors"]
 
-# What torch.compile and activation checkpointing put into names; Psyche takes them out as well
-# (``shared/modeling/src/python_causal_lm.rs``).
 _WRAPPERS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
+"""What torch.compile and activation checkpointing put into names; Psyche takes them out as well
+(``shared/modeling/src/python_causal_lm.rs``)."""
 
 
 @dataclass(frozen=True)

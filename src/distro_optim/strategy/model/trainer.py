@@ -31,8 +31,8 @@ from .named_tensors import NamedTensors
 
 __all__ = ["SwarmTrainer"]
 
-# The lookahead wants the rates of the step before.
 _KEPT_RATES: Final = 2
+"""The lookahead wants the rates of the step before."""
 
 
 class SwarmTrainer:
@@ -81,7 +81,7 @@ class SwarmTrainer:
         self._training: TrainBatch | None = None
         self._generated: int | None = None  # step in which the optimizer's own part was made
 
-    # -- what results look like ------------------------------------------------------------------------------------
+    # -- what results look like ----------------------------------------------------------------------------------------
 
     @property
     def plan(self) -> TilePlan:
@@ -105,7 +105,7 @@ class SwarmTrainer:
         entries = dict(zip(self._order, update.tensors(), strict=True))
         return CompressedUpdate.from_tensors(self.optimizer.plan, [entries[n] for n in range(len(entries))])
 
-    # -- actions ---------------------------------------------------------------------------------------------------
+    # -- actions -------------------------------------------------------------------------------------------------------
 
     @property
     def training(self) -> TrainBatch | None:
@@ -173,7 +173,7 @@ class SwarmTrainer:
         self._training = None
         self.optimizer.undo_lookahead(discard_edits=True)
 
-    # -- loading ---------------------------------------------------------------------------------------------------
+    # -- loading -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -223,7 +223,7 @@ class SwarmTrainer:
         for tensor in self.tensors.trained.values():
             tensor.copy_(tensor.to(torch.bfloat16))
 
-    # -- inside ----------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _take_training(self) -> TrainBatch:
         if self._training is None:

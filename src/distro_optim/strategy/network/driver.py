@@ -141,7 +141,7 @@ class RoundDriver:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- answers of the trainer ------------------------------------------------------------------------------------
+    # -- answers of the trainer ----------------------------------------------------------------------------------------
 
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         self._feed(lambda now: self.rounds.initialized(plan, names, now))
@@ -164,7 +164,7 @@ class RoundDriver:
         self._journal.hashed(step, digests)
         self._feed(lambda now: self.rounds.weights_hashed(step, digests, now))
 
-    # -- what comes in ---------------------------------------------------------------------------------------------
+    # -- what comes in -------------------------------------------------------------------------------------------------
 
     def _feed(self, give: Callable[[float], list[Action]]) -> None:
         """One input, and all that comes of it."""
@@ -207,7 +207,7 @@ class RoundDriver:
         if due is not None and not self._over.done():
             self._timer = self._loop.call_at(due, self._feed, self.rounds.tick)
 
-    # -- what goes out ---------------------------------------------------------------------------------------------
+    # -- what goes out -------------------------------------------------------------------------------------------------
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -296,7 +296,7 @@ class RoundDriver:
         except TimeoutError:
             pass
 
-    # -- downloads -------------------------------------------------------------------------------------------------
+    # -- downloads -----------------------------------------------------------------------------------------------------
 
     def _begin_fetch(self, action: act.FetchBlob) -> None:
         blob, step = action.ticket.hash, _step_of(action.tag)
@@ -355,7 +355,7 @@ class RoundDriver:
                 del self._fetches[blob]
         self.swarm.forget(lambda tag: _step_of(tag, default=before_step) < before_step)
 
-    # -- finding each other ----------------------------------------------------------------------------------------
+    # -- finding each other --------------------------------------------------------------------------------------------
 
     async def _meet(self) -> None:
         """Gets in touch with the peers of the epoch, again while nobody of them passes messages on to us."""

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Final
 
+from typing_extensions import override
+
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.loop import LoopThread
@@ -118,6 +120,7 @@ class HostedRun(RunSource):
         self._state = state
         check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
 
+    @override
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:
             store = None

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from typing_extensions import override
+
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.loop import LoopThread
@@ -130,6 +132,7 @@ class JoinedRun(RunSource):
         self._loop = loop
         self._patience = patience
 
+    @override
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:
             node = await self._options.open(self._loop)

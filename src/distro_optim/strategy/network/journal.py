@@ -61,7 +61,7 @@ class Journal:
         self._loss: LossReport | None = None
         self._weights: tuple[int, bytes] | None = None
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- what happens --------------------------------------------------------------------------------------------------
 
     def note(self, words: str) -> None:
         """A line among the last events."""
@@ -115,7 +115,7 @@ class Journal:
     def hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self._weights = (step, merkle_root(list(digests)))
 
-    # -- what is told ----------------------------------------------------------------------------------------------
+    # -- what is told --------------------------------------------------------------------------------------------------
 
     def metadata(self, step: int) -> WitnessMetadata:
         """What goes along with a witness's report, for people to look at."""

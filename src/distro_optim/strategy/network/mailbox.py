@@ -54,7 +54,7 @@ class Mailbox:
         since = self._waiting_since
         return self._seconds_waiting + (self._clock() - since if since is not None else 0.0)
 
-    # -- from the network's thread ---------------------------------------------------------------------------------
+    # -- from the network's thread -------------------------------------------------------------------------------------
 
     def put(self, action: TrainerAction) -> None:
         """One thing more to do."""
@@ -84,7 +84,7 @@ class Mailbox:
             self._actions.clear()
         self.end(error)
 
-    # -- from the training thread ----------------------------------------------------------------------------------
+    # -- from the training thread --------------------------------------------------------------------------------------
 
     def take(self, timeout: float | None = None) -> TrainerAction | None:
         """The next action; None if none comes in ``timeout`` seconds. Raises what :meth:`end` was given."""

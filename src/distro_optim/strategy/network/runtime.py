@@ -23,6 +23,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from typing_extensions import override
+
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.keys import generate_secret_key, load_secret_key
 from ...comm.iroh.loop import LoopThread
@@ -151,30 +153,36 @@ class Runtime(RunPort):
         source = HostedRun(config, run_id, options, loop=loop, state=state, tcp=tcp, allow=allow)
         return cls(source, loop=loop, owns_loop=True)
 
-    # -- who and what ----------------------------------------------------------------------------------------------
+    # -- who and what --------------------------------------------------------------------------------------------------
 
     @property
+    @override
     def identity(self) -> NodeIdentity:
         return self._source.identity
 
     @property
+    @override
     def run_id(self) -> str:
         return self._source.run_id
 
     @property
+    @override
     def ticket(self) -> str | None:
         return self._link.ticket if self._link is not None else None
 
     @property
+    @override
     def is_host(self) -> bool:
         return self._source.is_host
 
     @property
+    @override
     def state(self) -> Coordinator | None:
         return self._link.coordinator.state if self._link is not None else None
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
+    @override
     def start(self) -> None:
         if self._closed:
             raise RunError("this access to the run was closed; make a new one")
@@ -187,6 +195,7 @@ class Runtime(RunPort):
             self.close()
             raise
 
+    @override
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         with self._lock:
             if self._closed:
@@ -266,8 +275,9 @@ class Runtime(RunPort):
             self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
             await asyncio.sleep(VIEW_SECONDS)
 
-    # -- the training thread ---------------------------------------------------------------------------------------
+    # -- the training thread -------------------------------------------------------------------------------------------
 
+    @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         if self._link is None and not self._closed:
             raise ConfigurationError("start() comes first")
@@ -277,26 +287,33 @@ class Runtime(RunPort):
             self._in_farewell = True
         return action
 
+    @override
     def is_cancelled(self, step: int) -> bool:
         return self._mailbox.is_cancelled(step)
 
+    @override
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         self._tell(lambda driver: driver.initialized(plan, names))
 
+    @override
     def initialization_failed(self, reason: str) -> None:
         self._tell(lambda driver: driver.initialization_failed(reason))
 
+    @override
     def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
         self._mailbox.answered(trained=True)
         self._tell(lambda driver: driver.trained(step, update, own, loss))
 
+    @override
     def cancelled(self, step: int) -> None:
         self._mailbox.answered(trained=False)
         self._tell(lambda driver: driver.cancelled(step))
 
+    @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self._tell(lambda driver: driver.weights_hashed(step, digests))
 
+    @override
     def download_model(
         self,
         providers: Iterable[bytes],
@@ -321,17 +338,21 @@ class Runtime(RunPort):
             )
         )
 
+    @override
     def offer_model(self, model: SharedModel) -> None:
         models = self._opened().models
         self._call(lambda: models.offer(model))
 
+    @override
     def withdraw_model(self) -> None:
         models = self._opened().models
         self._call(models.withdraw)
 
+    @override
     def take_events(self) -> list[RunEvent]:
         return self._mailbox.take_events()
 
+    @override
     def view(self) -> RunView:
         mailbox = self._mailbox
         return replace(
@@ -342,7 +363,7 @@ class Runtime(RunPort):
             seconds_training=mailbox.seconds_training,
         )
 
-    # -- between the threads ---------------------------------------------------------------------------------------
+    # -- between the threads -------------------------------------------------------------------------------------------
 
     def _opened(self) -> RunLink:
         if self._link is None:

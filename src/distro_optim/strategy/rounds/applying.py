@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...compress import CompressedUpdate
-from ...coordinator.model import P2P, P2PGcs
+from ...coordinator.rules.checkpoints import is_with_peers
 from ...coordinator.rules.consensus import select_commitment, witness_quorum
 from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
 from ...coordinator.types import BatchId, Coordinator, NodeIdentity, Witness
@@ -68,7 +68,7 @@ class DueResults:
             quorum = witness_quorum(state.config.witness_nodes, len(witnesses))
         except CoordinatorError:
             quorum = 1  # without reports nothing reaches it
-        shared_by_peers = isinstance(state.model.checkpoint, P2P | P2PGcs)
+        shared_by_peers = is_with_peers(state.model.checkpoint)
         return cls(
             step=state.progress.step,
             lr=effective_learning_rate(state, state.progress.step),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ...comm.model_exchange import Patience
-from ...coordinator.model import P2P, P2PGcs
+from ...coordinator.rules.checkpoints import is_shared_by_peers, is_with_peers
 from ...coordinator.types import Coordinator, NodeIdentity
-from ..config import is_shared_by_peers
 from .actions import Initialize
 
 __all__ = ["whom_to_ask"]
@@ -36,7 +35,7 @@ def whom_to_ask(
     others = [client.p2p_identity for client in clients if client != me]
     healing = [peer for peer in right if peer in others]
     checkpoint = state.model.checkpoint
-    shared = isinstance(checkpoint, P2P | P2PGcs)
+    shared = is_with_peers(checkpoint)
     if is_shared_by_peers(checkpoint) and not shared:
         # Nobody is left of an epoch before this one: the first of the list has the weights. One that lost them on the
         # way does not know whether the others still have them.

@@ -13,16 +13,18 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from typing_extensions import override
+
 from ...comm import postcard
 from ...comm.addresses import EndpointAddr
 from ...comm.announcements import Announcement
 from ...comm.signing import SecretKey
 from ...compress import TilePlan
+from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.types import Committee, CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, RunState
 from ...errors import CoordinatorError, ProtocolError
 from ...verify.commitment import finished_hash
 from ...verify.merkle import EMPTY_ROOT
-from ..config import is_shared_by_peers
 from . import actions as act
 from .actions import Action, DropReason
 from .admission import NotAdmitted, check_commitment
@@ -91,7 +93,7 @@ class Rounds(RoundPipeline):
         # Attempts in a row, over all warm-ups, in which nobody gave us the model.
         self._vain_loads = 0
 
-    # -- inputs ----------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
     def coordinator_state(self, state: Coordinator, now: float) -> list[Action]:
         """The coordinator tells its state. The same one again changes nothing."""
@@ -219,7 +221,7 @@ class Rounds(RoundPipeline):
             times.append(look_again_at)
         return min(times, default=None)
 
-    # -- following the coordinator ---------------------------------------------------------------------------------
+    # -- following the coordinator -------------------------------------------------------------------------------------
 
     def _follow(self, state: Coordinator) -> None:
         if state.run_state in _ROUND:
@@ -261,6 +263,7 @@ class Rounds(RoundPipeline):
             self._say(0, _WARMUP_PROOF, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
         self._witness_warmup(state)
 
+    @override
     def _advance(self) -> None:
         super()._advance()
         if self._state is not None and self._in(_S.WARMUP) and self._listed:
@@ -354,7 +357,7 @@ class Rounds(RoundPipeline):
         self._current = self._previous = self._due = None
         self._early.clear()
 
-    # -- messages --------------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------------------------------
 
     def _sender_of(self, announcement: Announcement, *, while_loading: bool = False) -> NodeIdentity | None:
         # Who is ready says so once and then seldom: whoever still loads the model must not miss it.
@@ -376,7 +379,7 @@ class Rounds(RoundPipeline):
         check_commitment(broadcast, sender)
         self._ready.add(sender)
 
-    # -- weights ---------------------------------------------------------------------------------------------------
+    # -- weights -------------------------------------------------------------------------------------------------------
 
     def _say_weights(self, report: WeightsReport | None) -> None:
         if report is not None and self.fault is None:
@@ -405,7 +408,7 @@ class Rounds(RoundPipeline):
             self._ready.discard(self._me)
             self._load(state)
 
-    # -- small things ----------------------------------------------------------------------------------------------
+    # -- small things --------------------------------------------------------------------------------------------------
 
     def _is_listed(self, state: Coordinator) -> bool:
         return any(client.id == self._me for client in state.epoch_state.clients)

@@ -110,7 +110,7 @@ class RoundPipeline:
         self._trainer_nonce = 0
         self._unpublished: _Unpublished | None = None
 
-    # -- inputs ----------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
     def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:
         """A download is here. ``blob`` is the BLAKE3 of ``data``, which was verified on the way."""
@@ -200,7 +200,7 @@ class RoundPipeline:
         self._advance()
         return self._take()
 
-    # -- one round -------------------------------------------------------------------------------------------------
+    # -- one round -----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """Does what has become possible."""
@@ -385,7 +385,7 @@ class RoundPipeline:
         """
         return self.fault is not None and previous is not None and previous.trains and not previous.claims
 
-    # -- messages --------------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------------------------------
 
     def _take_broadcast(self, sender: NodeIdentity, broadcast: Broadcast) -> None:
         """Raises NotAdmitted if it is not taken."""
@@ -475,7 +475,7 @@ class RoundPipeline:
     def _random_nonce(self) -> int:
         return int.from_bytes(self._draw(_NONCE_BYTES), "little")
 
-    # -- small things ----------------------------------------------------------------------------------------------
+    # -- small things --------------------------------------------------------------------------------------------------
 
     def _hash_weights(self, state: Coordinator) -> None:
         if self._watch.ask(state.progress.epoch, state.progress.step):

@@ -32,8 +32,9 @@ __all__ = [
     "read_result",
 ]
 
-# Varints of step, nonce, batch and count, generously.
 _HEADER_BYTES: Final = 64
+"""Varints of step, nonce, batch and count, generously."""
+
 # Two tensors with at most 9 dimensions of 10 bytes each, the encoded shape, lengths and kinds.
 _ENTRY_BYTES: Final = 320
 _MAX_INDEX_BYTES: Final = 8

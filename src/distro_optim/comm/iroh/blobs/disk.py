@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import quote, unquote
 
+from typing_extensions import override
+
 from ....errors import ConfigurationError, ExchangeError, StoreFullError
 from .disk_partial import DiskPartial, has_length, remove_files
 from .outboard import build_outboard, outboard_len
@@ -94,9 +96,11 @@ class DiskStore(BlobStore):
         self.close()
 
     @property
+    @override
     def used_bytes(self) -> int:
         return self._used
 
+    @override
     def add(self, data: Buffer, *, tag: str | None = None) -> bytes:
         if tag is not None:
             check_tag(tag)
@@ -116,6 +120,7 @@ class DiskStore(BlobStore):
                 self.set_tag(tag, root)
         return root
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         if root not in self._blobs:
             return None
@@ -127,6 +132,7 @@ class DiskStore(BlobStore):
             return None
         return Blob(data, outboard)
 
+    @override
     def begin(self, root: bytes) -> PartialBlob:
         with self._lock:
             if root in self._open:
@@ -145,6 +151,7 @@ class DiskStore(BlobStore):
             self._end(root)
             raise
 
+    @override
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
         assert isinstance(partial, DiskPartial)
         if tag is not None:
@@ -165,10 +172,12 @@ class DiskStore(BlobStore):
             if tag is not None:
                 self.set_tag(tag, partial.root)
 
+    @override
     def tags(self) -> Mapping[str, bytes]:
         with self._lock:
             return dict(self._tags)
 
+    @override
     def set_tag(self, name: str, root: bytes) -> None:
         check_tag(name)
         if len(root) != HASH_LEN:
@@ -178,6 +187,7 @@ class DiskStore(BlobStore):
                 self._write(self._tag_path(name), [root.hex().encode() + b"\n"])
                 self._tags[name] = root
 
+    @override
     def delete_tags(self, unwanted: Callable[[str], bool]) -> int:
         with self._lock:
             names = [name for name in self._tags if unwanted(name)]
@@ -186,10 +196,11 @@ class DiskStore(BlobStore):
                 del self._tags[name]
         return len(names)
 
+    @override
     def collect_garbage(self) -> int:
         return self._collect(time.monotonic() - self._keep_cut_seconds)
 
-    # --- inside ---
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _collect(self, cut_before: float) -> int:
         with self._lock:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Final
 
+from typing_extensions import override
+
 from .outboard import MutableBuffer, outboard_len
 from .prefix import restored_prefix
 from .store import PartialBlob
@@ -55,6 +57,7 @@ class DiskPartial(PartialBlob):
     def pairs_path(self, size: int) -> Path:
         return self._directory / f"{self.root.hex()}.{size}.pairs"
 
+    @override
     def new_outboard(self, size: int) -> MutableBuffer:
         length = outboard_len(size)
         self._take(length)
@@ -67,18 +70,21 @@ class DiskPartial(PartialBlob):
                 file.write(bytes(min(length - at, _WRITE_BUFFER)))
         return self._map_outboard(path)
 
+    @override
     def append(self, data: Buffer) -> None:
         self._take(len(data))
         if self._file is None:
             self._file = self.data_path.open("ab", buffering=_WRITE_BUFFER)
         self._file.write(data)
 
+    @override
     def restart(self) -> None:
         self._close_files()
         remove_files(self._directory.glob(f"{self.root.hex()}.*"))
         self._give_back()
         self.prefix = None
 
+    @override
     def close(self) -> None:
         self._close_files()
         self._on_close()

@@ -41,18 +41,21 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _REQUEST_READ: Final = 64 * 1024
-# Beside a thread that computes in Python every call into the transport costs a wait for the interpreter lock, so bulk
-# goes in large steps. A read that is filled to its end is followed by a larger one, up to this,
 _MAX_READ: Final = 1024 * 1024
+"""Beside a thread that computes in Python every call into the transport costs a wait for the interpreter lock, so bulk
+goes in large steps. A read that is filled to its end is followed by a larger one, up to this,."""
+
 # and as long as only a few streams are answered, so that memory does not matter, their pieces are larger too.
 _LARGE_PIECE: Final = 1024 * 1024
 _FEW_STREAMS: Final = 16
-# Above it, reading a request may take long: a megabyte of boundaries takes about half a second. Ours have 39 bytes.
 _LONG_REQUEST: Final = 16 * 1024
-# Long enough for the end of a stream whose data is all here, short enough not to matter if it never comes.
+"""Above it, reading a request may take long: a megabyte of boundaries takes about half a second. Ours have 39 bytes."""
+
 _END_SECONDS: Final = 1.0
-# The code with which quinn stops a stream that is dropped.
+"""Long enough for the end of a stream whose data is all here, short enough not to matter if it never comes."""
+
 _NO_MORE: Final = 0
+"""The code with which quinn stops a stream that is dropped."""
 
 Progress = Callable[[int, int], None]
 """(bytes proven, size)"""
@@ -136,7 +139,7 @@ class BlobService:
         self._under_way: dict[bytes, _Turn] = {}
         node.accept(ALPN, self._serve_connection)
 
-    # --- fetching ---
+    # -- fetching ------------------------------------------------------------------------------------------------------
 
     async def fetch(
         self,
@@ -318,7 +321,7 @@ class BlobService:
             if attempt.received >= due:
                 deadline, due = clock() + limits.stall_seconds, attempt.received + limits.stall_bytes
 
-    # --- serving ---
+    # -- serving -------------------------------------------------------------------------------------------------------
 
     async def _serve_connection(self, connection: Connection) -> None:
         """Answers the requests of one peer until it leaves, or has to."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from mmap import mmap
 from typing import Final
 
+from typing_extensions import override
+
 from ....errors import ConfigurationError, ExchangeError, HashMismatchError, StoreFullError
 from .outboard import MutableBuffer, build_outboard, outboard_len
 from .prefix import PrefixVerifier
@@ -180,9 +182,11 @@ class MemoryStore(BlobStore):
         self._used = 0
 
     @property
+    @override
     def used_bytes(self) -> int:
         return self._used
 
+    @override
     def add(self, data: Buffer, *, tag: str | None = None) -> bytes:
         if tag is not None:
             check_tag(tag)
@@ -195,9 +199,11 @@ class MemoryStore(BlobStore):
                 self._tags[tag] = root
         return root
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         return self._blobs.get(root)
 
+    @override
     def begin(self, root: bytes) -> PartialBlob:
         with self._lock:
             partial = self._partials.setdefault(root, _MemoryPartial(self, root))
@@ -206,6 +212,7 @@ class MemoryStore(BlobStore):
             partial.is_open = True
             return partial
 
+    @override
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
         assert isinstance(partial, _MemoryPartial)
         if tag is not None:
@@ -221,10 +228,12 @@ class MemoryStore(BlobStore):
             if tag is not None:
                 self._tags[tag] = partial.root
 
+    @override
     def tags(self) -> Mapping[str, bytes]:
         with self._lock:
             return dict(self._tags)
 
+    @override
     def set_tag(self, name: str, root: bytes) -> None:
         check_tag(name)
         if len(root) != HASH_LEN:
@@ -232,6 +241,7 @@ class MemoryStore(BlobStore):
         with self._lock:
             self._tags[name] = root
 
+    @override
     def delete_tags(self, unwanted: Callable[[str], bool]) -> int:
         with self._lock:
             names = [name for name in self._tags if unwanted(name)]
@@ -239,6 +249,7 @@ class MemoryStore(BlobStore):
                 del self._tags[name]
         return len(names)
 
+    @override
     def collect_garbage(self) -> int:
         return self._collect(time.monotonic() - self._keep_cut_seconds)
 
@@ -282,18 +293,22 @@ class _MemoryPartial(PartialBlob):
     def was_cut_before(self, moment: float) -> bool:
         return not self.is_open and self._closed_at <= moment
 
+    @override
     def new_outboard(self, size: int) -> MutableBuffer:
         self._take(outboard_len(size))
         return bytearray(outboard_len(size))
 
+    @override
     def append(self, data: Buffer) -> None:
         self._take(len(data))
         self.data += data
 
+    @override
     def restart(self) -> None:
         self._store._release(self.used)
         self.used, self.prefix, self.data = 0, None, bytearray()
 
+    @override
     def close(self) -> None:
         self.is_open = False
         self._closed_at = time.monotonic()

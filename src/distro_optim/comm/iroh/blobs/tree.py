@@ -177,7 +177,6 @@ def _compress_one(cv: tuple[int, ...], block: bytes, counter: int, block_len: in
     return tuple(v[i] ^ v[i + 8] for i in range(8))
 
 
-# The state words that each of the eight mixings of a round works on: four columns, then four diagonals.
 _LANES_OF_ROUND: Final = (
     (0, 4, 8, 12),
     (1, 5, 9, 13),
@@ -188,6 +187,7 @@ _LANES_OF_ROUND: Final = (
     (2, 7, 8, 13),
     (3, 4, 9, 14),
 )
+"""The state words that each of the eight mixings of a round works on: four columns, then four diagonals."""
 
 
 def _words_to_bytes(words: tuple[int, ...]) -> bytes:

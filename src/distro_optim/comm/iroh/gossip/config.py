@@ -15,12 +15,12 @@ from ....errors import ConfigurationError
 
 __all__ = ["MIN_MESSAGE_SIZE", "PSYCHE_GOSSIP", "GossipConfig"]
 
-#: Smallest ``max_message_size`` iroh-gossip accepts: the membership messages must fit (``src/proto/topic.rs``).
 MIN_MESSAGE_SIZE: Final = 512
+"""Smallest ``max_message_size`` iroh-gossip accepts: the membership messages must fit (``src/proto/topic.rs``)."""
 
-#: Encoded size of a Gossip message beyond its content and the content's length: two tags, the id, the scope's tag and
-#: a round of up to three bytes.
 _GOSSIP_OVERHEAD: Final = 2 + 32 + 1 + 3
+"""Encoded size of a Gossip message beyond its content and the content's length: two tags, the id, the scope's tag and a
+round of up to three bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,6 @@ class GossipConfig:
         return self.max_message_size - 1 - _GOSSIP_OVERHEAD - length_bytes
 
 
-#: What Psyche's clients use (PsycheFoundation/psyche ``shared/network/src/lib.rs``).
 PSYCHE_GOSSIP: Final = GossipConfig(
     active_view_capacity=8,
     shuffle_interval=30.0,
@@ -112,3 +111,4 @@ PSYCHE_GOSSIP: Final = GossipConfig(
     message_cache_retention=60.0,
     message_id_retention=120.0,
 )
+"""What Psyche's clients use (PsycheFoundation/psyche ``shared/network/src/lib.rs``)."""

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-# Timers
+# -- timers ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class EvictTimer:
 Timer: TypeAlias = ShuffleTimer | RequestTimer | RejoinTimer | DispatchTimer | GraftTimer | EvictTimer
 
 
-# Inputs
+# -- inputs ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class TimerExpired:
 Event: TypeAlias = JoinPeers | Received | Publish | PeerDisconnected | UpdatePeerData | Quit | TimerExpired
 
 
-# Actions
+# -- actions -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,14 +55,17 @@ from .random_choice import RandomSource, pick, sample
 
 __all__ = ["HyParView"]
 
-#: Bootstrap peers asked at a time. Psyche joins while it has fewer neighbours than this (``shared/client``).
 _JOIN_AT_ONCE: Final = 3
-#: Bootstrap peers remembered. Chosen arbitrarily.
+"""Bootstrap peers asked at a time. Psyche joins while it has fewer neighbours than this (``shared/client``)."""
+
 _MAX_BOOTSTRAP: Final = 256
-#: Encoded size of a Shuffle without its nodes, rounded up: tags, origin, count, ttl.
+"""Bootstrap peers remembered. Chosen arbitrarily."""
+
 _SHUFFLE_OVERHEAD: Final = 48
-#: Encoded size of a peer info beyond its data: the id, the option, a length of two bytes.
+"""Encoded size of a Shuffle without its nodes, rounded up: tags, origin, count, ttl."""
+
 _PEER_INFO_OVERHEAD: Final = 35
+"""Encoded size of a peer info beyond its data: the id, the option, a length of two bytes."""
 
 
 class _Why(Enum):
@@ -157,7 +160,7 @@ class HyParView:
             self._out.append(DropPeer(sender))
         return self._flush()
 
-    # Messages
+    # -- messages ------------------------------------------------------------------------------------------------------
 
     def _on_join(self, sender: PeerId, data: bytes | None) -> None:
         self._add_active(sender, data, high=True, reply=True)
@@ -261,7 +264,7 @@ class HyParView:
             self._rejoin_delay = min(self._rejoin_delay * 2, config.rejoin_interval_max)
         self._out.append(Schedule(self._rejoin_delay, RejoinTimer()))
 
-    # The active view
+    # -- the active view -----------------------------------------------------------------------------------------------
 
     def _add_active(self, peer: PeerId, data: bytes | None, *, high: bool, reply: bool) -> bool:
         if peer not in self.active:
@@ -313,7 +316,7 @@ class HyParView:
         chosen += sample(self._rng, (p for p in self.active if p != peer), count - len(chosen))
         self._send((peer,), ShuffleReply(self._fit([self._info(p) for p in chosen])))
 
-    # The passive view
+    # -- the passive view ----------------------------------------------------------------------------------------------
 
     def _add_passive(self, node: PeerInfo) -> None:
         peer = node.id
@@ -340,7 +343,7 @@ class HyParView:
         if peer is not None:
             self._send_neighbor(peer, high=not self.active)
 
-    # Peer data
+    # -- peer data -----------------------------------------------------------------------------------------------------
 
     def _set_my_data(self, data: bytes) -> None:
         fits = len(data) <= min(MAX_PEER_DATA, self._config.max_message_size // 2)
@@ -368,7 +371,7 @@ class HyParView:
                 kept.append(node)
         return tuple(kept)
 
-    # Housekeeping
+    # -- housekeeping --------------------------------------------------------------------------------------------------
 
     def _send(self, peers: tuple[PeerId, ...], message: SwarmMessage) -> None:
         self._out.append(Send(peers, message))

@@ -30,25 +30,32 @@ __all__ = ["Patience"]
 
 # All of these were found by simulation (see the module's docstring); the result changes little around them.
 
-#: Duplicates beyond first copies after which a link is pruned.
 _PRUNE_AFTER: Final = 4
-#: The same for a link that has just come up.
+"""Duplicates beyond first copies after which a link is pruned."""
+
 _PRUNE_NEW_AFTER: Final = 1
-#: Misses after which a link is made eager.
+"""The same for a link that has just come up."""
+
 _GRAFT_AFTER: Final = 3.0
-#: What one first copy over an eager link takes off the count of misses.
+"""Misses after which a link is made eager."""
+
 _MISS_DECAY: Final = 0.2
-#: Seconds between two links made eager, so that the first has time to show its worth.
+"""What one first copy over an eager link takes off the count of misses."""
+
 _GRAFT_PAUSE: Final = 0.5
+"""Seconds between two links made eager, so that the first has time to show its worth."""
+
 #: Factors of the wait when a fetch was needless, and when a payload came before its fetch. In balance, needless
 #: fetches are ln(1 / down) / ln(up) = 1.2 % of the payloads, and each is a duplicate.
 _WAIT_UP, _WAIT_DOWN = 1.5, 0.995
-#: Longest wait, in seconds. Where it is shorter than the way through the tree, needless fetches are not kept rare.
 _WAIT_MAX: Final = 1.5
-#: Fetched ids remembered; the oldest go first.
+"""Longest wait, in seconds. Where it is shorter than the way through the tree, needless fetches are not kept rare."""
+
 _FETCHED_CAPACITY: Final = 1024
-#: Steps of the random part of a wait.
+"""Fetched ids remembered; the oldest go first."""
+
 _JITTER_STEPS: Final = 1 << 16
+"""Steps of the random part of a wait."""
 
 
 class Patience:

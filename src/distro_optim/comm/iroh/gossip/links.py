@@ -24,13 +24,15 @@ __all__ = ["LinkLimits", "LinkOwner", "PeerLink"]
 
 _log = logging.getLogger(__name__)
 
-#: One read asks for this much: some sixty messages of a kilobyte, a few milliseconds of work between two turns of
-#: the event loop.
 _READ_SIZE: Final = 64 << 10
-#: One write carries at most this much, so that its time limit means a rate.
+"""One read asks for this much: some sixty messages of a kilobyte, a few milliseconds of work between two turns of the
+event loop."""
+
 _WRITE_SIZE: Final = 256 << 10
-#: Close code of iroh-gossip, which gives it no meaning.
+"""One write carries at most this much, so that its time limit means a rate."""
+
 _CLOSE_OK: Final = 0
+"""Close code of iroh-gossip, which gives it no meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ class PeerLink:
     def is_connected(self) -> bool:
         return bool(self._channels)
 
-    # Sending
+    # -- sending -------------------------------------------------------------------------------------------------------
 
     def send(self, topic: TopicId, frame: bytes) -> None:
         """Queues a frame. Too many of them waiting is an offence of the peer, which does not read."""
@@ -138,7 +140,7 @@ class PeerLink:
         """Waits until nothing is queued, or the link is closed."""
         await self._drained.wait()
 
-    # Connections
+    # -- connections ---------------------------------------------------------------------------------------------------
 
     def add(self, connection: Connection) -> None:
         """Takes a new connection, and sends on it from now on."""
@@ -163,7 +165,7 @@ class PeerLink:
         self.queued = 0
         self._drained.set()
 
-    # Inside
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

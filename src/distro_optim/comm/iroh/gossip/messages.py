@@ -53,12 +53,14 @@ __all__ = [
     "message_id",
 ]
 
-#: Bytes of a peer id (an Ed25519 public key), a topic id and a message id.
 ID_SIZE: Final = 32
-#: Smallest encoded peer info: an id and an absent option.
+"""Bytes of a peer id (an Ed25519 public key), a topic id and a message id."""
+
 _PEER_INFO_MIN: Final = ID_SIZE + 1
-#: Smallest encoded entry of an IHave: an id and a round of one byte.
+"""Smallest encoded peer info: an id and an absent option."""
+
 _IHAVE_MIN: Final = ID_SIZE + 1
+"""Smallest encoded entry of an IHave: an id and a round of one byte."""
 
 _SWARM, _GOSSIP = 0, 1
 _HIGH, _LOW = 0, 1

@@ -59,16 +59,20 @@ __all__ = ["GOSSIP_ALPN", "GossipService", "GossipStats", "Lagged", "ServiceLimi
 
 _log = logging.getLogger(__name__)
 
-#: n0-computer/iroh-gossip ``src/net.rs``.
 GOSSIP_ALPN: Final = b"/iroh-gossip/1"
-#: Dials of one peer before it is given up; the protocol then turns to others and may come back. Chosen arbitrarily.
+"""n0-computer/iroh-gossip ``src/net.rs``."""
+
 _DIAL_ATTEMPTS: Final = 3
-#: Seconds between two looks at addresses and unused connections.
+"""Dials of one peer before it is given up; the protocol then turns to others and may come back. Chosen arbitrarily."""
+
 _SWEEP_SECONDS: Final = 1.0
-#: Time for the goodbyes when the service closes; the node allows its hooks 0.3.
+"""Seconds between two looks at addresses and unused connections."""
+
 _GOODBYE_SECONDS: Final = 0.2
-#: A broadcast waits while more than this is queued for a neighbour.
+"""Time for the goodbyes when the service closes; the node allows its hooks 0.3."""
+
 _HIGH_WATER: Final = 1 << 20
+"""A broadcast waits while more than this is queued for a neighbour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +205,7 @@ class GossipService:
         if self._timer is not None:
             self._timer.cancel()
 
-    # What links call
+    # -- what links call -----------------------------------------------------------------------------------------------
 
     def on_frame(self, link: PeerLink, topic: TopicId, frame: memoryview) -> None:
         """See :class:`~.links.LinkOwner`."""
@@ -230,7 +234,7 @@ class GossipService:
         """See :class:`~.links.LinkOwner`."""
         return self.protocol.needs(peer)
 
-    # What topics call
+    # -- what topics call ----------------------------------------------------------------------------------------------
 
     @property
     def max_content_size(self) -> int:
@@ -271,7 +275,7 @@ class GossipService:
             if link is not None and link.queued > _HIGH_WATER:
                 await link.drain()
 
-    # Inside
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -16,10 +16,11 @@ from ...postcard import Limit, decode, encode
 
 __all__ = ["MAX_PEER_DATA", "decode_peer_data", "encode_peer_data"]
 
-#: Peer data longer than this is not kept, passed on or sent. Chosen arbitrarily: a relay and some fifty addresses.
 MAX_PEER_DATA: Final = 1024
-#: More addresses cannot be in so many bytes: an IPv4 address takes at least six.
+"""Peer data longer than this is not kept, passed on or sent. Chosen arbitrarily: a relay and some fifty addresses."""
+
 _MOST_ADDRESSES: Final = MAX_PEER_DATA // 6
+"""More addresses cannot be in so many bytes: an IPv4 address takes at least six."""
 
 
 @dataclass(frozen=True)

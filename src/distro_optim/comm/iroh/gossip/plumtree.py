@@ -44,14 +44,17 @@ __all__ = ["PlumTree"]
 
 V = TypeVar("V")
 
-#: Rounds are u16 on the wire; a liar must not make them overflow.
 _MAX_ROUND: Final = 0xFFFF
-#: Largest encoded entry of an IHave: the id and a round of three bytes (``IHave::POSTCARD_MAX_SIZE``).
+"""Rounds are u16 on the wire; a liar must not make them overflow."""
+
 _IHAVE_ENTRY: Final = 35
-#: A message's tag and topic as iroh-gossip accounts for them, and an IHave's tag and count.
+"""Largest encoded entry of an IHave: the id and a round of three bytes (``IHave::POSTCARD_MAX_SIZE``)."""
+
 _IHAVE_OVERHEAD: Final = 33 + 3
-#: Messages broadcast without a neighbour that are kept for the first one; the oldest go first. Chosen arbitrarily.
+"""A message's tag and topic as iroh-gossip accounts for them, and an IHave's tag and count."""
+
 _MAX_UNHEARD: Final = 64
+"""Messages broadcast without a neighbour that are kept for the first one; the oldest go first. Chosen arbitrarily."""
 
 
 class PlumTree:
@@ -135,7 +138,7 @@ class PlumTree:
                     self._send((sender,), self._cache[id_][1])
         return self._flush()
 
-    # Payloads
+    # -- payloads ------------------------------------------------------------------------------------------------------
 
     def _publish(self, event: Publish, now: float) -> None:
         id_ = message_id(event.content)
@@ -215,7 +218,7 @@ class PlumTree:
                 self._send((peer,), Graft(None, round_))
             self._prune(sender)
 
-    # Announcements
+    # -- announcements -------------------------------------------------------------------------------------------------
 
     def _announce(self, peer: PeerId) -> None:
         queue = self._lazy_queue.pop(peer)
@@ -272,7 +275,7 @@ class PlumTree:
         else:
             del self._missing_by_peer[peer]
 
-    # Peers
+    # -- peers ---------------------------------------------------------------------------------------------------------
 
     def _make_eager(self, peer: PeerId) -> None:
         if peer in self.lazy:
@@ -299,7 +302,7 @@ class PlumTree:
                 if not self._missing[id_]:
                     del self._missing[id_]
 
-    # Housekeeping
+    # -- housekeeping --------------------------------------------------------------------------------------------------
 
     def _uncache(self, id_: MessageId) -> None:
         self._cache_bytes -= len(self._cache.pop(id_)[1].content)

@@ -18,10 +18,11 @@ from ....errors import ConfigurationError, LimitExceededError, ProtocolError
 
 __all__ = ["MAX_ARCHIVE_SIZE", "read_entries", "write_entries"]
 
-# Offsets and sizes are 32 bits; the 64-bit extension is not read.
 MAX_ARCHIVE_SIZE: Final = 2**32 - 1
-# A tensor's archive has 8 entries; chosen with room.
+"""Offsets and sizes are 32 bits; the 64-bit extension is not read."""
+
 _MAX_ENTRIES: Final = 64
+"""A tensor's archive has 8 entries; chosen with room."""
 
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
 _CENTRAL: Final = struct.Struct("<4s6H3L5H2L")

@@ -114,7 +114,7 @@ class _Machine:
                 raise LimitExceededError(f"the stack grows beyond {_MAX_STACK} values", offset=at)
         raise LimitExceededError(f"the program has more than {_MAX_STEPS} steps")
 
-    # --- the stack ---
+    # -- the stack -----------------------------------------------------------------------------------------------------
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
@@ -143,7 +143,7 @@ class _Machine:
             raise ProtocolError("a value is recalled that was not memorised", offset=self._reader.pos)
         self._stack.append(self._memo[place])
 
-    # --- instructions that push a value ---
+    # -- instructions that push a value --------------------------------------------------------------------------------
 
     def _global(self) -> None:
         self._stack.append(Global(self._line(), self._line()))
@@ -177,7 +177,7 @@ class _Machine:
             raise LimitExceededError("an integer has more than 64 bits", offset=self._reader.pos)
         self._stack.append(int.from_bytes(self._reader.pull_bytes(size), "little", signed=True))
 
-    # --- instructions that combine values ---
+    # -- instructions that combine values ------------------------------------------------------------------------------
 
     def _tuple(self, count: int) -> None:
         items = [self._pop() for _ in range(count)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from typing_extensions import override
+
 from ...model_exchange import Check, ModelExchange, Patience, SharedModel
 from ...swarm import Swarm
 from ...tickets import BlobTicket
@@ -27,14 +29,17 @@ class SharedModels(ModelExchange):
         self._sharing = sharing
         self._swarm = swarm
 
+    @override
     def offer(self, model: SharedModel) -> None:
         self._forget_archives()
         self._sharing.offer(model)
 
+    @override
     def withdraw(self) -> None:
         self._sharing.withdraw()
         self._forget_archives()
 
+    @override
     async def download(
         self,
         providers: Iterable[bytes],

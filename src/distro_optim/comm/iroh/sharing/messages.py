@@ -54,7 +54,7 @@ _Text = Annotated[str, Limit(_MAX_ERROR_TEXT)]
 _Name = Annotated[str, Limit(_MAX_NAME)]
 
 
-# --- requests ---
+# -- requests ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def decode_request(data: bytes) -> ConfigRequest | ParameterRequest:
     return request
 
 
-# --- answers: the variants of `SharableModelError`, in its order ---
+# -- answers: the variants of `SharableModelError`, in its order -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def decode_answer(data: bytes) -> BlobTicket:
     raise NotSharedError(f"the peer does not share this: {reason} {text}", reason=reason)
 
 
-# --- blobs ---
+# -- blobs -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

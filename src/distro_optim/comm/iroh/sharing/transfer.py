@@ -55,18 +55,21 @@ Publish = Callable[[bytes, str], Awaitable[BlobTicket]]
 Fetch = Callable[[BlobTicket, int], Awaitable[bytes]]
 """Gets the bytes of a ticket, verified, at most so many; raises ExchangeError or ProtocolError."""
 
-# One request with its answer (`shared/client/src/state/init.rs`).
 _REQUEST_SECONDS: Final = 10.0
-# `max_concurrent_parameter_requests` (`shared/client/src/cli.rs`).
+"""One request with its answer (``shared/client/src/state/init.rs``)."""
+
 _CONCURRENT: Final = 8
-# Attempts for one part, all peers together, before giving up (`shared/client/src/state/init.rs`).
+"""``max_concurrent_parameter_requests`` (``shared/client/src/cli.rs``)."""
+
 _ATTEMPTS: Final = 500
+"""Attempts for one part, all peers together, before giving up (``shared/client/src/state/init.rs``)."""
+
 # Wait after an error (same file), so that peers that refuse are not hammered.
 _ERROR_SECONDS: Final = 0.1
 _CONFIG_TAG: Final = "model-config"
 _PARAMETER_TAG: Final = "model-"
-# The stores' bound on a tag (:mod:`.blobs.store`).
 _MAX_TAG_BYTES: Final = 80
+"""The stores' bound on a tag (:mod:``.blobs.store``)."""
 
 
 class ModelSharing:
