@@ -28,13 +28,12 @@ class OneMachine(_DDPStrategy):
         """One device: no process group, no wrapper, no launcher."""
         return self.num_processes <= 1
 
-    @property
+    @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
     def num_nodes(self) -> int:
         return 1
 
     @num_nodes.setter
-    @override
     def num_nodes(self, num_nodes: int) -> None:
         if num_nodes != 1:
             raise ConfigurationError(

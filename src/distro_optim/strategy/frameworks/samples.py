@@ -123,13 +123,12 @@ class IndexedSamples(Samples):
         else:
             self._loader = _rebuilt(loader, batch_sampler=self._sampler)
 
-    @property
+    @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
     def worker_init_fn(self) -> Any:
         return self._loader.worker_init_fn
 
     @worker_init_fn.setter
-    @override
     def worker_init_fn(self, function: Any) -> None:
         self._loader.worker_init_fn = function
 
@@ -161,13 +160,12 @@ class StreamedSamples(Samples):
         self.micro_batch_size = _batch_size(loader) if isinstance(loader, DataLoader) else 1
         self.size = _stream_size(loader, self.micro_batch_size)
 
-    @property
+    @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
     def worker_init_fn(self) -> Any:
         return getattr(self._loader, "worker_init_fn", None)
 
     @worker_init_fn.setter
-    @override
     def worker_init_fn(self, function: Any) -> None:
         if isinstance(self._loader, DataLoader):
             self._loader.worker_init_fn = function
