@@ -10,6 +10,7 @@
 ``devices``       where it computes; several of them as one client
 ``dummy``         test runs without any tensors
 ``figures``       how it goes: loss, tokens a second, bytes, role
-``display``       that as a live picture, lines, or JSON; ``metrics``: for Prometheus
+``display``       that as a live picture, lines, or JSON
+``metrics``       the same for Prometheus
 ================  ============================================================================================
 """

@@ -1,1 +1,32 @@
-"""Bytes between peers."""
+"""What travels between peers, and the seams that carry it; the implementation over iroh is a folder of its own.
+
+Seams, each with an implementation elsewhere or beside it:
+
+===================  =========================================================================
+``exchange``         between an optimizer and a network: publish an update, collect the peers'
+``process_group``    an exchange on ``torch.distributed``
+``memory``           an exchange between optimizers of one process
+``swarm``            what a training client needs of a network of peers
+``model_exchange``   how a joiner gets the model
+``streams``          byte streams that a server accepts and a client opens
+===================  =========================================================================
+
+Bytes and what they mean, without I/O:
+
+=====================  ==============================================================================
+``postcard``           serde's format, from the annotations of dataclasses
+``_postcard_codecs``   one small codec per wire type
+``_varints``           many varints at once
+``declarations``       what the annotations of a message class say about its bytes
+``framing``            length-delimited frames, and the link with a challenge of Psyche's TCP servers
+``signing``            Ed25519 keys and the signed envelope in which peers speak
+``announcements``      from the wire to the application: checked, deduplicated, queued
+``seen``               which messages were here before
+``addresses``          where a peer can be reached
+``tickets``            one string that says where something is
+``backoff``            when to dial a peer that did not answer
+``meter``              bytes and bytes per second
+=====================  ==============================================================================
+
+``serving`` is a server of connections for any protocol, ``iroh`` the internet.
+"""

@@ -4,6 +4,7 @@
 ``tiling``       how one tensor is cut into tiles
 ``plan``         the tiles of a whole model, in batches that fit in the cache
 ``dct``          orthonormal transforms of a block of tiles
+``distinct``     are the indices of a tile distinct?
 ``topk``         which coefficients are sent; the mean over those who sent one
 ``sign``         values as single bits
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
@@ -13,6 +14,8 @@
 ``coefficients`` a whole tensor as coefficients, and back
 ``wire``         a contribution as bytes, in Psyche's form
 ``wire_tensor``  one tensor of it
+``wire_layout``  where in the bytes its parts lie
+``wire_bulk``    all tensors at once, with numpy
 ``flat``         a contribution as bytes, for peers that are known to share the plan
 ===============  ==========================================================================================
 """

@@ -1,1 +1,13 @@
-"""."""
+"""The parts of :class:`~distro_optim.optimizer.DisTrO`.
+
+===============  ========================================================================
+``arguments``    checks of what a user passes
+``momentum``     the mathematics as verbs on a model's parameters, without any peers
+``state``        what is remembered of a parameter, and in which form it is saved
+``run``          what is held beside that: where the run stands, and what is on its way
+``saving``       saving, loading and copying: bit for bit, with what was on its way
+``lookahead``    Psyche's error correction: gradients are taken where the weights will be
+``quarantine``   which gradients may touch the momentum
+``workers``      threads that share out the blocks of a step among the cores
+===============  ========================================================================
+"""

@@ -1,1 +1,28 @@
-"""Plugs a run into a training loop. Import from the modules; nothing is loaded here."""
+"""Plugs a run into a training loop. Import from the modules; nothing is loaded here.
+
+What a script meets:
+
+=============================  =============================================================
+``psyche``                     ``PsycheStrategy``, for Lightning
+``psyche_lightning``           the same for ``import lightning.pytorch``
+``psyche_pytorch_lightning``   the same for ``import pytorch_lightning``
+``fabric``                     ``FabricPsycheStrategy``, for a loop of one's own with Fabric
+``session``                    ``SwarmSession``, for any loop
+``round``                      a round in which we train
+``config``                     the settings of a run that is hosted here
+``environment``                what the environment says where the script does not
+=============================  =============================================================
+
+What the rooms below share:
+
+=================  =================================================
+``port``           what the training thread sees of a run
+``forwarding``     ports that stand before another one
+``sample_order``   which samples the coordinator's data indices mean
+``news``           what a session says of itself
+``run_report``     how a peer is doing, as a file of JSON lines
+=================  =================================================
+
+``rounds`` decides and does no I/O, ``network`` is the thread that carries it out, ``model`` is what happens to the
+model in the training thread, ``frameworks`` what Lightning and Fabric need besides.
+"""

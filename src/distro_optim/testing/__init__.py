@@ -35,6 +35,19 @@ Token providers (:class:`~distro_optim.data.provider.TokenProvider`):
 ``TokenDataArena``      what the checks ask of your provider
 ======================  ==========================================================================================
 
+Where they lie:
+
+======================  ==========================================================================================
+``exchange``            the contract of an exchange
+``lockstep``            several optimizers in one thread, in the same order every time
+``updates``             random updates
+``swarm_checks``        the contract of a swarm
+``swarm``               the swarm of one process
+``model_exchange``      models shared within one process
+``coordinator``         the contract of a coordinator's client
+``token_data``          the contract of a provider
+======================  ==========================================================================================
+
 Names are imported when first used: testing an exchange needs neither the swarm nor the coordinator.
 """
 

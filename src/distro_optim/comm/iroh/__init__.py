@@ -1,1 +1,17 @@
-"""Peers find each other and exchange bytes over iroh: identity, connections, gossip, blobs."""
+"""Peers find each other and exchange bytes over iroh.
+
+===============  ============================================================================
+``endpoint``     a node: one endpoint on an event loop of its own
+``connection``   QUIC connections and streams with our errors, timeouts and limits
+``pool``         connections dialled when needed, shared, retried
+``keys``         a node's identity
+``rendezvous``   where the other peers of a run are
+``streams``      byte streams through NATs and relays
+``swarm``        announcements by gossip, data by verified blobs
+``traffic``      bytes and rates of each peer
+``loop``         an event loop in a thread, for callers that have none
+``ffi``          makes the ``iroh`` package's foreign-function layer fast, where that is safe
+===============  ============================================================================
+
+``gossip``, ``blobs`` and ``sharing`` are the three protocols.
+"""

@@ -1,1 +1,14 @@
-"""."""
+"""The rules of a run, as functions from state to state: no I/O, no clock.
+
+================  ================================================================
+``machine``       what each input does
+``transitions``   which input is legal when, which phase follows which: two tables
+``steps``         the small steps that ``machine`` is made of
+``committee``     who trains, verifies, witnesses
+``assignment``    who trains on which data
+``schedule``      learning rate, growth of the batch, warm-up
+``consensus``     quorum, health, which result of a batch counts
+``checkpoints``   where the weights are
+``validation``    what a configuration must satisfy before a run starts with it
+================  ================================================================
+"""

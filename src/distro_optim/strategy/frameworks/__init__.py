@@ -1,1 +1,14 @@
-"""."""
+"""What Lightning and Fabric need besides a session.
+
+=======================  ===============================================================
+``framework_session``    a session inside of a framework's loop
+``hosting_defaults``     what a hosted run takes from the script
+``samples``              batches of a round from the user's own ``DataLoader``
+``round_loader``         a loader whose every batch is a round
+``lightning_checks``     what of a script cannot work in a run
+``lightning_machine``    one peer of one device or of several
+``lightning_passes``     a round of several batches in one step of Lightning's
+``lightning_progress``   Lightning's counters and schedules, set to where the run stands
+``local_ranks``          several processes of one machine as one peer
+=======================  ===============================================================
+"""

@@ -1,1 +1,15 @@
-"""."""
+"""What a run does to the model, in the thread that trains.
+
+======================  ======================================================================
+``trainer``             carries out what the run wants done: begin, finish, apply, decay, hash
+``named_tensors``       the tensors of a model by name
+``psyche_settings``     settings of an optimizer and those of a coordinator's state
+``schedules``           the script's learning-rate schedulers at the run's step
+``loading``             the weights with which a peer begins
+``handover``            the model on its way between peers
+``identity``            what peers must have in common, as text that travels with the model
+``checkpoint``          checkpoints, whole or not there at all
+``checkpoint_keeper``   what a session begins from, and what it saves
+``resuming``            a run that was interrupted, as its host begins it again
+======================  ======================================================================
+"""
