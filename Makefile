@@ -1,22 +1,43 @@
-# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs, with the versions of constraints.txt.
+# NEWEST=1 sets up the newest versions of everything, OLDEST=1 the oldest that pyproject.toml admits; both in an
+# environment of their own, and for any target: `make fast OLDEST=1`.
 PYTHON ?= python3
-# On a machine without CUDA, a CPU build is the smaller download:
-# `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup TORCH="torch==2.13.0+cpu"`.
+ifdef OLDEST
+TORCH  ?= torch==2.5.0
+VENV   ?= .venv-oldest
+PINS   := .lower-bounds.txt
+EXTRAS := test,bench
+else ifdef NEWEST
+TORCH  ?= torch
+VENV   ?= .venv-newest
+PINS   :=
+else
+# On a machine without CUDA, a CPU build is the smaller download: make setup TORCH="torch==2.13.0+cpu", with the address
+# of PyTorch's CPU builds in PIP_EXTRA_INDEX_URL.
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+PINS   := constraints.txt
+endif
+EXTRAS ?= test,bench,docs
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup test check demo demo-optimizer clean
+.PHONY: setup constraints test check demo demo-optimizer clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml Makefile
+$(VENV)/.ready: pyproject.toml Makefile constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet "$(TORCH)"
-	$(PIP) install --quiet --editable ".[test,bench]"
+	$(if $(OLDEST),$(PYTHON) scripts/lower_bounds.py > $(PINS))
+	$(PIP) install --quiet $(addprefix --constraint ,$(PINS)) "$(TORCH)"
+	$(PIP) install --quiet $(addprefix --constraint ,$(PINS)) --editable ".[$(EXTRAS)]"
 	touch $@
+
+# Writes down what is installed, for `make setup` to install from now on. See CONTRIBUTING.md.
+constraints: setup
+	$(PIP) freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed -e '/^nvidia-/d' -e '/^triton==/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 
 check: setup
 	$(BIN)/ruff check .
@@ -43,4 +64,4 @@ demo-optimizer: setup
 	$(BIN)/python examples/train_bytes.py --launch 4
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .computing-tests.log out
+	rm -rf .venv .venv-newest .venv-oldest .lower-bounds.txt .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .computing-tests.log out
