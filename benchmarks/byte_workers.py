@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# For what is not installed: the model of the examples, the plain twins.
+# For what is not installed: the model of the examples.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from examples.byte_model import ByteTransformer, next_byte_loss
-from tests.reference.demo import PlainDeMo, Sent
-from tests.reference.psyche import PlainPsyche
 from torch import Tensor, nn
 
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
+from distro_optim.optim.reference import ReferenceTensor, Sent
 
 __all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "PlainWorkers", "Workers"]
 
@@ -154,14 +153,7 @@ class PlainWorkers(Workers):
         self._overlap = method.overlap
         self._model = ByteTransformer()
         self._weights = [p.detach().to(dtype, copy=True) for p in self._model.parameters()]
-        kind = PlainPsyche if method.overlap else PlainDeMo
-        self._peers = [
-            [
-                kind(w, torch.zeros_like(w), method.decay, method.topk, CHUNK, "padded", method.quantize)
-                for w in self._weights
-            ]
-            for _ in range(WORKERS)
-        ]
+        self._peers = [[self._twin(weight, method) for weight in self._weights] for _ in range(WORKERS)]
         self._previous_lr = 0.0
         self._on_its_way: list[list[Sent]] = []
 
@@ -171,16 +163,29 @@ class PlainWorkers(Workers):
             own = gradients(self._model, [self._where(plain) for plain in peer], batch)
             for number, (plain, gradient) in enumerate(zip(peer, own, strict=True)):
                 message = plain.generate(gradient, lr)
-                assert message is not None
-                sent[number].append(message)
+                if message is not None:
+                    sent[number].append(message)
         arrived = self._on_its_way if self._overlap else sent
         for plain, messages in zip(self._peers[0], arrived, strict=bool(arrived)):
             plain.apply(messages, lr)  # to the weights they all share
         self._on_its_way, self._previous_lr = sent, lr
 
-    def _where(self, plain: PlainDeMo) -> Tensor:
+    @staticmethod
+    def _twin(weight: Tensor, method: Method) -> ReferenceTensor:
+        return ReferenceTensor(
+            weight,
+            torch.zeros_like(weight),
+            method.decay,
+            method.topk,
+            CHUNK,
+            "padded",
+            method.quantize,
+            method.overlap,
+        )
+
+    def _where(self, plain: ReferenceTensor) -> Tensor:
         """Where the gradient is taken."""
-        return plain.looking_ahead(self._previous_lr) if isinstance(plain, PlainPsyche) else plain.param
+        return plain.looking_ahead(self._previous_lr) if self._overlap else plain.param
 
     @torch.no_grad()
     def model(self) -> nn.Module:

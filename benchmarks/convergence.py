@@ -4,12 +4,12 @@
     python benchmarks/convergence.py                # three seeds
     python benchmarks/convergence.py --search       # the learning rates, on a seed of its own
 
-Each of our variants runs beside its plain twin in ``tests/reference`` (one tensor at a time, every formula written
-out) from the same weights on the same bytes, twice. With weights and momentum in float64 it must end within 0.03 nats
-per byte of it at every seed; otherwise the status is 1. In float32, as it is used, the means over the seeds are put
-side by side: there, two runs of the very same method part after some ten steps, twin or not, since the last bit decides
-which of two nearly equal coefficients is sent, and that changes the signs of a whole tile. How far rounding alone moves
-the end of a run is in the table too. Losses over steps and a plot go to ``out/``.
+Each of our variants runs beside its plain twin, ``distro_optim.optim.reference``, twice, from the same weights on the
+same bytes. With weights and momentum in float64 it must end within 0.03 nats per byte of the twin at every seed;
+otherwise the status is 1. In float32, as it is used, the means over the seeds are shown side by side: there, two runs
+of the same method part after some ten steps, twin or not, since the last bit decides which of two nearly equal
+coefficients is sent, and that changes the signs of a whole tile. The table also shows how far rounding alone moves the
+end of a run. Losses over steps and a plot go to ``out/``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# For what is not installed: the model and the data of the examples, the plain twins.
+# For what is not installed: the model and the data of the examples.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import argparse

@@ -1,8 +1,10 @@
-"""The optimizer does what the plain versions in ``reference`` do, step by step."""
+"""The optimizer does what its plain twin, ``distro_optim.optim.reference``, does, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distro_optim import DisTrO
+from distro_optim.comm.memory import MemoryExchange
 from distro_optim.compress import CompressedUpdate
-from reference.demo import PlainDeMo, Sent
-from reference.psyche import PlainPsyche
+from distro_optim.optim.reference import ReferenceDisTrO, ReferenceTensor, Sent, Tiling
 
 # Below this part of the largest coefficient a decoded update is a rounding error, whose sign means nothing.
 NOISE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-4}
@@ -28,7 +30,7 @@ class Case:
 
     groups: list[dict[str, Any]]  # "shapes", and the settings of the group
     peers: int
-    tiling: str
+    tiling: Tiling
     quantize: bool
     overlap: bool
     dtype: torch.dtype
@@ -46,12 +48,11 @@ class Case:
             }
             for group in self.groups
         ]
-        return DisTrO(groups, tiling=self.tiling, quantize_1bit=self.quantize, overlap=self.overlap)  # type: ignore[arg-type]
+        return DisTrO(groups, tiling=self.tiling, quantize_1bit=self.quantize, overlap=self.overlap)
 
-    def twins(self, optimizer: DisTrO, dtype: torch.dtype) -> list[PlainDeMo]:
-        kind = PlainPsyche if self.overlap else PlainDeMo
+    def twins(self, optimizer: DisTrO, dtype: torch.dtype) -> list[ReferenceTensor]:
         return [
-            kind(
+            ReferenceTensor(
                 param.detach().clone(),
                 torch.zeros(param.shape, dtype=dtype),
                 group["compression_decay"],
@@ -59,6 +60,7 @@ class Case:
                 group["compression_chunk"],
                 self.tiling,
                 self.quantize,
+                self.overlap,
                 group["weight_decay"],
             )
             for group in optimizer.param_groups
@@ -70,7 +72,7 @@ def params_of(optimizer: DisTrO) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def pairs(optimizer: DisTrO, plain: Sequence[PlainDeMo]) -> Iterator[tuple[int, Tensor, PlainDeMo, float]]:
+def pairs(optimizer: DisTrO, plain: Sequence[ReferenceTensor]) -> Iterator[tuple[int, Tensor, ReferenceTensor, float]]:
     """Number, tensor, twin and learning rate of every tensor that has elements."""
     rates = [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
     for number, entry in enumerate(zip(params_of(optimizer), plain, rates, strict=True)):
@@ -99,7 +101,7 @@ def sent_by(updates: Sequence[CompressedUpdate], number: int) -> list[Sent]:
     return sent
 
 
-def settle_ties(update: CompressedUpdate, number: int, twin: PlainDeMo, tolerance: float) -> None:
+def settle_ties(update: CompressedUpdate, number: int, twin: ReferenceTensor, tolerance: float) -> None:
     """Makes the twin pick as the update does, after checking that these are the largest coefficients.
 
     Ties are common: a padded tile of one element has equal coefficients.
@@ -141,7 +143,6 @@ def compare(case: Case, steps: int) -> None:
             if case.overlap:
                 optimizer.lookahead()
                 for _, param, twin, lr in pairs(optimizer, plain):
-                    assert isinstance(twin, PlainPsyche)
                     assert_near(param, twin.looking_ahead(lr), "lookahead", ROUNDING[case.dtype])
             for param in params_of(optimizer):
                 gone = float(torch.rand((), generator=generator)) < case.absent
@@ -224,7 +225,7 @@ MODEL = {"shapes": [(130, 96), (20, 8, 3, 3), (7, 7), (200,), ()], "lr": 0.01}
 @pytest.mark.parametrize("quantize", [False, True], ids=["values", "signs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("tiling", ["divisor", "padded"])
-def test_the_types_of_real_models_agree(tiling: str, dtype: torch.dtype, quantize: bool, overlap: bool) -> None:
+def test_the_types_of_real_models_agree(tiling: Tiling, dtype: torch.dtype, quantize: bool, overlap: bool) -> None:
     compare(Case([{**MODEL, "compression_topk": 4}], 3, tiling, quantize, overlap, dtype, 5), steps=6)
 
 
@@ -253,7 +254,7 @@ def test_the_signs_of_100_steps_are_those_of_double_precision(overlap: bool) -> 
                 # The twin starts every step from the state of the fast one.
                 state = optimizer.state[param]
                 twin.delta = optimizer.delta(param).double()
-                if isinstance(twin, PlainPsyche):
+                if twin.overlap:
                     twin.own = (state["own_index"].long(), state["own_value"].double())
                 param.grad = 0.3 * steady[number] + torch.randn(param.shape, generator=generator)
                 entry = twin.generate(param.grad.double(), 1e-3)
@@ -267,3 +268,81 @@ def test_the_signs_of_100_steps_are_those_of_double_precision(overlap: bool) -> 
         for optimizer in optimizers:
             optimizer.apply(updates)
     assert equal / total >= 0.9998, f"{1 - equal / total:.2e} of the signs differ"
+
+
+class Meeting:
+    """Carries what plain optimizers send, between threads that take their steps together."""
+
+    def __init__(self, peers: int) -> None:
+        self._barrier = threading.Barrier(peers, timeout=60)
+        self._said: list[list[Sent | None]] = [[] for _ in range(peers)]
+
+    def exchange(self, peer: int) -> Callable[[list[Sent | None]], list[list[Sent | None]]]:
+        def meet(sent: list[Sent | None]) -> list[list[Sent | None]]:
+            self._said[peer] = sent
+            self._barrier.wait()
+            everybody = list(self._said)
+            self._barrier.wait()
+            return everybody
+
+        return meet
+
+
+def trained(make: Callable[[list[torch.nn.Parameter]], DisTrO | ReferenceDisTrO], peer: int, closure: bool) -> Tensor:
+    """The weights after some steps, in which the learning rate falls and gradients depend on the weights."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(24, 20), (16, 8, 2), (8,), (0, 3)]
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
+    optimizer = make(params)
+    generator = torch.Generator().manual_seed(100 + peer)
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
+        total = sum((0.5 * p * p + n * p).sum() for p, n in zip(params, noise, strict=True))
+        assert isinstance(total, Tensor)
+        total.backward()
+        return total.item()
+
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+        if closure:
+            optimizer.step(loss)
+        else:
+            loss()
+            params[2].grad = None if step % 5 == 3 else params[2].grad
+            optimizer.step()
+    optimizer.flush()
+    return torch.cat([p.detach().reshape(-1) for p in params])
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["plain steps", "closures"])
+@pytest.mark.parametrize("overlap", [False, True], ids=["demo", "psyche"])
+@pytest.mark.parametrize(("peers", "quantize", "topk"), [(1, False, 8), (1, True, 1), (3, False, 8)])
+def test_a_script_gets_the_same_weights_from_the_plain_optimizer(
+    peers: int, quantize: bool, topk: int, overlap: bool, closure: bool
+) -> None:
+    # Tiles of 8, and of signs a single coefficient: no decoded element is 0 but for rounding, so all signs are certain.
+    settings: dict[str, Any] = {
+        "compression_chunk": 8,
+        "compression_topk": topk,
+        "weight_decay": 0.1,
+        "quantize_1bit": quantize,
+        "overlap": overlap,
+    }
+    exchanges, meeting = MemoryExchange.group(peers), Meeting(peers)
+
+    def fast(peer: int) -> Tensor:
+        exchange = exchanges[peer] if peers > 1 else None
+        return trained(lambda params: DisTrO(params, exchange=exchange, **settings), peer, closure)
+
+    def plain(peer: int) -> Tensor:
+        exchange = meeting.exchange(peer) if peers > 1 else None
+        return trained(lambda params: ReferenceDisTrO(params, exchange=exchange, **settings), peer, closure)
+
+    with ThreadPoolExecutor(peers) as pool:
+        ours = list(pool.map(fast, range(peers)))
+        expected = list(pool.map(plain, range(peers)))
+    assert all(torch.equal(weights, expected[0]) for weights in expected)
+    for weights in ours:
+        torch.testing.assert_close(weights, expected[0], rtol=0, atol=1e-12)

@@ -1,4 +1,7 @@
-"""Recorded runs of the published DeMo optimizer are reproduced step by step: picks, values, momenta, weights."""
+"""Recorded runs of the published DeMo optimizer are reproduced step by step: picks, values, momenta, weights.
+
+By the optimizer, and by its plain twin.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
+from distro_optim.optim.reference import ReferenceTensor, Sent
 from optimizer.golden import GoldenRun, assert_close, assert_same_picks
 
 FILES = sorted((Path(__file__).parents[1] / "vectors" / "demo").glob("*.safetensors"))
@@ -62,6 +66,53 @@ def test_every_step_of_every_rank_is_reproduced(path: Path) -> None:
                 # A sign of noise is not defined: go on from the recorded weights.
                 with torch.no_grad():
                     params[name].copy_(moved)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_step_of_every_rank_is_reproduced_by_the_plain_twin(path: Path) -> None:
+    run = GoldenRun(path)
+    meta = run.meta
+    lr = float(meta["lr"])
+    ranks = [
+        {
+            name: ReferenceTensor(
+                run[f"init/{name}"].clone(),
+                torch.zeros_like(run[f"init/{name}"]),
+                decay=float(meta["decay"]),
+                topk=int(meta["topk"]),
+                chunk=int(meta["chunk"]),
+                tiling="divisor",
+                quantize=False,
+                overlap=False,
+                weight_decay=float(meta["wd"]),
+            )
+            for name in run.names
+        }
+        for _ in range(int(meta["world"]))
+    ]
+    for step in range(int(meta["steps"])):
+        sent: dict[str, list[Sent]] = {name: [] for name in run.names}
+        for rank, twins in enumerate(ranks):
+            at = f"rank{rank}/step{step}"
+            for name, twin in twins.items():
+                grad = run[f"{at}/grad/{name}"]
+                message = twin.generate(grad, lr)
+                assert message is not None
+                sent[name].append(message)
+                picks = run[f"{at}/idx/{name}"]
+                assert_same_picks(*(part.view(picks.shape) for part in message), picks, run[f"{at}/val/{name}"])
+                entered = lr * float(grad.abs().max())
+                assert_close(twin.delta, run[f"{at}/delta/{name}"], f"{at} delta {name}", floor=entered)
+        for twins in ranks:
+            for name, twin in twins.items():
+                expected = run[f"step{step}/update_before_sign/{name}"]
+                certain = expected.abs() > 1e-6
+                assert certain.any()
+                assert torch.equal(twin.decoded(sent[name]).sign()[certain], expected.sign()[certain])
+                twin.apply(sent[name], lr)
+                moved = run[f"step{step}/param/{name}"]
+                assert_close(twin.param[certain], moved[certain], f"step {step} param {name}")
+                twin.param.copy_(moved)  # a sign of noise is not defined: go on from the recorded weights
 
 
 def test_the_vectors_are_there() -> None:

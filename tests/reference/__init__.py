@@ -1,1 +1,1 @@
-"""Plain versions of what the package does fast: one tensor at a time, every formula written out."""
+"""Plain versions of formats and models, every formula written out, that only tests compare with."""
