@@ -1,6 +1,7 @@
 """The parts of :class:`~distro_optim.optimizer.DisTrO`.
 
 ===============  ========================================================================
+``reference``    the whole algorithm, slow and clear: read this first
 ``arguments``    checks of what a user passes
 ``momentum``     the mathematics as verbs on a model's parameters, without any peers
 ``state``        what is remembered of a parameter, and in which form it is saved
