@@ -1,7 +1,8 @@
-"""Importing the package, and the optimizer from it, loads none of the large libraries of its other rooms."""
+"""Importing the package is cheap, and the optimizer and sessions load none of the large libraries of other rooms."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -14,41 +15,80 @@ import distro_optim
 import distro_optim.testing
 
 SOURCES = Path(__file__).parents[1] / "src"
-HEAVY = ("lightning", "pytorch_lightning", "lightning_fabric", "iroh", "transformers", "matplotlib", "rich")
+HEAVY = {"lightning", "pytorch_lightning", "lightning_fabric", "iroh", "transformers", "matplotlib", "rich"}
+NUMERIC = {"torch", "numpy"}
+
+# What `import distro_optim` may load. Others make it slow: typing, with re and enum, takes most of 10 ms on its own.
+CHEAP = {"__future__", "importlib", "importlib._bootstrap", "importlib._bootstrap_external", "types", "warnings"}
+
+# In this order, in one interpreter: what a statement must not load, those before it have not loaded either.
+STATEMENTS = {
+    "package": "import distro_optim; dir(distro_optim)",
+    "testing": "import distro_optim.testing; dir(distro_optim.testing)",
+    "optimizer": "from distro_optim import *; from distro_optim import DisTrO; DisTrO, MemoryExchange",
+    "session": (
+        "from distro_optim import RunConfig, SwarmSession; import torch; model = torch.nn.Linear(3, 2); "
+        "SwarmSession(model, DisTrO(model.parameters(), lr=1e-3), config=RunConfig(run_id='r'), dataset_size=64)"
+    ),
+    "all of testing": "from distro_optim.testing import *; check_exchange, MemorySwarm, COORDINATOR_CHECKS",
+}
+# Imports nothing itself that the package could need.
+PROGRAM = f"""
+import sys
+loaded = {{}}
+for name, statement in {STATEMENTS!r}.items():
+    before = set(sys.modules)
+    exec(statement)
+    loaded[name] = set(sys.modules) - before
+print(repr(loaded))
+"""
 
 
-def modules_after(statement: str) -> set[str]:
-    """What a fresh interpreter has loaded after ``statement``."""
-    program = f"{statement}\nimport sys\nprint(*sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """The modules that each of STATEMENTS loads in a fresh interpreter, beside those that were there before."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DISTRO_OPTIM_")}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", PROGRAM],
+        env={**environment, "PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    modules: dict[str, set[str]] = ast.literal_eval(done.stdout)
+    return modules
 
 
-def test_import_distro_optim_loads_not_even_torch() -> None:
-    loaded = modules_after("import distro_optim; dir(distro_optim)")
-    assert "distro_optim" in loaded
-    assert not loaded & {*HEAVY, "torch", "numpy"}
+def test_import_distro_optim_loads_not_even_torch(loaded: dict[str, set[str]]) -> None:
+    assert "distro_optim" in loaded["package"]
+    assert not loaded["package"] & (HEAVY | NUMERIC)
 
 
-def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others() -> None:
-    loaded = modules_after("from distro_optim import *; from distro_optim import DisTrO; DisTrO, MemoryExchange")
-    assert "torch" in loaded
-    assert not loaded & set(HEAVY)
+def test_import_distro_optim_loads_next_to_nothing(loaded: dict[str, set[str]]) -> None:
+    assert loaded["package"] - CHEAP == {"distro_optim", "distro_optim._version"}
 
 
-def test_import_the_testing_room_loads_not_even_torch() -> None:
-    loaded = modules_after("import distro_optim.testing; dir(distro_optim.testing)")
-    assert "distro_optim.testing" in loaded
-    assert not loaded & {*HEAVY, "torch", "numpy"}
+def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others(loaded: dict[str, set[str]]) -> None:
+    assert "torch" in loaded["optimizer"]
+    assert "distro_optim.optimizer" in loaded["optimizer"]
+    assert not loaded["optimizer"] & HEAVY
 
 
-def test_everything_in_the_testing_room_does_without_the_large_libraries() -> None:
-    loaded = modules_after("from distro_optim.testing import *; check_exchange, MemorySwarm, COORDINATOR_CHECKS")
-    assert not loaded & set(HEAVY)
+def test_a_session_loads_none_of_the_large_libraries_until_it_starts(loaded: dict[str, set[str]]) -> None:
+    assert "distro_optim.strategy.session" in loaded["session"] | loaded["optimizer"]
+    assert not loaded["session"] & HEAVY
+
+
+def test_import_the_testing_room_loads_not_even_torch(loaded: dict[str, set[str]]) -> None:
+    assert loaded["testing"] == {"distro_optim.testing"}
+    assert not loaded["testing"] & (HEAVY | NUMERIC)
+
+
+def test_everything_in_the_testing_room_does_without_the_large_libraries(loaded: dict[str, set[str]]) -> None:
+    assert "distro_optim.testing.swarm" in loaded["all of testing"]
+    assert not loaded["all of testing"] & HEAVY
 
 
 @pytest.mark.parametrize("room", [distro_optim, distro_optim.testing], ids=lambda room: room.__name__)

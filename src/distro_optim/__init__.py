@@ -12,9 +12,11 @@ iroh or transformers.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from ._version import __version__ as __version__
+
+TYPE_CHECKING = False
+"""True for type checkers, as in typing: importing typing would be most of what ``import distro_optim`` costs."""
 
 if TYPE_CHECKING:
     from .comm.exchange import Exchange as Exchange

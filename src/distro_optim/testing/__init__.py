@@ -54,7 +54,9 @@ Names are imported when first used: testing an exchange needs neither the swarm 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False
+"""True for type checkers, as in typing, which would cost more to import than all of this."""
 
 if TYPE_CHECKING:
     from .coordinator import CHECKS as COORDINATOR_CHECKS
