@@ -54,7 +54,7 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# --- processes ---
+# -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def python_peer(max_bytes: int | None = None) -> tuple[Any, Any]:
@@ -179,7 +179,7 @@ def cpu_seconds_of(process: subprocess.Popen[str]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-# --- parts ---
+# -- parts -------------------------------------------------------------------------------------------------------------
 
 
 def transfer(repeats: int) -> None:

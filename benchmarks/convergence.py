@@ -91,7 +91,7 @@ class Result:
     sent_per_step: float
 
 
-# ------------------------------------------------------------------ one run
+# -- one run -----------------------------------------------------------------------------------------------------------
 
 
 def learning_rate(peak: float, step: int, steps: int) -> float:
@@ -134,7 +134,7 @@ def execute(run: Run) -> Result:
     return Result(run, steps, losses, final, workers.sent_per_step())
 
 
-# ------------------------------------------------------------------ all runs, and what they say
+# -- all runs, and what they say ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def run_all(todo: Sequence[Run], pool: ProcessPoolExecutor, console: Console, ou
     return results
 
 
-# ------------------------------------------------------------------ the learning rates
+# -- the learning rates ------------------------------------------------------------------------------------------------
 
 
 def search(steps: int, pool: ProcessPoolExecutor, console: Console, out: Path) -> None:

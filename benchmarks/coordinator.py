@@ -91,7 +91,7 @@ def seconds_of(action: Callable[[], object], repeats: int = 1) -> float:
     return statistics.median(times)
 
 
-# -- the clients ------------------------------------------------------------------------------------------------------
+# -- the clients -------------------------------------------------------------------------------------------------------
 
 
 class LeanClient:
@@ -165,7 +165,7 @@ async def act(state: Coordinator, by_identity: dict[NodeIdentity, LeanClient]) -
                 await by_identity[member.id].say(WitnessMessage(step))
 
 
-# -- the server -------------------------------------------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------------------------------------------
 
 
 class MeasuredServer(CoordinatorServer):
@@ -233,7 +233,7 @@ async def serve(num_clients: int, seconds: float) -> bool:
     return all(value < TARGETS[name] for name, value in results.items())
 
 
-# -- without a network ------------------------------------------------------------------------------------------------
+# -- without a network -------------------------------------------------------------------------------------------------
 
 
 def identity(number: int) -> NodeIdentity:

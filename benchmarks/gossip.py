@@ -46,7 +46,7 @@ PROCESS_SECONDS = 60.0
 Receive = Callable[[bytes], None]
 
 
-# --- peers: both kinds behind the same three verbs ---
+# -- peers: both kinds behind the same three verbs ---------------------------------------------------------------------
 
 
 class PythonPeer:
@@ -140,7 +140,7 @@ class RustPeer:
 PEERS = {"python": PythonPeer, "rust": RustPeer}
 
 
-# --- the receiving process: told by one line of JSON what to do, answers with another ---
+# -- the receiving process: told by one line of JSON what to do, answers with another ----------------------------------
 
 
 async def receive_process(order: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ async def line(stream: IO[str]) -> str:
     return await asyncio.to_thread(stream.readline)
 
 
-# --- measurements ---
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
 async def latency(sender_kind: str, receiver_kind: str, interval: float) -> tuple[float, float]:

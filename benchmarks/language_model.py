@@ -57,7 +57,7 @@ def speed(args: argparse.Namespace, ends: list[float]) -> float:
     return args.sequences * args.seq_len / seconds
 
 
-# -- what is compared ----------------------------------------------------------------------------------------------
+# -- what is compared --------------------------------------------------------------------------------------------------
 
 
 def alone(args: argparse.Namespace) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Stopwatch:
         return watched
 
 
-# -- processes -----------------------------------------------------------------------------------------------------
+# -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def start(args: argparse.Namespace, role: str, *more: str) -> subprocess.Popen[str]:

@@ -61,7 +61,7 @@ def plan_of(parameters: int) -> TilePlan:
     return make_plan(specs, "padded")
 
 
-# -- a coordinator at the end of a line ----------------------------------------------------------------------------
+# -- a coordinator at the end of a line --------------------------------------------------------------------------------
 
 
 class ShapedStream(Stream):

@@ -83,7 +83,7 @@ class Result:
     met: bool | None = None
 
 
-# --- processes: this file runs itself in a role, which speaks JSON lines ---
+# -- processes: this file runs itself in a role, which speaks JSON lines -----------------------------------------------
 
 
 def tell(**words: Any) -> None:
@@ -157,7 +157,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-# --- blobs ---
+# -- blobs -------------------------------------------------------------------------------------------------------------
 
 
 def the_blob(size: int) -> bytes:
@@ -286,7 +286,7 @@ def measure_blobs() -> list[Result]:
     ]
 
 
-# --- the byte copy ---
+# -- the byte copy -----------------------------------------------------------------------------------------------------
 
 
 def role_sink() -> None:
@@ -350,7 +350,7 @@ def measure_copy() -> list[Result]:
     ]
 
 
-# --- gossip ---
+# -- gossip ------------------------------------------------------------------------------------------------------------
 
 
 def role_echo(text: str) -> None:
@@ -487,7 +487,7 @@ def _measure_flood() -> Result:
     )
 
 
-# --- memory ---
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 def role_memory() -> None:
@@ -549,7 +549,7 @@ def measure_memory() -> list[Result]:
     ]
 
 
-# --- the table ---
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 PARTS: Final[dict[str, Callable[[], list[Result]]]] = {
     "blobs": measure_blobs,

@@ -98,7 +98,7 @@ def real_update(setting: Setting, steps: int) -> CompressedUpdate:
     return optimizers[0].generate()
 
 
-# ------------------------------------------------------------------ what the definitions say
+# -- what the definitions say ------------------------------------------------------------------------------------------
 
 
 def coefficients(plan: TilePlan) -> list[int]:
@@ -158,7 +158,7 @@ def floor_size(plan: TilePlan) -> int:
     return math.ceil(bits / 8)
 
 
-# ------------------------------------------------------------------ what is really written
+# -- what is really written --------------------------------------------------------------------------------------------
 
 
 def demo_bytes(update: CompressedUpdate) -> bytes:

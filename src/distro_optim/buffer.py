@@ -3,8 +3,9 @@
 Every codec of the package stands on these: LEB128 varints and zigzag integers as serde's postcard writes them
 (https://postcard.jamesmunns.com/wire-format), fixed little-endian numbers, length-prefixed bytes.
 
-A :class:`Reader` never allocates on the word of the input: a length is compared with what is left before
-anything of that size is made, and slices are views. It raises only :class:`~distro_optim.errors.ProtocolError`.
+A :class:`Reader` does not trust the lengths that it reads: it compares each one with the number of bytes that are left
+before it allocates anything, and what it cuts out are views. The only exception that its input can raise is
+:class:`~distro_optim.errors.ProtocolError`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,10 @@ __all__ = ["Reader", "Writer"]
 
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
-_U64: Final = struct.Struct("<Q")
-_U32_BE: Final = struct.Struct(">I")
-_F32: Final = struct.Struct("<f")
-_F64: Final = struct.Struct("<d")
 
 
 class Writer:
-    """Appends encoded values to a growing byte string."""
+    """Appends encoded values to a growing byte string; the inverse of :class:`Reader`, method by method."""
 
     __slots__ = ("_data",)
 
@@ -44,35 +41,31 @@ class Writer:
         self._data += value
 
     def push_u8(self, value: int) -> None:
+        """One byte.
+
+        Raises:
+            ValueError: ``value`` is not in 0 to 255.
+        """
         self._data.append(value)
 
     def push_bool(self, value: bool) -> None:
+        """One byte, 0 or 1."""
         self._data.append(1 if value else 0)
 
     def push_u16(self, value: int) -> None:
-        """Two bytes, little endian."""
+        """Two bytes, little endian; raises ``struct.error`` if ``value`` does not fit."""
         self._data += _U16.pack(value)
 
     def push_u32(self, value: int) -> None:
-        """Four bytes, little endian."""
+        """Four bytes, little endian; raises ``struct.error`` if ``value`` does not fit."""
         self._data += _U32.pack(value)
 
-    def push_u32_be(self, value: int) -> None:
-        """Four bytes, big endian."""
-        self._data += _U32_BE.pack(value)
-
-    def push_u64(self, value: int) -> None:
-        """Eight bytes, little endian."""
-        self._data += _U64.pack(value)
-
-    def push_f32(self, value: float) -> None:
-        self._data += _F32.pack(value)
-
-    def push_f64(self, value: float) -> None:
-        self._data += _F64.pack(value)
-
     def push_varint(self, value: int) -> None:
-        """Unsigned LEB128: seven bits a byte, low group first."""
+        """Unsigned LEB128: seven bits per byte, low group first.
+
+        Raises:
+            ValueError: ``value`` is negative.
+        """
         if value < 0:
             raise ValueError(f"a varint is unsigned, got {value}")
         while value >= 0x80:
@@ -116,7 +109,11 @@ class Reader:
         return self._end - self._pos
 
     def pull_bytes(self, length: int) -> memoryview:
-        """The next ``length`` bytes as a view of the input."""
+        """The next ``length`` bytes as a view of the input.
+
+        Raises:
+            TruncatedError: fewer are left.
+        """
         start, stop = self._pos, self._pos + length
         if length < 0 or stop > self._end:
             raise TruncatedError(f"{length} bytes are announced, {self.remaining} are left", offset=start)
@@ -128,6 +125,11 @@ class Reader:
         return self._data[self._pos :]
 
     def pull_u8(self) -> int:
+        """One byte, as a number from 0 to 255.
+
+        Raises:
+            TruncatedError: no byte is left.
+        """
         if self._pos >= self._end:
             raise TruncatedError("1 byte is expected, 0 are left", offset=self._pos)
         value = self._data[self._pos]
@@ -135,32 +137,40 @@ class Reader:
         return value
 
     def pull_bool(self) -> bool:
-        """One byte, 0 or 1; anything else is an error, as in postcard."""
+        """One byte, 0 or 1.
+
+        Raises:
+            TruncatedError: no byte is left.
+            ProtocolError: it is another number; postcard refuses it too.
+        """
         value = self.pull_u8()
         if value > 1:
             raise ProtocolError(f"a bool is 0 or 1, not {value}", offset=self._pos - 1)
         return value == 1
 
     def pull_u16(self) -> int:
+        """Two bytes, little endian.
+
+        Raises:
+            TruncatedError: fewer are left.
+        """
         return int(_U16.unpack(self.pull_bytes(2))[0])
 
     def pull_u32(self) -> int:
+        """Four bytes, little endian.
+
+        Raises:
+            TruncatedError: fewer are left.
+        """
         return int(_U32.unpack(self.pull_bytes(4))[0])
 
-    def pull_u32_be(self) -> int:
-        return int(_U32_BE.unpack(self.pull_bytes(4))[0])
-
-    def pull_u64(self) -> int:
-        return int(_U64.unpack(self.pull_bytes(8))[0])
-
-    def pull_f32(self) -> float:
-        return float(_F32.unpack(self.pull_bytes(4))[0])
-
-    def pull_f64(self) -> float:
-        return float(_F64.unpack(self.pull_bytes(8))[0])
-
     def pull_varint(self, bits: int = 64) -> int:
-        """Unsigned LEB128 of at most ``bits`` bits. Over-long and too large forms are errors, as in postcard."""
+        """Unsigned LEB128 of at most ``bits`` bits.
+
+        Raises:
+            TruncatedError: the bytes end before the number does.
+            ProtocolError: it is longer than ``bits`` bits need, or too large for them; postcard refuses it too.
+        """
         # Filters and seeds are ten bytes each and a state holds thousands, so the loop touches locals only.
         data, start, end = self._data, self._pos, self._end
         pos, value, shift = start, 0, 0
@@ -182,7 +192,7 @@ class Reader:
         return value
 
     def pull_zigzag(self, bits: int = 64) -> int:
-        """Signed integer of at most ``bits`` bits in zigzag form."""
+        """A signed integer of at most ``bits`` bits in zigzag form; raises as :meth:`pull_varint` does."""
         folded = self.pull_varint(bits)
         return folded >> 1 if folded & 1 == 0 else -(folded >> 1) - 1
 
@@ -191,7 +201,8 @@ class Reader:
 
         Raises:
             LimitExceededError: the count is above ``limit``.
-            TruncatedError: so many items cannot be in what is left; nothing should be allocated for them.
+            TruncatedError: what is left is too short for that many items, so nothing should be allocated for them.
+            ProtocolError: the count is not a varint of 64 bits.
         """
         start = self._pos
         count = self.pull_varint(64)
@@ -202,10 +213,14 @@ class Reader:
         return count
 
     def pull_blob(self, *, limit: int | None = None) -> memoryview:
-        """A varint length, then that many bytes, as a view of the input."""
+        """A varint length, then that many bytes, as a view of the input; raises as :meth:`pull_length` does."""
         return self.pull_bytes(self.pull_length(limit=limit))
 
     def expect_end(self) -> None:
-        """Raises ProtocolError if bytes are left."""
+        """Checks that the input was read to its end.
+
+        Raises:
+            ProtocolError: bytes are left.
+        """
         if self.remaining:
             raise ProtocolError(f"{self.remaining} bytes follow the end of the message", offset=self._pos)

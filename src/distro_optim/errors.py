@@ -3,34 +3,34 @@
 ::
 
     Exception
-    └── DistroError                     catch this to catch everything of ours
+    └── DistroError                     catch this to catch every error that the package raises on purpose
         ├── ConfigurationError          an argument or a setting is wrong (also a ValueError)
-        │   └── ModelConfigError        no model can be made of a config.json, or not the one that the peers have
+        │   └── ModelConfigError        no model can be built from a config.json, or a different one than the peers'
         ├── MissingDependencyError      an optional package is not installed (also an ImportError)
-        ├── ModelWeightsError           weights are not there, cannot be read or written, or are not this model's
+        ├── ModelWeightsError           weights are missing, cannot be read or written, or belong to another model
         ├── ModelTooLargeError          a model does not fit in memory (also a MemoryError)
         ├── ProtocolError               bytes or messages from a peer break the protocol
         │   ├── TruncatedError          they end too early: more bytes might complete them
-        │   ├── HashMismatchError       data is not what its hash says; whoever sent it is broken or lies
-        │   ├── SizeConflictError       two peers announce different sizes for one blob; one of them lies
-        │   ├── InvalidResultError      a training result is what was promised, but none of this model
-        │   └── LimitExceededError      they ask for more than a stated bound
+        │   ├── HashMismatchError       data does not match its hash: the sender is broken or lies
+        │   ├── SizeConflictError       two peers announce different sizes for one blob: one of them lies
+        │   ├── InvalidResultError      a training result matches its commitment, but does not fit this model
+        │   └── LimitExceededError      a length or a count is above its stated bound
         ├── CoordinatorError            the coordinator refuses an input in its present state
-        ├── DataError                   training data cannot be had as they should be
-        │   ├── DataUnavailableError    not now: nobody answers, in time or at all, or we are refused
+        ├── DataError                   training data cannot be read as they should be
+        │   ├── DataUnavailableError    not now: the source does not answer, is too slow, or refuses us
         │   ├── InvalidDataError        they are there and wrong: cut, beyond the vocabulary, of another size
         │   └── OutOfDataError          they end before this index (also an IndexError)
-        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is gone for good
-        │   └── JoinRefusedError        it was reached and does not take us into the run
-        ├── RunError                    a run cannot go on with us
-        │   ├── RunLostError            its coordinator is gone; what was trained is still here
+        ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is lost for good
+        │   └── JoinRefusedError        it was reached, and does not let us into the run
+        ├── RunError                    this peer cannot go on in the run
+        │   ├── RunLostError            the run's coordinator is gone; what was trained is still here
         │   └── ModelMismatchError      our model is not the run's; carries the first difference
         └── ExchangeError               peers could not be reached, or did not answer in time
             ├── PeerUnreachableError    no connection to the peer could be made
             ├── PeerTimeoutError        the peer did not answer in time (also a TimeoutError)
-            ├── PeerRefusedError        the peer, or we, do not allow this connection
-            ├── NotSharedError          the peer has not, or does not give, what it was asked for
-            ├── ConnectionLostError     the connection ended under us
+            ├── PeerRefusedError        the peer does not allow this connection, or we do not
+            ├── NotSharedError          the peer does not have, or does not give, what it was asked for
+            ├── ConnectionLostError     the connection ended while it was in use
             ├── StreamResetError        the sender gave up this one stream; carries its code
             ├── StreamStoppedError      the receiver wants no more of this one stream; carries its code
             ├── BlobUnavailableError    no provider gave the blob; carries what each one did
@@ -83,7 +83,10 @@ __all__ = [
 
 
 class DistroError(Exception):
-    """Base class of all exceptions of :mod:`distro_optim`."""
+    """Base class of all exceptions of :mod:`distro_optim`; raised itself where a call comes at the wrong time.
+
+    The message then says what to call first, such as ``optimizer.train()``.
+    """
 
 
 class ConfigurationError(DistroError, ValueError):
@@ -101,19 +104,25 @@ class ConfigurationError(DistroError, ValueError):
 
 
 class ModelConfigError(ConfigurationError):
-    """A ``config.json`` is not there, or no model can be made of it, or Psyche's peers would make another one of it."""
+    """A ``config.json`` is missing, or no model can be built from it, or Psyche's peers would build a different one.
+
+    The message names the file and the entry: correct it, or take the run's own.
+    """
 
 
 class ModelWeightsError(DistroError):
-    """Weights are not there, cannot be read or written, or have other names, shapes or types than the model."""
+    """Weights are missing, cannot be read or written, or have other names, shapes or types than the model.
+
+    The message names the file or the first tensor: give the folder or the repository that belongs to this model.
+    """
 
 
 class ModelTooLargeError(DistroError, MemoryError):
-    """A model does not fit in memory.
+    """A model does not fit in memory: take a smaller one, shorter sequences, or a machine with more memory.
 
     Attributes:
         needed: bytes.
-        available: bytes, where known.
+        available: bytes, where known, else None.
     """
 
     def __init__(self, message: str, *, needed: int, available: int | None = None) -> None:
@@ -123,11 +132,13 @@ class ModelTooLargeError(DistroError, MemoryError):
 
 
 class MissingDependencyError(DistroError, ImportError):
-    """An optional package is needed for what was asked. The message holds the ``pip install`` line."""
+    """An optional package is needed and not installed. The message holds the ``pip install`` line."""
 
 
 class ProtocolError(DistroError):
-    """What a peer sent breaks the protocol. The only exception a decoder of ours raises, whatever the bytes.
+    """What a peer sent breaks the protocol. The only exception that our decoders raise, whatever the bytes.
+
+    The fault is the sender's: drop the message, or the peer. If every peer's messages fail, versions differ.
 
     Attributes:
         field: dotted path of the field being read, where known, such as ``"clients[3].id"``.
@@ -151,14 +162,14 @@ class ProtocolError(DistroError):
 
 
 class TruncatedError(ProtocolError):
-    """The input ends before the value does."""
+    """The input ends before the value does. Read more bytes if there are any; otherwise the message was cut."""
 
 
 class HashMismatchError(ProtocolError):
-    """Data, or the hashes that should prove it, do not belong to the blob that was asked for.
+    """Data, or the hashes that should prove it, do not belong to the blob that was asked for. Ask another provider.
 
     Attributes:
-        at: byte of the blob from which on nothing of what the peer sent is proven.
+        at: offset in the blob in bytes; nothing that the peer sent from there on is proven.
     """
 
     def __init__(self, message: str, *, at: int) -> None:
@@ -167,15 +178,24 @@ class HashMismatchError(ProtocolError):
 
 
 class SizeConflictError(ProtocolError):
-    """A peer announces another size for a blob than the peer before. Which of them lies is not known yet."""
+    """A peer announces another size for a blob than the peer before it. Which of them lies is not known yet.
+
+    Fetching goes on with other providers; nothing has to be done.
+    """
 
 
 class InvalidResultError(ProtocolError):
-    """A training result keeps its commitment and is of no use: shape, type, index or value do not fit the model."""
+    """A training result matches its commitment but is useless: a shape, type, index or value does not fit the model.
+
+    All peers leave it out, so nothing has to be done.
+    """
 
 
 class LimitExceededError(ProtocolError):
-    """A declared length, count or size lies above its bound; nothing was allocated for it."""
+    """A declared length, count or size is above its bound; nothing was allocated for it.
+
+    Where the bound is an argument (``max_size``, ``max_results``), raise it if you expect as much.
+    """
 
 
 class CoordinatorErrorCode(Enum):
@@ -197,9 +217,11 @@ class CoordinatorErrorCode(Enum):
 class CoordinatorError(DistroError):
     """The coordinator refuses an input in its present state, which stays as it was.
 
+    A message that came too late is refused like this: wait for the next state, and send what belongs to it.
+
     Attributes:
-        code: why, in Psyche's terms.
-        run_state: the phase it was in, where one is concerned.
+        code: the reason, by Psyche's names.
+        run_state: the phase it was in, where the phase matters.
         input: the name of what was refused, such as ``"witness"``.
     """
 
@@ -220,15 +242,18 @@ class CoordinatorError(DistroError):
 
 
 class CoordinatorLinkError(DistroError):
-    """The coordinator cannot be reached, does not answer in time, or the link to it is gone for good."""
+    """The coordinator cannot be reached, does not answer in time, or the link to it is lost for good.
+
+    Check the address or the ticket, and whether the host still runs. Temporary losses are reconnected without an error.
+    """
 
 
 class JoinRefusedError(CoordinatorLinkError):
-    """The coordinator was reached and does not take us into the run.
+    """The coordinator was reached, and does not let us into the run: another run, a full one, or a key it refuses.
 
     Attributes:
         wanted: the run that was asked for.
-        hosted: the run that the coordinator has, where it said so.
+        hosted: the run that the coordinator has, where it said so, else None.
     """
 
     def __init__(self, message: str, *, wanted: str, hosted: str | None = None) -> None:
@@ -238,18 +263,24 @@ class JoinRefusedError(CoordinatorLinkError):
 
 
 class RunError(DistroError):
-    """A run cannot go on, or not with us. Raised in the training thread; the model is as the last action left it."""
+    """A run cannot go on, or not with this peer.
+
+    Raised in the training thread; the model is as the last action left it, and can be saved.
+    """
 
 
 class RunLostError(RunError):
-    """The coordinator of the run is gone for good. What was trained so far is in the model, and can be saved."""
+    """The coordinator of the run is gone for good. What was trained so far is in the model, and can be saved.
+
+    Join again once the host is back; ``resume=True`` goes on from the newest checkpoint.
+    """
 
 
 class ModelMismatchError(RunError):
-    """Our model, optimizer or version is not what the run has.
+    """Our model, optimizer or version is not the run's. All peers of a run must use the same script.
 
     Attributes:
-        what: what differs first, such as ``"shape of layer.weight"``.
+        what: the first difference, such as ``"shape of layer.weight"``.
         ours, theirs: the two values.
     """
 
@@ -261,23 +292,25 @@ class ModelMismatchError(RunError):
 
 
 class DataError(DistroError):
-    """Training data cannot be had as they should be. The message names the file or the server, and the index."""
+    """Training data cannot be read as they should be. The message names the file or the server, and the index."""
 
 
 class DataUnavailableError(DataError):
-    """Nobody gives the data now: unreachable, too slow, or they refuse us. Another attempt may fare better."""
+    """The data are not available now: their source cannot be reached, is too slow, or refuses us. Try again later."""
 
 
 class InvalidDataError(DataError):
-    """There are data, and they are wrong: cut, not of this vocabulary, of another size than was announced. Another
-    attempt gives the same."""
+    """The data are there and wrong: cut, not of this vocabulary, or of another size than was announced.
+
+    Another attempt gives the same: correct the file, or the setting that the message names.
+    """
 
 
 class OutOfDataError(DataError, IndexError):
-    """The data end before an index that was asked for.
+    """The data end before an index that was asked for: give more data, or train fewer steps.
 
     Attributes:
-        num_sequences: how many there are.
+        num_sequences: how many sequences there are.
     """
 
     def __init__(self, message: str, *, num_sequences: int) -> None:
@@ -286,23 +319,26 @@ class OutOfDataError(DataError, IndexError):
 
 
 class ExchangeError(DistroError):
-    """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers gone, timeout, closed."""
+    """An :class:`~distro_optim.comm.exchange.Exchange` could not do its work: peers are gone, late, or it is closed.
+
+    The optimizer can still be saved; make a new exchange before the next step.
+    """
 
 
 class PeerUnreachableError(ExchangeError):
-    """No connection to the peer could be made; the message says what was tried."""
+    """No connection to the peer could be made; the message says what was tried. It may be offline, or behind a NAT."""
 
 
 class PeerTimeoutError(ExchangeError, TimeoutError):
-    """The peer did not answer within the time the caller gave it."""
+    """The peer did not answer within the time that the caller gave it. Try again, or another peer."""
 
 
 class PeerRefusedError(ExchangeError):
-    """One of the two sides does not allow the connection: the peer is not on an allow-list."""
+    """One side does not allow the connection, because the other one is not on its allow-list. Add its key there."""
 
 
 class NotSharedError(ExchangeError):
-    """A peer answered, in good order, that it has not or does not give what it was asked for.
+    """A peer answered that it does not have, or does not give, what it was asked for. Ask another peer, or later.
 
     Attributes:
         reason: name of the error in the peer's protocol, such as ``"ParameterUnknown"``.
@@ -314,14 +350,14 @@ class NotSharedError(ExchangeError):
 
 
 class ConnectionLostError(ExchangeError):
-    """The connection to a peer ended while something was still to be done on it."""
+    """The connection to a peer ended while it was in use. Another attempt makes a new one."""
 
 
 class StreamResetError(ExchangeError):
-    """The sending peer gave up a stream before its end; the connection goes on.
+    """The sending peer gave up a stream before its end; the connection stays open.
 
     Attributes:
-        code: the application error code the peer sent.
+        code: the application error code that the peer sent.
     """
 
     def __init__(self, message: str, *, code: int) -> None:
@@ -330,10 +366,10 @@ class StreamResetError(ExchangeError):
 
 
 class StreamStoppedError(ExchangeError):
-    """The receiving peer wants no more of a stream; the connection goes on.
+    """The receiving peer wants no more of a stream; the connection stays open.
 
     Attributes:
-        code: the application error code the peer sent.
+        code: the application error code that the peer sent.
     """
 
     def __init__(self, message: str, *, code: int) -> None:
@@ -342,14 +378,14 @@ class StreamStoppedError(ExchangeError):
 
 
 class NodeClosedError(ExchangeError):
-    """The node was closed, so nothing can be sent, dialled or accepted any more."""
+    """Our own node was closed, so nothing can be sent, dialled or accepted any more. Make a new one."""
 
 
 class BlobUnavailableError(ExchangeError):
-    """No provider gave a blob.
+    """No provider gave a blob. Ask again with more providers, or once one of them is back.
 
     Attributes:
-        attempts: (provider, error) in the order in which they were tried.
+        attempts: ``(provider, error)`` in the order in which they were tried.
     """
 
     def __init__(self, message: str, *, attempts: tuple[tuple[str, Exception], ...] = ()) -> None:
@@ -358,4 +394,7 @@ class BlobUnavailableError(ExchangeError):
 
 
 class StoreFullError(ExchangeError):
-    """A blob does not fit within the store's limit, even after everything untagged is gone."""
+    """A blob does not fit within the store's limit, even after everything untagged was dropped.
+
+    Raise the limit, or remove tags that are no longer needed.
+    """

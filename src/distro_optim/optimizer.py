@@ -1,16 +1,7 @@
 """DisTrO: an optimizer that exchanges a few bits per hundred parameters instead of gradients.
 
-==========================  ==========================================================================
-``optimizer``               :class:`DisTrO`: the steps, and the peers they are taken with
-``optimizer_momentum``      the mathematics between them: lookahead, generate, apply
-``optimizer_saving``        saving, loading and copying
-``optimizer_state``         what is remembered of a parameter
-``optimizer_run``           what is not saved: the network, and what is on its way
-``optimizer_arguments``     checks of what the user passes
-``lookahead``               Psyche's error correction
-``quarantine``              gradients that may not be used
-``workers``                 threads that share out the blocks of a step
-==========================  ==========================================================================
+Its parts lie in :mod:`distro_optim.optim`; :mod:`distro_optim.optim.reference` is the same algorithm without them, slow
+and clear.
 """
 
 from __future__ import annotations
@@ -57,9 +48,9 @@ class DisTrO(ResumableOptimizer):
         params: parameters, named parameters, or dicts of parameter groups.
         lr: learning rate; the size of a weight's change in a step, since the update is a sign. In a schedule the
             current value of the group is used, for momentum and update alike.
-        compression_decay: what is left of the momentum after a step, in (0, 1].
-        compression_topk: coefficients sent per tile.
-        compression_chunk: longest side of a tile.
+        compression_decay: the share of the momentum that a step keeps, in (0, 1].
+        compression_topk: coefficients sent per tile, at least 1.
+        compression_chunk: longest side of a tile, in elements.
         weight_decay: decoupled, as in AdamW: ``p *= 1 - lr * weight_decay``.
         quantize_1bit: send signs instead of values.
         overlap: send while the next step computes, and look ahead meanwhile. Takes one more copy of the weights.
@@ -73,11 +64,11 @@ class DisTrO(ResumableOptimizer):
         ConfigurationError: an argument is out of its range, or parameters are of a kind that cannot be compressed.
 
     Between steps. Without a closure the next gradient is computed between two calls of :meth:`step`, so with
-    ``overlap=True`` the weights are left looking ahead. Before you evaluate, average or save the model, call
-    :meth:`eval`; before you go on, :meth:`train`. So also before you write to weights: what is clipped meanwhile is
-    each peer's own guess of them, and what is written through ``.data`` may be lost. With a closure (as Lightning
-    passes it) they look ahead only while it runs. At the end of training :meth:`flush` applies the last update, which
-    is still on its way.
+    ``overlap=True`` the weights keep looking ahead. Call :meth:`eval` before you evaluate, average or save the model,
+    and :meth:`train` before you go on. Do the same before you write to weights: while they look ahead they are each
+    peer's own guess, and what is written through ``.data`` may be lost. With a closure (as Lightning passes it) they
+    look ahead only while it runs. At the end of training, :meth:`flush` applies the last update, which is still on its
+    way.
 
     Learning rate. An update changes each weight by ``lr``. A bfloat16 weight larger than 256 to 512 times ``lr`` is
     too coarse to change at all, a float16 one from 2048 to 4096 times: keep float32 weights under autocast.
@@ -209,10 +200,13 @@ class DisTrO(ResumableOptimizer):
         return loss
 
     def hand_over(self, takes_step: Callable[[Callable[[], float] | None], float | None] | None) -> None:
-        """Lets somebody else take the steps: from now on :meth:`step` only calls ``takes_step(closure)``.
+        """Lets another object take the steps: from now on :meth:`step` only calls ``takes_step(closure)``.
 
-        None takes the steps back. For what composes the verbs in another way, such as rounds of a run, in loops that
-        know nothing but ``step()``. It is called without gradients enabled; copies of the optimizer step on their own.
+        For code that composes the verbs in another way, such as the rounds of a run, in loops that only know
+        ``step()``. It is called with gradients disabled. Copies of the optimizer step on their own.
+
+        Args:
+            takes_step: None takes the steps back.
         """
         self._run.takes_step = takes_step
 
@@ -221,6 +215,10 @@ class DisTrO(ResumableOptimizer):
         """The first half of :meth:`step`: generates this peer's update and starts to send it.
 
         For several optimizers in one thread: ``begin_step()`` on all of them, then :meth:`finish_step` on all.
+
+        Raises:
+            DistroError: the optimizer is in evaluation mode, its steps were handed over, or a step has begun already.
+            ExchangeError: the peers could not be reached in time.
         """
         self._require_training()
         if self._run.takes_step is not None:
@@ -230,28 +228,32 @@ class DisTrO(ResumableOptimizer):
         # Alone, without delay and in full values: nobody can have a say in the update.
         at_once = isinstance(exchange, LocalExchange) and not self._overlap and not self._quantize
         update = self._generate(None, alone=exchange.num_peers == 1, at_once=at_once)
-        if self._run.published:
-            # The update of the step before is still out; with it collected, at most one is on its way.
-            self._run.arrived = self._run.collect()
+        # The update of the step before may still be out; with it collected, at most one is on its way.
+        self._run.collect()
         if not at_once:
             exchange.publish(update)
-            self._run.published = True
+            self._run.published = exchange
         self._run.begun = True
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """The second half: applies everybody's updates; with overlap those of the step before."""
+        """The second half: applies all peers' updates; with overlap those of the step before.
+
+        Raises:
+            DistroError: no step has begun.
+            ExchangeError: the peers could not be reached in time.
+        """
         if not self._run.begun:
             raise DistroError("finish_step() without begin_step(): call them in pairs")
         self._run.begun = False
         if self._overlap:
             self._flag_in_flight(True)
-        elif self._run.published:
-            self._run.arrived = self._run.collect()
+        else:
+            self._run.collect()
         self._apply_arrived()
 
     def eval(self) -> None:
-        """Takes the lookahead off until :meth:`train`: for evaluating and saving. (As schedule-free optimizers do.)"""
+        """Puts the true weights back until :meth:`train`, to evaluate or save them, as schedule-free optimizers do."""
         ahead = self._run.lookahead.on
         self.undo_lookahead()
         for group in self.param_groups:
@@ -273,6 +275,9 @@ class DisTrO(ResumableOptimizer):
 
         For the end of training, and before saving for another number of peers. The weights no longer look ahead
         then.
+
+        Raises:
+            ExchangeError: the peers could not be reached in time.
         """
         self._run.settle()
         self._apply_arrived()
@@ -283,7 +288,7 @@ class DisTrO(ResumableOptimizer):
     def reset(self) -> None:
         """Forgets the momentum (Psyche's ``zero_optim`` on a cold start).
 
-        What is on its way is still applied, as it is by the other peers; :meth:`flush` before, if that is not wanted.
+        What is on its way is still applied, as the other peers do too; call :meth:`flush` before to avoid that.
         """
         self.undo_lookahead()
         for param in self._params():

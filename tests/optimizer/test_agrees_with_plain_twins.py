@@ -299,9 +299,8 @@ def trained(make: Callable[[list[torch.nn.Parameter]], DisTrO | ReferenceDisTrO]
     def loss() -> float:
         optimizer.zero_grad()
         noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
-        total = sum((0.5 * p * p + n * p).sum() for p, n in zip(params, noise, strict=True))
-        assert isinstance(total, Tensor)
-        total.backward()
+        total = torch.stack([(0.5 * p * p + n * p).sum() for p, n in zip(params, noise, strict=True)]).sum()
+        torch.autograd.backward(total)
         return total.item()
 
     for step in range(12):

@@ -100,7 +100,8 @@ def test_every_step_of_every_rank_is_reproduced_by_the_plain_twin(path: Path) ->
                 assert message is not None
                 sent[name].append(message)
                 picks = run[f"{at}/idx/{name}"]
-                assert_same_picks(*(part.view(picks.shape) for part in message), picks, run[f"{at}/val/{name}"])
+                index, value = (part.view(picks.shape) for part in message)
+                assert_same_picks(index, value, picks, run[f"{at}/val/{name}"])
                 entered = lr * float(grad.abs().max())
                 assert_close(twin.delta, run[f"{at}/delta/{name}"], f"{at} delta {name}", floor=entered)
         for twins in ranks:

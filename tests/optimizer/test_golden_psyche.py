@@ -122,7 +122,8 @@ def test_every_round_is_reproduced_by_the_plain_twin(path: Path) -> None:
                 assert twin.own is not None
                 rounds[-1][name].append(message)
                 picks = run[f"{at}/idx/{name}"]
-                assert_same_picks(*(part.view(picks.shape) for part in twin.own), picks, run[f"{at}/val/{name}"])
+                index, value = (part.view(picks.shape) for part in twin.own)
+                assert_same_picks(index, value, picks, run[f"{at}/val/{name}"])
                 if twin.quantize:
                     assert torch.equal(message[1], twin.own[1].signbit())
                 if number == 0:

@@ -177,5 +177,5 @@ def test_a_reset_forgets_either_form() -> None:
 
 def test_the_momentum_of_a_stranger_is_refused() -> None:
     _, optimizer = trained((32, 48))
-    with pytest.raises(ConfigurationError, match="none of the optimizer's parameters"):
+    with pytest.raises(ConfigurationError, match="not one of the optimizer's parameters"):
         optimizer.delta(torch.zeros(32, 48))

@@ -24,7 +24,15 @@ def to_coefficients(tensor: Tensor, grid: TileGrid) -> Tensor:
 
 
 def from_coefficients(coefficients: Tensor, grid: TileGrid) -> Tensor:
-    """The inverse of :func:`to_coefficients`."""
+    """The inverse of :func:`to_coefficients`.
+
+    Args:
+        coefficients: ``(tiles, h, w)``, float32 or float64.
+        grid: whose tiles all lie inside the tensor.
+
+    Returns:
+        the tensor, of the shape ``grid.shape`` and the dtype of ``coefficients``.
+    """
     buffers = [torch.empty_like(coefficients) for _ in range(2)]
     tiles = _transform(coefficients, grid).decode(coefficients, out=buffers[0], scratch=buffers[1])
     matrices = tiles.view(grid.batch, grid.rows, grid.cols, grid.h, grid.w).transpose(2, 3)

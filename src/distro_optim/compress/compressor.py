@@ -23,11 +23,11 @@ from .windows import Contiguous, descend
 
 __all__ = ["Compressor"]
 
-# All stages of a step for one block, in the scratch memory of one worker, a number from 0.
 Work = Callable[[Block, int], None]
+"""All stages of a step for one block, in the scratch memory of one worker, a number from 0."""
 Job = tuple[Work, Block]
-# Calls perform(job, worker) for every job; no two calls at a time have the same worker.
 ShareOut = Callable[[Callable[[Job, int], None], Sequence[Job]], None]
+"""Calls ``perform(job, worker)`` for every job; no two calls that run at the same time have the same worker."""
 
 
 def _one_by_one(perform: Callable[[Job, int], None], jobs: Sequence[Job]) -> None:
@@ -114,9 +114,12 @@ class Compressor:
             own: one per tensor; changed in place.
             step: parameters and their groups' learning rates, for a peer that is alone and sends values: what leaves
                 the momentum is the whole update then, so the parameters take it at once, in place.
+
+        Raises:
+            ValueError: ``step`` together with ``quantize`` or ``own``.
         """
         if step is not None and (quantize or own is not None):
-            raise ValueError("what leaves the momentum is not the update where signs are sent, or later")
+            raise ValueError("step needs values that leave the momentum at once: it goes with neither quantize nor own")
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
@@ -169,7 +172,7 @@ class Compressor:
 
         Args:
             updates: of all contributors, on this plan; none leaves the parameters as they are.
-            params: one per tensor.
+            params: one per tensor, of the planned shape; changed in place.
             lr: one per parameter group.
         """
         if not updates:
@@ -206,7 +209,7 @@ class Compressor:
         descend(block, tiles.sign_(), params, lr, params)
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
-        """The merged update of every tensor before its sign, in the compute dtype; for inspection and tests."""
+        """The merged update of every tensor before its sign, in its shape and compute dtype; for tests."""
         decoded = [
             torch.zeros(spec.shape, dtype=compute_dtype(spec.dtype), device=spec.device) for spec in self.plan.specs
         ]

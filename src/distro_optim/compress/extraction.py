@@ -168,4 +168,5 @@ class Extraction:
 
 
 def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts side by side along ``dim``; their shapes may differ there only. A single one is returned as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -96,11 +96,11 @@ def decode_flat(data: bytes | bytearray | memoryview, plan: TilePlan, *, check: 
         check: verify indices and values too (:meth:`CompressedUpdate.check`); without it only for trusted peers.
 
     Raises:
-        ProtocolError: the bytes are no update on ``plan``.
+        ProtocolError: the bytes are not an update on ``plan``.
     """
     reader = Reader(data)
     if (version := reader.pull_u8()) != _FORMAT:
-        raise ProtocolError(f"an update of format {version}, this is format {_FORMAT}", offset=0)
+        raise ProtocolError(f"the update has format {version}, expected format {_FORMAT}", offset=0)
     quantized = reader.pull_bool()
     if bytes(reader.pull_bytes(_LAYOUT_SIZE)) != plan.layout:
         raise ProtocolError("the update was made for another model, tiling or top-k", field="layout")

@@ -29,17 +29,17 @@ _T = TypeVar("_T")
 
 __all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
 
-# 128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (sizes of 64 to 256 tiles measured alike),
-# and a GPU wants enough work in one launch.
 BLOCK_ELEMENTS_CPU: Final = 128 * 4096
+"""128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (64 to 256 tiles are equally fast)."""
 BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
+"""A GPU wants enough work in one launch."""
 
 _MAX_TILE_SIZE: Final = torch.iinfo(torch.int32).max
 """Positions in a tile are held as int32."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which tensors of ``dtype`` are computed with: half precision would lose small gradients in the momentum."""
+    """The type of the arithmetic on tensors of ``dtype``: half precision would lose small gradients in the momentum."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -119,6 +119,7 @@ class Piece:
 
     @property
     def block_stop(self) -> int:
+        """One past its last tile in the block."""
         return self.block_start + self.stop - self.start
 
 
@@ -132,6 +133,7 @@ class Block:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return self.stop - self.start
 
 
@@ -159,6 +161,7 @@ class Batch:
 
     @property
     def tile_size(self) -> int:
+        """Elements in a tile."""
         return self.h * self.w
 
 

@@ -22,17 +22,17 @@ def values_to_signs(value: Tensor) -> Tensor:
 
 
 def signs_to_values(sign: Tensor, dtype: torch.dtype) -> Tensor:
-    """True to -1, False to +1."""
+    """True to -1, False to +1: a bool tensor of any shape to one of ``dtype`` and the same shape."""
     return sign.to(dtype).mul_(-2).add_(1)
 
 
 def pack_signs(sign: Tensor) -> bytes:
-    """A bool tensor, flattened, as ``ceil(numel / 8)`` bytes."""
+    """A bool tensor of any shape, flattened, as ``ceil(numel / 8)`` bytes."""
     return np.packbits(sign.detach().cpu().reshape(-1).numpy(), bitorder="little").tobytes()
 
 
 def unpack_signs(data: bytes | memoryview, count: int) -> Tensor:
-    """``count`` bools from ``ceil(count / 8)`` bytes.
+    """``(count,) bool`` from ``ceil(count / 8)`` bytes.
 
     Raises:
         ProtocolError: ``data`` has another length.

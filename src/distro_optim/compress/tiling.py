@@ -61,10 +61,12 @@ class TileGrid:
 
     @property
     def rows(self) -> int:
+        """Tiles of a matrix from top to bottom."""
         return -(-self.height // self.h)
 
     @property
     def cols(self) -> int:
+        """Tiles of a matrix from left to right."""
         return -(-self.width // self.w)
 
     @property

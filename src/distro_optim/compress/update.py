@@ -1,4 +1,4 @@
-"""What one peer says in one round: for every tensor, the chosen coefficients of each of its tiles.
+"""What one peer contributes in one round: for every tensor, the chosen coefficients of each of its tiles.
 
 Inside a process the coefficients of all tensors lie in a few arrays, one pair for each batch of the plan, because a
 handful of large operations is faster than one per tensor. :meth:`CompressedUpdate.tensors` shows them tensor by
@@ -65,7 +65,7 @@ class CompressedUpdate:
 
     @classmethod
     def empty(cls, plan: TilePlan, *, quantized: bool) -> CompressedUpdate:
-        """A contribution that says nothing: what a peer sends that takes part without a gradient."""
+        """A contribution that says nothing: what a peer without gradients sends."""
         return cls(
             plan,
             tuple(torch.zeros(b.tiles, b.k, dtype=torch.int32, device=b.device) for b in plan.batches),
@@ -77,7 +77,7 @@ class CompressedUpdate:
         )
 
     def tensors(self) -> list[CompressedTensor]:
-        """Tensor by tensor, in the plan's order; views wherever possible."""
+        """Tensor by tensor, in the plan's order, of the shapes in :class:`CompressedTensor`; views where possible."""
         entries = []
         for number, (grid, home) in enumerate(zip(self.plan.grids, self.plan.home, strict=True)):
             shape = grid.coded_shape
@@ -106,7 +106,7 @@ class CompressedUpdate:
         kinds = {t.value.dtype == torch.bool for n, t in enumerate(tensors) if present[n]}
         if len(kinds) > 1:
             raise ProtocolError("the update mixes signs and values")
-        # Where nobody is present, the dtype of what is not there still tells the one kind from the other.
+        # Where no tensor is present, the dtype of the empty values still tells signs from values.
         quantized = kinds == {True} if kinds else any(t.value.dtype == torch.bool for t in tensors)
         update = cls.empty(plan, quantized=quantized)
         for n, entry in enumerate(tensors):

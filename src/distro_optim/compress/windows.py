@@ -1,4 +1,9 @@
-"""Between tensors and the tiles of a block: the passes of a step that touch a whole model's memory."""
+"""Between tensors and the tiles of a block: the passes of a step that touch a whole model's memory.
+
+In all of them ``tiles``, ``spare``, ``minus`` and ``leaving`` are the tiles of one block, ``(n, h, w)`` contiguous, of
+the compute dtype. Gradients, momenta (``deltas``) and parameters are sequences of a model's tensors by number,
+contiguous, of the planned shapes; gradients and parameters may be of another float type.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,12 @@ from .plan import Block
 
 __all__ = ["Contiguous", "descend", "gather", "load", "store", "store_sum", "windows_of"]
 
-# Gradients by number of their tensor; None: there is none.
 Gradients = Sequence[Tensor | None]
+"""One per tensor of the model, shaped as it; None where there is no gradient."""
 
 
 def windows_of(block: Block, tensors: Gradients) -> Iterator[Tensor]:
-    """The tiles of a block, all of which lie inside their tensors, where they are in these: ``(..., h, w)``."""
+    """Views ``(..., h, w)`` of the tiles of a block in their tensors. All of them lie inside their tensors."""
     for piece in block.pieces:
         tensor = tensors[piece.param]
         if tensor is not None:
@@ -25,7 +30,10 @@ def windows_of(block: Block, tensors: Gradients) -> Iterator[Tensor]:
 
 
 def gather(block: Block, grads: Gradients, tiles: Tensor) -> None:
-    """Fills ``tiles``, all of which lie inside their tensors, with the gradients; with 0 where there is none."""
+    """Fills ``tiles``, ``(n, h, w)``, with the gradients, and with 0 where there is none.
+
+    For blocks whose tiles all lie inside their tensors.
+    """
     for piece in block.pieces:
         grad = grads[piece.param]
         if grad is None:
@@ -45,13 +53,18 @@ def load(
     *,
     minus: Tensor | None = None,
 ) -> None:
-    """Fills ``tiles`` with ``delta + lr * grad - minus``, where there is no gradient without it; with 0 beyond tensors.
-
-    Overwrites ``spare``, of the same size: the sums of whole rows are taken there first, so that main memory is read
-    in its own order, and only what is in the cache already is read in the order of the tiles.
+    """Fills ``tiles`` with ``delta + lr * grad - minus``: without ``lr * grad`` where there is no gradient, and with 0
+    beyond the edges of tensors.
 
     Args:
-        minus: tiles as ``tiles``; None is 0.
+        block: which tiles.
+        grads: of the whole model, as are ``deltas``.
+        deltas: momenta, shaped as their tensors.
+        tiles: ``(n, h, w)``, overwritten.
+        spare: ``(n, h, w)``, overwritten: the sums of whole rows are taken there first, so that main memory is read in
+            its own order, and only what is in the cache already is read in the order of the tiles.
+        lr: learning rate.
+        minus: ``(n, h, w)``; None is 0.
     """
     for piece in block.pieces:
         if piece.partial:
@@ -73,7 +86,7 @@ def load(
 
 
 def store(block: Block, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor], decay: float) -> None:
-    """``delta = decay * tiles``, where there is no gradient without decay."""
+    """``delta = decay * tiles``, or ``delta = tiles`` where there is no gradient; ``tiles`` is ``(n, h, w)``."""
     for piece in block.pieces:
         keep = 1.0 if grads[piece.param] is None else decay
         for region in piece.regions:
@@ -84,7 +97,7 @@ def store(block: Block, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor
 def store_sum(
     block: Block, leaving: Tensor, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor], decay: float
 ) -> None:
-    """``delta = leaving + decay * tiles`` where there is a gradient."""
+    """``delta = leaving + decay * tiles`` where there is a gradient; ``leaving`` and ``tiles`` are ``(n, h, w)``."""
     for piece in block.pieces:
         if grads[piece.param] is not None:
             for region in piece.regions:
@@ -93,7 +106,7 @@ def store_sum(
 
 
 def descend(block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Gradients) -> None:
-    """``param -= lr * tiles``, except where ``spoken_of`` has None."""
+    """``param -= lr * tiles``, except where ``spoken_of`` has None; ``tiles`` is ``(n, h, w)``."""
     for piece in block.pieces:
         if spoken_of[piece.param] is not None:
             for region in piece.regions:
@@ -101,13 +114,18 @@ def descend(block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, sp
 
 
 class Contiguous:
-    """Parameters as contiguous tensors: themselves, or copies that are written back in the end."""
+    """Parameters as contiguous tensors: themselves, or copies that are written back in the end.
+
+    Attributes:
+        tensors: one per parameter, shaped as it.
+    """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
         self.tensors = [p if p.is_contiguous() else p.contiguous() for p in params]
 
     def write_back(self) -> None:
+        """Copies to the parameters what became of their copies."""
         for param, tensor in zip(self._params, self.tensors, strict=True):
             if param is not tensor:
                 param.copy_(tensor)

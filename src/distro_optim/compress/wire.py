@@ -16,7 +16,7 @@ Format: serde's postcard of these structures (PsycheFoundation/psyche ``shared/n
 
 Indices below ``totalk`` take as many bytes as it needs (1, 2, 4 or 8); those of 2 and 4 travel as a uint8 tensor
 whose last dimension is 2 or 4 times as long. A tensor about which the sender says nothing has ``k = 0``: both last
-dimensions are 0 and there is no data.
+dimensions are 0 and the data is empty.
 
 Reading is in two steps. The decoders make views of the input and compare every length with what is there: beside the
 views, they allocate at most :data:`ENTRY_OVERHEAD` bytes per result, and never for more than ``max_results``. So a
@@ -75,9 +75,11 @@ __all__ = [
     "encode_transmittable",
 ]
 
-_DOWNLOAD_DISTRO_RESULT: Final = 0  # variant of TransmittableDownload
+_DOWNLOAD_DISTRO_RESULT: Final = 0
+"""The variant of ``TransmittableDownload`` that holds a result."""
 
-MAX_SIDE: Final = (1 << 16) - 1  # xshape is a list of u16
+MAX_SIDE: Final = (1 << 16) - 1
+"""``xshape`` is a list of u16."""
 _MAX_ELEMENTS: Final = 1 << 48
 """Chosen arbitrarily, below any overflow in torch: elements of one encoded tensor."""
 
@@ -103,7 +105,7 @@ class SerializedDistroResult:
 
     @classmethod
     def from_tensor(cls, entry: CompressedTensor) -> SerializedDistroResult:
-        """``entry`` with its indices narrowed and its signs packed.
+        """``entry`` with its indices narrowed, ``(..., k)`` to ``(..., k * width) uint8``, and its signs packed.
 
         Raises:
             ConfigurationError: the wire cannot hold it.
@@ -135,7 +137,7 @@ class SerializedDistroResult:
         )
 
     def to_tensor(self) -> CompressedTensor:
-        """The inverse of :meth:`from_tensor`, in memory of its own; indices are uint8, int32 or int64.
+        """The inverse of :meth:`from_tensor`, in memory of its own; ``(..., k)`` indices of uint8, int32 or int64.
 
         Raises:
             ProtocolError: an index lies outside its tile. (Shapes were checked when this was decoded.)
@@ -159,11 +161,11 @@ class SerializedDistroResult:
 
 @dataclass(frozen=True, slots=True)
 class TransmittableDistroResult:
-    """What one peer says in one round.
+    """What one peer contributes in one round.
 
     Attributes:
         step: the coordinator's step.
-        trainer_nonce: how often the sender has trained before, since it started.
+        trainer_nonce: how many results the sender has made before, since it started.
         batch_id: first and last data index of the interval it trained on, both inclusive.
         distro_results: one per parameter, in the order of the parameters' names.
     """
@@ -212,7 +214,7 @@ def encode_distro_result(writer: Writer, result: SerializedDistroResult) -> None
 
 
 def encode_shape(writer: Writer, xshape: tuple[int, ...], totalk: int) -> None:
-    """Appends what of ``SerializedDistroResult`` comes after its tensors."""
+    """Appends the part of ``SerializedDistroResult`` that follows its tensors."""
     writer.push_varint(len(xshape))
     for side in xshape:
         writer.push_varint(side)
@@ -223,7 +225,7 @@ def decode_distro_result(reader: Reader) -> SerializedDistroResult:
     """Takes a ``SerializedDistroResult`` whose shapes agree with each other.
 
     Raises:
-        ProtocolError: the bytes are none, or no tensor could be encoded like that.
+        ProtocolError: the bytes are not a result, or no tensor could be encoded like that.
     """
     start = reader.pos
     index, value = decode_tensor(reader), decode_tensor(reader)
@@ -268,7 +270,7 @@ def decode_transmittable(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS)
         max_results: parameters of the receiver's model.
 
     Raises:
-        ProtocolError: the bytes are none.
+        ProtocolError: the bytes are not a result.
     """
     return _pull_transmittable(Reader(data), max_results)
 
@@ -288,7 +290,7 @@ def encode_download(result: TransmittableDistroResult) -> bytes:
 def encode_download_head(
     writer: Writer, *, step: int, trainer_nonce: int, batch_id: tuple[int, int], count: int
 ) -> None:
-    """Appends what of a download comes before its ``count`` results.
+    """Appends the part of a download that comes before its ``count`` results.
 
     Raises:
         ConfigurationError: a number does not fit its field.
@@ -304,7 +306,7 @@ def decode_download(data: Bytes, *, max_results: int = DEFAULT_MAX_RESULTS) -> T
         max_results: parameters of the receiver's model.
 
     Raises:
-        ProtocolError: the bytes are none, or they hold something else than a result.
+        ProtocolError: the bytes are not a download, or hold something other than a result.
     """
     reader = Reader(data)
     _pull_variant(reader)
@@ -315,7 +317,7 @@ def decode_download_head(reader: Reader, *, max_results: int) -> tuple[int, int,
     """The inverse of :func:`encode_download_head`: step, nonce, batch and number of results.
 
     Raises:
-        ProtocolError: the bytes are none, or they hold something else than a result.
+        ProtocolError: the bytes are not a download, or hold something other than a result.
     """
     _pull_variant(reader)
     return _pull_head(reader, max_results)

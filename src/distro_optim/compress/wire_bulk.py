@@ -4,8 +4,8 @@ There is a result from every peer in every round. Tensor by tensor, most of the 
 the training thread wants as well. Here a result is compared with the
 :mod:`layouts <distro_optim.compress.wire_layout>` of its plan and then handled batch by batch.
 
-Whatever has no known layout, or is wrong in any way, is None here: the general codec decides about it, and says why.
-What is not None is, bit for bit, what the general codec makes of it.
+What has no known layout, or is wrong in any way, is None here: the general codec decides about it and says why.
+Everything else is, bit for bit, what the general codec makes of it.
 
 Nothing is allocated before the length of the input is known to be that of a layout. Then a copy of its frame, of its
 data, and what :data:`~distro_optim.compress.wire.EXPANSION` promises.
@@ -56,7 +56,7 @@ class _BatchData:
 
 @dataclass(frozen=True, slots=True)
 class BulkDownload:
-    """What :class:`~distro_optim.compress.wire.TransmittableDistroResult` is of any result.
+    """A result with a known layout; :class:`~distro_optim.compress.wire.TransmittableDistroResult` is the general form.
 
     Attributes:
         step, trainer_nonce, batch_id: as there.
@@ -76,7 +76,7 @@ class BulkDownload:
         yield self.data, b""
 
     def to_update(self) -> CompressedUpdate | None:
-        """The update it holds, or None if there is something wrong with an index or a value."""
+        """The update it holds, or None if an index or a value is wrong."""
         index, value = [], []
         for layout in self._layout.batches:
             data = _to_batch(layout, self._results)

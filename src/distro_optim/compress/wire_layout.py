@@ -45,7 +45,7 @@ class BatchLayout:
             unpacked ones.
         index_segments: which of the layout's segments the indices of every tensor are.
         value_segments: which its values are.
-        padded: the packed signs of a tensor do not end with their last byte. Then those of a batch are no single run.
+        padded: the packed signs of a tensor do not fill their last byte, so those of a batch are not a single run.
         from_bits: the signs of every tensor, of the bits in all of their bytes.
     """
 
@@ -64,11 +64,12 @@ class BatchLayout:
 
     @property
     def complete(self) -> bool:
+        """Whether all tensors of the batch are present."""
         return len(self.rows) == len(self.batch.ranges)
 
     @property
     def tiles(self) -> int:
-        """Of the present tensors."""
+        """Number of tiles of the present tensors."""
         return sum(run.stop - run.start for run in self.rows)
 
 
@@ -80,7 +81,7 @@ class WireLayout:
         quantized: values are signs.
         present: for each tensor, whether something is said about it.
         size: in bytes.
-        frame: all bytes that are no data, as the runs between the segments: one run more than segments.
+        frame: all bytes that are not data, as the runs between the segments: one run more than segments.
         frame_bytes: the same, joined.
         pick_frame: these runs, of the results.
         pick_data: the segments, of the results: indices and values of every tensor in turn, as they are committed to.

@@ -94,7 +94,7 @@ def decode_tensor(reader: Reader) -> SerializableTensor:
     """Takes a ``SerializableTensor``; its data is a view of the input and has the length that its shape asks for.
 
     Raises:
-        ProtocolError: the bytes are none, or of an element type that does not occur in results.
+        ProtocolError: the bytes are not a tensor, or of an element type that does not occur in results.
     """
     dims = []
     for _ in range(reader.pull_length(limit=MAX_DIMS)):
@@ -130,7 +130,7 @@ def index_width(totalk: int) -> int:
 
 
 def narrow_index(index: Tensor, totalk: int) -> Tensor:
-    """``(..., k)`` of any integer type to uint8 ``(..., k * width)`` on the CPU; int64 stays where 4 bytes are few.
+    """``(..., k)`` of any integer type to uint8 ``(..., k * width)`` on the CPU; to int64 where 4 bytes are too few.
 
     The indices must lie in ``[0, totalk)``.
     """
@@ -142,7 +142,10 @@ def narrow_index(index: Tensor, totalk: int) -> Tensor:
 
 
 def widen_index(data: Tensor, totalk: int) -> Tensor:
-    """The inverse of :func:`narrow_index`: uint8 or int64 as it is, 2 bytes to int32, 4 bytes to int64."""
+    """The inverse of :func:`narrow_index`: ``(..., k * width)`` to ``(..., k)``.
+
+    uint8 of 1 byte per index and int64 stay as they are, 2 bytes become int32, 4 bytes int64.
+    """
     width = index_width(totalk)
     if width in (1, 8):
         return data

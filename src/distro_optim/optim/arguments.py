@@ -32,8 +32,9 @@ __all__ = [
 _MAX_CHUNK: Final = 65535
 """Psyche's wire holds the sides of a tile in 16 bits."""
 
-# More than any tile has: positions are held as int32.
 _MAX_TOPK: Final = 1 << 31
+"""More than any tile has: positions are held as int32."""
+
 _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -90,7 +91,12 @@ def _require_order(params: object) -> None:
 
 
 def check_param(param: object) -> None:
-    """Raises unless ``param`` can be trained."""
+    """Checks that ``param`` can be trained.
+
+    Raises:
+        TypeError: it is not a tensor.
+        ConfigurationError: it is of a kind that cannot be compressed; the message says what to do.
+    """
     if not isinstance(param, Tensor):
         raise TypeError(f"params holds {param!r}: give tensors, such as model.parameters()")
     if isinstance(param, UninitializedParameter):
@@ -187,7 +193,11 @@ def normal_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_rate(value: Any) -> float:
-    """A step's learning rate as a number; raises ConfigurationError if it is none, or would spoil the momentum."""
+    """A step's learning rate as a number.
+
+    Raises:
+        ConfigurationError: it is not a number, or not finite, which would spoil the momentum.
+    """
     return float(_number({"lr": value}, "lr", -math.inf, math.inf, "give a finite learning rate, such as 4e-4"))
 
 

@@ -33,9 +33,9 @@ are often clipped that way (CLIP's logit scale), and here the comparison costs n
 
 
 class Edits(enum.Enum):
-    """What becomes of a tensor that somebody else wrote to while it looked ahead.
+    """What becomes of a tensor that other code wrote to while it looked ahead.
 
-    Where the shifted weights were only written again (a checkpoint of them), nothing counts as written.
+    Where the same shifted weights were written again (from a checkpoint of them), nothing counts as written.
     """
 
     MERGE = "if most elements are as they were (it was clipped, say), those are put back; otherwise all stay"
@@ -44,24 +44,33 @@ class Edits(enum.Enum):
 
 
 class Lookahead:
-    """Shifts parameters in place and puts them back, bit for bit."""
+    """Shifts parameters in place and puts them back, bit for bit.
+
+    Args:
+        on: the parameters are shifted already, as those of a copied optimizer can be.
+    """
 
     def __init__(self, *, on: bool = False) -> None:
         self._on = on
-        # Tells a write by somebody else from none; None where nothing is known, as in a copied optimizer.
+        # Tells whether other code has written to a tensor; None where that is unknown, as in a copied optimizer.
         self._versions: list[int] | None = None
         self._shifted: list[bool] | None = None
 
     @property
     def on(self) -> bool:
+        """Whether the parameters are shifted."""
         return self._on
 
     def put_on(
         self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
     ) -> None:
-        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``; ``lr`` is one per tensor.
+        """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``. Frozen parameters are not shifted.
 
-        What is frozen stays where it is.
+        Args:
+            params: one per tensor, of any shapes and float types; changed in place.
+            deltas: the momenta, shaped as ``params``, float32 or float64.
+            saved: shaped as ``params`` and of their types; overwritten.
+            lr: one learning rate per tensor.
         """
         self._shifted = [_is_trained(param) for param in params]
         for param, delta, keep, rate, shifts in zip(params, deltas, saved, lr, self._shifted, strict=True):
@@ -81,11 +90,16 @@ class Lookahead:
         edits: Edits = Edits.MERGE,
         alone: bool = True,
     ) -> None:
-        """Copies ``saved`` back to ``params``, where nobody else has written meanwhile.
+        """Copies ``saved`` back to ``params``, where no other code has written meanwhile.
+
+        Args:
+            params, deltas, saved, lr: as in :meth:`put_on`; ``params`` may be on other devices and of other types now.
+            edits: what becomes of tensors that other code wrote to.
+            alone: there are no other peers, whose weights could become different.
 
         Raises:
-            DistroError: not ``alone``, and a tensor was written to in part: every peer's is shifted in its own way, so
-                that what was written differs between peers, for good.
+            DistroError: not ``alone``, and a part of a tensor was written to: each peer's weights are shifted in its
+                own way, so what was written differs between peers and would differ from now on.
         """
         versions = self._versions if self._versions is not None else [-1] * len(params)
         shifted_ones = self._shifted if self._shifted is not None else [_is_trained(param) for param in params]
@@ -106,7 +120,7 @@ class Lookahead:
                 param.copy_(keep)
             elif not alone and edits is Edits.MERGE and count > param.numel() // 8:
                 raise DistroError(
-                    "weights were changed (clipped, say) while they looked ahead, each peer's in its own way, so that "
+                    "weights were changed (clipped, say) while they looked ahead, differently on each peer, so that "
                     "the peers would differ from now on: change them between optimizer.eval() and optimizer.train()"
                 )
             elif count > param.numel() // 2 and edits is Edits.MERGE:
@@ -115,7 +129,7 @@ class Lookahead:
 
 
 def _is_trained(param: Tensor) -> bool:
-    # Plain tensors, whose gradients somebody sets by hand, need not require any.
+    # Plain tensors, whose gradients are set by hand, need not require any.
     return param.requires_grad or not isinstance(param, Parameter)
 
 

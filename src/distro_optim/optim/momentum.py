@@ -152,7 +152,7 @@ class DecoupledMomentum(Optimizer):
                         name=name,
                         value=group[name],
                     )
-        # Also where somebody has cleared the state.
+        # Also where the state was cleared.
         if self._run.compressor is None or not all(self.state.get(param) for param in params):
             workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
@@ -169,13 +169,15 @@ class DecoupledMomentum(Optimizer):
         """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
 
         Raises:
-            ConfigurationError: ``param`` is none of the optimizer's.
+            ConfigurationError: ``param`` does not belong to the optimizer.
         """
         self._ready_compressor()
         for number, own in enumerate(self._params()):
             if own is param:
                 return self._delta(number, param).clone()
-        raise ConfigurationError("param is none of the optimizer's parameters", name="param", value=tuple(param.shape))
+        raise ConfigurationError(
+            "param is not one of the optimizer's parameters", name="param", value=tuple(param.shape)
+        )
 
     def _delta(self, number: int, param: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[param]
@@ -205,10 +207,14 @@ class DecoupledMomentum(Optimizer):
 
     @torch.no_grad()
     def lookahead(self, lr: Rates = None) -> None:
-        """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass. Does nothing if they are.
+        """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass, unless they are shifted.
 
         Args:
-            lr: for all groups, or one for each; by default each group's own. Psyche gives that of the round before.
+            lr: for all groups, or one for each; by default each group's own. Psyche uses that of the round before.
+
+        Raises:
+            DistroError: there is no lookahead without overlap.
+            ConfigurationError: a learning rate is not a finite number, or the number of them is wrong.
         """
         if not self._overlap:
             raise DistroError("lookahead() is for overlap=True: without overlap nothing is on its way")
@@ -223,12 +229,15 @@ class DecoupledMomentum(Optimizer):
     def undo_lookahead(self, *, discard_edits: bool = False) -> None:
         """Puts the weights back, bit for bit. Does nothing if they are not shifted.
 
-        Weights that were written to meanwhile (clipped, or loaded from a checkpoint) keep what was written; a tensor
-        of which only some elements were, gets the others back. What is written through ``.data`` goes unnoticed:
-        use ``torch.no_grad()``, or call :meth:`eval` before.
+        Weights that were written to meanwhile (clipped, or loaded from a checkpoint) keep what was written. Where only
+        some elements of a tensor were written to, the others are put back. What is written through ``.data`` goes
+        unnoticed: use ``torch.no_grad()``, or call :meth:`eval` before.
 
         Args:
             discard_edits: put all of them back, whatever was written to them.
+
+        Raises:
+            DistroError: there are other peers, and some elements of a tensor were written to.
         """
         self._undo_lookahead(Edits.DISCARD if discard_edits else Edits.MERGE)
 
@@ -245,13 +254,17 @@ class DecoupledMomentum(Optimizer):
         """Takes the gradients into the momentum and returns this peer's contribution to the step.
 
         Weight decay first, then ``delta = decay * delta + lr * grad``. A parameter without gradient, or whose
-        gradient is not finite, takes nothing into ``delta`` and is absent from the update. Its weight decays all the
-        same if it requires a gradient, since other peers, who may have one, must end up with the same weights.
+        gradient is not finite, adds nothing to ``delta`` and is absent from the update. Its weight decays all the same
+        if it requires a gradient, since other peers may have one and must end up with the same weights.
         Undoes the lookahead.
 
         Args:
             lr: for all groups, or one for each; by default each group's own.
             decay_weights: False leaves weight decay out, for callers that use :meth:`decay_weights`.
+
+        Raises:
+            DistroError: a gradient is sparse, or a parameter has changed its shape.
+            ConfigurationError: a learning rate or a setting cannot be used.
         """
         return self._generate(lr, alone=False, at_once=False, decay_weights=decay_weights)
 
@@ -309,16 +322,16 @@ class DecoupledMomentum(Optimizer):
 
     @torch.no_grad()
     def keep_own(self) -> None:
-        """What was generated last was not sent: it stays in the momentum. Otherwise it leaves in the next step."""
+        """What was generated last was not sent, so it stays in the momentum. Otherwise it leaves in the next step."""
         for param in self._params():
             if OWN_VALUE in self.state[param]:
                 self.state[param][OWN_VALUE].zero_()
 
     @torch.no_grad()
     def remove_own(self) -> None:
-        """What was generated last was sent, and leaves the momentum now, not in the next step. Undoes the lookahead.
+        """What was generated last was sent, and leaves the momentum now instead of in the next step.
 
-        For a step that generates nothing. Does nothing without overlap, where it has left already.
+        For a step that generates nothing. Undoes the lookahead. Without overlap there is nothing left to remove.
         """
         self.undo_lookahead()
         if self._overlap:
@@ -355,7 +368,13 @@ class DecoupledMomentum(Optimizer):
 
     @torch.no_grad()
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
-        """What :meth:`apply` takes the sign of, for every parameter, in the dtype of ``delta``. Changes nothing."""
+        """The merged update before its sign: a tensor for every parameter, in its shape and in the dtype of ``delta``.
+
+        Changes nothing.
+
+        Raises:
+            ConfigurationError: an update was made for other parameters.
+        """
         compressor = self._ready_compressor()
         _check_plans(updates, compressor.plan)
         return compressor.decode(updates)

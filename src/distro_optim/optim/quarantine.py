@@ -17,8 +17,8 @@ def usable_gradients(grads: Sequence[Tensor | None], found_inf: Tensor | None) -
     """The gradients that may be used, with None for the others, and the numbers of those that are not finite.
 
     Args:
-        grads: one per parameter.
-        found_inf: from GradScaler, if it leaves the unscaling to the optimizer: above 0, no gradient may be used.
+        grads: one per parameter, shaped as it and of any float type, or None.
+        found_inf: 0-D, from a GradScaler that leaves the unscaling to the optimizer; above 0 no gradient may be used.
 
     Raises:
         DistroError: a gradient is sparse.

@@ -164,7 +164,7 @@ class ReferenceTensor:
     select: Callable[[Tensor, int], Sent] = largest
 
     def looking_ahead(self, previous_lr: float) -> Tensor:
-        """The weights at which the gradient is taken with ``overlap``, as ``param``; changes nothing."""
+        """The weights at which the gradient is taken with ``overlap``, of the shape and type of ``param``."""
         return (self.param.to(self.delta.dtype) - previous_lr * self.delta.sign()).to(self.param.dtype)
 
     def generate(self, grad: Tensor | None, lr: float, *, alone: bool = True) -> Sent | None:

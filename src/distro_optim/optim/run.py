@@ -1,7 +1,7 @@
 """What an optimizer holds beside its state: where the run stands, and what is on its way.
 
 An update's way through :class:`Run`: ``begin_step`` publishes it (``published``), the exchange carries it, and
-:meth:`Run.collect` brings everybody's back; those that wait to be applied are ``arrived``.
+:meth:`Run.collect` brings back those of all peers, which are ``arrived`` until they are applied.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Run:
         plan, compressor: None until needed, and again after :meth:`forget_plan`.
         started_with: the plan on which the exchange was started.
         begun: a step is between its two halves.
-        published: an update is out and not collected.
-        arrived: everybody's updates, collected and not applied.
-        takes_step: what ``step()`` calls instead; None steps by itself.
+        published: the exchange that has our update and from which none were collected since; None while nothing is out.
+        arrived: all peers' updates, collected and not yet applied.
+        takes_step: what ``step()`` calls instead of stepping itself.
     """
 
     exchange: Exchange | None = None
@@ -58,12 +58,12 @@ class Run:
     lookahead: Lookahead = field(default_factory=Lookahead)
     started_with: TilePlan | None = None
     begun: bool = False
-    published: bool = False
+    published: Exchange | None = None
     arrived: list[CompressedUpdate] | None = None
     takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
 
     def forget_plan(self) -> None:
-        """After a change of the parameters: plan and compressor are made anew when they are needed."""
+        """After a change of the parameters: plan and compressor are made again when they are needed."""
         self.plan = self.compressor = None
 
     @property
@@ -76,7 +76,14 @@ class Run:
         return ambient_process_group(self.process_group, initialize=False)[1]
 
     def open(self, params: Sequence[Tensor]) -> Exchange:
-        """The exchange: the one that was given, or that of the process group, or for a peer that is alone."""
+        """The exchange that was given, or one over the process group, or one for a peer that is alone.
+
+        Args:
+            params: of the optimizer, of any shapes; their device decides on the backend of a new process group.
+
+        Raises:
+            DistroError: this is the run of a copied optimizer, which has not been given an exchange of its own.
+        """
         if self.exchange is None:
             if self.explicit_exchange:
                 raise DistroError(
@@ -87,20 +94,27 @@ class Run:
             self.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
         return self.exchange
 
-    def collect(self) -> list[CompressedUpdate]:
-        """Waits for everybody's updates of the step that was published."""
-        assert self.exchange is not None
-        # First, so that the optimizer can still be saved where the exchange has failed.
-        self.published = False
-        return self.exchange.collect()
+    def collect(self) -> None:
+        """Waits for all peers' updates of the step that was published, if one was: they are ``arrived`` then.
+
+        Raises:
+            ExchangeError: they did not come in time. The optimizer can still be saved.
+        """
+        if self.published is not None:
+            exchange, self.published = self.published, None
+            self.arrived = exchange.collect()
 
     def settle(self) -> None:
-        """Waits for what is on its way, so that nothing but ``arrived`` has to be remembered."""
+        """Waits for what is on its way, so that nothing but ``arrived`` has to be remembered.
+
+        Raises:
+            DistroError: a step has begun and is not finished.
+            ExchangeError: the updates did not come in time.
+        """
         self.require_between_steps("this")
-        if self.published:
-            self.arrived = self.collect()
+        self.collect()
 
     def require_between_steps(self, what: str) -> None:
-        """Raises DistroError while a step has begun and is not finished."""
+        """Raises DistroError while a step has begun and is not finished; ``what`` is the call that has to wait."""
         if self.begun:
             raise DistroError(f"{what} is not possible between begin_step() and finish_step(): finish the step first")

@@ -4,7 +4,7 @@ Always in ``state[p]``, from construction, and saved; float32, or float64 for a 
 
 ================  ===============================================================================================
 ``delta``         momentum, shaped as the parameter
-``coefficients``  in its stead, for a matrix that is cut into whole tiles, without overlap: its DCT, tile by tile,
+``coefficients``  instead of it, for a matrix that is cut into whole tiles, without overlap: its DCT, tile by tile,
                   ``(tiles, h, w)``, which saves transforms
 ``quarantined``   0-D int64 on the CPU: gradients left out because they were not finite
 ================  ===============================================================================================
@@ -68,7 +68,7 @@ _IN_FLIGHT: Final = (_IN_FLIGHT_INDEX, _IN_FLIGHT_VALUE, _IN_FLIGHT_PRESENT)
 
 
 def momentum(state: dict[str, Tensor]) -> Tensor:
-    """The momentum of a parameter in the form in which its state has it."""
+    """The momentum of a parameter as its state holds it: shaped as the parameter, or coefficients ``(tiles, h, w)``."""
     return state[COEFFICIENTS] if COEFFICIENTS in state else state[DELTA]
 
 
@@ -113,13 +113,18 @@ def restore_state(
 ) -> dict[str, Tensor]:
     """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
 
-    ``number`` is the parameter's place in ``plan``. From ``{}`` comes the state of one that has not been trained yet.
+    So a state of plain DeMo (``delta`` alone) can be loaded, and a state with overlap can be loaded without it, and the
+    other way round. Tensors that are right already are taken as they are.
 
-    So a state of plain DeMo (``delta`` alone) loads too, and one with overlap without it, and the other way round.
-    Tensors that are right already are taken as they are.
+    Args:
+        saved: shapes as in the tables above, of any dtypes and devices; ``{}`` gives the state of an untrained one.
+        param: the parameter.
+        plan: of the model.
+        number: the parameter's place in ``plan``.
+        overlap, transform: of the optimizer.
 
     Raises:
-        ConfigurationError: a tensor has another shape.
+        ConfigurationError: a tensor has another shape, or an index lies outside its tile.
     """
     state = {}
     for key, template in _templates(param, plan, number, overlap, transform).items():
@@ -148,7 +153,7 @@ def restore_state(
         value = value.to(device=_device(key, param), dtype=template.dtype)
         if key in (DELTA, COEFFICIENTS) and not _is_finite(value):
             warnings.warn(
-                f"distro_optim: the saved {key} of parameter {number} is not finite; its momentum begins anew.",
+                f"distro_optim: the saved {key} of parameter {number} is not finite; its momentum starts from zero.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -172,7 +177,13 @@ def _in_the_other_form(saved: dict[str, Any], key: str, param: Tensor, grid: Til
 def pack_in_flight(
     plan: TilePlan, updates: Sequence[CompressedUpdate] | None, quantized: bool, peers: int
 ) -> list[dict[str, Tensor]]:
-    """The saved form of ``updates``, parameter by parameter; zeros for ``peers`` peers where nothing is in flight."""
+    """The saved form of ``updates``, parameter by parameter; zeros for ``peers`` peers where nothing is in flight.
+
+    The tensors are those of the last table above.
+
+    Raises:
+        DistroError: some updates hold signs and others values.
+    """
     held = updates if updates is not None else [CompressedUpdate.empty(plan, quantized=quantized)] * peers
     packed = []
     for number, home in enumerate(plan.home):

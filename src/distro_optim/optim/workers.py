@@ -40,15 +40,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class Workers:
-    """``count`` threads of the process, started when first used; all objects of that ``count`` take turns on them."""
+    """``count`` threads of the process, started when first used; all objects with this ``count`` share them."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def run(self, work: Callable[[T, int], None], items: Sequence[T]) -> None:
-        """Calls ``work(item, worker)`` for every item, with ``worker`` below ``count`` and no two of one at a time.
+        """Calls ``work(item, worker)`` for every item; each worker, a number below ``count``, has one call at a time.
 
-        Returns, or raises what ``work`` raised first, when no call is running any more.
+        Returns when no call is running any more.
+
+        Raises:
+            Exception: what ``work`` raised, in the first worker in which it did.
         """
         busy = min(self.count, len(items))
         # Even a single item goes to a worker: in the calling thread its operations would run on all cores.

@@ -1,4 +1,4 @@
-"""What implementations of our interfaces have to pass, ours and yours, and doubles to try your own code with.
+"""Checks that every implementation of our interfaces must pass, ours and yours, and doubles to test your code with.
 
 Exchanges (:class:`distro_optim.Exchange`):
 

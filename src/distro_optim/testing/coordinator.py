@@ -91,20 +91,25 @@ def dummy_run(run_id: str = "dummy", config: CoordinatorConfig = DUMMY_CONFIG) -
 def report(
     proof: WitnessProof, participants: Iterable[NodeIdentity], results: Iterable[bytes] = (), entropy: bytes = bytes(64)
 ) -> Witness:
-    """The report of a witness that saw these clients take part, and results with these hashes."""
-    who, what = BloomFilter.from_entropy(entropy), BloomFilter.from_entropy(entropy)
-    who.add_many([hashlib.sha256(identity.signer).digest() for identity in participants])
+    """The report of a witness that saw these clients take part, and results with these hashes.
+
+    Args:
+        entropy: 64 bytes, the keys of its Bloom filters.
+    """
+    heard, seen = BloomFilter.from_entropy(entropy), BloomFilter.from_entropy(entropy)
+    heard.add_many([hashlib.sha256(identity.signer).digest() for identity in participants])
     hashes = list(results)
-    what.add_many(hashes)
+    seen.add_many(hashes)
     return Witness(
         proof,
-        WitnessBloom(who.keys, who.words),
-        WitnessBloom(what.keys, what.words),
+        WitnessBloom(heard.keys, heard.words),
+        WitnessBloom(seen.keys, seen.words),
         MerkleRoot(merkle_root(hashes)),
     )
 
 
 def metadata(step: int) -> WitnessMetadata:
+    """What a witness measured in the round of ``step``; made up."""
     return WitnessMetadata(step, 1000.0, 10.0, 2.5, (), (), 0, 0.5)
 
 
@@ -141,19 +146,31 @@ class Follower:
         return self.state
 
     async def in_phase(self, run_state: RunState) -> Coordinator:
+        """Reads states until the run is in this phase."""
         return await self.until(lambda state: state.run_state is run_state)
+
+    @property
+    def latest(self) -> Coordinator:
+        """The last state that was read.
+
+        Raises:
+            AssertionError: none was read yet.
+        """
+        if self.state is None:
+            raise AssertionError("no state has been read yet: call until() first")
+        return self.state
 
     def index(self) -> int:
         """Our place in the list of the epoch."""
-        assert self.state is not None
-        return [listed.id for listed in self.state.epoch_state.clients].index(self.client.identity)
+        return [listed.id for listed in self.latest.epoch_state.clients].index(self.client.identity)
 
     def proof(self) -> WitnessProof:
-        assert self.state is not None
-        return CommitteeSelection.for_round(self.state, self.state.current_round).get_witness(self.index())
+        """Our proof of being a witness of the current round."""
+        return CommitteeSelection.for_round(self.latest, self.latest.current_round).get_witness(self.index())
 
 
 async def joined(arena: Arena, count: int) -> list[Follower]:
+    """The first ``count`` participants of the arena, in the run."""
     followers = [Follower(arena.client(number)) for number in range(count)]
     for follower in followers:
         await follower.client.join()
@@ -161,6 +178,7 @@ async def joined(arena: Arena, count: int) -> list[Follower]:
 
 
 async def warmed_up(arena: Arena, count: int = 3) -> list[Follower]:
+    """The same, once the run is in its warm-up."""
     followers = await joined(arena, count)
     await arena.advance(3)
     for follower in followers:
@@ -169,6 +187,7 @@ async def warmed_up(arena: Arena, count: int = 3) -> list[Follower]:
 
 
 async def training(arena: Arena, count: int = 3) -> list[Follower]:
+    """The same, once the first round has begun."""
     followers = await warmed_up(arena, count)
     for follower in followers:
         index = follower.index()
@@ -201,6 +220,7 @@ async def unwitnessed_epoch_end(arena: Arena, followers: list[Follower]) -> None
 
 
 async def close_all(followers: Iterable[Follower]) -> None:
+    """Closes the clients of all followers."""
     for follower in followers:
         await follower.client.close()
 
@@ -209,6 +229,7 @@ async def close_all(followers: Iterable[Follower]) -> None:
 
 
 async def joining_returns_the_state_of_the_run(arena: Arena) -> None:
+    """And the client knows that state from then on."""
     client = arena.client(1)
     known: list[Coordinator | None] = [client.state]
     state = await client.join()
@@ -220,6 +241,7 @@ async def joining_returns_the_state_of_the_run(arena: Arena) -> None:
 
 
 async def all_who_joined_are_in_the_epoch(arena: Arena) -> None:
+    """In the order in which they joined."""
     followers = await warmed_up(arena)
     for follower in followers:
         listed = [listed.id for listed in follower.state.epoch_state.clients] if follower.state else []
@@ -228,12 +250,14 @@ async def all_who_joined_are_in_the_epoch(arena: Arena) -> None:
 
 
 async def training_begins_when_all_are_ready(arena: Arena) -> None:
+    """All three of them are in the round."""
     followers = await training(arena)
     assert arena.state.current_round.clients_len == 3
     await close_all(followers)
 
 
 async def all_reports_end_the_round(arena: Arena) -> None:
+    """The next one begins, and the reports are in the state."""
     followers = await training(arena)
     await witnessed_round(arena, followers, [follower.client.identity for follower in followers])
     assert arena.state.current_round.height == 1
@@ -242,6 +266,7 @@ async def all_reports_end_the_round(arena: Arena) -> None:
 
 
 async def a_health_check_drops_the_idle(arena: Arena) -> None:
+    """A client that takes part in no round is dropped from the epoch."""
     followers = await training(arena)
     idle = followers[2]
     seen = [follower.client.identity for follower in followers[:2]]
@@ -260,6 +285,7 @@ async def a_health_check_drops_the_idle(arena: Arena) -> None:
 
 
 async def an_uploaded_checkpoint_is_known_to_all(arena: Arena) -> None:
+    """It comes to every client in the next state."""
     followers = await training(arena)
     # A built-in model takes no upload; after an epoch that lost everybody the stored one is in its place.
     await unwitnessed_epoch_end(arena, followers)
@@ -277,6 +303,7 @@ async def an_uploaded_checkpoint_is_known_to_all(arena: Arena) -> None:
 
 
 async def the_wrong_run_is_refused_by_name(arena: Arena) -> None:
+    """The error carries the run that was asked for and the one that is hosted."""
     client = arena.client(1, run_id="another")
     error = await failure(client.join(), JoinRefusedError)
     assert (error.wanted, error.hosted) == ("another", arena.state.run_id)
@@ -285,6 +312,7 @@ async def the_wrong_run_is_refused_by_name(arena: Arena) -> None:
 
 
 async def who_closes_leaves_the_epoch(arena: Arena) -> None:
+    """The others go on without it."""
     followers = await warmed_up(arena, 4)
     gone = followers.pop(1)
     await gone.client.close()
@@ -299,6 +327,7 @@ async def who_closes_leaves_the_epoch(arena: Arena) -> None:
 
 
 async def who_left_can_come_back_for_the_next_epoch(arena: Arena) -> None:
+    """With the same key."""
     followers = await warmed_up(arena)
     await close_all(followers[1:])
     await until_true(lambda: sum(c.state is ClientState.HEALTHY for c in arena.state.epoch_state.clients) == 1)
@@ -315,6 +344,7 @@ async def who_left_can_come_back_for_the_next_epoch(arena: Arena) -> None:
 
 
 async def who_was_dropped_can_come_back_for_the_next_epoch(arena: Arena) -> None:
+    """Its client asks again by itself."""
     followers = await training(arena)
     seen = [follower.client.identity for follower in followers[:2]]
     for _ in range(2):
@@ -335,6 +365,7 @@ async def who_was_dropped_can_come_back_for_the_next_epoch(arena: Arena) -> None
 
 
 async def the_states_end_when_the_client_is_closed(arena: Arena) -> None:
+    """Closing it twice does no harm."""
     client = arena.client(1)
     await client.join()
 
@@ -350,6 +381,7 @@ async def the_states_end_when_the_client_is_closed(arena: Arena) -> None:
 
 
 async def equal_states_come_once(arena: Arena) -> None:
+    """A tick that changes nothing sends no state."""
     (follower,) = await joined(arena, 1)
     for _ in range(5):
         await arena.advance(0)
@@ -359,6 +391,7 @@ async def equal_states_come_once(arena: Arena) -> None:
 
 
 async def nothing_can_be_sent_outside_of_the_run(arena: Arena) -> None:
+    """Neither before joining nor after closing."""
     client = arena.client(1)
     await failure(client.warmup_witness(Witness(WitnessProof(0, 0, False))), CoordinatorLinkError)
     await client.join()
@@ -367,6 +400,7 @@ async def nothing_can_be_sent_outside_of_the_run(arena: Arena) -> None:
 
 
 async def a_refused_message_harms_nobody(arena: Arena) -> None:
+    """The round goes on as if it had never been sent."""
     followers = await training(arena)
     before = arena.state
     await followers[0].client.witness(Witness(WitnessProof(12345, 99, True)), metadata(1))
@@ -396,7 +430,11 @@ CHECKS: Final[list[Callable[[Arena], Awaitable[None]]]] = [
 
 
 async def failure(attempt: Awaitable[Any], expected: type[CoordinatorLinkError]) -> Any:
-    """The error of an attempt that must fail in this way."""
+    """The error of an attempt that must fail in this way.
+
+    Raises:
+        AssertionError: the attempt did not fail.
+    """
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await attempt
@@ -406,7 +444,7 @@ async def failure(attempt: Awaitable[Any], expected: type[CoordinatorLinkError])
 
 
 async def until_true(condition: Callable[[], bool]) -> None:
-    """Lets other tasks run until something is so."""
+    """Lets other tasks run until ``condition()`` holds."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.001)

@@ -43,7 +43,12 @@ def check_exchange(
     """Runs all checks in this process, with groups of each of ``sizes``.
 
     Args:
-        make_group: connected exchanges, one a peer. Called again for every check.
+        make_group: makes so many connected exchanges, one per peer. Called again for every check.
+        sizes: how many peers a group has.
+        patience: how long a check may take.
+
+    Raises:
+        AssertionError: a check failed; the message names it.
     """
     for size in sizes:
         for peer_check in PEER_CHECKS:
@@ -61,7 +66,11 @@ def check_peer(make_exchange: Callable[[], Exchange], peer: int, size: int) -> N
 
     Args:
         make_exchange: this peer's exchange. Called again for every check.
-        peer: our number, from 0. Only tells our data from the others'; an exchange may number peers as it likes.
+        peer: our number, from 0. It only tells our data from the others'; an exchange may number peers as it likes.
+        size: how many peers there are.
+
+    Raises:
+        AssertionError: a check failed.
     """
     for check in PEER_CHECKS:
         exchange = make_exchange()
@@ -73,6 +82,7 @@ def check_peer(make_exchange: Callable[[], Exchange], peer: int, size: int) -> N
 
 
 def nothing_is_sent_before_the_start(exchange: Exchange, peer: int, size: int) -> None:
+    """``publish`` and ``collect`` raise ExchangeError until ``start``, and ``collect`` while nothing is in flight."""
     plan = _plan()
     _refuses("publish() before start()", lambda: exchange.publish(random_update(plan, quantized=True)))
     _refuses("collect() before start()", exchange.collect)
@@ -81,6 +91,7 @@ def nothing_is_sent_before_the_start(exchange: Exchange, peer: int, size: int) -
 
 
 def all_peers_start_with_the_weights_of_one(exchange: Exchange, peer: int, size: int) -> None:
+    """Of the same one on every peer; the weights change in place."""
     plan = _plan()
     weights = _weights(plan, peer)
     pointers = [w.data_ptr() for w in weights]
@@ -92,6 +103,7 @@ def all_peers_start_with_the_weights_of_one(exchange: Exchange, peer: int, size:
 
 
 def everybody_gets_every_update_in_the_same_order(exchange: Exchange, peer: int, size: int) -> None:
+    """Signs and values, and the order is the same on every peer."""
     _expect(exchange.num_peers >= size, f"num_peers is {exchange.num_peers} in a group of {size}")
     plan = _plan()
     for quantized in (True, False):
@@ -106,6 +118,7 @@ def everybody_gets_every_update_in_the_same_order(exchange: Exchange, peer: int,
 
 
 def publishing_may_run_one_step_ahead(exchange: Exchange, peer: int, size: int) -> None:
+    """A step may be published before the one before it was collected."""
     plan = _plan()
     exchange.start(plan, _weights(plan, peer))
     exchange.publish(_update(plan, peer, 0, True))
@@ -118,6 +131,7 @@ def publishing_may_run_one_step_ahead(exchange: Exchange, peer: int, size: int) 
 
 
 def peers_may_have_little_or_nothing_to_say(exchange: Exchange, peer: int, size: int) -> None:
+    """Updates in which some or all tensors are absent arrive too."""
     plan = _plan()
     exchange.start(plan, _weights(plan, peer))
     for step in range(size + 1):
@@ -139,6 +153,7 @@ def peers_may_have_little_or_nothing_to_say(exchange: Exchange, peer: int, size:
 
 
 def another_plan_may_follow(exchange: Exchange, peer: int, size: int) -> None:
+    """``start`` may be called again, with other tensors."""
     for k in (3, 5):
         plan = _plan(k)
         weights = _weights(plan, peer + k)
@@ -148,6 +163,7 @@ def another_plan_may_follow(exchange: Exchange, peer: int, size: int) -> None:
 
 
 def traffic_is_counted(exchange: Exchange, peer: int, size: int) -> None:
+    """In bytes, sent and received."""
     plan = _plan()
     exchange.start(plan, _weights(plan, peer))
     for step in range(2):
@@ -162,6 +178,7 @@ def traffic_is_counted(exchange: Exchange, peer: int, size: int) -> None:
 
 
 def what_is_closed_stays_closed(exchange: Exchange, peer: int, size: int) -> None:
+    """Every call after ``close`` raises ExchangeError, but for ``close`` itself."""
     plan = _plan()
     exchange.start(plan, _weights(plan, peer))
     exchange.publish(_update(plan, peer, 0, True))
@@ -189,6 +206,7 @@ PEER_CHECKS: Final[tuple[PeerCheck, ...]] = (
 
 
 def publishing_waits_for_nobody(group: Sequence[Exchange]) -> None:
+    """A peer publishes while the others have not."""
     plan, first_is_out = _plan(), threading.Event()
 
     def run(exchange: Exchange, peer: int) -> None:
@@ -203,6 +221,7 @@ def publishing_waits_for_nobody(group: Sequence[Exchange]) -> None:
 
 
 def a_peer_with_another_plan_is_noticed(group: Sequence[Exchange]) -> None:
+    """At least one peer raises ExchangeError at the start."""
     noticed = []
 
     def run(exchange: Exchange, peer: int) -> None:
@@ -217,6 +236,7 @@ def a_peer_with_another_plan_is_noticed(group: Sequence[Exchange]) -> None:
 
 
 def who_leaves_keeps_nobody_waiting(group: Sequence[Exchange]) -> None:
+    """The others go on without it, or get an ExchangeError."""
     plan = _plan()
 
     def run(exchange: Exchange, peer: int) -> None:
@@ -270,7 +290,7 @@ def _senders(updates: Sequence[CompressedUpdate], plan: TilePlan, step: int, qua
 
 
 def _number(order: Sequence[int]) -> int:
-    """A different one for every order of peers."""
+    """A number that is different for every order of peers."""
     number = 0
     for peer in order:
         number = number * len(order) + peer

@@ -12,7 +12,7 @@ __all__ = ["step_together"]
 def step_together(
     optimizers: Sequence[DisTrO], closures: Sequence[Callable[[], float]] | None = None
 ) -> list[float | None]:
-    """What ``optimizer.step()`` of all peers of a group would do, were each in a thread of its own.
+    """What ``optimizer.step()`` of all peers of a group would do if each had a thread of its own.
 
     Args:
         optimizers: all peers of a :class:`~distro_optim.comm.memory.MemoryExchange` group.
@@ -20,6 +20,10 @@ def step_together(
 
     Returns:
         The closures' losses, or None for each optimizer.
+
+    Raises:
+        ValueError: there are more or fewer closures than optimizers.
+        DistroError: as ``step()`` raises it.
     """
     if closures is not None and len(closures) != len(optimizers):
         raise ValueError(f"{len(closures)} closures for {len(optimizers)} optimizers")

@@ -17,7 +17,7 @@ __all__ = ["MemoryModels"]
 
 @dataclass(frozen=True, eq=False)
 class _Offer:
-    """One peer's; those of two are not compared."""
+    """What one peer offers. Offers of two peers are never compared by value."""
 
     model: SharedModel
 

@@ -51,9 +51,12 @@ class MemoryNetwork:
     Args:
         latency: one-way seconds, drawn evenly between the two for each message.
         loss: chance that an announcement does not reach one peer, or that a fetch from one provider fails.
-        bandwidth: bits a second of each peer's line, in each direction; None is without bound. What a peer sends or
+        bandwidth: bits per second of each peer's line, in each direction; None is unlimited. What a peer sends or
             receives waits until the line is free.
         seed: of the weather and of the keys that :meth:`join` makes.
+
+    Raises:
+        ConfigurationError: an argument is out of its range.
     """
 
     def __init__(

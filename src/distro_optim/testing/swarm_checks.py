@@ -28,8 +28,8 @@ from ..errors import BlobUnavailableError, ConfigurationError, NodeClosedError
 
 __all__ = ["CHECKS", "SwarmArena"]
 
-# Nothing here takes long; this only ends a check that hangs.
 _SECONDS: Final = 30.0
+"""No check takes long; this only ends one that hangs."""
 _MEGABYTE: Final = 1 << 20
 _PAUSE_SECONDS: Final = 0.05
 """Between two attempts to be heard."""
@@ -76,7 +76,7 @@ async def an_announcement_reaches_everybody_else_once(arena: SwarmArena) -> None
 
 
 async def a_repeated_announcement_is_delivered_once(arena: SwarmArena) -> None:
-    """Only another content counts as another announcement."""
+    """Only an announcement with other content counts as another one."""
     alice, bob = await arena.make(), await arena.make()
     await arena.settle()
     for data in (b"the same", b"the same", b"the same", b"the end"):
@@ -86,7 +86,7 @@ async def a_repeated_announcement_is_delivered_once(arena: SwarmArena) -> None:
 
 
 async def the_longest_announcement_arrives_and_a_longer_one_is_refused(arena: SwarmArena) -> None:
-    """The bound is the one that is stated."""
+    """The bound is ``MAX_ANNOUNCEMENT`` bytes."""
     alice, bob = await arena.make(), await arena.make()
     await arena.settle()
     try:
@@ -100,7 +100,7 @@ async def the_longest_announcement_arrives_and_a_longer_one_is_refused(arena: Sw
 
 
 async def who_is_not_allowed_is_not_heard(arena: SwarmArena) -> None:
-    """And who is taken off the list later is not heard from then on."""
+    """A peer that is taken off the list later is not heard from then on."""
     alice, bob, carol = [await arena.make() for _ in range(3)]
     await arena.settle()
     bob.set_allowed([carol.peer_id])
@@ -167,7 +167,7 @@ async def a_published_blob_is_fetched_by_its_ticket(arena: SwarmArena) -> None:
 
 
 async def a_blob_that_nobody_has_is_an_error(arena: SwarmArena) -> None:
-    """Which does not keep the next fetch from succeeding."""
+    """The next fetch succeeds all the same."""
     alice, bob = await arena.make(), await arena.make()
     await arena.settle()
     ticket = await alice.publish(b"there", "tag")
@@ -179,7 +179,7 @@ async def a_blob_that_nobody_has_is_an_error(arena: SwarmArena) -> None:
             told = error.attempts
         else:
             raise AssertionError("a blob came out of nothing")
-        assert told, "the error does not say who was asked"
+        assert told, "the error does not name the peers that were asked"
         assert await bob.fetch(ticket, max_size=100) == b"there"
 
 
@@ -226,7 +226,7 @@ async def a_peer_that_may_not_be_reached_gives_nothing(arena: SwarmArena) -> Non
 
 
 async def a_fetch_can_be_cancelled(arena: SwarmArena) -> None:
-    """And begun again."""
+    """It can be started again."""
     alice, bob = await arena.make(), await arena.make()
     await arena.settle()
     data = bytes(4 * _MEGABYTE)

@@ -33,7 +33,7 @@ class TokenDataArena(ABC):
     Attributes:
         seq_len: tokens of a sequence.
         count: sequences; two at least.
-        ends: whether a data index of ``count`` or more is refused. Else it gives some sequence.
+        ends: whether a data index of ``count`` or more is refused; otherwise it gives some sequence.
     """
 
     seq_len: int

@@ -14,7 +14,14 @@ __all__ = ["random_update", "same_update"]
 def random_update(
     plan: TilePlan, *, quantized: bool, present: Sequence[bool] | None = None, seed: int = 0
 ) -> CompressedUpdate:
-    """What a peer could have made of gradients; tensors without elements are never present."""
+    """An update on ``plan`` as a peer could have made it from gradients.
+
+    Args:
+        plan: of the tensors.
+        quantized: signs, or values.
+        present: one flag per tensor; by default all. Tensors without elements are never present.
+        seed: of the random numbers.
+    """
     generator = torch.Generator().manual_seed(seed % (1 << 63))
     update = CompressedUpdate.empty(plan, quantized=quantized)
     for batch, index, value in zip(plan.batches, update.index, update.value, strict=True):
@@ -31,7 +38,7 @@ def random_update(
 
 
 def same_update(ours: CompressedUpdate, theirs: CompressedUpdate) -> bool:
-    """Whether two updates say the same."""
+    """Whether two updates say the same: equal layouts, present tensors, indices, values and types."""
     return (
         ours.plan.layout == theirs.plan.layout
         and ours.present == theirs.present

@@ -3,7 +3,7 @@
 ===============  ==========================================================================================
 ``commitment``   a result bound to its sender and to its place in the run
 ``merkle``       a list of results bound to one hash
-``bloom``        who was heard and what was seen, in a few hundred bytes
+``bloom``        which peers were heard, which results were seen, in a few hundred bytes
 ``similarity``   do two peers have the same result but for rounding: Jaccard, Manhattan, Hamming
 ===============  ==========================================================================================
 """

@@ -1,12 +1,12 @@
-"""The Bloom filter in which a witness reports whom and what it saw.
+"""The Bloom filter in which a witness reports which peers it heard and which results it saw.
 
 Format and rules: PsycheFoundation/psyche, ``shared/core/src/bloom.rs`` (after Solana's ``bloom`` crate). A filter is
 eight 64-bit keys and 1024 bits. An item is hashed once per key by 64-bit FNV-1a that starts from the key instead of
 FNV's own offset; the hash modulo the number of bits is the position to set or to test.
 
-What it catches: a peer that nobody heard of is absent with a probability that falls with the load of the filter
+What it catches: a peer that nobody heard of is absent, but for a probability that grows with the load of the filter
 (:meth:`BloomFilter.false_positive_rate`). What it misses: a filter can only say "perhaps", its size never grows, and
-whoever fills it can set every bit. So one filter proves nothing; a quorum of filters counts.
+the peer that fills it can set every bit. So one filter proves nothing; a quorum of filters counts.
 
 :func:`fnv1a` is the plain form; the filter itself computes all hashes of all items at once with numpy.
 """
@@ -81,17 +81,21 @@ class BloomFilter:
 
     @property
     def keys(self) -> tuple[int, ...]:
+        """Start values of the hash functions, unsigned 64-bit."""
         return tuple(self._keys.tolist())
 
     @property
     def words(self) -> tuple[int, ...]:
+        """The bits, 64 to a word, least significant first."""
         return tuple(self._words.tolist())
 
     @property
     def num_bits(self) -> int:
+        """Size in bits."""
         return _WORD_BITS * len(self._words)
 
     def add(self, item: Bytes) -> None:
+        """Adds one item."""
         self.add_many((item,))
 
     def add_many(self, items: Iterable[Bytes]) -> None:
@@ -117,6 +121,7 @@ class BloomFilter:
         self._words[:] = 0
 
     def copy(self) -> BloomFilter:
+        """Another filter with the same keys and bits."""
         return BloomFilter(self.keys, self.words)
 
     def fill(self) -> float:

@@ -55,7 +55,11 @@ def training_result_hash(step: int, batch_start: int, batch_end: int, entries: I
 
 
 def finished_hash(broadcast_merkle: bytes) -> bytes:
-    """SHA-256 over the Merkle root that a "finished" message carries."""
+    """SHA-256 over the Merkle root, 32 bytes, that a "finished" message carries.
+
+    Raises:
+        ProtocolError: the root has another length.
+    """
     if len(broadcast_merkle) != HASH_SIZE:
         raise ProtocolError(
             f"a Merkle root has {HASH_SIZE} bytes, got {len(broadcast_merkle)}", field="broadcast_merkle"
@@ -68,7 +72,7 @@ class Commitment:
     """A hash and the signature of its maker, 96 bytes on every wire.
 
     Raises:
-        ProtocolError: a part has not its length.
+        ProtocolError: a part has the wrong length.
     """
 
     data_hash: bytes
@@ -83,6 +87,7 @@ class Commitment:
                 raise ProtocolError(f"expected {size} bytes, got {len(value)}", field=field)
 
     def to_bytes(self) -> bytes:
+        """The 96-byte form: the hash, then the signature."""
         return self.data_hash + self.signature
 
     @classmethod

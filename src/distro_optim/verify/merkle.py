@@ -4,8 +4,8 @@ Format: PsycheFoundation/psyche, ``shared/core/src/merkle_tree.rs`` (after Solan
 A leaf is ``sha256(00 || item)``, an inner node ``sha256(01 || left || right)``; the prefixes keep an inner node from
 passing for a leaf. The last node of a level of odd length is paired with itself.
 
-What a root catches: whoever published it cannot later claim another list. What it misses: Psyche's clients hash in
-order of arrival, so two honest witnesses differ, and roots of different peers cannot be compared.
+What a root catches: the peer that published it cannot claim another list later. What it misses: Psyche's clients hash
+in order of arrival, so two honest witnesses differ, and roots of different peers cannot be compared.
 Pairing a node with itself also means that a list and the same list with its last item repeated can share a root.
 """
 
@@ -35,12 +35,14 @@ Bytes = bytes | bytearray | memoryview
 
 
 def leaf_hash(item: Bytes) -> bytes:
+    """``sha256(00 || item)``, 32 bytes."""
     digest = hashlib.sha256(_LEAF_PREFIX)
     digest.update(item)
     return digest.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
+    """``sha256(01 || left || right)``, 32 bytes, of two hashes of 32 bytes."""
     return hashlib.sha256(_NODE_PREFIX + left + right).digest()
 
 
@@ -57,7 +59,7 @@ class ProofStep:
     """One level of a path: the parent's hash and the one sibling that is needed to compute it.
 
     Raises:
-        ProtocolError: none or both siblings are given, or a hash has not 32 bytes.
+        ProtocolError: neither or both siblings are given, or a hash does not have 32 bytes.
     """
 
     target: bytes
