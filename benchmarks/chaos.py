@@ -3,12 +3,13 @@
     python benchmarks/chaos.py                      # 400 rounds, 200 of them disturbed: a quarter of an hour on 2 cores
     python benchmarks/chaos.py --rounds 300         # shorter
 
-What goes wrong is data: :func:`planned_faults` for processes (``kill -9``, started again with nothing of before),
-:func:`planned_cuts` for partitions of 20 seconds. Besides, each peer loses 30 % of all announcements, on its own and
-behind the gossip, which would have repaired it; one peer is slow; one announces results of wrong shape, of NaN, of
-8 MB, replayed, badly signed, and others than it committed to, in turns. In the last 200 rounds only these two go on.
+What goes wrong is planned as data: :func:`planned_faults` kills processes (``kill -9``) and starts them again with
+nothing left, :func:`planned_cuts` makes partitions of 20 seconds. Besides, each peer loses 30 % of all announcements
+after the gossip, which would have repaired the loss. One peer is slow. One announces, in turns, results of the wrong
+shape, of NaN, of 8 MB, replayed, badly signed, and other results than it committed to. In the last 200 rounds only
+these two go on.
 
-Ends with status 1 unless all honest peers end with equal weights, every difference on the way was noticed and healed,
+Ends with status 1 unless all honest peers end with equal weights, every difference on the way was noticed and repaired,
 no round took longer than its time limit, and the loss on files not trained on is within 2 % of the undisturbed run's.
 """
 
@@ -38,7 +39,7 @@ from distro_optim.testnet.watching import SwarmWatch
 from distro_optim.testnet.weather import Weather, write_weather
 
 PEERS = 5
-MORTAL, SLOW, LIAR = (1, 2), 3, 4  # and 0, who hosts
+MORTAL, SLOW, LIAR = (1, 2), 3, 4  # and 0, which hosts
 LOSS = 0.3
 CUT_SECONDS = 20.0
 LOSS_TOLERANCE = 1.02
@@ -50,9 +51,10 @@ WARMUP_SECONDS = 30
 # Beyond its limit, for an epoch's end, for waiting, and for a machine that is busy.
 SLACK_SECONDS = 10
 NOTICED_WITHIN = 3  # rounds
-# At the end all but the liar and the slow one behave, so that the last to come back is in an epoch again: whoever was
-# dropped twice waits a minute, and when many epochs were ended for somebody, the next such end is in a quarter of one.
 QUIET_ROUNDS = 200
+"""At the end all but the liar and the slow one behave, so that the last peer to come back is in an epoch again: a peer
+that was dropped twice waits a minute, and after many epochs that were ended for joiners, the next one is ended for them
+only after a quarter of an epoch."""
 LEAST_TROUBLE = 60  # rounds
 EPOCH_SECONDS = 120
 
@@ -75,7 +77,7 @@ class Cut:
 
 
 def planned_faults(rounds: int, rng: random.Random) -> list[Fault]:
-    """Every 25 rounds somebody is killed, and 10 rounds later started again."""
+    """Every 25 rounds a peer is killed, and 10 rounds later started again."""
     faults: list[Fault] = []
     for step in range(15, rounds - QUIET_ROUNDS - 10, 25):
         peer = rng.choice(MORTAL)
@@ -305,7 +307,7 @@ def _final(result: Result) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2 * QUIET_ROUNDS)
-    parser.add_argument("--seed", type=int, default=1, help="of who is killed and cut off, and when")
+    parser.add_argument("--seed", type=int, default=1, help="decides which peers are killed and cut off, and when")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each of the two runs")
     parser.add_argument("--out", type=Path, default=Path("out/chaos"))
     args = parser.parse_args()

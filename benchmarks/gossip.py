@@ -50,7 +50,7 @@ Receive = Callable[[bytes], None]
 
 
 class PythonPeer:
-    """One node of ours."""
+    """One of our nodes."""
 
     def __init__(self, only: str | None = None) -> None:
         from distro_optim.comm.iroh.endpoint import Node

@@ -247,7 +247,7 @@ def exactness(steps: int = 100) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the 20M model only")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each case")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))

@@ -593,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     unknown = set(options.parts) - PARTS.keys()
     if unknown:
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     results = []
     for name in options.parts or PARTS:
         print(f"measuring {name} ...", file=sys.stderr)

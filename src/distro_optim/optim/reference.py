@@ -217,7 +217,8 @@ class ReferenceTensor:
 
 
 class ReferenceDisTrO(Optimizer):
-    """What :class:`~distro_optim.DisTrO` does, to read and to compare with: about a hundred times as slow.
+    """What :class:`~distro_optim.DisTrO` does, to read and to compare with: several times as slow, and it needs several
+    temporaries as large as each tensor.
 
     Arguments are those of DisTrO and are not checked. ``exchange`` is a function here; None trains alone. With
     ``overlap=True`` the weights look ahead between two calls of :meth:`step`, as they do there: call :meth:`eval`
