@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from distro_optim.comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
-from distro_optim.comm.serving.connection import Session
+from distro_optim.comm.serving.connection import Connection
 from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
@@ -39,7 +39,7 @@ def frame(message: Any) -> bytes:
 
 
 class Peer:
-    """A client: its link, its session on the server's side, and the last state it read."""
+    """A client: its link, its connection on the server's side, and the last state it read."""
 
     def __init__(self, swarm: Swarm, number: int, address: str) -> None:
         self.swarm = swarm
@@ -48,16 +48,16 @@ class Peer:
         self.link = ClientLink(self.key, SERVER_TO_CLIENT, CLIENT_TO_SERVER)
         self.state: Coordinator | None = None
         self.states_read = 0
-        self.session: Session = swarm.service.connect(address, swarm.now)
+        self.connection: Connection = swarm.service.connect(address, swarm.now)
 
     @property
     def connected(self) -> bool:
-        return self.swarm.service.has(self.session)
+        return self.swarm.service.has(self.connection)
 
     def read(self) -> None:
         """Takes all that the server has for us, and answers a challenge."""
-        while (data := self.session.next_frame()) is not None:
-            self.session.sent(self.swarm.now)
+        while (data := self.connection.next_frame()) is not None:
+            self.connection.sent(self.swarm.now)
             if self.link.state is LinkState.OPEN:
                 self.state = self.swarm.read_state(self.link, data)
                 self.states_read += 1
@@ -66,7 +66,7 @@ class Peer:
                 self.send(self.link.data_to_send())
 
     def send(self, data: bytes) -> None:
-        self.swarm.service.receive(self.session, data, self.swarm.now)
+        self.swarm.service.receive(self.connection, data, self.swarm.now)
 
     def say(self, message: Any) -> None:
         self.send(frame(message))
@@ -77,7 +77,7 @@ class Peer:
         return self
 
     def leave(self) -> None:
-        self.swarm.service.disconnect(self.session)
+        self.swarm.service.disconnect(self.connection)
 
     def act(self) -> None:
         """What an honest client says to the state it sees, after some seconds of work."""
@@ -164,7 +164,7 @@ class Swarm:
         raise AssertionError(f"{run_state} was never reached")
 
     def collect(self) -> None:
-        """Notes why sessions ended, and how often each client was refused something."""
+        """Notes why connections ended, and how often each client was refused something."""
         for event in self.service.take_output().events:
             if isinstance(event, Refused):
                 self.refusals[event.client] += 1

@@ -121,14 +121,14 @@ def test_a_key_that_is_not_on_the_list_is_let_go_after_its_proof() -> None:
 
 def test_challenges_are_fresh() -> None:
     swarm = Swarm()
-    openings = {swarm.connect(number).session.next_frame() for number in range(20)}
+    openings = {swarm.connect(number).connection.next_frame() for number in range(20)}
     assert len(openings) == 20
 
 
 def test_an_answer_replayed_to_another_connection_is_refused() -> None:
     swarm = Swarm()
     victim = swarm.connect(1)
-    opening = victim.session.next_frame()
+    opening = victim.connection.next_frame()
     assert opening is not None
     victim.link.receive(opening)
     answer = victim.link.data_to_send()
@@ -180,7 +180,7 @@ def test_who_reads_nothing_is_cut_off_and_costs_no_more_than_a_few_states() -> N
     deaf = swarm.connect(3)
     deaf.join()
     swarm.until(RunState.ROUND_TRAIN, acting=others)
-    assert len(deaf.session._unsent) <= 4
+    assert len(deaf.connection._unsent) <= 4
     swarm.seconds(9, acting=others)
     assert not deaf.connected
     assert any("read nothing" in reason for reason in swarm.reasons)
@@ -434,7 +434,7 @@ def test_a_flood_is_not_even_decoded_above_the_limit(monkeypatch: pytest.MonkeyP
         decoded += 1
         return real(*arguments)
 
-    monkeypatch.setattr(peer.session._link, "_incoming", replace(CLIENT_TO_SERVER, read=counting))
+    monkeypatch.setattr(peer.connection._link, "_incoming", replace(CLIENT_TO_SERVER, read=counting))
     flood(peer)
     assert decoded == swarm.service.limits.messages_burst
 
@@ -472,7 +472,7 @@ def test_unix_time_follows_the_monotonic_clock_alone() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.binary(max_size=120), max_size=5), st.booleans())
-def test_arbitrary_bytes_end_a_session_and_nothing_else(pieces: list[bytes], joined: bool) -> None:
+def test_arbitrary_bytes_end_a_connection_and_nothing_else(pieces: list[bytes], joined: bool) -> None:
     swarm = Swarm()
     honest = swarm.join(1, 2)
     peer = swarm.connect(3)

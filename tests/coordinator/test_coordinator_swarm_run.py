@@ -81,8 +81,8 @@ class Member:
 
     async def crash(self) -> None:
         """The connection breaks without a word."""
-        assert self.client._session is not None
-        await self.client._session._stream.close()
+        assert self.client._connection is not None
+        await self.client._connection._stream.close()
 
     async def _follow(self) -> None:
         async for state in self.client.states():

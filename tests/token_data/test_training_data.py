@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from comm.stream_contract import run
 from coordinator.coordinator_swarm import RUN, key
 from distro_optim.comm.framing import ClientLink, Else, encode_frame
-from distro_optim.comm.serving.connection import Session
+from distro_optim.comm.serving.connection import Connection
 from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.comm.streams import MemoryListener, Stream
 from distro_optim.coordinator.messages import (
@@ -175,7 +175,7 @@ def request(start: int, end: int) -> bytes:
     return encode_frame(CLIENT_TO_DATA_SERVER.encode(Else(RequestTrainingData(BatchId(start, end)))))
 
 
-def connected(service: DataService, number: int) -> tuple[Session, ClientLink]:
+def connected(service: DataService, number: int) -> tuple[Connection, ClientLink]:
     session = service.connect("a:1", 0.0)
     link = ClientLink(key(number), DATA_SERVER_TO_CLIENT, CLIENT_TO_DATA_SERVER)
     opening = session.next_frame()

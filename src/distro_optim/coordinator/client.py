@@ -224,7 +224,7 @@ class RemoteCoordinator(CoordinatorClient):
         self._backoff = backoff
         self._generator = generator or random.Random()
         self._feed = StateFeed()
-        self._session: _Session | None = None
+        self._connection: _Connection | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
         self._report = UnconfirmedReport()
         self._task: asyncio.Task[None] | None = None
@@ -238,16 +238,16 @@ class RemoteCoordinator(CoordinatorClient):
     @property
     @override
     def connected(self) -> bool:
-        return self._session is not None
+        return self._connection is not None
 
     @override
     async def join(self) -> Coordinator:
         if self._task is not None or self._closed:
             raise ConfigurationError("join() is called once, before close()")
-        session = await self._open_within_timeout()
+        connection = await self._open_within_timeout()
         assert self._feed.latest is not None
-        self._session = session
-        self._task = asyncio.create_task(self._keep_up(session), name=f"link to {self._name}")
+        self._connection = connection
+        self._task = asyncio.create_task(self._keep_up(connection), name=f"link to {self._name}")
         return self._feed.latest
 
     @override
@@ -264,10 +264,10 @@ class RemoteCoordinator(CoordinatorClient):
         if isinstance(message, WitnessMessage) and self._feed.latest is not None:
             self._report.sent(message, self._feed.latest)
         frame = _encode(message)
-        session = self._session
+        connection = self._connection
         try:
-            if session is not None:
-                await session.write(frame)
+            if connection is not None:
+                await connection.write(frame)
                 return
         except OSError:
             pass  # the reader finds the same and opens a new link
@@ -282,62 +282,62 @@ class RemoteCoordinator(CoordinatorClient):
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        # A task that is cancelled before its first step leaves the session to us.
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        # A task that is cancelled before its first step leaves the connection to us.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     # -- the background task -------------------------------------------------------------------------------------------
 
-    async def _keep_up(self, session: _Session) -> None:
+    async def _keep_up(self, connection: _Connection) -> None:
         try:
-            await self._follow(session)
+            await self._follow(connection)
         except Exception as error:  # whoever reads the states must not wait for ever
             self._feed.end(error)
 
-    async def _follow(self, session: _Session) -> None:
+    async def _follow(self, connection: _Connection) -> None:
         """Reads states for as long as there is a link, and opens new ones."""
         lost: WitnessMessage | None = None
         while True:
-            self._session = session
+            self._connection = connection
             try:
                 if lost is not None:
-                    await session.write(_encode(lost))
-                await self._flush(session)
-                await self._read(session)
+                    await connection.write(_encode(lost))
+                await self._flush(connection)
+                await self._read(connection)
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.warning("link to %s lost, reconnecting: %s", self._name, error)
             finally:
-                self._session = None
-                await session.close()
+                self._connection = None
+                await connection.close()
             reopened = await self._reopen()
             if reopened is None:
                 return
-            session = reopened
+            connection = reopened
             lost = self._report.missing_in(self._feed.latest) if self._feed.latest is not None else None
 
-    async def _flush(self, session: _Session) -> None:
+    async def _flush(self, connection: _Connection) -> None:
         while self._unsent:
             frame = self._unsent.popleft()
             try:
-                await session.write(frame)
+                await connection.write(frame)
             except OSError:
                 self._unsent.appendleft(frame)
                 raise
 
-    async def _read(self, session: _Session) -> None:
+    async def _read(self, connection: _Connection) -> None:
         """Feeds states until the link breaks, which it says by raising."""
         while True:
             async with asyncio.timeout(self._silence):
-                states = await session.receive()
+                states = await connection.receive()
             for state in states:
                 self._expect_run(state)
                 before = self._feed.latest
                 self._feed.put(state)
                 if _forms_anew(before, state):
-                    await session.write(_encode(Join(self.run_id)))
+                    await connection.write(_encode(Join(self.run_id)))
 
-    async def _reopen(self) -> _Session | None:
+    async def _reopen(self) -> _Connection | None:
         """A new link, or None once there is no hope; the reader of the states has been told why then."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._give_up_after
@@ -356,25 +356,25 @@ class RemoteCoordinator(CoordinatorClient):
 
     # -- opening a link ------------------------------------------------------------------------------------------------
 
-    async def _open_within_timeout(self) -> _Session:
+    async def _open_within_timeout(self) -> _Connection:
         progress = "it did not take the connection"
         is_coordinator = False
         try:
             async with asyncio.timeout(self._timeout):
                 stream = await self._connect()
-                session = _Session(
+                connection = _Connection(
                     stream, ClientLink(self._key, _RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER)
                 )
                 try:
                     progress = "it sent no challenge; is it a Psyche coordinator?"
-                    await self._shake_hands(session)
+                    await self._shake_hands(connection)
                     progress = "it sent no state, though the handshake is done"
                     is_coordinator = True
-                    await self._join_run(session)
+                    await self._join_run(connection)
                 except BaseException:
-                    await session.close()
+                    await connection.close()
                     raise
-                return session
+                return connection
         except TimeoutError as error:
             raise CoordinatorLinkError(f"{self._name}: no answer within {self._timeout:g} s: {progress}") from error
         except (OSError, ExchangeError) as error:
@@ -387,23 +387,23 @@ class RemoteCoordinator(CoordinatorClient):
                 ) from error
             raise ProtocolError(f"{self._name} does not speak the protocol of a coordinator: {error}") from error
 
-    async def _shake_hands(self, session: _Session) -> None:
+    async def _shake_hands(self, connection: _Connection) -> None:
         try:
-            while session.link.state is not LinkState.OPEN:
-                for state in await session.receive():
+            while connection.link.state is not LinkState.OPEN:
+                for state in await connection.receive():
                     self._expect_run(state)
         except _StreamEnded as error:
             raise CoordinatorLinkError(
                 f"{self._name} closed the connection before any challenge; it is overloaded, or no coordinator"
             ) from error
 
-    async def _join_run(self, session: _Session) -> None:
+    async def _join_run(self, connection: _Connection) -> None:
         """Joins and waits for the first state, which names the run."""
         try:
-            await session.write(_encode(Join(self.run_id)))
+            await connection.write(_encode(Join(self.run_id)))
             seen = 0
             while seen < STATES_TO_JOIN:
-                for state in await session.receive():
+                for state in await connection.receive():
                     self._expect_run(state)
                     self._feed.put(state)
                     seen += 1
@@ -466,7 +466,7 @@ class _StreamEnded(ConnectionError):
     """The peer ended the stream in good order."""
 
 
-class _Session:
+class _Connection:
     """One connection: a stream and the protocol on it."""
 
     def __init__(self, stream: Stream, link: ClientLink) -> None:

@@ -10,10 +10,10 @@ from ..framing import LinkState, ServerLink
 from ..postcard import Codec
 from .limits import Bucket, ServerLimits
 
-__all__ = ["Session"]
+__all__ = ["Connection"]
 
 
-class Session:
+class Connection:
     """A client of a server, known by its key once that is proved.
 
     Times are monotonic seconds.
@@ -64,7 +64,7 @@ class Session:
         """Takes bytes and returns the messages that are complete.
 
         Raises:
-            ProtocolError: malformed, or too much at once; the session is over.
+            ProtocolError: malformed, or too much at once; the connection is over.
         """
         if not self._bytes.take(len(data), now):
             self._link.close()

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-from .connection import Session
+from .connection import Connection
 
-__all__ = ["Output", "SessionService"]
+__all__ = ["ConnectionService", "Output"]
 
 
 @dataclass
@@ -16,21 +16,21 @@ class Output:
     """What a service wants the sockets' side to do.
 
     Attributes:
-        writable: sessions with frames to write.
-        closing: sessions that are over, and why.
+        writable: connections with frames to write.
+        closing: connections that are over, and why.
         events: what happened, for people to look at.
     """
 
-    writable: set[Session] = field(default_factory=set)
-    closing: dict[Session, str] = field(default_factory=dict)
+    writable: set[Connection] = field(default_factory=set)
+    closing: dict[Connection, str] = field(default_factory=dict)
     events: list[Any] = field(default_factory=list)
 
 
-class SessionService(ABC):
+class ConnectionService(ABC):
     """The rules of a server. Times are monotonic seconds."""
 
     @abstractmethod
-    def connect(self, address: str, now: float) -> Session:
+    def connect(self, address: str, now: float) -> Connection:
         """Someone connects.
 
         Raises:
@@ -38,16 +38,16 @@ class SessionService(ABC):
         """
 
     @abstractmethod
-    def receive(self, session: Session, data: bytes, now: float) -> None:
-        """Bytes of a session. What is wrong with them ends it, and nothing else."""
+    def receive(self, connection: Connection, data: bytes, now: float) -> None:
+        """Bytes of a connection. What is wrong with them ends it, and nothing else."""
 
     @abstractmethod
-    def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
         """A connection is gone, whoever ended it. Calling it again does nothing."""
 
     @abstractmethod
-    def has(self, session: Session) -> bool:
-        """Is the session still served?"""
+    def has(self, connection: Connection) -> bool:
+        """Is the connection still served?"""
 
     @abstractmethod
     def tick(self, now: float) -> None:

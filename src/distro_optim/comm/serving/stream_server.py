@@ -1,4 +1,4 @@
-"""The sockets' side of any server of sessions: bytes moved, one timer, nothing decided."""
+"""The sockets' side of any server of connections: bytes moved, one timer, nothing decided."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final, Self
 
 from ...errors import LimitExceededError
 from ..streams import Stream, StreamListener
-from .connection import Session
-from .service import Output, SessionService
+from .connection import Connection
+from .service import ConnectionService, Output
 
 __all__ = ["TICK_SECONDS", "StreamServer"]
 
@@ -41,7 +41,7 @@ class StreamServer:
 
     def __init__(
         self,
-        service: SessionService,
+        service: ConnectionService,
         listeners: Sequence[StreamListener],
         *,
         on_event: Callable[[Any], None] | None = None,
@@ -53,8 +53,8 @@ class StreamServer:
         self._on_event = on_event
         self._clock = clock
         self._tick_seconds = tick_seconds
-        self._wakers: dict[Session, asyncio.Event] = {}
-        self._readers: dict[Session, asyncio.Task[None]] = {}
+        self._wakers: dict[Connection, asyncio.Event] = {}
+        self._readers: dict[Connection, asyncio.Task[None]] = {}
         self._tasks: dict[asyncio.Task[None], Stream] = {}
         self._running: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,14 +117,14 @@ class StreamServer:
 
     async def _serve(self, stream: Stream) -> None:
         try:
-            session = self._service.connect(stream.peer, self._clock())
+            connection = self._service.connect(stream.peer, self._clock())
         except LimitExceededError as error:
             _log.debug("refused %s: %s", stream.peer, error)  # no more: strangers must not fill the log
             await stream.close()
             return
-        waker = self._wakers[session] = asyncio.Event()
-        reader = self._readers[session] = asyncio.create_task(self._read(session, stream))
-        writer = asyncio.create_task(self._write(session, stream, waker))
+        waker = self._wakers[connection] = asyncio.Event()
+        reader = self._readers[connection] = asyncio.create_task(self._read(connection, stream))
+        writer = asyncio.create_task(self._write(connection, stream, waker))
         self._dispatch()
         try:
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,37 +135,37 @@ class StreamServer:
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
-            del self._wakers[session], self._readers[session]
-            self._service.disconnect(session)
+            del self._wakers[connection], self._readers[connection]
+            self._service.disconnect(connection)
             self._dispatch()
             await stream.close()
 
-    async def _read(self, session: Session, stream: Stream) -> None:
+    async def _read(self, connection: Connection, stream: Stream) -> None:
         try:
             while data := await stream.read(READ_BYTES):
-                self._service.receive(session, data, self._clock())
+                self._service.receive(connection, data, self._clock())
                 self._dispatch()
         except OSError as error:
-            self._service.disconnect(session, f"the connection broke: {error}")
+            self._service.disconnect(connection, f"the connection broke: {error}")
         else:
-            self._service.disconnect(session)
+            self._service.disconnect(connection)
         self._dispatch()
-        self._wakers[session].set()
+        self._wakers[connection].set()
 
-    async def _write(self, session: Session, stream: Stream, waker: asyncio.Event) -> None:
+    async def _write(self, connection: Connection, stream: Stream, waker: asyncio.Event) -> None:
         try:
             while True:
-                frame = session.next_frame()
+                frame = connection.next_frame()
                 if frame is not None:
                     await stream.write(frame)
-                    session.sent(self._clock())
-                elif self._service.has(session):
+                    connection.sent(self._clock())
+                elif self._service.has(connection):
                     waker.clear()
                     await waker.wait()
                 else:
                     return
         except OSError as error:
-            self._service.disconnect(session, f"the connection broke: {error}")
+            self._service.disconnect(connection, f"the connection broke: {error}")
             self._dispatch()
 
     async def _tick_for_ever(self) -> None:
@@ -183,13 +183,13 @@ class StreamServer:
         self._handle(self._service.take_output())
 
     def _handle(self, output: Output) -> None:
-        for session in output.writable:
-            if session in self._wakers:
-                self._wakers[session].set()
-        for session in output.closing:
-            if session in self._readers:
-                self._readers[session].cancel()
-                self._wakers[session].set()
+        for connection in output.writable:
+            if connection in self._wakers:
+                self._wakers[connection].set()
+        for connection in output.closing:
+            if connection in self._readers:
+                self._readers[connection].cancel()
+                self._wakers[connection].set()
         for event in output.events:
             self._note(event)
             if self._on_event is not None:

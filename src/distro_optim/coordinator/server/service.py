@@ -1,12 +1,12 @@
-"""The whole coordinator server but for its sockets: sessions in front of a :class:`~.host.RunHost`.
+"""The whole coordinator server but for its sockets: connections in front of a :class:`~.host.RunHost`.
 
-Bytes, departures and the time go in; :meth:`CoordinatorService.take_output` says which sessions have frames to write,
-which are to be closed, and what happened. :mod:`.server` moves the bytes.
+Bytes, departures and the time go in; :meth:`CoordinatorService.take_output` says which connections have frames to
+write, which are to be closed, and what happened. :mod:`.server` moves the bytes.
 
 Protocol: PsycheFoundation/psyche, ``architectures/centralized/server/src/app.rs``. Every client with a proved key gets
-the state at once, with every tick, and when the phase changes. Ours differ: one session a key (a newer one takes the
-place of the older without its leaving the run), clients that are refused are told so by a closed connection, and
-whoever goes is forgotten on every path.
+the state at once, with every tick, and when the phase changes. Ours differ: one connection for each key (a newer one
+replaces the older, and the client stays in the run), a client that is refused is told so by a closed connection, and a
+client that goes is forgotten on every path.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 from typing_extensions import override
 
 from ...comm.framing import Else, encode_frame
-from ...comm.serving.connection import Session
+from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
-from ...comm.serving.service import Output, SessionService
+from ...comm.serving.service import ConnectionService, Output
 from ...errors import LimitExceededError, ProtocolError
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
@@ -53,7 +53,7 @@ class Disconnected:
 ServiceEvent = Event | Connected | Disconnected
 
 
-class CoordinatorService(SessionService):
+class CoordinatorService(ConnectionService):
     """A coordinator for any number of connections.
 
     Times are monotonic seconds. Unix time is made from them with an offset that is fixed at the start, so that a clock
@@ -73,26 +73,26 @@ class CoordinatorService(SessionService):
         self.limits = limits or ServerLimits()
         self._draw = draw
         self._unix_offset = unix_offset
-        self._sessions: set[Session] = set()
-        self._unproved: dict[Session, None] = {}  # the oldest first
-        self._by_client: dict[NodeIdentity, Session] = {}
+        self._connections: set[Connection] = set()
+        self._unproved: dict[Connection, None] = {}  # the oldest first
+        self._by_client: dict[NodeIdentity, Connection] = {}
         self._addresses: Counter[str] = Counter()
         self._output = Output()
         self._framed: tuple[Coordinator, bytes] | None = None
 
     @property
     def num_connections(self) -> int:
-        return len(self._sessions)
+        return len(self._connections)
 
     @property
-    def clients(self) -> dict[NodeIdentity, Session]:
-        """The sessions whose key is proved."""
+    def clients(self) -> dict[NodeIdentity, Connection]:
+        """The connections whose key is proved."""
         return self._by_client
 
     @override
-    def has(self, session: Session) -> bool:
-        """Is the session still served?"""
-        return session in self._sessions
+    def has(self, connection: Connection) -> bool:
+        """Is the connection still served?"""
+        return connection in self._connections
 
     def unix_time(self, now: float) -> int:
         """Whole Unix seconds."""
@@ -107,7 +107,7 @@ class CoordinatorService(SessionService):
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     @override
-    def connect(self, address: str, now: float) -> Session:
+    def connect(self, address: str, now: float) -> Connection:
         """Someone connects.
 
         Args:
@@ -117,14 +117,14 @@ class CoordinatorService(SessionService):
             LimitExceededError: too many are connected; close the connection.
         """
         place = _place(address)
-        if len(self._sessions) >= self.limits.connections:
+        if len(self._connections) >= self.limits.connections:
             raise LimitExceededError(f"{self.limits.connections} connections are open already")
         if len(self._unproved) >= self.limits.unproved:
             # An honest client answers within a round trip. Whoever only holds the line makes room first.
             self._close(next(iter(self._unproved)), "it had not proved its key when others needed the place")
         if self._addresses[place] >= self.limits.per_address:
             raise LimitExceededError(f"{self.limits.per_address} connections from {place} are open already")
-        session = Session(
+        connection = Connection(
             self._draw(CHALLENGE_SIZE),
             CLIENT_TO_SERVER,
             SERVER_TO_CLIENT,
@@ -132,53 +132,53 @@ class CoordinatorService(SessionService):
             limits=self.limits,
             now=now,
         )
-        self._sessions.add(session)
-        self._unproved[session] = None
+        self._connections.add(connection)
+        self._unproved[connection] = None
         self._addresses[place] += 1
-        self._output.writable.add(session)
-        return session
+        self._output.writable.add(connection)
+        return connection
 
     @override
-    def receive(self, session: Session, data: bytes, now: float) -> None:
-        """Bytes of a session. What is wrong with them ends it, and nothing else."""
-        if session not in self._sessions:
+    def receive(self, connection: Connection, data: bytes, now: float) -> None:
+        """Bytes of a connection. What is wrong with them ends it, and nothing else."""
+        if connection not in self._connections:
             return  # closed while these bytes were on their way
         try:
-            was_open = session.is_open
-            messages = session.receive(data, now)
-            if session.is_open and not was_open:
-                self._admit(session, now)
+            was_open = connection.is_open
+            messages = connection.receive(data, now)
+            if connection.is_open and not was_open:
+                self._admit(connection, now)
         except ProtocolError as error:
-            self._close(session, str(error))
+            self._close(connection, str(error))
             return
         for message in messages:
-            if session not in self._sessions:
+            if connection not in self._connections:
                 return
-            events = self.host.receive(self._client_of(session), message, self.unix_time(now), self._seed())
+            events = self.host.receive(self._client_of(connection), message, self.unix_time(now), self._seed())
             self._note(events, now)
             if isinstance(message, Join) and any(isinstance(event, Refused) for event in events):
-                self._close(session, "its join was refused")
+                self._close(connection, "its join was refused")
 
     @override
-    def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
         """A connection is gone, whoever ended it. Calling it again does nothing."""
-        self._forget(session, reason)
+        self._forget(connection, reason)
 
     @override
     def tick(self, now: float) -> None:
         """Time passes. To be called about twice a second."""
-        for session in list(self._sessions):
-            reason = session.overdue(now)
+        for connection in list(self._connections):
+            reason = connection.overdue(now)
             if reason is not None:
-                self._close(session, reason)
+                self._close(connection, reason)
         self._note(self.host.tick(self.unix_time(now), self._seed()), now, broadcast=False)
         self.broadcast(now)
 
     def broadcast(self, now: float) -> None:
         """Sends the state to every client."""
         frame = self._state_frame()
-        for session in self._by_client.values():
-            session.send(frame, now)
+        for connection in self._by_client.values():
+            connection.send(frame, now)
         self._output.writable.update(self._by_client.values())
 
     def note(self, events: Iterable[Event], now: float) -> None:
@@ -187,19 +187,19 @@ class CoordinatorService(SessionService):
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _admit(self, session: Session, now: float) -> None:
+    def _admit(self, connection: Connection, now: float) -> None:
         """A key is proved."""
-        client = self._client_of(session)
-        del self._unproved[session]
+        client = self._client_of(connection)
+        del self._unproved[connection]
         if not self.host.is_allowed(client.signer):
             raise ProtocolError("the key is not on the list of this run")
         older = self._by_client.get(client)
-        self._by_client[client] = session
+        self._by_client[client] = connection
         if older is not None:
             self._close(older, "the same key has connected anew")
-        self._output.events.append(Connected(client=client, address=session.address))
-        session.send(self._state_frame(), now)
-        self._output.writable.add(session)
+        self._output.events.append(Connected(client=client, address=connection.address))
+        connection.send(self._state_frame(), now)
+        self._output.writable.add(connection)
 
     def _note(self, events: Iterable[Event], now: float, *, broadcast: bool = True) -> None:
         events = list(events)
@@ -207,30 +207,30 @@ class CoordinatorService(SessionService):
         if broadcast and any(isinstance(event, PhaseChanged) for event in events):
             self.broadcast(now)
 
-    def _close(self, session: Session, reason: str) -> None:
-        self._output.closing.setdefault(session, reason)
-        self._forget(session, reason)
+    def _close(self, connection: Connection, reason: str) -> None:
+        self._output.closing.setdefault(connection, reason)
+        self._forget(connection, reason)
 
-    def _forget(self, session: Session, reason: str) -> None:
-        if session not in self._sessions:
+    def _forget(self, connection: Connection, reason: str) -> None:
+        if connection not in self._connections:
             return
-        self._sessions.remove(session)
-        self._unproved.pop(session, None)
-        self._output.writable.discard(session)
-        place = _place(session.address)
+        self._connections.remove(connection)
+        self._unproved.pop(connection, None)
+        self._output.writable.discard(connection)
+        place = _place(connection.address)
         self._addresses[place] -= 1
         if not self._addresses[place]:
             del self._addresses[place]
-        client = None if session.peer is None else self._client_of(session)
-        self._output.events.append(Disconnected(client=client, address=session.address, reason=reason))
-        if client is not None and self._by_client.get(client) is session:
+        client = None if connection.peer is None else self._client_of(connection)
+        self._output.events.append(Disconnected(client=client, address=connection.address, reason=reason))
+        if client is not None and self._by_client.get(client) is connection:
             del self._by_client[client]
             self._output.events += self.host.disconnect(client)
 
-    def _client_of(self, session: Session) -> NodeIdentity:
-        if session.peer is None:
+    def _client_of(self, connection: Connection) -> NodeIdentity:
+        if connection.peer is None:
             raise ProtocolError("no key is proved")
-        return NodeIdentity.from_single_key(session.peer)
+        return NodeIdentity.from_single_key(connection.peer)
 
     def _state_frame(self) -> bytes:
         state = self.host.state

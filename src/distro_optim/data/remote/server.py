@@ -11,7 +11,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from ...comm.framing import Else, encode_frame
-from ...comm.serving.connection import Session
+from ...comm.serving.connection import Connection
 from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
 from ...comm.streams import StreamListener
 from ...coordinator.messages import DATA_SERVER_TO_CLIENT, TokenizedData, TrainingData
@@ -72,7 +72,7 @@ class DataServer(StreamServer):
             self._jobs.add(job)
             job.add_done_callback(self._jobs.discard)
 
-    async def _answer(self, session: Session, batch: BatchId) -> None:
+    async def _answer(self, session: Connection, batch: BatchId) -> None:
         async with self._free:
             if not self.service.has(session):
                 return

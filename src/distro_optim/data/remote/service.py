@@ -13,9 +13,9 @@ from typing import Final, Protocol
 from typing_extensions import override
 
 from ...comm.framing import SERVER_FRAME_LIMIT, Else, encode_frame
-from ...comm.serving.connection import Session
+from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
-from ...comm.serving.service import Output, SessionService
+from ...comm.serving.service import ConnectionService, Output
 from ...coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
     DATA_SERVER_TO_CLIENT,
@@ -48,10 +48,10 @@ class DataIndex(Protocol):
 class DataOutput(Output):
     """Besides: requests whose data are to be read and given to :meth:`DataService.answer`."""
 
-    requests: list[tuple[Session, BatchId]] = field(default_factory=list)
+    requests: list[tuple[Connection, BatchId]] = field(default_factory=list)
 
 
-class DataService(SessionService):
+class DataService(ConnectionService):
     """Serves the data of a run to its members.
 
     Args:
@@ -73,7 +73,7 @@ class DataService(SessionService):
         self._state = state
         self._draw = draw
         self._limits = limits or ServerLimits()
-        self._waiting: dict[Session, int] = {}
+        self._waiting: dict[Connection, int] = {}
         self._output = DataOutput()
 
     @property
@@ -86,7 +86,7 @@ class DataService(SessionService):
         return (SERVER_FRAME_LIMIT - 1024) // (MAX_TOKEN_BYTES * (self._data.seq_len + 1) + 3)
 
     @override
-    def has(self, session: Session) -> bool:
+    def has(self, session: Connection) -> bool:
         return session in self._waiting
 
     @override
@@ -95,10 +95,10 @@ class DataService(SessionService):
         return output
 
     @override
-    def connect(self, address: str, now: float) -> Session:
+    def connect(self, address: str, now: float) -> Connection:
         if len(self._waiting) >= self._limits.connections:
             raise LimitExceededError(f"{self._limits.connections} connections are open already")
-        session = Session(
+        session = Connection(
             self._draw(CHALLENGE_SIZE),
             CLIENT_TO_DATA_SERVER,
             DATA_SERVER_TO_CLIENT,
@@ -111,7 +111,7 @@ class DataService(SessionService):
         return session
 
     @override
-    def receive(self, session: Session, data: bytes, now: float) -> None:
+    def receive(self, session: Connection, data: bytes, now: float) -> None:
         if session not in self._waiting:
             return
         try:
@@ -125,7 +125,7 @@ class DataService(SessionService):
             self._output.closing.setdefault(session, str(error))
             self.disconnect(session, str(error))
 
-    def answer(self, session: Session, frame: bytes, now: float) -> None:
+    def answer(self, session: Connection, frame: bytes, now: float) -> None:
         """Sends what was read for a request, as :func:`encode_frame` made it of a
         :class:`~distro_optim.coordinator.messages.TrainingData`."""
         if session in self._waiting:
@@ -134,7 +134,7 @@ class DataService(SessionService):
             self._output.writable.add(session)
 
     @override
-    def disconnect(self, session: Session, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, session: Connection, reason: str = "the client closed the connection") -> None:
         if self._waiting.pop(session, None) is not None:
             client = None if session.peer is None else self._client_of(session)
             self._output.events.append(Disconnected(client=client, address=session.address, reason=reason))
@@ -147,7 +147,7 @@ class DataService(SessionService):
                 self._output.closing.setdefault(session, reason)
                 self.disconnect(session, reason)
 
-    def _request(self, session: Session, request: RequestTrainingData, now: float) -> None:
+    def _request(self, session: Connection, request: RequestTrainingData, now: float) -> None:
         batch = request.data_ids
         members = {member.id.p2p_identity for member in self._state().epoch_state.clients}
         fits = batch.end - batch.start < self.max_sequences
@@ -161,7 +161,7 @@ class DataService(SessionService):
         self._waiting[session] += 1
         self._output.requests.append((session, batch))
 
-    def _client_of(self, session: Session) -> NodeIdentity:
+    def _client_of(self, session: Connection) -> NodeIdentity:
         if session.peer is None:
             raise ProtocolError("no key is proved")
         return NodeIdentity.from_single_key(session.peer)
