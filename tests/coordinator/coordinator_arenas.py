@@ -1,4 +1,4 @@
-"""Runs for the contract of coordinator clients: embedded, and served over memory and TCP."""
+"""Runs for the contract of coordinator clients: embedded, hosted in their process, or served over a stream."""
 
 from __future__ import annotations
 
@@ -100,6 +100,20 @@ class ServedArena(Arena):
     @property
     def state(self) -> Coordinator:
         return self.service.host.state
+
+
+class HostedArena(ServedArena):
+    """All clients live in the server's own process; others could come over a listener in memory."""
+
+    async def listen(self) -> tuple[StreamListener, Connector]:
+        listener = MemoryListener()
+        return listener, listener.connect
+
+    def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
+        return self.server.client(NodeIdentity.from_single_key(key(number).public), run_id or self.state.run_id)
+
+    def remote_client(self, number: int) -> RemoteCoordinator:
+        return RemoteCoordinator(self.connect, key(number), self.state.run_id, backoff=BackoffPolicy(first=0.01))
 
 
 class TcpArena(ServedArena):

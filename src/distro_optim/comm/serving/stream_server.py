@@ -63,7 +63,7 @@ class StreamServer:
 
     async def __aenter__(self) -> Self:
         self._running = [asyncio.create_task(self._accept_from(listener)) for listener in self._listeners]
-        self._running.append(asyncio.create_task(self._tick_for_ever()))
+        self._running.append(asyncio.create_task(self._keep_ticking()))
         self._running += [asyncio.create_task(work) for work in self._background()]
         for task in self._running:
             task.add_done_callback(self._watch)
@@ -101,7 +101,8 @@ class StreamServer:
         if error is not None and not self._failed.done():
             _log.error("the server broke", exc_info=error)
             self._failed.set_exception(error)
-            self._failed.exception()  # whoever waits gets it; nobody has to
+            self._failed.exception()  # marks it as seen: nobody has to wait for it
+            self._broken(error)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class StreamServer:
             self._service.disconnect(connection, f"the connection broke: {error}")
             self._dispatch()
 
-    async def _tick_for_ever(self) -> None:
+    async def _keep_ticking(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -204,6 +205,9 @@ class StreamServer:
     def _background(self) -> list[Coroutine[Any, Any, None]]:
         """More tasks that run as long as the server."""
         return []
+
+    def _broken(self, error: BaseException) -> None:
+        """One of the server's own tasks has broken."""
 
     def _before_closing(self) -> None:
         """Called while all clients are still connected."""

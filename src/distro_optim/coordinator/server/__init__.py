@@ -1,11 +1,12 @@
-"""A run and those who take part in it. The first three do no I/O.
+"""A run and those who take part in it. The first four do no I/O.
 
-====================  ===========================================================
+====================  ==================================================================
 ``host``              a run with its members: joins, departures, refusals
 ``joiner_patience``   when an epoch ends because somebody waits for the next one
+``in_process``        participants in the host's own process, without bytes between them
 ``service``           a host behind connections
 ``server``            sockets for a service, and files for its run
 ``store``             the files
-``embedded``          host and clients in one process, without bytes between them
-====================  ===========================================================
+``embedded``          a host for the participants of one process, and nobody else
+====================  ==================================================================
 """

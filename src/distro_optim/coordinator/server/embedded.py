@@ -1,11 +1,9 @@
-"""The coordinator inside a process that trains: no socket, the same rules.
+"""A coordinator inside a process that trains, for the participants of this process alone: no socket, the same rules.
 
-An :class:`EmbeddedCoordinator` ticks a :class:`~.host.RunHost` and hands every new state to the clients of its own
-process. What a message or a tick does is decided in one place, the host, which a server uses as well.
-
-A process that trains and also takes clients from outside runs a :class:`~.server.CoordinatorServer` with a
-:class:`~distro_optim.comm.streams.MemoryListener` beside its other listeners, and a
-:class:`~.client.RemoteCoordinator` on that.
+An :class:`EmbeddedCoordinator` ticks a :class:`~.host.RunHost` and hands every new state to its participants. What a
+message or a tick does is decided in one place, the host, which a server uses as well. A process that trains and also
+takes clients from outside runs a :class:`~.server.CoordinatorServer` and joins with its
+:meth:`~.server.CoordinatorServer.client`.
 """
 
 from __future__ import annotations
@@ -14,34 +12,38 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from typing_extensions import override
 
-from ...errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError
+from ...errors import ConfigurationError
 from ..client import CoordinatorClient, StateFeed
-from ..messages import ClientToServerMessage, Join
-from ..types import Coordinator, NodeIdentity, RunState
-from .host import Event, PhaseChanged, Refused, RunHost
+from ..messages import ClientToServerMessage
+from ..types import Coordinator, NodeIdentity
+from .host import Event, Refused, RunHost
+from .in_process import InProcessClient, InProcessCoordinator, LocalParticipants
 from .server import TICK_SECONDS, unix_offset
 
-__all__ = ["EmbeddedClient", "EmbeddedCoordinator"]
+__all__ = ["EmbeddedCoordinator"]
 
 _log = logging.getLogger(__name__)
 
 
-class EmbeddedCoordinator:
-    """Drives a run and serves the clients of this process.
+class EmbeddedCoordinator(InProcessCoordinator):
+    """Drives a run and serves the participants of this process.
 
-    To be used as ``async with EmbeddedCoordinator(host) as coordinator: ...``, which ticks in the background; or call
+    Use it as ``async with EmbeddedCoordinator(host) as coordinator: ...``, which ticks in the background, or call
     :meth:`tick` yourself.
 
     Args:
         host: the run.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds; by default the machine's, but setting that clock from now on moves no phase.
         tick_seconds: between two ticks.
         draw_seed: 64 fresh random bits. Seeds decide who trains what: nobody should be able to guess them.
         on_events: is told what happens.
+
+    Raises:
+        ConfigurationError: ``tick_seconds`` is not above 0.
     """
 
     def __init__(
@@ -63,20 +65,21 @@ class EmbeddedCoordinator:
         self._tick_seconds = tick_seconds
         self._draw_seed = draw_seed
         self._on_events = on_events
-        self._feeds: dict[NodeIdentity, StateFeed] = {}
+        self._participants = LocalParticipants(host)
         self._published = host.state
         self._task: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> Coordinator:
+        """The present state of the run."""
         return self.host.state
 
-    def client(self, identity: NodeIdentity, run_id: str) -> EmbeddedClient:
-        """A participant of this process, still to join."""
-        return EmbeddedClient(self, identity, run_id)
+    def client(self, identity: NodeIdentity, run_id: str) -> CoordinatorClient:
+        """A participant of this process that has not joined yet."""
+        return InProcessClient(self, identity, run_id)
 
     def tick(self) -> None:
-        """Lets the time go on to what the clock says."""
+        """Brings the run to the time that the clock shows."""
         self._publish(self.host.tick(self._time(), self._draw_seed()))
 
     async def __aenter__(self) -> EmbeddedCoordinator:
@@ -89,8 +92,7 @@ class EmbeddedCoordinator:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        for feed in self._feeds.values():
-            feed.end()
+        self._participants.end()
 
     async def _keep_ticking(self) -> None:
         loop = asyncio.get_running_loop()
@@ -103,48 +105,31 @@ class EmbeddedCoordinator:
                 await asyncio.sleep(due - loop.time())
         except Exception as error:
             _log.exception("the embedded coordinator stopped")
-            for feed in self._feeds.values():
-                feed.end(error)
+            self._participants.end(error)
 
-    # -- what its clients call -----------------------------------------------------------------------------------------
+    # -- what its participants call ------------------------------------------------------------------------------------
 
-    def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> None:
-        """Takes a client in, or raises JoinRefusedError."""
-        if identity in self._feeds:
-            raise ConfigurationError(f"client {identity} is in this run already", name="identity", value=identity)
-        events = self.host.receive(identity, Join(run_id), self._time(), self._draw_seed())
-        for event in events:
-            if isinstance(event, Refused):
-                hosted = self.host.state.run_id
-                raise JoinRefusedError(
-                    f"{event.reason} (asked for {run_id!r})",
-                    wanted=run_id,
-                    hosted=hosted if hosted != run_id else None,
-                )
-        self._feeds[identity] = feed
-        feed.put(self.host.state)
-        self._publish(events)
+    @override
+    def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
+        self._publish(self._participants.join(identity, run_id, feed, self._time(), self._draw_seed()))
+        return self.host.state
 
-    def receive(self, identity: NodeIdentity, message: ClientToServerMessage) -> None:
-        """Passes a message on."""
+    @override
+    async def receive(self, identity: NodeIdentity, message: ClientToServerMessage) -> None:
         self._publish(self.host.receive(identity, message, self._time(), self._draw_seed()))
+        await asyncio.sleep(0)
 
+    @override
     def leave(self, identity: NodeIdentity) -> None:
-        """Lets a client go."""
-        if self._feeds.pop(identity, None) is not None:
-            self._publish(self.host.disconnect(identity))
+        self._publish(self._participants.leave(identity))
 
     def _publish(self, events: list[Event]) -> None:
-        if any(isinstance(e, PhaseChanged) and e.after is RunState.WAITING_FOR_MEMBERS for e in events):
-            for identity in self._feeds:
-                # Whom the run has dropped asks again, as a remote client does.
-                events += self.host.receive(identity, Join(self.state.run_id), self._now, 0)
+        events += self._participants.rejoin(events, self._now)
         for event in events:
             _log.log(logging.WARNING if isinstance(event, Refused) else logging.DEBUG, "%s", event)
         if self.host.state is not self._published:
             self._published = self.host.state
-            for feed in self._feeds.values():
-                feed.put(self._published)
+            self._participants.publish()
         if events and self._on_events is not None:
             self._on_events(events)
 
@@ -154,52 +139,5 @@ class EmbeddedCoordinator:
 
 
 def _unix_clock() -> Callable[[], float]:
-    """Unix time, but setting the machine's clock from now on moves no phase."""
     offset = unix_offset()
     return lambda: time.monotonic() + offset
-
-
-class EmbeddedClient(CoordinatorClient):
-    """A participant in the coordinator's own process; see :meth:`EmbeddedCoordinator.client`."""
-
-    def __init__(self, coordinator: EmbeddedCoordinator, identity: NodeIdentity, run_id: str) -> None:
-        self.run_id = run_id
-        self.identity = identity
-        self._coordinator = coordinator
-        self._feed = StateFeed()
-        self._joined = False
-        self._closed = False
-
-    @property
-    @override
-    def state(self) -> Coordinator | None:
-        return self._feed.latest
-
-    @override
-    async def join(self) -> Coordinator:
-        if self._joined or self._closed:
-            raise ConfigurationError("join() is called once, before close()")
-        self._coordinator.join(self.identity, self.run_id, self._feed)
-        self._joined = True
-        return self._coordinator.state
-
-    @override
-    def states(self) -> AsyncIterator[Coordinator]:
-        return self._feed.read()
-
-    @override
-    async def send(self, message: ClientToServerMessage) -> None:
-        if not self._joined or self._closed:
-            raise CoordinatorLinkError(
-                "no message can go to the coordinator: " + ("closed" if self._closed else "not joined")
-            )
-        self._coordinator.receive(self.identity, message)
-
-    @override
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._feed.end()
-        if self._joined:
-            self._coordinator.leave(self.identity)

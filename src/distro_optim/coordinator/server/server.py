@@ -1,9 +1,11 @@
 """A coordinator that clients reach over the network: Psyche's centralized server, on any kind of stream.
 
-All decisions are those of :class:`~.service.CoordinatorService`; :class:`~.stream_server.StreamServer` moves the
-bytes. Here the run is kept in files::
+All decisions are those of :class:`~.service.CoordinatorService`; the
+:class:`~distro_optim.comm.serving.stream_server.StreamServer` moves the bytes. Here the run is kept in files, and
+participants of the same process join without a connection::
 
     async with CoordinatorServer(service, [await TcpListener.bind("0.0.0.0", 20000)]) as server:
+        await server.client(identity, "my-run").join()
         await server.wait_finished()
 """
 
@@ -19,8 +21,12 @@ from typing_extensions import override
 
 from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
 from ...comm.streams import StreamListener
-from ..types import Coordinator, RunState
+from ...errors import CoordinatorLinkError
+from ..client import CoordinatorClient, StateFeed
+from ..messages import ClientToServerMessage
+from ..types import Coordinator, NodeIdentity, RunState
 from .host import EpochEnded
+from .in_process import InProcessClient, InProcessCoordinator
 from .service import CoordinatorService, ServiceEvent
 from .store import StateStore
 
@@ -34,14 +40,14 @@ def unix_offset() -> float:
     return time.time() - time.monotonic()
 
 
-class CoordinatorServer(StreamServer):
+class CoordinatorServer(StreamServer, InProcessCoordinator):
     """Serves a run until it is closed.
 
     Args:
         service: the run and its rules.
         listeners: where clients come from, such as TCP and iroh at once.
         store: where the run is kept; None keeps nothing.
-        on_event: told of everything that happens, for people to look at.
+        on_event: told of everything that happens, for people to look at. An exception of it is logged.
         clock: monotonic seconds.
         tick_seconds: between two ticks.
     """
@@ -66,15 +72,43 @@ class CoordinatorServer(StreamServer):
         """Returns when the run has done all of its steps."""
         await self._finished.wait()
 
+    def client(self, identity: NodeIdentity, run_id: str) -> CoordinatorClient:
+        """A participant of this process that has not joined yet; to be used on the server's event loop."""
+        return InProcessClient(self, identity, run_id)
+
+    @override
+    def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
+        self.service.join_locally(identity, run_id, feed, self._clock())
+        self._dispatch()
+        return self.service.host.state
+
+    @override
+    async def receive(self, identity: NodeIdentity, message: ClientToServerMessage) -> None:
+        self.service.receive_locally(identity, message, self._clock())
+        self._dispatch()
+        await asyncio.sleep(0)
+
+    @override
+    def leave(self, identity: NodeIdentity) -> None:
+        self.service.leave_locally(identity, self._clock())
+        self._dispatch()
+
     @override
     def _background(self) -> list[Coroutine[Any, Any, None]]:
-        return [] if self._store is None else [self._save_for_ever(self._store)]
+        return [] if self._store is None else [self._keep_saving(self._store)]
 
     @override
     def _before_closing(self) -> None:
         # Before the connections go: a client that leaves because we close must not be saved as gone.
         if self._store is not None:
             _save(self._store, self._snapshot())
+        self.service.local.end()
+
+    @override
+    def _broken(self, error: BaseException) -> None:
+        failure = CoordinatorLinkError(f"the coordinator in this process has stopped: {error}")
+        failure.__cause__ = error
+        self.service.local.end(failure)
 
     @override
     def _tick(self) -> None:
@@ -88,7 +122,7 @@ class CoordinatorServer(StreamServer):
         if isinstance(event, EpochEnded):
             self._unsaved.set()
 
-    async def _save_for_ever(self, store: StateStore) -> None:
+    async def _keep_saving(self, store: StateStore) -> None:
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()

@@ -23,9 +23,11 @@ from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
 from ...comm.serving.service import ConnectionService, Output
 from ...errors import LimitExceededError, ProtocolError
-from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
+from ..client import StateFeed
+from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
 from .host import Event, PhaseChanged, Refused, RunHost
+from .in_process import LocalParticipants
 
 __all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "ServiceEvent"]
 
@@ -61,9 +63,12 @@ class CoordinatorService(ConnectionService):
 
     Args:
         host: the run.
-        draw: gives that many random bytes; ``os.urandom``, or a seeded generator in tests.
+        draw: returns that many random bytes; ``os.urandom``, or a seeded generator in tests.
         unix_offset: Unix time minus monotonic time, in seconds.
-        limits: what one stranger may ask.
+        limits: how much one stranger may ask for.
+
+    Attributes:
+        local: participants in this process. They get the states when the connected clients get them.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class CoordinatorService(ConnectionService):
     ) -> None:
         self.host = host
         self.limits = limits or ServerLimits()
+        self.local = LocalParticipants(host)
         self._draw = draw
         self._unix_offset = unix_offset
         self._connections: set[Connection] = set()
@@ -176,6 +182,9 @@ class CoordinatorService(ConnectionService):
 
     def broadcast(self, now: float) -> None:
         """Sends the state to every client."""
+        self.local.publish()
+        if not self._by_client:
+            return  # nobody wants its bytes
         frame = self._state_frame()
         for connection in self._by_client.values():
             connection.send(frame, now)
@@ -185,6 +194,28 @@ class CoordinatorService(ConnectionService):
         """Passes on what was done to the host from elsewhere, such as a pause by the operator."""
         self._note(events, now)
 
+    # -- inputs from this process --------------------------------------------------------------------------------------
+
+    def join_locally(self, client: NodeIdentity, run_id: str, feed: StateFeed, now: float) -> None:
+        """A participant of this process joins. It takes the place of a connection with the same key.
+
+        Raises:
+            JoinRefusedError, ConfigurationError: see :meth:`~.in_process.InProcessCoordinator.join`.
+        """
+        events = self.local.join(client, run_id, feed, self.unix_time(now), self._seed())
+        older = self._by_client.pop(client, None)
+        if older is not None:
+            self._close(older, "the same key has joined within the server's own process")
+        self._note(events, now)
+
+    def receive_locally(self, client: NodeIdentity, message: ClientToServerMessage, now: float) -> None:
+        """A message of a participant of this process; no limit on its rate applies."""
+        self._note(self.host.receive(client, message, self.unix_time(now), self._seed()), now)
+
+    def leave_locally(self, client: NodeIdentity, now: float) -> None:
+        """A participant of this process leaves. Calling it again does nothing."""
+        self._note(self.local.leave(client), now)
+
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _admit(self, connection: Connection, now: float) -> None:
@@ -193,6 +224,8 @@ class CoordinatorService(ConnectionService):
         del self._unproved[connection]
         if not self.host.is_allowed(client.signer):
             raise ProtocolError("the key is not on the list of this run")
+        if client in self.local:
+            raise ProtocolError("the key is that of a participant in the server's own process")
         older = self._by_client.get(client)
         self._by_client[client] = connection
         if older is not None:
@@ -203,6 +236,7 @@ class CoordinatorService(ConnectionService):
 
     def _note(self, events: Iterable[Event], now: float, *, broadcast: bool = True) -> None:
         events = list(events)
+        events += self.local.rejoin(events, self.unix_time(now))
         self._output.events += events
         if broadcast and any(isinstance(event, PhaseChanged) for event in events):
             self.broadcast(now)

@@ -21,8 +21,7 @@ from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.serving.limits import ServerLimits
-from ...comm.streams import MemoryListener, StreamListener, TcpListener
-from ...coordinator.client import RemoteCoordinator
+from ...comm.streams import StreamListener, TcpListener
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.host import RunHost, restartable
 from ...coordinator.server.server import CoordinatorServer, unix_offset
@@ -129,8 +128,7 @@ class HostedRun(RunSource):
             state = host_state(self._config, self.run_id, store, self._state)
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
-            memory = MemoryListener(f"run {self.run_id}")
-            listeners: list[StreamListener] = [memory, IrohListener(node)]
+            listeners: list[StreamListener] = [IrohListener(node)]
             ways: tuple[str, ...] = ()
             if self._tcp is not None:
                 listener = await TcpListener.bind(*self._tcp)
@@ -148,7 +146,7 @@ class HostedRun(RunSource):
             server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
             rendezvous = Rendezvous(node, host.is_pending)
             stack.callback(rendezvous.close)
-            coordinator = RemoteCoordinator(memory.connect, self.key, self.run_id, name="our own coordinator")
+            coordinator = server.client(self.identity, self.run_id)
             stack.push_async_callback(coordinator.close)
             await coordinator.join()
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
