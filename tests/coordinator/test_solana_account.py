@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.raw_encoder import raw_bytes
 from distro_optim.coordinator import model, types
 from distro_optim.coordinator.formats import account
-from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, DISCRIMINATOR, read_account
+from distro_optim.coordinator.formats.account import (
+    ACCOUNT_SIZE,
+    DISCRIMINATOR,
+    ClientsEpochRates,
+    ClientsState,
+    CoordinatorAccount,
+    CoordinatorInstanceState,
+    RunMetadata,
+    SolanaClient,
+    read_account,
+)
 from distro_optim.coordinator.formats.raw import layout_of
+from distro_optim.coordinator.model import AdamW, ServerData
 from distro_optim.coordinator.types import (
     Client,
     ClientState,
     Coordinator,
     CoordinatorConfig,
+    CoordinatorProgress,
     CosineLR,
     Distro,
     DontShuffle,
@@ -33,11 +48,17 @@ from distro_optim.coordinator.types import (
     NodeIdentity,
     RunState,
     TokenSize,
+    WitnessProof,
 )
 from distro_optim.errors import LimitExceededError, ProtocolError, TruncatedError
+from distro_optim.testing.coordinator import report
+from runs import client
 
 VECTORS = Path(os.environ.get("DISTRO_OPTIM_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 REAL_ACCOUNT = VECTORS / "coordinator" / "solana-account-v1.bin"
+
+MODEL_AT = 416
+"""Offset of the model of the run in the account."""
 
 
 @pytest.mark.parametrize(
@@ -183,12 +204,102 @@ def test_any_bytes_raise_only_protocol_errors(changes: list[tuple[int, int]]) ->
         read_account(data)
 
 
-# -- a real one ----------------------------------------------------------------------------------------------------
+# -- whole accounts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not REAL_ACCOUNT.exists(), reason=f"the recorded account is not there: {REAL_ACCOUNT.name}")
-def test_a_real_account_holds_what_psyches_own_test_finds_in_it() -> None:
-    found = read_account(REAL_ACCOUNT.read_bytes())
+def account_of_a_run() -> CoordinatorAccount:
+    """What the account of Psyche's own test holds (``REAL_ACCOUNT``), as values."""
+    optimizer = Distro(1.0, None, struct.unpack("<f", struct.pack("<f", 0.999))[0], 2, 64, False)
+    run = model.LLM(
+        max_seq_len=2048,
+        cold_start_warmup_steps=0,
+        architecture=LLMArchitecture.HF_LLAMA,
+        checkpoint=Hub(HubRepo("emozilla/llama2-1.1b-gqa-init")),
+        data_type=LLMTrainingDataType.PRETRAINING,
+        data_location=HttpLLMTrainingDataLocation(
+            Gcp("nous-pretraining-public-us", "fineweb-edu-tokenized-llama2"), TokenSize.TWO_BYTES, DontShuffle()
+        ),
+        lr_schedule=CosineLR(4e-4, 0.0, 4e-5, 250, 25000),
+        optimizer=optimizer,
+    )
+    config = CoordinatorConfig(15, 30, 15, 1, 0, 60, 25000, 1, 1, 0, 2048, 2048, 0, 3)
+    epoch = types.CoordinatorEpochState(first_round=False)
+    return CoordinatorAccount(
+        1,
+        CoordinatorInstanceState(
+            RunMetadata("", "", 1_100_000_000, 32768),
+            Coordinator("test", RunState.UNINITIALIZED, run, config, CoordinatorProgress(0, 0, 0), epoch),
+            ClientsState((), 0, ClientsEpochRates(0, 0), ClientsEpochRates(1_000_000, 0)),
+            False,
+            False,
+            "test",
+        ),
+        2,
+    )
+
+
+def account_of_a_busy_run() -> CoordinatorAccount:
+    """In the middle of a round: members, some who left, and the report of a witness."""
+    members = tuple(Client(client(number), ClientState.HEALTHY, 0) for number in range(1, 6))
+    gone = (Client(client(7), ClientState.DROPPED, 3), Client(client(8), ClientState.WITHDRAWN, 9))
+    seen = report(WitnessProof(4, 2, True), [member.id for member in members], [bytes([n]) * 32 for n in range(9)])
+    rounds = (
+        types.Round((seen, seen), 4096, 2**64 - 1, 7, 5, 2),
+        *(types.Round((), 2048 * height, height, height, 5, 0) for height in (4, 5, 6)),
+    )
+    quiet = account_of_a_run()
+    state = replace(
+        quiet.state.coordinator,
+        run_id="busy",
+        run_state=RunState.ROUND_TRAIN,
+        model=replace(
+            quiet.state.coordinator.model,
+            checkpoint=model.P2P(HubRepo("somebody/something", "a-revision")),
+            data_location=ServerData("example.org:1234"),
+            optimizer=AdamW((0.5, 0.75), 0.125, 2.0**-20, None),
+        ),
+        progress=CoordinatorProgress(3, 41, 77),
+        epoch_state=types.CoordinatorEpochState(rounds, members, gone, 0, 30, 0, 1_700_000_000, False, True),
+        run_state_start_unix_timestamp=1_700_000_123,
+        pending_pause=True,
+    )
+    joined = tuple(SolanaClient(client(n), bytes(8), 10 * n, n, 4 + n % 2) for n in range(1, 9))
+    clients_state = ClientsState(joined, 5, ClientsEpochRates(1, 2), ClientsEpochRates(3, 4))
+    return replace(quiet, state=replace(quiet.state, coordinator=state, clients_state=clients_state), nonce=2**64 - 1)
+
+
+def written(value: CoordinatorAccount) -> bytes:
+    return DISCRIMINATOR + raw_bytes(CoordinatorAccount, value)
+
+
+@pytest.mark.parametrize("value", [account_of_a_run(), account_of_a_busy_run()], ids=["fresh", "busy"])
+def test_an_account_is_read_as_it_was_written(value: CoordinatorAccount) -> None:
+    data = written(value)
+    assert len(data) == ACCOUNT_SIZE
+    assert read_account(data) == value
+
+
+def real_account() -> bytes:
+    if not REAL_ACCOUNT.exists():
+        pytest.skip(f"{REAL_ACCOUNT} is not there; the account that we write ourselves is checked all the same")
+    return REAL_ACCOUNT.read_bytes()
+
+
+def test_a_real_account_holds_the_same_run_as_ours() -> None:
+    assert read_account(real_account()) == account_of_a_run()
+
+
+def test_our_account_is_the_real_one_but_for_bytes_that_nobody_looks_at() -> None:
+    """Leftovers in padding and in the room of other variants: few, and all within the model of the run."""
+    real, ours = real_account(), written(account_of_a_run())
+    other = [at for at in range(ACCOUNT_SIZE) if real[at] != ours[at]]
+    assert len(other) < 32
+    assert all(MODEL_AT <= at < MODEL_AT + layout_of(model.Model).size for at in other)
+
+
+@pytest.mark.parametrize("read", [lambda: written(account_of_a_run()), real_account], ids=["ours", "real"])
+def test_an_account_holds_what_psyches_own_test_finds_in_it(read: Callable[[], bytes]) -> None:
+    found = read_account(read())
     state = found.state
     coordinator = state.coordinator
     assert (found.version, found.nonce, state.client_version) == (1, 2, "test")
