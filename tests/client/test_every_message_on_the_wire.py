@@ -23,8 +23,9 @@ from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
 from distro_optim.comm.iroh.sharing import transfer as sharing
 from distro_optim.comm.iroh.swarm import IrohSwarm
+from distro_optim.comm.streams import split_address
 from distro_optim.comm.swarm import Channel
-from distro_optim.coordinator.ticket import RunTicket, split_address
+from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.models import building
 from distro_optim.models.causal_lm import CausalLM
 from reference import wire_messages as wire

@@ -364,7 +364,7 @@ def kinds_heard_after_a_report_whose_link_broke(state: Coordinator, messages: in
         await client.warmup_witness(READY)
         while len(server.messages) < 3 or not client.connected:
             await asyncio.sleep(0.001)
-        await client.checkpoint(Hub(HubRepo("org/last")))
+        await client.send(CheckpointMessage(Hub(HubRepo("org/last"))))
         while not isinstance(server.messages[-1], CheckpointMessage):
             await asyncio.sleep(0.001)
         heard += server.messages[2:]
@@ -409,7 +409,7 @@ def test_messages_without_a_link_are_kept_up_to_a_limit() -> None:
         while client.connected:
             await asyncio.sleep(0.001)
         for number in range(MAX_UNSENT + 10):
-            await client.checkpoint(Hub(HubRepo(f"org/{number}")))
+            await client.send(CheckpointMessage(Hub(HubRepo(f"org/{number}"))))
         assert len(client._unsent) == MAX_UNSENT
         await client.close()
         await server.stop()

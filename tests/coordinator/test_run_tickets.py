@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from comm.stream_contract import run
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.streams import TcpListener
-from distro_optim.coordinator.ticket import RunTicket, connector, split_address
+from distro_optim.comm.streams import TcpListener, split_address
+from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.errors import ConfigurationError, ProtocolError
 
 ENDPOINT = EndpointAddr(bytes(range(32)), ("https://relay.example.org/",), (SocketAddr(ip_address("192.0.2.1"), 4433),))
@@ -74,6 +74,20 @@ def test_a_ticket_without_a_way_is_refused() -> None:
 def test_addresses_are_taken_apart() -> None:
     assert split_address("example.org:20000") == ("example.org", 20000)
     assert split_address("[::1]:5") == ("::1", 5)
+    assert split_address("0.0.0.0:0", any_port=True) == ("0.0.0.0", 0)
+    for address in ("0.0.0.0:0", "::1:5", "nowhere", ":5", "host:99999"):
+        with pytest.raises(ConfigurationError, match="must be host:port"):
+            split_address(address)
+
+
+def test_a_listener_on_every_interface_has_no_address_for_a_ticket() -> None:
+    async def work() -> None:
+        for host, reachable in (("0.0.0.0", False), ("::", False), ("127.0.0.1", True)):
+            listener = await TcpListener.bind(host, 0)
+            assert listener.reachable_address == (listener.address if reachable else None)
+            await listener.close()
+
+    run(work)
 
 
 def test_a_connector_tries_each_way_in_turn() -> None:

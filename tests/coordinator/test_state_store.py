@@ -78,6 +78,17 @@ def test_runs_share_a_folder_without_mixing(tmp_path: Path) -> None:
         assert [path.name for path in first.files()] == ["run-step0.toml"]
 
 
+def test_a_run_goes_on_only_if_asked_to_and_nothing_saved_is_lost_unasked(tmp_path: Path) -> None:
+    with StateStore(tmp_path, RUN) as store:
+        assert store.to_resume(at_step(1), resume=True, advice="") is None
+        store.save(at_step(7))
+        assert store.to_resume(at_step(1), resume=True, advice="") == at_step(7)
+        assert store.to_resume(at_step(7), resume=False, advice="") is None
+        with pytest.raises(ConfigurationError, match=r"at step 7, after step 1 with which .* begin: do this") as caught:
+            store.to_resume(at_step(1), resume=False, advice="do this")
+        assert caught.value.name == "save_dir"
+
+
 def test_two_servers_cannot_keep_one_run_in_one_folder(tmp_path: Path) -> None:
     with StateStore(tmp_path, RUN), pytest.raises(ConfigurationError, match="another server keeps run"):
         StateStore(tmp_path, RUN)

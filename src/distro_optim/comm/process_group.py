@@ -145,7 +145,8 @@ class ProcessGroupExchange(Exchange):
         return everybody
 
     def _wait(self, work: dist.Work | None) -> None:
-        assert work is not None  # because of async_op
+        if work is None:
+            raise ExchangeError("this process is not a member of the process group of its optimizer")
         try:
             work.wait(self._timeout)
         except RuntimeError as error:

@@ -17,7 +17,16 @@ from typing_extensions import override
 
 from ..errors import ConfigurationError
 
-__all__ = ["CLOSE_SECONDS", "MemoryListener", "Stream", "StreamListener", "TcpListener", "memory_pipe", "open_tcp"]
+__all__ = [
+    "CLOSE_SECONDS",
+    "MemoryListener",
+    "Stream",
+    "StreamListener",
+    "TcpListener",
+    "memory_pipe",
+    "open_tcp",
+    "split_address",
+]
 
 ACCEPT_BACKLOG: Final = 128
 """Connections that wait to be taken; chosen to outlast a burst of joiners."""
@@ -30,6 +39,10 @@ CLOSE_SECONDS: Final = 1.0
 
 MEMORY_CAPACITY: Final = 64 * 1024
 """Bytes in flight in one direction of a stream in memory; as much as asyncio buffers for a socket."""
+
+
+_EVERY_INTERFACE: Final = frozenset({"", "0.0.0.0", "::"})
+"""Hosts to listen on that name no machine."""
 
 
 class Stream(ABC):
@@ -130,6 +143,30 @@ class _TcpStream(Stream):
         self._writer.transport.abort()
 
 
+def split_address(address: str, *, name: str = "address", any_port: bool = False) -> tuple[str, int]:
+    """Host and port of ``host:port`` or, for IPv6, ``[host]:port``.
+
+    Args:
+        address: the text.
+        name: of the argument, for the error.
+        any_port: whether port 0 is allowed, as for listening on any free port.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    is_port = port.isascii() and port.isdigit() and (0 if any_port else 1) <= int(port) < 1 << 16
+    if not host or not host.isprintable() or not is_port:
+        raise ConfigurationError(
+            f"an address must be host:port, such as example.org:20000, got {address!r}", name=name, value=address
+        )
+    return host, int(port)
+
+
 def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -141,13 +178,14 @@ class TcpListener(StreamListener):
         self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG)
         self._server: asyncio.Server | None = None
         self._address = ""
+        self._is_reachable = False
 
     @classmethod
     async def bind(cls, host: str, port: int) -> TcpListener:
         """Listens on ``host``; port 0 takes any free one.
 
         Raises:
-            ConfigurationError: the address cannot be had.
+            ConfigurationError: the address is taken, or not one of this machine.
         """
         listener = cls()
         try:
@@ -164,12 +202,18 @@ class TcpListener(StreamListener):
             ) from None
         listener._server = server
         listener._address = _joined(host, server.sockets[0].getsockname()[1])
+        listener._is_reachable = host not in _EVERY_INTERFACE
         return listener
 
     @property
     @override
     def address(self) -> str:
         return self._address
+
+    @property
+    def reachable_address(self) -> str | None:
+        """What others can dial; None if it listens on every interface, whose addresses it does not know."""
+        return self._address if self._is_reachable else None
 
     @override
     async def accept(self) -> Stream:

@@ -28,7 +28,6 @@ from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, Jo
 from .messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,
-    CheckpointMessage,
     ClientToServerMessage,
     CoordinatorMessage,
     HealthCheckMessage,
@@ -37,7 +36,6 @@ from .messages import (
     WitnessMessage,
     WitnessStep,
 )
-from .model import Checkpoint
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
 from .unconfirmed_report import UnconfirmedReport
 
@@ -127,10 +125,6 @@ class CoordinatorClient(ABC):
     async def health_check(self, checks: Sequence[tuple[NodeIdentity, CommitteeProof]]) -> None:
         """Names clients that did no work."""
         await self.send(HealthCheckMessage(tuple(checks)))
-
-    async def checkpoint(self, uploaded: Checkpoint) -> None:
-        """Says where we have uploaded the model."""
-        await self.send(CheckpointMessage(uploaded))
 
     async def __aenter__(self) -> CoordinatorClient:
         await self.join()
@@ -244,11 +238,10 @@ class RemoteCoordinator(CoordinatorClient):
     async def join(self) -> Coordinator:
         if self._task is not None or self._closed:
             raise ConfigurationError("join() is called once, before close()")
-        connection = await self._open_within_timeout()
-        assert self._feed.latest is not None
+        connection, state = await self._open_within_timeout()
         self._connection = connection
         self._task = asyncio.create_task(self._keep_up(connection), name=f"link to {self._name}")
-        return self._feed.latest
+        return state
 
     @override
     def states(self) -> AsyncIterator[Coordinator]:
@@ -313,8 +306,8 @@ class RemoteCoordinator(CoordinatorClient):
             reopened = await self._reopen()
             if reopened is None:
                 return
-            connection = reopened
-            lost = self._report.missing_in(self._feed.latest) if self._feed.latest is not None else None
+            connection, state = reopened
+            lost = self._report.missing_in(state)
 
     async def _flush(self, connection: _Connection) -> None:
         while self._unsent:
@@ -337,8 +330,8 @@ class RemoteCoordinator(CoordinatorClient):
                 if _forms_anew(before, state):
                     await connection.write(_encode(Join(self.run_id)))
 
-    async def _reopen(self) -> _Connection | None:
-        """A new link, or None once there is no hope; the reader of the states has been told why then."""
+    async def _reopen(self) -> tuple[_Connection, Coordinator] | None:
+        """A new link and its newest state; None after giving up, when the reader of the states has been told why."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._give_up_after
         for failures in itertools.count(1):
@@ -356,7 +349,8 @@ class RemoteCoordinator(CoordinatorClient):
 
     # -- opening a link ------------------------------------------------------------------------------------------------
 
-    async def _open_within_timeout(self) -> _Connection:
+    async def _open_within_timeout(self) -> tuple[_Connection, Coordinator]:
+        """A new link, joined to the run, and the newest state that came over it."""
         progress = "it did not take the connection"
         is_coordinator = False
         try:
@@ -370,11 +364,11 @@ class RemoteCoordinator(CoordinatorClient):
                     await self._shake_hands(connection)
                     progress = "it sent no state, though the handshake is done"
                     is_coordinator = True
-                    await self._join_run(connection)
+                    state = await self._join_run(connection)
                 except BaseException:
                     await connection.close()
                     raise
-                return connection
+                return connection, state
         except TimeoutError as error:
             raise CoordinatorLinkError(f"{self._name}: no answer within {self._timeout:g} s: {progress}") from error
         except (OSError, ExchangeError) as error:
@@ -397,22 +391,23 @@ class RemoteCoordinator(CoordinatorClient):
                 f"{self._name} closed the connection before any challenge; it is overloaded, or no coordinator"
             ) from error
 
-    async def _join_run(self, connection: _Connection) -> None:
-        """Joins and waits for the first state, which names the run."""
+    async def _join_run(self, connection: _Connection) -> Coordinator:
+        """Joins, waits for the states that show it (see :data:`STATES_TO_JOIN`), and returns the last of them."""
+        states: list[Coordinator] = []
         try:
             await connection.write(_encode(Join(self.run_id)))
-            seen = 0
-            while seen < STATES_TO_JOIN:
+            while len(states) < STATES_TO_JOIN:
                 for state in await connection.receive():
                     self._expect_run(state)
                     self._feed.put(state)
-                    seen += 1
+                    states.append(state)
         except OSError as error:
             raise JoinRefusedError(
                 f"{self._name} closed the connection when we asked to join {self.run_id!r}: it hosts another run, is "
                 f"full, or the key {self.identity.signer.hex()} is not on its list",
                 wanted=self.run_id,
             ) from error
+        return states[-1]
 
     def _expect_run(self, state: Coordinator) -> None:
         if state.run_id != self.run_id:

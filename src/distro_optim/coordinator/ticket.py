@@ -18,12 +18,12 @@ from typing_extensions import override
 
 from ..comm.addresses import EndpointAddr
 from ..comm.postcard import Limit, decode, encode
-from ..comm.streams import Stream, open_tcp
+from ..comm.streams import Stream, open_tcp, split_address
 from ..errors import ConfigurationError, ProtocolError
-
-if TYPE_CHECKING:  # the iroh package is only needed by those who dial through it
-    from ..comm.iroh.endpoint import Node
 from .types import RUN_ID_MAX_LEN
+
+if TYPE_CHECKING:  # the iroh package is only needed to dial through it
+    from ..comm.iroh.endpoint import Node
 
 __all__ = ["RunTicket", "connector"]
 
@@ -53,7 +53,7 @@ class RunTicket:
         if not self.tcp and self.endpoint is None:
             raise ConfigurationError("a ticket names at least one way to the coordinator", name="tcp", value=())
         for address in self.tcp:
-            split_address(address)
+            split_address(address, name="tcp")
 
     @override
     def __str__(self) -> str:
@@ -94,22 +94,6 @@ def _typed(address: str, run_id: str) -> bytes:
         return encode(RunTicket(run_id, (address,)))
     except ConfigurationError as error:
         raise ProtocolError(f"a run is named as host:port/run-id: {error}") from None
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """``host:port`` in its parts; an IPv6 address stands in brackets.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not host or not host.isprintable() or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
-        raise ConfigurationError(f"an address looks like example.org:20000, got {address!r}", name="tcp", value=address)
-    return host, int(port)
 
 
 def connector(ticket: RunTicket, node: Node | None = None) -> Callable[[], Awaitable[Stream]]:

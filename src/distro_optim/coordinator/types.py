@@ -68,6 +68,7 @@ __all__ = [
     "MAX_TOKENS_TO_SEND",
     "NUM_STORED_ROUNDS",
     "P2P",
+    "ROUND_PHASES",
     "RUN_ID_MAX_LEN",
     "AdamW",
     "BatchId",
@@ -351,6 +352,10 @@ class RunState(enum.Enum):
     PAUSED = "Paused"
 
 
+ROUND_PHASES: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+"""The phases of a round: training, and the time for reports after it."""
+
+
 @dataclass(frozen=True, order=True)
 class BatchId:
     """The data that one client trains in one round: indices ``start`` to ``end``, both inside."""
@@ -392,7 +397,7 @@ class Round:
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """The rules of a run; see :func:`~distro_optim.coordinator.rules.validation.check_config` for what is allowed.
+    """The rules of a run; see :func:`~distro_optim.coordinator.rules.validation.config_problems` for what is allowed.
 
     Attributes:
         warmup_time: seconds that clients have to load the model.

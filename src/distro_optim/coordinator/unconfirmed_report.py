@@ -10,7 +10,7 @@ next.
 from __future__ import annotations
 
 from .messages import WitnessMessage
-from .types import Coordinator, RunState
+from .types import ROUND_PHASES, Coordinator, RunState
 
 __all__ = ["UnconfirmedReport"]
 
@@ -41,6 +41,6 @@ def _phase_of(state: Coordinator) -> _Phase | None:
     """Warm-up or round; None: nobody wants reports."""
     if state.run_state is RunState.WARMUP:
         return True, state.progress.epoch, state.epoch_state.start_timestamp
-    if state.run_state in (RunState.ROUND_TRAIN, RunState.ROUND_WITNESS):
+    if state.run_state in ROUND_PHASES:
         return False, state.progress.epoch, state.progress.step
     return None

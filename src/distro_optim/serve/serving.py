@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..comm.iroh.endpoint import Node
+from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
 from ..comm.serving.limits import ServerLimits
@@ -36,11 +36,6 @@ from .console import Reporter
 from .status import status_of
 
 __all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
-
-RELAY_SECONDS: Final = 5.0
-"""How long a relay server may take to answer; without one the ticket names our own addresses only."""
-
-_ANY_HOST: Final = frozenset({"0.0.0.0", "[::]", ""})
 
 _HEX_KEY: Final = re.compile(rf"[0-9a-fA-F]{{{2 * PUBLIC_KEY_SIZE}}}")
 
@@ -88,22 +83,17 @@ def initial_state(configured: Coordinator, store: StateStore | None, *, resume: 
     Raises:
         ConfigurationError: nothing can be resumed, or something would be lost without resuming.
     """
-    saved = store.load() if store is not None else None
-    if resume:
-        if store is None:
-            raise ConfigurationError("--resume needs the folder to resume from: give --save-dir", name="resume")
-        if saved is None:
-            return configured, "nothing is saved yet: the run begins"
+    if store is None and resume:
+        raise ConfigurationError("--resume needs the folder to resume from: give --save-dir", name="resume")
+    advice = "pass --resume to go on from there, or another --save-dir to begin again"
+    saved = None if store is None else store.to_resume(configured, resume=resume, advice=advice)
+    if saved is not None:
         note = f"the run goes on at step {saved.progress.step} of epoch {saved.progress.epoch}"
         if saved.config != configured.config:
             note += "; its saved settings count, not those of the state file"
         return saved, note
-    if saved is not None and saved.progress.step > configured.progress.step:
-        raise ConfigurationError(
-            f"the folder holds this run at step {saved.progress.step}, after step {configured.progress.step} of the "
-            "state file: pass --resume to go on from there, or another --save-dir to begin anew",
-            name="save_dir",
-        )
+    if resume:
+        return configured, "nothing is saved yet: the run begins"
     return configured, "the run begins"
 
 
@@ -178,7 +168,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         stack.enter_context(_signals(stop.set, lambda: _toggle_pause(service, reporter)))
         async with contextlib.AsyncExitStack() as servers:
             listeners: list[StreamListener] = [listener]
-            ways = [] if _host_of(listener.address) in _ANY_HOST else [listener.address]
+            ways = [] if listener.reachable_address is None else [listener.reachable_address]
             endpoint = None
             if options.iroh:
                 node = await servers.enter_async_context(_node(options))
@@ -205,10 +195,6 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 reporter.say(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
             await _report_until(stop, server, reporter)
             reporter.say("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
-
-
-def _host_of(address: str) -> str:
-    return address.rpartition(":")[0]
 
 
 @contextlib.asynccontextmanager

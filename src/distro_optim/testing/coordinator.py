@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from ..coordinator.client import CoordinatorClient
+from ..coordinator.messages import CheckpointMessage
 from ..coordinator.model import (
     LLM,
     ConstantLR,
@@ -293,7 +294,7 @@ async def an_uploaded_checkpoint_is_known_to_all(arena: Arena) -> None:
     for follower in followers:
         await follower.in_phase(RunState.WARMUP)
     assert arena.state.model.checkpoint == Hub(HubRepo("dummy/model"))
-    await followers[1].client.checkpoint(Hub(HubRepo("new/model", "step7")))
+    await followers[1].client.send(CheckpointMessage(Hub(HubRepo("new/model", "step7"))))
     uploaded = Hub(HubRepo("new/model", "step7"))
     await until_true(lambda: arena.state.model.checkpoint == uploaded)
     await arena.advance(0)

@@ -42,7 +42,7 @@ from .ffi import accelerate
 from .keys import generate_secret_key, load_secret_key
 from .loop import LoopThread
 
-__all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "Handler", "Node", "NodeLimits"]
+__all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "RELAY_SECONDS", "Handler", "Node", "NodeLimits"]
 
 T = TypeVar("T")
 Handler = Callable[[Connection], Awaitable[None]]
@@ -57,6 +57,9 @@ CLOSE_PROTOCOL_ERROR: Final = 2
 
 DIAL_SECONDS: Final = 5.0
 """Psyche's connection pool gives a dial this long (``shared/network/src/lib.rs``)."""
+
+RELAY_SECONDS: Final = 5.0
+"""How long to wait for :meth:`Node.online`; without a relay server peers learn our own addresses only."""
 
 # Time for the endpoint to tell its peers that it leaves, out of the two seconds that closing may take.
 _FAREWELL_SECONDS: Final = 0.8

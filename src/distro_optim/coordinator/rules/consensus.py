@@ -55,14 +55,15 @@ def is_healthy(state: Coordinator, client: NodeIdentity, proof: CommitteeProof) 
             defined work (Psyche panics).
     """
     round_ = state.previous_round
-    if round_ is not None and proof.index >= round_.clients_len:
+    if round_ is None:
+        raise CoordinatorError(CoordinatorErrorCode.NO_ACTIVE_ROUND, "there is no previous round", state.run_state)
+    if proof.index >= round_.clients_len:
         raise CoordinatorError(
             CoordinatorErrorCode.INVALID_COMMITTEE_PROOF,
             f"index {proof.index} of {round_.clients_len} clients",
             state.run_state,
         )
     selection = CommitteeSelection.for_round(state, round_)
-    assert round_ is not None
     # The list may have lost clients since, and then an index may mean another client: the identity must match too.
     if not selection.verify_committee(client, proof, state.epoch_state.clients):
         raise CoordinatorError(

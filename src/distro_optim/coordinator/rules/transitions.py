@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Final
 
 from ...errors import CoordinatorError, CoordinatorErrorCode
-from ..types import Coordinator, RunState
+from ..types import ROUND_PHASES, Coordinator, RunState
 
 __all__ = ["ACCEPTS", "LEADS_TO", "Input", "enter", "expect", "is_active", "is_halted", "refusal"]
 
@@ -32,12 +32,12 @@ class Input(Enum):
 _S = RunState
 _HALTED: Final = frozenset({_S.UNINITIALIZED, _S.FINISHED, _S.PAUSED})
 _RUNNING: Final = frozenset(_S) - _HALTED
-_ACTIVE: Final = frozenset({_S.ROUND_TRAIN, _S.ROUND_WITNESS, _S.COOLDOWN})
+_ACTIVE: Final = ROUND_PHASES | {_S.COOLDOWN}
 
 ACCEPTS: Final[dict[Input, frozenset[RunState]]] = {
     Input.TICK: _RUNNING,
     Input.WARMUP_WITNESS: frozenset({_S.WARMUP, _S.ROUND_TRAIN}),
-    Input.WITNESS: frozenset({_S.ROUND_TRAIN, _S.ROUND_WITNESS}),
+    Input.WITNESS: ROUND_PHASES,
     Input.HEALTH_CHECK: _RUNNING,
     Input.CHECKPOINT: frozenset(_S),
     Input.WITHDRAW: frozenset(_S),

@@ -28,7 +28,16 @@ from ..messages import (
 from ..rules import machine
 from ..rules.steps import is_complete, is_done, is_epoch_due
 from ..rules.transitions import is_active, is_halted
-from ..types import Client, ClientState, Coordinator, CoordinatorEpochState, NodeIdentity, RunState, WitnessMetadata
+from ..types import (
+    ROUND_PHASES,
+    Client,
+    ClientState,
+    Coordinator,
+    CoordinatorEpochState,
+    NodeIdentity,
+    RunState,
+    WitnessMetadata,
+)
 from .joiner_patience import JoinerPatience
 
 __all__ = [
@@ -46,9 +55,6 @@ __all__ = [
 BETWEEN_EPOCHS: Final = frozenset(
     {RunState.UNINITIALIZED, RunState.WAITING_FOR_MEMBERS, RunState.FINISHED, RunState.PAUSED}
 )
-
-
-_ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
 
 _TICKS_OF_A_ROUND: Final = 2
 """From training to reports, and to the next round."""
@@ -210,7 +216,7 @@ class RunHost:
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
         except CoordinatorError as error:
             return [Refused(client=client, reason=str(error))]
-        if self.state.run_state in _ROUND and is_complete(self.state):
+        if self.state.run_state in ROUND_PHASES and is_complete(self.state):
             # Nobody has more to say about this round: the next one begins at once, not with the next tick.
             for _ in range(_TICKS_OF_A_ROUND):
                 self.state, _ = self._ticked(now, seed)

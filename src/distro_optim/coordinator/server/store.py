@@ -134,6 +134,29 @@ class StateStore:
             )
         return state
 
+    def to_resume(self, configured: Coordinator, *, resume: bool, advice: str) -> Coordinator | None:
+        """The latest saved state if the run is to go on from it; None if it begins with ``configured``.
+
+        Args:
+            configured: the state to begin with.
+            resume: whether the user wants to go on.
+            advice: what the user can do about an error.
+
+        Raises:
+            ConfigurationError: beginning would lose what is saved, or see :meth:`load`.
+        """
+        saved = self.load()
+        if saved is None or resume:
+            return saved
+        if saved.progress.step > configured.progress.step:
+            raise ConfigurationError(
+                f"{self._directory} holds run {self._run_id!r} at step {saved.progress.step}, after step "
+                f"{configured.progress.step} with which it would begin: {advice}",
+                name="save_dir",
+                value=self._directory,
+            )
+        return None
+
     @property
     def _glob_stem(self) -> str:
         return re.sub(r"([*?[])", r"[\1]", self._stem)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ...comm.backoff import BackoffPolicy
 from ...comm.signing import SecretKey
+from ...comm.streams import split_address
 from ...coordinator.types import BatchId
 from ...errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from ..provider import TokenProvider, TokenSequence
@@ -176,21 +177,6 @@ class DataServerTokens(TokenProvider):
         link, self._link = self._link, None
         if link is not None:
             link[0].close()
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[host]:port``.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ConfigurationError(
-            f"a data server's address must be host:port, got {address!r}", name="address", value=address
-        )
-    return host, int(port)
 
 
 def _send(sock: socket.socket, data: bytes, deadline: float) -> None:

@@ -21,15 +21,14 @@ from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.serving.limits import ServerLimits
-from ...comm.streams import StreamListener, TcpListener
+from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.host import RunHost, restartable
 from ...coordinator.server.server import CoordinatorServer, unix_offset
 from ...coordinator.server.service import CoordinatorService
 from ...coordinator.server.store import StateStore
-from ...coordinator.ticket import RunTicket, split_address
+from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator
-from ...errors import ConfigurationError
 from ..config import RunConfig
 from .joining import NodeOptions
 from .link import RunLink, RunSource
@@ -40,8 +39,6 @@ FAREWELL_SECONDS: Final = 2.0
 """How long the others may take to hear that the run is finished."""
 
 FAREWELL_LOOK_SECONDS: Final = 0.02
-
-_ANY_HOST: Final = frozenset({"0.0.0.0", "[::]"})
 
 LIMITS: Final = ServerLimits(
     messages_per_second=400, messages_burst=2000, bytes_per_second=1 << 20, bytes_burst=4 << 20
@@ -63,19 +60,11 @@ def host_state(
         return given
     state = config.coordinator_state(run_id)
     check_run(state, prompt=True)
-    saved = store.load() if store is not None else None
+    advice = "pass resume=True to go on from there, or name another save_dir or run_id to begin again"
+    saved = None if store is None else store.to_resume(state, resume=config.resume, advice=advice)
     if saved is None:
         return state
-    if not config.resume:
-        if saved.progress.step > state.progress.step:
-            raise ConfigurationError(
-                f"{config.save_dir} holds run {run_id!r} at step {saved.progress.step}: pass resume=True to go on from "
-                "there, or name another save_dir or run_id to begin anew",
-                name="save_dir",
-                value=config.save_dir,
-            )
-        return state
-    # Nobody is taken over from before: so the first of the list, who is the host, has the weights that count.
+    # No client is taken over from before: so the first of the list, which is the host, has the weights that count.
     epoch = replace(saved.epoch_state, clients=())
     return replace(saved, config=state.config, model=state.model, epoch_state=epoch)
 
@@ -114,7 +103,7 @@ class HostedRun(RunSource):
         self._config = config
         self._options = options
         self._loop = loop
-        self._tcp = split_address(tcp) if tcp is not None and not tcp.endswith(":0") else _any_port(tcp)
+        self._tcp = None if tcp is None else split_address(tcp, name="tcp", any_port=True)
         self._allow = None if allow is None else frozenset([*allow, options.key.public])
         self._state = state
         check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
@@ -133,7 +122,7 @@ class HostedRun(RunSource):
             if self._tcp is not None:
                 listener = await TcpListener.bind(*self._tcp)
                 listeners.append(listener)
-                ways = () if self._tcp[0] in _ANY_HOST else (listener.address,)
+                ways = () if listener.reachable_address is None else (listener.reachable_address,)
             offset = unix_offset()
             host = RunHost(
                 restartable(state, now=int(time.monotonic() + offset)),
@@ -165,13 +154,6 @@ class HostedRun(RunSource):
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )
-
-
-def _any_port(tcp: str | None) -> tuple[str, int] | None:
-    if tcp is None:
-        return None
-    host, _ = split_address(tcp[: -len(":0")] + ":1")
-    return host, 0
 
 
 def _waiting(host: RunHost) -> int:

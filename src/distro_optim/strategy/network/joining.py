@@ -11,7 +11,7 @@ from typing import Final, Literal
 from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
-from ...comm.iroh.endpoint import Node
+from ...comm.iroh.endpoint import RELAY_SECONDS, Node
 from ...comm.iroh.loop import LoopThread
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
@@ -28,9 +28,6 @@ from .link import RunLink, RunSource
 __all__ = ["JoinedRun", "NodeOptions", "Relay", "parse_peers", "parse_run"]
 
 Relay = Literal["default", "none"] | Sequence[str]
-
-RELAY_SECONDS: Final = 5.0
-"""How long a relay server may take to answer; without one we go by our own addresses only."""
 
 SILENCE_SECONDS: Final = 20.0
 """A coordinator sends twice a second; after this long without a word a new link is tried. Chosen arbitrarily."""
