@@ -325,7 +325,7 @@ def test_an_error_in_a_list_names_the_index() -> None:
 
 
 def test_a_value_that_does_not_fit_its_declaration_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"items\[1\]\.end: -1 is no u64") as caught:
+    with pytest.raises(ConfigurationError, match=r"items\[1\]\.end: -1 does not fit in u64") as caught:
         encode(Shapes(0, 0.0, bytes(32), (0, False), (0, 0), {}, [BatchId(0, 0), BatchId(0, -1)], None))
     assert caught.value.name == "items[1].end"
 

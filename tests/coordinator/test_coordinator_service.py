@@ -92,7 +92,7 @@ def test_a_newer_connection_of_the_same_key_takes_over_without_leaving_the_run()
     swarm.collect()
     assert not older.connected
     assert newer.connected
-    assert "the same key has connected anew" in swarm.reasons
+    assert "the same key has connected again" in swarm.reasons
     assert swarm.state.epoch_state.clients[0].state is ClientState.HEALTHY
     assert newer.identity in swarm.service.host.pending
 

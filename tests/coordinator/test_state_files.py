@@ -140,8 +140,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("run_state", 1, "run_state", "is expected, not 1"),
         ("run_id", "x" * 33, "run_id", "33 bytes is above the limit of 32"),
         ("run_id", 5, "run_id", "a string is expected"),
-        ("config.min_clients", 65536, "config.min_clients", "65536 is no u16"),
-        ("config.min_clients", -1, "config.min_clients", "-1 is no u16"),
+        ("config.min_clients", 65536, "config.min_clients", "65536 does not fit in u16"),
+        ("config.min_clients", -1, "config.min_clients", "-1 does not fit in u16"),
         ("config.min_clients", 1.5, "config.min_clients", "whole number"),
         ("config.min_clients", True, "config.min_clients", "whole number"),
         ("config.epoch_time", ..., "config.epoch_time", "missing"),
@@ -157,9 +157,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
             "epoch_state.clients",
             [{"id": {"signer": [0] * 32, "p2p_identity": [0] * 31 + [256]}, "state": "Healthy", "exited_height": 0}],
             "epoch_state.clients[0].id.p2p_identity[31]",
-            "256 is no u8",
+            "256 does not fit in u8",
         ),
-        ("pending_pause", 256, "pending_pause", "no u8"),
+        ("pending_pause", 256, "pending_pause", "does not fit in u8"),
     ],
 )
 def test_a_wrong_field_is_named(path: str, value: Any, field: str, message: str) -> None:
@@ -169,7 +169,7 @@ def test_a_wrong_field_is_named(path: str, value: Any, field: str, message: str)
 
 
 def test_a_number_of_thousands_of_digits_is_refused_in_a_short_message() -> None:
-    with pytest.raises(ProtocolError, match="thousands of digits is no u32"):
+    with pytest.raises(ProtocolError, match="thousands of digits does not fit in u32"):
         from_plain(Coordinator, changed("model.LLM.max_seq_len", 10**5000))
 
 

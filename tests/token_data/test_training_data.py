@@ -146,7 +146,7 @@ def test_a_data_file_opens_the_folder_beside_it(tmp_path: Path) -> None:
         (DATA_TOML.format(", ".join(["1"] * 32)).replace("tokens", "nowhere"), "cannot read token files"),
         (DATA_TOML.format(", ".join(["1"] * 32)).replace("= 4", "= 1000"), "no file in"),
         (DATA_TOML.format(", ".join(["1"] * 32)).replace("= 4", "= 0"), "seq_len must be at least 1"),
-        ("dir = ", "no TOML"),
+        ("dir = ", "not TOML"),
     ],
 )
 def test_a_wrong_data_file_is_named_with_its_field(tmp_path: Path, text: str, message: str) -> None:

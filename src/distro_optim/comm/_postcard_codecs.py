@@ -93,11 +93,12 @@ def _append_varint(out: bytearray, value: int) -> None:
 
 
 def int_codec(shape: IntShape) -> Codec:
+    """An integer: one byte, or a varint, zigzag if it is signed."""
     bits, signed, low, high, kind = shape.bits, shape.signed, shape.low, shape.high, shape.name
 
     def check(value: int) -> None:
         if not low <= value <= high:
-            raise BadValue(f"{value} is no {kind}", value)
+            raise BadValue(f"{value} does not fit in {kind}", value)
 
     def encode_byte(out: bytearray, value: int, depth: int) -> None:
         check(value)
@@ -134,6 +135,7 @@ def int_codec(shape: IntShape) -> Codec:
 
 
 def float_codec(bits: int) -> Codec:
+    """A float of 32 or 64 bits, little endian."""
     form = struct.Struct("<f" if bits == 32 else "<d")
     size = form.size
 
@@ -141,7 +143,7 @@ def float_codec(bits: int) -> Codec:
         try:
             out += form.pack(value)
         except OverflowError:
-            raise BadValue(f"{value} is no f{bits}", value) from None
+            raise BadValue(f"{value} does not fit in f{bits}", value) from None
 
     def decode_float(reader: Reader, depth: int) -> float:
         return float(form.unpack(reader.pull_bytes(size))[0])
@@ -165,6 +167,8 @@ NOTHING: Final = Codec(_encode_nothing, lambda reader, depth: None, 0)
 
 
 def blob_codec(limit: int | None) -> Codec:
+    """Bytes behind their number as a varint; at most ``limit``."""
+
     def encode_blob(out: bytearray, value: bytes, depth: int) -> None:
         if limit is not None and len(value) > limit:
             raise BadValue(f"{len(value)} bytes are above the limit of {limit}", value)
@@ -178,6 +182,8 @@ def blob_codec(limit: int | None) -> Codec:
 
 
 def raw_codec(size: int) -> Codec:
+    """Exactly ``size`` bytes, without a length."""
+
     def encode_raw(out: bytearray, value: bytes, depth: int) -> None:
         if len(value) != size:
             raise BadValue(f"{size} bytes are needed, not {len(value)}", value)
@@ -190,6 +196,7 @@ def raw_codec(size: int) -> Codec:
 
 
 def str_codec(limit: int | None) -> Codec:
+    """UTF-8 text behind its number of bytes as a varint; at most ``limit`` bytes."""
     blob = blob_codec(limit)
 
     def encode_str(out: bytearray, value: str, depth: int) -> None:
@@ -286,6 +293,7 @@ def int_sequence_codec(shape: IntShape, make: Callable[[list[Any]], Any], limit:
 
 
 def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Codec:
+    """A fixed number of items, without a count."""
     encode_item, decode_item = item.write, item.read
 
     def encode_array(out: bytearray, value: Any, depth: int) -> None:
@@ -300,6 +308,7 @@ def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Co
 
 
 def tuple_codec(parts: list[Codec]) -> Codec:
+    """Parts of their own types, one after the other."""
     encoders = [part.write for part in parts]
     decoders = [part.read for part in parts]
 
@@ -336,6 +345,7 @@ def map_codec(key: Codec, value: Codec, limit: int | None) -> Codec:
 
 
 def option_codec(some: Codec) -> Codec:
+    """00 for None, or 01 and the value."""
     encode_some, decode_some = some.write, some.read
 
     def encode_option(out: bytearray, value: Any, depth: int) -> None:
@@ -371,7 +381,7 @@ def unit_enum_codec(members: Sequence[Any], name: str) -> Codec:
         try:
             out += prefixes[value]
         except (KeyError, TypeError):
-            raise BadValue(f"{value!r} is no {name}", value) from None
+            raise BadValue(f"{value!r} is not a {name}", value) from None
 
     def decode_member(reader: Reader, depth: int) -> Any:
         return members[_pull_variant(reader, name, len(members))]
@@ -388,7 +398,7 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
         try:
             prefix, encode_payload = by_class[value.__class__]
         except KeyError:
-            raise BadValue(f"{value!r} is no variant of {name}", value) from None
+            raise BadValue(f"{value!r} is not a variant of {name}", value) from None
         out += prefix
         try:
             encode_payload(out, value, depth)
@@ -418,7 +428,7 @@ def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -
 
     def encode_struct(out: bytearray, value: Any, depth: int) -> None:
         if value.__class__ is not cls:
-            raise BadValue(f"{value!r} is no {cls.__name__}", value)
+            raise BadValue(f"{value!r} is not a {cls.__name__}", value)
         name = ""
         try:
             for name, encode_field in encoders:

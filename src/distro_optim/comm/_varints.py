@@ -20,7 +20,7 @@ WORTHWHILE: Final = 256
 """Fewer are as quick in a loop (measured: even at about 128)."""
 
 _BLOCK: Final = 1 << 14
-"""Values worked on at a time, so that whatever the input, what is beside the result stays small and in the cache."""
+"""Values handled at a time, so that for any input the intermediate results stay small and in the cache."""
 
 _GROUP: Final = 7  # bits of a value in each byte
 
@@ -30,7 +30,7 @@ def _max_length(bits: int) -> int:
 
 
 def encode_varints(values: Sequence[int], shape: IntShape) -> bytes | None:
-    """The values one after the other, or None if one of them is no ``shape``."""
+    """The values one after the other, or None if one of them does not fit ``shape``."""
     parts = [_encode_block(values[start : start + _BLOCK], shape) for start in range(0, len(values), _BLOCK)]
     whole = [part for part in parts if part is not None]
     return b"".join(whole) if len(whole) == len(parts) else None

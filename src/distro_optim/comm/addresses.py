@@ -2,7 +2,7 @@
 
 Layouts: iroh ``iroh-base/src/endpoint_addr.rs`` and ``relay_url.rs``. An address that comes from a peer is a rumour:
 it is only ever used to dial, the handshake then proves the identity. Still, rumours are bounded in number, age and
-kind, so that nobody can make us knock on ten thousand doors.
+kind, so that nobody can make us dial ten thousand addresses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_PEERS: Final = 4096
 """Far more peers than a run has; at some 200 bytes each the book stays below a megabyte."""
 
 
-# -- what stands on the wire: three Rust enums and a struct ------------------------------------------------------------
+# -- the form on the wire: three Rust enums and a struct ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class AddressBook:
         return len(self._told.keys() | self._learnt.keys())
 
     def add(self, addresses: EndpointAddr | Iterable[EndpointAddr]) -> None:
-        """Keeps what the user knows about a peer or several, beside what was known."""
+        """Adds what the user knows about one peer or several."""
         for address in (addresses,) if isinstance(addresses, EndpointAddr) else addresses:
             known = self._told.get(address.id)
             self._told[address.id] = known.merged(address) if known else address
@@ -239,7 +239,7 @@ class AddressBook:
             self._learnt.popitem(last=False)
 
     def lookup(self, peer: bytes, now: float) -> EndpointAddr:
-        """All that is known about ``peer``; with neither relay nor address if that is nothing."""
+        """All that is known about ``peer``; without relays and addresses if nothing is."""
         known = self._told.get(peer, EndpointAddr(peer))
         rumour = self._learnt.get(peer)
         if rumour is None:

@@ -2,7 +2,7 @@
 
 Gossip carries bytes from anybody. Each must be a :class:`~distro_optim.comm.signing.SignedMessage` of a sender that is
 allowed, not seen before, with a good signature; checks go from cheap to dear. The queue is bounded, and a sender that
-floods it pushes out nobody's announcements but its own.
+floods it pushes out only its own announcements.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ MAX_ANNOUNCEMENT: Final = _MAX_CONTENT - PUBLIC_KEY_SIZE - _LENGTH_BYTES - SIGNA
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a peer told everybody.
+    """What a peer announced to all others.
 
     Attributes:
-        sender: the peer's public key, proven by its signature; who passed the message on does not matter.
+        sender: the peer's public key, proven by its signature, whichever peer passed the message on.
         data: its words; at most :data:`MAX_ANNOUNCEMENT` bytes.
     """
 
@@ -131,7 +131,7 @@ class AnnouncementInbox:
         if identity in self._seen:
             self.counts.duplicate += 1
             return None
-        # Only now, as it costs as much as everything before; and nothing is remembered of a bad one, or a forger could
+        # Only now, since it costs as much as all of the above. A bad one is not remembered, or a forger could
         # have the true message taken for a duplicate.
         if not is_signed_by(sender, message.data, message.signature):
             self.counts.malformed += 1

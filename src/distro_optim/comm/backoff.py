@@ -60,7 +60,7 @@ class _Failures:
 
 
 class DialSchedule:
-    """Remembers who failed how often, and says when each may be dialled again.
+    """Remembers how often each peer failed, and says when it may be dialled again.
 
     Args:
         policy: the waits.

@@ -2,7 +2,7 @@
 
 A field is declared once, such as ``clients: Annotated[tuple[Client, ...], Limit(256)]``. :func:`shape_of` turns the
 annotation into a :data:`Shape`, and each format (:mod:`.postcard`, the text form and the account layout of the
-coordinator) makes its encoder from that. The table of annotations stands in :mod:`.postcard`.
+coordinator) makes its encoder from that. The table of annotations is in :mod:`.postcard`.
 """
 
 from __future__ import annotations
@@ -156,15 +156,19 @@ class BoolShape:
 
 @dataclass(frozen=True)
 class IntShape:
+    """An integer of ``bits`` bits."""
+
     bits: int
     signed: bool
 
     @property
     def low(self) -> int:
+        """The smallest value."""
         return -(1 << self.bits - 1) if self.signed else 0
 
     @property
     def high(self) -> int:
+        """The largest value."""
         return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
@@ -175,11 +179,15 @@ class IntShape:
 
 @dataclass(frozen=True)
 class FloatShape:
+    """A float of ``bits`` bits."""
+
     bits: int
 
 
 @dataclass(frozen=True)
 class StrShape:
+    """UTF-8 text of up to ``limit`` bytes."""
+
     limit: int | None
 
 
@@ -203,11 +211,15 @@ class SequenceShape:
 
 @dataclass(frozen=True)
 class TupleShape:
+    """Parts of their own types, in order."""
+
     parts: tuple[Shape, ...]
 
 
 @dataclass(frozen=True)
 class MapShape:
+    """Up to ``limit`` keys and values."""
+
     key: Shape
     value: Shape
     limit: int | None
@@ -215,21 +227,26 @@ class MapShape:
 
 @dataclass(frozen=True)
 class OptionShape:
+    """A value or ``None``."""
+
     some: Shape
 
 
 @dataclass(frozen=True)
 class UnitEnumShape:
+    """An :class:`enum.Enum`: variants without data."""
+
     cls: type[enum.Enum]
 
     @property
     def members(self) -> list[enum.Enum]:
+        """The variants in the order of their numbers."""
         return list(self.cls)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of an enum: its class tells values apart, its name stands in text."""
+    """One variant of an enum: its class tells values apart, its name is used in text."""
 
     cls: type
     name: str
@@ -238,10 +255,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class EnumShape:
+    """A union of dataclasses: variants with data."""
+
     variants: tuple[Variant, ...]
 
     @property
     def name(self) -> str:
+        """The names of the variants' classes, for errors."""
         return " | ".join(variant.cls.__name__ for variant in self.variants)
 
 
@@ -367,7 +387,7 @@ def _union(declared: Any, variables: dict[Any, Any]) -> Shape:
 def _variant(declared: Any, variables: dict[Any, Any]) -> Variant:
     cls = typing.get_origin(declared) or declared
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise TypeError(f"{declared!r} is no dataclass, as the variants of an enum with data have to be")
+        raise TypeError(f"{declared!r} is not a dataclass, as the variants of an enum with data have to be")
     return Variant(cls, getattr(cls, "__variant__", cls.__name__), shape_of(declared, variables))
 
 
@@ -392,10 +412,10 @@ def _unit_enum(declared: type[enum.Enum]) -> Shape:
 def _class(declared: Any, variables: dict[Any, Any]) -> Shape:
     cls = typing.get_origin(declared) or declared
     if not isinstance(cls, type):
-        raise TypeError(f"{declared!r} is no declaration of a message")
+        raise TypeError(f"{declared!r} is not a declaration of a message")
     if not dataclasses.is_dataclass(cls):
         advice = "; declare its width, such as U64 or F32" if cls in (int, float) else ""
-        raise TypeError(f"{cls.__name__} is no declaration of a message{advice}")
+        raise TypeError(f"{cls.__name__} is not a declaration of a message{advice}")
     struct = StructShape(cls, tuple(variables.get(argument, argument) for argument in typing.get_args(declared)))
     via = cls.__dict__.get("__postcard__")
     if via is None:

@@ -77,7 +77,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def collect(self) -> list[CompressedUpdate]:
-        """Waits for everybody's update of the oldest step that was published and not collected.
+        """Waits for the updates of all peers for the oldest step that was published and not collected.
 
         All peers get the same updates in the same order, the own one in the form in which the others get it.
 
@@ -91,7 +91,7 @@ class Exchange(ABC):
 
 
 class LocalExchange(Exchange):
-    """Nobody else: what is published is what is collected."""
+    """An exchange without other peers: what is published is what is collected."""
 
     def __init__(self) -> None:
         self._queue: deque[CompressedUpdate] | None = deque()

@@ -60,7 +60,8 @@ CLIENT_FRAME_LIMIT: Final = 64 * 1024 * 1024
 CHALLENGE_SIZE: Final = 32
 
 _HEADER: Final = struct.Struct(">I")
-_MAX_RESPONSE: Final = 1024  # a response has 129 bytes; chosen so that a stranger cannot make us keep much
+_MAX_RESPONSE: Final = 1024
+"""A response has 129 bytes; chosen so that a stranger cannot make us keep much."""
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ class FrameDecoder:
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
-        """Takes ``data`` and yields the payloads that are complete. To be iterated to its end.
+        """Takes ``data`` and yields the payloads that are complete. Iterate it to its end.
 
         A change of :attr:`limit` counts from the next payload on, also within one call.
 
@@ -151,6 +152,8 @@ def client_envelope(message: Any) -> Codec:
 
 
 class LinkState(enum.Enum):
+    """Where a link stands; see the table of the module."""
+
     CHALLENGE = "the challenge is not answered yet"
     OPEN = "messages flow"
     CLOSED = "closed"
@@ -251,7 +254,7 @@ class ClientLink(_Link):
     """The client's end of one connection.
 
     Args:
-        key: who we are.
+        key: our secret key.
         incoming: codec made by :func:`server_envelope`.
         outgoing: codec made by :func:`client_envelope`.
         limit: longest frame in bytes taken from the server.
@@ -263,7 +266,7 @@ class ClientLink(_Link):
         self._unsent = b""
 
     def data_to_send(self) -> bytes:
-        """What the handshake wants sent; empty when there is nothing. To be asked after each :meth:`receive`."""
+        """What the handshake wants sent; empty when there is nothing. Call it after each :meth:`receive`."""
         unsent, self._unsent = self._unsent, b""
         return unsent
 

@@ -1,6 +1,6 @@
 """An exchange between optimizers of one process: for simulation and for tests.
 
-In threads, each peer calls ``optimizer.step()`` as ever. In one thread,
+In threads, each peer calls ``optimizer.step()`` as usual. In one thread,
 :func:`distro_optim.testing.step_together` takes one step with all of them, in the same order every time.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["MemoryExchange"]
 
 
 class _Start:
-    """What whoever starts first proposes to the others."""
+    """What the first peer to start proposes to the others."""
 
     def __init__(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         self.layout = plan.layout
@@ -60,7 +60,7 @@ class MemoryExchange(Exchange):
             timeout: how long :meth:`collect` waits for the others.
 
         Raises:
-            ConfigurationError: ``size`` is no number of peers, or ``timeout`` no time.
+            ConfigurationError: ``size`` is not a number of peers, or ``timeout`` is not above 0.
         """
         check_timeout(timeout)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -82,7 +82,7 @@ class MemoryExchange(Exchange):
 
     @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
-        """See :meth:`Exchange.start`. The weights of whoever starts first are everybody's."""
+        """See :meth:`Exchange.start`. All peers take the weights of the first one to start."""
         room = self._room
         with room.changed:
             self._require_open()
@@ -145,7 +145,7 @@ class MemoryExchange(Exchange):
             room.changed.notify_all()
 
     def _forget(self) -> None:
-        """Drops what everybody who is still here has seen: weights to start with, and collected steps."""
+        """Drops what all peers that are still here have seen: weights to start with, and collected steps."""
         room = self._room
         here = {p for p in range(room.size) if room.open[p]}
         for number in [n for n, start in room.starts.items() if here <= start.seen]:

@@ -23,16 +23,16 @@ is asked for. Raises ProtocolError if this is not the model that is wanted. May 
 parameter, one for all or one for each name."""
 
 _PAUSE_SECONDS: Final = 0.25
-"""Between two attempts, of which the first came to nothing in the middle of the model."""
+"""Between two attempts, when the first failed in the middle of the model."""
 
 _SLACK_SECONDS: Final = 0.5
 """So that a search which ends in time can say why."""
 
 
 class Patience(enum.Enum):
-    """With peers that have nothing to share."""
+    """What to do about peers that have nothing to share."""
 
-    ONCE = "each is asked once, and those who do not answer are not waited for if most of the others have nothing"
+    ONCE = "each is asked once, and those that do not answer are not waited for if most of the others have nothing"
     SHORT = "they are asked again for some seconds, and longer if most of them cannot be reached"
     LONG = "they are asked again as long as there is time"
 
@@ -85,8 +85,8 @@ class ModelExchange(ABC):
             seconds: of patience.
 
         Raises:
-            ExchangeError: nobody gave it.
-            ProtocolError: what they gave is no model.
+            ExchangeError: no peer sent it.
+            ProtocolError: what they sent is not a model.
         """
 
 
@@ -100,10 +100,10 @@ async def download_patiently(
     check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedModel:
-    """:meth:`ModelExchange.download`, in at most ``seconds``; with long patience again if it came to nothing.
+    """:meth:`ModelExchange.download`, in at most ``seconds``; with long patience it tries again after a failure.
 
     Raises:
-        ExchangeError: nobody gave it in that time; the message holds the last reason.
+        ExchangeError: no peer sent it in that time; the message holds the last reason.
     """
     providers = tuple(providers)
     if not providers:

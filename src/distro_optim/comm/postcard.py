@@ -196,7 +196,7 @@ def decode(type: Any, data: bytes | bytearray | memoryview, *, allow_trailing: b
         allow_trailing: ignore bytes after the value, as Rust's ``postcard::from_bytes`` does.
 
     Raises:
-        ProtocolError: whatever is wrong with the bytes.
+        ProtocolError: the bytes are anything else.
     """
     return codec(type).decode(data, allow_trailing=allow_trailing)
 

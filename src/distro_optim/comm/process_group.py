@@ -58,7 +58,7 @@ class ProcessGroupExchange(Exchange):
 
     @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
-        """See :meth:`Exchange.start`. The weights of the group's first rank are everybody's, as under DDP."""
+        """See :meth:`Exchange.start`. All ranks take the weights of the group's first rank, as under DDP."""
         self._require_open()
         if self._in_flight:
             raise ExchangeError("start() with an update in flight: collect() it first")
@@ -139,7 +139,7 @@ class ProcessGroupExchange(Exchange):
         return work, everybody
 
     def _compared(self, mine: Tensor) -> Tensor:
-        """Everybody's ``(n,)`` as ``(ranks, n)``, waited for."""
+        """Gathers everybody's ``(n,)`` as ``(ranks, n)`` and waits for it."""
         work, everybody = self._all_gather(mine)
         self._wait(work)
         return everybody
@@ -168,7 +168,7 @@ class ProcessGroupExchange(Exchange):
 def ambient_process_group(
     group: dist.ProcessGroup | None, *, initialize: bool, params: Sequence[Tensor] = ()
 ) -> tuple[dist.ProcessGroup | None, int]:
-    """The process group a script runs in, and its size: ``group``, or the default one, or nobody else (None, 1).
+    """The process group a script runs in, and its size: ``group``, or the default one, or this process alone (None, 1).
 
     Args:
         initialize: under torchrun in a script without ``init_process_group``, call it: NCCL for parameters on a GPU,

@@ -76,7 +76,7 @@ class SecretKey:
 
 
 def is_signed_by(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Is this a signature over ``data`` by the owner of ``public``? False for anything malformed, too."""
+    """Whether this is a signature over ``data`` by the owner of ``public``; False for anything malformed, too."""
     if len(public) != PUBLIC_KEY_SIZE or len(signature) != SIGNATURE_SIZE:
         return False
     if _has_small_order(public) or _has_small_order(signature[:32]):
@@ -94,7 +94,7 @@ def _has_small_order(point: bytes) -> bool:
 
 @dataclass(frozen=True)
 class SignedMessage:
-    """Data and who vouches for it. What :meth:`open` returns is verified; a bare instance need not be.
+    """Data and the peer that vouches for it. What :meth:`open` returns is verified; a bare instance need not be.
 
     Attributes:
         sender: public key.

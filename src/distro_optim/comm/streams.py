@@ -32,7 +32,7 @@ ACCEPT_BACKLOG: Final = 128
 """Connections that wait to be taken; chosen to outlast a burst of joiners."""
 
 READ_BYTES: Final = 64 * 1024
-"""Taken from a stream at once if nothing else is said; most states of a run arrive in one piece."""
+"""Read from a stream at once by default; most states of a run arrive in one piece."""
 
 CLOSE_SECONDS: Final = 1.0
 """How long a closing stream waits for its peer to read what was written."""
@@ -51,7 +51,7 @@ class Stream(ABC):
     @property
     @abstractmethod
     def peer(self) -> str:
-        """Who is at the other end, for logs and limits: ``host:port``, or what the transport has in its place."""
+        """The other end, for logs and limits: ``host:port``, or what the transport has in its place."""
 
     @abstractmethod
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
@@ -246,7 +246,7 @@ async def open_tcp(host: str, port: int) -> Stream:
     """Connects.
 
     Raises:
-        OSError: nobody answers there.
+        OSError: there is no answer.
     """
     return _TcpStream(*await asyncio.open_connection(host, port))
 
@@ -338,10 +338,10 @@ class MemoryListener(StreamListener):
         return self._name
 
     async def connect(self) -> Stream:
-        """A new stream to whoever accepts here.
+        """A new stream to the side that accepts here.
 
         Raises:
-            OSError: the listener is closed, or nobody accepts.
+            OSError: the listener is closed, or does not accept streams.
         """
         if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
             raise ConnectionRefusedError(f"nobody accepts at {self._name}")

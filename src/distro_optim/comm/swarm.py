@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Channel(enum.Enum):
-    """Who listens to an announcement. What is announced on one channel is never heard on another."""
+    """Which listeners get an announcement. What is announced on one channel is never heard on another."""
 
     RUN = "everybody in the run, Psyche's clients included"
     OWN_KIND = "peers of our own kind, which Psyche's clients are not"
@@ -93,7 +93,7 @@ class Swarm(ABC):
 
     @abstractmethod
     async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
-        """Signs ``data`` and sends it to everybody who listens to ``channel``.
+        """Signs ``data`` and sends it to all peers that listen to ``channel``.
 
         Delivery is very likely, not certain: say important things again. The same bytes from the same peer are
         delivered once, so what is said again needs another content, such as a counter. The own announcements do not
@@ -108,7 +108,7 @@ class Swarm(ABC):
     def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
         """What peers announce on ``channel``, each once, in the order of arrival; ends when the swarm is closed.
 
-        What nobody reads waits in a bounded queue, in which new announcements displace old ones of the same peer.
+        Unread announcements wait in a bounded queue, in which new ones displace old ones of the same peer.
         """
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Swarm(ABC):
             tag: keeps the blob, and so offers it to others; None keeps it no longer than this call.
 
         Raises:
-            BlobUnavailableError: nobody gave it.
+            BlobUnavailableError: no provider sent it.
             StoreFullError: there is no room for it.
             NodeClosedError: the swarm is closed.
         """

@@ -67,14 +67,14 @@ class EndpointTicket:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads what ``str`` writes; raises ProtocolError."""
+        """Reads what ``str`` writes; raises ProtocolError if the text is anything else."""
         ticket: _EndpointTicketV0 = _from_text(_ENDPOINT_PREFIX, text, _EndpointTicketV0)
         return cls(ticket.addr)
 
 
 @dataclass(frozen=True)
 class BlobTicket:
-    """Who has a blob, and which.
+    """Which blob, and a peer that has it.
 
     Attributes:
         addr: a provider and where it is.
@@ -104,7 +104,7 @@ class BlobTicket:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads what ``str`` writes; raises ProtocolError."""
+        """Reads what ``str`` writes; raises ProtocolError if the text is anything else."""
         ticket: _BlobTicketV0 = _from_text(_BLOB_PREFIX, text, _BlobTicketV0)
         relays = () if ticket.relay is None else (ticket.relay,)
         return cls(EndpointAddr(ticket.id, relays, tuple(ticket.direct)), ticket.format, ticket.hash)

@@ -1,10 +1,11 @@
 """A client's side of a coordinator: one interface, whatever lies between.
 
 :class:`CoordinatorClient` is that interface. :class:`RemoteCoordinator` speaks Psyche's TCP protocol over any stream of
-bytes; :mod:`.embedded` needs no network. Both pass the same suite, :mod:`distro_optim.testing.coordinator`.
+bytes; :class:`~.server.in_process.InProcessClient` needs no network. Both pass the same suite,
+:mod:`distro_optim.testing.coordinator`.
 
-A coordinator answers nothing. It sends its whole state, again and again, and whoever wants to know whether a message
-was taken looks there. So messages here return as soon as they are on their way.
+A coordinator does not answer. It sends its whole state again and again, and a client looks there to see whether its
+message was taken. So the methods that send return as soon as the message is on its way.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ Connector = Callable[[], Awaitable[Stream]]
 _log = logging.getLogger(__name__)
 
 MAX_UNREAD_STATES: Final = 64
-"""States kept for a reader that is busy; a state tells all that matters of four rounds, so older ones may go."""
+"""States kept for a busy reader. A state holds all that matters of the last four rounds, so older ones may go."""
 
 READ_BYTES: Final = 64 * 1024
-"""Taken from the stream at once; chosen so that most states come in one piece."""
+"""Read from the stream at once; chosen so that most states come in one piece."""
 
 STATES_TO_JOIN: Final = 2
-"""States to wait for after asking to join. A server sends one as soon as our key is proved, and closes the connection
-if it does not want us; the next one, at its next tick, tells that it has read what we asked and does."""
+"""States to wait for after asking to join. A server sends the first as soon as our key is proved, and closes the
+connection if it refuses us. The second, sent with its next tick, shows that it has read our join and accepts it."""
 
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
@@ -79,7 +80,7 @@ class CoordinatorClient(ABC):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a link at the moment. What is sent without one waits for the next."""
+        """Whether there is a link at the moment. Without one, messages wait for the next link."""
         return self.state is not None
 
     @abstractmethod
@@ -87,16 +88,16 @@ class CoordinatorClient(ABC):
         """Asks to be in every epoch from now on, and returns the state of the run at that time.
 
         Raises:
-            JoinRefusedError: the coordinator hosts another run, or does not want us.
+            JoinRefusedError: the coordinator hosts another run, or refuses us.
             CoordinatorLinkError: it could not be reached or did not answer in time.
-            ProtocolError: what answers is no coordinator.
+            ProtocolError: what answers is not a coordinator.
         """
 
     @abstractmethod
     def states(self) -> AsyncIterator[Coordinator]:
-        """Every new state, from that of :meth:`join` on; equal ones in a row come once. Ends at :meth:`close`.
+        """Every new state, from that of :meth:`join` on; equal states in a row come once. Ends at :meth:`close`.
 
-        A reader that falls far behind misses the oldest. There is one such stream: two readers share it.
+        A reader that falls far behind misses the oldest ones. There is only one such stream: two readers share it.
 
         Raises:
             JoinRefusedError, CoordinatorLinkError: the link is gone for good.
@@ -119,7 +120,7 @@ class CoordinatorClient(ABC):
         await self.send(WitnessMessage(WitnessStep(report, metadata)))
 
     async def warmup_witness(self, report: Witness) -> None:
-        """Says that we and our peers are ready for training."""
+        """Says that this client and its peers are ready for training."""
         await self.send(WitnessMessage(WarmupStep(report)))
 
     async def health_check(self, checks: Sequence[tuple[NodeIdentity, CommitteeProof]]) -> None:
@@ -153,12 +154,13 @@ class StateFeed:
         self._news.set()
 
     def end(self, error: Exception | None = None) -> None:
-        """No state will follow; the readers get ``error`` once they have read what is there."""
+        """No state will follow; readers get ``error``, if there is one, once they have read what is there."""
         if not self._ended:
             self._ended, self._error = True, error
             self._news.set()
 
     async def read(self) -> AsyncIterator[Coordinator]:
+        """Yields the states until :meth:`end`; raises the error that was given there."""
         while True:
             while self._unread:
                 yield self._unread.popleft()
@@ -173,20 +175,23 @@ class StateFeed:
 class RemoteCoordinator(CoordinatorClient):
     """The link to a coordinator on another machine, ours or Psyche's.
 
-    If the link breaks it is opened again, with growing pauses, and the run joined again; Psyche's own client gives up
-    there. A report on a round that was under way when the link broke is sent again if it got lost; other messages may
+    If the link breaks, it is opened again, with growing pauses, and joins the run again; Psyche's own client gives up
+    instead. A report on a round that was under way when the link broke is sent again if it got lost. Other messages may
     be lost.
 
     Args:
-        connect: opens a stream, such as :func:`tcp_connector` gives it, or one for iroh.
-        key: who we are; its public key is signer and peer-to-peer identity in one.
+        connect: opens a stream; see :func:`tcp_connector`, and :func:`~.ticket.connector` for iroh.
+        key: our secret key. Its public key is both signer and peer-to-peer identity.
         run_id: the run to join.
         name: what errors call the coordinator, such as its address.
         timeout: seconds for connecting, handshake and first state together.
         silence: seconds without a byte after which the link counts as broken. A coordinator sends twice a second.
         give_up_after: seconds without a link after which :meth:`states` fails.
         backoff: pauses between attempts.
-        generator: for the spread of the pauses.
+        generator: draws the random part of the pauses.
+
+    Raises:
+        ConfigurationError: a number of seconds is not above 0.
     """
 
     def __init__(
@@ -285,7 +290,7 @@ class RemoteCoordinator(CoordinatorClient):
     async def _keep_up(self, connection: _Connection) -> None:
         try:
             await self._follow(connection)
-        except Exception as error:  # whoever reads the states must not wait for ever
+        except Exception as error:  # a reader of the states must not wait forever
             self._feed.end(error)
 
     async def _follow(self, connection: _Connection) -> None:
@@ -327,7 +332,7 @@ class RemoteCoordinator(CoordinatorClient):
                 self._expect_run(state)
                 before = self._feed.latest
                 self._feed.put(state)
-                if _forms_anew(before, state):
+                if _waits_again(before, state):
                     await connection.write(_encode(Join(self.run_id)))
 
     async def _reopen(self) -> tuple[_Connection, Coordinator] | None:
@@ -388,7 +393,7 @@ class RemoteCoordinator(CoordinatorClient):
                     self._expect_run(state)
         except _StreamEnded as error:
             raise CoordinatorLinkError(
-                f"{self._name} closed the connection before any challenge; it is overloaded, or no coordinator"
+                f"{self._name} closed the connection before any challenge; it is overloaded, or not a coordinator"
             ) from error
 
     async def _join_run(self, connection: _Connection) -> Coordinator:
@@ -423,10 +428,10 @@ def tcp_connector(host: str, port: int) -> Connector:
     return lambda: open_tcp(host, port)
 
 
-def _forms_anew(before: Coordinator | None, state: Coordinator) -> bool:
-    """Whether the run begins to wait for members, the time for whom it has dropped to ask again.
+def _waits_again(before: Coordinator | None, state: Coordinator) -> bool:
+    """Whether the run has begun to wait for members: time for a client that it has dropped to ask again.
 
-    Psyche's client asks once; when it was dropped, it stays outside until it is started anew.
+    Psyche's client asks once. When it was dropped, it stays outside until it is restarted.
     """
     waiting = RunState.WAITING_FOR_MEMBERS
     return state.run_state is waiting and (before is None or before.run_state is not waiting)
@@ -437,9 +442,9 @@ def _encode(message: ClientToServerMessage) -> bytes:
 
 
 class _RememberingCodec(Codec):
-    """Decodes a payload that is the same as the one before to the same value, at no cost.
+    """Returns the same value again, at no cost, for a payload that equals the one before.
 
-    A coordinator sends its state twice a second, and it changes every few seconds.
+    A coordinator sends its state twice a second, but the state changes only every few seconds.
     """
 
     _payload: bytes | None = None
@@ -458,7 +463,7 @@ class _RememberingCodec(Codec):
 
 
 class _StreamEnded(ConnectionError):
-    """The peer ended the stream in good order."""
+    """The peer ended the stream properly."""
 
 
 class _Connection:
@@ -486,7 +491,7 @@ class _Connection:
         return [message.state for message in messages]
 
     async def write(self, frame: bytes) -> None:
-        """Raises OSError if the link is gone."""
+        """Sends a frame; raises OSError if the link is gone."""
         async with self._writing:
             await self._stream.write(frame)
 

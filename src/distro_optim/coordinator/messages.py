@@ -1,4 +1,4 @@
-"""What a coordinator and its clients, and a data server and its clients, say to each other.
+"""The messages between a coordinator and its clients, and between a data server and its clients.
 
 PsycheFoundation/psyche, ``architectures/centralized/shared/src/protocol.rs``, ``shared/watcher/src`` and
 ``shared/data-provider/src/remote``. The envelopes around them are those of :mod:`distro_optim.comm.framing`.
@@ -38,7 +38,7 @@ __all__ = [
 
 
 MAX_RUN_ID_SENT: Final = 1024
-"""Bytes of a run's name in a join. Longer than names are, so that a wrong name is no malformed message."""
+"""Bytes of a run's name in a join. Longer than any name, so that a message with a wrong name is not malformed."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,42 @@ class WitnessStep:
 
 @dataclass(frozen=True)
 class WarmupStep:
-    """The word that model and peers are ready."""
+    """A client says that it has the model and that its peers are ready."""
 
     witness: WitnessReport
 
 
 OpportunisticData = WitnessStep | WarmupStep
 
-# One check a client is all that can be meaningful.
+# One check for each client is all that can make sense.
 HealthChecks = Annotated[tuple[tuple[NodeIdentity, CommitteeProof], ...], Limit(MAX_NUM_CLIENTS)]
 
 
 @dataclass(frozen=True)
 class Join:
-    """Wants to be in every epoch from now on. Never answered; the lists of the states tell."""
+    """A client wants to be in every epoch from now on. Never answered: the lists in the states show it."""
 
     run_id: Annotated[str, Limit(MAX_RUN_ID_SENT)]
 
 
 @dataclass(frozen=True)
 class WitnessMessage:
+    """A report of a witness, or that a client is ready."""
+
     data: OpportunisticData
 
 
 @dataclass(frozen=True)
 class HealthCheckMessage:
+    """Clients that did no work, each with its place in the round."""
+
     checks: HealthChecks
 
 
 @dataclass(frozen=True)
 class CheckpointMessage:
+    """Where a client has uploaded the model."""
+
     checkpoint: Checkpoint
 
 
@@ -113,22 +119,30 @@ class TokenizedData:
 
 @dataclass(frozen=True)
 class RequestTrainingData:
+    """Asks a data server for the sequences of an interval."""
+
     data_ids: BatchId
 
 
 class RejectionReason(enum.Enum):
+    """Why a data server sends no sequences."""
+
     NOT_IN_THIS_ROUND = "NotInThisRound"
     WRONG_DATA_ID_FOR_STEP = "WrongDataIdForStep"
 
 
 @dataclass(frozen=True)
 class TrainingData:
+    """The sequences of an interval, in order."""
+
     data_ids: BatchId
     raw_data: tuple[TokenizedData, ...]
 
 
 @dataclass(frozen=True)
 class RequestRejected:
+    """The data server sends no sequences for this interval."""
+
     data_ids: BatchId
     reason: RejectionReason
 

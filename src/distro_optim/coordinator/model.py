@@ -4,8 +4,8 @@ Names, order and limits: PsycheFoundation/psyche, ``shared/coordinator/src/model
 ``shared/core/src/definitions.rs``. Each field is declared once; postcard, TOML, JSON and the layout of the on-chain
 account all come from the annotation.
 
-A Rust enum is a union here and its variants are classes. Where Rust reuses the name of a variant, ours are told apart
-(``DummyCheckpoint``, ``DummyData``) and :func:`variant` keeps the name that stands in files.
+A Rust enum is a union here and its variants are classes. Where Rust reuses the name of a variant, ours have names of
+their own (``DummyCheckpoint``, ``DummyData``), and :func:`variant` keeps the name that files use.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class GcsRepo:
 
 @dataclass(frozen=True)
 class Ephemeral:
-    """There are none that a joiner could get."""
+    """A joiner cannot get them anywhere."""
 
 
 @newtype
@@ -165,6 +165,8 @@ Shuffle = DontShuffle | Seeded
 @newtype
 @dataclass(frozen=True)
 class SingleUrl:
+    """One file."""
+
     url: Str192
 
 
@@ -180,6 +182,8 @@ class NumberedFiles:
 
 @dataclass(frozen=True)
 class Gcp:
+    """The files of a bucket of Google Cloud Storage, below ``filter_directory``."""
+
     bucket_name: Str64
     filter_directory: Str192
 
@@ -190,6 +194,8 @@ HttpTrainingDataLocation = SingleUrl | NumberedFiles | Gcp
 @variant("Http")
 @dataclass(frozen=True)
 class HttpLLMTrainingDataLocation:
+    """Files of tokens on a web server."""
+
     location: HttpTrainingDataLocation
     token_size_in_bytes: TokenSize
     shuffle: Shuffle
@@ -248,6 +254,8 @@ LLMTrainingDataLocation = (
 @variant("Constant")
 @dataclass(frozen=True)
 class ConstantLR:
+    """A warm-up, then ``base_lr``. Formulas: :func:`~.rules.schedule.learning_rate`."""
+
     base_lr: F64
     warmup_init_lr: F64
     warmup_steps: U32
@@ -256,6 +264,8 @@ class ConstantLR:
 @variant("Linear")
 @dataclass(frozen=True)
 class LinearLR:
+    """A warm-up, then a straight line to ``final_lr``."""
+
     base_lr: F64
     warmup_init_lr: F64
     final_lr: F64
@@ -266,6 +276,8 @@ class LinearLR:
 @variant("Cosine")
 @dataclass(frozen=True)
 class CosineLR:
+    """A warm-up, then half a cosine to ``final_lr``."""
+
     base_lr: F64
     warmup_init_lr: F64
     final_lr: F64
@@ -276,6 +288,8 @@ class CosineLR:
 @variant("WarmupStableDecay")
 @dataclass(frozen=True)
 class WarmupStableDecayLR:
+    """A warm-up, a constant phase, a cosine and a straight line to ``linear_decay_final_lr``."""
+
     base_lr: F64
     warmup_init_lr: F64
     cosine_decay_final_lr: F64
@@ -295,11 +309,13 @@ LearningRateSchedule = ConstantLR | LinearLR | CosineLR | WarmupStableDecayLR
 @variant("Dummy")
 @dataclass(frozen=True)
 class DummyOptimizer:
-    """None: rounds run without training."""
+    """No optimizer: rounds run without training."""
 
 
 @dataclass(frozen=True)
 class AdamW:
+    """AdamW, with a global gradient norm that is clipped if ``clip_grad_norm`` is given."""
+
     betas: Annotated[tuple[F32, ...], Fixed(2)]
     weight_decay: F32
     eps: F32
@@ -325,6 +341,8 @@ OptimizerDefinition = DummyOptimizer | AdamW | Distro
 
 
 class LLMArchitecture(enum.Enum):
+    """Which code builds the model."""
+
     HF_LLAMA = "HfLlama"
     HF_DEEPSEEK = "HfDeepseek"
     HF_AUTO = "HfAuto"
@@ -332,6 +350,8 @@ class LLMArchitecture(enum.Enum):
 
 
 class LLMTrainingDataType(enum.Enum):
+    """What the data is for."""
+
     PRETRAINING = "Pretraining"
     FINETUNING = "Finetuning"
 

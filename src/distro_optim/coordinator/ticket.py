@@ -1,8 +1,8 @@
 """One string that says which run to join and where.
 
 ``psyche1`` and, in base32 (RFC 4648, lower case, no padding): the first 4 bytes of the SHA-256 of what follows, then
-the postcard of run, TCP addresses and iroh endpoint. The other form, ``host:port/run-id``, is what a centralized
-coordinator of Psyche needs and can be typed.
+the postcard of run, TCP addresses and iroh endpoint. The other form, ``host:port/run-id``, can be typed, and is
+all that a centralized coordinator of Psyche needs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ _CHECK_SIZE: Final = 4
 
 @dataclass(frozen=True)
 class RunTicket:
-    """Which run, and the ways to its coordinator, the best first.
+    """Which run, and the ways to its coordinator, best first.
 
     Attributes:
         run_id: the run.
         tcp: addresses ``host:port``.
         endpoint: where its iroh endpoint is, if it has one.
+
+    Raises:
+        ConfigurationError: no run, no way, or an address that is not ``host:port``.
     """
 
     run_id: Annotated[str, Limit(RUN_ID_MAX_LEN)]
@@ -66,7 +69,7 @@ class RunTicket:
         """Reads either form.
 
         Raises:
-            ProtocolError: it is neither, or was damaged on its way.
+            ProtocolError: it is neither, or it was damaged on its way.
         """
         text = text.strip()
         if len(text) > MAX_TEXT:
@@ -82,7 +85,7 @@ class RunTicket:
         except (binascii.Error, ValueError):
             data = b""
         check, payload = data[:_CHECK_SIZE], data[_CHECK_SIZE:]
-        # Bits that are left over would make several texts of one ticket.
+        # Leftover bits would allow several texts for one ticket.
         whole = base64.b32encode(data).decode("ascii").rstrip("=") == digits
         if not payload or not whole or hashlib.sha256(payload).digest()[:_CHECK_SIZE] != check:
             raise ProtocolError("the ticket is damaged; was it copied whole?")

@@ -2,7 +2,7 @@
 
 Names, order and limits: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``. Each field is declared
 once; postcard (what travels), TOML and JSON (what is configured and saved) and the layout of the on-chain account all
-come from the annotation. All instances are immutable: a state can be handed to anybody, and kept.
+come from the annotation. All instances are immutable, so a state can be passed on and kept.
 
 Times are seconds, timestamps Unix seconds, batch sizes sequences. Steps count from 1.
 """
@@ -154,12 +154,12 @@ OPTIONAL_IN_TEXT: Final = {"optional_in_text": True}
 """Metadata of a field that may be left out of a state file."""
 
 
-# -- who ---------------------------------------------------------------------------------------------------------------
+# -- participants ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NodeIdentity:
-    """A participant. The signer alone decides who is equal to whom.
+    """A participant. Two are equal if their signers are.
 
     Attributes:
         signer: public key of the wallet, or of the only key there is.
@@ -181,6 +181,8 @@ class NodeIdentity:
 
 @raw_width(1)
 class ClientState(enum.Enum):
+    """Whether a client is still in its epoch, or why it has left."""
+
     HEALTHY = "Healthy"
     DROPPED = "Dropped"
     WITHDRAWN = "Withdrawn"
@@ -192,7 +194,7 @@ class Client:
     """A participant of the epoch.
 
     Attributes:
-        exited_height: the round in which it left, once it has.
+        exited_height: the round in which it left, if it has.
     """
 
     id: NodeIdentity
@@ -201,6 +203,8 @@ class Client:
 
 
 class Committee(enum.Enum):
+    """The role of a client in a round."""
+
     TIE_BREAKER = "TieBreaker"
     VERIFIER = "Verifier"
     TRAINER = "Trainer"
@@ -208,11 +212,11 @@ class Committee(enum.Enum):
 
 @dataclass(frozen=True)
 class CommitteeProof:
-    """The claim to have a part in a round.
+    """A claim to have a role in a round.
 
     Attributes:
-        position: where the shuffle put the client.
-        index: where it stands in the list of clients.
+        position: the client's place after the shuffle.
+        index: its place in the list of clients.
     """
 
     committee: Committee
@@ -222,7 +226,7 @@ class CommitteeProof:
 
 @dataclass(frozen=True)
 class WitnessProof:
-    """The claim to be elected as a witness; see :class:`CommitteeProof`."""
+    """A claim to be elected as a witness; see :class:`CommitteeProof`."""
 
     position: U64
     index: U64
@@ -245,7 +249,7 @@ class _BitHead:
 
 @dataclass(frozen=True)
 class _BitArray:
-    """A ``BitArray<[u64; 16], Lsb0>`` as the serde form of the bitvec crate has it."""
+    """A ``BitArray<[u64; 16], Lsb0>`` in the serde form of the bitvec crate."""
 
     order: Annotated[str, Limit(len(BIT_ORDER))]
     head: _BitHead
@@ -311,13 +315,15 @@ class Witness:
 
 @dataclass(frozen=True)
 class WitnessEvalResult:
+    """The result of one evaluation."""
+
     name: Annotated[str, Limit(EVAL_NAME_MAX_LEN)]
     value: F32
 
 
 @dataclass(frozen=True)
 class WitnessMetadata:
-    """How it goes, for people to look at; nothing is decided by it.
+    """How training goes, for people to look at; nothing is decided by it.
 
     Attributes:
         tokens_per_sec: of the whole run.
@@ -405,14 +411,14 @@ class CoordinatorConfig:
         max_round_train_time: seconds of training in a round.
         round_witness_time: seconds for the reports after it.
         global_batch_size_warmup_tokens: tokens over which the batch grows from start to end.
-        epoch_time: seconds after which an epoch is brought to its end.
+        epoch_time: seconds after which an epoch ends.
         total_steps: steps of the run.
         init_min_clients: clients needed to begin an epoch.
         min_clients: clients needed to go on.
         witness_nodes: witnesses of a round; 0 elects everybody, up to 32.
         global_batch_size_start: sequences of a batch at first.
         global_batch_size_end: sequences of a batch in the end.
-        verification_percent: share of verifiers, which nobody has implemented: 0.
+        verification_percent: share of verifiers. Must be 0, since no implementation has them yet.
         waiting_for_members_extra_time: least seconds of waiting for members.
     """
 
@@ -443,7 +449,7 @@ class CoordinatorProgress:
 
 @dataclass(frozen=True)
 class CoordinatorEpochState:
-    """What begins anew with each epoch.
+    """What starts from scratch in each epoch.
 
     Attributes:
         rounds_head: the current round's place in the ring.
@@ -470,7 +476,7 @@ class CoordinatorEpochState:
 
 @dataclass(frozen=True)
 class Coordinator:
-    """The whole state of a run: who holds it knows what everybody has to do."""
+    """The whole state of a run, from which every client knows what all of them have to do."""
 
     run_id: Annotated[str, Limit(RUN_ID_MAX_LEN)]
     run_state: RunState
@@ -483,6 +489,7 @@ class Coordinator:
 
     @property
     def current_round(self) -> Round:
+        """The round under way, or the last one."""
         return self.epoch_state.rounds[self.epoch_state.rounds_head]
 
     @property

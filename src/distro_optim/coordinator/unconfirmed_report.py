@@ -1,10 +1,10 @@
 """A report that a coordinator may never have got. No I/O.
 
-A coordinator answers nothing, but its state names those whose reports it holds. What is under way when a link breaks is
-lost, while the coordinator, to whom we come back before it has missed us, still waits for it: a round could stand still
-until its time is over. The first state on a new link tells whether that has happened. On one and the same link nothing
-is lost, and nothing must be said again: a report names no round, and one that comes too late may count as one about the
-next.
+A coordinator does not answer, but its state lists the reports that it holds. A report that is under way when the link
+breaks is lost. If we are back before the coordinator has missed us, it still waits for that report, and the round could
+stand still until its time is over. The first state on a new link shows whether this has happened. While a link lasts
+nothing is lost, and nothing must be sent twice: a report does not name its round, so one that comes too late may count
+for the next round.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class UnconfirmedReport:
         self._phase: _Phase | None = None
 
     def sent(self, message: WitnessMessage, state: Coordinator) -> None:
-        """A report is under way, or would be if there were a link; ``state`` is the one that it is about."""
+        """A report is under way, or would be if there were a link; ``state`` is the state that it is about."""
         self._message, self._phase = message, _phase_of(state)
 
     def missing_in(self, state: Coordinator) -> WitnessMessage | None:
-        """What has to be said again, if ``state`` is the first one on a new link."""
+        """The report that has to be sent again, given the first state on a new link; None if there is none."""
         if self._message is None or self._phase is None or _phase_of(state) != self._phase:
             return None
         index = self._message.data.witness.proof.index
@@ -38,7 +38,7 @@ class UnconfirmedReport:
 
 
 def _phase_of(state: Coordinator) -> _Phase | None:
-    """Warm-up or round; None: nobody wants reports."""
+    """Which warm-up or round it is; None if no reports are wanted."""
     if state.run_state is RunState.WARMUP:
         return True, state.progress.epoch, state.epoch_state.start_timestamp
     if state.run_state in ROUND_PHASES:

@@ -1,4 +1,4 @@
-"""One connection as the server sees it, without I/O: handshake, limits, and what is still to be sent."""
+"""One connection as the server sees it: handshake, limits, and what is still to be sent. No I/O."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Connection:
         incoming: codec of what the client sends, with its envelope.
         outgoing: codec of what the server sends, with its envelope.
         address: of the client, for the log.
-        limits: what it may ask of us.
-        now: when it came.
+        limits: how much it may ask for.
+        now: when it connected.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
+        """Whether the client has proved its key and the link is not closed."""
         return self._link.state is LinkState.OPEN
 
     @property
@@ -64,7 +65,7 @@ class Connection:
         """Takes bytes and returns the messages that are complete.
 
         Raises:
-            ProtocolError: malformed, or too much at once; the connection is over.
+            ProtocolError: they are malformed, or too many at once; the connection is over.
         """
         if not self._bytes.take(len(data), now):
             self._link.close()
@@ -74,7 +75,7 @@ class Connection:
         return messages
 
     def send(self, frame: bytes, now: float) -> None:
-        """Puts a frame in line. Where a reader is slow, the newest frames stay: each state replaces those before."""
+        """Puts a frame in line. For a slow reader only the newest are kept, since a state replaces those before."""
         if self._waiting_since is None:
             self._waiting_since = now
         if self._unsent and self._unsent[-1] is frame:
@@ -92,7 +93,7 @@ class Connection:
         self._waiting_since = now if self._unsent else None
 
     def overdue(self, now: float) -> str | None:
-        """Why the client must be cut off by now, None if it need not."""
+        """Why the client must be cut off by now; None if there is no reason."""
         if not self.is_open and now - self._came > self._limits.handshake_seconds:
             return f"it did not answer the challenge within {self._limits.handshake_seconds:g} seconds"
         if self._waiting_since is not None and now - self._waiting_since > self._limits.stall_seconds:

@@ -1,4 +1,4 @@
-"""How much one stranger may ask of a server."""
+"""How much one stranger may ask for."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ KIB: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """Bounds of a server. The defaults are chosen, not derived: generous to a client of Psyche, which sends about
-    three messages of a kilobyte a round, and far below what would be felt.
+    """Bounds of a server. The defaults are chosen, not derived: generous for a client of Psyche, which sends about
+    three messages of a kilobyte in each round, and far below what would slow a server down.
 
     Attributes:
         connections: open at once.
-        unproved: of those, such as have not answered their challenge yet; of more the oldest are closed.
-        per_address: of those, from one network address.
+        unproved: of those, how many may not have answered their challenge yet; beyond it the oldest are closed.
+        per_address: connections from one network address.
         handshake_seconds: within which the challenge has to be answered.
         message_bytes: longest message of a client. The largest honest one, 256 health checks, has 17 KiB.
         messages_per_second, messages_burst: of one client, sustained and at once.
         bytes_per_second, bytes_burst: of one client, sustained and at once.
-        unsent_frames: states that wait for a slow reader; of more the older are left out, for the newest counts.
+        unsent_frames: states that wait for a slow reader; beyond it the oldest are dropped, since the newest counts.
         stall_seconds: after which a client that does not read is cut off.
+
+    Raises:
+        ConfigurationError: one of them is not above 0.
     """
 
     connections: int = 1024
@@ -66,13 +69,13 @@ class Bucket:
         self._updated = now
 
     def available(self, now: float) -> float:
-        """Tokens that are there."""
+        """Tokens that are there at ``now``."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) * self._rate)
         self._updated = now
         return self._tokens
 
     def take(self, amount: float, now: float) -> bool:
-        """Takes ``amount`` tokens if they are there."""
+        """Takes ``amount`` tokens; False, and takes none, if there are fewer."""
         if amount > self.available(now):
             return False
         self._tokens -= amount

@@ -1,4 +1,4 @@
-"""The seam between the rules of a server and the sockets that carry it."""
+"""The seam between the rules of a server and its sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ConnectionService", "Output"]
 
 @dataclass
 class Output:
-    """What a service wants the sockets' side to do.
+    """What a service wants its sockets to do.
 
     Attributes:
         writable: connections with frames to write.
@@ -31,7 +31,7 @@ class ConnectionService(ABC):
 
     @abstractmethod
     def connect(self, address: str, now: float) -> Connection:
-        """Someone connects.
+        """A client connects.
 
         Raises:
             LimitExceededError: too many are connected; close the connection.
@@ -43,16 +43,16 @@ class ConnectionService(ABC):
 
     @abstractmethod
     def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
-        """A connection is gone, whoever ended it. Calling it again does nothing."""
+        """A connection is gone, whichever side ended it. Calling it again does nothing."""
 
     @abstractmethod
     def has(self, connection: Connection) -> bool:
-        """Is the connection still served?"""
+        """Whether the connection is still served."""
 
     @abstractmethod
     def tick(self, now: float) -> None:
-        """Time passes. To be called about twice a second."""
+        """Time passes. Call it about twice a second."""
 
     @abstractmethod
     def take_output(self) -> Output:
-        """What has to be done since the last call."""
+        """What has come up to be done since the last call."""

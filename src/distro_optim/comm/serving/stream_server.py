@@ -1,4 +1,4 @@
-"""The sockets' side of any server of connections: bytes moved, one timer, nothing decided."""
+"""The sockets of any server of connections: it moves bytes, keeps one timer and decides nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TICK_SECONDS: Final = 0.5
 """Psyche's tick (``architectures/centralized/server/src/app.rs``)."""
 
 READ_BYTES: Final = 16 * 1024
-"""Taken from a client at once; small, so that one that floods is noticed before its messages cost much."""
+"""Read from a client at once; small, so that a flood is noticed before its messages cost much."""
 
 FLUSH_SECONDS: Final = 2.0
-"""How long a client that is shown the door may take to read why."""
+"""How long a client that is being cut off may take to read why."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class StreamServer:
     Args:
         service: the rules.
         listeners: where clients come from, such as TCP and iroh at once.
-        on_event: told of everything that happens.
+        on_event: told of everything that happens. An exception of it is logged.
         clock: monotonic seconds.
         tick_seconds: between two ticks.
     """
@@ -75,7 +75,7 @@ class StreamServer:
         await self.close()
 
     async def close(self) -> None:
-        """Lets everybody go. Calling it again does nothing."""
+        """Closes all connections. Calling it again does nothing."""
         running, self._running = self._running, []
         if not running:
             return
@@ -93,7 +93,7 @@ class StreamServer:
             await stream.close()  # a task that was cancelled before its first step has not done so
 
     async def wait_failed(self) -> None:
-        """Never returns; raises what broke the server, should one of its own tasks break."""
+        """Never returns; raises the error that broke the server, if one of its own tasks breaks."""
         await asyncio.shield(self._failed)
 
     def _watch(self, task: asyncio.Task[None]) -> None:
@@ -130,7 +130,7 @@ class StreamServer:
         try:
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if reader in done and not writer.done():
-                # What is in line still goes out: the last state tells the client why it is not wanted.
+                # What is in line still goes out: the last state shows the client why it is refused.
                 await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
         finally:
             for task in (reader, writer):
@@ -197,7 +197,7 @@ class StreamServer:
                 try:
                     self._on_event(event)
                 except Exception:
-                    # Whoever looks on must not be able to stop what it looks at.
+                    # An observer must not be able to stop what it observes.
                     _log.exception("on_event failed at %s", event)
 
     # -- what a server may add -----------------------------------------------------------------------------------------

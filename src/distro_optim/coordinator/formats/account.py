@@ -72,7 +72,7 @@ class ClientsEpochRates:
 
 @dataclass(frozen=True)
 class ClientsState:
-    """Everybody who ever joined."""
+    """All clients that ever joined."""
 
     clients: Annotated[tuple[SolanaClient, ...], Limit(MAX_NUM_CLIENTS)]
     next_active: U64
@@ -80,13 +80,13 @@ class ClientsState:
     future_epoch_rates: ClientsEpochRates
 
     def pending(self) -> tuple[NodeIdentity, ...]:
-        """Who will be in the next epoch, in the order of the program."""
+        """The clients that will be in the next epoch, in the order of the program."""
         return tuple(client.id for client in self.clients if client.active == self.next_active)
 
 
 @dataclass(frozen=True)
 class CoordinatorInstanceState:
-    """The run and what the chain needs around it."""
+    """The run, and what the chain keeps around it."""
 
     metadata: RunMetadata
     coordinator: Coordinator
@@ -101,7 +101,7 @@ class CoordinatorAccount:
     """The whole account.
 
     Attributes:
-        nonce: counts changes, so that of two copies the newer is known.
+        nonce: counts changes; of two copies the one with the higher number is newer.
     """
 
     version: U64
@@ -116,12 +116,12 @@ def read_account(data: bytes | bytearray | memoryview) -> CoordinatorAccount:
     """Reads the bytes of an account, with the checks of the program in its order.
 
     Raises:
-        ProtocolError: of another size, kind or version, or a field holds no value of its type.
+        ProtocolError: of another size, kind or version, or a field does not hold a value of its type.
     """
     if len(data) != ACCOUNT_SIZE:
         raise ProtocolError(f"a coordinator account has {ACCOUNT_SIZE} bytes, not {len(data)}")
     if bytes(data[: len(DISCRIMINATOR)]) != DISCRIMINATOR:
-        raise ProtocolError("the account is no coordinator account", field="discriminator", offset=0)
+        raise ProtocolError("the account is not a coordinator account", field="discriminator", offset=0)
     version = int.from_bytes(data[len(DISCRIMINATOR) : len(DISCRIMINATOR) + 8], "little")
     if version != VERSION:
         raise ProtocolError(f"the account has version {version}, known is {VERSION}", field="version", offset=8)

@@ -1,7 +1,7 @@
 """How the types of the run state lie in memory: ``repr(C)`` on 64-bit little-endian machines, for reading.
 
-Psyche's on-chain coordinator keeps its state so (:mod:`.account`). Sizes, alignments and offsets follow from the same
-annotations as the wire format:
+Psyche's on-chain coordinator keeps its state in this form (:mod:`.account`). Sizes, alignments and offsets follow from
+the same annotations as the wire format:
 
 =======================  ==========================================================================================
 declared as              in memory
@@ -17,7 +17,7 @@ enum with data           u32, then the variants in one place, aligned as the str
 struct                   the fields in order, or in that of :func:`~distro_optim.comm.declarations.raw_order`
 =======================  ==========================================================================================
 
-Padding, unused slots and the bytes of other variants hold anything and are not looked at.
+Padding, unused slots and the bytes of other variants may hold anything and are not read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Layout:
         """The value at ``offset``.
 
         Raises:
-            ProtocolError: the memory is too short, or holds no such value.
+            ProtocolError: the memory is too short, or does not hold such a value.
         """
         view = memoryview(data).cast("B")
         if not 0 <= offset <= len(view) - self.size:
@@ -112,7 +112,7 @@ def _layout(shape: Shape) -> Layout:
         case StructShape():
             return _struct(shape)
         case ViaShape(wire, _, from_wire, own):
-            # A class that travels in disguise lies in memory as itself.
+            # A class with another wire form lies in memory as itself.
             if own is not None:
                 return _struct(own)
             inner = _layout(wire)

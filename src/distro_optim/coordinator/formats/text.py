@@ -2,12 +2,12 @@
 
 serde's conventions (PsycheFoundation/psyche, ``config/*/state.toml``): a struct is a table, a unit variant a string,
 a variant with data a table with the one key that names it, a newtype what it wraps, bytes a list of numbers. Keys that
-nobody knows are ignored. An option may be left out; TOML leaves ``None`` out on output, JSON writes ``null``.
+we do not know are ignored. An option may be left out; TOML leaves ``None`` out on output, JSON writes ``null``.
 
 Unlike Rust's ``toml`` crate, whose integers end at 2**63 - 1, ours reads and writes all of 64 bits: the random seeds
 and filter keys of a running state need them.
 
-Everything that is read may come from a stranger: whatever is wrong with it is a
+Everything that is read may come from a stranger: any mistake in it raises a
 :class:`~distro_optim.errors.ProtocolError` that names the field.
 """
 
@@ -78,17 +78,17 @@ def from_toml(declared: type[T], text: str) -> T:
     """See :func:`from_plain`.
 
     Raises:
-        ProtocolError: no TOML, or it does not describe such a value.
+        ProtocolError: it is not TOML, or it does not describe such a value.
     """
     try:
         plain = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"no TOML: {error}") from None
+        raise ProtocolError(f"this is not TOML: {error}") from None
     return from_plain(declared, plain)
 
 
 def to_json(value: Any, declared: Any = None, *, indent: int | None = None) -> str:
-    """Text of an object; see :func:`to_plain`. A number that is not finite becomes null, as serde has it."""
+    """Text of an object; see :func:`to_plain`. A number that is not finite becomes null, as in serde."""
     return json.dumps(_finite(to_plain(value, declared)), indent=indent, allow_nan=False)
 
 
@@ -96,12 +96,12 @@ def from_json(declared: type[T], text: str | bytes) -> T:
     """See :func:`from_plain`.
 
     Raises:
-        ProtocolError: no JSON, or it does not describe such a value.
+        ProtocolError: it is not JSON, or it does not describe such a value.
     """
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"no JSON: {error}") from None
+        raise ProtocolError(f"this is not JSON: {error}") from None
     return from_plain(declared, plain)
 
 
@@ -225,7 +225,7 @@ def _int_from(shape: IntShape, plain: Any) -> int:
     if isinstance(plain, bool) or not isinstance(plain, int):
         raise ProtocolError(f"a whole number is expected, not {_shown(plain)}")
     if not shape.low <= plain <= shape.high:
-        raise LimitExceededError(f"{_shown(plain)} is no {shape.name}")
+        raise LimitExceededError(f"{_shown(plain)} does not fit in {shape.name}")
     return plain
 
 

@@ -1,7 +1,7 @@
 """How the place of the weights changes during a run.
 
-Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``. While someone of the last epoch is left,
-joiners get the weights from peers; a stored copy is what remains when all are gone. The kinds come in pairs::
+Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``. While a client of the last epoch is left,
+joiners get the weights from peers; when all are gone, only a stored copy remains. The kinds come in pairs::
 
     storage     peers
     Hub         P2P
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 SHARED_BY_PEERS: Final = HubRepo("distro_optim/shared-by-peers")
-"""Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch that
-nobody of the epoch before is in; under this name that means: the first client of the list has the weights."""
+"""Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch without
+any client of the epoch before. Under this name that means: the first client of the list has the weights."""
 
 
 def is_with_peers(checkpoint: Checkpoint) -> bool:
@@ -35,7 +35,7 @@ def is_with_peers(checkpoint: Checkpoint) -> bool:
 
 
 def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
-    """Whether the run has no storage for its weights, so that whoever lacks them must ask a peer."""
+    """Whether the run has no storage for its weights, so that a client without them must ask a peer."""
     match checkpoint:
         case Hub(repo) | P2P(repo):
             return repo == SHARED_BY_PEERS
@@ -64,7 +64,7 @@ def stored_checkpoint(present: Checkpoint) -> Checkpoint:
 
 def uploaded_checkpoint(present: Checkpoint, uploaded: Checkpoint) -> Checkpoint:
     """After an upload. A run that shares by peers keeps doing so and remembers the new storage of either kind;
-    a run that loads from storage takes only storage of its own kind. Whatever else is said changes nothing.
+    a run that loads from storage accepts only storage of its own kind. Anything else changes nothing.
     """
     match present, uploaded:
         case (P2P() | P2PGcs(), Hub(repo)):

@@ -5,7 +5,7 @@ Rules: PsycheFoundation/psyche, ``shared/coordinator/src/committee_selection.rs`
 
 A client's place in the list of clients is shuffled twice, once for each role, with different salts; the position that
 comes out says which role it has. Because one position can be computed without the others, a proof is only a claim
-that anyone recomputes. :func:`shuffled_index` is that computation as written down; :func:`shuffled_indices` does it
+that anyone can recompute. :func:`shuffled_index` is that computation as written down; :func:`shuffled_indices` does it
 for a whole list in one pass.
 """
 
@@ -79,7 +79,7 @@ def _decisions(prefix: bytes, block: int) -> bytes:
     return hashlib.sha256(prefix + (block & 0xFFFF_FFFF).to_bytes(4, "little")).digest()
 
 
-@lru_cache(maxsize=32)  # two salts for each of the few rounds that anyone asks about
+@lru_cache(maxsize=32)  # two salts for each of the few rounds that are asked about
 def _table(count: int, seed: bytes) -> tuple[int, ...]:
     return tuple(shuffled_indices(count, seed).tolist())
 
@@ -137,14 +137,17 @@ class CommitteeSelection:
 
     @property
     def seed(self) -> bytes:
+        """SHA-256 of the round's seed, 32 bytes."""
         return hashlib.sha256(self.random_seed.to_bytes(8, "little")).digest()
 
     @property
     def verifier_nodes(self) -> int:
+        """How many clients verify."""
         return (self.total_nodes - self.tie_breaker_nodes) * self.verification_percent // MAX_PERCENT
 
     @property
     def trainer_nodes(self) -> int:
+        """How many clients train."""
         return self.total_nodes - self.tie_breaker_nodes - self.verifier_nodes
 
     def committee_at(self, position: int) -> Committee:
@@ -163,7 +166,7 @@ class CommitteeSelection:
         """The role of client ``index`` with its proof.
 
         Raises:
-            CoordinatorError: INVALID_COMMITTEE_SELECTION, there is no such client.
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
         """
         position = self._position(index, COMMITTEE_SALT)
         return CommitteeProof(committee=self.committee_at(position), position=position, index=index)
@@ -172,7 +175,7 @@ class CommitteeSelection:
         """Whether client ``index`` witnesses, with its proof.
 
         Raises:
-            CoordinatorError: INVALID_COMMITTEE_SELECTION, there is no such client.
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
         """
         position = self._position(index, WITNESS_SALT)
         return WitnessProof(position=position, index=index, witness=self.is_witness_at(position))

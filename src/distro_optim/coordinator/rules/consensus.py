@@ -1,8 +1,8 @@
 """What the witnesses of a round agree on: which clients took part, and which result of a batch counts.
 
-Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``. A witness's report travels in the round after
-the one it speaks about, because clients exchange results while the next round computes. At height h the report stored
-in round h-1 therefore tells who trained in round h-2; that is why nothing can be said before height 2.
+Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``. A witness sends its report in the round after
+the one that it is about, because clients exchange results while the next round computes. So at height h the report
+stored in round h-1 says who trained in round h-2, and nothing can be said before height 2.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def witness_quorum(witness_nodes: int, num_witnesses: int) -> int:
     """Reports that must agree.
 
     Args:
-        witness_nodes: the run's setting. At 0 everybody may witness, and the quorum is of those who did.
+        witness_nodes: the run's setting. At 0 everybody may witness, and the quorum is one of the reports that arrived.
         num_witnesses: reports that arrived.
 
     Raises:
-        CoordinatorError: NO_ACTIVE_ROUND, nobody witnesses, so there is no quorum (Psyche panics).
+        CoordinatorError: NO_ACTIVE_ROUND, there are no witnesses and so no quorum (Psyche panics).
     """
     count = witness_nodes or num_witnesses
     if count == 0:
@@ -50,7 +50,7 @@ def is_healthy(state: Coordinator, client: NodeIdentity, proof: CommitteeProof) 
     """Whether a quorum of the previous round's witnesses saw ``client`` do its work.
 
     Raises:
-        CoordinatorError: NO_ACTIVE_ROUND, there was no previous round, or nobody witnessed it;
+        CoordinatorError: NO_ACTIVE_ROUND, there was no previous round, or it has no witnesses;
             INVALID_COMMITTEE_PROOF, the proof is not that of ``client`` in that round, or is of a committee without
             defined work (Psyche panics).
     """

@@ -5,7 +5,7 @@ them. States are immutable. A refused input raises :class:`~distro_optim.errors.
 behind. No function reads a clock or draws a random number: ``now`` is Unix time in whole seconds, ``seed`` a fresh
 random number of 64 bits that becomes the seed of a round, should one start.
 
-Two tables in :mod:`.transitions` say all that is legal: which input a phase takes, and where a phase can lead.
+Two tables in :mod:`.transitions` list all that is legal: which input a phase takes, and where a phase can lead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .committee import CommitteeSelection
 from .consensus import is_healthy, witness_quorum
 from .steps import (
     DRAIN_ROUNDS,
-    index_of,
+    check_index,
     is_complete,
     is_due,
     is_epoch_due,
@@ -77,7 +77,7 @@ class TickResult(Enum):
 
 
 MIN_LAST_STEP: Final = 4
-"""Psyche sets no last step before this one: the pipeline of overlapping rounds would not have filled."""
+"""Psyche sets no last step before this one: the pipeline of overlapping rounds would not be full yet."""
 
 MIN_HEALTH_CHECK_HEIGHT: Final = 2
 
@@ -104,8 +104,8 @@ def tick(
 
     Args:
         state: the run.
-        pending: who wants to be in the next epoch, in the order in which they are to be listed (beyond 256: ignored);
-            None if that is not known. Only looked at while waiting for members.
+        pending: the clients that want to be in the next epoch, in the order of the list (beyond 256: ignored); None if
+            they are not known. Only used while waiting for members.
         now: Unix time in seconds.
         seed: for the round that may start.
         end_epoch: whether the epoch is to end as if its time were over.
@@ -130,7 +130,7 @@ def tick(
 
 
 def warmup_witness(state: Coordinator, sender: NodeIdentity, report: Witness, now: int, seed: int) -> Coordinator:
-    """A client says that it and all its peers are ready; training starts when enough have said so.
+    """A client says that it and all of its peers are ready; training starts when enough have said so.
 
     Psyche accepts such a report from anyone, under any index, and panics at the next one if the index is not in the
     list. Here the report must carry the sender's own index.
@@ -140,8 +140,8 @@ def warmup_witness(state: Coordinator, sender: NodeIdentity, report: Witness, no
     """
     expect(state, Input.WARMUP_WITNESS)
     if state.run_state is RunState.ROUND_TRAIN:
-        return state  # it came too late, which is nobody's fault
-    index_of(state, sender, report.proof.index, Input.WARMUP_WITNESS, CoordinatorErrorCode.INVALID_WITNESS)
+        return state  # it came too late, which is not a mistake
+    check_index(state, sender, report.proof.index, Input.WARMUP_WITNESS, CoordinatorErrorCode.INVALID_WITNESS)
     state, complete = store_witness(state, sender, report, Input.WARMUP_WITNESS)
     return start_round_train(state, now, seed) if complete else state
 
@@ -169,9 +169,9 @@ def witness(state: Coordinator, sender: NodeIdentity, report: Witness, now: int)
 
 
 def health_check(state: Coordinator, checks: Sequence[tuple[NodeIdentity, CommitteeProof]]) -> tuple[Coordinator, int]:
-    """Someone names clients that did no work. Returns how many of them were dropped by it.
+    """A client names others that did no work. Returns the new state and how many of them were dropped.
 
-    They leave the list when the round ends. One healthy client among them refuses the whole message.
+    They leave the list when the round ends. If one of them is healthy, the whole message is refused.
 
     Raises:
         CoordinatorError: HALTED, INVALID_HEALTH_CHECK, NO_ACTIVE_ROUND, INVALID_COMMITTEE_PROOF.
@@ -204,7 +204,7 @@ def checkpoint(state: Coordinator, sender: NodeIdentity, index: int, uploaded: C
     Raises:
         CoordinatorError: INVALID_COMMITTEE_PROOF, the sender is not at this index of the list.
     """
-    index_of(state, sender, index, Input.CHECKPOINT, CoordinatorErrorCode.INVALID_COMMITTEE_PROOF)
+    check_index(state, sender, index, Input.CHECKPOINT, CoordinatorErrorCode.INVALID_COMMITTEE_PROOF)
     return with_checkpoint(state, uploaded_checkpoint(state.model.checkpoint, uploaded))
 
 
@@ -212,7 +212,7 @@ def withdraw(state: Coordinator, index: int) -> Coordinator:
     """A client leaves: it stays in the list until the round ends.
 
     Raises:
-        CoordinatorError: INVALID_WITHDRAW, there is no such client, or it is gone already.
+        CoordinatorError: INVALID_WITHDRAW, there is no such client, or it has already left.
     """
     clients = state.epoch_state.clients
     if not 0 <= index < len(clients) or clients[index].state is not ClientState.HEALTHY:
@@ -224,7 +224,7 @@ def withdraw(state: Coordinator, index: int) -> Coordinator:
 
 
 def withdraw_all(state: Coordinator) -> Coordinator:
-    """Everybody leaves."""
+    """All clients leave."""
     clients = tuple(
         replace(client, state=ClientState.WITHDRAWN) if client.state is ClientState.HEALTHY else client
         for client in state.epoch_state.clients
@@ -233,7 +233,7 @@ def withdraw_all(state: Coordinator) -> Coordinator:
 
 
 def pause(state: Coordinator, now: int) -> Coordinator:
-    """Stops the run: at once before training, else after the round and its cooldown.
+    """Stops the run: at once if it is not training, else after the round and its cooldown.
 
     Raises:
         CoordinatorError: HALTED.
@@ -270,7 +270,7 @@ def _tick_waiting_for_members(
     state = move_clients_to_exited(state, state.current_round.height)
     joining = dict.fromkeys(pending)
     if not any(client.id in joining for client in state.epoch_state.clients):
-        # Nobody is left who could share the parameters, so they must come from storage.
+        # No client is left to share the parameters, so they must come from storage.
         state = with_checkpoint(state, stored_checkpoint(state.model.checkpoint))
     clients = tuple(Client(id=identity) for identity in list(joining)[:MAX_NUM_CLIENTS])
     epoch_state = CoordinatorEpochState(
@@ -305,7 +305,7 @@ def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coor
     state = move_clients_to_exited(state, state.current_round.height)
 
     if num_witnesses == 0:
-        # Whether only the witnesses are gone or everybody is cannot be told apart.
+        # We cannot tell whether only the witnesses are gone or everybody is.
         return start_cooldown(withdraw_all(state), now)
 
     if not state.epoch_state.last_step:

@@ -38,6 +38,7 @@ def is_due(state: Coordinator, now: int, duration: int) -> bool:
 
 
 def is_epoch_due(state: Coordinator, now: int) -> bool:
+    """Whether the epoch has lasted its time, ``epoch_time`` seconds; never within its first second."""
     start = state.epoch_state.start_timestamp
     return now != start and now >= start + state.config.epoch_time
 
@@ -87,7 +88,7 @@ def is_complete(state: Coordinator) -> bool:
 
 
 def is_everybody_ready(state: Coordinator) -> bool:
-    """Whether a prompt run's warm-up waits for nobody any more; who was not ready may have left meanwhile."""
+    """Whether a prompt run's warm-up has nobody left to wait for; a client that was not ready may have left."""
     clients = state.epoch_state.clients
     expected = max(state.config.min_clients, min(len(clients), MAX_NUM_WITNESSES))
     return is_prompt(state) and len(state.current_round.witnesses) >= expected
@@ -108,6 +109,7 @@ def next_data_index(state: Coordinator) -> int:
 
 
 def with_epoch(state: Coordinator, **changes: Any) -> Coordinator:
+    """Replaces fields of the epoch."""
     return replace(state, epoch_state=replace(state.epoch_state, **changes))
 
 
@@ -123,14 +125,17 @@ def with_checkpoint(state: Coordinator, checkpoint: Checkpoint) -> Coordinator:
 
 
 def start_waiting_for_members(state: Coordinator, now: int) -> Coordinator:
+    """Waits for the members of the next epoch, or ends the run if all of its steps are done."""
     return enter(state, RunState.FINISHED if is_done(state) else RunState.WAITING_FOR_MEMBERS, now)
 
 
 def start_cooldown(state: Coordinator, now: int) -> Coordinator:
+    """Ends the rounds of an epoch."""
     return enter(with_round(state, replace(state.current_round, witnesses=())), RunState.COOLDOWN, now)
 
 
 def start_round_train(state: Coordinator, now: int, seed: int) -> Coordinator:
+    """Begins the next round, or the first one of the epoch, with ``seed``."""
     epoch = state.epoch_state
     if epoch.first_round:
         head, height, data_index = 0, 0, state.progress.epoch_start_data_index
@@ -152,6 +157,7 @@ def start_round_train(state: Coordinator, now: int, seed: int) -> Coordinator:
 
 
 def move_clients_to_exited(state: Coordinator, height: int) -> Coordinator:
+    """Moves the clients that are no longer healthy to the list of exited ones; ``height`` is that of the round."""
     epoch = state.epoch_state
     gone = tuple(replace(c, exited_height=height) for c in epoch.clients if c.state is not ClientState.HEALTHY)
     if not gone:
@@ -167,7 +173,7 @@ def store_witness(state: Coordinator, sender: NodeIdentity, report: Witness, inp
     """Keeps a report. The flag says whether it was the last one expected."""
     clients, witnesses = state.epoch_state.clients, state.current_round.witnesses
     expected = state.config.witness_nodes or min(len(clients), MAX_NUM_WITNESSES)
-    # In warm-up the list may have become shorter since a report came in; its index then names nobody.
+    # In warm-up the list may have become shorter since a report came in; its index then names no client.
     if any(w.proof.index < len(clients) and clients[w.proof.index].id == sender for w in witnesses):
         raise refusal(state, input_, CoordinatorErrorCode.DUPLICATE_WITNESS, f"client {sender} has reported already")
     if len(witnesses) >= MAX_NUM_WITNESSES:
@@ -176,7 +182,10 @@ def store_witness(state: Coordinator, sender: NodeIdentity, report: Witness, inp
     return with_round(state, replace(state.current_round, witnesses=witnesses)), len(witnesses) == expected
 
 
-def index_of(state: Coordinator, sender: NodeIdentity, index: int, input_: Input, code: CoordinatorErrorCode) -> None:
+def check_index(
+    state: Coordinator, sender: NodeIdentity, index: int, input_: Input, code: CoordinatorErrorCode
+) -> None:
+    """Raises CoordinatorError with ``code`` unless ``sender`` is at ``index`` of the list of clients."""
     clients = state.epoch_state.clients
     if not 0 <= index < len(clients) or clients[index].id != sender:
         raise refusal(state, input_, code, f"client {sender} is not at index {index} of {len(clients)} clients")

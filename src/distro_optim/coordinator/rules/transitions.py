@@ -1,4 +1,4 @@
-"""What is legal when: two tables, and the errors for what is not in them.
+"""Which input and which change of phase is legal: two tables, and the errors for what is not in them.
 
 The phases and their changes are those of PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``;
 ``docs/coordinator.md`` draws them.
@@ -69,7 +69,7 @@ def is_active(state: Coordinator) -> bool:
 
 
 def expect(state: Coordinator, input_: Input) -> None:
-    """Raises CoordinatorError unless the present phase takes such an input."""
+    """Raises CoordinatorError unless the present phase accepts this input."""
     if state.run_state in ACCEPTS[input_]:
         return
     if input_ is Input.RESUME:
@@ -88,7 +88,7 @@ def refusal(state: Coordinator, input_: Input, code: CoordinatorErrorCode, messa
 
 
 def enter(state: Coordinator, run_state: RunState, now: int) -> Coordinator:
-    """Begins a phase at Unix time ``now``. Raises CoordinatorError if no way leads there."""
+    """Begins a phase at Unix time ``now``. Raises CoordinatorError if the present phase cannot lead there."""
     if run_state not in LEADS_TO[state.run_state]:
         raise CoordinatorError(
             CoordinatorErrorCode.INVALID_RUN_STATE, f"no way leads to {run_state.name}", run_state=state.run_state

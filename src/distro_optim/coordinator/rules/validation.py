@@ -31,7 +31,7 @@ __all__ = ["check_run", "config_problems", "model_problems"]
 
 
 def config_problems(config: CoordinatorConfig, *, prompt: bool = False) -> Iterator[tuple[str, str]]:
-    """What is wrong, as field and advice, in the order in which Psyche looks (which stops at the first).
+    """Problems as pairs of field and advice, in the order in which Psyche checks (it stops at the first).
 
     Args:
         config: the rules of a run.
@@ -65,12 +65,12 @@ def config_problems(config: CoordinatorConfig, *, prompt: bool = False) -> Itera
     if config.waiting_for_members_extra_time == 0:
         yield "waiting_for_members_extra_time", "must be at least 1 second"
     if config.verification_percent != 0:
-        # Psyche lets it pass and panics as soon as the first verifier is drawn.
+        # Psyche accepts it and panics as soon as the first verifier is drawn.
         yield "verification_percent", "must be 0: no implementation has verifiers yet"
 
 
 def model_problems(model: LLM) -> Iterator[tuple[str, str]]:
-    """What keeps a model from being trained by strangers. A test run may do without."""
+    """Problems that keep strangers from training this model, as pairs of field and advice. A test run may have them."""
     if model.max_seq_len == 0:
         yield "max_seq_len", "must be at least 1"
     match model.data_location:
@@ -104,7 +104,7 @@ def _is_complete(location: SingleUrl | NumberedFiles | Gcp) -> bool:
 
 
 def check_run(state: Coordinator, *, prompt: bool = False) -> None:
-    """Refuses a state that a coordinator could not run; models for tests pass, as with Psyche's own server.
+    """Refuses a state that a coordinator could not run. Models for tests pass, as in Psyche's own server.
 
     Args:
         state: the run.

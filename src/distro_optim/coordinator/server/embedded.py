@@ -39,7 +39,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
         host: the run.
         clock: Unix time in seconds; by default the machine's, but setting that clock from now on moves no phase.
         tick_seconds: between two ticks.
-        draw_seed: 64 fresh random bits. Seeds decide who trains what: nobody should be able to guess them.
+        draw_seed: 64 fresh random bits. Seeds decide who trains what, so nobody should be able to guess them.
         on_events: is told what happens.
 
     Raises:

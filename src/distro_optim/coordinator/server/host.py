@@ -1,12 +1,12 @@
-"""Who joins, who leaves, who said what: the run as a server keeps it, without any network.
+"""The run as a server keeps it, without any network: joins, departures and messages.
 
 A :class:`RunHost` owns the state. Messages of clients whose keys are proved, ticks and departures go in, with ``now``
-and fresh random seeds; what happened comes out as events. The server puts connections in front of it, an embedded
-coordinator calls it directly.
+and fresh random seeds; what happened comes out as events. A server puts connections in front of it, and participants of
+the same process reach it directly.
 
 Rules: PsycheFoundation/psyche, ``architectures/centralized/server/src/app.rs``. Ours differ where Psyche's hurt:
-clients are listed in the order in which they joined, not in a random one, and what a refused message had changed
-half-way is undone.
+clients are listed in the order in which they joined, not in a random one, and a refused message leaves nothing behind
+that it had changed half-way.
 """
 
 from __future__ import annotations
@@ -104,22 +104,25 @@ Event = Joined | Left | Refused | PhaseChanged | EpochEnded | EpochAbandoned
 
 
 class RunHost:
-    """The run and those who take part.
+    """The run and its participants.
 
     Args:
-        state: where it begins, such as :func:`restartable` gives it.
-        allowed: public keys that may join; None lets everybody.
+        state: where it begins, such as :func:`restartable` returns it.
+        allowed: public keys that may join; None lets everybody in.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
-        joiner_wait_time: seconds after which an epoch is brought to its end if somebody waits for the next one, with
-            the exceptions of :mod:`.patience`; None lets everybody wait until its time is over, as Psyche does.
-        peers_to_start: the first epoch begins with no fewer clients, whatever the run's own rule; for later ones only
-            that counts, so that the run goes on when some of them have left.
+        joiner_wait_time: seconds after which an epoch ends early if a client waits for the next one, with the
+            exceptions of :mod:`.joiner_patience`; None makes it wait until the epoch's time is over, as Psyche does.
+        peers_to_start: the first epoch needs at least so many clients, whatever the run's own rule. For later epochs
+            only that rule counts, so that the run goes on when some clients have left.
 
     Attributes:
-        state: the run, replaced at each change and never changed itself.
-        reports: what each client last reported for people to look at.
+        state: the run. It is replaced at each change, and no state is ever modified.
+        reports: what each client last reported, for people to look at.
+
+    Raises:
+        ConfigurationError: ``max_pending`` is below 1.
     """
 
     def __init__(
@@ -156,19 +159,19 @@ class RunHost:
 
     @property
     def pending(self) -> Collection[NodeIdentity]:
-        """Who wants to be in the next epoch, in the order of joining."""
+        """The clients that want to be in the next epoch, in the order of joining."""
         return self._pending.keys()
 
     def is_pending(self, public: bytes) -> bool:
-        """Does the owner of this key want to be in the next epoch?"""
+        """Whether the owner of this key wants to be in the next epoch."""
         return NodeIdentity.from_single_key(public) in self._pending
 
     def is_allowed(self, public: bytes) -> bool:
-        """May the owner of this key take part?"""
+        """Whether the owner of this key may take part."""
         return self._allowed is None or public in self._allowed
 
     def snapshot(self, now: int) -> Coordinator:
-        """What to keep of the present state; see :func:`restartable`."""
+        """What to save of the present state; see :func:`restartable`."""
         state = self.state
         if self._configured_warmup_time is not None:
             state = replace(state, config=replace(state.config, warmup_time=self._configured_warmup_time))
@@ -177,10 +180,10 @@ class RunHost:
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     def tick(self, now: int, seed: int) -> list[Event]:
-        """Time passes. To be called about twice a second.
+        """Time passes. Call it about twice a second.
 
         Args:
-            now: Unix time in seconds; must not run backwards.
+            now: Unix time in seconds; must not go backwards.
             seed: 64 fresh random bits, for the round that may start.
         """
         if is_halted(self.state):
@@ -196,7 +199,7 @@ class RunHost:
         return events
 
     def receive(self, client: NodeIdentity, message: ClientToServerMessage, now: int, seed: int) -> list[Event]:
-        """A client says something. Whatever it says, this returns; a refusal is an event."""
+        """A message of a client. It never raises, whatever the message: a refusal is an event."""
         before = self.state
         try:
             match message:
@@ -209,7 +212,7 @@ class RunHost:
                     self.state = machine.warmup_witness(before, client, report, now, seed)
                 case HealthCheckMessage(checks):
                     if self._index_of(client) < 0:
-                        # Psyche takes them from anybody; each costs us a look into every witness's filters.
+                        # Psyche takes them from anybody; each makes us look into the filters of every witness.
                         return [Refused(client=client, reason="health check refused: it is not in this epoch")]
                     self.state, _ = machine.health_check(before, checks)
                 case CheckpointMessage(checkpoint):
@@ -217,10 +220,10 @@ class RunHost:
         except CoordinatorError as error:
             return [Refused(client=client, reason=str(error))]
         if self.state.run_state in ROUND_PHASES and is_complete(self.state):
-            # Nobody has more to say about this round: the next one begins at once, not with the next tick.
+            # All reports of this round are in: the next one begins at once, not with the next tick.
             for _ in range(_TICKS_OF_A_ROUND):
                 self.state, _ = self._ticked(now, seed)
-            # Now, since whoever was dropped hears of it and joins again before the next tick.
+            # Now, because a client that was dropped hears of it and joins again before the next tick.
             self._forget_dropped()
         return self._phase_events(before)
 
@@ -233,14 +236,14 @@ class RunHost:
             try:
                 self.state = machine.withdraw(self.state, self._index_of(client))
             except CoordinatorError:
-                pass  # it is not in this epoch, or has left it already
+                pass  # it is not in this epoch, or has already left it
         return [Left(client=client)] if known else []
 
     def pause(self, now: int) -> list[Event]:
         """Stops the run, after the present epoch if one is under way.
 
         Raises:
-            CoordinatorError: it has stopped already.
+            CoordinatorError: it has already stopped.
         """
         before = self.state
         self.state = machine.pause(before, now)
@@ -288,10 +291,10 @@ class RunHost:
         return [Joined(client=client)]
 
     def _forget_dropped(self) -> None:
-        """Who was dropped has to join again; once it has, it is pending like anybody.
+        """A client that was dropped has to join again; once it has, it is pending like any other.
 
-        (Psyche's server forgets everyone in the list of the exited, again at each tick. After an epoch that nobody
-        witnessed that is everyone, and a run whose members all join anew still waits for ever.)
+        (At each tick Psyche's server forgets everyone in the list of exited clients. After an epoch without witnesses
+        that is everyone, and the run waits forever although all of its members join again.)
         """
         removed = (ClientState.DROPPED, ClientState.EJECTED)
         dropped = frozenset(client.id for client in self.state.epoch_state.exited_clients if client.state in removed)
@@ -302,7 +305,7 @@ class RunHost:
         self._dropped = dropped
 
     def _index_of(self, client: NodeIdentity) -> int:
-        """Its place in the epoch; -1, which the machine refuses, if it has none."""
+        """Its place in the epoch, or -1, which the machine refuses, if it has none."""
         for index, member in enumerate(self.state.epoch_state.clients):
             if member.id == client:
                 return index
@@ -322,10 +325,10 @@ class RunHost:
 
 
 def restartable(state: Coordinator, now: int) -> Coordinator:
-    """The state from which a server can begin: between two epochs, nobody connected.
+    """The state from which a server can begin: between two epochs, with nobody connected.
 
-    An epoch that was under way is taken back to its start, since its rounds cannot go on without those who were in it.
-    Its healthy members stay listed: if one of them returns, it can share the model with the others (see
+    An epoch that was under way is taken back to its start, since its rounds cannot go on without its members. Its
+    healthy members stay listed: if one of them returns, it can share the model with the others (see
     :func:`~distro_optim.coordinator.rules.checkpoints.stored_checkpoint`).
 
     Args:

@@ -2,7 +2,7 @@
 
 A state is a frozen dataclass, so a participant here gets the very object that the host keeps. Two coordinators take
 such participants: an :class:`~.embedded.EmbeddedCoordinator`, which has no others, and a
-:class:`~.server.CoordinatorServer`, where one that trains beside its server joins its own run.
+:class:`~.server.CoordinatorServer`, with which a host joins its own run.
 
 What protects a server from strangers does not apply to them: they need not prove a key, and no limit on their messages
 drops them. What keeps the run sound does: each join and each message goes through the :class:`~.host.RunHost`.
@@ -25,7 +25,7 @@ __all__ = ["InProcessClient", "InProcessCoordinator", "LocalParticipants"]
 
 
 class InProcessCoordinator(ABC):
-    """A coordinator as a participant in its process sees it. To be called on the coordinator's own event loop."""
+    """A coordinator as a participant in its process sees it. Call it on the coordinator's own event loop."""
 
     @abstractmethod
     def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
@@ -101,7 +101,7 @@ class LocalParticipants:
             feed.put(self._host.state)
 
     def end(self, error: Exception | None = None) -> None:
-        """No state will follow; those who read them get ``error``, if there is one."""
+        """No state will follow; readers get ``error``, if there is one."""
         for feed in self._feeds.values():
             feed.end(error)
 

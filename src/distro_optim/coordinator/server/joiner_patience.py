@@ -1,11 +1,11 @@
-"""When an epoch is brought to its end because somebody waits for the next one. No I/O, no clock.
+"""When an epoch ends early because a client waits for the next one. No I/O, no clock.
 
-Every such end costs everybody two rounds without training and a warm-up, so it must not be to be had for nothing:
+Every such end costs all members two rounds without training and a warm-up, so it must not come for free:
 
-- whoever was dropped, for lying or for doing nothing, waits twice as long with each time, up to a whole epoch, and is
-  a newcomer again once it has stayed to the end of an epoch;
-- a new key costs nothing, so the ends themselves are counted: a few soon after each other, when a run begins and
-  friends come one by one, and then one in each quarter of an epoch.
+- a client that was dropped, for lying or for doing nothing, waits twice as long each time, up to a whole epoch. Once it
+  has stayed to the end of an epoch it counts as a newcomer again;
+- a new key costs nothing, so the early ends themselves are counted: a few may follow each other quickly, when a run
+  begins and friends come one by one, and after those one in each quarter of an epoch.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ..types import CoordinatorEpochState, NodeIdentity
 __all__ = ["EARLY_ENDS", "JoinerPatience"]
 
 EARLY_ENDS: Final = 4
-"""Ends that may follow each other as soon as somebody has waited long enough. Chosen arbitrarily."""
+"""Early ends that may follow each other as soon as a client has waited long enough. Chosen arbitrarily."""
 
 EPOCH_SHARE: Final = 4
-"""After those, one in so many parts of an epoch's time. Chosen arbitrarily."""
+"""After those, one early end in each such part of an epoch's time. Chosen arbitrarily."""
 
 MAX_REMEMBERED: Final = 1024
-"""Keys of those who were dropped; beyond it the one that was dropped longest ago is forgotten."""
+"""Keys of dropped clients; beyond it the one that was dropped longest ago is forgotten."""
 
 _MAX_DOUBLINGS: Final = 32
 
 
 class JoinerPatience:
-    """See the module. Times are whole seconds.
+    """Decides whether an epoch is to end early; see the module. Times are whole seconds.
 
     Args:
         wait_time: for a newcomer.
-        epoch_time: of an epoch that nobody ends.
+        epoch_time: of an epoch that does not end early.
     """
 
     def __init__(self, wait_time: int, epoch_time: int) -> None:
@@ -52,7 +52,7 @@ class JoinerPatience:
         return min(self._wait_time << doublings, self._epoch_time)
 
     def is_due(self, pending: Mapping[NodeIdentity, int], epoch: CoordinatorEpochState, now: int) -> bool:
-        """Whether somebody of ``pending``, who joined at those times, has waited long enough for the next epoch."""
+        """Whether one of ``pending``, given with the times of joining, has waited long enough for the next epoch."""
         self._refill(now)
         if not self._left or now < epoch.start_timestamp + self._wait_time:
             return False
@@ -60,7 +60,7 @@ class JoinerPatience:
         return any(client not in members and now >= since + self.wait_time(client) for client, since in pending.items())
 
     def ended_early(self, now: int) -> None:
-        """An epoch was brought to its end."""
+        """An epoch has ended early."""
         self._refill(now)
         if self._left == EARLY_ENDS:
             self._last_refill = now

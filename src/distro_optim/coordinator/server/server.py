@@ -114,7 +114,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
     def _tick(self) -> None:
         was_finished = self.service.host.state.run_state is RunState.FINISHED
         super()._tick()
-        if was_finished:  # and everybody has been told with the tick before
+        if was_finished:  # so all clients were told with the tick before
             self._finished.set()
 
     @override
@@ -130,7 +130,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
             try:
                 await asyncio.shield(job)
             except asyncio.CancelledError:
-                await asyncio.wait({job})  # two must not write at once, and the last is the one at closing
+                await asyncio.wait({job})  # two must not write at once, and the one at closing has to be the last
                 raise
 
     def _snapshot(self) -> Coordinator:

@@ -88,6 +88,7 @@ class CoordinatorService(ConnectionService):
 
     @property
     def num_connections(self) -> int:
+        """Open connections, with and without a proved key."""
         return len(self._connections)
 
     @property
@@ -97,7 +98,7 @@ class CoordinatorService(ConnectionService):
 
     @override
     def has(self, connection: Connection) -> bool:
-        """Is the connection still served?"""
+        """Whether the connection is still served."""
         return connection in self._connections
 
     def unix_time(self, now: float) -> int:
@@ -114,10 +115,10 @@ class CoordinatorService(ConnectionService):
 
     @override
     def connect(self, address: str, now: float) -> Connection:
-        """Someone connects.
+        """A client connects.
 
         Args:
-            address: host and port; what stands before the last colon counts as its place in the network.
+            address: host and port; the part before the last colon counts as its place in the network.
 
         Raises:
             LimitExceededError: too many are connected; close the connection.
@@ -126,7 +127,7 @@ class CoordinatorService(ConnectionService):
         if len(self._connections) >= self.limits.connections:
             raise LimitExceededError(f"{self.limits.connections} connections are open already")
         if len(self._unproved) >= self.limits.unproved:
-            # An honest client answers within a round trip. Whoever only holds the line makes room first.
+            # An honest client answers within a round trip. One that only holds a place has to make room first.
             self._close(next(iter(self._unproved)), "it had not proved its key when others needed the place")
         if self._addresses[place] >= self.limits.per_address:
             raise LimitExceededError(f"{self.limits.per_address} connections from {place} are open already")
@@ -167,12 +168,12 @@ class CoordinatorService(ConnectionService):
 
     @override
     def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
-        """A connection is gone, whoever ended it. Calling it again does nothing."""
+        """A connection is gone, whichever side ended it. Calling it again does nothing."""
         self._forget(connection, reason)
 
     @override
     def tick(self, now: float) -> None:
-        """Time passes. To be called about twice a second."""
+        """Time passes. Call it about twice a second."""
         for connection in list(self._connections):
             reason = connection.overdue(now)
             if reason is not None:
@@ -184,14 +185,14 @@ class CoordinatorService(ConnectionService):
         """Sends the state to every client."""
         self.local.publish()
         if not self._by_client:
-            return  # nobody wants its bytes
+            return  # no one to encode it for
         frame = self._state_frame()
         for connection in self._by_client.values():
             connection.send(frame, now)
         self._output.writable.update(self._by_client.values())
 
     def note(self, events: Iterable[Event], now: float) -> None:
-        """Passes on what was done to the host from elsewhere, such as a pause by the operator."""
+        """Reports what was done to the host from elsewhere, such as a pause by the operator."""
         self._note(events, now)
 
     # -- inputs from this process --------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ class CoordinatorService(ConnectionService):
         older = self._by_client.get(client)
         self._by_client[client] = connection
         if older is not None:
-            self._close(older, "the same key has connected anew")
+            self._close(older, "the same key has connected again")
         self._output.events.append(Connected(client=client, address=connection.address))
         connection.send(self._state_frame(), now)
         self._output.writable.add(connection)
@@ -277,7 +278,7 @@ class CoordinatorService(ConnectionService):
 
 
 def frame_of(state: Coordinator) -> bytes:
-    """The frame in which a state travels to every client."""
+    """The frame that carries a state to the clients."""
     return encode_frame(SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state))))
 
 

@@ -1,8 +1,8 @@
 """The files in which a coordinator keeps its run, so that a new process can go on with it.
 
-A folder holds one file a saved step, ``<run_id>-step<N>.toml`` in the form of :mod:`.text`, the last few of them. Each
-is written beside its place and then moved there, so that whoever looks, also after a power cut, finds a whole one. A
-lock keeps a second server from the same run in the same folder.
+A folder holds the last few saved steps, each in a file ``<run_id>-step<N>.toml`` in the form of
+:mod:`~distro_optim.coordinator.formats.text`. A file is written beside its place and then moved there, so that readers
+always find a whole one, even after a power cut. A lock keeps a second server from the same run in the same folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_state_file(path: str | os.PathLike[str]) -> Coordinator:
     """Reads a ``state.toml``.
 
     Raises:
-        ConfigurationError: there is none, or it is wrong; the message names the file and the field.
+        ConfigurationError: there is none, or it is wrong. The message names the file and the field.
     """
     try:
         data = Path(path).read_bytes()
@@ -91,13 +91,13 @@ class StateStore:
         self.close()
 
     def close(self) -> None:
-        """Lets other servers in. Calling it again does nothing."""
+        """Releases the folder to other servers. Calling it again does nothing."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def save(self, state: Coordinator) -> Path:
-        """Writes a state and forgets the oldest; either the whole file is there afterwards or the one before it.
+        """Writes a state and removes the oldest ones. The file is written as a whole or not at all.
 
         Raises:
             OSError: it could not be written; what was saved before is untouched.
@@ -122,7 +122,7 @@ class StateStore:
         """The latest state that was saved, None if there is none.
 
         Raises:
-            ConfigurationError: the latest file is wrong. Nothing older is taken in its place unasked.
+            ConfigurationError: the latest file is wrong. No older file is used in its place unasked.
         """
         files = self.files()
         if not files:
@@ -163,7 +163,7 @@ class StateStore:
 
 
 def lock_file(path: Path) -> IO[bytes] | None:
-    """Takes an exclusive lock that ends with the process, whatever ends it; None if another process has it."""
+    """Takes an exclusive lock that ends with the process, however that ends; None if another process has it."""
     file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
     try:
         if os.name == "nt":
@@ -181,7 +181,7 @@ def lock_file(path: Path) -> IO[bytes] | None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Either the whole new file is there afterwards, also after a power cut, or the one before it.
+    """Replaces a file as a whole: afterwards, even after a power cut, either the new one or the old one is there.
 
     Raises:
         OSError: it could not be written.
@@ -196,7 +196,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes the move itself last; where folders cannot be synced, the system sees to it."""
+    """Makes the move itself permanent; where folders cannot be synced, the system takes care of it."""
     if os.name == "nt":
         return
     handle = os.open(directory, os.O_RDONLY)

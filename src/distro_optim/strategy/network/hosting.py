@@ -1,4 +1,4 @@
-"""A run of our own: its coordinator in this process, open to others over iroh and, if wanted, TCP."""
+"""A run that this process hosts: its coordinator is here, open to others over iroh and, if wanted, TCP."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ FAREWELL_SECONDS: Final = 2.0
 """How long the others may take to hear that the run is finished."""
 
 FAREWELL_LOOK_SECONDS: Final = 0.02
+"""Between two looks whether they have left."""
 
 LIMITS: Final = ServerLimits(
     messages_per_second=400, messages_burst=2000, bytes_per_second=1 << 20, bytes_burst=4 << 20
 )
-"""Rounds of a hosted run may take milliseconds, and each costs a client a report of a kilobyte."""
+"""Rounds of a hosted run may take milliseconds, and in each a client sends a report of a kilobyte."""
 
 
 def host_state(
     config: RunConfig, run_id: str, store: StateStore | None, given: Coordinator | None = None
 ) -> Coordinator:
-    """The state with which the run begins, or goes on: ``given``, or what is in the store, or one that was never run.
+    """The state with which the run begins or goes on: ``given``, or the one in the store, or a fresh one.
 
     Raises:
-        ConfigurationError: the settings cannot work, or something saved would be lost without ``resume``.
+        ConfigurationError: the settings cannot work, or saved steps would be lost without ``resume``.
     """
     if given is not None:
         given = replace(given, run_id=run_id)
@@ -70,15 +71,15 @@ def host_state(
 
 
 class HostedRun(RunSource):
-    """A run that lives as long as we do.
+    """A run that ends with this process.
 
     Args:
-        config: how it goes.
+        config: the settings of the run.
         run_id: its name.
-        options: of our endpoint.
-        loop: where it lives.
-        state: where it begins; None begins anew, or with what ``config`` resumes.
-        tcp: ``host:port`` to listen on beside iroh; port 0 takes any. None does not listen.
+        options: how to open our endpoint.
+        loop: the event loop of the network.
+        state: where the run begins; None begins with a fresh one, or with what ``config`` resumes.
+        tcp: ``host:port`` to listen on beside iroh; port 0 takes any free one. None does not listen.
         allow: public keys that may join; None lets everybody in.
 
     Raises:
@@ -166,7 +167,10 @@ async def _visit(rendezvous: Rendezvous, node: Node, given: Sequence[EndpointAdd
 
 
 async def _farewell(server: CoordinatorServer, host: RunHost) -> None:
-    """Until all others have heard that the run is finished, and left: what is sent before we go may never arrive."""
+    """Waits until all others have heard that the run is finished and have left.
+
+    What was sent just before the host closes may never arrive.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(FAREWELL_SECONDS):
             await server.wait_finished()

@@ -1,4 +1,4 @@
-"""The way into somebody else's run: a ticket, or ``host:port/run-id``."""
+"""The way into a run that another process hosts: a ticket, or ``host:port/run-id``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ __all__ = ["JoinedRun", "NodeOptions", "Relay", "parse_peers", "parse_run"]
 Relay = Literal["default", "none"] | Sequence[str]
 
 SILENCE_SECONDS: Final = 20.0
-"""A coordinator sends twice a second; after this long without a word a new link is tried. Chosen arbitrarily."""
+"""A coordinator sends twice a second; after so many seconds without a byte we open a new link. Chosen arbitrarily."""
 
 MAX_GIVEN_PEERS: Final = 256
+"""Tickets that a user may pass as ``peers``. Chosen arbitrarily."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:
-    """How our own endpoint is opened.
+    """How to open our own endpoint.
 
     Attributes:
-        key: who we are.
+        key: our secret key.
         relay: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
         bind_addr: likewise.
         peers: where other peers are, as far as the user knows.
@@ -52,7 +53,7 @@ class NodeOptions:
     peers: tuple[EndpointAddr, ...] = ()
 
     async def open(self, loop: LoopThread) -> Node:
-        """An endpoint on ``loop``, the one that runs this; with its relay server, if one answers in time.
+        """An endpoint on ``loop``, the loop that runs this; with its relay server, if one answers in time.
 
         Raises:
             ExchangeError: the address is taken, or the like.
@@ -83,8 +84,8 @@ def parse_run(run: str) -> RunTicket:
         return RunTicket.parse(run)
     except ProtocolError as error:
         raise ConfigurationError(
-            f"run names no run: {error}. Copy the whole line that the host printed (psyche1...), or write "
-            "host:port/run-id",
+            f"run={run[:40]!r} is neither a ticket nor host:port/run-id: {error}. Copy the whole line that the host "
+            "printed (psyche1...), or write host:port/run-id",
             name="run",
             value=run,
         ) from None
@@ -94,7 +95,7 @@ def parse_peers(peers: Sequence[str]) -> tuple[EndpointAddr, ...]:
     """What a user passes as ``peers``: endpoint tickets.
 
     Raises:
-        ConfigurationError: one is no ticket.
+        ConfigurationError: one of them is not a ticket, or there are too many.
     """
     if len(peers) > MAX_GIVEN_PEERS:
         raise ConfigurationError(f"at most {MAX_GIVEN_PEERS} peers can be given, got {len(peers)}", name="peers")
@@ -104,7 +105,7 @@ def parse_peers(peers: Sequence[str]) -> tuple[EndpointAddr, ...]:
             addresses.append(EndpointTicket.parse(peer).addr)
         except ProtocolError as error:
             raise ConfigurationError(
-                f"peers holds {peer[:40]!r}, which is no endpoint ticket: {error}", name="peers", value=peer
+                f"peers holds {peer[:40]!r}, which is not an endpoint ticket: {error}", name="peers", value=peer
             ) from None
     return tuple(addresses)
 
@@ -113,9 +114,9 @@ class JoinedRun(RunSource):
     """A run whose coordinator is elsewhere.
 
     Args:
-        ticket: which, and where.
-        options: of our endpoint.
-        loop: where it lives.
+        ticket: which run, and where its coordinator is.
+        options: how to open our endpoint.
+        loop: the event loop of the network.
         patience: seconds without a link to the coordinator after which the run counts as lost.
     """
 
@@ -150,7 +151,7 @@ class JoinedRun(RunSource):
             host = self._ticket.endpoint
             if host is not None:
                 node.addresses.add(host)
-                with suppress(DistroError):  # asked again when there are peers to be met
+                with suppress(DistroError):  # it is asked again when we look for peers
                     await ask_rendezvous(node, host)
             closing = stack.pop_all()
         return RunLink(
@@ -176,7 +177,7 @@ class JoinedRun(RunSource):
             advice = (
                 f"; pass run='...{error.hosted}' to join that one"
                 if error.hosted
-                else "; ask the host for a fresh ticket, or to let your key in, or wait until somebody has left"
+                else "; ask the host for a fresh ticket, or to let your key in, or wait until another client has left"
             )
             raise JoinRefusedError(f"{error}{advice}", wanted=error.wanted, hosted=error.hosted) from error
         except CoordinatorLinkError as error:

@@ -1,4 +1,4 @@
-"""What a runtime needs to be in a run, and where it gets it: by hosting, by joining, or from memory in a test."""
+"""What a runtime needs to take part in a run, and where it comes from: hosting, joining, or memory in a test."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["RunLink", "RunSource"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunLink:
-    """All the ways to a run, open.
+    """Open connections to everything in a run.
 
     Attributes:
-        coordinator: joined.
-        swarm: of the run's peers.
-        models: the same peers, for megabytes.
+        coordinator: our link to it, joined.
+        swarm: the run's peers.
+        models: the same peers, for whole models.
         ticket: what others pass as ``run`` to join.
         find_peers: see :data:`~.driver.FindPeers`.
         reports: what clients last reported, where the coordinator is in this process.
-        waiting: how many wait for the next epoch, likewise.
-        farewell: awaited once the run is over, before :attr:`aclose`: a host lets everybody hear of it.
-        aclose: ends everything, politely.
+        waiting: how many clients wait for the next epoch, likewise.
+        farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
+        aclose: leaves the run and closes everything.
     """
 
     coordinator: CoordinatorClient
@@ -44,7 +44,7 @@ class RunLink:
 
 
 class RunSource(ABC):
-    """A way into a run that nobody has gone yet."""
+    """A way into a run, not used yet."""
 
     key: SecretKey
     run_id: str
@@ -52,12 +52,12 @@ class RunSource(ABC):
 
     @property
     def identity(self) -> NodeIdentity:
-        """Who we are to the coordinator."""
+        """Our identity in the run."""
         return NodeIdentity.from_single_key(self.key.public)
 
     @abstractmethod
     async def open(self) -> RunLink:
-        """Goes in, on the network's loop. Whoever cancels it, or gets an error, has nothing to clean up.
+        """Enters the run, on the network's loop. After an error or a cancellation there is nothing to clean up.
 
         Raises:
             CoordinatorLinkError, ProtocolError, ExchangeError, ConfigurationError: see :meth:`.port.RunPort.start`.
