@@ -131,13 +131,13 @@ def peer(args: argparse.Namespace) -> dict[str, Any]:
     """One peer of a run; hosts it if it is told no ticket."""
     from distro_optim.models.accumulation import train_batch
     from distro_optim.strategy.config import RunConfig
-    from distro_optim.strategy.rounds import pipeline
+    from distro_optim.strategy.rounds import downloads, own_result
     from distro_optim.strategy.session import SwarmSession
 
     model = make_model(args)
     serializing = Stopwatch()
-    pipeline.encode_own_result = serializing.watch(pipeline.encode_own_result)
-    pipeline.read_result = serializing.watch(pipeline.read_result)
+    own_result.encode_own_result = serializing.watch(own_result.encode_own_result)
+    downloads.read_result = serializing.watch(downloads.read_result)
     config = RunConfig(
         total_steps=args.steps + WARM_UP_STEPS,
         global_batch_size=args.sequences * args.peers,

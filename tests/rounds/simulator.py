@@ -36,7 +36,7 @@ from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.strategy.rounds import actions as act
-from distro_optim.strategy.rounds.phases import Rounds, Stage
+from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.strategy.rounds.weights import tensor_digest
 from distro_optim.testing.coordinator import metadata
 from distro_optim.testing.updates import random_update

@@ -18,8 +18,8 @@ from distro_optim.comm.tickets import BlobTicket
 from distro_optim.compress import CompressedUpdate, make_plan
 from distro_optim.coordinator.types import BatchId, Committee, CommitteeProof, MerkleRoot
 from distro_optim.errors import ProtocolError
+from distro_optim.strategy.rounds.announcer import Repeats
 from distro_optim.strategy.rounds.broadcasts import MAX_MARKS, Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.rounds.repeats import Repeats
 from distro_optim.strategy.rounds.results import encode_result, max_result_size, read_result
 from distro_optim.strategy.rounds.weights import WeightsTable, differing_tensors, tensor_digest, weights_report
 from distro_optim.testing.updates import random_update, same_update

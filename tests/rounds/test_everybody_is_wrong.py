@@ -108,10 +108,11 @@ class SaysItIsReady(Member):
     def carry_out(self, action: act.Action) -> None:
         if isinstance(action, act.Initialize) and self.world.state.progress.epoch > 0:
             rounds = self.rounds
-            rounds._allow(self.world.state)
+            rounds._peers.allow(client.id for client in self.world.state.epoch_state.clients)
             proof = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
-            rounds._say(0, proof, finished_hash(EMPTY_ROOT), Finished(MerkleRoot(), warmup=True))
-            self.later(0.0, rounds._take)
+            ready = Finished(MerkleRoot(), warmup=True)
+            rounds._announcer.say(0, proof, finished_hash(EMPTY_ROOT), ready, self.world.now)
+            self.later(0.0, rounds._outbox.take)
             return
         super().carry_out(action)
 
@@ -125,7 +126,7 @@ def test_one_that_says_it_is_ready_and_gives_nothing_holds_nobody_up_for_long(pl
     honest = [member for member in members if not isinstance(member, SaysItIsReady)]
     step = until_all_are_at_fault(world)
     world.until(lambda s: s.run_state is RunState.ROUND_TRAIN and all(m.in_step for m in honest), steps=4000)
-    assert any(m.rounds._ready for m in honest)
+    assert any(m.rounds._phases.warm_up._ready for m in honest)
     assert_went_on(world, honest, step, honest[0])
 
 

@@ -9,7 +9,8 @@ import pytest
 from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.rounds import actions as act
-from distro_optim.strategy.rounds.phases import MAX_LOADS, Stage
+from distro_optim.strategy.rounds.rounds import Stage
+from distro_optim.strategy.rounds.warm_up import MAX_LOADS
 from rounds.simulator import LR, NAMES, PLAN, Member, Weather, World, run_of
 
 

@@ -18,10 +18,10 @@ from distro_optim.coordinator.types import Committee, MerkleRoot, RunState
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
+from distro_optim.strategy.rounds.admission import MAX_EARLY_PER_SENDER
 from distro_optim.strategy.rounds.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.rounds.phases import Rounds, Stage
-from distro_optim.strategy.rounds.pipeline import MAX_EARLY_PER_SENDER
 from distro_optim.strategy.rounds.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState
+from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.strategy.rounds.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
 from rounds.simulator import NAMES, PLAN, Member, World, run_of, secret
@@ -46,7 +46,7 @@ def fresh() -> tuple[World, Member, Member]:
 
 def truth(speaker: Member, blob: bytes = HASH) -> Broadcast:
     """An announcement of a result that ``speaker`` may make in the present round."""
-    round_ = speaker.rounds._current
+    round_ = speaker.rounds._phases.current_round
     assert round_ is not None
     batch = round_.batch_of(speaker.id)
     assert batch is not None
@@ -97,7 +97,7 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
     "step_zero": (DropReason.WRONG_STEP, lambda b, *_: replace(b, step=0)),
     "the_index_of_another_client": (
         DropReason.WRONG_PROOF,
-        lambda b, victim, _: replace(b, proof=victim.rounds._current.committee_proof),  # type: ignore[union-attr, arg-type]
+        lambda b, victim, _: replace(b, proof=victim.rounds._phases.current_round.committee_proof),  # type: ignore[union-attr, arg-type]
     ),
     "an_index_beyond_the_list": (
         DropReason.WRONG_PROOF,
@@ -113,7 +113,7 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
     ),
     "someone_elses_batch": (
         DropReason.NOT_ASSIGNED,
-        with_data(lambda d, victim, _: replace(d, batch_id=victim.rounds._current.batch_of(victim.id))),  # type: ignore[union-attr]
+        with_data(lambda d, victim, _: replace(d, batch_id=victim.rounds._phases.current_round.batch_of(victim.id))),  # type: ignore[union-attr]
     ),
     "a_batch_that_does_not_exist": (
         DropReason.NOT_ASSIGNED,
@@ -183,16 +183,18 @@ def test_who_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> N
     world, victim, speaker = fresh()
     thief = next(m for m in world.members if m not in (victim, speaker))
     world.until(
-        lambda _: bool([a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._current.step}")])
+        lambda _: bool(
+            [a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._phases.current_round.step}")]
+        )
     )  # type: ignore[union-attr]
     stored = speaker.of(act.StoreBlob)[-1].data
-    true = next(r for r in speaker.rounds._repeats.stored[::-1] if isinstance(r.data, TrainingResult))
+    true = next(r for r in speaker.rounds._announcer.repeats.stored[::-1] if isinstance(r.data, TrainingResult))
     stolen = truth(thief, true.data.ticket.hash)
     assert isinstance(say(victim, thief.key.public, stolen)[0], act.FetchBlob)
     assert isinstance(say(victim, speaker.key.public, true)[0], act.FetchBlob)
     dropped = [a for a in victim.rounds.fetched(true.data.ticket.hash, stored, world.now) if isinstance(a, act.Dropped)]
     assert [(drop.sender, drop.reason) for drop in dropped] == [(thief.key.public, DropReason.WRONG_HASH)]
-    claims = victim.rounds._current.claims[true.data.batch_id]  # type: ignore[union-attr]
+    claims = victim.rounds._phases.current_round.claims[true.data.batch_id]  # type: ignore[union-attr]
     assert [claim.state for claim in claims] == [ClaimState.VALID]
 
 
@@ -287,7 +289,7 @@ def test_of_more_results_than_can_be_kept_those_of_the_lowest_hashes_are_kept_wh
             assert say(victim, speaker.key.public, truth(speaker, hashes[number]))
         for blob in hashes[MAX_CLAIMS:][::order]:
             assert_refused(say(victim, speaker.key.public, signed_for(speaker, blob)), DropReason.TOO_MANY)
-        (claims,) = (claims for claims in victim.rounds._current.claims.values() if len(claims) > 1)  # type: ignore[union-attr]
+        (claims,) = (claims for claims in victim.rounds._phases.current_round.claims.values() if len(claims) > 1)  # type: ignore[union-attr]
         assert {claim.ticket.hash for claim in claims} == set(hashes[: MAX_CLAIMS + MAX_SPARE_CLAIMS])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
-from distro_optim.strategy.rounds.phases import Stage
+from distro_optim.strategy.rounds.rounds import Stage
 from rounds import liars
 from rounds.liars import Liar, Lie
 from rounds.simulator import Member, Weather, World

@@ -6,7 +6,7 @@ from functools import cache
 
 from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.rounds import actions as act
-from distro_optim.strategy.rounds.phases import Stage
+from distro_optim.strategy.rounds.rounds import Stage
 from distro_optim.verify.bloom import BloomFilter
 from rounds.simulator import LR, Member, World, run_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distro_optim.strategy.rounds import actions as act
-from distro_optim.strategy.rounds.pipeline import MAX_HOLD_SECONDS
+from distro_optim.strategy.rounds.own_result import MAX_HOLD_SECONDS
 from rounds.simulator import TICK, Member, World
 
 QUICK, SLOW = 1.0, 6.0

@@ -22,8 +22,10 @@ def lose_faith(world: SessionWorld) -> None:
         with torch.no_grad():
             for tensor in port.script.weights:
                 tensor += number
-        port.member.rounds._desync("the test says so")
-        port.member.do(port.member.rounds._take())
+        rounds = port.member.rounds
+        assert rounds._latest is not None
+        rounds._phases.desync(rounds._latest, "the test says so")
+        port.member.do(rounds._outbox.take())
 
 
 def test_they_go_on_with_those_of_the_first(make_world: MakeWorld) -> None:

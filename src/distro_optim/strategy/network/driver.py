@@ -1,8 +1,7 @@
-"""Rounds in an event loop: bytes and answers in, bytes and actions out; nothing is decided here.
+"""Runs :class:`~distro_optim.strategy.rounds.rounds.Rounds` in an event loop. Nothing is decided here.
 
-:class:`RoundDriver` feeds :class:`~.rounds.Rounds` with states of the coordinator, announcements, downloads and time
-and carries out what comes of it. What changes the model goes to the training thread, through a
-:class:`~.mailbox.Mailbox`.
+:class:`RoundDriver` feeds it with states of the coordinator, announcements, downloads and time, and carries out the
+actions that come of it. What changes the model goes to the training thread, through a :class:`~.mailbox.Mailbox`.
 """
 
 from __future__ import annotations
@@ -24,39 +23,40 @@ from ...coordinator.types import Coordinator
 from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
 from ..rounds import actions as act
 from ..rounds.actions import Action
-from ..rounds.phases import Rounds, Stage
 from ..rounds.results import EncodedResult
+from ..rounds.rounds import Rounds, Stage
 from .journal import Journal
 from .mailbox import Mailbox
 
 __all__ = ["FindPeers", "RoundDriver"]
 
 FindPeers = Callable[[], Awaitable[Sequence[EndpointAddr]]]
-"""Where the other peers of the run are, as somebody knows who was asked; raises DistroError or OSError."""
+"""Asks somebody where the other peers of the run are; raises DistroError or OSError."""
 
 MAX_FETCHES: Final = 8
-"""Downloads at a time. Chosen so that eight peers' results flow at once, and 32 do not crowd out gossip."""
+"""Downloads at a time. Chosen so that the results of eight peers arrive at once, and those of 32 leave room for
+gossip."""
 
 PUBLISH_SECONDS: Final = 0.005
-"""Enough for a report to leave this process before its thread is busy with a result. Chosen arbitrarily."""
+"""Enough for a report to leave this process before the thread is busy with a result. Chosen arbitrarily."""
 
 MAX_TO_ASK_THE_OWNER: Final = 15
-"""In a swarm of so many others everybody fetches a result from its owner. Asking the nearest first, as Psyche's clients
-do, costs a round trip for each who has not got it yet. Chosen arbitrarily."""
+"""Up to so many other peers, everybody fetches a result from its owner. Asking the nearest peer first, as Psyche's
+clients do, costs a round trip for each peer that does not have it yet. Chosen arbitrarily."""
 
 FETCH_SECONDS: Final = 20.0
-"""For one attempt at one result; results are of use for two rounds. Chosen arbitrarily."""
+"""For one attempt to fetch a result; results are wanted for two rounds. Chosen arbitrarily."""
 
 OWNER_SECONDS: Final = 4.0
-"""After which others are asked for a result whose owner is silent or slow; what it gave until then is kept, and a peer
-that has not got it says so at once. Above what most results take. Chosen arbitrarily."""
+"""After which others are asked for a result whose owner is silent or slow. What arrived until then is kept, and a peer
+that does not have the result says so at once. Longer than most results take. Chosen arbitrarily."""
 
 MAX_MEETINGS: Final = 8
-"""Peers to get in touch with at once; gossip brings the others."""
+"""Peers to connect to at once; gossip brings the others."""
 
 FIRST_MEETING_SECONDS: Final = 0.25
 MAX_MEETING_SECONDS: Final = 10.0
-"""Between two attempts to find neighbours: those whom the coordinator has told of us later still turn us away."""
+"""Between two attempts to find neighbours: peers that the coordinator has not told about us yet turn us away."""
 
 _RESULT_TAG: Final = re.compile(r"(?:distro-result|downloaded-distro-result-\w+)_(\d+)")
 
@@ -67,14 +67,14 @@ class RoundDriver:
     """See the module. All methods belong to one event loop.
 
     Args:
-        rounds: decides.
-        coordinator: joined already.
+        rounds: decides what is to be done.
+        coordinator: the link to it; we have joined already.
         swarm: of the run.
-        mailbox: what the training thread has to do goes there.
+        mailbox: where work for the training thread goes.
         journal: takes notes.
         find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
-        on_state: told when the coordinator's state has changed, and all that comes of it is under way.
-        generator: for whom to meet first.
+        on_state: called when the coordinator's state has changed and everything that follows from it is under way.
+        generator: picks the peers to connect to first.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RoundDriver:
         self._to_encode = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns when the run is over.
+        """Takes part in the run; returns when it is over.
 
         Raises:
             CoordinatorLinkError: the link to the coordinator is gone for good.
@@ -144,12 +144,15 @@ class RoundDriver:
     # -- answers of the trainer ----------------------------------------------------------------------------------------
 
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
+        """The model is loaded."""
         self._feed(lambda now: self.rounds.initialized(plan, names, now))
 
     def initialization_failed(self, reason: str) -> None:
+        """The model could not be loaded."""
         self._feed(lambda now: self.rounds.initialization_failed(reason, now))
 
     def trained(self, step: int, update: CompressedUpdate, own: object, loss: float | None) -> None:
+        """A batch was trained; ``loss`` is None if the trainer does not know it."""
         self._journal.trained(step, loss)
         try:
             self.rounds.address = self.swarm.address  # it changes with the network that the machine is in
@@ -158,9 +161,11 @@ class RoundDriver:
         self._feed(lambda now: self.rounds.trained(step, update, own, now))
 
     def cancelled(self, step: int) -> None:
+        """A training was stopped before it came to a result."""
         self._feed(lambda now: self.rounds.cancelled(step, now))
 
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        """The weights at ``step`` were hashed: 32 bytes for each tensor."""
         self._journal.hashed(step, digests)
         self._feed(lambda now: self.rounds.weights_hashed(step, digests, now))
 
@@ -174,7 +179,7 @@ class RoundDriver:
             for action in give(self._loop.time()):
                 self._carry_out(action)
         except Exception as error:
-            # Raised where somebody waits: an answer of the trainer comes from a callback that nobody looks at.
+            # Raised by run(): an answer of the trainer comes from a callback whose errors nobody sees.
             if not self._over.done():
                 self._over.set_exception(error)
             return
@@ -195,7 +200,7 @@ class RoundDriver:
         receive = rounds.receive if channel is Channel.RUN else rounds.receive_weights
         async for announcement in self.swarm.announcements(channel):
             self._feed(lambda now, heard=announcement: receive(heard, now))  # type: ignore[misc]
-            # A peer that floods us must not keep the loop from everything else.
+            # A peer that floods us must not keep the loop from doing anything else.
             await asyncio.sleep(0)
         raise ExchangeError("the swarm was closed")
 
@@ -260,7 +265,7 @@ class RoundDriver:
                     case act.AnnounceWeights(data):
                         await self.swarm.announce(data, channel=Channel.OWN_KIND)
             except DistroError as error:
-                # Said again later; and if the swarm is closed, whoever listens to it ends the run.
+                # It is repeated later; and if the swarm is closed, the task that listens to it ends the run.
                 self._journal.note(f"a message to the peers was lost: {error}")
             finally:
                 self._to_peers.task_done()
@@ -274,7 +279,7 @@ class RoundDriver:
                 self._to_coordinator.task_done()
 
     async def _encode(self) -> None:
-        """Beside the loop, which has the next round to begin meanwhile."""
+        """Encodes our results in another thread, so that the loop can begin the next round meanwhile."""
         while True:
             await self._to_encode.wait()
             self._to_encode.clear()
@@ -285,11 +290,11 @@ class RoundDriver:
                 try:
                     encoded = await asyncio.to_thread(encode)
                 except ProtocolError:
-                    pass  # found again, and told, below
+                    pass  # publish() meets the same error again, and reports it
             self._feed(lambda now, encoded=encoded: self.rounds.publish(now, encoded))  # type: ignore[misc]
 
     async def _drain(self) -> None:
-        """The last words of a finished run; nobody waits for them long."""
+        """Sends what is still meant for the coordinator of a finished run, but does not wait long."""
         try:
             async with asyncio.timeout(1.0):
                 await self._to_coordinator.join()
@@ -301,7 +306,7 @@ class RoundDriver:
     def _begin_fetch(self, action: act.FetchBlob) -> None:
         blob, step = action.ticket.hash, _step_of(action.tag)
         if blob in self._fetches:
-            # One answer is for all who asked, and must come as long as the latest of them waits.
+            # One answer is for all that asked, and must come for as long as the latest of them waits.
             first, task = self._fetches[blob]
             self._fetches[blob] = max(first, step), task
             return
@@ -327,7 +332,7 @@ class RoundDriver:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
 
     async def _get(self, action: act.FetchBlob) -> bytes:
-        """From the one who made it, who surely has it; in a large swarm from whoever is near, to spare its line."""
+        """Fetches a result: from its owner, which has it for sure; in a large swarm from others, to spare its line."""
         ticket, max_size, tag = action.ticket, action.max_size, action.tag
         if len(action.providers) > MAX_TO_ASK_THE_OWNER:
             return await self.swarm.fetch(ticket, action.providers, max_size=max_size, tag=tag)
@@ -340,7 +345,7 @@ class RoundDriver:
                 raise
             is_slow = isinstance(error, TimeoutError)
         try:
-            # Not the owner among them: if its line is dead, it would be waited for again.
+            # Without the owner: if its line is dead, we would wait for it again.
             elsewhere = replace(ticket, addr=EndpointAddr(others[0]))
             return await self.swarm.fetch(elsewhere, others, max_size=max_size, tag=tag)
         except BlobUnavailableError:
@@ -358,7 +363,7 @@ class RoundDriver:
     # -- finding each other --------------------------------------------------------------------------------------------
 
     async def _meet(self) -> None:
-        """Gets in touch with the peers of the epoch, again while nobody of them passes messages on to us."""
+        """Connects to peers of the epoch, and tries again while too few of them pass messages on to us."""
         pause = FIRST_MEETING_SECONDS
         while True:
             try:
@@ -379,11 +384,11 @@ class RoundDriver:
             try:
                 known = {address.id: address for address in await self._find_peers()}
             except (DistroError, OSError) as error:
-                _log.info("nobody tells where the peers are: %s", error)
+                _log.info("nobody could say where the peers are: %s", error)
         try:
             await self.swarm.join([known.get(peer, EndpointAddr(peer)) for peer in strangers])
         except DistroError as error:
-            _log.info("no peer could be met: %s", error)
+            _log.info("no peer could be reached: %s", error)
 
 
 def _step_of(tag: str, default: int = 0) -> int:

@@ -15,7 +15,7 @@ from ...errors import CoordinatorError
 from ...verify.merkle import merkle_root
 from ..port import LossReport, RunView
 from ..rounds.actions import Desynced, ResultMissing, RunEnded
-from ..rounds.phases import Rounds
+from ..rounds.rounds import Rounds
 from .mailbox import Mailbox
 
 __all__ = ["Journal"]

@@ -45,7 +45,7 @@ from ...errors import (
 from ..config import RunConfig
 from ..port import RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
-from ..rounds.phases import Rounds
+from ..rounds.rounds import Rounds
 from .driver import RoundDriver
 from .hosting import HostedRun
 from .joining import JoinedRun, NodeOptions, Relay, parse_peers, parse_run

@@ -1,13 +1,14 @@
-"""What :class:`~distro_optim.strategy.rounds.phases.Rounds` wants done: plain data, carried out by others.
+"""What :class:`~distro_optim.strategy.rounds.rounds.Rounds` wants done: plain data, carried out by others. No I/O.
 
-Those under "trainer" change the model. They are carried out one after the other, in the order in which they came out;
-what comes out because of an answer stands behind what came out before. Only :class:`CancelTraining` overtakes, to the
-training that it stops. Everything else may happen at once.
+The actions under "trainer" change the model. They are carried out one after the other, in the order in which they came
+out; what comes out because of an answer is done after everything that came out before. Only :class:`CancelTraining`
+overtakes others, to reach the training that it stops. Everything else may happen at once.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass
 
 from ...comm.model_exchange import Patience
@@ -33,6 +34,7 @@ __all__ = [
     "Forget",
     "HashWeights",
     "Initialize",
+    "Outbox",
     "PublishResult",
     "Rejoin",
     "ResultMissing",
@@ -56,7 +58,8 @@ class Initialize:
         epoch: to come.
         step: at whose start the weights are wanted.
         checkpoint: where they are.
-        providers: peers to ask where the checkpoint is with the peers, best first. None to ask: ours is the model.
+        providers: public keys of peers to ask where the checkpoint is with the peers, best first. If there are none,
+            ours is the model.
         patience: with peers that have nothing to share yet.
     """
 
@@ -94,7 +97,7 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class CancelTraining:
-    """The round is over: stop the training of ``step``. Its result is of no use any more."""
+    """The round is over: stop the training of ``step``. Its result is not wanted any more."""
 
     step: int
 
@@ -199,7 +202,7 @@ class FetchBlob:
     """Get a blob; answer with ``fetched`` or ``fetch_failed``, which brings this action again.
 
     Attributes:
-        providers: who else may have it.
+        providers: public keys of peers that may have it, too.
         max_size: bytes; no honest result of this model is larger.
         tag: keeps it, and offers it to others.
     """
@@ -237,14 +240,14 @@ class SendWarmupWitness:
 
 @dataclass(frozen=True)
 class SendHealthChecks:
-    """Name to the coordinator who did no work."""
+    """Tell the coordinator which clients did no work."""
 
     checks: HealthChecks
 
 
 @dataclass(frozen=True)
 class Rejoin:
-    """Ask the coordinator to be in the next epoch: we are not in this one any more."""
+    """Ask the coordinator to let us into the next epoch: we are not in this one any more."""
 
 
 # -- what happened -----------------------------------------------------------------------------------------------------
@@ -253,11 +256,11 @@ class Rejoin:
 class DropReason(enum.Enum):
     """Why a message or a result was not taken."""
 
-    MALFORMED = "it is no message of this protocol"
+    MALFORMED = "it is not a message of this protocol"
     NOT_RUNNING = "we are not in the run yet"
     UNKNOWN_SENDER = "its sender is not in the list of the epoch"
     WRONG_STEP = "it is about a round that is not under way"
-    WRONG_PROOF = "its sender has not the role that it claims"
+    WRONG_PROOF = "its sender does not have the role that it claims"
     BAD_SIGNATURE = "the commitment is not signed by its sender"
     NOT_ASSIGNED = "the batch belongs to another client, or to none"
     DUPLICATE = "it was said before"
@@ -265,12 +268,11 @@ class DropReason(enum.Enum):
     NOT_A_BLOB = "the ticket is not of a single blob"
     WRONG_HASH = "the data are not what was announced"
     INVALID_RESULT = "the result does not fit the model"
-    UNEXPECTED = "nobody asked for it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """Something of a peer was not taken. To be logged; it is counted in ``Rounds.dropped``.
+    """A message or a result of a peer was not taken. To be logged; it is counted in ``Rounds.dropped``.
 
     Attributes:
         sender: the peer's public key.
@@ -287,7 +289,7 @@ class ResultMissing:
 
     Attributes:
         step: at which they should have been applied.
-        batches: of two rounds before.
+        batches: that were trained two rounds before.
     """
 
     step: int
@@ -296,7 +298,7 @@ class ResultMissing:
 
 @dataclass(frozen=True, kw_only=True)
 class Desynced:
-    """Our weights are not those of the others. No training until the next warm-up, which loads them anew.
+    """Our weights are not those of the others. We do not train until the next warm-up, which loads them again.
 
     Attributes:
         step: where it was noticed.
@@ -346,3 +348,29 @@ Action = (
     | Desynced
     | RunEnded
 )
+
+
+class Outbox:
+    """Actions in the order in which they come out.
+
+    Attributes:
+        dropped: how many messages and results were not taken, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.dropped: Counter[DropReason] = Counter()
+        self._actions: list[Action] = []
+
+    def put(self, action: Action) -> None:
+        """Adds an action."""
+        self._actions.append(action)
+
+    def drop(self, sender: bytes, reason: DropReason, detail: str = "") -> None:
+        """Adds :class:`Dropped` and counts it."""
+        self.dropped[reason] += 1
+        self._actions.append(Dropped(sender=sender, reason=reason, detail=detail))
+
+    def take(self) -> list[Action]:
+        """All actions since the last time."""
+        actions, self._actions = self._actions, []
+        return actions

@@ -1,24 +1,32 @@
-"""Is a broadcast taken? The checks of a message about a round, from cheap to dear.
+"""Who may talk to us, and which messages are taken: the checks of a message, the cheapest first. No I/O.
 
-Rules: PsycheFoundation/psyche, ``shared/client/src/client.rs`` and ``state/steps.rs``.
+A message about the round that comes next is kept until it can be checked. Rules: PsycheFoundation/psyche,
+``shared/client/src/client.rs`` and ``state/steps.rs``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
 
 from ...comm.signing import is_signed_by
 from ...comm.tickets import BlobFormat
 from ...coordinator.types import Committee, NodeIdentity
 from ...errors import CoordinatorError
 from ...verify.commitment import finished_hash
-from .actions import DropReason
+from .actions import AllowPeers, DropReason, Outbox
 from .broadcasts import Broadcast, Finished, TrainingResult
 from .round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, Claim, RoundState
 
-__all__ = ["NotAdmitted", "check_broadcast", "check_commitment"]
+__all__ = ["MAX_EARLY_PER_SENDER", "EarlyMessages", "NotAdmitted", "Peers", "check_broadcast", "check_commitment"]
+
+MAX_EARLY_PER_SENDER: Final = 4
+"""Messages kept that are about the next round, of which the coordinator has not told us yet. An honest peer sends two
+at most, its result and "finished"; chosen arbitrarily above that."""
 
 
 class NotAdmitted(Exception):
-    """A message is not taken. An answer rather than an error: it never leaves this package.
+    """A message is not taken. An answer rather than an error: it never leaves this folder.
 
     Attributes:
         reason: why.
@@ -30,8 +38,72 @@ class NotAdmitted(Exception):
         self.detail = detail
 
 
+class Peers:
+    """The clients whose messages count now.
+
+    Args:
+        me: our own identity.
+        outbox: told when the peers change.
+    """
+
+    def __init__(self, me: NodeIdentity, outbox: Outbox) -> None:
+        self._me = me
+        self._outbox = outbox
+        self._others: dict[bytes, NodeIdentity] = {}
+        self._allowed: frozenset[bytes] = frozenset()
+
+    def allow(self, clients: Iterable[NodeIdentity]) -> None:
+        """From now on these are the peers. We may be among them; clients that occur twice do not matter."""
+        own_key = self._me.p2p_identity
+        self._others = {client.p2p_identity: client for client in clients if client.p2p_identity != own_key}
+        allowed = frozenset(self._others)
+        if allowed != self._allowed:
+            self._allowed = allowed
+            self._outbox.put(AllowPeers(allowed))
+
+    def find(self, key: bytes) -> NodeIdentity | None:
+        """The peer with this public key; None if there is none, or if the key is ours."""
+        return self._others.get(key)
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Public keys of all peers, in the order in which they were allowed."""
+        return tuple(self._others)
+
+
+class EarlyMessages:
+    """Messages about the round that comes next: gossip can be faster than the coordinator."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, list[Broadcast]] = {}
+
+    def hold(self, sender: NodeIdentity, broadcast: Broadcast) -> None:
+        """Keeps a message.
+
+        Raises:
+            NotAdmitted: there are too many of its sender already.
+        """
+        held = self._held.setdefault(sender.p2p_identity, [])
+        if len(held) >= MAX_EARLY_PER_SENDER:
+            raise NotAdmitted(DropReason.TOO_MANY, "more about the next round")
+        held.append(broadcast)
+
+    def take(self) -> list[tuple[bytes, Broadcast]]:
+        """All messages with the public keys of their senders; nothing is kept."""
+        held, self._held = self._held, {}
+        return [(sender, broadcast) for sender, broadcasts in held.items() for broadcast in broadcasts]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._held.clear()
+
+
 def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
-    """Raises NotAdmitted unless the commitment is the sender's, and a "finished" commits to its own root."""
+    """Checks that the commitment is the sender's, and that a "finished" commits to its own root.
+
+    Raises:
+        NotAdmitted: it does not.
+    """
     commitment, data = broadcast.commitment, broadcast.data
     if isinstance(data, Finished) and commitment.data_hash != finished_hash(data.broadcast_merkle.inner):
         raise NotAdmitted(DropReason.WRONG_HASH, "the commitment is not to the root")
@@ -40,7 +112,11 @@ def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
 
 
 def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState) -> None:
-    """Raises NotAdmitted unless ``sender`` may say this about ``round_``, to which the step belongs."""
+    """Checks that ``sender`` may say this about ``round_``, to which the step belongs.
+
+    Raises:
+        NotAdmitted: it may not.
+    """
     proof = broadcast.proof
     if proof.index >= len(round_.clients) or round_.clients[proof.index] != sender:
         raise NotAdmitted(DropReason.WRONG_PROOF, f"it is not at index {proof.index} of the round")
@@ -67,7 +143,7 @@ def _check_result(claim: Claim, round_: RoundState) -> None:
         raise NotAdmitted(DropReason.NOT_ASSIGNED, f"{batch} is not its batch")
     if ticket.format is not BlobFormat.RAW:
         raise NotAdmitted(DropReason.NOT_A_BLOB)
-    # Psyche takes no blob twice in a round: whoever announces another's blob first, as its own, silences the other.
+    # Psyche takes no blob twice in a round: a peer that announces another's blob first, as its own, silences the other.
     if any(other.ticket.hash == ticket.hash for other in round_.claims.get(batch, ())):
         raise NotAdmitted(DropReason.DUPLICATE)
     if not round_.has_room_for(claim):

@@ -1,7 +1,7 @@
-"""What a client knows of one round: who should train what, what was announced, what has come.
+"""What a client knows of one round: which client trains what, what was announced, what has come. No I/O.
 
 Rules: PsycheFoundation/psyche, ``shared/client/src/state/{round_state,steps}.rs``. Each round keeps the list of clients
-with which it began; Psyche looks into the present one, and so refuses messages about the round before when somebody
+with which it began; Psyche looks into the present one, and so refuses messages about the round before when a client
 has left in between.
 """
 
@@ -25,12 +25,12 @@ from .results import ReceivedResult
 __all__ = ["MAX_CLAIMS", "MAX_SPARE_CLAIMS", "Claim", "ClaimState", "RoundState"]
 
 MAX_CLAIMS: Final = 4
-"""Results for one batch that are fetched as they are announced. An honest client makes one; whoever makes more than
-these is praised for none. Chosen arbitrarily."""
+"""Results for one batch that are fetched as they are announced. An honest client makes one; a client that announces
+more than these is praised for none. Chosen arbitrarily."""
 
 MAX_SPARE_CLAIMS: Final = 28
-"""Further announcements for one batch, some 300 bytes each, that are kept in case that the witnesses agree on one of
-them. Those of the lowest hashes, so that it does not matter who heard which first. Chosen arbitrarily."""
+"""Further announcements for one batch, some 300 bytes each, that are kept in case the witnesses agree on one of them.
+Those with the lowest hashes are kept, so that the order in which they arrive does not matter. Chosen arbitrarily."""
 
 BLOOM_ENTROPY: Final = 8 * BLOOM_KEYS
 
@@ -40,7 +40,7 @@ class ClaimState(enum.Enum):
 
     FETCHING = "on its way"
     VALID = "it fits, and may be applied"
-    INVALID = "it is what was announced, but no result of this model"
+    INVALID = "it is what was announced, but not a result of this model"
     BROKEN = "it is not what was announced"
     SPARE = "one too many, fetched only if the witnesses agree on it"
 
@@ -50,6 +50,7 @@ class Claim:
     """An announcement of a result.
 
     Attributes:
+        result: what arrived, if it fits.
         failures: downloads that came to nothing; those that were only slow do not count.
         retry_at: when to try again; None while a download is under way or none is needed.
     """
@@ -65,7 +66,7 @@ class Claim:
 
     @property
     def order(self) -> tuple[bytes, bytes]:
-        """By this claims are sorted, so that the order of arrival decides nothing."""
+        """Sorts claims, so that the order of arrival decides nothing."""
         return self.commitment.data_hash, self.ticket.hash
 
 
@@ -79,17 +80,18 @@ class RoundState:
         clients: those with whom it began.
         selection: the roles.
         committee_proof, witness_proof: our own.
-        assignments: who has which batch, in order of the data.
+        assignments: the client that trains each batch, in order of the data.
         trains: whether anything is trained at all.
         missing: batches of which nothing that keeps its commitment has come yet.
         participant_keys, result_keys: of the filters in our report.
         claims: announcements by batch.
-        participants, results: what the report will praise, by batch: who took part, and the hash of what came.
-        finished: who has said so, ourselves included.
+        participants, results: what the report will praise, by batch: the client that took part, and the hash of what
+            came.
+        finished: clients that have said so, ourselves included.
         broadcasts: hash of every message taken, in order of arrival.
         own: what the trainer wants back with the next round.
         training_over: our trainer has nothing (more) to do in this round.
-        training: it is at work.
+        training: the batch that it is at work on; None if it is not.
         ready_at: when we began to wait for others, monotonic seconds.
     """
 
@@ -112,7 +114,7 @@ class RoundState:
     broadcasts: list[bytes] = field(default_factory=list)
     own: object = None
     training_over: bool = False
-    training: bool = False
+    training: BatchId | None = None
     ready_at: float | None = None
     sent_finished: bool = False
     sent_witness: bool = False
@@ -122,7 +124,7 @@ class RoundState:
         """The current round of ``state``, in whose list ``me`` is.
 
         Raises:
-            CoordinatorError: the state contradicts itself, or elects roles for which there is no work.
+            CoordinatorError: the state contradicts itself, or elects roles that have no work.
         """
         round_ = state.current_round
         clients = tuple(client.id for client in state.epoch_state.clients)
@@ -151,6 +153,7 @@ class RoundState:
         return all(map(self.selection.is_witness_at, range(len(self.clients))))
 
     def all_claims(self) -> Iterator[Claim]:
+        """Announcements of all batches."""
         for claims in self.claims.values():
             yield from claims
 
@@ -159,6 +162,7 @@ class RoundState:
         return [claim for claim in self.all_claims() if claim.ticket.hash == blob]
 
     def batch_of(self, client: NodeIdentity) -> BatchId | None:
+        """The batch that ``client`` trains; None if it has none."""
         return next((batch for batch, owner in self.assignments.items() if owner == client), None)
 
     def has_room_for(self, claim: Claim) -> bool:
@@ -173,8 +177,8 @@ class RoundState:
         claims = self.claims.setdefault(claim.batch, [])
         if len(claims) >= MAX_CLAIMS:
             claim.state = ClaimState.SPARE
-            # Of somebody who says so much, nothing is waited for and nothing praised. A report that went out before
-            # may praise one of them all the same; should a quorum of those agree, it counts for all.
+            # For a client that announces so much, the round does not wait, and the report does not praise it. A report
+            # that went out before may praise one of its results all the same; if a quorum agrees, that one counts.
             self.missing.discard(claim.batch)
             self.participants.pop(claim.batch, None)
             self.results.pop(claim.batch, None)
@@ -183,11 +187,11 @@ class RoundState:
         claims.append(claim)
 
     def settle(self, claim: Claim, state: ClaimState, result: ReceivedResult | None = None) -> None:
-        """The data of ``claim`` are here and were looked at."""
+        """The data of ``claim`` are here and were read."""
         claim.state, claim.result, claim.retry_at = state, result, None
         if state is ClaimState.BROKEN:
             return
-        # A result that nobody can use is no work done. Psyche's witnesses praise it all the same.
+        # A result that nobody can use does not count as work. Psyche's witnesses praise it all the same.
         if state is ClaimState.VALID and self.missing:
             if len(self.claims.get(claim.batch, ())) <= MAX_CLAIMS:
                 self.participants[claim.batch] = hashlib.sha256(claim.sender.signer).digest()
@@ -197,10 +201,12 @@ class RoundState:
 
     @property
     def participant_bloom(self) -> WitnessBloom:
+        """For our report: the clients that took part."""
         return _bloom_of(self.participant_keys, self.participants.values())
 
     @property
     def broadcast_bloom(self) -> WitnessBloom:
+        """For our report: the commitments whose results came."""
         return _bloom_of(self.result_keys, self.results.values())
 
 

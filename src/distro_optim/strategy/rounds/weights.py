@@ -1,9 +1,9 @@
-"""Do all peers have the same weights? And if not: who is right, and which tensor differs?
+"""Do all peers have the same weights? And if not: which of them are right, and which tensors differ? No I/O.
 
 Psyche does not ask. Here peers of our own kind say at the start of each step what their weights hash to. The largest
-group of equal reports is right; of equal groups, the one with the first client of the list. What that proves: nothing
-about a single peer, which may say what it likes; with more honest reporters than liars of one mind, a peer that left
-the common weights learns of it, and where.
+group of equal reports is right; of equal groups, the one with the first client of the list. That proves nothing about a
+single peer, which may report what it likes. But while honest peers outnumber any group of liars that agree, a peer
+whose weights have drifted from the others' learns of it, and in which tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Final
 
 from torch import Tensor, uint8
 
+from ...comm import postcard
 from ...verify.merkle import merkle_root
+from .actions import AnnounceWeights, Desynced, HashWeights, Outbox
 from .broadcasts import MARK_SIZE, MAX_MARKS, WeightsReport
 
 __all__ = ["Finding", "Verdict", "WeightsTable", "WeightsWatch", "differing_tensors", "tensor_digest", "weights_report"]
@@ -29,9 +31,9 @@ class Verdict:
 
     Attributes:
         agrees: we are in the group that is right.
-        others: reports of other peers that there are.
-        right: senders of the group that is right, without us.
-        report: one of that group's, where it is not ours.
+        others: how many other peers have reported.
+        right: public keys of the group that is right, without ours.
+        report: a report of that group; None if we are in it.
     """
 
     agrees: bool
@@ -41,19 +43,19 @@ class Verdict:
 
     @property
     def confirmed(self) -> bool:
-        """Somebody else has what we have, and we are right."""
+        """Another peer has the same weights as we, and we are right."""
         return self.agrees and bool(self.right)
 
 
 def tensor_digest(name: str, tensor: Tensor) -> bytes:
-    """SHA-256 over name, type, shape and bits of a tensor; -0 is not 0 here."""
+    """32 bytes: SHA-256 over name, type, shape and bits of a tensor of any shape and dtype; -0 is not 0 here."""
     digest = hashlib.sha256(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
     return digest.digest()
 
 
 def weights_report(epoch: int, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport:
-    """The report on tensors with these hashes, in the order of their names."""
+    """The report on tensors with these hashes of 32 bytes each, in the order of their names."""
     marks = []
     for start, stop in _groups(len(digests)):
         marks.append(hashlib.sha256(b"".join(digests[start:stop])).digest()[:MARK_SIZE])
@@ -93,17 +95,19 @@ class WeightsTable:
         return True
 
     def forget_before(self, step: int) -> None:
+        """Forgets reports on earlier steps."""
         for key in [key for key in self._reports if key[1] < step]:
             del self._reports[key]
 
     def clear(self) -> None:
+        """Forgets all reports."""
         self._reports.clear()
 
     def judge(self, me: bytes, ours: WeightsReport, clients: Iterable[bytes]) -> Verdict:
         """Compares ``ours`` with the reports of ``clients``, which are in the order of the epoch's list."""
         reports: Mapping[bytes, WeightsReport] = self._reports.get((ours.epoch, ours.step), {})
         groups: dict[tuple[bytes, bytes], list[bytes]] = {}
-        # Whoever was taken off the list stands last in it.
+        # If we were taken off the list, we stand last in it.
         for client in dict.fromkeys([*clients, me]):
             report = ours if client == me else reports.get(client)
             if report is not None:
@@ -123,7 +127,7 @@ class Finding:
 
     Attributes:
         reason: in words.
-        right: peers that have the right ones, as far as known.
+        right: public keys of peers that have the right ones, as far as known.
         tensors: names of those that differ, as far as known.
     """
 
@@ -133,31 +137,52 @@ class Finding:
 
 
 class WeightsWatch:
-    """Our own reports beside those of the others.
+    """Our own reports beside those of the others, and what is known against our weights.
 
     Args:
-        me: own public key.
+        me: our own public key.
+        outbox: where what is to be done goes.
 
     Attributes:
-        names: of the tensors.
-        doubt: step since which our weights may be wrong, because results did not come; None if nothing is known
-            against them.
+        fault: why our weights are not those of the others; None if they are, as far as we know.
     """
 
-    def __init__(self, me: bytes) -> None:
-        self.names: tuple[str, ...] = ()
-        self.doubt: int | None = None
+    def __init__(self, me: bytes, outbox: Outbox) -> None:
+        self.fault: Desynced | None = None
         self._me = me
+        self._outbox = outbox
+        self._names: tuple[str, ...] = ()
+        # The step since which our weights may be wrong because results did not come; None if there is no such doubt.
+        self._doubt: int | None = None
         self._asked: dict[int, int] = {}  # step to epoch, until the trainer has answered
         self._ours: dict[int, WeightsReport] = {}
         self._table = WeightsTable()
 
-    def ask(self, epoch: int, step: int) -> bool:
-        """Whether the weights at ``step`` are still to be hashed. (An epoch begins with those of its warm-up.)"""
-        if step in self._ours or step in self._asked:
-            return False
-        self._asked[step] = epoch
-        return True
+    # -- what is known against ours ------------------------------------------------------------------------------------
+
+    def loaded(self, names: Sequence[str]) -> None:
+        """Other weights were loaded, of tensors with these names: nothing is known against them."""
+        self._names = tuple(names)
+        self.fault, self._doubt = None, None
+        self._ours.clear()
+        self._asked.clear()
+
+    def suspect(self, step: int) -> None:
+        """Results are missing: from ``step`` on our weights may be wrong, until a comparison clears them."""
+        self._doubt = step
+
+    def condemn(self, fault: Desynced) -> None:
+        """Our weights are wrong until others are loaded."""
+        self.fault, self._doubt = fault, None
+        self._outbox.put(fault)
+
+    # -- our reports ---------------------------------------------------------------------------------------------------
+
+    def hash(self, epoch: int, step: int) -> None:
+        """Has our weights at ``step`` hashed, once. (An epoch begins with the weights of its warm-up.)"""
+        if step not in self._ours and step not in self._asked:
+            self._asked[step] = epoch
+            self._outbox.put(HashWeights(step))
 
     def hashed(self, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport | None:
         """Our report on ``step``; None if nobody asked for it."""
@@ -167,29 +192,30 @@ class WeightsWatch:
         self._ours[step] = weights_report(epoch, step, digests, nonce)
         return self._ours[step]
 
-    def again(self) -> WeightsReport | None:
-        """Our latest report with a new nonce."""
-        if not self._ours:
-            return None
-        step = max(self._ours)
-        report = self._ours[step]
-        self._ours[step] = replace(report, nonce=(report.nonce + 1) & _U32)
-        return self._ours[step]
+    def tell(self, report: WeightsReport) -> None:
+        """Announces our report, if our weights are not known to be wrong."""
+        if self.fault is None:
+            self._outbox.put(AnnounceWeights(postcard.encode(report)))
+
+    def tell_again(self) -> None:
+        """Announces our latest report with a new nonce."""
+        if self._ours:
+            step = max(self._ours)
+            report = self._ours[step]
+            self._ours[step] = replace(report, nonce=(report.nonce + 1) & _U32)
+            self.tell(self._ours[step])
+
+    # -- the others' ---------------------------------------------------------------------------------------------------
 
     def add(self, sender: bytes, report: WeightsReport) -> bool:
-        """Keeps a report of another; False if there is one. Admit only clients of the epoch and steps around now."""
+        """Keeps a peer's report; False if there is one. The caller admits only the epoch's clients and recent steps."""
         return self._table.add(sender, report)
 
     def forget_before(self, step: int) -> None:
+        """Forgets what is about earlier steps."""
         self._table.forget_before(step)
         self._ours = {old: report for old, report in self._ours.items() if old >= step}
         self._asked = {old: epoch for old, epoch in self._asked.items() if old >= step}
-
-    def forget_ours(self) -> None:
-        """Other weights were loaded."""
-        self._ours.clear()
-        self._asked.clear()
-        self.doubt = None
 
     def clear(self) -> None:
         """An epoch begins."""
@@ -198,22 +224,28 @@ class WeightsWatch:
         self._asked.clear()
 
     def judge(self, step: int, clients: Sequence[bytes], *, final: bool) -> Finding | None:
-        """What is wrong with our weights at ``step``. Before it is final, only a majority of all clients convinces."""
+        """What is wrong with our weights at ``step``; None if nothing is known.
+
+        Args:
+            step: of the reports.
+            clients: public keys of the epoch's clients, in the order of its list.
+            final: no further report on that step is waited for. Before, only a majority of all clients convinces.
+        """
         ours = self._ours.get(step)
         if ours is None:
-            if final and self.doubt is not None and self.doubt < step:
+            if final and self._doubt is not None and self._doubt < step:
                 return Finding("results are missing, and our weights were never compared")
             return None
         verdict = self._table.judge(self._me, ours, clients)
         if verdict.report is not None and (final or 2 * len(verdict.right) > len(clients)):
-            tensors = differing_tensors(ours, verdict.report, self.names)
+            tensors = differing_tensors(ours, verdict.report, self._names)
             count = len(verdict.right)
             reason = f"{count} peer{'s have' if count > 1 else ' has'} other weights at step {step}"
             return Finding(reason, verdict.right, tensors)
-        if self.doubt is not None and self.doubt <= step:
-            # Where no two have the same, ours may count by the rule: if all gave theirs up, nobody would have any.
+        if self._doubt is not None and self._doubt <= step:
+            # Where no two peers agree, ours may be right by the rule: if all gave theirs up, nobody would have any.
             if verdict.confirmed or (final and verdict.agrees and 2 * (verdict.others + 1) > len(clients)):
-                self.doubt = None
+                self._doubt = None
             elif final and verdict.others == 0:
                 return Finding("results are missing, and nobody says what weights the others have")
         return None

@@ -1,9 +1,12 @@
-"""Which results of a round count: what its witnesses agree on, in an order that all peers share.
+"""The rule that decides which result of a batch counts: the one its witnesses agree on. No I/O.
+
+Votes are counted by :func:`~distro_optim.coordinator.rules.consensus.select_commitment`; here stands who votes, on what
+and in which order, and what happens to a result that counts and has not come.
 
 Rules: ``shared/client/src/state/train.rs`` of PsycheFoundation/psyche. There the candidates for a batch stand in order
-of arrival, which decides between equals and gives each vote to the first candidate a filter seems to hold; two honest
-peers can then differ. Here they stand in the order of their hashes. Where a sender announces one result, as honest ones
-do, both are the same.
+of arrival, which decides between equals and gives each vote to the first candidate that a filter seems to hold; so two
+honest peers can choose differently. Here they stand in the order of their hashes. Where each sender announces a single
+result, as honest ones do, both rules choose the same.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ __all__ = ["Choice", "DueResults"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What counts, as far as it is known.
+    """Which results count, as far as that is known.
 
     Attributes:
         updates: contributions in ascending order of their batches.
-        waiting: batches of which the witnesses saw a result that has not come here.
-        wanted: those of them that nobody has asked for yet.
+        waiting: batches for which the witnesses saw a result that has not come here.
+        wanted: results that count and that we have not asked for yet.
     """
 
     updates: tuple[CompressedUpdate, ...]
@@ -44,11 +47,13 @@ class DueResults:
     """The results of round h-2, to be applied at the start of round h.
 
     Attributes:
-        step, lr, bounds: of round h.
+        step: of round h.
+        lr: learning rate of that step.
+        bounds: first and last step of the cold start, if there is one.
         round: round h-2.
-        witnesses: sent during round h-1; they say what was seen of round h-2.
+        witnesses: reports sent during round h-1; they say what was seen of round h-2.
         quorum: how many of them must agree.
-        least_nonce: results of trainers that are newer in the run are left out.
+        least_nonce: results of trainers that have trained fewer rounds than this are left out.
     """
 
     step: int
@@ -67,7 +72,7 @@ class DueResults:
         try:
             quorum = witness_quorum(state.config.witness_nodes, len(witnesses))
         except CoordinatorError:
-            quorum = 1  # without reports nothing reaches it
+            quorum = 1  # there are no reports, so nothing reaches it
         shared_by_peers = is_with_peers(state.model.checkpoint)
         return cls(
             step=state.progress.step,
@@ -80,6 +85,7 @@ class DueResults:
         )
 
     def choose(self) -> Choice:
+        """Applies the rule to each batch of the round."""
         updates, waiting, wanted = [], [], []
         for batch, owner in sorted(self.round.assignments.items()):
             claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
@@ -100,14 +106,14 @@ class DueResults:
     def _seen_elsewhere(self, owner: NodeIdentity, claims: Sequence[Claim]) -> bool:
         """Whether a quorum of witnesses saw ``owner`` take part with something that is not among ``claims``.
 
-        A witness's filter of participants names clients, and a client has one batch: so it tells of results whose
+        A witness's filter of participants contains clients, and a client has one batch: so it tells of results whose
         announcements never came here.
         """
-        who = hashlib.sha256(owner.signer).digest()
+        item = hashlib.sha256(owner.signer).digest()
         hashes = [claim.commitment.data_hash for claim in claims]
         votes = 0
         for witness in self.witnesses:
-            took_part = who in BloomFilter(witness.participant_bloom.keys, witness.participant_bloom.words)
+            took_part = item in BloomFilter(witness.participant_bloom.keys, witness.participant_bloom.words)
             seen = BloomFilter(witness.broadcast_bloom.keys, witness.broadcast_bloom.words)
             votes += took_part and not (hashes and bool(seen.contains_many(hashes).any()))
         return votes >= self.quorum

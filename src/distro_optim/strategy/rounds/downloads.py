@@ -1,0 +1,109 @@
+"""Fetches the results that peers announce, and looks at what arrives. No I/O.
+
+What is known of a download stands in its :class:`~.round_state.Claim`; a failed one is tried again for as long as its
+round is of interest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from ...comm.addresses import EndpointAddr
+from ...compress import TilePlan
+from ...errors import InvalidResultError, ProtocolError
+from .actions import DropReason, FetchBlob, Outbox
+from .admission import Peers
+from .results import max_result_size, read_result
+from .round_state import Claim, ClaimState, RoundState
+
+__all__ = ["Downloads"]
+
+RETRY_SECONDS: Final = 2.0
+"""Before a failed download is tried again (``shared/network/src/download/scheduler.rs``); doubles each time ..."""
+
+MAX_RETRY_SECONDS: Final = 8.0
+"""... up to this. Results are wanted for two rounds, so nobody gives up earlier. Chosen arbitrarily."""
+
+_MAX_DOUBLINGS: Final = 8
+"""Far more than it takes to reach :data:`MAX_RETRY_SECONDS`; keeps the power small."""
+
+
+class Downloads:
+    """Downloads of results for one model.
+
+    Args:
+        plan: how the model's tensors are tiled; decides which results fit.
+        peers: may all have what one of them announced.
+        outbox: where requests, and complaints about what arrived, go.
+    """
+
+    def __init__(self, plan: TilePlan, peers: Peers, outbox: Outbox) -> None:
+        self._plan = plan
+        self._peers = peers
+        self._outbox = outbox
+
+    def begin(self, round_: RoundState, claim: Claim) -> None:
+        """Asks for the data of ``claim``, for the first time or again."""
+        claim.retry_at = None
+        ticket, owner = claim.ticket, claim.sender.p2p_identity
+        if ticket.addr.id != owner:
+            # Honest peers offer what they make themselves. Another peer's address would replace what we know of that
+            # peer, or make us call a stranger.
+            ticket = replace(ticket, addr=EndpointAddr(owner))
+        self._outbox.put(
+            FetchBlob(
+                ticket=ticket,
+                providers=self._peers.keys,
+                max_size=max_result_size(self._plan),
+                tag=f"downloaded-distro-result-{claim.sender}_{round_.step}",
+            )
+        )
+
+    def arrived(self, rounds: Sequence[RoundState], blob: bytes, data: bytes) -> None:
+        """The download of ``blob`` is here, for whichever of ``rounds`` waits for it."""
+        for round_, claim in _fetching(rounds, blob):
+            self._read(round_, claim, data)
+
+    def failed(self, rounds: Sequence[RoundState], blob: bytes, now: float, *, is_slow: bool) -> None:
+        """The download of ``blob`` failed; one that was only slow does not count as a failure."""
+        for _, claim in _fetching(rounds, blob):
+            doublings = min(claim.failures, _MAX_DOUBLINGS)
+            claim.retry_at = now + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2**doublings)
+            claim.failures += not is_slow
+
+    def retry(self, rounds: Sequence[RoundState], now: float) -> None:
+        """Asks again for what is due."""
+        for round_ in rounds:
+            for claim in round_.all_claims():
+                if claim.retry_at is not None and claim.retry_at <= now:
+                    self.begin(round_, claim)
+
+    def next_retry(self, rounds: Sequence[RoundState]) -> float | None:
+        """When :meth:`retry` has something to do, in monotonic seconds; None if never."""
+        times = [claim.retry_at for round_ in rounds for claim in round_.all_claims() if claim.retry_at is not None]
+        return min(times, default=None)
+
+    def _read(self, round_: RoundState, claim: Claim, data: bytes) -> None:
+        try:
+            result = read_result(
+                data, step=round_.step, batch=claim.batch, data_hash=claim.commitment.data_hash, plan=self._plan
+            )
+            round_.settle(claim, ClaimState.VALID, result)
+        except InvalidResultError as error:
+            round_.settle(claim, ClaimState.INVALID)
+            self._outbox.drop(claim.sender.p2p_identity, DropReason.INVALID_RESULT, str(error))
+        except ProtocolError as error:
+            round_.settle(claim, ClaimState.BROKEN)
+            self._outbox.drop(claim.sender.p2p_identity, DropReason.WRONG_HASH, str(error))
+
+
+def _fetching(rounds: Sequence[RoundState], blob: bytes) -> list[tuple[RoundState, Claim]]:
+    """Claims that wait for ``blob``."""
+    return [
+        (round_, claim)
+        for round_ in rounds
+        for claim in round_.claims_of_blob(blob)
+        if claim.state is ClaimState.FETCHING
+    ]

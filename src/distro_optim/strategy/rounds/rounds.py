@@ -1,0 +1,307 @@
+"""The client's side of a run, without I/O: what to fetch, apply, train, say and report, and when.
+
+States of the coordinator, messages of peers, downloads, results of the trainer and ``now`` go in; actions come out
+(:mod:`.actions`), to be carried out in their order. :class:`Rounds` takes the inputs and hands each to the object that
+it concerns. Each of these keeps its own state:
+
+=================  ===================================================================================
+``phases``         where we are in the run; leads through warm-up, rounds, and an epoch's end
+``warm_up``        loads the model, and hears who is ready
+``pipeline``       the three rounds that are alive, while rounds go on
+``downloads``      fetches what peers announce in them
+``own_result``     the result that we trained, until it is announced
+``weights``        whether our weights are those of the others
+``admission``      who may talk to us, and which messages are taken
+``announcer``      what we announce, and repeat
+``actions``        what can come out, and the outbox in which it is collected
+=================  ===================================================================================
+
+``docs/rounds.md`` draws the pipeline. Rules: PsycheFoundation/psyche, ``shared/client/src``; where that client ends in
+a panic or goes on with other weights than its peers, this one says :class:`~.actions.Desynced`, does not train any
+more, still witnesses, and loads the weights again in the next warm-up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from ...comm import postcard
+from ...comm.addresses import EndpointAddr
+from ...comm.announcements import Announcement
+from ...comm.signing import SecretKey
+from ...compress import CompressedUpdate, TilePlan
+from ...coordinator.types import Coordinator, NodeIdentity, RunState
+from ...errors import ConfigurationError, ProtocolError
+from . import actions as act
+from .actions import Action, DropReason, Outbox
+from .admission import NotAdmitted, Peers
+from .announcer import Announcer
+from .broadcasts import Broadcast, Finished, WeightsReport
+from .moment import Moment
+from .own_result import OwnResult
+from .phases import KEPT_STEPS, Phases, Stage
+from .results import EncodedResult
+from .weights import WeightsWatch
+
+__all__ = ["Rounds", "Stage"]
+
+
+class Rounds:
+    """See the module. Every method that takes ``now`` is an input and returns what is to be done because of it.
+
+    Args:
+        identity: who we are to the coordinator.
+        key: of our endpoint; signs commitments.
+        address: where peers can fetch blobs that we offer.
+        draw: gives so many random bytes, from a source that peers cannot guess.
+
+    Raises:
+        ConfigurationError: identity, key and address are not of one peer.
+    """
+
+    def __init__(
+        self, *, identity: NodeIdentity, key: SecretKey, address: EndpointAddr, draw: Callable[[int], bytes]
+    ) -> None:
+        if identity.p2p_identity != key.public or address.id != key.public:
+            raise ConfigurationError("identity, key and address must be of one peer", name="key")
+        self._me = identity
+        self._outbox = Outbox()
+        self._announcer = Announcer(key, draw, self._outbox)
+        self._peers = Peers(identity, self._outbox)
+        self._watch = WeightsWatch(key.public, self._outbox)
+        self._own_result = OwnResult(identity, address, self._announcer, self._watch, self._outbox)
+        self._phases = Phases(
+            identity,
+            draw,
+            peers=self._peers,
+            announcer=self._announcer,
+            watch=self._watch,
+            own_result=self._own_result,
+            outbox=self._outbox,
+        )
+        # The latest input, once the coordinator has told its state.
+        self._latest: Moment | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """What we are to the run."""
+        return self._phases.stage
+
+    @property
+    def fault(self) -> act.Desynced | None:
+        """Why our weights are not those of the others; None if they are, as far as we know."""
+        return self._watch.fault
+
+    @property
+    def dropped(self) -> Counter[DropReason]:
+        """How many messages and results were not taken, by reason."""
+        return self._outbox.dropped
+
+    @property
+    def address(self) -> EndpointAddr:
+        """Where peers can fetch blobs that we offer. It may be changed at any time."""
+        return self._own_result.address
+
+    @address.setter
+    def address(self, address: EndpointAddr) -> None:
+        self._own_result.address = address
+
+    # -- inputs: the coordinator ---------------------------------------------------------------------------------------
+
+    def coordinator_state(self, state: Coordinator, now: float) -> list[Action]:
+        """The coordinator tells its state. The same one again changes nothing."""
+        before = self._moment(now)
+        if self.stage is Stage.ENDED or (before is not None and (state is before.state or state == before.state)):
+            return self._outbox.take()
+        at = self._latest = Moment(now, state)
+        if before is not None:
+            if not at.is_same_phase(before):
+                self._own_result.publish_before_next_round(before, self._phases.current_round)
+            if before.lists(self._me) and not at.lists(self._me) and not at.is_in(RunState.FINISHED):
+                self._outbox.put(act.Rejoin())
+        self._phases.follow(at)
+        return self._outbox.take()
+
+    # -- inputs: the trainer -------------------------------------------------------------------------------------------
+
+    def initialized(self, plan: TilePlan, names: Sequence[str], now: float) -> list[Action]:
+        """The model is loaded.
+
+        Args:
+            plan: how its tensors are tiled.
+            names: of the tensors, in the plan's order.
+            now: monotonic time in seconds.
+        """
+        at = self._moment(now)
+        if self.stage is Stage.LOADING and at is not None:
+            self._phases.loaded(at, plan, names)
+        return self._outbox.take()
+
+    def initialization_failed(self, reason: str, now: float) -> list[Action]:
+        """The model could not be loaded. During warm-up that is tried again a few times."""
+        at = self._moment(now)
+        if self.stage is Stage.LOADING and at is not None:
+            self._phases.load_failed(at, reason)
+        return self._outbox.take()
+
+    def trained(self, step: int, update: CompressedUpdate, own: object, now: float) -> list[Action]:
+        """The training of ``step`` is done.
+
+        Args:
+            step: of the :class:`~.actions.TrainBatch`.
+            update: what to send.
+            own: what the trainer wants back in the next round, if this one is sent.
+            now: monotonic time in seconds.
+        """
+        at, pipeline = self._moment(now), self._phases.pipeline
+        self._own_result.publish(now)
+        nonce = self._own_result.count_training()
+        if at is not None and pipeline is not None:
+            batch = pipeline.end_training(step)
+            pipeline.advance(at)
+            if batch is not None and at.is_in(RunState.ROUND_TRAIN):
+                self._own_result.add(pipeline.current, batch, update, own, nonce, pipeline.plan)
+        return self._outbox.take()
+
+    def encoding(self) -> Callable[[], EncodedResult] | None:
+        """What :meth:`publish` will have to compute, to be computed in advance, in another thread; None if nothing.
+
+        The function raises ProtocolError if the result is of no use to any peer.
+        """
+        return self._own_result.encoding()
+
+    def publish(self, now: float, encoded: EncodedResult | None = None) -> list[Action]:
+        """Answer to :class:`~.actions.PublishResult`.
+
+        In a run whose rounds end with their last report, the result is held until the coordinator says that the round
+        is over, or for :data:`~.own_result.MAX_HOLD_SECONDS`. If it is over already, it goes out at once.
+
+        Args:
+            now: monotonic time in seconds.
+            encoded: what :meth:`encoding` gave, if it was computed in advance.
+        """
+        at = self._moment(now)
+        if at is not None and not self._own_result.publish_or_hold(at, self._phases.current_round, encoded):
+            self._phases.advance(at)
+        return self._outbox.take()
+
+    def cancelled(self, step: int, now: float) -> list[Action]:
+        """The training of ``step`` was stopped before it came to a result."""
+        at, pipeline = self._moment(now), self._phases.pipeline
+        self._own_result.count_training()
+        if at is not None and pipeline is not None:
+            pipeline.end_training(step)
+            pipeline.advance(at)
+        return self._outbox.take()
+
+    def weights_hashed(self, step: int, digests: Sequence[bytes], now: float) -> list[Action]:
+        """Answer to :class:`~.actions.HashWeights`: 32 bytes for each tensor, in the plan's order."""
+        at, pipeline = self._moment(now), self._phases.pipeline
+        report = self._watch.hashed(step, digests, self._announcer.nonce())
+        if at is not None and report is not None and self.stage is Stage.RUNNING:
+            self._watch.tell(report)
+            self._phases.judge(at, step, final=pipeline is not None and step < pipeline.current.step)
+        return self._outbox.take()
+
+    # -- inputs: the peers and the clock -------------------------------------------------------------------------------
+
+    def receive(self, announcement: Announcement, now: float) -> list[Action]:
+        """A peer announces a :class:`~.broadcasts.Broadcast`. Its signature was checked before."""
+        at = self._moment(now)
+        sender = self._sender_of(announcement, while_loading=True)
+        if sender is not None and at is not None:
+            try:
+                broadcast: Broadcast = postcard.decode(Broadcast, announcement.data)
+                if isinstance(broadcast.data, Finished) and broadcast.data.warmup:
+                    self._phases.warm_up.hear_ready(sender, broadcast, at)
+                elif self.stage is not Stage.RUNNING:
+                    raise NotAdmitted(DropReason.NOT_RUNNING)
+                else:
+                    self._phases.take(sender, broadcast, at)
+            except NotAdmitted as refusal:
+                self._outbox.drop(announcement.sender, refusal.reason, refusal.detail)
+            except ProtocolError as error:
+                self._outbox.drop(announcement.sender, DropReason.MALFORMED, str(error))
+            self._phases.advance(at)
+        return self._outbox.take()
+
+    def receive_weights(self, announcement: Announcement, now: float) -> list[Action]:
+        """A peer of our own kind announces a :class:`~.broadcasts.WeightsReport`. Its signature was checked before."""
+        at = self._moment(now)
+        if self._sender_of(announcement) is None or at is None:
+            return self._outbox.take()
+        try:
+            report: WeightsReport = postcard.decode(WeightsReport, announcement.data)
+        except ProtocolError as error:
+            self._outbox.drop(announcement.sender, DropReason.MALFORMED, str(error))
+            return self._outbox.take()
+        progress = at.state.progress
+        if report.epoch != progress.epoch or not -KEPT_STEPS <= report.step - progress.step <= 1:
+            self._outbox.drop(announcement.sender, DropReason.WRONG_STEP)
+        elif not self._watch.add(announcement.sender, report):
+            self._outbox.drop(announcement.sender, DropReason.DUPLICATE)
+        else:
+            self._phases.judge(at, report.step, final=False)
+        return self._outbox.take()
+
+    def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:
+        """A download is here. ``blob`` is the BLAKE3 of ``data``, which was verified on the way."""
+        at, pipeline = self._moment(now), self._phases.pipeline
+        if at is not None and pipeline is not None:
+            pipeline.fetched(blob, data)
+            pipeline.advance(at)
+        return self._outbox.take()
+
+    def fetch_failed(self, blob: bytes, now: float, *, is_slow: bool = False) -> list[Action]:
+        """A download came to nothing. It is tried again while its round is of interest.
+
+        Args:
+            blob: the hash of what was to be fetched.
+            now: monotonic time in seconds.
+            is_slow: it was on its way, and the next attempt goes on where this one ended.
+        """
+        at, pipeline = self._moment(now), self._phases.pipeline
+        if at is not None and pipeline is not None:
+            pipeline.fetch_failed(blob, now, is_slow=is_slow)
+            pipeline.advance(at)
+        return self._outbox.take()
+
+    def tick(self, now: float) -> list[Action]:
+        """Time passes: downloads are tried again, messages repeated. To be called at :meth:`next_timer`."""
+        at, pipeline = self._moment(now), self._phases.pipeline
+        self._own_result.publish_due(now)
+        if pipeline is not None:
+            pipeline.retry_downloads(now)
+        if self.stage is Stage.RUNNING and self._announcer.repeat(now):
+            self._watch.tell_again()
+        if at is not None:
+            self._phases.advance(at)
+        return self._outbox.take()
+
+    def next_timer(self) -> float | None:
+        """When :meth:`tick` has something to do, in monotonic seconds; None if never."""
+        times = [self._own_result.held_until]
+        if self.stage is Stage.RUNNING:
+            times.append(self._announcer.repeats.next_at)
+        if self._phases.pipeline is not None and self._latest is not None:
+            times.extend(self._phases.pipeline.next_timers(self._latest))
+        return min((time for time in times if time is not None), default=None)
+
+    def _moment(self, now: float) -> Moment | None:
+        """The moment of an input; None if the coordinator has not told its state yet."""
+        if self._latest is not None:
+            self._latest = Moment(now, self._latest.state)
+        return self._latest
+
+    def _sender_of(self, announcement: Announcement, *, while_loading: bool = False) -> NodeIdentity | None:
+        """The peer that announces something; None if it does not count."""
+        # A peer says that it is ready once and then seldom: we must not miss it while we still load the model.
+        listens = self.stage is Stage.RUNNING or (while_loading and self.stage is Stage.LOADING)
+        if not listens:
+            self._outbox.drop(announcement.sender, DropReason.NOT_RUNNING)
+            return None
+        sender = self._peers.find(announcement.sender)
+        if sender is None:
+            self._outbox.drop(announcement.sender, DropReason.UNKNOWN_SENDER)
+        return sender
