@@ -1,7 +1,7 @@
 """What clients tell each other by gossip. Declarations only.
 
-:class:`Broadcast` is Psyche's (PsycheFoundation/psyche, ``shared/client/src/protocol.rs``); a signed message is around
-it. :class:`WeightsReport` is our own and travels where Psyche's clients do not listen.
+:class:`Broadcast` is Psyche's (PsycheFoundation/psyche, ``shared/client/src/protocol.rs``) and travels inside a signed
+message. :class:`WeightsReport` is not part of Psyche's protocol and travels where Psyche's clients do not listen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CommitmentBytes = Annotated[
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The sender has trained ``batch_id``; the ticket leads to what came of it."""
+    """The sender has trained ``batch_id``; the ticket leads to the result."""
 
     batch_id: BatchId
     ticket: BlobTicket
@@ -34,8 +34,8 @@ class Finished:
     """The sender has nothing more to do in this round, and has everything of the one before.
 
     Attributes:
-        broadcast_merkle: root over the hashes of the round before, in order of arrival.
-        warmup: said in warm-up: the model is loaded.
+        broadcast_merkle: root over the hashes of the messages of the round before, in order of arrival.
+        warmup: the message is of warm-up, and says that the model is loaded.
     """
 
     broadcast_merkle: MerkleRoot
@@ -52,7 +52,7 @@ class Broadcast:
     Attributes:
         step: of the coordinator; 0 in warm-up.
         proof: the sender's claim to its role in the round.
-        commitment: the hash of what is announced, signed on its own.
+        commitment: the hash of what is announced, with a signature of its own.
         nonce: counts repetitions, so that gossip takes each for a new message.
     """
 
@@ -64,10 +64,11 @@ class Broadcast:
 
 
 MAX_MARKS: Final = 512
-"""Groups of tensors told apart in a report."""
+"""Groups of tensors that a report can tell apart."""
 
 MARK_SIZE: Final = 6
-"""Bytes of a mark. With 512 of them a report fits in one announcement; two differ unseen once in 2**48."""
+"""Bytes of a mark. With 512 of them a report fits in one announcement. Different groups have equal marks once in
+2**48."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class WeightsReport:
     """Which weights the sender has at the start of a step, before it trains.
 
     Attributes:
+        epoch, step: of the coordinator.
         root: Merkle root over the hashes of all tensors.
         marks: the first bytes of the hash of each tensor, or of each group of neighbours in a model of more than
             :data:`MAX_MARKS` tensors: where roots differ, they say where.

@@ -1,4 +1,4 @@
-"""From whom a client gets the run's model before an epoch, and when it stops asking and gives its own. No I/O."""
+"""Which peers a client asks for the run's model before an epoch, and when it stops asking and gives its own. No I/O."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def whom_to_ask(
 
     Args:
         state: of the coordinator, in warm-up.
-        me: who we are to it.
+        me: our own identity.
         right: public keys of peers whose weights were found right where ours were not.
-        ready: who has said in this warm-up that it has the weights.
-        had_the_weights: ours were once those of the run, which is one of our own kind.
+        ready: the clients that have said in this warm-up that they have the weights.
+        had_the_weights: ours were once those of the run, and the run is one whose peers share them.
         vain_attempts: in a row, over all warm-ups, in which nobody gave us the model.
     """
     clients = [client.id for client in state.epoch_state.clients]
@@ -37,7 +37,7 @@ def whom_to_ask(
     checkpoint = state.model.checkpoint
     shared = is_with_peers(checkpoint)
     if is_shared_by_peers(checkpoint) and not shared:
-        # Nobody is left of an epoch before this one: the first of the list has the weights. One that lost them on the
+        # No client is left of an earlier epoch: the first of the list has the weights. A client that lost them on the
         # way does not know whether the others still have them.
         shared = clients[0] != me or had_the_weights
     attempts_left = _attempts_left(clients, me, ready, vain_attempts) if had_the_weights else None
@@ -56,10 +56,10 @@ def _attempts_left(
 ) -> int:
     """How often we ask the others until we say that our weights are the run's.
 
-    It comes to that where all have found their weights to be wrong, after a partition in which each missed another
-    result, say: then nobody shares any. The first of the list is the first to give up asking, the second the next.
-    Whoever says that it is ready has the weights, or lies: for each of them we ask once more. If two give theirs at
-    once, or somebody had the right ones and could not be reached, the reports on weights decide.
+    This happens when all clients have found their weights to be wrong, for example after a partition in which each
+    missed a different result: then nobody shares any. The first of the list gives up asking first, the second next. A
+    client that says it is ready has the weights, or lies: for each of those we ask once more. If two clients give
+    theirs at once, or one had the right ones and could not be reached, the reports on weights decide.
     """
     before_us = {*clients[: clients.index(me)], *ready} - {me}
     return max(0, len(before_us) + 1 - vain_attempts)

@@ -1,11 +1,11 @@
-"""A result from the bytes of a blob, against what was announced and against the own model.
+"""Encodes our results, and reads those of peers: against what was announced, and against our own model. No I/O.
 
 Psyche compares the commitment and hands the rest to its trainers, where a wrong shape ends the process
-(``shared/client/src/state/steps.rs``). Here nothing gets past this file that does not fit. What is decided depends on
-the bytes and the plan alone, so all peers of a run decide alike.
+(``shared/client/src/state/steps.rs``). Here nothing that does not fit gets past this file. The decision depends on the
+bytes and the plan alone, so all peers of a run decide the same.
 
-There is a result of every peer in every round, and the training thread has to wait while Python reads it. One whose
-layout is known takes a shortcut (:mod:`~distro_optim.compress.wire_bulk`); the general codec stays the authority.
+Every peer sends a result in every round, and the training thread has to wait while Python reads it. A result with a
+known layout takes a shortcut (:mod:`~distro_optim.compress.wire_bulk`); the general codec stays the authority.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ __all__ = [
 ]
 
 _HEADER_BYTES: Final = 64
-"""Varints of step, nonce, batch and count, generously."""
+"""More than the varints of step, nonce, batch and count take."""
 
-# Two tensors with at most 9 dimensions of 10 bytes each, the encoded shape, lengths and kinds.
 _ENTRY_BYTES: Final = 320
+"""Two tensors with at most 9 dimensions of 10 bytes each, the encoded shape, lengths and kinds."""
+
 _MAX_INDEX_BYTES: Final = 8
 
 
 @dataclass(frozen=True)
 class ReceivedResult:
-    """A result that fits.
+    """A result that fits our model.
 
     Attributes:
         trainer_nonce: how often its sender had trained before.
+        update: the contribution, on our plan.
     """
 
     trainer_nonce: int
@@ -53,7 +55,7 @@ class ReceivedResult:
 
 
 def max_result_size(plan: TilePlan) -> int:
-    """Bytes that a result on this plan has at most."""
+    """The most bytes that an honest result on this plan has."""
     return plan.derived(_max_result_size)
 
 
@@ -66,7 +68,7 @@ def _max_result_size(plan: TilePlan) -> int:
 
 
 def encode_result(update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId) -> tuple[bytes, bytes]:
-    """The blob of a result, and the hash to commit to."""
+    """The blob of a result, and the hash of 32 bytes to commit to."""
     batch_id = batch.start, batch.end
     bulk = encode_bulk_download(update, step=step, trainer_nonce=trainer_nonce, batch_id=batch_id)
     if bulk is not None:
@@ -86,13 +88,13 @@ def encode_any_result(
 
 @dataclass(frozen=True)
 class EncodedResult:
-    """An own result as it is sent.
+    """A result of our own, as it is sent.
 
     Attributes:
-        step: of the round that it was made in.
+        step: of the round in which it was made.
         blob: its bytes.
         data_hash: to commit to.
-        result: what peers will read out of the very same bytes, and so what we apply, too.
+        result: what peers will read from these bytes, and so what we apply, too.
     """
 
     step: int
@@ -104,7 +106,7 @@ class EncodedResult:
 def encode_own_result(
     update: CompressedUpdate, *, step: int, trainer_nonce: int, batch: BatchId, plan: TilePlan
 ) -> EncodedResult:
-    """Encodes a result and reads it back. May run in any thread, beside anything that leaves ``update`` alone.
+    """Encodes a result and reads it back. May run in any thread while nothing changes ``update``.
 
     Raises:
         ProtocolError: no peer could use it.
@@ -116,7 +118,7 @@ def encode_own_result(
     else:
         blob, download = bulk
         data_hash = commitment_hash(download)
-        # Its form needs no second look: it was taken from the layout that it would be compared with.
+        # Its form need not be checked: it was taken from the layout that it would be compared with.
         own = download.to_update() if update.plan is plan else None
         if own is not None:
             return EncodedResult(step, blob, data_hash, ReceivedResult(trainer_nonce, own))
@@ -125,6 +127,7 @@ def encode_own_result(
 
 
 def commitment_hash(result: TransmittableDistroResult | BulkDownload) -> bytes:
+    """The hash of 32 bytes that the announcement of a result commits to."""
     return training_result_hash(result.step, *result.batch_id, result.committed_segments())
 
 
@@ -146,7 +149,7 @@ def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, pla
 
 
 def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
-    """The plain twin of :func:`read_result`, which asks it wherever something is odd or wrong.
+    """The plain twin of :func:`read_result`, which calls it wherever something is unusual or wrong.
 
     Raises:
         InvalidResultError, ProtocolError: as there.
@@ -162,13 +165,15 @@ def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes,
 
 def _check_size(data: bytes, plan: TilePlan) -> None:
     if len(data) > max_result_size(plan):
-        raise ProtocolError(f"a result of {len(data)} bytes, this model's have at most {max_result_size(plan)}")
+        raise ProtocolError(f"the result has {len(data)} bytes, this model's have at most {max_result_size(plan)}")
 
 
 def _check_announced(
     result: TransmittableDistroResult | BulkDownload, *, step: int, batch: BatchId, data_hash: bytes
 ) -> None:
     if result.step != step or result.batch_id != (batch.start, batch.end):
-        raise ProtocolError(f"a result of step {result.step}, batch {result.batch_id}, announced for {step}, {batch}")
+        raise ProtocolError(
+            f"the result is of step {result.step}, batch {result.batch_id}, but was announced for {step}, {batch}"
+        )
     if commitment_hash(result) != data_hash:
         raise ProtocolError("the data do not have the announced hash")

@@ -1,9 +1,9 @@
-"""How long a round waits for results of the round before, of which its report is to tell. No I/O.
+"""How long a round waits for results of the round before, which its report is about. No I/O.
 
-Everybody waits for everybody, so whatever never comes costs all of a round's time. A round that ended without
-somebody's training, or with one who must not share what it trained, leaves such a gap, and so does a peer that
-announces what cannot be had. (Psyche's clients wait for all of it, and for those who have left.) What somebody else did
-get of them counts all the same, if a quorum got it.
+All peers wait for each other, so a result that never comes costs everyone the round's time. There is such a gap if a
+round ended before a peer had trained, if a peer must not share what it trained, or if a peer announces what nobody can
+download. (Psyche's clients wait for all of these, and for clients that have left.) A result that did not come to us
+still counts if a quorum of the others got it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["MAX_FAILURES_AWAITED", "UNHEARD_SECONDS", "is_awaited", "unheard_sec
 
 UNHEARD_SECONDS: Final = 5.0
 """After our training, for a result that nobody has announced. A round ends when everybody has trained, and a lost
-announcement is said again after one second and after three: what was not heard by then was never made. Chosen
+announcement is repeated after one second and after three: a result not heard of by then was never made. Chosen
 arbitrarily above that."""
 
 UNHEARD_SHARE: Final = 0.25
-"""Of the time of a round at most: a round in which nobody reports costs everybody the epoch. Chosen arbitrarily."""
+"""At most this share of a round's time: a round in which nobody reports ends the epoch. Chosen arbitrarily."""
 
 MAX_FAILURES_AWAITED: Final = 3
-"""Failed downloads of one result until nobody waits for it. Chosen arbitrarily."""
+"""Failed downloads of one result after which a round does not wait for it. Chosen arbitrarily."""
 
 
 def unheard_seconds(max_round_train_time: float) -> float:
-    """How long a result that nobody has announced is waited for, in rounds of so many seconds at most."""
+    """How many seconds to wait for a result that nobody has announced, where a round may last so many seconds."""
     return min(UNHEARD_SECONDS, UNHEARD_SHARE * max_round_train_time)
 
 
@@ -38,10 +38,10 @@ def is_awaited(previous: RoundState, owners: Collection[NodeIdentity], unheard_u
 
     Args:
         previous: the round before.
-        owners: those who may still bring it: without those who have left, and without ourselves, who have brought all
-            that we had when that round ended.
-        unheard_until: until when what nobody has announced is waited for.
-        now: monotonic time in seconds, as ``unheard_until``.
+        owners: clients that may still bring it: without those that have left, and without ourselves, since we published
+            all that we had when that round ended.
+        unheard_until: how long to wait for what nobody has announced, in monotonic seconds.
+        now: monotonic time in seconds.
     """
     missing = [batch for batch in previous.missing if previous.assignments[batch] in owners]
     if missing and now < unheard_until:

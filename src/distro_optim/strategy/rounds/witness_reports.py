@@ -1,4 +1,4 @@
-"""What a client reports to the coordinator, made of what it knows of its rounds.
+"""What a client reports to the coordinator, made of what it knows of its rounds. No I/O.
 
 Rules: PsycheFoundation/psyche, ``shared/client/src/state/{witness,warmup,steps}.rs``.
 """
@@ -15,10 +15,10 @@ __all__ = ["health_checks", "warmup_witness", "witness_report"]
 
 
 def witness_report(current: RoundState, previous: RoundState | None) -> Witness | None:
-    """The election is of ``current``, the content of the round before it; None if we are not elected.
+    """Our report: elected in ``current``, it is about the round before. None if we are not elected.
 
-    Whoever knows nothing of the round before, since it came in between, keeps silent: an empty report would count as
-    one that has seen nobody.
+    A client that knows nothing of the round before, since it joined in between, does not report: an empty report would
+    say that nobody took part.
     """
     proof = current.witness_proof
     if not proof.witness:
@@ -34,7 +34,7 @@ def witness_report(current: RoundState, previous: RoundState | None) -> Witness 
 
 
 def warmup_witness(index: int) -> Witness:
-    """Everybody sends one; nobody is elected."""
+    """The report of the client at ``index`` that everybody is ready. Every client sends one; nobody is elected."""
     return Witness(WitnessProof(position=index, index=index, witness=False))
 
 
@@ -43,9 +43,9 @@ def health_checks(
 ) -> tuple[tuple[NodeIdentity, CommitteeProof], ...]:
     """Clients that did no work, as the witnesses of the round ``finished`` say about the round ``before`` it.
 
-    Only those are named that had work to do. (Psyche names those, too, who went away empty because there were fewer
-    samples than clients, and has them dropped.) A client that the coordinator could not judge is not named: one such
-    check would refuse the whole message.
+    Names only clients that had work to do. (Psyche also names those that got no work because there were fewer samples
+    than clients, and has them dropped.) A client that the coordinator could not judge is not named: for one such check
+    it would refuse the whole message.
     """
     elected = finished.witness_proof.witness
     if not elected or finished.height < 1 or state.epoch_state.first_round or before is None:
