@@ -1,4 +1,4 @@
-"""Members who take part like everybody, but announce something else than what they trained."""
+"""Members that take part like everybody else, but announce something other than what they trained."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def far_too_large(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadc
 
 
 def the_result_of_an_earlier_round(liar: Liar, told: Broadcast, blob: bytes) -> list[tuple[Broadcast, bytes | None]]:
-    """The first thing it ever trained, announced for each round anew."""
+    """The first thing it ever trained, announced again for each round."""
     first = next(iter(liar.honest_blobs.values()))
     if first is blob:
         return [(told, blob)]

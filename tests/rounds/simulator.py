@@ -1,8 +1,8 @@
 """A run in one thread: the real coordinator, several clients, a network that loses and delays, and a clock.
 
 Everything random comes from one seed. The "model" is two tensors of small whole steps, and a "gradient" is made of the
-weights and the batch: so whoever trains on other weights sends something else, and whoever applies another list of
-results has other weights for ever.
+weights and the batch: so a member that trains on other weights sends something else, and one that applies another list
+of results has other weights from then on.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ class World:
         return self.host.state
 
     def is_linked(self, one: Member, other: Member) -> bool:
-        """Whoever is cut off reaches the coordinator, and no member."""
+        """A member that is cut off reaches the coordinator, but no other member."""
         return one is other or not self.cut_off.intersection({one, other})
 
     def later(self, seconds: float, what: Callable[[], None]) -> None:
@@ -366,14 +366,14 @@ class World:
         return self.state
 
     def assert_equal_weights(self) -> None:
-        """All who take part have had the same weights whenever two of them looked at the same step."""
+        """All that take part had the same weights whenever two of them looked at the same step."""
         for a, b in zip(self.members, self.members[1:], strict=False):
             both = a.hashes.keys() & b.hashes.keys()
             differing = [step for step in both if a.hashes[step] != b.hashes[step]]
             assert not differing, (a.id, b.id, differing)
 
     def assert_healed(self) -> None:
-        """Whoever still believes in its weights at the last step of all has those of the others."""
+        """All that still believe in their weights at the last step have the same."""
         right = [member for member in self.members if member.rounds.fault is None and member.hashes]
         last = max(step for member in right for step in member.hashes)
         assert len({member.hashes[last] for member in right if last in member.hashes}) == 1

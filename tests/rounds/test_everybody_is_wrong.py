@@ -44,7 +44,7 @@ def until_all_are_at_fault(world: Troubled) -> int:
     """The step at which nobody believes in its weights any more."""
     world.missed_step = world.until_phase(RunState.ROUND_TRAIN, height=4).progress.step
     world.misses_reports = True
-    world.until_phase(RunState.COOLDOWN)  # before those who waited in vain, and trained nothing, are dropped for it
+    world.until_phase(RunState.COOLDOWN)  # before those that waited in vain, and trained nothing, are dropped for it
     world.misses_reports = False
     assert all(member.of(act.Desynced) for member in world.members)
     assert len({tuple(member.trainer.digests()) for member in world.members}) > 1
@@ -58,7 +58,7 @@ def assert_went_on(world: World, members: list[Member], step: int, giver: Member
     begun = world.state.epoch_state.start_step
     assert begun >= step
     (given,) = {member.hashes[begun] for member in members}
-    assert given != tuple(Trainer().digests()), "the run began anew"
+    assert given != tuple(Trainer().digests()), "the run began from the start"
     world.until_finished()
     for member in members:
         assert member.rounds.fault is None

@@ -95,7 +95,7 @@ def test_a_trainer_that_is_too_slow_is_cancelled_and_its_weights_stay_equal() ->
     assert members[3].in_step
     assert {1, 2, 3} <= members[3].hashes.keys()
     world.until_phase(RunState.ROUND_TRAIN, height=4)
-    assert members[3].of(act.Rejoin), "who never delivers is taken off the list"
+    assert members[3].of(act.Rejoin), "a member that never delivers is taken off the list"
     world.assert_equal_weights()
 
 
@@ -126,7 +126,7 @@ def test_a_member_that_misses_whole_rounds_says_so_and_heals() -> None:
     world.assert_equal_weights()
 
 
-def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_anew() -> None:
+def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_again() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=60)
     world.until_phase(RunState.ROUND_TRAIN, height=3)
     members[1].trainer.weights[1][0, 0] += LR
@@ -139,7 +139,7 @@ def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_anew() -> None:
     world.assert_healed()
 
 
-def test_weights_that_differ_in_warmup_are_loaded_anew_before_training_begins() -> None:
+def test_weights_that_differ_in_warmup_are_loaded_again_before_training_begins() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=60, warmup_time=30)
     load = members[2]._load
 
@@ -172,7 +172,7 @@ def test_a_pause_and_its_cold_start_are_the_same_for_all() -> None:
         assert trained[begun].bounds == (begun, begun + 4)
 
 
-def test_a_coordinator_that_starts_anew_takes_the_epoch_back_and_weights_stay_equal() -> None:
+def test_a_coordinator_that_starts_again_takes_the_epoch_back_and_weights_stay_equal() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=80)
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     world.host = RunHost(restartable(world.state, world.unix_time))

@@ -1,4 +1,4 @@
-"""One message at a time: what a stranger, or a member who lies, can say, and why it is not taken."""
+"""One message at a time: what a stranger, or a member that lies, can say, and why it is not taken."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_fifth_result_for_one_batch_is_not_fetched() -> None:
     assert_refused(say(victim, speaker.key.public, truth(speaker, bytes([9]) * 32)), DropReason.TOO_MANY)
 
 
-def test_who_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> None:
+def test_a_peer_that_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> None:
     world, victim, speaker = fresh()
     thief = next(m for m in world.members if m not in (victim, speaker))
     world.until(

@@ -61,7 +61,7 @@ def faults_of(world: FaultyWorld) -> Iterator[Fault]:
     """Messages of each kind in each phase, each lost and late in all ways that there are."""
     groups: dict[object, list[Fault]] = defaultdict(list)
     for message in world.messages:
-        # Who asks to join asks again when its link breaks, and a trainer always answers.
+        # A client that asks to join asks again when its link breaks, and a trainer always answers.
         can_be_lost = message.kind not in (Kind.JOIN, Kind.ANSWER)
         for late in (None, *LATE) if can_be_lost else LATE:
             groups[message.kind, message.run_state, late].append(Fault(message.number, late))
@@ -144,7 +144,7 @@ class LyingClient(Liar, Client):
 
 
 REFUSED_SECONDS = 2.0 + 4.0
-"""Of the pauses between three attempts at what is not to be had."""
+"""Of the pauses between three attempts at what nobody has."""
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class LiveRun:
 
 @contextmanager
 def served_run(settings: RunConfig, run_id: str, state: Coordinator | None = None) -> Iterator[str]:
-    """A coordinator that is no peer; gives its ticket. It begins with ``state``, if that is given."""
+    """A coordinator that is not a peer; gives its ticket. It begins with ``state``, if that is given."""
     loop = LoopThread("served")
     stack = AsyncExitStack()
 

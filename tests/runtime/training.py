@@ -1,7 +1,7 @@
 """A training thread without a model to speak of: two small tensors, and a gradient made of them and of the batch.
 
-Whoever trains on other weights sends something else, and whoever applies another list of results has other weights for
-ever; see :mod:`rounds.simulator`.
+A peer that trains on other weights sends something else, and one that applies another list of results has other weights
+from then on; see :mod:`rounds.simulator`.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class TrainingThread:
 
 
 def assert_equal_weights(*peers: TrainingThread) -> set[int]:
-    """Whoever looked at the same step saw the same weights; returns the steps that all of them saw."""
+    """All that looked at the same step saw the same weights; returns the steps that all of them saw."""
     for a in peers:
         for b in peers:
             differing = [step for step in a.hashes.keys() & b.hashes.keys() if a.hashes[step] != b.hashes[step]]

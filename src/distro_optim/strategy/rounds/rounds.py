@@ -2,19 +2,9 @@
 
 States of the coordinator, messages of peers, downloads, results of the trainer and ``now`` go in; actions come out
 (:mod:`.actions`), to be carried out in their order. :class:`Rounds` takes the inputs and hands each to the object that
-it concerns. Each of these keeps its own state:
-
-=================  ===================================================================================
-``phases``         where we are in the run; leads through warm-up, rounds, and an epoch's end
-``warm_up``        loads the model, and hears who is ready
-``pipeline``       the three rounds that are alive, while rounds go on
-``downloads``      fetches what peers announce in them
-``own_result``     the result that we trained, until it is announced
-``weights``        whether our weights are those of the others
-``admission``      who may talk to us, and which messages are taken
-``announcer``      what we announce, and repeat
-``actions``        what can come out, and the outbox in which it is collected
-=================  ===================================================================================
+it concerns: :class:`~.phases.Phases` above all, which has a :class:`~.warm_up.WarmUp` and, while rounds go on, a
+:class:`~.pipeline.RoundPipeline`. Each object keeps its own state, and all put their actions into one
+:class:`~.actions.Outbox`.
 
 ``docs/rounds.md`` draws the pipeline. Rules: PsycheFoundation/psyche, ``shared/client/src``; where that client ends in
 a panic or goes on with other weights than its peers, this one says :class:`~.actions.Desynced`, does not train any
