@@ -1,7 +1,8 @@
 """When something happens: the time, and the coordinator's state as last told. No I/O.
 
-Every input becomes a :class:`Moment`, which is passed down to whatever depends on it. So nothing in this folder keeps
-its own copy of the clock or the state.
+Every input becomes a :class:`Moment`, which is passed down to whatever depends on it. Only
+:class:`~.rounds.Rounds` keeps the latest one, to make the next one of it; nothing else here remembers the time or the
+state.
 """
 
 from __future__ import annotations
