@@ -35,11 +35,16 @@ _MAX_CHUNK: Final = 65535
 _MAX_TOPK: Final = 1 << 31
 """More than any tile has: positions are held as int32."""
 
+TORCH_KEEPS_NAMES: Final = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+"""Whether ``torch.optim.Optimizer`` takes ``(name, tensor)`` and keeps the names; before 2.6 it refuses them."""
+
 _DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def unique_params(params: Iterable[Any]) -> list[Any]:
     """Each tensor once: a tied weight that is listed twice is still one weight. Entries may be named, or groups.
+
+    Names are left out where PyTorch is too old to keep them (:data:`TORCH_KEEPS_NAMES`).
 
     Raises:
         TypeError: not an iterable of tensors, of ``(name, tensor)`` or of dicts.
@@ -68,7 +73,7 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
             "params is empty: give model.parameters(); a generator can be used only once", name="params", value=entries
         )
     if not isinstance(entries[0], dict):
-        return [e for e in entries if is_new(e)]
+        return _as_torch_takes_them([e for e in entries if is_new(e)])
     groups = []
     for number, group in enumerate(entries):
         if not isinstance(group, dict) or "params" not in group:
@@ -78,11 +83,18 @@ def unique_params(params: Iterable[Any]) -> list[Any]:
         if isinstance(members, nn.Module) or not isinstance(members, Iterable):
             raise TypeError(f'params[{number}]["params"]={members!r}: give tensors, such as module.parameters()')
         members = [members] if isinstance(members, Tensor) else list(members)
-        kept = [m for m in members if is_new(m)]
+        kept = _as_torch_takes_them([m for m in members if is_new(m)])
         # A group of which nothing is left must still say that it had names: torch wants all groups with or without.
-        names: dict[str, Any] = {"param_names": []} if members and not kept and isinstance(members[0], tuple) else {}
+        is_named = TORCH_KEEPS_NAMES and bool(members) and isinstance(members[0], tuple)
+        names: dict[str, Any] = {"param_names": []} if is_named and not kept else {}
         groups.append({**group, **names, "params": kept})
     return groups
+
+
+def _as_torch_takes_them(members: list[Any]) -> list[Any]:
+    if TORCH_KEEPS_NAMES:
+        return members
+    return [member[1] if isinstance(member, tuple) else member for member in members]
 
 
 def _require_order(params: object) -> None:
