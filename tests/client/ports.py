@@ -15,9 +15,9 @@ class ScriptedPort(RunPort):
     """Gives ``actions`` in turn; a download takes the next of ``models``."""
 
     def __init__(self, actions: Iterable[TrainerAction], models: Iterable[SharedModel | Exception] = ()) -> None:
-        self.actions = list(actions)
+        self.coming = list(actions)
         self.models = list(models)
-        self.answers: list[tuple[Any, ...]] = []
+        self.said: list[tuple[Any, ...]] = []
         self.bounds: list[int | None] = []
         self.closed = False
 
@@ -28,28 +28,28 @@ class ScriptedPort(RunPort):
     state: Coordinator | None = None  # type: ignore[assignment]
 
     def start(self) -> None:
-        self.answers.append(("start",))
+        self.said.append(("start",))
 
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
-        return self.actions.pop(0) if self.actions else None
+        return self.coming.pop(0) if self.coming else None
 
     def is_cancelled(self, step: int) -> bool:
         return False
 
     def initialized(self, plan: Any, names: Sequence[str]) -> None:
-        self.answers.append(("initialized", tuple(names)))
+        self.said.append(("initialized", tuple(names)))
 
     def initialization_failed(self, reason: str) -> None:
-        self.answers.append(("initialization_failed", reason))
+        self.said.append(("initialization_failed", reason))
 
     def trained(self, step: int, update: Any, own: object, *, loss: float | None = None) -> None:
-        self.answers.append(("trained", step, loss))
+        self.said.append(("trained", step, loss))
 
     def cancelled(self, step: int) -> None:
-        self.answers.append(("cancelled", step))
+        self.said.append(("cancelled", step))
 
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
-        self.answers.append(("weights_hashed", step, len(digests)))
+        self.said.append(("weights_hashed", step, len(digests)))
 
     def download_model(
         self,
@@ -67,7 +67,7 @@ class ScriptedPort(RunPort):
             try:
                 self.bounds.append(check(model.config, list(model.parameters)) if check is not None else None)
             except ProtocolError as error:
-                self.answers.append(("refused", str(error)))
+                self.said.append(("refused", str(error)))
                 continue
             if progress is not None:
                 progress(len(model.parameters), len(model.parameters))
@@ -75,10 +75,10 @@ class ScriptedPort(RunPort):
         raise ExchangeError("nobody shared the model")
 
     def offer_model(self, model: SharedModel) -> None:
-        self.answers.append(("offered", model))
+        self.said.append(("offered", model))
 
     def withdraw_model(self) -> None:
-        self.answers.append(("withdrawn",))
+        self.said.append(("withdrawn",))
 
     def take_events(self) -> list[Any]:
         return []

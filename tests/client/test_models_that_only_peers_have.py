@@ -79,14 +79,16 @@ def test_a_model_of_psyches_peers_is_trained(state: Coordinator, theirs: SharedM
 def test_what_was_looked_at_comes_again_for_the_session(state: Coordinator, theirs: SharedModel) -> None:
     port = ScriptedPort([initialize(PEER), RunEnded(step=9)], [theirs])
     made = prepared(port, state)
-    assert made.port.next_action() == initialize(PEER)
+    assert made.access.actions.next_action() == initialize(PEER)
     checked: list[str] = []
-    model = made.port.download_model([PEER], max_parameter_bytes=1, check=lambda config, names: checked.append(config))
+    model = made.access.sharing.download_model(
+        [PEER], max_parameter_bytes=1, check=lambda config, names: checked.append(config)
+    )
     assert model is theirs
     assert checked == [theirs.config]
-    assert made.port.next_action() == RunEnded(step=9)
+    assert made.access.actions.next_action() == RunEnded(step=9)
     with pytest.raises(ExchangeError):  # the second time it is the network's turn
-        made.port.download_model([PEER], max_parameter_bytes=1)
+        made.access.sharing.download_model([PEER], max_parameter_bytes=1)
 
 
 def test_what_we_share_is_enough_to_make_the_model(state: Coordinator) -> None:
@@ -97,7 +99,7 @@ def test_what_we_share_is_enough_to_make_the_model(state: Coordinator) -> None:
     trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer, sorted_by_name=True)
     handover = ModelHandover(port, trainer, model, script_rates=False, data={}, as_psyche=True, tell=print)
     handover.offer(handover.identity(1, 9), trainer.tensors.copies())
-    ((_, shared),) = port.answers
+    ((_, shared),) = port.said
     assert shared.tokenizer == "{}"
     made = prepared(ScriptedPort([initialize(PEER)], [shared]), state)
     assert all(tensor.equal(model.tensors()[name]) for name, tensor in made.model.tensors().items())
@@ -148,7 +150,7 @@ def test_one_liar_among_many_peers_does_not_keep_us_out(state: Coordinator, thei
         assert prepared(ScriptedPort([initialize(PEER)], [model]), state).model.config.model_type == "llama"
     else:
         assert model is theirs
-        assert port.answers[0][0] == "refused"
+        assert port.said[0][0] == "refused"
 
 
 def test_sizes_that_the_parameters_do_not_have_are_refused_and_another_peer_is_asked(
@@ -158,7 +160,7 @@ def test_sizes_that_the_parameters_do_not_have_are_refused_and_another_peer_is_a
     port = ScriptedPort([initialize(PEER, bytes(32)), initialize(PEER, bytes(32))], [wrong, theirs])
     made = prepared(port, state)
     assert made.model.config.values["hidden_size"] == SMALL["hidden_size"]
-    (answer,) = port.answers
+    (answer,) = port.said
     assert answer[0] == "initialization_failed"
 
 
@@ -171,7 +173,7 @@ def test_what_all_peers_say_is_believed_in_the_end(state: Coordinator, theirs: S
 def test_peers_that_give_nothing_are_asked_again_when_the_run_says_so(state: Coordinator, theirs: SharedModel) -> None:
     port = ScriptedPort([initialize(PEER), initialize(PEER)], [ExchangeError("not now"), theirs])
     assert FirstModel(port, state.model, CPU).download() is theirs
-    assert port.answers == [("initialization_failed", "not now")]
+    assert port.said == [("initialization_failed", "not now")]
 
 
 def test_a_model_that_is_nowhere_is_told(state: Coordinator) -> None:

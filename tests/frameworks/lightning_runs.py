@@ -144,10 +144,8 @@ class Runs:
         self.ports: list[QuietRun] = []
 
     def connect(self, session: SwarmSession) -> QuietRun:
-        config = self.settings.get("config") or session._hosting_config()
-        port = QuietRun(
-            config, begins_with=session._state_to_host(config), is_host=session._run is None, **self.of_port
-        )
+        config = self.settings.get("config") or session.hosting_config()
+        port = QuietRun(config, begins_with=session.state_to_host(config), is_host=session._run is None, **self.of_port)
         self.ports.append(port)
         return port
 
@@ -162,5 +160,5 @@ class Runs:
 
 def quiet_runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs()
-    monkeypatch.setattr(SwarmSession, "_connect", lambda session: runs.connect(session))
+    monkeypatch.setattr(SwarmSession, "connect", lambda session: runs.connect(session))
     return runs

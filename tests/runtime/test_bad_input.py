@@ -43,7 +43,7 @@ def test_a_ticket_with_a_letter_changed_is_noticed() -> None:
         ({"relay": "sometimes"}, "relay"),
         ({"secret_key": b"short"}, "secret_key"),
         ({"bind_addr": "here"}, "address"),
-        ({"patience": 0.0}, "patience"),
+        ({"give_up_seconds": 0.0}, "give_up_seconds"),
     ],
 )
 def test_an_argument_that_cannot_be_is_named(options: dict[str, Any], name: str) -> None:

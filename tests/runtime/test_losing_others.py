@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 def test_a_run_whose_host_is_gone_ends_with_the_reason_and_the_weights_stay() -> None:
     with live_run() as run:
         host = run.host(config(min_peers=2, total_steps=10_000))
-        friend = run.join(patience=0.5)
+        friend = run.join(give_up_seconds=0.5)
         friend.until(lambda peer: len(peer.of(act.ApplyResults)) > 3)
         host.close()
         friend.join()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from distro_optim import DisTrO
+from distro_optim.strategy.model.participant import Participant
+from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.session import Round, SwarmSession
 
 from .world import SimulatedPort
@@ -112,6 +114,11 @@ class Script:
                     self.cancelled.append(round_.step)
                 self.after(self, round_)
 
+    @property
+    def trainer(self) -> SwarmTrainer:
+        """What carries out actions; once the session is in the run."""
+        return participant_of(self.session).trainer
+
     @staticmethod
     def fresh_weights(dtype: torch.dtype) -> list[Tensor]:
         return [p.detach() for p in new_model(0, dtype).parameters()]
@@ -119,6 +126,12 @@ class Script:
     @property
     def weights(self) -> list[Tensor]:
         return [p.detach() for p in self.model.parameters()]
+
+
+def participant_of(session: SwarmSession) -> Participant:
+    """What the session has made of itself in the run."""
+    assert session._participant is not None
+    return session._participant
 
 
 def equal_weights(*scripts: Script) -> bool:

@@ -39,7 +39,7 @@ def test_they_go_on_with_those_of_the_first(make_world: MakeWorld) -> None:
     assert not equal_weights(*scripts)
     world.until_phase(RunState.WARMUP, epoch=1)
     assert isinstance(world.state.model.checkpoint, P2P)
-    given = tuple(scripts[0].session._trainer.digests())
+    given = tuple(scripts[0].trainer.digests())
     begun = world.until(lambda state: all(port.hashes.get(state.progress.step) == given for port in world.ports))
     assert begun.epoch_state.clients[0].id == world.ports[0].identity
     world.until_all_ended()

@@ -17,7 +17,7 @@ from distro_optim.errors import RunError
 from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
 from distro_optim.strategy.model.identity import weights_root
 
-from .scripts import Script, equal_weights
+from .scripts import Script, equal_weights, participant_of
 from .world import SessionWorld
 
 MakeWorld = Callable[..., SessionWorld]
@@ -61,7 +61,7 @@ def test_those_with_a_checkpoint_of_that_step_go_on_with_it(
     momentum: dict[int, dict[str, torch.Tensor]] = {}
 
     def note(script: Script) -> None:
-        momentum.setdefault(script.seed, script.session._trainer.momentum())
+        momentum.setdefault(script.seed, script.trainer.momentum())
 
     world = make_world(resumed=interrupted)
     scripts = [saving(tmp_path / str(number), seed=10 + number, during=note) for number in range(2)]
@@ -98,16 +98,16 @@ def test_what_a_peer_shares_counts_more_than_a_checkpoint(make_world: MakeWorld,
     # A checkpoint of this very step of a run of this name, with other weights.
     offered = world.ports[0].offered
     session = scripts[0].session
-    values = {name: value + 1 for name, value in session._trainer.tensors.copies().items()}
+    values = {name: value + 1 for name, value in participant_of(session).trainer.tensors.copies().items()}
     state = world.state
-    identity = session._handover_of().identity(
-        state.progress.epoch, state.progress.step, weights_root(session._trainer.tensors, values)
+    identity = participant_of(session)._handover.identity(
+        state.progress.epoch, state.progress.step, weights_root(participant_of(session).trainer.tensors, values)
     )
     assert offered is not None
     CheckpointStore(tmp_path).save(
         scripts[0].model,
         values,
-        session._trainer.momentum(),
+        participant_of(session).trainer.momentum(),
         run_id=state.run_id,
         identity=identity,
         state=state,

@@ -89,7 +89,7 @@ def test_weights_and_own_momentum_are_those_of_the_checkpoint(make_world: MakeWo
         number = script.seed - 10
         if number not in checked:
             checked.append(number)
-            momentum, expected = script.session._trainer.momentum(), saved[number].momentum()  # type: ignore[union-attr]
+            momentum, expected = script.trainer.momentum(), saved[number].momentum()  # type: ignore[union-attr]
             assert all(torch.equal(momentum[name], expected[name]) for name in expected)
             assert any(bool(delta.any()) for delta in momentum.values())
 
@@ -141,7 +141,7 @@ def test_the_end_of_the_run_and_leaving_early_are_saved(make_world: MakeWorld, t
     found = CheckpointStore(tmp_path / "end").latest()
     assert found is not None
     assert found.step == 9
-    assert found.identity.weights == weights_root(script.session._trainer.tensors)
+    assert found.identity.weights == weights_root(script.trainer.tensors)
 
     class EnoughError(Exception):
         pass
@@ -158,7 +158,7 @@ def test_the_end_of_the_run_and_leaving_early_are_saved(make_world: MakeWorld, t
     found = CheckpointStore(tmp_path / "early").latest()
     assert found is not None
     assert found.step == 4
-    assert found.identity.weights == weights_root(script.session._trainer.tensors)
+    assert found.identity.weights == weights_root(script.trainer.tensors)
 
 
 def test_a_checkpoint_that_cannot_be_saved_is_told_and_training_goes_on(
@@ -200,4 +200,4 @@ def test_there_may_be_nothing_to_resume(make_world: MakeWorld, tmp_path: Path) -
     script = saving(tmp_path)
     world.run(world.port(1), script)
     world.until_all_ended()
-    assert script.news == [f"there is no checkpoint in {tmp_path} yet; beginning anew"]
+    assert script.news == [f"there is no checkpoint in {tmp_path} yet; starting without one"]

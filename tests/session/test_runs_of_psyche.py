@@ -157,7 +157,7 @@ def test_after_a_pause_those_who_stayed_go_on_with_their_weights_and_who_comes_t
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     world.host.pause(world.unix_time)
     paused = world.until_phase(RunState.PAUSED)
-    kept = [script.session._trainer.digests() for script in scripts]
+    kept = [script.trainer.digests() for script in scripts]
     assert kept[0] == kept[1]
     late = Script(model_class=Plain, seed=9)  # with what the hub has, which nobody has replaced meanwhile
     world.run(world.port(3), late)

@@ -215,7 +215,7 @@ def test_the_runs_schedule_is_the_optimizers_rate_where_nobody_gave_one() -> Non
     model = new_model()
     optimizer = new_optimizer(model, lr=4e-4)
     LambdaLR(optimizer, lambda step: 0.5)
-    schedule = SwarmSession(model, optimizer, config=RunConfig(total_steps=5))._hosting_config().lr_schedule
+    schedule = SwarmSession(model, optimizer, config=RunConfig(total_steps=5)).hosting_config().lr_schedule
     assert schedule == ConstantLR(base_lr=4e-4, warmup_init_lr=0.0, warmup_steps=0)
 
 

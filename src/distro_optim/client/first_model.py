@@ -1,9 +1,9 @@
 """A model that only peers have, downloaded before there is one here to compare it with.
 
-A session compares what peers send with the model it was given. Who joins a run whose model is on no disk of this
-machine has none to give: :class:`FirstModel` takes the run's first
-:class:`~distro_optim.strategy.rounds.actions.Initialize`
-off the port, downloads, and then puts both back, so that the session finds everything as if nobody had looked.
+A session compares what peers send with the model it was given. A peer that joins a run whose model is not on this
+machine's disk has none to give: :class:`FirstModel` takes the run's first
+:class:`~distro_optim.strategy.rounds.actions.Initialize`, downloads the model, and then puts both back, so that the
+session finds everything as if nobody had looked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from ..comm.model_exchange import Check, Patience, SharedModel
+from ..comm.model_exchange import Check, SharedModel
 from ..coordinator.model import LLM
 from ..coordinator.rules.checkpoints import is_with_peers
 from ..coordinator.types import Coordinator, RunState
@@ -29,8 +29,9 @@ from ..errors import (
 from ..models.building import build_shapes, persistent_buffers, sorted_parameters
 from ..models.config import read_config
 from ..models.memory import check_memory
+from ..strategy.forwarding import AccessParts, ForwardingActions, ForwardingLife, ForwardingSharing
 from ..strategy.model.handover import MAX_REFUSALS
-from ..strategy.port import RunPort, TrainerAction
+from ..strategy.port import RunAccess, TrainerAction
 from ..strategy.rounds.actions import Initialize, RunEnded
 
 __all__ = ["FirstModel", "comes_through_peers"]
@@ -39,49 +40,65 @@ MAX_PARAMETER_BYTES: Final = 8 << 30
 """The largest tensor of the 40B Consilience model has 2 GB in bfloat16. What the peers' configuration makes of it is a
 lower bound."""
 
-# Name, archive and message around a tensor's bytes: a few hundred, and the name. float32 is twice bfloat16.
 _ENVELOPE_BYTES: Final = 64 * 1024
+"""Name, archive and message around a tensor's bytes: a few hundred, and the name."""
+
 _WIDEST: Final = 2
+"""float32 takes twice the bytes of bfloat16."""
 
 _UNDER_WAY: Final = frozenset({RunState.WARMUP, RunState.ROUND_TRAIN, RunState.ROUND_WITNESS, RunState.COOLDOWN})
-"""An epoch is under way, and who is not in it waits for the next."""
+"""An epoch is under way; a client that is not in it waits for the next."""
 
 
 def comes_through_peers(state: Coordinator, key: bytes) -> bool:
-    """Whether who joins now gets the model from peers, as far as the state tells: they train already."""
+    """Whether a client that joins now gets the model from peers, as far as the state tells: they train already.
+
+    Args:
+        state: of the run.
+        key: public key of the client.
+    """
     if is_with_peers(state.model.checkpoint):
         return True
     ours = any(client.id.signer == key for client in state.epoch_state.clients)
     return state.run_state in _UNDER_WAY and not ours
 
 
-class FirstModel(RunPort):
-    """A port that has looked ahead; everything else passes through.
+class FirstModel:
+    """Looks for the run's model ahead of a session, which then takes :attr:`access` and starts from the beginning.
 
     Args:
-        port: started, and nothing taken from it yet.
-        run: what the run says of its model.
-        device: that it must fit on.
+        access: to the run; started, and nothing taken from it yet.
+        run: what the run says about its model.
+        device: on which the model must fit.
     """
 
-    def __init__(self, port: RunPort, run: LLM, device: torch.device) -> None:
-        self._port = port
+    def __init__(self, access: RunAccess, run: LLM, device: torch.device) -> None:
+        self._inner = access
         self._run = run
         self._device = device
-        self._action: TrainerAction | None = None
-        self._model: SharedModel | None = None
+        self._actions = _Actions(access.actions)
+        self._sharing = _Sharing(access.sharing)
         self._refused = 0
+
+    @property
+    def access(self) -> RunAccess:
+        """To the run, for the session: it is started, and what was taken from it comes again."""
+        life = _Started(self._inner.life)
+        return AccessParts.of(self._inner, actions=self._actions, sharing=self._sharing, life=life)
 
     def download(self, progress: Callable[[int, int], None] | None = None) -> SharedModel:
         """Waits until the run wants the model loaded, and gets it from peers.
 
+        Args:
+            progress: called with parameters done and in all, from another thread.
+
         Raises:
             RunError: the run ended before.
             ModelWeightsError: no peer has the model.
-            ModelConfigError, ModelTooLargeError: nothing can be made of it here, as far as peers can be believed.
+            ModelConfigError, ModelTooLargeError: the model cannot be built here, as far as peers can be believed.
         """
         while True:
-            action = self._port.next_action(1.0)
+            action = self._inner.actions.next_action(1.0)
             if isinstance(action, RunEnded):
                 raise RunError(f"the run ended before its model could be loaded: {action.error or 'it is finished'}")
             if not isinstance(action, Initialize):
@@ -93,7 +110,7 @@ class FirstModel(RunPort):
                 )
             turn = self._refused % len(action.providers)
             try:
-                self._model = self._port.download_model(
+                model = self._inner.sharing.download_model(
                     [*action.providers[turn:], *action.providers[:turn]],
                     max_parameter_bytes=MAX_PARAMETER_BYTES,
                     check=_Check(self._run, self._device, len(action.providers)),
@@ -102,115 +119,46 @@ class FirstModel(RunPort):
             except (ExchangeError, ProtocolError) as error:
                 self.refuse(str(error))
                 continue
-            self._action = action
-            return self._model
+            self._actions.again, self._sharing.again = action, model
+            return model
 
     def refuse(self, reason: str) -> None:
-        """Nothing can be made of what came; it is asked for again, of another peer first, as long as the run goes."""
-        self._action = self._model = None
+        """What came cannot be used; the run asks for it again, and another peer is tried first then."""
+        self._actions.again = self._sharing.again = None
         self._refused += 1
-        self._port.initialization_failed(reason)
+        self._inner.answers.initialization_failed(reason)
 
-    # -- what was looked at --------------------------------------------------------------------------------------------
 
+class _Started(ForwardingLife):
     @override
     def start(self) -> None:
-        """It is started."""
+        pass
+
+
+class _Actions(ForwardingActions):
+    """Gives one action again, once."""
+
+    again: TrainerAction | None = None
 
     @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
-        action, self._action = self._action, None
-        return action if action is not None else self._port.next_action(timeout)
+        action, self.again = self.again, None
+        return action if action is not None else self.inner.next_action(timeout)
+
+
+class _Sharing(ForwardingSharing):
+    """Gives one model again, once."""
+
+    again: SharedModel | None = None
 
     @override
-    def download_model(
-        self,
-        providers: Iterable[bytes],
-        *,
-        max_parameter_bytes: int,
-        check: Check | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        patience: Patience = Patience.LONG,
-    ) -> SharedModel:
-        model, self._model = self._model, None
+    def download_model(self, providers: Iterable[bytes], *, check: Check | None = None, **settings: Any) -> SharedModel:
+        model, self.again = self.again, None
         if model is None:
-            return self._port.download_model(
-                providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patience=patience
-            )
+            return self.inner.download_model(providers, check=check, **settings)
         if check is not None:
             check(model.config, list(model.parameters))
         return model
-
-    # -- what passes through -------------------------------------------------------------------------------------------
-
-    @property
-    @override
-    def identity(self) -> Any:
-        return self._port.identity
-
-    @property
-    @override
-    def run_id(self) -> str:
-        return self._port.run_id
-
-    @property
-    @override
-    def ticket(self) -> str | None:
-        return self._port.ticket
-
-    @property
-    @override
-    def is_host(self) -> bool:
-        return self._port.is_host
-
-    @property
-    @override
-    def state(self) -> Any:
-        return self._port.state
-
-    @override
-    def is_cancelled(self, step: int) -> bool:
-        return self._port.is_cancelled(step)
-
-    @override
-    def initialized(self, plan: Any, names: Sequence[str]) -> None:
-        self._port.initialized(plan, names)
-
-    @override
-    def initialization_failed(self, reason: str) -> None:
-        self._port.initialization_failed(reason)
-
-    @override
-    def trained(self, step: int, update: Any, own: object, *, loss: float | None = None) -> None:
-        self._port.trained(step, update, own, loss=loss)
-
-    @override
-    def cancelled(self, step: int) -> None:
-        self._port.cancelled(step)
-
-    @override
-    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
-        self._port.weights_hashed(step, digests)
-
-    @override
-    def offer_model(self, model: SharedModel) -> None:
-        self._port.offer_model(model)
-
-    @override
-    def withdraw_model(self) -> None:
-        self._port.withdraw_model()
-
-    @override
-    def take_events(self) -> Any:
-        return self._port.take_events()
-
-    @override
-    def view(self) -> Any:
-        return self._port.view()
-
-    @override
-    def close(self, timeout: float = 5.0) -> None:
-        self._port.close(timeout)
 
 
 class _Check:
@@ -234,7 +182,7 @@ class _Check:
 
     def _largest(self, config: str, names: Sequence[str]) -> int:
         if not config.lstrip().startswith("{"):
-            raise ProtocolError("the peer's configuration is no JSON object")
+            raise ProtocolError("the peer's configuration is not a JSON object")
         shapes = build_shapes(read_config(config, self._run.architecture, max_seq_len=self._run.max_seq_len))
         parameters = sorted_parameters(shapes)
         check_memory(parameters.values(), self._device, buffers=shapes.buffers())

@@ -49,7 +49,7 @@ def join(options: JoinOptions, display: Display | None = None) -> None:
         relay=options.relay if options.relay in ("default", "none") else [options.relay],
         bind_addr=options.bind_addr,
         peers=options.peers,
-        patience=options.patience,
+        give_up_seconds=options.patience,
     )
     progress = Progress(key.public)
     with ExitStack() as stack:
@@ -105,7 +105,7 @@ def _train(
     session = SwarmSession(
         prepared.model,
         prepared.optimizer,
-        port=prepared.port,
+        port=prepared.access,
         checkpoint_dir=options.checkpoint_dir,
         keep_checkpoints=options.keep_steps,
         learning_rates="run",

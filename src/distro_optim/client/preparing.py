@@ -30,7 +30,7 @@ from ..models.config import read_config
 from ..models.locations import find_checkpoint
 from ..models.optimization import distro_settings
 from ..optimizer import DisTrO
-from ..strategy.port import RunPort
+from ..strategy.port import RunAccess
 from .first_model import FirstModel, comes_through_peers
 
 __all__ = ["Prepared", "data_location", "is_without_tensors", "load_libraries", "prepare"]
@@ -44,13 +44,13 @@ class Prepared:
     """All that training takes.
 
     Attributes:
-        port: to give to the session; see :mod:`.first_model`.
+        access: to the run, for the session; see :mod:`.first_model`.
     """
 
     model: CausalLM
     optimizer: DisTrO
     data: TokenProvider
-    port: RunPort
+    access: RunAccess
 
 
 def load_libraries() -> None:
@@ -68,7 +68,7 @@ def is_without_tensors(state: Coordinator) -> bool:
 
 
 def prepare(
-    port: RunPort,
+    access: RunAccess,
     state: Coordinator,
     *,
     key: SecretKey,
@@ -84,7 +84,7 @@ def prepare(
     stranger's, and what is trained on is given to peers in one form or another.
 
     Args:
-        port: started.
+        access: to the run; started.
         state: of the run.
         folder: with the model, in place of what the run calls it; None takes the run's own name.
         data: file or folder with the training data of a run whose data are on the disk of each client.
@@ -99,7 +99,7 @@ def prepare(
         RunError: the run ended meanwhile.
     """
     run = state.model
-    started = FirstModel(port, run, device)
+    first = FirstModel(access, run, device)
     # Refuses what cannot be optimized with, or trained on, before anything is loaded.
     distro_settings(run.optimizer)
     location = data_location(run.data_location, data)
@@ -118,15 +118,15 @@ def prepare(
     if model is None:
         tell("the model comes from peers")
     while model is None:
-        shared = started.download(progress)
+        shared = first.download(progress)
         try:
             model = CausalLM.from_run(run, shared, device=device)
         except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
-            started.refuse(str(error))
+            first.refuse(str(error))
     tokens = _open(location, run.max_seq_len, key, model)
     try:
         tokens.probe()
-        return Prepared(model, _optimizer(model, state), tokens, started)
+        return Prepared(model, _optimizer(model, state), tokens, first.access)
     except BaseException:
         tokens.close()
         raise

@@ -17,12 +17,11 @@ several batches. Gradients of all of them are added up with the weights that mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from lightning.fabric.strategies import STRATEGY_REGISTRY
 from lightning.fabric.strategies.ddp import DDPStrategy
@@ -34,21 +33,20 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
-from .frameworks.framework_session import FrameworkSession, arguments_of_session
+from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_optimizers
 from .frameworks.local_ranks import LocalRanks
+from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import samples_of
-from .invitation import invitation
 from .network.joining import parse_run
+from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
-from .session import LearningRates
 
 __all__ = ["FabricPsycheStrategy", "FabricRound", "FabricRounds"]
 
@@ -125,55 +123,29 @@ class FabricRounds:
         self.close()
 
 
-class FabricPsycheStrategy(DDPStrategy):
+class FabricPsycheStrategy(OneDevice, DDPStrategy):
     """Trains with peers over the internet, in a loop with Fabric: see the module.
 
     Several devices of this machine are one peer. Reductions and barriers stay on this machine.
 
     Args:
         run: a ticket or ``"host:port/run-id"``; None hosts.
-        config: settings of the run, if it is hosted; what it leaves open is taken from :meth:`rounds`.
-        secret_key: who we are; by default somebody new each time.
-        relay: ``"default"``, ``"none"`` or addresses of relays.
-        checkpoint_dir, resume, learning_rates, on_event, session_arguments: see :class:`~.session.SwarmSession`.
-        kwargs: of ``DDPStrategy``; they matter with several devices.
+        **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
+            ``config`` leaves open is taken from :meth:`rounds`. Other arguments go to ``DDPStrategy``; they matter with
+            several devices.
 
     Raises:
         ConfigurationError: an argument is wrong.
     """
 
-    def __init__(
-        self,
-        run: str | None = None,
-        *,
-        config: RunConfig | None = None,
-        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
-        relay: str | Sequence[str] = "default",
-        checkpoint_dir: str | PathLike[str] | None = None,
-        resume: bool = False,
-        learning_rates: LearningRates | None = None,
-        on_event: Callable[[str], None] | None = None,
-        session_arguments: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
+    @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
+    def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+        self._options, others = split_options(options, of=type(self).__name__)
+        super().__init__(**others)
         if run is not None:
             parse_run(run)
         self.run = run
-        self.config = config
-        self._session_arguments = arguments_of_session(
-            {
-                "run": run,
-                "config": config,
-                "secret_key": secret_key,
-                "relay": relay,
-                "checkpoint_dir": checkpoint_dir,
-                "resume": resume,
-                "learning_rates": learning_rates,
-                "on_event": on_event,
-            },
-            session_arguments,
-        )
+        self.config = options.get("config")
         self._backward_sync_control = _SyncAmongDevices()
         self._module: nn.Module | None = None
         self._optimizer: DisTrO | None = None
@@ -265,18 +237,19 @@ class FabricPsycheStrategy(DDPStrategy):
         session = FrameworkSession(
             self._module,
             self._optimizer,
+            run=self.run,
             dataset_size=self._loader.samples.size,
             complete=partial(self._completed, max_steps, max_epochs),
             interrupt=lambda: None,
             ranks=None if self._alone else LocalRanks(),
-            **self._session_arguments,
+            **self._options,
         )
         if schedulers:
             session.follow(*schedulers)
         session.start()
         self._session = session
         if session.is_host and self.is_global_zero:
-            print(invitation(session, "FabricPsycheStrategy(run={ticket!r})"), flush=True)
+            print(session.invitation("FabricPsycheStrategy(run={ticket!r})"), flush=True)
         return session
 
     def _completed(self, max_steps: int | None, max_epochs: int | None, config: RunConfig) -> RunConfig:
@@ -356,11 +329,6 @@ class FabricPsycheStrategy(DDPStrategy):
 
     # -- this machine --------------------------------------------------------------------------------------------------
 
-    @property
-    def _alone(self) -> bool:
-        """One device: no process group, no wrapper, no launcher."""
-        return self.num_processes <= 1
-
     @override
     def _configure_launcher(self) -> None:
         if self.num_nodes != 1:
@@ -370,8 +338,7 @@ class FabricPsycheStrategy(DDPStrategy):
                 name="num_nodes",
                 value=self.num_nodes,
             )
-        if not self._alone:
-            super()._configure_launcher()
+        super()._configure_launcher()
 
     @override
     def _setup_distributed(self) -> None:
@@ -402,21 +369,8 @@ class FabricPsycheStrategy(DDPStrategy):
         return super().get_module_state_dict(module)
 
     @override
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        if not self._alone:
-            super().barrier(*args, **kwargs)
-
-    @override
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        return obj if self._alone else super().broadcast(obj, src)
-
-    @override
     def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         return tensor if self._alone else super().all_reduce(tensor, group, reduce_op)
-
-    @override
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
 
 
 class _SyncAmongDevices(_BackwardSyncControl):

@@ -1,56 +1,62 @@
-"""Ports that stand before another one: what is asked of them they ask of it."""
+"""An access to a run that stands before another one and changes what goes through some of its seams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 from typing_extensions import override
 
-from ..comm.model_exchange import Check, Patience, SharedModel
-from ..compress import CompressedUpdate, TilePlan
-from ..coordinator.types import Coordinator, NodeIdentity
-from .port import RunEvent, RunPort, RunView, TrainerAction
+from ..comm.model_exchange import SharedModel
+from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunLife, TrainerAction
 
-__all__ = ["ForwardingPort", "InterruptiblePort"]
+__all__ = [
+    "AccessParts",
+    "ForwardingActions",
+    "ForwardingLife",
+    "ForwardingSharing",
+    "interruptible",
+]
 
-_SLICE = 0.1
-"""Seconds for which a wait is not interrupted. Well below what a person notices."""
+_SLICE_SECONDS: Final = 0.1
+"""A wait is not interrupted for this long. Well below what a person notices."""
 
 
-class ForwardingPort(RunPort):
-    """Hands everything on to ``inner``. A base class: whoever derives from it changes what it wants changed."""
+@dataclass(frozen=True, kw_only=True)
+class AccessParts:
+    """A :class:`~.port.RunAccess` put together from its seams."""
 
-    def __init__(self, inner: RunPort) -> None:
+    facts: RunFacts
+    actions: RunActions
+    answers: RunAnswers
+    sharing: ModelSharing
+    life: RunLife
+
+    @classmethod
+    def of(
+        cls,
+        access: RunAccess,
+        *,
+        actions: RunActions | None = None,
+        sharing: ModelSharing | None = None,
+        life: RunLife | None = None,
+    ) -> Self:
+        """Those of ``access``, but for the ones that are given."""
+        return cls(
+            facts=access.facts,
+            actions=actions or access.actions,
+            answers=access.answers,
+            sharing=sharing or access.sharing,
+            life=life or access.life,
+        )
+
+
+class ForwardingActions(RunActions):
+    """Those of ``inner``. A base class: override what is to be different."""
+
+    def __init__(self, inner: RunActions) -> None:
         self.inner = inner
-
-    @property
-    @override
-    def identity(self) -> NodeIdentity:
-        return self.inner.identity
-
-    @property
-    @override
-    def run_id(self) -> str:
-        return self.inner.run_id
-
-    @property
-    @override
-    def ticket(self) -> str | None:
-        return self.inner.ticket
-
-    @property
-    @override
-    def is_host(self) -> bool:
-        return self.inner.is_host
-
-    @property
-    @override
-    def state(self) -> Coordinator | None:
-        return self.inner.state
-
-    @override
-    def start(self) -> None:
-        self.inner.start()
 
     @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
@@ -61,38 +67,19 @@ class ForwardingPort(RunPort):
         return self.inner.is_cancelled(step)
 
     @override
-    def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
-        self.inner.initialized(plan, names)
+    def take_events(self) -> list[RunEvent]:
+        return self.inner.take_events()
+
+
+class ForwardingSharing(ModelSharing):
+    """That of ``inner``. A base class: override what is to be different."""
+
+    def __init__(self, inner: ModelSharing) -> None:
+        self.inner = inner
 
     @override
-    def initialization_failed(self, reason: str) -> None:
-        self.inner.initialization_failed(reason)
-
-    @override
-    def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
-        self.inner.trained(step, update, own, loss=loss)
-
-    @override
-    def cancelled(self, step: int) -> None:
-        self.inner.cancelled(step)
-
-    @override
-    def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
-        self.inner.weights_hashed(step, digests)
-
-    @override
-    def download_model(
-        self,
-        providers: Iterable[bytes],
-        *,
-        max_parameter_bytes: int,
-        check: Check | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        patience: Patience = Patience.LONG,
-    ) -> SharedModel:
-        return self.inner.download_model(
-            providers, max_parameter_bytes=max_parameter_bytes, check=check, progress=progress, patience=patience
-        )
+    def download_model(self, providers: Iterable[bytes], **settings: Any) -> SharedModel:
+        return self.inner.download_model(providers, **settings)
 
     @override
     def offer_model(self, model: SharedModel) -> None:
@@ -102,30 +89,36 @@ class ForwardingPort(RunPort):
     def withdraw_model(self) -> None:
         self.inner.withdraw_model()
 
-    @override
-    def take_events(self) -> list[RunEvent]:
-        return self.inner.take_events()
+
+class ForwardingLife(RunLife):
+    """That of ``inner``. A base class: override what is to be different."""
+
+    def __init__(self, inner: RunLife) -> None:
+        self.inner = inner
 
     @override
-    def view(self) -> RunView:
-        return self.inner.view()
+    def start(self) -> None:
+        self.inner.start()
 
     @override
     def close(self, timeout: float = 5.0) -> None:
         self.inner.close(timeout)
 
 
-class InterruptiblePort(ForwardingPort):
-    """Asks ``interrupt`` several times a second, while it waits, whether to go on.
+def interruptible(access: RunAccess, interrupt: Callable[[], None]) -> RunAccess:
+    """``access``, which asks ``interrupt`` several times a second while it waits whether to go on.
 
     Args:
-        inner: the port.
+        access: to the run.
         interrupt: raises if the wait is to end; an action that was waited for is not lost.
     """
+    access.life.interrupt = interrupt
+    return AccessParts.of(access, actions=_InterruptibleActions(access.actions, interrupt))
 
-    def __init__(self, inner: RunPort, interrupt: Callable[[], None]) -> None:
+
+class _InterruptibleActions(ForwardingActions):
+    def __init__(self, inner: RunActions, interrupt: Callable[[], None]) -> None:
         super().__init__(inner)
-        inner.interrupt = interrupt
         self._interrupt = interrupt
 
     @override
@@ -133,7 +126,7 @@ class InterruptiblePort(ForwardingPort):
         left = float("inf") if timeout is None else timeout
         while True:
             self._interrupt()
-            action = self.inner.next_action(min(left, _SLICE))
-            left -= _SLICE
+            action = self.inner.next_action(min(left, _SLICE_SECONDS))
+            left -= _SLICE_SECONDS
             if action is not None or left <= 0:
                 return action

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from .environment import RunEnvironment
-from .port import RunEvent, RunPort
+from .port import RunEvent, RunFacts
 from .rounds import actions as act
 from .run_report import RunReporter, weights_hash
 
@@ -36,12 +36,12 @@ class News:
         self._level = logging.INFO if quiet or on_event is not None else logging.WARNING
         self._reporter = RunReporter(None)
 
-    def joined(self, port: RunPort, num_parameters: int) -> None:
+    def joined(self, run: RunFacts, num_parameters: int) -> None:
         """We are in the run."""
         self._reporter = RunReporter.from_environment(
-            self._environment, peer=port.identity.p2p_identity, num_parameters=num_parameters
+            self._environment, peer=run.identity.p2p_identity, num_parameters=num_parameters
         )
-        view = port.view()
+        view = run.view()
         self._reporter.joined(
             run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
         )
@@ -63,11 +63,11 @@ class News:
             case act.ResultMissing(step=step, batches=batches):
                 self.tell(f"step {step}: {len(batches)} results that count never came here", routine=True)
 
-    def round(self, port: RunPort, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
+    def round(self, run: RunFacts, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
         """We are done with a round; ``digests`` are of the weights at its start."""
         if not self._reporter.is_writing:
             return
-        view = port.view()
+        view = run.view()
         self._reporter.round(
             epoch=view.epoch,
             step=step,
@@ -81,10 +81,10 @@ class News:
             weights_hash=weights_hash(digests),
         )
 
-    def ended(self, port: RunPort, step: int, digests: Callable[[], Sequence[bytes]], text: str) -> None:
+    def ended(self, run: RunFacts, step: int, digests: Callable[[], Sequence[bytes]], text: str) -> None:
         """We leave the run; ``digests`` gives those of the weights as they are."""
         if self._reporter.is_writing:
-            view = port.view()
+            view = run.view()
             self._reporter.ended(
                 step=step,
                 run_state=view.run_state,

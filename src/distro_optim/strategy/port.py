@@ -1,20 +1,30 @@
 """What the training thread sees of a run: a queue of actions to carry out on the model, and answers to give.
 
-:class:`RunPort` is the seam between a training loop and the network. :class:`~.runtime.Runtime` is the one over the
-internet; a session asks for nothing else, so tests put a list of actions in its place::
+Five seams stand between a training loop and the network, so that each part of a session takes what it needs:
 
-    port.start()
+==================  ==========================================================
+:class:`RunFacts`   who we are, which run it is, and how it is going
+:class:`RunActions` what is to be done to the model next
+:class:`RunAnswers` what came of it
+:class:`ModelSharing` the model on its way from and to other peers
+:class:`RunLife`    from joining to leaving
+==================  ==========================================================
+
+A session takes all five as a :class:`RunAccess`. :class:`RunPort` is one object that has them all:
+:class:`~.runtime.Runtime` is the one over the internet, and tests put a list of actions in its place::
+
+    run.life.start()
     try:
-        while not isinstance(action := port.next_action(), RunEnded):
+        while not isinstance(action := run.actions.next_action(), RunEnded):
             match action:
                 case TrainBatch():
-                    port.trained(action.step, update, own)
+                    run.answers.trained(action.step, update, own)
                 ...
     finally:
-        port.close()
+        run.life.close()
 
-The order of the actions is a promise, made in :mod:`.actions`: what comes out because of an answer stands behind what
-came out before it. :meth:`RunPort.is_cancelled` is all that overtakes.
+The order of the actions is a promise, made in :mod:`.actions`: an action that an answer causes comes after those that
+came before the answer. Only :meth:`RunActions.is_cancelled` overtakes.
 """
 
 from __future__ import annotations
@@ -22,6 +32,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from typing_extensions import override
 
 from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
@@ -40,13 +53,25 @@ from .rounds.actions import (
     TrainBatch,
 )
 
-__all__ = ["LossReport", "RunEvent", "RunPort", "RunView", "TrainerAction"]
+__all__ = [
+    "LossReport",
+    "ModelSharing",
+    "RunAccess",
+    "RunActions",
+    "RunAnswers",
+    "RunEvent",
+    "RunFacts",
+    "RunLife",
+    "RunPort",
+    "RunView",
+    "TrainerAction",
+]
 
 TrainerAction = Initialize | TrainBatch | ApplyResults | DecayWeights | HashWeights | FinishEpoch | RunEnded
-"""What :meth:`RunPort.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
+"""What :meth:`RunActions.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
 
 RunEvent = Desynced | ResultMissing
-"""What :meth:`RunPort.take_events` gives: nothing has to be done, but it is worth a line in the log."""
+"""What :meth:`RunActions.take_events` gives: nothing has to be done, but it is worth a line in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +110,7 @@ class RunView:
         dropped: messages and results not taken, by reason.
         rounds_trained: rounds in which we trained to the end.
         rounds_cancelled: rounds whose training was stopped because they were over.
-        seconds_waiting: time the training thread has waited in :meth:`RunPort.next_action`.
+        seconds_waiting: time the training thread has waited in :meth:`RunActions.next_action`.
         seconds_training: time between a :class:`~.actions.TrainBatch` and its answer.
         weights_root: root over the hashes of our weights; None before the first.
         weights_step: at whose start they were those.
@@ -121,19 +146,13 @@ class RunView:
     last_events: tuple[str, ...] = ()
 
 
-class RunPort(ABC):
-    """One participant's access to a run. All methods but :meth:`view` belong to one thread, the training thread.
-
-    Attributes:
-        interrupt: called several times a second while a method waits for the network; raises if the wait is to end.
-    """
-
-    interrupt: Callable[[], None] | None = None
+class RunFacts(ABC):
+    """Who we are, which run it is, and how it is going."""
 
     @property
     @abstractmethod
     def identity(self) -> NodeIdentity:
-        """Who we are. Known before :meth:`start`."""
+        """Who we are. Known before :meth:`RunLife.start`."""
 
     @property
     @abstractmethod
@@ -143,7 +162,7 @@ class RunPort(ABC):
     @property
     @abstractmethod
     def ticket(self) -> str | None:
-        """What others pass as ``run`` to join; None before :meth:`start`."""
+        """What others pass as ``run`` to join; None before :meth:`RunLife.start`."""
 
     @property
     @abstractmethod
@@ -153,20 +172,15 @@ class RunPort(ABC):
     @property
     @abstractmethod
     def state(self) -> Coordinator | None:
-        """The latest state of the coordinator; None only before :meth:`start` has returned. For any thread."""
+        """The latest state of the coordinator; None only before :meth:`RunLife.start` has returned. For any thread."""
 
     @abstractmethod
-    def start(self) -> None:
-        """Hosts the run or joins it, and returns when the coordinator has taken us.
+    def view(self) -> RunView:
+        """A cheap snapshot. For any thread."""
 
-        Everything is released again if this raises.
 
-        Raises:
-            JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
-            CoordinatorLinkError: it cannot be reached.
-            ProtocolError: what answers there is no coordinator.
-            ExchangeError: our own endpoint cannot be opened.
-        """
+class RunActions(ABC):
+    """What is to be done to the model next. Belongs to the training thread."""
 
     @abstractmethod
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
@@ -188,11 +202,19 @@ class RunPort(ABC):
         """Whether the training of ``step`` is to be stopped, since its round is over. To be asked between batches."""
 
     @abstractmethod
+    def take_events(self) -> list[RunEvent]:
+        """What happened since the last call; the oldest go if nobody asks."""
+
+
+class RunAnswers(ABC):
+    """What came of the actions. Belongs to the training thread."""
+
+    @abstractmethod
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         """Answers :class:`~.actions.Initialize`: the model is loaded.
 
         Whoever loaded it from nowhere else, :attr:`~.actions.Initialize.providers` being empty, offers it with
-        :meth:`offer_model` before this: joiners ask for it right away.
+        :meth:`ModelSharing.offer_model` before this: joiners ask for it right away.
 
         Args:
             plan: how its tensors are tiled.
@@ -221,6 +243,10 @@ class RunPort(ABC):
     @abstractmethod
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         """Answers :class:`~.actions.HashWeights`: see :func:`~.weights.tensor_digest`, in the order of the names."""
+
+
+class ModelSharing(ABC):
+    """The model on its way from and to other peers. Belongs to the training thread."""
 
     @abstractmethod
     def download_model(
@@ -255,13 +281,28 @@ class RunPort(ABC):
     def withdraw_model(self) -> None:
         """Shares nothing any more."""
 
-    @abstractmethod
-    def take_events(self) -> list[RunEvent]:
-        """What happened since the last call; the oldest go if nobody asks."""
+
+class RunLife(ABC):
+    """From joining to leaving. Belongs to the training thread.
+
+    Attributes:
+        interrupt: called several times a second while we wait for the network; raises if the wait is to end.
+    """
+
+    interrupt: Callable[[], None] | None = None
 
     @abstractmethod
-    def view(self) -> RunView:
-        """A cheap snapshot. For any thread."""
+    def start(self) -> None:
+        """Hosts the run or joins it, and returns when the coordinator has taken us.
+
+        Everything is released again if this raises.
+
+        Raises:
+            JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
+            CoordinatorLinkError: it cannot be reached.
+            ProtocolError: what answers there is no coordinator.
+            ExchangeError: our own endpoint cannot be opened.
+        """
 
     @abstractmethod
     def close(self, timeout: float = 5.0) -> None:
@@ -269,3 +310,56 @@ class RunPort(ABC):
 
         May be called again, before :meth:`start`, and after any error. A host's run ends with it.
         """
+
+
+class RunAccess(Protocol):
+    """One participant's access to a run: the five seams of this module."""
+
+    @property
+    def facts(self) -> RunFacts:
+        """Who we are, which run it is, and how it is going."""
+
+    @property
+    def actions(self) -> RunActions:
+        """What is to be done to the model next."""
+
+    @property
+    def answers(self) -> RunAnswers:
+        """What came of it."""
+
+    @property
+    def sharing(self) -> ModelSharing:
+        """The model on its way from and to other peers."""
+
+    @property
+    def life(self) -> RunLife:
+        """From joining to leaving."""
+
+
+class RunPort(RunFacts, RunActions, RunAnswers, ModelSharing, RunLife, RunAccess):
+    """A :class:`RunAccess` that is one object and has all five seams itself."""
+
+    @property
+    @override
+    def facts(self) -> RunFacts:
+        return self
+
+    @property
+    @override
+    def actions(self) -> RunActions:
+        return self
+
+    @property
+    @override
+    def answers(self) -> RunAnswers:
+        return self
+
+    @property
+    @override
+    def sharing(self) -> ModelSharing:
+        return self
+
+    @property
+    @override
+    def life(self) -> RunLife:
+        return self

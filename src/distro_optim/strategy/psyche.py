@@ -30,19 +30,17 @@ schedules and checkpoints mean what they mean elsewhere, and all peers agree on 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from os import PathLike
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ..comm.signing import SecretKey
 from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
-from .frameworks.framework_session import FrameworkSession, arguments_of_session
+from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
 from .frameworks.lightning_passes import RoundPasses
@@ -50,12 +48,12 @@ from .frameworks.lightning_progress import ScheduleFollower, align_counters, end
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.round_loader import RoundLoader
 from .frameworks.samples import samples_of, warn
-from .invitation import invitation
 from .model.resuming import StartingPoint
 from .network.joining import parse_run
+from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
-from .session import LearningRates, SwarmSession
+from .session import SwarmSession
 
 __all__ = ["PsycheStrategy"]
 
@@ -85,20 +83,12 @@ class PsycheStrategy(RoundPasses):
 
     Args:
         run: a ticket or ``"host:port/run-id"``; None hosts.
-        config: settings of the run, if it is hosted. What it leaves open is taken from the trainer: ``total_steps``
-            from ``max_steps`` or ``max_epochs``, ``global_batch_size`` from the batch size, times
-            ``accumulate_grad_batches``, devices and ``min_peers``.
-        secret_key: who we are; by default somebody new each time.
-        relay: ``"default"``, ``"none"`` or addresses of relays.
-        checkpoint_dir: folder for the run's own checkpoints; see :class:`~.session.SwarmSession`. Lightning's are
-            written as ever.
-        resume: go on from the newest one there. ``fit(ckpt_path=...)`` goes on from one of Lightning's.
-        learning_rates: ``"script"``: those of the script's schedule; ``"run"``: those of the run's. None takes
-            ``"script"``, unless it is a run of Psyche's.
-        on_event: called with news of the run, one sentence each.
-        session_arguments: more of :class:`~.session.SwarmSession`, such as ``{"keep_checkpoints": 10}``, or
-            ``{"tcp": "0.0.0.0:20000"}`` for its connection.
-        kwargs: of ``DDPStrategy``; they matter with several devices.
+        **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
+            ``config`` leaves open is taken from the trainer: ``total_steps`` from ``max_steps`` or ``max_epochs``,
+            ``global_batch_size`` from the batch size, times ``accumulate_grad_batches``, devices and ``min_peers``.
+            ``checkpoint_dir`` is for the run's own checkpoints; Lightning writes its own as ever, and
+            ``fit(ckpt_path=...)`` goes on from one of those. Other arguments go to ``DDPStrategy``; they matter with
+            several devices.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -110,38 +100,14 @@ class PsycheStrategy(RoundPasses):
             cls = _class_for(loaded[0] if loaded else "lightning.pytorch")
         return super().__new__(cls)
 
-    def __init__(
-        self,
-        run: str | None = None,
-        *,
-        config: RunConfig | None = None,
-        secret_key: SecretKey | bytes | str | PathLike[str] | None = None,
-        relay: str | Sequence[str] = "default",
-        checkpoint_dir: str | PathLike[str] | None = None,
-        resume: bool = False,
-        learning_rates: LearningRates | None = None,
-        on_event: Callable[[str], None] | None = None,
-        session_arguments: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
+    @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
+    def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+        self._options, others = split_options(options, of=type(self).__name__)
+        super().__init__(**others)
         if run is not None:
             parse_run(run)
         self.run = run
-        self.config = config
-        self._session_arguments = arguments_of_session(
-            {
-                "run": run,
-                "config": config,
-                "secret_key": secret_key,
-                "relay": relay,
-                "checkpoint_dir": checkpoint_dir,
-                "resume": resume,
-                "learning_rates": learning_rates,
-                "on_event": on_event,
-            },
-            session_arguments,
-        )
+        self.config = options.get("config")
         self._accumulate: int | None = None  # these two: what the trainer had, to be given back
         self._clip: float | None = None
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
@@ -252,12 +218,13 @@ class PsycheStrategy(RoundPasses):
         self._session = session = FrameworkSession(
             module,
             self._optimizer,
+            run=self.run,
             dataset_size=loader.samples.size,
             complete=self._completed,
             interrupt=self._heed_sigterm,
             ranks=None if self._alone else LocalRanks(),
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
-            **self._session_arguments,
+            **self._options,
         )
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -275,7 +242,7 @@ class PsycheStrategy(RoundPasses):
             )
             self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
         if session.is_host and self.is_global_zero:
-            print(invitation(session, "Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
+            print(session.invitation("Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
             align_counters(trainer, self._round.step)

@@ -6,6 +6,7 @@
 ``samples``              batches of a round from the user's own ``DataLoader``
 ``round_loader``         a loader whose every batch is a round
 ``lightning_checks``     what of a script cannot work in a run
+``one_device``           a strategy that does without processes where there is one device
 ``lightning_machine``    one peer of one device or of several
 ``lightning_passes``     a round of several batches in one step of Lightning's
 ``lightning_progress``   Lightning's counters and schedules, set to where the run stands

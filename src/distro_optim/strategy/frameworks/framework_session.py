@@ -3,99 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final, Unpack, cast
 
+from torch import nn
 from typing_extensions import override
 
 from ...comm.signing import SecretKey
-from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError
+from ...optimizer import DisTrO
 from ..config import RunConfig
-from ..environment import RunEnvironment
-from ..forwarding import InterruptiblePort
+from ..forwarding import interruptible
 from ..model.resuming import StartingPoint
-from ..news import News
-from ..port import RunPort
+from ..options import STRATEGY_DEFAULTS, SessionOptions, StrategyOptions, TrainingOptions, with_present_names
+from ..port import RunAccess
 from ..session import SwarmSession
-from .local_ranks import FollowerPort, LeaderPort, LocalRanks
+from .local_ranks import FollowerPort, LocalRanks, leading
 
-__all__ = ["FrameworkSession", "arguments_of_session"]
+__all__ = ["FrameworkSession", "split_options"]
+
+_NOT_IN_SESSION_ARGUMENTS: Final = frozenset(
+    {
+        "run",
+        "config",
+        "secret_key",
+        "relay",
+        "checkpoint_dir",
+        "resume",
+        "learning_rates",
+        "on_event",
+        "model",
+        "optimizer",
+        "dataset_size",
+        "port",
+    }
+)
+"""What the strategies had as arguments of their own from the beginning, or give the session themselves."""
 
 
-def arguments_of_session(ours: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a strategy will make its session with. Can be pickled; a key, which cannot, is kept as its bytes.
+def split_options(options: StrategyOptions, *, of: str) -> tuple[TrainingOptions, dict[str, Any]]:
+    """What a strategy was given, as options for its session and arguments for ``DDPStrategy``.
+
+    Those for the session can be pickled; a key, which cannot, is kept as its bytes.
+
+    Args:
+        options: as they were given.
+        of: name of the strategy, for messages.
 
     Raises:
         ConfigurationError: something is given twice, or is for the strategy to give.
     """
-    reserved = {*ours, "model", "optimizer", "dataset_size", "port"}
-    if twice := sorted(reserved & set(more or {})):
+    given = with_present_names(options, of=of)
+    more: Mapping[str, Any] = with_present_names(given.pop("session_arguments", None) or {}, of=of)
+    if wrong := sorted(more.keys() & (_NOT_IN_SESSION_ARGUMENTS | given.keys())):
         raise ConfigurationError(
-            f"session_arguments has {', '.join(twice)}, which is an argument of the strategy, or its own business",
+            f"session_arguments has {', '.join(wrong)}, which is an argument of the strategy, or its own business",
             name="session_arguments",
             value=more,
         )
-    arguments = {**ours, **(more or {})}
-    if isinstance(arguments["secret_key"], SecretKey):
-        arguments["secret_key"] = arguments["secret_key"].to_bytes()
-    return arguments
+    session: dict[str, Any] = dict(more)
+    session |= {name: given.pop(name) for name in STRATEGY_DEFAULTS if name in given}
+    if isinstance(key := session.get("secret_key"), SecretKey):
+        session["secret_key"] = key.to_bytes()
+    return cast(TrainingOptions, session), given
 
 
 class FrameworkSession(SwarmSession):
     """A :class:`~.session.SwarmSession` that a framework can interrupt, and whose momentum it may have restored.
 
     Args:
+        model: unwrapped.
+        optimizer: of its parameters.
+        run: a ticket or an address; None hosts.
         interrupt: asked several times a second while the session waits; raises if the wait is to end.
         complete: fills in what the settings of a hosted run leave open.
         ranks: the processes of this machine, if they are several: only the leader is in the run, and saves and reports.
         begin_at: where a hosted run goes on, whose weights and momentum a checkpoint of the framework's had; None
-            begins anew.
-        kwargs: of the session.
+            starts at the first step.
+        options: of the session.
     """
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        optimizer: DisTrO,
+        *,
+        run: str | None = None,
         interrupt: Callable[[], None],
         complete: Callable[[RunConfig], RunConfig],
         ranks: LocalRanks | None = None,
         begin_at: StartingPoint | None = None,
-        on_event: Callable[[str], None] | None = None,
-        **kwargs: Any,
+        **options: Unpack[SessionOptions],
     ) -> None:
-        self._follows = ranks is not None and not ranks.leads
-        super().__init__(*args, on_event=None if self._follows else on_event, **kwargs)
-        if self._follows:
-            self._environment = RunEnvironment()
-            self._news = News(None, self._environment, quiet=True)
         self._ranks = ranks
         self._interrupt = interrupt
         self._complete = complete
-        self._begin_at = begin_at
+        super().__init__(model, optimizer, run=run, begin_at=begin_at, **options)
+
+    def invitation(self, line: str) -> str:
+        """What a host tells people so that they can join: the ticket in the line of code that they write.
+
+        Args:
+            line: that line, with ``{ticket!r}`` in it.
+        """
+        code = line.format(ticket=self.ticket)
+        return f"Hosting the run {self.run_id!r}. Others join with the same script and\n\n    {code}\n"
 
     @property
-    def state(self) -> Coordinator | None:
-        """The coordinator's latest state; None before :meth:`start` and after :meth:`close`."""
-        return self._port.state if self._port is not None else None
-
-    @property
-    def is_host(self) -> bool:
-        """Whether the run ends when we leave it."""
-        return self._port is not None and self._port.is_host
+    @override
+    def speaks_for_the_peer(self) -> bool:
+        return self._ranks is None or self._ranks.leads
 
     @override
-    def start(self) -> None:
-        super().start()
-        if self._follows:
-            self._keeper = None  # what was to be resumed is read; it is the leader that saves
-
-    @override
-    def _connect(self) -> RunPort:
-        if self._ranks is not None and self._follows:
+    def connect(self) -> RunAccess:
+        if self._ranks is not None and not self._ranks.leads:
             return FollowerPort(self._ranks)
-        port: RunPort = InterruptiblePort(super()._connect(), self._interrupt)
-        return port if self._ranks is None else LeaderPort(port, self._ranks)
+        access = interruptible(super().connect(), self._interrupt)
+        return access if self._ranks is None else leading(access, self._ranks)
 
     @override
-    def _hosting_config(self) -> RunConfig:
-        return self._complete(super()._hosting_config())
+    def hosting_config(self) -> RunConfig:
+        return self._complete(super().hosting_config())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from typing_extensions import override
 
 from ...errors import ConfigurationError
+from .one_device import OneDevice
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
@@ -17,16 +17,11 @@ else:
 __all__ = ["OneMachine"]
 
 
-class OneMachine(_DDPStrategy):
+class OneMachine(OneDevice, _DDPStrategy):
     """``DDPStrategy`` of one machine, which does without processes, groups and wrappers where there is one device.
 
     ``global_rank``, ``world_size`` and everything that is reduced are about the devices of this machine.
     """
-
-    @property
-    def _alone(self) -> bool:
-        """One device: no process group, no wrapper, no launcher."""
-        return self.num_processes <= 1
 
     @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
@@ -44,11 +39,6 @@ class OneMachine(_DDPStrategy):
             )
 
     @override
-    def _configure_launcher(self) -> None:
-        if not self._alone:
-            super()._configure_launcher()
-
-    @override
     def setup_distributed(self) -> None:
         if self._alone:
             self.set_world_ranks()
@@ -56,21 +46,8 @@ class OneMachine(_DDPStrategy):
             super().setup_distributed()
 
     @override
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        if not self._alone:
-            super().barrier(*args, **kwargs)
-
-    @override
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        return obj if self._alone else super().broadcast(obj, src)
-
-    @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         return tensor if self._alone else super().reduce(tensor, group, reduce_op)
-
-    @override
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        return tensor if self._alone else super().all_gather(tensor, group, sync_grads)
 
     @override
     def setup(self, trainer: Any) -> None:

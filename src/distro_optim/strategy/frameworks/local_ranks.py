@@ -1,9 +1,10 @@
 """Several processes of one machine as one peer: one is in the run, the others do as it does.
 
 All have a session of their own, on their own copy of the model, and all sessions carry out the same actions in the same
-order: :class:`LeaderPort` gives what it gets to the others as well, :class:`FollowerPort` gets it from there. Gradients
-are averaged among them before they reach the optimizer, so what they compute is the same, and only the leader's goes
-out. Whatever a session asks its port is asked by all of them, in the same order; only views may be asked for by one.
+order: the leader's access (:func:`leading`) passes on what it gets, and :class:`FollowerPort` takes it from there.
+Gradients are averaged among them before they reach the optimizer, so what they compute is the same, and only the
+leader's goes out. What a session asks of its run, all of them ask, in the same order; only views may be asked for by
+one alone.
 
 They are processes of one script on one machine and trust each other: what passes between them is pickled.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import torch.distributed as dist
 from typing_extensions import override
@@ -22,18 +23,30 @@ from ...comm.model_exchange import SharedModel
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import RunError
-from ..forwarding import ForwardingPort
-from ..port import RunEvent, RunPort, RunView, TrainerAction
+from ..forwarding import AccessParts, ForwardingActions, ForwardingLife, ForwardingSharing
+from ..port import (
+    ModelSharing,
+    RunAccess,
+    RunActions,
+    RunEvent,
+    RunFacts,
+    RunLife,
+    RunPort,
+    RunView,
+    TrainerAction,
+)
 
-__all__ = ["FollowerPort", "LeaderPort", "LocalRanks"]
+__all__ = ["FollowerPort", "LocalRanks", "leading"]
 
-LEADER = 0
+LEADER: Final = 0
+"""The rank of the process that is in the run."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Outcome(Generic[T]):
-    """What the leader's port returned, or raised."""
+    """What the leader's call returned, or raised."""
 
     value: T | None
     error: BaseException | None = None
@@ -54,6 +67,10 @@ class _Facts:
     is_host: bool
     state: Coordinator | None
     view: RunView
+
+    @classmethod
+    def of(cls, facts: RunFacts) -> Self:
+        return cls(facts.identity, facts.run_id, facts.ticket, facts.is_host, facts.state, facts.view())
 
 
 class LocalRanks:
@@ -82,29 +99,26 @@ class LocalRanks:
         return result
 
 
-class LeaderPort(ForwardingPort):
-    """The port of the process that is in the run."""
+def leading(access: RunAccess, ranks: LocalRanks) -> RunAccess:
+    """The access of the process that is in the run, which passes on to the others what it gets."""
+    return AccessParts.of(
+        access,
+        actions=_LeadersActions(access.actions, access.facts, ranks),
+        sharing=_LeadersSharing(access.sharing, ranks),
+        life=_LeadersLife(access.life, access.facts, ranks),
+    )
 
-    def __init__(self, inner: RunPort, ranks: LocalRanks) -> None:
+
+class _LeadersActions(ForwardingActions):
+    def __init__(self, inner: RunActions, facts: RunFacts, ranks: LocalRanks) -> None:
         super().__init__(inner)
+        self._facts = facts
         self._ranks = ranks
-
-    def _facts(self) -> _Facts:
-        inner = self.inner
-        return _Facts(inner.identity, inner.run_id, inner.ticket, inner.is_host, inner.state, inner.view())
-
-    @override
-    def start(self) -> None:
-        def start() -> _Facts:
-            self.inner.start()
-            return self._facts()
-
-        self._ranks.share(start)
 
     @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         # Never wait for long: the others wait with us, and their group has a timeout.
-        action, _ = self._ranks.share(lambda: (self.inner.next_action(timeout), self._facts()))
+        action, _ = self._ranks.share(lambda: (self.inner.next_action(timeout), _Facts.of(self._facts)))
         return action
 
     @override
@@ -115,13 +129,34 @@ class LeaderPort(ForwardingPort):
     def take_events(self) -> list[RunEvent]:
         return self._ranks.share(self.inner.take_events)
 
+
+class _LeadersSharing(ForwardingSharing):
+    def __init__(self, inner: ModelSharing, ranks: LocalRanks) -> None:
+        super().__init__(inner)
+        self._ranks = ranks
+
     @override
     def download_model(self, providers: Iterable[bytes], **settings: Any) -> SharedModel:
         return self._ranks.share(lambda: self.inner.download_model(providers, **settings))
 
 
+class _LeadersLife(ForwardingLife):
+    def __init__(self, inner: RunLife, facts: RunFacts, ranks: LocalRanks) -> None:
+        super().__init__(inner)
+        self._facts = facts
+        self._ranks = ranks
+
+    @override
+    def start(self) -> None:
+        def start() -> _Facts:
+            self.inner.start()
+            return _Facts.of(self._facts)
+
+        self._ranks.share(start)
+
+
 class FollowerPort(RunPort):
-    """The port of another process of the same machine. What it is told about this one's model, it forgets."""
+    """The access of another process of the same machine. Answers are dropped: the leader's count."""
 
     def __init__(self, ranks: LocalRanks) -> None:
         self._ranks = ranks

@@ -1,6 +1,7 @@
 """What a run does to the model, in the thread that trains.
 
 ======================  ======================================================================
+``participant``         one peer's part in a run, from joining to leaving
 ``trainer``             carries out what the run wants done: begin, finish, apply, decay, hash
 ``named_tensors``       the tensors of a model by name
 ``psyche_settings``     settings of an optimizer and those of a coordinator's state

@@ -3,87 +3,57 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError
+from ...optimizer import DisTrO
 from .checkpoint import Checkpoint, CheckpointStore
 from .identity import ModelIdentity, describe, weights_root
+from .named_tensors import NamedTensors
 from .trainer import SwarmTrainer
 
-__all__ = ["CheckpointKeeper"]
+__all__ = ["CheckpointFolder", "CheckpointKeeper", "NoCheckpoints"]
 
 _log = logging.getLogger(__name__)
 
 
-class CheckpointKeeper:
-    """Restores and saves one model. A failure to save is told, not raised: training must not end for it.
+class CheckpointKeeper(ABC):
+    """Where the checkpoints of one model come from and go to."""
 
-    Args:
-        store: the folder.
-        model: the whole of it.
-        tell: told what happens, in words.
-
-    Attributes:
-        saved_step: of the last checkpoint, saved or restored; None if there is none.
-    """
-
-    def __init__(self, store: CheckpointStore, model: nn.Module, tell: Callable[[str], None]) -> None:
-        self.saved_step: int | None = None
-        self._store = store
-        self._model = model
-        self._tell = tell
-
-    def restore(self, trainer: SwarmTrainer) -> Checkpoint | None:
-        """Loads the weights of the latest checkpoint, if there is one. The momentum stays to be loaded.
+    @abstractmethod
+    def restore(self) -> Checkpoint | None:
+        """Gives the model the weights of the latest checkpoint, if there is one. The momentum stays to be loaded.
 
         Raises:
             ConfigurationError: it is damaged, or of another model.
         """
-        checkpoint = self._store.latest()
-        if checkpoint is None:
-            self._tell(f"there is no checkpoint in {self._store.directory} yet; beginning anew")
-            return None
-        trainer.load(self.weights(checkpoint, trainer))
-        self.saved_step = checkpoint.step
-        self._tell(f"resuming from {checkpoint.path}")
-        return checkpoint
 
+    @abstractmethod
     def of_step(self, run_id: str, step: int) -> Checkpoint | None:
         """The run's checkpoint of this very step; None if there is none.
 
         Raises:
             ConfigurationError: it is damaged.
         """
-        checkpoint = self._store.of_step(step)
-        return checkpoint if checkpoint is not None and checkpoint.run_id == run_id else None
 
-    def weights(self, checkpoint: Checkpoint, trainer: SwarmTrainer) -> dict[str, Tensor]:
-        """What was saved, by the names of the trainer's tensors.
+    @abstractmethod
+    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """What was saved, by the names of the model's tensors.
 
         Raises:
             ConfigurationError: it is damaged, or of another model.
         """
-        ours = describe(
-            trainer.tensors, trainer.optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={}
-        )
-        difference = ours.first_other_tensor(checkpoint.identity)
-        if difference is not None:
-            raise ConfigurationError(
-                f"{checkpoint.path} is of another model: {difference}", name="resume", value=checkpoint.path
-            )
-        values = checkpoint.weights(self._model, trainer.tensors)
-        if weights_root(trainer.tensors, values) != checkpoint.identity.weights:
-            raise ConfigurationError(
-                f"{checkpoint.path} is damaged: its weights have another hash; remove the folder to resume from the "
-                "checkpoint before",
-                name="resume",
-                value=checkpoint.path,
-            )
-        return values
 
+    @abstractmethod
+    def wants(self, step: int) -> bool:
+        """Whether a checkpoint of ``step`` would be saved, and not be one that is there already."""
+
+    @abstractmethod
     def save(
         self,
         trainer: SwarmTrainer,
@@ -93,7 +63,125 @@ class CheckpointKeeper:
         identity: ModelIdentity,
         state: Coordinator | None,
     ) -> None:
-        """Saves the model, whose tensors' copies are ``values``."""
+        """Saves the model.
+
+        Args:
+            trainer: has the momentum.
+            values: copies of the model's tensors.
+            run_id: name of the run.
+            identity: what the model is; its step is the checkpoint's.
+            state: of the run's coordinator.
+        """
+
+
+class NoCheckpoints(CheckpointKeeper):
+    """Saves nothing, and has nothing to begin from."""
+
+    @override
+    def restore(self) -> Checkpoint | None:
+        return None
+
+    @override
+    def of_step(self, run_id: str, step: int) -> Checkpoint | None:
+        return None
+
+    @override
+    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        raise ConfigurationError(f"{checkpoint.path} is not to be resumed from", name="resume", value=checkpoint.path)
+
+    @override
+    def wants(self, step: int) -> bool:
+        return False
+
+    @override
+    def save(
+        self,
+        trainer: SwarmTrainer,
+        values: Mapping[str, Tensor],
+        *,
+        run_id: str,
+        identity: ModelIdentity,
+        state: Coordinator | None,
+    ) -> None:
+        pass
+
+
+class CheckpointFolder(CheckpointKeeper):
+    """Checkpoints in a folder. A failure to save is told, not raised: training must not end for it.
+
+    Args:
+        store: the folder.
+        model: the whole of it.
+        tensors: of the model.
+        optimizer: of the model.
+        tell: told what happens, in words.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        model: nn.Module,
+        tensors: NamedTensors,
+        optimizer: DisTrO,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._tensors = tensors
+        self._optimizer = optimizer
+        self._tell = tell
+        self._latest_step: int | None = None  # saved or restored
+
+    @override
+    def restore(self) -> Checkpoint | None:
+        checkpoint = self._store.latest()
+        if checkpoint is None:
+            self._tell(f"there is no checkpoint in {self._store.directory} yet; starting without one")
+            return None
+        values = self.weights(checkpoint)
+        self._optimizer.undo_lookahead(discard_edits=True)
+        self._tensors.load(values)
+        self._latest_step = checkpoint.step
+        self._tell(f"resuming from {checkpoint.path}")
+        return checkpoint
+
+    @override
+    def of_step(self, run_id: str, step: int) -> Checkpoint | None:
+        checkpoint = self._store.of_step(step)
+        return checkpoint if checkpoint is not None and checkpoint.run_id == run_id else None
+
+    @override
+    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        ours = describe(self._tensors, self._optimizer, epoch=0, step=0, weights=bytes(32), script_rates=False, data={})
+        difference = ours.first_other_tensor(checkpoint.identity)
+        if difference is not None:
+            raise ConfigurationError(
+                f"{checkpoint.path} is of another model: {difference}", name="resume", value=checkpoint.path
+            )
+        values = checkpoint.weights(self._model, self._tensors)
+        if weights_root(self._tensors, values) != checkpoint.identity.weights:
+            raise ConfigurationError(
+                f"{checkpoint.path} is damaged: its weights have another hash; remove the folder to resume from the "
+                "checkpoint before",
+                name="resume",
+                value=checkpoint.path,
+            )
+        return values
+
+    @override
+    def wants(self, step: int) -> bool:
+        return step != self._latest_step
+
+    @override
+    def save(
+        self,
+        trainer: SwarmTrainer,
+        values: Mapping[str, Tensor],
+        *,
+        run_id: str,
+        identity: ModelIdentity,
+        state: Coordinator | None,
+    ) -> None:
         try:
             path = self._store.save(
                 self._model, values, trainer.momentum(), run_id=run_id, identity=identity, state=state
@@ -105,5 +193,5 @@ class CheckpointKeeper:
                 "were, and training goes on: the next one is due at the end of the epoch"
             )
             return
-        self.saved_step = identity.step
+        self._latest_step = identity.step
         _log.info("saved %s", path)

@@ -1,4 +1,4 @@
-"""The model on its way between peers: offered to those who join, downloaded and compared by who joins."""
+"""The model on its way between peers: offered to those that join, which download it and compare it with theirs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...comm.model_exchange import Check, Patience, SharedModel
 from ...errors import ExchangeError, ModelMismatchError, ProtocolError
-from ..port import RunPort
+from ..port import ModelSharing
 from ..rounds.actions import Initialize
 from .identity import ModelIdentity, describe, weights_root
 from .trainer import SwarmTrainer
@@ -24,7 +24,7 @@ say so to keep joiners away; it is asked five times at most. Chosen arbitrarily 
 
 MAX_SINGLE_PROVIDERS: Final = 3
 """Peers that are asked for the whole model, one after the other, where several together gave no whole one. Each costs
-as much as all together; the next warm-up begins anew. Chosen arbitrarily."""
+as much as all together; the next warm-up begins afresh. Chosen arbitrarily."""
 
 _ENVELOPE_BYTES: Final = 64 * 1024
 """Name, archive and message around a tensor's bytes: a few hundred, and the name."""
@@ -41,17 +41,18 @@ class ModelHandover:
     """Both sides of model sharing, for one model. Belongs to the training thread.
 
     Args:
+        sharing: the way to the other peers.
+        trainer: has the model's tensors.
         model: whose configuration goes with the weights, if it is one of transformers.
         script_rates: learning rates are compared; see :func:`~.model_identity.describe`.
         data: see :class:`~.model_identity.ModelIdentity`.
         as_psyche: parameters travel without buffers and in bfloat16, and a peer need not describe its model.
         tell: told what differs without harm.
-
     """
 
     def __init__(
         self,
-        port: RunPort,
+        sharing: ModelSharing,
         trainer: SwarmTrainer,
         model: nn.Module,
         *,
@@ -60,7 +61,7 @@ class ModelHandover:
         as_psyche: bool,
         tell: Callable[[str], None],
     ) -> None:
-        self._port = port
+        self._sharing = sharing
         self._trainer = trainer
         self._model = model
         self._script_rates = script_rates
@@ -90,7 +91,7 @@ class ModelHandover:
     # -- offering ------------------------------------------------------------------------------------------------------
 
     def offer(self, identity: ModelIdentity, values: Mapping[str, Tensor]) -> None:
-        """Shares ``values``, copies that nobody changes, with those who join at ``identity.step``."""
+        """Shares ``values``, copies that nobody changes, with peers that join at ``identity.step``."""
         if self._as_psyche:
             buffers = self._trainer.tensors.buffers
             values = {
@@ -99,14 +100,14 @@ class ModelHandover:
         # Psyche's clients want the tokenizer with the model, where there is one.
         companions = getattr(self._model, "companions", {})
         tokenizer = companions.get("tokenizer.json", b"").decode() if isinstance(companions, dict) else ""
-        self._port.offer_model(SharedModel(identity.encode(self._model), tokenizer, dict(values)))
+        self._sharing.offer_model(SharedModel(identity.encode(self._model), tokenizer, dict(values)))
         self._offered = identity.step
 
     def passed(self, step: int) -> None:
         """Weights change at ``step``: what was offered for an earlier one is of no use, and must not mislead."""
         if self._offered is not None and step > self._offered:
             self._offered = None
-            self._port.withdraw_model()
+            self._sharing.withdraw_model()
 
     # -- downloading ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class ModelHandover:
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
-        shared = self._port.download_model(providers, max_parameter_bytes=largest, check=check, patience=patience)
+        shared = self._sharing.download_model(providers, max_parameter_bytes=largest, check=check, patience=patience)
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))
         values = {}
@@ -188,7 +189,7 @@ class ModelHandover:
         return values, replace(ours, weights=root)
 
     def _check(self, ours: ModelIdentity, theirs: ModelIdentity | None, names: Sequence[str]) -> None:
-        """Raises ModelMismatchError if it is another model, ProtocolError if it is not that of this step."""
+        """Raises ModelMismatchError if it is another model, ProtocolError if it is not the one of this step."""
         if theirs is None and not self._as_psyche:
             raise ProtocolError("the peer does not describe its model")
         if theirs is not None:

@@ -12,7 +12,7 @@ from ...coordinator.model import Hub
 from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.rules.steps import DRAIN_ROUNDS
 from ...errors import ExchangeError, ProtocolError, RunError
-from ..port import RunPort
+from ..port import RunAnswers, RunFacts
 from ..rounds import actions as act
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper
@@ -29,8 +29,11 @@ class ModelLoader:
     """Answers :class:`~.actions.Initialize`, as often as the run asks. Belongs to the training thread.
 
     Args:
+        facts: about the run.
+        answers: told that the model is loaded, or why not.
+        trainer: has the model's tensors and the momentum.
         handover: gets the weights of peers, and offers ours.
-        checkpoints: those that may be resumed from; None resumes nothing.
+        checkpoints: those that may be resumed from.
         restored: the one that the model has the weights of, and whose momentum is still to be loaded.
         begin_at: where a hosted run goes on whose weights and momentum the model has already.
         as_psyche: the run is one of Psyche's clients.
@@ -42,18 +45,20 @@ class ModelLoader:
 
     def __init__(
         self,
-        port: RunPort,
+        facts: RunFacts,
+        answers: RunAnswers,
         trainer: SwarmTrainer,
         handover: ModelHandover,
         *,
-        checkpoints: CheckpointKeeper | None,
+        checkpoints: CheckpointKeeper,
         restored: Checkpoint | None,
         begin_at: StartingPoint | None,
         as_psyche: bool,
         tell: Callable[[str], None],
     ) -> None:
         self.loaded = False
-        self._port = port
+        self._facts = facts
+        self._answers = answers
         self._trainer = trainer
         self._handover = handover
         self._checkpoints = checkpoints
@@ -64,7 +69,7 @@ class ModelLoader:
         self._failures = 0
 
     def load(self, action: act.Initialize) -> None:
-        """Gives the model the weights of the run and offers them, and tells the port that it has them, or why not.
+        """Gives the model the weights of the run and offers them, and tells the run that it has them, or why not.
 
         Raises:
             ModelMismatchError: the run trains something else.
@@ -72,8 +77,8 @@ class ModelLoader:
             ConfigurationError: our own checkpoint is damaged.
         """
         restored, self._restored = self._restored, None
-        # Who joins with a checkpoint of the framework's keeps its momentum if these are the weights that belong to it.
-        ours = weights_root(self._trainer.tensors) if self._begin_at is not None and not self._port.is_host else None
+        # A peer that joins with a framework's checkpoint keeps its momentum if the run has the weights that go with it.
+        ours = weights_root(self._trainer.tensors) if self._begin_at is not None and not self._facts.is_host else None
         own = self._own_checkpoint(action)
         if not action.providers and (own is not None or self._may_begin_the_run(action, restored)):
             if own is not None and (restored is None or restored.step != own.step):
@@ -94,7 +99,7 @@ class ModelLoader:
                     self._failures += 1
                     self._restored = restored
                     self._tell(f"the model could not be loaded from peers: {error}")
-                    self._port.initialization_failed(str(error))
+                    self._answers.initialization_failed(str(error))
                     return
                 self._tell(f"nobody shares the model of step {action.step} yet; {own.path} has it")
                 restored = self._load_checkpoint(own)
@@ -105,7 +110,7 @@ class ModelLoader:
         self._begin_momentum(restored, identity, ours)
         self._handover.offer(identity, values)
         self.loaded = True
-        self._port.initialized(self._trainer.plan, self._trainer.names)
+        self._answers.initialized(self._trainer.plan, self._trainer.names)
 
     def _download(self, action: act.Initialize, patience: Patience) -> tuple[dict[str, Tensor], ModelIdentity]:
         asked = replace(action, providers=action.providers or self._others(action.step))
@@ -117,13 +122,12 @@ class ModelLoader:
 
     def _own_checkpoint(self, action: act.Initialize) -> Checkpoint | None:
         """What we have saved of a run of our own at this very step, until we have had the run's weights once."""
-        if self.loaded or self._checkpoints is None or not is_shared_by_peers(action.checkpoint):
+        if self.loaded or not is_shared_by_peers(action.checkpoint):
             return None
-        return self._checkpoints.of_step(self._port.run_id, action.step)
+        return self._checkpoints.of_step(self._facts.run_id, action.step)
 
     def _load_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
-        assert self._checkpoints is not None
-        self._trainer.load(self._checkpoints.weights(checkpoint, self._trainer))
+        self._trainer.load(self._checkpoints.weights(checkpoint))
         return checkpoint
 
     def _may_begin_the_run(self, action: act.Initialize, restored: Checkpoint | None) -> bool:
@@ -132,23 +136,23 @@ class ModelLoader:
         is_untrained = action.epoch == 0 or action.step <= FIRST_STEP + DRAIN_ROUNDS
         return (
             is_untrained
-            or self._port.is_host
+            or self._facts.is_host
             or not is_shared_by_peers(action.checkpoint)
             or self._were_trained_in_this_run(restored)
         )
 
     def _were_trained_in_this_run(self, restored: Checkpoint | None) -> bool:
-        is_restored = restored is not None and restored.run_id == self._port.run_id
+        is_restored = restored is not None and restored.run_id == self._facts.run_id
         return self.loaded or is_restored or self._begin_at is not None
 
     def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity, ours: bytes | None) -> None:
-        """The optimizer begins anew, unless the run goes on from the very weights that our momentum belongs to."""
+        """Momentum starts at zero, unless the run goes on from the very weights that ours belongs to."""
         begin_at, self._begin_at = self._begin_at, None
         if begin_at is not None and restored is None:
             is_there = begin_at.step == identity.step and ours == identity.weights
-            if self._port.is_host or is_there:
+            if self._facts.is_host or is_there:
                 return  # it has its momentum already
-        if begin_at is not None and not self._port.is_host:
+        if begin_at is not None and not self._facts.is_host:
             self._tell(
                 f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "
                 f"step {begin_at.step - 1}"
@@ -167,19 +171,19 @@ class ModelLoader:
     # -- the peers' ----------------------------------------------------------------------------------------------------
 
     def _others(self, step: int) -> tuple[bytes, ...]:
-        """Whoever else is in the epoch; raises RunError if nobody is."""
+        """The other clients of the epoch; raises RunError if there are none."""
         others = self._others_in_the_epoch()
         if not others:
             raise self._weights_are_lost(step)
         return others
 
     def _others_in_the_epoch(self) -> tuple[bytes, ...]:
-        state = self._port.state
+        state = self._facts.state
         clients = state.epoch_state.clients if state is not None else ()
-        return tuple(client.id.p2p_identity for client in clients if client.id != self._port.identity)
+        return tuple(client.id.p2p_identity for client in clients if client.id != self._facts.identity)
 
     def _weights_are_lost(self, step: int) -> RunError:
         return RunError(
-            f"the run {self._port.run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer "
+            f"the run {self._facts.run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer "
             "that has a checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
         )

@@ -35,7 +35,8 @@ class NamedTensors:
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: DisTrO) -> NamedTensors:
-        """
+        """The tensors of ``model``, of which ``optimizer`` trains some.
+
         Raises:
             ConfigurationError: the optimizer has a parameter that the model has not, or two have the same name.
         """
@@ -62,6 +63,13 @@ class NamedTensors:
     def all(self) -> dict[str, Tensor]:
         """All of them: trained, frozen, buffers."""
         return {**self.trained, **self.frozen, **self.buffers}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Copies ``values`` into the tensors of the same names and shapes; the other tensors stay as they are."""
+        for name, tensor in self.all.items():
+            if name in values:
+                tensor.copy_(values[name])
 
     def copies(self) -> dict[str, Tensor]:
         """Copies of all of them, on the CPU and contiguous."""

@@ -29,10 +29,20 @@ from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
 from ..rounds.weights import tensor_digest
 from .named_tensors import NamedTensors
 
-__all__ = ["SwarmTrainer"]
+__all__ = ["SwarmTrainer", "check_overlap"]
 
 _KEPT_RATES: Final = 2
 """The lookahead wants the rates of the step before."""
+
+
+def check_overlap(optimizer: DisTrO) -> None:
+    """Raises :class:`~distro_optim.errors.ConfigurationError` if rounds cannot drive the optimizer."""
+    if not optimizer.overlap:
+        raise ConfigurationError(
+            "overlap=False: in a run, updates travel while the next step computes; leave overlap out",
+            name="overlap",
+            value=False,
+        )
 
 
 class SwarmTrainer:
@@ -60,12 +70,7 @@ class SwarmTrainer:
         sorted_by_name: bool = False,
         clip_grad_norm: float | None = None,
     ) -> None:
-        if not optimizer.overlap:
-            raise ConfigurationError(
-                "overlap=False: in a run, updates travel while the next step computes; leave overlap out",
-                name="overlap",
-                value=False,
-            )
+        check_overlap(optimizer)
         self.tensors = tensors
         self.optimizer = optimizer
         self._script_rates = script_rates
@@ -175,13 +180,10 @@ class SwarmTrainer:
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Other values for the tensors that are named; they were checked. The momentum stays."""
         self.abandon()
-        for name, tensor in self.tensors.all.items():
-            if name in values:
-                tensor.copy_(values[name])
+        self.tensors.load(values)
 
     def momentum(self) -> dict[str, Tensor]:
         """Copies of the momentum of each tensor, on the CPU."""

@@ -21,15 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack
 
 from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
-from ...comm.iroh.keys import generate_secret_key, load_secret_key
 from ...comm.iroh.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
-from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
@@ -43,12 +41,13 @@ from ...errors import (
     RunLostError,
 )
 from ..config import RunConfig
+from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
 from ..port import RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
 from .driver import RoundDriver
 from .hosting import HostedRun
-from .joining import JoinedRun, NodeOptions, Relay, parse_peers, parse_run
+from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
 from .journal import Journal
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
@@ -63,16 +62,17 @@ VIEW_SECONDS: Final = 0.5
 MIN_DOWNLOAD_SECONDS: Final = 20.0
 """A model that is wanted is asked for this long, however short the warm-up: the next one may come soon."""
 
-PATIENCE_SECONDS: Final = 120.0
-"""A host that is started anew, from its checkpoint, is back within this time. Chosen arbitrarily."""
-
 _RUN_ID_BYTES: Final = 4
+"""Of randomness in the name of a run that got none."""
 
 CLOSE_SECONDS: Final = 5.0
+"""How long leaving a run may take. Chosen arbitrarily."""
+
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""
 
 _SLICE_SECONDS: Final = 0.2
+"""How long a wait is not interrupted."""
 
 _log = logging.getLogger(__name__)
 
@@ -101,44 +101,38 @@ class Runtime(RunPort):
         self._in_farewell = False
 
     @classmethod
+    @shows(ConnectionOptions, CONNECTION_DEFAULTS)
     def connect(
         cls,
         run: str | None = None,
         *,
         config: RunConfig | None = None,
         state: Coordinator | None = None,
-        secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
-        relay: Relay = "default",
-        bind_addr: str = "0.0.0.0:0",
-        tcp: str | None = None,
-        peers: Sequence[str] = (),
-        allow: Sequence[bytes] | None = None,
-        patience: float = PATIENCE_SECONDS,
+        **options: Unpack[ConnectionOptions],
     ) -> Runtime:
         """The access to a run. Nothing is opened before :meth:`start`.
 
         Args:
             run: a ticket, or ``host:port/run-id``, to join; None hosts a run of our own.
             config: of the run that we host.
-            state: where it begins, such as a checkpoint has it; None begins anew, or with what ``config`` resumes.
-            secret_key: who we are; a key, or the path of a key file, made if there is none. None: a fresh identity.
-            relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
-            bind_addr: where our endpoint listens.
-            tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``.
-            peers: endpoint tickets of peers that nothing else leads to.
-            allow: public keys that a host lets in; None is everybody.
-            patience: seconds without a link to the coordinator after which the run counts as lost.
+            state: where it begins, such as a checkpoint has it; None begins with what ``config`` resumes, or from the
+                start.
+            **options: see :class:`~.options.ConnectionOptions`.
 
         Raises:
             ConfigurationError: an argument is wrong; says which, and what to write.
         """
-        if not patience > 0:
-            raise ConfigurationError(f"patience must be above 0 seconds, got {patience}", name="patience")
+        given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
+        relay, bind_addr, give_up_seconds = given["relay"], given["bind_addr"], given["give_up_seconds"]
+        if not give_up_seconds > 0:
+            raise ConfigurationError(
+                f"give_up_seconds must be above 0, got {give_up_seconds}", name="give_up_seconds", value=give_up_seconds
+            )
         loop = LoopThread("distro-optim-run")
-        options = NodeOptions(key=_secret_key(secret_key), relay=relay, bind_addr=bind_addr, peers=parse_peers(peers))
-        Node(
-            secret_key=options.key, relay=relay, bind_addr=bind_addr, loop=loop
-        )  # refuses what is wrong, opens nothing
+        # A node that is made checks its arguments and opens nothing.
+        key = Node(secret_key=given["secret_key"], relay=relay, bind_addr=bind_addr, loop=loop).secret_key
+        node = NodeOptions(key=key, relay=relay, bind_addr=bind_addr, peers=parse_peers(given["peers"]))
+        tcp, allow = given["tcp"], given["allow"]
         if run is not None:
             for name, value in (("config", config), ("state", state), ("tcp", tcp), ("allow", allow)):
                 if value is not None:
@@ -147,11 +141,12 @@ class Runtime(RunPort):
                         name=name,
                         value=value,
                     )
-            return cls(JoinedRun(parse_run(run), options, loop=loop, patience=patience), loop=loop, owns_loop=True)
+            source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
+            return cls(source, loop=loop, owns_loop=True)
         config = config if config is not None else RunConfig()
         run_id = config.run_id or (state.run_id if state is not None else f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
-        source = HostedRun(config, run_id, options, loop=loop, state=state, tcp=tcp, allow=allow)
-        return cls(source, loop=loop, owns_loop=True)
+        hosted = HostedRun(config, run_id, node, loop=loop, state=state, tcp=tcp, allow=allow)
+        return cls(hosted, loop=loop, owns_loop=True)
 
     # -- who and what --------------------------------------------------------------------------------------------------
 
@@ -283,7 +278,7 @@ class Runtime(RunPort):
             raise ConfigurationError("start() comes first")
         action = self._mailbox.take(timeout)
         if isinstance(action, RunEnded) and self.is_host:
-            # From now on, not only from when the driver has returned: whoever hears this may close at once.
+            # Not only once the driver has returned: the training thread may close as soon as it hears this.
             self._in_farewell = True
         return action
 
@@ -402,16 +397,6 @@ class Runtime(RunPort):
         except BaseException:
             future.cancel()
             raise
-
-
-def _secret_key(key: SecretKey | bytes | str | os.PathLike[str] | None) -> SecretKey:
-    if key is None:
-        return generate_secret_key()
-    if isinstance(key, SecretKey):
-        return key
-    if isinstance(key, bytes):
-        return Node(secret_key=key).secret_key  # checks its length
-    return load_secret_key(key)
 
 
 def _lost(error: DistroError, *, is_host: bool) -> RunLostError:

@@ -1,0 +1,288 @@
+"""One peer's part in a run, once it has joined: carries out what the run wants done to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from torch import nn
+
+from ...coordinator.model import Distro
+from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.steps import last_trained_step
+from ...coordinator.types import Coordinator
+from ...errors import RunError
+from ...optimizer import DisTrO
+from ..news import News
+from ..port import RunAccess
+from ..round import Round, SampleOrder
+from ..rounds import actions as act
+from .checkpoint import Checkpoint
+from .checkpoint_keeper import CheckpointKeeper
+from .handover import ModelHandover
+from .loading import ModelLoader
+from .named_tensors import NamedTensors
+from .psyche_settings import adopt_settings, changes_of_schedule
+from .resuming import StartingPoint
+from .schedules import FIRST_STEP
+from .trainer import SwarmTrainer
+
+__all__ = ["LocalModel", "Participant", "RunTerms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTerms:
+    """What depends on the kind of run: one of our own, whose peers run the same script, or one of Psyche's.
+
+    Attributes:
+        as_psyche: the run is one of Psyche's clients.
+        script_rates: learning rates are those of the script's parameter groups, not the run's.
+        clip_grad_norm: Euclidean norm to which gradients are scaled down; None leaves them.
+    """
+
+    as_psyche: bool
+    script_rates: bool
+    clip_grad_norm: float | None = None
+
+    @classmethod
+    def adopt(
+        cls,
+        state: Coordinator | None,
+        optimizer: DisTrO,
+        *,
+        learning_rates: str | None,
+        tell: Callable[[str], None],
+    ) -> Self:
+        """Those of the run whose state this is. In a run of Psyche's the optimizer takes on the run's settings.
+
+        Args:
+            state: of the run's coordinator.
+            optimizer: is changed.
+            learning_rates: whose count, ``"script"`` or ``"run"``; None goes by the kind of run.
+            tell: told each setting that changes.
+        """
+        as_psyche = state is not None and not is_shared_by_peers(state.model.checkpoint)
+        script_rates = learning_rates == "script" or (learning_rates is None and not as_psyche)
+        if not as_psyche or state is None or not isinstance(state.model.optimizer, Distro):
+            return cls(as_psyche=as_psyche, script_rates=script_rates)
+        clip = state.model.optimizer.clip_grad_norm
+        changes = adopt_settings(optimizer, state.model.optimizer)
+        if learning_rates is None:  # otherwise the script knows that the rates differ
+            changes += changes_of_schedule(optimizer, state.model.lr_schedule, clip)
+        for change in changes:
+            tell(f"the run's settings count: {change}")
+        return cls(as_psyche=as_psyche, script_rates=script_rates, clip_grad_norm=clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalModel:
+    """What a peer brings to a run.
+
+    Attributes:
+        model: unwrapped.
+        optimizer: of its parameters.
+        tensors: of the model, by name.
+        keeper: saves the model.
+        resumes_from: checkpoints that the model may take its weights from.
+        restored: the one whose weights it has, and whose momentum is still to be loaded.
+        begin_at: where a hosted run goes on whose weights and momentum the model has already.
+        order: of the samples; None where the script assigns them itself.
+    """
+
+    model: nn.Module
+    optimizer: DisTrO
+    tensors: NamedTensors
+    keeper: CheckpointKeeper
+    resumes_from: CheckpointKeeper
+    restored: Checkpoint | None
+    begin_at: StartingPoint | None
+    order: SampleOrder | None
+
+
+class Participant:
+    """Carries out a run's actions, and answers them. Made once the run is joined; belongs to the training thread.
+
+    Args:
+        access: to the run; started.
+        local: the model.
+        terms: of the run.
+        news: told what happens in rounds.
+        tell: told what a person should know, one sentence each.
+        follow_schedule: called with each new step, before any of it is carried out, so that the script's learning rates
+            are those of the step; never with a step after the last that is trained.
+
+    Attributes:
+        trainer: the model and its optimizer.
+        step: the run's step that the model is at: weights have everything applied that came before it.
+        round: in which we train; None between rounds.
+        ended: the run is over.
+    """
+
+    def __init__(
+        self,
+        access: RunAccess,
+        local: LocalModel,
+        terms: RunTerms,
+        *,
+        news: News,
+        tell: Callable[[str], None],
+        follow_schedule: Callable[[int], None],
+    ) -> None:
+        self._facts = access.facts
+        self._actions = access.actions
+        self._answers = access.answers
+        self._news = news
+        self._tell = tell
+        self._follow_schedule = follow_schedule
+        self._order = local.order
+        self._keeper = local.keeper
+        self._as_psyche = terms.as_psyche
+        self.trainer = SwarmTrainer(
+            local.tensors,
+            local.optimizer,
+            script_rates=terms.script_rates,
+            sorted_by_name=terms.as_psyche,
+            clip_grad_norm=terms.clip_grad_norm,
+        )
+        self._handover = ModelHandover(
+            access.sharing,
+            self.trainer,
+            local.model,
+            script_rates=terms.script_rates,
+            data={} if local.order is None else {"size": local.order[0], "seed": local.order[1]},
+            as_psyche=terms.as_psyche,
+            tell=tell,
+        )
+        self._loader = ModelLoader(
+            access.facts,
+            access.answers,
+            self.trainer,
+            self._handover,
+            checkpoints=local.resumes_from,
+            restored=local.restored,
+            begin_at=local.begin_at,
+            as_psyche=terms.as_psyche,
+            tell=tell,
+        )
+        self.step = local.restored.step if local.restored is not None else FIRST_STEP
+        self.round: Round | None = None
+        self.ended = False
+        self._scheduled_step: int | None = None
+        self._digests: list[bytes] = []
+        self._stopped = False
+        self._torn = False  # the weights are between two states that mean something: an action is under way, or broke
+
+    # -- actions -------------------------------------------------------------------------------------------------------
+
+    def carry_out(self, action: act.Action) -> None:
+        """Does to the model what the run wants.
+
+        Raises:
+            ModelMismatchError: our model is not the run's.
+            RunError: the run has ended with an error, or cannot go on with us.
+        """
+        with self._tearing():
+            match action:
+                case act.Initialize():
+                    self._reach(action.step)
+                    self._loader.load(action)
+                case act.TrainBatch():
+                    self._reach(action.step)
+                    self.trainer.begin(action)
+                    self.round = Round(action, self, self._order)
+                case act.ApplyResults():
+                    self._reach(action.step)
+                    self.trainer.apply(action)
+                case act.DecayWeights():
+                    self._reach(action.step)
+                    self.trainer.decay(action)
+                    self._news.round(self._facts, action.step, None, self._digests)
+                case act.HashWeights():
+                    self._digests = self.trainer.digests()
+                    self._answers.weights_hashed(action.step, self._digests)
+                case act.FinishEpoch():
+                    self._finish_epoch(action.step + 1)
+        if isinstance(action, act.RunEnded):
+            self._end(action)
+
+    def _reach(self, step: int) -> None:
+        """Everything of a step begins here."""
+        self.step = step
+        # Results applied after the last training have that training's rates: a schedule has no rates beyond it.
+        state = self._facts.state
+        last = FIRST_STEP if state is None else max(FIRST_STEP, last_trained_step(state.config))
+        scheduled = min(step, last)
+        if scheduled != self._scheduled_step:
+            self._follow_schedule(scheduled)
+        self._scheduled_step = scheduled
+        self._handover.passed(step)
+
+    def _finish_epoch(self, step: int) -> None:
+        self._reach(step)
+        if self._as_psyche:
+            self.trainer.round_to_bfloat16()
+        state = self._facts.state
+        values, identity = self._handover.snapshot(_epoch_of(state), step)
+        self._handover.offer(identity, values)
+        self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
+
+    def _end(self, action: act.RunEnded) -> None:
+        self.ended = True
+        if action.error is not None:
+            raise RunError(f"the run ended at step {action.step}: {action.error}")
+        if self._facts.view().fault is not None or not self._loader.loaded:
+            self._tell(
+                "the run is over, and the weights here are not those it ended with: "
+                "take them from a peer that was in it to the end"
+            )
+
+    # -- the open round ------------------------------------------------------------------------------------------------
+
+    def is_cancelled(self, step: int) -> bool:
+        """See :attr:`.Round.cancelled`."""
+        return self._stopped or self._actions.is_cancelled(step)
+
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
+        """See :meth:`.Round.finish` and :meth:`.Round.skip`."""
+        if not round_.open or round_ is not self.round:
+            return False
+        round_.open, self.round = False, None
+        published = not self._actions.is_cancelled(round_.step)
+        with self._tearing():
+            if published:
+                update, own = self.trainer.finish(skip=skip)
+                self._answers.trained(round_.step, update, own, loss=loss)
+            else:
+                self.trainer.cancel()
+                self._answers.cancelled(round_.step)
+        self._news.round(self._facts, round_.step, loss, self._digests)
+        return published
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ends what is under way. The model has its true weights then."""
+        self._stopped = True
+        self.trainer.abandon()
+        if self.round is not None:
+            self.round.open, self.round = False, None
+
+    def save_at_the_end(self, run_id: str, state: Coordinator | None) -> None:
+        """Saves what was trained since the last checkpoint, if the weights are those of a step of the run."""
+        if self._torn or not self._loader.loaded or not self._keeper.wants(self.step):
+            return
+        values, identity = self._handover.snapshot(_epoch_of(state), self.step)
+        self._keeper.save(self.trainer, values, run_id=run_id, identity=identity, state=state)
+
+    @contextmanager
+    def _tearing(self) -> Iterator[None]:
+        """Weights change; if an exception comes out, they stay between two states for good."""
+        self._torn = True
+        yield
+        self._torn = False
+
+
+def _epoch_of(state: Coordinator | None) -> int:
+    return state.progress.epoch if state is not None else 0

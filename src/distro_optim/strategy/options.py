@@ -1,0 +1,226 @@
+"""The keyword arguments that a session, a connection and the strategies share, each with its type and meaning once.
+
+Functions take them as ``**options: Unpack[SessionOptions]`` or the like. :func:`shows` lists them one by one in the
+signature that ``help()`` prints, and :func:`complete` fills in the defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, Final, Literal, TypedDict, TypeVar, cast
+
+from ..comm.signing import SecretKey
+from .config import RunConfig
+from .port import RunAccess
+
+__all__ = [
+    "CONNECTION_DEFAULTS",
+    "SESSION_DEFAULTS",
+    "STRATEGY_DEFAULTS",
+    "ConnectionOptions",
+    "LearningRates",
+    "SessionOptions",
+    "StrategyOptions",
+    "TrainingOptions",
+    "complete",
+    "shows",
+]
+
+LearningRates = Literal["script", "run"]
+"""Whose learning rates count."""
+
+GIVE_UP_SECONDS: Final = 120.0
+"""A host that is started again from its checkpoint is back within this time. Chosen arbitrarily."""
+
+_OLD_NAMES: Final = {"patience": "give_up_seconds"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound=Mapping[str, Any])
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """How a peer reaches a run.
+
+    Keys:
+        secret_key: who we are: a key, its 32 bytes, or the path of a key file, which is made if there is none. None,
+            the default, is a new identity each time.
+        relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of relay servers.
+        bind_addr: where our endpoint listens, ``"0.0.0.0:0"`` by default.
+        tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``; None, the default, does not.
+        peers: endpoint tickets of peers that nothing else leads to; none by default.
+        allow: public keys that a host lets in; None, the default, lets everybody in.
+        give_up_seconds: seconds without a link to the coordinator after which the run counts as lost; 120 by default.
+        patience: the older name of ``give_up_seconds``.
+    """
+
+    secret_key: SecretKey | bytes | str | PathLike[str] | None
+    relay: str | Sequence[str]
+    bind_addr: str
+    tcp: str | None
+    peers: Sequence[str]
+    allow: Sequence[bytes] | None
+    give_up_seconds: float
+    patience: float
+
+
+class TrainingOptions(ConnectionOptions, total=False):
+    """How a peer takes part in a run; besides, how it reaches the run: see :class:`ConnectionOptions`.
+
+    Keys:
+        config: of a run that is hosted. By default, and where it leaves something open, the script's optimizer decides,
+            and in a framework the trainer.
+        data_seed: of the order of samples; None, the default, makes one from the run's name.
+        checkpoint_dir: folder for checkpoints, one at the end of each epoch and one at the end. None, the default,
+            saves nothing.
+        keep_checkpoints: how many stay; 3 by default.
+        resume: go on from the newest checkpoint there, if there is one; False by default. A peer that joins takes the
+            run's weights if those differ, and says so. Where no peer has weights to share, a peer with a checkpoint of
+            the run's step supplies them.
+        learning_rates: ``"script"``: those of the parameter groups, which must be the same on all peers; ``"run"``: the
+            coordinator's. None, the default, takes the script's unless it is a run of Psyche's.
+        on_event: called with news in words, one sentence each; they are logged besides. None by default.
+    """
+
+    config: RunConfig | None
+    data_seed: int | None
+    checkpoint_dir: str | PathLike[str] | None
+    keep_checkpoints: int
+    resume: bool
+    learning_rates: LearningRates | None
+    on_event: Callable[[str], None] | None
+
+
+class SessionOptions(TrainingOptions, total=False):
+    """What a session may be given: all of :class:`TrainingOptions` and :class:`ConnectionOptions`, and what follows.
+
+    Keys:
+        dataset_size: samples in the dataset; the same on all peers. None, the default, will do if only
+            :attr:`.Round.batch` is used.
+        port: an access to the run, in place of the connection that the other options describe. None by default.
+    """
+
+    dataset_size: int | None
+    port: RunAccess | None
+
+
+class StrategyOptions(TrainingOptions, total=False):
+    """What a strategy may be given: all of :class:`TrainingOptions` and :class:`ConnectionOptions`, and what follows.
+
+    Keys:
+        session_arguments: more options, as a dict; the older way to give those that are not for every script.
+
+    The others go to Lightning's or Fabric's ``DDPStrategy`` and matter with several devices.
+    """
+
+    session_arguments: Mapping[str, Any] | None
+    accelerator: Any
+    parallel_devices: Any
+    cluster_environment: Any
+    checkpoint_io: Any
+    precision: Any
+    precision_plugin: Any
+    ddp_comm_state: Any
+    ddp_comm_hook: Any
+    ddp_comm_wrapper: Any
+    model_averaging_period: Any
+    process_group_backend: Any
+    timeout: Any
+    start_method: Any
+    find_unused_parameters: Any
+    gradient_as_bucket_view: Any
+    static_graph: Any
+    broadcast_buffers: Any
+    bucket_cap_mb: Any
+
+
+CONNECTION_DEFAULTS: Final[ConnectionOptions] = {
+    "secret_key": None,
+    "relay": "default",
+    "bind_addr": "0.0.0.0:0",
+    "tcp": None,
+    "peers": (),
+    "allow": None,
+    "give_up_seconds": GIVE_UP_SECONDS,
+}
+"""Of :class:`ConnectionOptions`."""
+
+STRATEGY_DEFAULTS: Final[TrainingOptions] = {
+    "config": None,
+    "data_seed": None,
+    "checkpoint_dir": None,
+    "keep_checkpoints": 3,
+    "resume": False,
+    "learning_rates": None,
+    "on_event": None,
+    **CONNECTION_DEFAULTS,
+}
+"""Of :class:`TrainingOptions`."""
+
+SESSION_DEFAULTS: Final[SessionOptions] = {
+    "dataset_size": None,
+    "port": None,
+    **STRATEGY_DEFAULTS,
+}
+"""Of :class:`SessionOptions`."""
+
+
+def complete(options: T, defaults: T, *, of: str) -> T:
+    """``options`` with what they lack taken from ``defaults``, and under their present names.
+
+    Args:
+        options: as they were given.
+        defaults: has all that may be given.
+        of: name of the function, for messages.
+
+    Raises:
+        TypeError: something else was given.
+    """
+    given = with_present_names(options, of=of)
+    if unknown := given.keys() - defaults.keys():
+        raise TypeError(f"{of}() got an unexpected keyword argument {min(unknown)!r}")
+    return cast(T, {**defaults, **given})
+
+
+def with_present_names(options: Mapping[str, Any], *, of: str) -> dict[str, Any]:
+    """``options``, with a warning for each that has an older name.
+
+    Raises:
+        TypeError: one is given under both names.
+    """
+    given = dict(options)
+    for old, new in _OLD_NAMES.items():
+        if old in given:
+            if new in given:
+                raise TypeError(f"{of}() got both {new!r} and its older name {old!r}")
+            # The caller of the function with these options; for what a framework calls later, that is close enough.
+            warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=4)
+            given[new] = given.pop(old)
+    return given
+
+
+def shows(declared: type, defaults: Mapping[str, Any], *, and_more: bool = False) -> Callable[[F], F]:
+    """Decorates a function with ``**options``: its signature, as ``help()`` prints it, has them one by one.
+
+    Args:
+        declared: the TypedDict that declares them.
+        defaults: those to be shown.
+        and_more: there are others, which stay ``**options``.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        rest = parameters.pop()
+        for name, default in defaults.items():
+            annotation = declared.__annotations__[name]
+            annotation = getattr(annotation, "__forward_arg__", annotation)
+            parameters.append(inspect.Parameter(name, rest.KEYWORD_ONLY, default=default, annotation=annotation))
+        if and_more:
+            parameters.append(rest.replace(annotation=inspect.Parameter.empty))
+        setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - unknown to mypy
+        return function
+
+    return decorate

@@ -1,0 +1,86 @@
+"""What a session, a connection and the strategies can be given is declared once, and shown where it is looked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.strategy.options import (
+    CONNECTION_DEFAULTS,
+    SESSION_DEFAULTS,
+    STRATEGY_DEFAULTS,
+    ConnectionOptions,
+    SessionOptions,
+    TrainingOptions,
+)
+from distro_optim.strategy.session import SwarmSession
+
+from .scripts import new_model, new_optimizer
+
+RUN = "example.org:20000/run"
+
+
+@pytest.mark.parametrize(
+    ("declared", "defaults", "function"),
+    [
+        (ConnectionOptions, CONNECTION_DEFAULTS, Runtime.connect),
+        (SessionOptions, SESSION_DEFAULTS, SwarmSession),
+    ],
+)
+def test_a_signature_shows_each_option_with_its_default(
+    declared: type, defaults: dict[str, Any], function: Callable[..., Any]
+) -> None:
+    parameters = inspect.signature(function).parameters
+    for name, default in defaults.items():
+        assert parameters[name].default == default
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    assert set(defaults) == set(declared.__annotations__) - {"patience"}  # the older name of another
+
+
+@pytest.mark.parametrize(
+    ("declared", "more_than"),
+    [(ConnectionOptions, None), (TrainingOptions, ConnectionOptions), (SessionOptions, TrainingOptions)],
+)
+def test_each_option_is_explained_where_it_is_declared(declared: type, more_than: type | None) -> None:
+    inherited = more_than.__annotations__.keys() if more_than is not None else set()
+    for name in declared.__annotations__.keys() - inherited:
+        assert f"        {name}: " in (declared.__doc__ or "")
+
+
+def test_an_option_that_nobody_knows_is_refused_at_once() -> None:
+    model = new_model()
+    with pytest.raises(TypeError, match=r"SwarmSession\(\) got an unexpected keyword argument 'folder'"):
+        SwarmSession(model, new_optimizer(model), folder="here")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Runtime.connect\(\) got an unexpected keyword argument 'config_file'"):
+        Runtime.connect(RUN, config_file="here")  # type: ignore[call-arg]
+
+
+def test_the_older_name_of_an_option_still_works_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="patience is called give_up_seconds now") as warned:
+        Runtime.connect(RUN, relay="none", patience=1.0).close()
+    assert warned[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="patience"), pytest.raises(ConfigurationError) as error:
+        Runtime.connect(RUN, relay="none", patience=0.0)
+    assert error.value.name == "give_up_seconds"
+    with pytest.raises(TypeError, match="both"):
+        Runtime.connect(RUN, relay="none", patience=1.0, give_up_seconds=1.0)
+    model = new_model()
+    with pytest.warns(DeprecationWarning, match="patience") as warned:
+        SwarmSession(model, new_optimizer(model), run=RUN, patience=1.0)
+    assert warned[0].filename == __file__
+
+
+def test_strategies_show_what_a_session_may_be_given() -> None:
+    from distro_optim.strategy.fabric import FabricPsycheStrategy
+    from distro_optim.strategy.psyche import PsycheStrategy
+
+    for strategy in (FabricPsycheStrategy, PsycheStrategy):
+        parameters = inspect.signature(strategy.__init__).parameters
+        assert {"run", *STRATEGY_DEFAULTS} <= parameters.keys()
+        assert parameters["tcp"].annotation == "str | None"
