@@ -145,7 +145,7 @@ def test_where_nobody_has_it_all_end_and_say_what_would_help(
     scripts = [Script(seed=10), saving(tmp_path / "empty", seed=11)]
     for number, script in enumerate(scripts, start=2):
         world.run(world.port(number), script)
-    with pytest.raises(RunError, match=r"nobody who is in it has its weights: start a peer that has a checkpoint"):
+    with pytest.raises(RunError, match=r"none of its peers has its weights: start a peer that has a checkpoint"):
         world.until_all_ended()
     assert not any(script.trained for script in scripts)
 

@@ -67,14 +67,14 @@ class RunConfig:
         max_round_train_time: seconds after which a round goes on without those that have not finished.
         round_witness_time: seconds for the reports after a round. They are in when it ends in good order, so 0.
         waiting_for_members_extra_time: least seconds of waiting before an epoch.
-        lr_schedule: the run's learning rates, for those who follow them; None takes the optimizer's at the start.
+        lr_schedule: the run's learning rates, for peers that follow them; None takes the optimizer's at the start.
         optimizer: what the run optimizes with; None takes what the training script says.
         cold_start_warmup_steps: steps over which the learning rate rises again after a pause.
         max_seq_len: tokens of a sample, where samples are sequences.
         start_step: where the run begins; above 1 if the weights were trained before.
         start_data_index: first sample of that step.
         save_dir: folder in which the run's state is kept; None keeps nothing.
-        resume: go on from what is saved there, with the settings given now; begins anew if nothing is.
+        resume: go on from what is saved there, with the settings given now; starts from the beginning if nothing is.
 
     Raises:
         ConfigurationError: a value cannot work; names it and says what can.

@@ -1,8 +1,8 @@
 """What the environment says about a run where the script does not.
 
-A script that says ``PsycheStrategy()`` hosts a run. Whoever starts it, such as ``distro-optim testnet``, can make it
-join one instead, have it say how it is doing, and shorten the run, without a change to the script. An argument in the
-script wins.
+A script that says ``PsycheStrategy()`` hosts a run. A program that starts it, such as ``distro-optim testnet``, can
+make it join one instead, have it report how it is doing, and shorten the run, without a change to the script. An
+argument in the script wins.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ RUN: Final = "DISTRO_OPTIM_RUN"
 """A ticket or ``host:port/run-id``: the run to join."""
 
 TICKET_FILE: Final = "DISTRO_OPTIM_TICKET_FILE"
-"""A path. Who hosts a run writes its ticket there."""
+"""A path. The host of a run writes its ticket there."""
 
 RELAY: Final = "DISTRO_OPTIM_RELAY"
 """``default``, ``none`` or the URL of a relay server, in place of the default."""
 
 REPORT: Final = "DISTRO_OPTIM_REPORT"
-"""A path. One JSON line for every round and event is added there, see :mod:`.reporting`."""
+"""A path. One JSON line for every round and event is added there, see :mod:`.run_report`."""
 
 PEER_NAME: Final = "DISTRO_OPTIM_PEER_NAME"
 """What this peer is called in its report."""
@@ -120,7 +120,7 @@ def _settings(text: str | None) -> dict[str, Any]:
 
 
 def write_ticket(path: Path, ticket: str) -> None:
-    """Writes a ticket so that whoever looks sees all of it or nothing.
+    """Writes a ticket so that a reader finds all of it or nothing.
 
     Raises:
         ConfigurationError: it cannot be written there.
@@ -155,6 +155,6 @@ def read_ticket(path: Path) -> str | None:
         raise ConfigurationError(f"cannot read a ticket from {path}: {error}", name=TICKET_FILE, value=path) from None
     if not ticket or len(data) > MAX_TICKET_BYTES:
         raise ConfigurationError(
-            f"{path} holds no ticket; name the file that the host of the run wrote", name=TICKET_FILE, value=path
+            f"{path} does not hold a ticket; name the file that the host of the run wrote", name=TICKET_FILE, value=path
         )
     return ticket

@@ -42,7 +42,7 @@ from .frameworks.lightning_checks import check_optimizers
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
-from .frameworks.samples import samples_of
+from .frameworks.samples import Samples, samples_of
 from .network.joining import parse_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
@@ -56,7 +56,6 @@ class FabricRound:
 
     Attributes:
         step: of the run.
-        samples: indices of the samples, where the dataset has indices.
     """
 
     def __init__(self, round_: Round, batch: Any, strategy: FabricPsycheStrategy) -> None:
@@ -67,6 +66,7 @@ class FabricRound:
 
     @property
     def samples(self) -> list[int]:
+        """Indices into the dataset of the samples that this peer trains; see :attr:`.Round.indices`."""
         return self._round.indices
 
     @property
@@ -192,8 +192,10 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
                 "rounds() needs a model and its optimizer: first `model, optimizer = fabric.setup(model, optimizer)`",
                 name="rounds",
             )
-        self._loader = RoundLoader(samples_of(loader, by_index=by_index), self)
-        return FabricRounds(self, lambda: self._join(max_steps, max_epochs, schedulers))
+        model, optimizer = self._module, self._optimizer
+        self._loader = source = RoundLoader(samples_of(loader, by_index=by_index), self)
+        complete = partial(self._completed, source.samples, max_steps, max_epochs)
+        return FabricRounds(self, lambda: self._join(model, optimizer, source, complete, schedulers))
 
     @property
     def session(self) -> FrameworkSession | None:
@@ -228,18 +230,22 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         if self._loader is not None:
             self._loader.samples.close()
 
-    def _join(self, max_steps: int | None, max_epochs: int | None, schedulers: Sequence[Any]) -> FrameworkSession:
-        assert self._module is not None
-        assert self._optimizer is not None
-        assert self._loader is not None
+    def _join(
+        self,
+        model: nn.Module,
+        optimizer: DisTrO,
+        loader: RoundLoader,
+        complete: Callable[[RunConfig], RunConfig],
+        schedulers: Sequence[Any],
+    ) -> FrameworkSession:
         if self._session is not None:
             raise DistroError("the rounds of another loader are not over: close() them first")
         session = FrameworkSession(
-            self._module,
-            self._optimizer,
+            model,
+            optimizer,
             run=self.run,
-            dataset_size=self._loader.samples.size,
-            complete=partial(self._completed, max_steps, max_epochs),
+            dataset_size=loader.samples.size,
+            complete=complete,
             interrupt=lambda: None,
             ranks=None if self._alone else LocalRanks(),
             **self._options,
@@ -252,9 +258,9 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             print(session.invitation("FabricPsycheStrategy(run={ticket!r})"), flush=True)
         return session
 
-    def _completed(self, max_steps: int | None, max_epochs: int | None, config: RunConfig) -> RunConfig:
-        assert self._loader is not None
-        samples = self._loader.samples
+    def _completed(
+        self, samples: Samples, max_steps: int | None, max_epochs: int | None, config: RunConfig
+    ) -> RunConfig:
         batch_size = default_batch_size(
             config,
             peer_batch_size=samples.micro_batch_size * max(1, self.num_processes),
@@ -269,26 +275,27 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
 
     def next_round(self) -> Round | None:
         """Of :class:`~.round_loader.RoundSource`."""
-        assert self._session is not None
+        if self._session is None:
+            raise DistroError("there are no rounds outside of a run: ask the strategy for rounds()")
         self._round, self._weight, self._loss = self._session.next_round(), 1.0, None
         return self._round
 
     def _next_fabric_round(self) -> FabricRound:
-        if self._session is None:
+        if self._session is None or self._loader is None:
             raise StopIteration
-        assert self._loader is not None
-        batch = next(self._loader)
-        assert self._round is not None
+        batch = next(self._loader)  # which asks for next_round()
+        if self._round is None:
+            raise StopIteration
         return FabricRound(self._round, batch, self)
 
     @property
     def rounds_per_epoch(self) -> int:
         """Of :class:`~.round_loader.RoundSource`."""
-        assert self._loader is not None
         state = self._session.state if self._session is not None else None
-        if state is None or self._loader.samples.size is None:
+        size = self._loader.samples.size if self._loader is not None else None
+        if state is None or size is None:
             raise ConfigurationError("how many rounds make an epoch is known only in a run, of a dataset with a length")
-        return rounds_per_pass(self._loader.samples.size, state.config.global_batch_size_end)
+        return rounds_per_pass(size, state.config.global_batch_size_end)
 
     @property
     def place_among_peers(self) -> tuple[int, int]:
@@ -357,9 +364,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
         if self._optimizer is not None and optimizer is not self._optimizer and self._session is not None:
             raise DistroError("a run trains with one optimizer: set up another one when it is over")
-        check_optimizers([optimizer])
-        assert isinstance(optimizer, DisTrO)
-        self._optimizer = optimizer
+        self._optimizer = check_optimizers([optimizer])
         return super().setup_optimizer(optimizer)
 
     @override

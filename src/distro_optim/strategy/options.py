@@ -36,6 +36,7 @@ GIVE_UP_SECONDS: Final = 120.0
 """A host that is started again from its checkpoint is back within this time. Chosen arbitrarily."""
 
 _OLD_NAMES: Final = {"patience": "give_up_seconds"}
+"""Options that were renamed: old name to new one."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound=Mapping[str, Any])

@@ -105,7 +105,7 @@ class RunView:
         connected: whether there is a link to the coordinator.
         lr: learning rate of the step in the run's own schedule; None before the first round.
         bytes_sent, bytes_received: with peers, all protocols together.
-        peers: who is or was connected.
+        peers: those that are or were connected.
         neighbors: how many of them pass announcements on to us directly.
         dropped: messages and results not taken, by reason.
         rounds_trained: rounds in which we trained to the end.
@@ -213,7 +213,7 @@ class RunAnswers(ABC):
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         """Answers :class:`~.actions.Initialize`: the model is loaded.
 
-        Whoever loaded it from nowhere else, :attr:`~.actions.Initialize.providers` being empty, offers it with
+        A peer that had no others to load it from, :attr:`~.actions.Initialize.providers` being empty, offers it with
         :meth:`ModelSharing.offer_model` before this: joiners ask for it right away.
 
         Args:
@@ -300,13 +300,13 @@ class RunLife(ABC):
         Raises:
             JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
             CoordinatorLinkError: it cannot be reached.
-            ProtocolError: what answers there is no coordinator.
+            ProtocolError: what answers there is not a coordinator.
             ExchangeError: our own endpoint cannot be opened.
         """
 
     @abstractmethod
     def close(self, timeout: float = 5.0) -> None:
-        """Leaves the run politely and releases everything, in at most ``timeout`` seconds.
+        """Leaves the run cleanly and releases everything, in at most ``timeout`` seconds.
 
         May be called again, before :meth:`start`, and after any error. A host's run ends with it.
         """

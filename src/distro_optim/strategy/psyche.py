@@ -47,7 +47,7 @@ from .frameworks.lightning_passes import RoundPasses
 from .frameworks.lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.round_loader import RoundLoader
-from .frameworks.samples import samples_of, warn
+from .frameworks.samples import Samples, samples_of, warn
 from .model.resuming import StartingPoint
 from .network.joining import parse_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
@@ -61,12 +61,13 @@ _CLASSES: Final = {
     "lightning.pytorch": "psyche_lightning.LightningPsycheStrategy",
     "pytorch_lightning": "psyche_pytorch_lightning.PytorchLightningPsycheStrategy",
 }
-
+"""Lightning's two names, and the class for each, in a module beside this one."""
 
 _PLACE_KEY: Final = "distro_optim"
 """Of a checkpoint: where the run was."""
 
 _REGISTERED: Final = {"psyche": "popen", "psyche_spawn": "spawn", "psyche_fork": "fork"}
+"""What ``Trainer(strategy=...)`` takes, and how the processes of several devices start then."""
 
 
 class PsycheStrategy(RoundPasses):
@@ -157,6 +158,18 @@ class PsycheStrategy(RoundPasses):
         return self._session
 
     @property
+    def _joined(self) -> FrameworkSession:
+        if self._session is None:
+            raise DistroError("the strategy is in a run only during fit()")
+        return self._session
+
+    @property
+    def _samples(self) -> Samples:
+        if self._loader is None:
+            raise DistroError("the strategy has no training data: give fit() a DataLoader for training")
+        return self._loader.samples
+
+    @property
     def num_peers(self) -> int:
         """Peers of the run's present epoch, ourselves included; 1 while we are in no run."""
         return 1 if self._session is None else max(1, self._session.num_peers)
@@ -207,8 +220,7 @@ class PsycheStrategy(RoundPasses):
     def on_train_start(self) -> None:
         """Hosts or joins the run, and waits for the first round: only then is it known where the run stands."""
         super().on_train_start()
-        trainer, loader, module = self._trainer, self._loader, self.lightning_module
-        assert module is not None
+        trainer, loader, module = self._trainer, self._loader, self._module
         if loader is None or len(trainer.fit_loop._combined_loader.flattened) != 1:
             raise ConfigurationError(
                 "PsycheStrategy needs exactly one training DataLoader, since the run assigns samples of one dataset: "
@@ -263,8 +275,7 @@ class PsycheStrategy(RoundPasses):
 
     def _own_batch_size(self, config: RunConfig) -> int:
         """Of a round that we host."""
-        assert self._loader is not None
-        samples = self._loader.samples
+        samples = self._samples
         return default_batch_size(
             config,
             peer_batch_size=samples.micro_batch_size * (self._accumulate or 1) * max(1, self.num_processes),
@@ -272,35 +283,32 @@ class PsycheStrategy(RoundPasses):
         )
 
     def _follow_schedule(self, follower: ScheduleFollower, step: int) -> None:
-        assert self._session is not None
         # What ends the run happens within the last step, after which Lightning will step the schedulers once more.
         follower.follow(step - 1, rounds_in_epoch(self._trainer))
 
     def _advance_schedule(self, scheduler: Any) -> None:
-        assert self.lightning_module is not None
-        self.lightning_module.lr_scheduler_step(scheduler, None)
+        self._module.lr_scheduler_step(scheduler, None)
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
     def next_round(self) -> Round | None:
         """Of :class:`~.round_loader.RoundSource`: waits for the next round in which we train; None at the end."""
-        assert self._session is not None
+        session = self._joined
         if not self._round_waits:
-            self._round = self._session.next_round()
+            self._round = session.next_round()
         self._round_waits = False
         if self._round is None:
             end_training(self._trainer)
         else:
             align_counters(self._trainer, self._round.step)
-            if (state := self._session.state) is not None:
+            if (state := session.state) is not None:
                 self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
 
     @property
     def rounds_per_epoch(self) -> int:
         """Of :class:`~.round_loader.RoundSource`: those in which the whole swarm goes through the dataset once."""
-        assert self._loader is not None
-        trainer, size = self._trainer, self._loader.samples.size
+        trainer, size = self._trainer, self._samples.size
         if size is not None:
             return rounds_per_pass(size, self._batch_size)
         if isinstance(trainer.limit_train_batches, int):
@@ -329,14 +337,13 @@ class PsycheStrategy(RoundPasses):
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """A step is a contribution to the round: the session has taken over ``DisTrO.step``."""
-        assert self._session is not None
-        assert self._round is not None
+        session, round_ = self._joined, self._open_round
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
-        self._round.skip()
-        if self._round.step >= self._session.total_steps:
+        round_.skip()
+        if round_.step >= session.total_steps:
             # What the end of the run does to the weights should be done before validation and checkpoints.
-            self._round, self._round_waits = self._session.next_round(), True
+            self._round, self._round_waits = session.next_round(), True
             if self._round is None:
                 end_training(self._trainer)
         return output

@@ -19,11 +19,13 @@ SampleOrder = tuple[int, int]
 
 
 class RoundOwner(Protocol):
-    """What a round asks of its session."""
+    """What a round asks of the participant that trains in it."""
 
-    def is_cancelled(self, step: int) -> bool: ...
+    def is_cancelled(self, step: int) -> bool:
+        """Whether the round of ``step`` is over."""
 
-    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool: ...
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
+        """Publishes the gradients, or with ``skip`` says nothing; False if the round was over before."""
 
 
 class Round:

@@ -2,8 +2,8 @@
 
 A coordinator hands out indices that only grow; it knows nothing of datasets. Here index ``i`` means a place in pass
 ``i // dataset_size`` over the dataset, and every pass goes through the samples in an order of its own. The order
-follows from the seed alone, so that peers who never speak of data agree on it, and since a coordinator gives each
-index to one peer, each sample is trained once per pass, whoever comes and goes.
+follows from the seed alone, so that peers that never exchange data agree on it, and since a coordinator gives each
+index to one peer, each sample is trained once per pass, whichever peers come and go.
 """
 
 from __future__ import annotations

@@ -57,8 +57,12 @@ def check_fit(trainer: Any) -> None:
                 )
 
 
-def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
-    """Raises ConfigurationError if they are not one DisTrO, with the line to write instead."""
+def check_optimizers(optimizers: Sequence[Optimizer]) -> DisTrO:
+    """The one DisTrO that they are.
+
+    Raises:
+        ConfigurationError: they are something else; says which line to write instead.
+    """
     if len(optimizers) != 1:
         raise ConfigurationError(
             f"configure_optimizers returned {len(optimizers)} optimizers, but a round is one step of one: give one "
@@ -81,6 +85,7 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
             name="overlap",
             value=False,
         )
+    return optimizer
 
 
 def compile_advice(error: BaseException, compiled: bool) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, DistroError
 from .one_device import OneDevice
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class OneMachine(OneDevice, _DDPStrategy):
 
     def _setup_one_device(self, trainer: Any) -> None:
         """``DDPStrategy.setup`` without what needs a process group."""
-        assert self.accelerator is not None
-        assert self.model is not None
+        if self.accelerator is None or self.model is None:
+            raise DistroError("a strategy is set up by a Trainer, with a model and an accelerator")
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ...errors import DistroError
 from ...optimizer import DisTrO
 from ..round import Round
+from .lightning_checks import check_optimizers
 from .lightning_machine import OneMachine
 from .round_loader import RoundBatch
 
@@ -29,14 +31,23 @@ class RoundPasses(OneMachine):
 
     @property
     def _trainer(self) -> Any:
-        assert self.lightning_module is not None
-        return self.lightning_module.trainer
+        return self._module.trainer
+
+    @property
+    def _module(self) -> Any:
+        if (module := self.lightning_module) is None:
+            raise DistroError("the strategy has a module only while a Trainer runs")
+        return module
 
     @property
     def _optimizer(self) -> DisTrO:
-        optimizer = self.optimizers[0]
-        assert isinstance(optimizer, DisTrO)
-        return optimizer
+        return check_optimizers(self.optimizers)
+
+    @property
+    def _open_round(self) -> Round:
+        if self._round is None:
+            raise DistroError("there is no round to train: the run is over, or not joined yet")
+        return self._round
 
     @override
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -62,7 +73,7 @@ class RoundPasses(OneMachine):
             What ``training_step`` returned last, with the mean loss over the round in it. Its gradient is that of the
             last pass; those of the others are put aside, since Lightning clears gradients in between.
         """
-        assert self._round is not None
+        round_ = self._open_round
         self._optimizer.zero_grad(set_to_none=True)
         sum_of_losses: Any = 0.0
         output: Any = None
@@ -82,7 +93,7 @@ class RoundPasses(OneMachine):
                 sum_of_losses = sum_of_losses + loss.detach() * weight
             if not last:
                 self._heed_sigterm()
-                if self._round.cancelled:
+                if round_.cancelled:
                     break
         if not isinstance(sum_of_losses, Tensor):
             return None
@@ -97,9 +108,8 @@ class RoundPasses(OneMachine):
 
     def _prepared(self, batch: Any) -> Any:
         """What Lightning's loop does to a batch before ``training_step``."""
-        assert self.lightning_module is not None
         batch = self.precision_plugin.convert_input(batch)
-        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
         return self.batch_to_device(batch, dataloader_idx=0)
 
     def _put_gradients_aside(self) -> None:

@@ -102,7 +102,7 @@ class ScheduleFollower:
 
 
 def _times_stepped(config: Any, done: int, length: int) -> int:
-    """How often Lightning steps a scheduler in ``done`` steps: it counts the frequency anew in each epoch."""
+    """How often Lightning steps a scheduler in ``done`` steps: it starts counting the frequency again in each epoch."""
     epochs, rest = divmod(done, length)
     if config.interval == "epoch":
         return int(epochs // config.frequency)

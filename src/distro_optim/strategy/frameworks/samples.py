@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import (
@@ -26,7 +26,7 @@ from ..sample_order import MicroBatch, micro_batches
 
 __all__ = ["IndexedSamples", "Samples", "StreamedSamples", "length_of", "samples_of", "warn"]
 
-_REPLACEABLE = (RandomSampler, SequentialSampler, DistributedSampler)
+_REPLACEABLE: Final = (RandomSampler, SequentialSampler, DistributedSampler)
 """Samplers that only say "all of it", in order or not: the run does the same, so nothing is lost without them."""
 
 
@@ -70,8 +70,8 @@ def samples_of(loader: object, *, by_index: bool = True) -> Samples:
     """
     if not isinstance(loader, DataLoader):
         if not isinstance(loader, Iterable):
-            raise ConfigurationError(f"{loader!r} is no DataLoader, and not iterable either", name="loader")
-        warn("the training loader is no DataLoader, so every peer goes through all of it, in its own order")
+            raise ConfigurationError(f"{loader!r} is not a DataLoader, and not iterable either", name="loader")
+        warn("the training loader is not a DataLoader, so every peer goes through all of it, in its own order")
         return StreamedSamples(loader, None)
     if isinstance(loader.dataset, IterableDataset):
         warn(
@@ -118,7 +118,7 @@ class IndexedSamples(Samples):
             )
         self._sampler = _Assigned()
         if loader.batch_size is None and loader.batch_sampler is None:
-            # No batches of ours: a sample of the dataset is a batch already.
+            # We make no batches here: a sample of the dataset is a batch already.
             self._loader = _rebuilt(loader, sampler=self._sampler)
         else:
             self._loader = _rebuilt(loader, batch_sampler=self._sampler)
@@ -274,4 +274,5 @@ def _rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
 
 
 def warn(message: str) -> None:
+    """Warns that something in the script is not as a run needs it, in one sentence without its full stop."""
     warnings.warn(f"distro_optim: {message}.", UserWarning, stacklevel=3)

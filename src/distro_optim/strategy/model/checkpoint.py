@@ -12,8 +12,8 @@
 Nothing of this package is needed to use the weights: ``safetensors.torch.load_model(model, ".../model.safetensors")``,
 or ``from_pretrained(".../step-00000120")``.
 
-A folder is written under another name, its files are synced, and then it gets its name: who is killed in the middle, or
-runs out of disk, leaves the checkpoints before as they were.
+A folder is written under another name, its files are synced, and then it gets its name: a process that is killed in the
+middle, or runs out of disk, leaves the checkpoints before as they were.
 """
 
 from __future__ import annotations
@@ -41,16 +41,25 @@ from .named_tensors import NamedTensors, plain_name
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
+# Files of a checkpoint.
 _MODEL: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _MOMENTUM: Final = "momentum.safetensors"
 _RUN: Final = "run.toml"
 _ABOUT: Final = "distro_optim.json"
-_METADATA: Final = {"format": "pt"}  # as the Hugging Face libraries expect it
+
+_METADATA: Final = {"format": "pt"}
+"""As the Hugging Face libraries expect it."""
 
 _NAME: Final = re.compile(r"step-(\d{8,10})")
+"""Of a checkpoint's folder."""
+
 _UNFINISHED: Final = ".unfinished-"
+"""What the name of a folder begins with while it is written."""
+
 _REPLACED: Final = ".replaced-"
+"""What the name of a folder begins with that another one takes the place of."""
+
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 """A description of a hundred thousand tensors has about ten megabytes."""
 
@@ -276,7 +285,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{path} cannot be read: {error}; remove the folder to resume from the checkpoint before",

@@ -34,11 +34,19 @@ from .named_tensors import NamedTensors
 __all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "weights_root"]
 
 FORMAT: Final = 1
+"""Version of the text that travels with a model."""
+
 _ENTRY: Final = "distro_optim"
+"""Our key in a model's configuration."""
+
 _ROOT_BYTES: Final = 32
-# Numbers in the text: steps are u32 on the wire, dataset sizes and seeds 64 bits.
+"""SHA-256."""
+
 _MAX_INTEGER: Final = 2**64 - 1
-_SHOWN: Final = 3  # names in a message
+"""The largest number in the text: steps are u32 on the wire, dataset sizes and seeds have 64 bits."""
+
+_SHOWN: Final = 3
+"""Names of tensors in a message."""
 
 Kind = Literal["trained", "frozen", "buffer"]
 _KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -119,7 +127,7 @@ class ModelIdentity:
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f"the configuration is not JSON: {error}") from None
         if not isinstance(whole, dict):
-            raise ProtocolError("the configuration is no JSON object")
+            raise ProtocolError("the configuration is not a JSON object")
         if _ENTRY not in whole:
             return None
         return _decode_entry(_Fields(whole[_ENTRY], _ENTRY))
@@ -267,7 +275,7 @@ def _transformers_config(model: nn.Module | None) -> dict[str, Any]:
         return {}
     content = json.loads(to_json())
     if not isinstance(content, dict):
-        raise ConfigurationError("the model's config gives no JSON object", name="model")
+        raise ConfigurationError("the model's config does not give a JSON object", name="model")
     return content
 
 
@@ -290,7 +298,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 class _Fields:

@@ -184,6 +184,6 @@ class ModelLoader:
 
     def _weights_are_lost(self, step: int) -> RunError:
         return RunError(
-            f"the run {self._facts.run_id!r} is at step {step}, and nobody who is in it has its weights: start a peer "
+            f"the run {self._facts.run_id!r} is at step {step}, and none of its peers has its weights: start a peer "
             "that has a checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ...coordinator.rules.steps import is_prompt, last_trained_step, next_data_index
 from ...coordinator.types import Coordinator, CoordinatorProgress, RunState
@@ -14,12 +14,13 @@ from .checkpoint import Checkpoint
 
 __all__ = ["StartingPoint", "state_to_resume"]
 
-_RUN_ID_BYTES = 4
+_RUN_ID_BYTES: Final = 4
+"""Of randomness in the name of a run that got none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartingPoint:
-    """Where a run goes on that a framework's own checkpoint is of; plain values, which such a checkpoint can hold.
+    """Where the run of a framework's own checkpoint goes on; plain values, which such a checkpoint can hold.
 
     Attributes:
         run_id: its name, from which the order of the data follows; None draws one.

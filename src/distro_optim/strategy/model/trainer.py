@@ -194,7 +194,7 @@ class SwarmTrainer:
 
     @torch.no_grad()
     def load_momentum(self, values: Mapping[str, Tensor]) -> None:
-        """What :meth:`momentum` gave; tensors without a value begin anew.
+        """What :meth:`momentum` gave; tensors without a value start at zero.
 
         Raises:
             ConfigurationError: a value has another shape than its tensor.
@@ -212,7 +212,7 @@ class SwarmTrainer:
                 delta.copy_(values[name])
 
     def forget_momentum(self) -> None:
-        """The optimizer begins anew."""
+        """Momentum starts at zero again."""
         self.abandon()
         self.optimizer.zero_grad()
         self.optimizer.reset()
