@@ -153,7 +153,7 @@ def test_peers_share_a_stream_by_counting() -> None:
 
 
 def test_a_stream_begins_again_and_weighs_its_batches_alike() -> None:
-    with pytest.warns(UserWarning, match="no DataLoader"):
+    with pytest.warns(UserWarning, match="not a DataLoader"):
         rounds = RoundLoader(samples_of([torch.tensor([1]), torch.tensor([2])]), Peer(share=3, rounds=2))
     pieces = [[(int(piece), weight) for piece, weight in batch.micro_batches()] for batch in rounds]
     third = pytest.approx(1 / 3)
@@ -161,9 +161,9 @@ def test_a_stream_begins_again_and_weighs_its_batches_alike() -> None:
 
 
 def test_what_gives_no_samples_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="no DataLoader, and not iterable"):
+    with pytest.raises(ConfigurationError, match="not a DataLoader, and not iterable"):
         samples_of(5)
-    with pytest.warns(UserWarning, match="no DataLoader"):
+    with pytest.warns(UserWarning, match="not a DataLoader"):
         rounds = RoundLoader(samples_of([]), Peer(share=1))
     with pytest.raises(ConfigurationError, match="gives no batches"):
         next(rounds)
