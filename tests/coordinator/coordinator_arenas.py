@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+from typing_extensions import override
+
 from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.streams import IrohListener, open_iroh
@@ -105,10 +107,12 @@ class ServedArena(Arena):
 class HostedArena(ServedArena):
     """All clients live in the server's own process; others could come over a listener in memory."""
 
+    @override
     async def listen(self) -> tuple[StreamListener, Connector]:
         listener = MemoryListener()
         return listener, listener.connect
 
+    @override
     def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
         return self.server.client(NodeIdentity.from_single_key(key(number).public), run_id or self.state.run_id)
 

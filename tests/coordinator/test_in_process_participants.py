@@ -23,7 +23,8 @@ FLOOD = 500
 
 def run(work: Callable[[HostedArena], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
-        async with HostedArena() as arena:
+        arena = HostedArena()
+        async with arena:
             await work(arena)
 
     asyncio.run(main())

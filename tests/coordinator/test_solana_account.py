@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.raw_encoder import raw_bytes
+from distro_optim.comm.postcard import U64
 from distro_optim.coordinator import model, types
 from distro_optim.coordinator.formats import account
 from distro_optim.coordinator.formats.account import (
@@ -98,7 +99,7 @@ def test_sizes_are_those_of_the_rust_compiler(declared: Any, size: int) -> None:
 
 
 def test_a_type_without_a_size_has_no_layout() -> None:
-    for declared in (str, list[types.U64], bytes):
+    for declared in (str, list[U64], bytes):
         with pytest.raises(TypeError):
             layout_of(declared)
 
