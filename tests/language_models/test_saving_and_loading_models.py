@@ -244,7 +244,7 @@ def test_what_old_files_have_beside_the_weights_is_left_out(folder: Path) -> Non
 
 def test_a_missing_part_is_named(folder: Path) -> None:
     next(folder.glob("model-00002-*")).unlink()
-    with pytest.raises(ModelWeightsError, match=r"model-00002-of-.* is not there: get the folder anew"):
+    with pytest.raises(ModelWeightsError, match=r"model-00002-of-.* is not there: download the folder again"):
         CausalLM.from_folder(folder, "HfLlama")
 
 

@@ -3,6 +3,7 @@
 ====================  ==========================================================================================
 ``config``            ``config.json``, checked, in a form that Psyche's clients and transformers both read
 ``building``          a transformers model from it: on no device, empty, or fresh
+``native_shapes``     names and shapes of the models that Psyche's peers run on their own code
 ``initialization``    the first weights of a new model
 ``batches``           samples as tensors, cut in micro-batches
 ``causal_lm``         :class:`CausalLM`: the model with its loss, for any training loop

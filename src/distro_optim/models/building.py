@@ -10,7 +10,13 @@ Tied embeddings. Psyche's own models refuse them. Its transformers models lose t
 device to one (``hf_transformers.py``, ``to_empty`` makes one tensor for each place): the two are trained apart from
 then on, under both names. So it is here.
 
-Rotary frequencies are no parameters and not in any file; they are computed when the model is made, and stay float32.
+Types. What is trained and what travels has the type of the run, not the one that transformers prefers. For example,
+5.24 makes the router of DeepSeek's experts in float32 whatever it is asked for, and 5.23 does not: such peers would
+send different bytes. So each parameter gets its type the moment a module registers it, before it has values; first
+weights are drawn in that type as well. Tensors of the state that are not trained follow when the model is complete.
+(Psyche's transformers models do it with ``model.to(dtype)``.)
+
+Rotary frequencies are not parameters and not in any file; they are computed when the model is made, and stay float32.
 (Psyche's transformers models round them to bfloat16, ``model.to(dtype)`` before ``reinit_rope``; its own do not.)
 """
 
@@ -27,6 +33,7 @@ from torch import Tensor, nn
 from ..errors import MissingDependencyError, ModelConfigError
 from .config import LanguageModelConfig, one_line
 from .initialization import initialize
+from .native_shapes import check_native_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +55,7 @@ _ATTENTION: Final = "sdpa"
 
 
 def sorted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by name, in the order in which Psyche's peers have them."""
+    """Parameters by name, of any shape, in the order in which Psyche's peers have them: that of their names' bytes."""
     named = dict(model.named_parameters(remove_duplicate=False))
     return {name: named[name] for name in sorted(named, key=str.encode)}
 
@@ -63,12 +70,12 @@ def build_shapes(config: LanguageModelConfig, dtype: torch.dtype = torch.bfloat1
     """The model on the meta device: names and shapes, no memory.
 
     Raises:
-        ModelConfigError: transformers cannot make it.
+        ModelConfigError: transformers cannot make it, or makes another model than the run's peers have.
     """
-    with torch.device("meta"):
+    meta = torch.device("meta")
+    with meta, _parameters_in(dtype):
         model = _construct(config, dtype)
-    _give_each_its_own(model, torch.device("meta"))
-    return model
+    return _settled(model, config, meta, dtype)
 
 
 def build_empty(
@@ -77,16 +84,15 @@ def build_empty(
     """The model on a device, its parameters without values and its buffers computed.
 
     Raises:
-        ModelConfigError: transformers cannot make it.
+        ModelConfigError: transformers cannot make it, or makes another model than the run's peers have.
     """
-    with _parameters_without_memory():
+    with _parameters_in(dtype, torch.device("meta")):
         model = _construct(config, dtype)
-    _give_each_its_own(model, torch.device(device))
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
-    return model
+    return _settled(model, config, torch.device(device), dtype)
 
 
 def build_fresh(
@@ -95,20 +101,19 @@ def build_fresh(
     """The model with its first weights; the same seed gives the same ones on the same kind of device.
 
     Raises:
-        ModelConfigError: transformers cannot make it.
+        ModelConfigError: transformers cannot make it, or makes another model than the run's peers have.
     """
     if config.is_native:
         model = build_empty(config, device, dtype)
         initialize(model, config, torch.Generator(device=device).manual_seed(seed))
         return model
-    with _seeded(seed, torch.device(device)), torch.device(device):
+    with _seeded(seed, torch.device(device)), torch.device(device), _parameters_in(dtype):
         model = _construct(config, dtype)
-    _give_each_its_own(model, torch.device(device), copy=True)
-    return model
+    return _settled(model, config, torch.device(device), dtype, copy=True)
 
 
 def tied_sources(model: PreTrainedModel, config: LanguageModelConfig) -> dict[str, str]:
-    """For parameters that a file of the model may lack because their embeddings are tied there: who stands in."""
+    """For each parameter that a file of the model may lack because it ties its embeddings: the one that stands in."""
     ties = config.source_ties
     if ties is None:
         ties = bool(getattr(type(model.config)(), "tie_word_embeddings", False))
@@ -163,32 +168,71 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Parameters made in this thread go to the meta device as soon as a module gets them; buffers are computed.
+def _parameters_in(dtype: torch.dtype, device: torch.device | None = None) -> Iterator[None]:
+    """Parameters made in this thread get a type, and a device if one is given, as soon as a module gets them.
 
-    ``torch.device("meta")`` would take the buffers too, and what they hold is known only to each model's code.
+    With the meta device they take no memory, while buffers are computed. ``torch.device("meta")`` would take the
+    buffers too, and what they hold is known only to each model's code.
     """
     register, thread = nn.Module.register_parameter, threading.get_ident()
 
-    def to_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    def register_as_asked(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and threading.get_ident() == thread:
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            wanted = param.detach().to(device=device, dtype=dtype if param.is_floating_point() else None)
+            # A parameter that two modules share must stay one, or the model would not know that they are tied.
+            if wanted.dtype != param.dtype or wanted.device != param.device or device is not None:
+                param = nn.Parameter(wanted, requires_grad=param.requires_grad)
         register(module, name, param)
 
-    nn.Module.register_parameter = to_meta  # type: ignore[method-assign, assignment]
+    nn.Module.register_parameter = register_as_asked  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _give_each_its_own(model: nn.Module, device: torch.device, *, copy: bool = False) -> None:
-    """A tensor on ``device`` for every place that has a parameter, also where two had the same one."""
+def _settled(
+    model: PreTrainedModel,
+    config: LanguageModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    copy: bool = False,
+) -> PreTrainedModel:
+    """The model with parameters of its own on ``device``, all that travels in ``dtype``, and the shapes of the run."""
+    _give_each_its_own(model, device, dtype, copy=copy)
+    _cast_persistent_buffers(model, dtype)
+    if config.is_native:
+        check_native_shapes(config, {name: tuple(p.shape) for name, p in sorted_parameters(model).items()})
+    return model
+
+
+def _give_each_its_own(model: nn.Module, device: torch.device, dtype: torch.dtype, *, copy: bool) -> None:
+    """A tensor on ``device`` for every place that has a parameter, also where two had the same one.
+
+    Args:
+        dtype: of those that hold floats, also where the model's code put one past the registration.
+        copy: keep the values. Otherwise they are undefined.
+    """
     seen: set[int] = set()
     for module in model.modules():
         for name, param in module._parameters.items():
-            if param is None or (copy and id(param) not in seen):
+            if param is None:
+                continue
+            wanted = dtype if param.is_floating_point() else param.dtype
+            if copy and id(param) not in seen and param.dtype == wanted:
                 seen.add(id(param))
                 continue
-            fresh: Any = param.detach().clone() if copy else torch.empty_like(param, device=device)
+            fresh: Any = (
+                param.detach().to(wanted, copy=True) if copy else torch.empty_like(param, device=device, dtype=wanted)
+            )
             module._parameters[name] = nn.Parameter(fresh, requires_grad=param.requires_grad)
+
+
+def _cast_persistent_buffers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Peers exchange them with the parameters, so they have the run's type too; others, such as caches, keep theirs."""
+    travels = {id(buffer) for buffer in persistent_buffers(model).values() if buffer.is_floating_point()}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) in travels:
+                module._buffers[name] = buffer.to(dtype)

@@ -7,6 +7,7 @@ safetensors; nothing is unpickled.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ _MAX_INDEX: Final = 64 << 20
 """An index names each tensor and its file: some 150 bytes each, for 100 000 tensors."""
 
 _FLOATS: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-"""Names of safetensors' types that weights may have; others are cast by nobody on purpose."""
+"""Types that weights may have, by their names in safetensors; nobody means it when others are cast."""
 
 _SHOWN: Final = 3
 """Names shown in a message."""
@@ -90,7 +91,6 @@ class FolderTensors(TensorSource):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._files: dict[str, Path] = {}
         self._descriptions: dict[str, tuple[tuple[int, ...], str]] = {}
         index = folder / INDEX_FILE
@@ -101,7 +101,9 @@ class FolderTensors(TensorSource):
                     self._files[name], self._descriptions[name] = path, description
         absent = sorted(set(listed or ()) - set(self._files))
         if absent:
-            raise ModelWeightsError(f"{index} lists {_some(absent)}, which the files do not have: get the folder anew")
+            raise ModelWeightsError(
+                f"{index} lists {_some(absent)}, which the files do not have: download the folder again"
+            )
 
     @override
     def names(self) -> frozenset[str]:
@@ -126,14 +128,14 @@ class FolderTensors(TensorSource):
 def copy_weights(
     targets: Mapping[str, Tensor], source: TensorSource, *, stand_ins: Mapping[str, str] | None = None
 ) -> None:
-    """Fills ``targets`` from ``source``; float types are converted.
+    """Fills ``targets`` from ``source``. Each target keeps its type and shape: floats of other types are converted.
 
     Args:
-        targets: the model's tensors by name.
+        targets: the model's tensors by name, of any shapes.
         stand_ins: for a tensor that the source may lack, another whose values it takes.
 
     Raises:
-        ModelWeightsError: a tensor is missing, too many, of another shape, of a type that is no float, or unreadable.
+        ModelWeightsError: a tensor is missing, too many, of another shape, not of a float type, or unreadable.
     """
     names = source.names()
     origin = {n: n if n in names else (stand_ins or {}).get(n, n) for n in targets}
@@ -141,12 +143,14 @@ def copy_weights(
     extra = sorted(names - set(origin.values())) if source.strict else []
     if missing or extra:
         parts = [f"lack {_some(missing)}"] * bool(missing) + [f"have {_some(extra)} too many"] * bool(extra)
-        raise ModelWeightsError(f"the weights are not this model's: they {' and '.join(parts)}{_hint(missing, names)}")
+        what = " and ".join(parts) + _hint(missing, names)
+        raise ModelWeightsError(f"the weights are not this model's: they {what}{_made_by()}")
     for name, target in targets.items():
         shape, kind = source.describe(origin[name])
         if shape != tuple(target.shape):
             raise ModelWeightsError(
                 f"the weights are not this model's: {name} has shape {shape}, by config.json {tuple(target.shape)}"
+                + _made_by()
             )
         if target.dtype.is_floating_point and kind not in _FLOATS:
             raise ModelWeightsError(
@@ -162,7 +166,7 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"larger than {_MAX_INDEX} bytes")
         listed: Any = json.loads(index.read_text("utf-8"))["weight_map"]
         if not isinstance(listed, dict):
-            raise ValueError("weight_map is no object")
+            raise ValueError("weight_map is not an object")
         for name, file in listed.items():
             # The folder may come from a stranger: no path leads out of it.
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
@@ -193,13 +197,19 @@ def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _unreadable(path: Path, error: Exception) -> ModelWeightsError:
     if isinstance(error, FileNotFoundError):
-        return ModelWeightsError(f"{path} is not there: get the folder anew")
-    return ModelWeightsError(f"{path} is damaged ({one_line(error)}): get it anew")
+        return ModelWeightsError(f"{path} is not there: download the folder again")
+    return ModelWeightsError(f"{path} is damaged ({one_line(error)}): download it again")
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _made_by() -> str:
+    """The version of transformers here, which decides on names and shapes; nothing where it made no model yet."""
+    version = getattr(sys.modules.get("transformers"), "__version__", None)
+    return f" (here transformers {version} makes the model: all peers need one that makes the same)" if version else ""
 
 
 def _hint(missing: list[str], names: frozenset[str]) -> str:
