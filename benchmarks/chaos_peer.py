@@ -20,7 +20,7 @@ from examples.byte_data import SourceWindows
 from examples.byte_model import ByteTransformer, next_byte_loss
 
 from distro_optim import DisTrO
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.swarm import Swarm
 from distro_optim.strategy.config import RunConfig

@@ -344,7 +344,7 @@ def main() -> None:
 
 def run(coroutine: Any) -> Any:
     """Runs on a loop of the kind that nodes use."""
-    from distro_optim.comm.iroh.loop import LoopThread
+    from distro_optim.comm.loop import LoopThread
 
     thread = LoopThread("benchmark")
     try:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream

@@ -43,8 +43,8 @@ from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP
 from distro_optim.comm.iroh.gossip.frames import FrameReader, encode_frame, encode_header
 from distro_optim.comm.iroh.gossip.messages import Join, encode_message
 from distro_optim.comm.iroh.gossip.net import GOSSIP_ALPN, GossipService
-from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.tickets import BlobTicket, EndpointTicket
 
 MIB: Final = 1 << 20

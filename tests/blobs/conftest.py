@@ -11,7 +11,7 @@ import pytest
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import Blob, BlobStore, MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 
 LOOPBACK = {"bind_addr": "127.0.0.1:0", "relay": "none", "discovery": False}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 
 
 @pytest.fixture

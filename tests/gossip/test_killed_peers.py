@@ -12,7 +12,7 @@ import pytest
 
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
 

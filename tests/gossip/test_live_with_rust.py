@@ -15,7 +15,7 @@ from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ConfigurationError
 from gossip.live import CALL_SECONDS, RUN_SECONDS, count_messages, until
 

@@ -13,7 +13,7 @@ from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
 from distro_optim.comm.iroh.gossip.links import LinkLimits
 from distro_optim.comm.iroh.gossip.messages import Gossip, Graft, IHave, Join, Neighbor, encode_message, message_id
 from distro_optim.comm.iroh.gossip.net import GossipService, ServiceLimits
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import DistroError, PeerUnreachableError
 from gossip.live import CALL_SECONDS, RawPeer, count_messages, until
 

@@ -13,7 +13,7 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.config import GossipConfig
 from distro_optim.comm.iroh.gossip.events import Deliver, NeighborDown, NeighborUp
 from distro_optim.comm.iroh.gossip.net import GossipService, Lagged, ServiceLimits
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey
 from distro_optim.errors import ConfigurationError, NodeClosedError, PeerTimeoutError
 from gossip.live import CALL_SECONDS, count_messages, until

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.rendezvous import Rendezvous
 from distro_optim.comm.iroh.streams import IrohListener
+from distro_optim.comm.loop import LoopThread
 from distro_optim.coordinator.model import ConstantLR
 from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import ConstantLR

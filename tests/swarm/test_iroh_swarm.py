@@ -10,8 +10,8 @@ import pytest
 from distro_optim.comm.announcements import InboxLimits
 from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.swarm import Swarm
 from distro_optim.comm.tickets import BlobFormat, BlobTicket
 from distro_optim.errors import ConfigurationError, NodeClosedError, StoreFullError

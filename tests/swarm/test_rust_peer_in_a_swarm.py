@@ -12,8 +12,8 @@ from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey, SignedMessage
 from distro_optim.comm.tickets import BlobTicket
 

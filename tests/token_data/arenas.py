@@ -24,12 +24,12 @@ from distro_optim.data.mixture import WeightedTokens
 from distro_optim.data.mixture_index import MixtureIndex
 from distro_optim.data.parquet import ParquetTokens
 from distro_optim.data.provider import TokenProvider
-from distro_optim.data.remote.client import DataServerTokens, ServerPatience
+from distro_optim.data.remote.client import DataServerTokens, ServerTimeouts
 from distro_optim.data.remote.server import DataServer
 from distro_optim.data.remote.service import DataService
 from distro_optim.data.shuffle import ChaCha8, slice_shuffle
 from distro_optim.data.token_files import TokenFiles
-from distro_optim.data.web.client import WebClient, WebPatience
+from distro_optim.data.web.client import WebClient, WebTimeouts
 from distro_optim.data.web.tokens import HttpTokens
 from distro_optim.testing.token_data import TokenDataArena
 from runs import waiting_run
@@ -126,7 +126,7 @@ class HttpArena(_ListArena):
 
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         location = NumberedFiles(self.server.url + "/{}.ds", start_index=7, n_left_pad_zeros=3, num_files=3)
-        client = WebClient(WebPatience(seconds=20), wait=never_wait)
+        client = WebClient(WebTimeouts(seconds=20), wait=never_wait)
         return HttpTokens.open(
             location, TokenSize.TWO_BYTES, SEQ_LEN, self.shuffle, vocab_size=vocab_size, client=client
         )
@@ -242,7 +242,7 @@ class ServerArena(FilesArena):
         self.server.__enter__()
 
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
-        patience = ServerPatience(attempts=2)
+        patience = ServerTimeouts(attempts=2)
         return DataServerTokens(
             self.server.address, key(1), SEQ_LEN, vocab_size=vocab_size, patience=patience, wait=never_wait
         )

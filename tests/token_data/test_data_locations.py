@@ -200,7 +200,7 @@ def test_one_bad_member_closes_the_mixture(server: WebServer) -> None:
     mixture = mixture_of(server, 1.0, 1.0)
     del server.files["/b/1.ds"]
     server.files["/mix.json"] = json.dumps(mixture).encode()
-    with pytest.raises(DataUnavailableError, match=r"/b/1\.ds cannot be had: the server answers 404"):
+    with pytest.raises(DataUnavailableError, match=r"/b/1\.ds cannot be fetched: the server answers 404"):
         open_token_data(WeightedHttpData(server.url + "/mix.json"), 3)
 
 

@@ -26,7 +26,7 @@ from distro_optim.coordinator.messages import (
 )
 from distro_optim.coordinator.types import BatchId
 from distro_optim.data.provider import MAX_BATCH
-from distro_optim.data.remote.client import DataServerTokens, ServerPatience, split_address
+from distro_optim.data.remote.client import DataServerTokens, ServerTimeouts, split_address
 from distro_optim.data.remote.requests import DataRequests, RequestRefusedError, cut_batch
 from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
@@ -218,7 +218,7 @@ def trickle(connection: socket.socket) -> None:
 
 
 def tokens_at(address: str, seconds: float = 20.0, attempts: int = 3) -> DataServerTokens:
-    patience = ServerPatience(attempts=attempts, seconds=seconds)
+    patience = ServerTimeouts(attempts=attempts, seconds=seconds)
     return DataServerTokens(address, key(1), SEQ_LEN, patience=patience, draw=lambda: 0.0, wait=never_wait)
 
 

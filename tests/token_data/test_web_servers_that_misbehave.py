@@ -10,7 +10,7 @@ import pytest
 
 from distro_optim.coordinator.model import NumberedFiles, Seeded, SingleUrl, TokenSize
 from distro_optim.coordinator.types import BatchId
-from distro_optim.data.web.client import WebClient, WebPatience
+from distro_optim.data.web.client import WebClient, WebTimeouts
 from distro_optim.data.web.tokens import HttpTokens
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from token_data import web_server
@@ -23,8 +23,8 @@ TOKENS = np.arange(5000, 5000 + 10 * SEQ_LEN + 2, dtype="<u2")
 FILE = TOKENS.tobytes()
 PATH = "/tokens.bin"
 ATTEMPTS = 3
-IMPATIENT = WebPatience(attempts=ATTEMPTS, seconds=0.25, slowest=1e9)
-PATIENT = WebPatience(attempts=ATTEMPTS, seconds=20)
+IMPATIENT = WebTimeouts(attempts=ATTEMPTS, seconds=0.25, slowest=1e9)
+PATIENT = WebTimeouts(attempts=ATTEMPTS, seconds=20)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def server() -> Iterator[WebServer]:
         yield running
 
 
-def opened(server: WebServer, patience: WebPatience = PATIENT, path: str = PATH, **settings: object) -> HttpTokens:
+def opened(server: WebServer, patience: WebTimeouts = PATIENT, path: str = PATH, **settings: object) -> HttpTokens:
     client = WebClient(patience, draw=lambda: 0.0, wait=lambda seconds: None)
     return HttpTokens.open(
         SingleUrl(server.url + path),
@@ -120,7 +120,7 @@ def test_nobody_there_is_said_after_all_attempts(server: WebServer) -> None:
 
 
 def test_an_idle_connection_that_the_server_closed_is_no_failure(server: WebServer) -> None:
-    with opened(server, WebPatience(attempts=1, seconds=20)) as tokens:
+    with opened(server, WebTimeouts(attempts=1, seconds=20)) as tokens:
         assert read(tokens, 0, 0) == [sequence(0)]
 
         def answer_and_go(handler: Handler) -> None:
@@ -140,7 +140,7 @@ def test_an_idle_connection_that_the_server_closed_is_no_failure(server: WebServ
 def test_a_refusal_is_final(server: WebServer, code: int) -> None:
     with opened(server) as tokens:
         server.always["GET"] = web_server.status(code)
-        with pytest.raises(DataUnavailableError, match=rf"cannot be had: the server answers {code}"):
+        with pytest.raises(DataUnavailableError, match=rf"cannot be fetched: the server answers {code}"):
             tokens.get_samples(BatchId(0, 0))
         assert len(server.asked("GET")) == 1
 
@@ -246,7 +246,7 @@ def test_a_server_that_knows_no_head_tells_the_size_beside_a_byte(server: WebSer
 
 
 def test_a_file_that_is_not_there_is_named(server: WebServer) -> None:
-    with pytest.raises(DataUnavailableError, match=r"/002\.bin cannot be had: the server answers 404"):
+    with pytest.raises(DataUnavailableError, match=r"/002\.bin cannot be fetched: the server answers 404"):
         HttpTokens.open(
             NumberedFiles(server.url + "/{}.bin", start_index=2, n_left_pad_zeros=3, num_files=2),
             TokenSize.TWO_BYTES,
@@ -326,7 +326,7 @@ def test_passwords_and_signatures_stay_out_of_messages(server: WebServer) -> Non
 
 
 def test_closing_ends_a_request_that_is_under_way(server: WebServer) -> None:
-    tokens = opened(server, WebPatience(attempts=ATTEMPTS, seconds=3600))
+    tokens = opened(server, WebTimeouts(attempts=ATTEMPTS, seconds=3600))
     asked = threading.Event()
 
     def wait_for_ever(handler: Handler) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
+from distro_optim.comm.loop import LoopThread
 
 LOOPBACK = {"bind_addr": "127.0.0.1:0", "relay": "none", "discovery": False}
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from distro_optim.comm.iroh.loop import CLOSE_SECONDS, LoopThread
+from distro_optim.comm.loop import CLOSE_SECONDS, LoopThread
 from distro_optim.errors import NodeClosedError
 
 pytestmark = pytest.mark.waiting

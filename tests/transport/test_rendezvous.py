@@ -10,7 +10,6 @@ import pytest
 
 from distro_optim.comm.addresses import MAX_ADDRESSES, EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.loop import LoopThread
 from distro_optim.comm.iroh.rendezvous import (
     MAX_MEMBERS,
     MAX_PLACES,
@@ -19,6 +18,7 @@ from distro_optim.comm.iroh.rendezvous import (
     Rendezvous,
     ask_rendezvous,
 )
+from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ExchangeError, PeerRefusedError, ProtocolError
 
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]

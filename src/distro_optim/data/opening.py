@@ -26,7 +26,7 @@ from .parquet import ParquetTokens, download_dataset
 from .provider import TokenProvider
 from .remote.client import DataServerTokens
 from .token_files import TokenFiles, token_size_on_disk
-from .web.client import WebClient, WebPatience
+from .web.client import WebClient, WebTimeouts
 from .web.files import plain_url
 from .web.tokens import HttpTokens
 
@@ -40,7 +40,7 @@ def open_token_data(
     vocab_size: int | None = None,
     key: SecretKey | None = None,
     token_size: TokenSize | None = None,
-    patience: WebPatience | None = None,
+    patience: WebTimeouts | None = None,
     download: Callable[[str], Path] = download_dataset,
 ) -> TokenProvider:
     """Opens the training data of a run: ``open_token_data(state.model.data_location, state.model.max_seq_len, ...)``.
@@ -91,7 +91,7 @@ def open_token_data(
 
 
 def open_mixture(
-    url: str, seq_len: int, *, vocab_size: int | None = None, patience: WebPatience | None = None
+    url: str, seq_len: int, *, vocab_size: int | None = None, patience: WebTimeouts | None = None
 ) -> WeightedTokens:
     """Opens the mixture whose JSON list is at ``url``.
 

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,10 @@ from torch import Tensor
 
 from ..errors import ConfigurationError, ModelWeightsError
 from .config import CONFIG_FILE, one_line
-from .weights import INDEX_FILE, SINGLE_FILE
+from .weights import INDEX_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import StateDictSplit
 
 __all__ = ["COMPANIONS", "MAX_SHARD_BYTES", "save_folder"]
 
@@ -40,6 +43,7 @@ COMPANIONS: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_
 """Files beside the model that go with it (``shared/client/src/state/init.rs``)."""
 
 _METADATA: Final = {"format": "pt"}
+_FILES: Final = "model{suffix}.safetensors"
 
 
 def save_folder(
@@ -52,18 +56,20 @@ def save_folder(
 ) -> None:
     """Writes a model beside ``folder`` and puts it in its place, instead of what was there.
 
-    Whoever looks sees the old folder or the new one. (If the machine dies between two renames, neither; the old one is
-    then beside it, as ``.NAME.old-*``.)
+    A reader sees the old folder or the new one. (If the machine dies between two renames, neither; the old one is then
+    beside it, as ``.NAME.old-*``.)
 
     Args:
         tensors: on any device; a part at a time is copied to the CPU.
         config: text of ``config.json``.
         companions: other files by name.
+        max_shard_bytes: size of a part's tensors at most.
 
     Raises:
         ModelWeightsError: it cannot be written; what was there is untouched.
+        ConfigurationError: a tensor is larger than ``max_shard_bytes``.
     """
-    parts = _split(tensors, max_shard_bytes)
+    split = _split(tensors, max_shard_bytes)
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
         raise ModelWeightsError(f"{folder} is a file: give a folder to save the model in")
@@ -71,7 +77,7 @@ def save_folder(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
-        _write_parts(scratch, parts, tensors)
+        _write_parts(scratch, split, tensors)
         for name, content in {CONFIG_FILE: config.encode(), **(companions or {})}.items():
             (scratch / name).write_bytes(content)
         for path in scratch.iterdir():
@@ -88,37 +94,30 @@ def save_folder(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
-    """Names of the tensors of each part, in order."""
-    parts: list[list[str]] = [[]]
-    filled = 0
-    for name in sorted(tensors, key=str.encode):
-        size = tensors[name].numel() * tensors[name].element_size()
-        if size > limit:
+def _split(tensors: Mapping[str, Tensor], limit: int) -> StateDictSplit:
+    """Which tensor goes into which file, in the order of their names."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    ordered = {name: tensors[name] for name in sorted(tensors, key=str.encode)}
+    for name, tensor in ordered.items():
+        if tensor.nbytes > limit:
             raise ConfigurationError(
-                f"{name} takes {size} bytes, max_shard_bytes is {limit}: give at least as much",
+                f"{name} takes {tensor.nbytes} bytes, max_shard_bytes is {limit}: give at least as much",
                 name="max_shard_bytes",
                 value=limit,
             )
-        if parts[-1] and filled + size > limit:
-            parts.append([])
-            filled = 0
-        parts[-1].append(name)
-        filled += size
-    return parts
+    # Shapes alone: tensors that share memory would be kept together, and each is written as a copy of its own.
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in ordered.items()}
+    return split_torch_state_dict_into_shards(shapes, filename_pattern=_FILES, max_shard_size=limit)
 
 
-def _write_parts(folder: Path, parts: list[list[str]], tensors: Mapping[str, Tensor]) -> None:
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(parts, start=1):
-        file = SINGLE_FILE if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors"
+def _write_parts(folder: Path, split: StateDictSplit, tensors: Mapping[str, Tensor]) -> None:
+    for file, names in split.filename_to_tensors.items():
         # A copy of each: safetensors wants no two that share memory, and the model may train on.
         on_cpu = {n: tensors[n].detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for n in names}
         save_file(on_cpu, folder / file, metadata=dict(_METADATA))
-        weight_map |= dict.fromkeys(names, file)
-    if len(parts) > 1:
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -36,11 +36,11 @@ from ...errors import (
     ProtocolError,
 )
 from ..addresses import AddressBook, EndpointAddr, SocketAddr
+from ..loop import LoopThread
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
 from .connection import Connection, translate_errors
 from .ffi import accelerate
 from .keys import generate_secret_key, load_secret_key
-from .loop import LoopThread
 
 __all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "RELAY_SECONDS", "Handler", "Node", "NodeLimits"]
 

@@ -21,7 +21,7 @@ from ...errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from ..provider import TokenProvider, TokenSequence
 from .requests import DataRequests, RequestRefusedError, cut_batch
 
-__all__ = ["DataServerTokens", "ServerPatience", "split_address"]
+__all__ = ["DataServerTokens", "ServerTimeouts", "split_address"]
 
 CONNECT_SECONDS: Final = 5.0
 """Until a connection must be there; who takes longer is not there."""
@@ -33,7 +33,7 @@ READ_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerPatience:
+class ServerTimeouts:
     """How long a data server is waited for.
 
     Attributes:
@@ -73,7 +73,7 @@ class DataServerTokens(TokenProvider):
         seq_len: int,
         *,
         vocab_size: int | None = None,
-        patience: ServerPatience | None = None,
+        patience: ServerTimeouts | None = None,
         draw: Callable[[], float] = random.random,
         wait: Callable[[float], object] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class DataServerTokens(TokenProvider):
         self._address = split_address(address)
         self._name = f"data server {address}"
         self._key = key
-        self._patience = patience or ServerPatience()
+        self._patience = patience or ServerTimeouts()
         self._draw = draw
         self._ended = threading.Event()
         self._wait = wait or self._ended.wait

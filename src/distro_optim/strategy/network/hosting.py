@@ -14,12 +14,12 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
-from ...comm.iroh.loop import LoopThread
 from ...comm.iroh.rendezvous import Rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
+from ...comm.loop import LoopThread
 from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.rules.validation import check_run

@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import RELAY_SECONDS, Node
-from ...comm.iroh.loop import LoopThread
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import COORDINATOR_ALPN
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
+from ...comm.loop import LoopThread
 from ...comm.signing import SecretKey
 from ...comm.tickets import EndpointTicket
 from ...coordinator.client import RemoteCoordinator

@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar, Unpack
 from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
-from ...comm.iroh.loop import LoopThread
+from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity

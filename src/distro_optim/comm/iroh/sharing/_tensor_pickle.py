@@ -1,18 +1,19 @@
 """Reads the one pickle program that describes a tensor, and no other. No I/O, nothing imported, nothing called.
 
-A pickle is a program for a stack machine. The interpreter here knows the instructions that TorchScript's writer uses
-(pytorch ``torch/csrc/jit/serialization/pickler.h``), keeps every name as inert text, and lets exactly two calls
-pass: ``collections.OrderedDict()``, which stands for "no hooks", and ``torch._utils._rebuild_tensor_v2(...)``, which
-becomes a :class:`TensorRecord`. Anything else is a :class:`~distro_optim.errors.ProtocolError`.
+A pickle is a program for a stack machine. ``pickletools.genops`` takes it apart, which runs none of it, and takes no
+argument that is longer than the bytes that are there. The machine here knows the instructions that TorchScript's
+writer uses (pytorch ``torch/csrc/jit/serialization/pickler.h``), keeps every name as inert text, and lets exactly two
+calls pass: ``collections.OrderedDict()``, which stands for "no hooks", and ``torch._utils._rebuild_tensor_v2(...)``,
+which becomes a :class:`TensorRecord`. Anything else is a :class:`~distro_optim.errors.ProtocolError`.
 """
 
 from __future__ import annotations
 
-import struct
+import pickletools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ....buffer import Reader
 from ....errors import LimitExceededError, ProtocolError
 
 __all__ = ["Global", "StorageRef", "TensorRecord", "read_tensor_record"]
@@ -22,10 +23,8 @@ _MAX_STEPS: Final = 2048
 _MAX_STACK: Final = 256
 _MAX_MEMO: Final = 256
 _MAX_TEXT: Final = 256
-_MAX_INTEGER_BYTES: Final = 8
+_MAX_INTEGER_BITS: Final = 64
 _PROTOCOL: Final = 2
-
-_I32: Final = struct.Struct("<i")
 
 
 @dataclass(frozen=True)
@@ -88,37 +87,52 @@ def read_tensor_record(program: bytes, attribute: str) -> TensorRecord:
     return record
 
 
+def _instructions(program: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and place of each instruction, up to the one that ends the program.
+
+    Raises:
+        ProtocolError: the program is cut off, or an argument is malformed.
+    """
+    try:
+        for opcode, argument, at in pickletools.genops(program):
+            yield opcode.name, argument, at or 0
+    except (ValueError, Warning) as error:  # a warning about an odd escape, where warnings are errors
+        raise ProtocolError(f"not a pickle: {' '.join(str(error).split())[:100]}") from error
+
+
 class _Machine:
     def __init__(self, program: bytes) -> None:
-        self._reader = Reader(program)
+        self._program = program
+        self._at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        reader = self._reader
-        if bytes(reader.pull_bytes(2)) != bytes([0x80, _PROTOCOL]):
+        instructions = _instructions(self._program)
+        if next(instructions, None) != ("PROTO", _PROTOCOL, 0):
             raise ProtocolError(f"not a pickle of protocol {_PROTOCOL}")
-        for _ in range(_MAX_STEPS):
-            at = reader.pos
-            code = reader.pull_u8()
-            if code == ord("."):
-                result = self._pop()
-                if self._stack or reader.remaining:
-                    raise ProtocolError("the program ends with more than one value, or before its last byte")
-                return result
-            step = _STEPS.get(code)
+        for count, (name, argument, at) in enumerate(instructions):
+            if count >= _MAX_STEPS:
+                raise LimitExceededError(f"the program has more than {_MAX_STEPS} steps")
+            self._at = at
+            if name == "STOP":
+                break
+            step = _STEPS.get(name)
             if step is None:
-                raise ProtocolError(f"instruction 0x{code:02x} is not one a tensor needs", offset=at)
-            step(self)
+                raise ProtocolError(f"instruction {name} is not one a tensor needs", offset=at)
+            step(self, argument)
             if len(self._stack) > _MAX_STACK:
                 raise LimitExceededError(f"the stack grows beyond {_MAX_STACK} values", offset=at)
-        raise LimitExceededError(f"the program has more than {_MAX_STEPS} steps")
+        result = self._pop()
+        if self._stack or self._at + 1 != len(self._program):
+            raise ProtocolError("the program ends with more than one value, or before its last byte")
+        return result
 
     # -- the stack -----------------------------------------------------------------------------------------------------
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise ProtocolError("a value is missing on the stack", offset=self._reader.pos)
+            raise ProtocolError("a value is missing on the stack", offset=self._at)
         return self._stack.pop()
 
     def _pop_to_mark(self) -> list[Any]:
@@ -129,53 +143,46 @@ class _Machine:
                 items.reverse()
                 return items
             items.append(value)
-        raise ProtocolError("a mark is missing on the stack", offset=self._reader.pos)
+        raise ProtocolError("a mark is missing on the stack", offset=self._at)
 
     def _remember(self, place: int) -> None:
         if place >= _MAX_MEMO:
-            raise LimitExceededError(f"at most {_MAX_MEMO} values are memorised", offset=self._reader.pos)
+            raise LimitExceededError(f"at most {_MAX_MEMO} values are memorised", offset=self._at)
         value = self._pop()
         self._stack.append(value)
         self._memo[place] = value
 
     def _recall(self, place: int) -> None:
         if place not in self._memo:
-            raise ProtocolError("a value is recalled that was not memorised", offset=self._reader.pos)
+            raise ProtocolError("a value is recalled that was not memorised", offset=self._at)
         self._stack.append(self._memo[place])
 
     # -- instructions that push a value --------------------------------------------------------------------------------
 
-    def _global(self) -> None:
-        self._stack.append(Global(self._line(), self._line()))
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
 
-    def _line(self) -> str:
-        characters = bytearray()
-        while (byte := self._reader.pull_u8()) != ord("\n"):
-            characters.append(byte)
-            if len(characters) > _MAX_TEXT:
-                raise LimitExceededError(f"a name is longer than {_MAX_TEXT} bytes", offset=self._reader.pos)
-        return self._decoded(bytes(characters))
+    def _global(self, names: str) -> None:
+        module, _, name = names.partition(" ")
+        self._push(Global(self._text(module), self._text(name)))
 
-    def _unicode(self) -> None:
-        size = self._reader.pull_u32()
-        if size > _MAX_TEXT:
-            raise LimitExceededError(f"a string is longer than {_MAX_TEXT} bytes", offset=self._reader.pos)
-        self._stack.append(self._decoded(bytes(self._reader.pull_bytes(size))))
+    def _unicode(self, text: str) -> None:
+        self._push(self._text(text))
 
-    def _decoded(self, raw: bytes) -> str:
+    def _text(self, text: str) -> str:
         try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ProtocolError("a string is not UTF-8", offset=self._reader.pos) from None
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError:  # halves of surrogate pairs
+            raise ProtocolError("a string is not UTF-8", offset=self._at) from None
+        if size > _MAX_TEXT:
+            raise LimitExceededError(f"a name or a string is longer than {_MAX_TEXT} bytes", offset=self._at)
+        return text
 
-    def _i32(self) -> None:
-        self._stack.append(_I32.unpack(self._reader.pull_bytes(4))[0])
-
-    def _long(self) -> None:
-        size = self._reader.pull_u8()
-        if size > _MAX_INTEGER_BYTES:
-            raise LimitExceededError("an integer has more than 64 bits", offset=self._reader.pos)
-        self._stack.append(int.from_bytes(self._reader.pull_bytes(size), "little", signed=True))
+    def _long(self, value: int) -> None:
+        # One bit is the sign.
+        if value.bit_length() >= _MAX_INTEGER_BITS:
+            raise LimitExceededError(f"an integer has more than {_MAX_INTEGER_BITS} bits", offset=self._at)
+        self._push(value)
 
     # -- instructions that combine values ------------------------------------------------------------------------------
 
@@ -186,30 +193,30 @@ class _Machine:
     def _new_object(self) -> None:
         arguments, cls = self._pop(), self._pop()
         if arguments != () or not isinstance(cls, Global):
-            raise ProtocolError("an object is made of something other than a name", offset=self._reader.pos)
+            raise ProtocolError("an object is made of something other than a name", offset=self._at)
         self._stack.append(_Object())
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._pop()
         if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
-            raise ProtocolError("attributes are a dictionary with strings for keys", offset=self._reader.pos)
+            raise ProtocolError("attributes are a dictionary with strings for keys", offset=self._at)
         target.update(zip(items[::2], items[1::2], strict=True))
         self._stack.append(target)
 
     def _build(self) -> None:
         state, target = self._pop(), self._pop()
         if not isinstance(state, dict) or not isinstance(target, _Object):
-            raise ProtocolError("only an object can be given attributes", offset=self._reader.pos)
+            raise ProtocolError("only an object can be given attributes", offset=self._at)
         target.state = state
         self._stack.append(target)
 
     def _persistent(self) -> None:
         value = self._pop()
         if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
-            raise ProtocolError("a reference to something other than elements", offset=self._reader.pos)
+            raise ProtocolError("a reference to something other than elements", offset=self._at)
         _, kind, key, _, count = value
         if not isinstance(kind, Global) or not isinstance(key, str) or not _is_count(count):
-            raise ProtocolError("a malformed reference to elements", offset=self._reader.pos)
+            raise ProtocolError("a malformed reference to elements", offset=self._at)
         self._stack.append(StorageRef(kind, key, count))
 
     def _call(self) -> None:
@@ -219,11 +226,11 @@ class _Machine:
         elif function == _REBUILD and isinstance(arguments, tuple):
             self._stack.append(self._record(arguments))
         else:
-            raise ProtocolError("the program calls a function", offset=self._reader.pos)
+            raise ProtocolError("the program calls a function", offset=self._at)
 
     def _record(self, arguments: tuple[Any, ...]) -> TensorRecord:
         if len(arguments) != 6:
-            raise ProtocolError("a tensor is rebuilt from six values", offset=self._reader.pos)
+            raise ProtocolError("a tensor is rebuilt from six values", offset=self._at)
         storage, offset, sizes, strides, requires_grad, hooks = arguments
         if (
             not isinstance(storage, StorageRef)
@@ -233,7 +240,7 @@ class _Machine:
             or not isinstance(requires_grad, bool)
             or not isinstance(hooks, _Hooks)
         ):
-            raise ProtocolError("a malformed tensor", offset=self._reader.pos)
+            raise ProtocolError("a malformed tensor", offset=self._at)
         return TensorRecord(storage, offset, sizes, strides)
 
 
@@ -245,31 +252,31 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, tuple) and all(map(_is_count, value))
 
 
-_STEPS: Final = {
-    ord("c"): _Machine._global,
-    ord("X"): _Machine._unicode,
-    ord("K"): lambda m: m._stack.append(m._reader.pull_u8()),
-    ord("M"): lambda m: m._stack.append(m._reader.pull_u16()),
-    ord("J"): _Machine._i32,
-    0x8A: _Machine._long,
-    0x88: lambda m: m._stack.append(True),
-    0x89: lambda m: m._stack.append(False),
-    ord("N"): lambda m: m._stack.append(None),
-    ord("}"): lambda m: m._stack.append({}),
-    ord("("): lambda m: m._stack.append(_MARK),
-    ord(")"): lambda m: m._stack.append(()),
-    ord("t"): lambda m: m._stack.append(tuple(m._pop_to_mark())),
-    0x85: lambda m: m._tuple(1),
-    0x86: lambda m: m._tuple(2),
-    0x87: lambda m: m._tuple(3),
-    ord("q"): lambda m: m._remember(m._reader.pull_u8()),
-    ord("r"): lambda m: m._remember(m._reader.pull_u32()),
-    ord("h"): lambda m: m._recall(m._reader.pull_u8()),
-    ord("j"): lambda m: m._recall(m._reader.pull_u32()),
-    0x81: _Machine._new_object,
-    ord("s"): lambda m: m._set_items(list(reversed([m._pop(), m._pop()]))),
-    ord("u"): lambda m: m._set_items(m._pop_to_mark()),
-    ord("b"): _Machine._build,
-    ord("Q"): _Machine._persistent,
-    ord("R"): _Machine._call,
+_STEPS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
+    "GLOBAL": _Machine._global,
+    "BINUNICODE": _Machine._unicode,
+    "BININT1": _Machine._push,
+    "BININT2": _Machine._push,
+    "BININT": _Machine._push,
+    "LONG1": _Machine._long,
+    "NEWTRUE": lambda m, _: m._push(True),
+    "NEWFALSE": lambda m, _: m._push(False),
+    "NONE": lambda m, _: m._push(None),
+    "EMPTY_DICT": lambda m, _: m._push({}),
+    "MARK": lambda m, _: m._push(_MARK),
+    "EMPTY_TUPLE": lambda m, _: m._push(()),
+    "TUPLE": lambda m, _: m._push(tuple(m._pop_to_mark())),
+    "TUPLE1": lambda m, _: m._tuple(1),
+    "TUPLE2": lambda m, _: m._tuple(2),
+    "TUPLE3": lambda m, _: m._tuple(3),
+    "BINPUT": _Machine._remember,
+    "LONG_BINPUT": _Machine._remember,
+    "BINGET": _Machine._recall,
+    "LONG_BINGET": _Machine._recall,
+    "NEWOBJ": lambda m, _: m._new_object(),
+    "SETITEM": lambda m, _: m._set_items(list(reversed([m._pop(), m._pop()]))),
+    "SETITEMS": lambda m, _: m._set_items(m._pop_to_mark()),
+    "BUILD": lambda m, _: m._build(),
+    "BINPERSID": lambda m, _: m._persistent(),
+    "REDUCE": lambda m, _: m._call(),
 }

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from ...errors import NodeClosedError
+from ..errors import NodeClosedError
 
 __all__ = ["CLOSE_SECONDS", "LoopThread"]
 
@@ -41,7 +41,7 @@ class LoopThread:
     """One event loop in one thread, started by the first thing it is given to do.
 
     Every method may be called from any thread; those that wait refuse to be called on the loop's own thread, where
-    they would wait for ever.
+    they would never return.
     """
 
     def __init__(self, name: str = "distro-optim-network") -> None:
