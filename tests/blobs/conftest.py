@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import pytest
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import Blob, BlobStore, MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.loop import LoopThread
+from node_fixtures import LOOPBACK, loop_thread, make_node
 
-LOOPBACK = {"bind_addr": "127.0.0.1:0", "relay": "none", "discovery": False}
+__all__ = ["LOOPBACK", "Peer", "loop_thread", "make_node", "make_peer"]
 
 
 @dataclass
@@ -32,33 +32,6 @@ class Peer:
         """Fetches and waits."""
         coroutine = self.service.fetch(root, providers, **{"max_size": 2**30, "tag": "fetched", **options})
         return self.node.submit(coroutine).result(timeout)
-
-
-@pytest.fixture
-def loop_thread() -> Iterator[LoopThread]:
-    """One network thread for all nodes of a test."""
-    thread = LoopThread("test-network")
-    yield thread
-    thread.stop()
-
-
-@pytest.fixture
-def make_node(loop_thread: LoopThread) -> Iterator[Callable[..., Node]]:
-    """Makes bound nodes that know each other's addresses; closes them at the end."""
-    nodes: list[Node] = []
-
-    def make(**options: Any) -> Node:
-        node = Node(**{**LOOPBACK, "loop": loop_thread, **options}).start()
-        for other in nodes:
-            if not other.is_closed:
-                other.addresses.add(node.addr())
-                node.addresses.add(other.addr())
-        nodes.append(node)
-        return node
-
-    yield make
-    for node in nodes:
-        node.close()
 
 
 @pytest.fixture

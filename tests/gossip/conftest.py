@@ -8,14 +8,9 @@ import pytest
 
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.loop import LoopThread
+from node_fixtures import LOOPBACK, loop_thread
 
-
-@pytest.fixture
-def loop_thread() -> Iterator[LoopThread]:
-    """One network thread for all nodes of a test."""
-    thread = LoopThread("test-gossip")
-    yield thread
-    thread.stop()
+__all__ = ["loop_thread", "make_node"]
 
 
 @pytest.fixture
@@ -24,7 +19,7 @@ def make_node(loop_thread: LoopThread) -> Iterator[Callable[[], Node]]:
     nodes: list[Node] = []
 
     def make() -> Node:
-        node = Node(bind_addr="127.0.0.1:0", relay="none", discovery=False, loop=loop_thread).start()
+        node = Node(**LOOPBACK, loop=loop_thread).start()
         nodes.append(node)
         return node
 

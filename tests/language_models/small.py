@@ -42,6 +42,7 @@ DEEPSEEK: Final[dict[str, Any]] = {
 
 EXPERTS: Final[dict[str, Any]] = {
     **DEEPSEEK,
+    "num_key_value_heads": 4,
     "first_k_dense_replace": 1,
     "n_routed_experts": 4,
     "n_shared_experts": 1,

@@ -49,8 +49,8 @@ def test_a_repository_that_was_downloaded_before_is_found(tmp_path: Path, monkey
     ("checkpoint", "words"),
     [
         (Hub(HubRepo("nobody/no-such-model", "r1")), "'hf download nobody/no-such-model --revision r1'"),
-        (P2P(HubRepo("")), "is no folder"),
-        (P2P(HubRepo("../../x")), "is no folder"),
+        (P2P(HubRepo("")), "is not a folder"),
+        (P2P(HubRepo("../../x")), "is not a folder"),
         (Gcs(GcsRepo("bucket", "run/7")), "gs://bucket/run/7, which is not fetched"),
         (P2PGcs(GcsRepo("bucket")), "gs://bucket/"),
         (Ephemeral(), "Ephemeral"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,8 +256,8 @@ MEMBER = {"location": {"SingleUrl": "http://a/"}, "token_size_in_bytes": "TwoByt
         ({"shuffle": "DontShuffle", "providers": []}, "has 0 providers"),
         ({"shuffle": "DontShuffle", "providers": [MEMBER] * 1025}, "has 1025 providers"),
         ({"shuffle": "DontShuffle", "providers": [[MEMBER, 1.0], MEMBER]}, "provider 1 is not a location and a weight"),
-        ({"shuffle": "DontShuffle", "providers": [[MEMBER, "much"]]}, "'much', which is no number"),
-        ({"shuffle": "DontShuffle", "providers": [[MEMBER, True]]}, "which is no number"),
+        ({"shuffle": "DontShuffle", "providers": [[MEMBER, "much"]]}, "'much', which is not a number"),
+        ({"shuffle": "DontShuffle", "providers": [[MEMBER, True]]}, "which is not a number"),
         ({"shuffle": "DontShuffle", "providers": [[MEMBER, -1]]}, "weights must be 0 or above"),
         ({"shuffle": "DontShuffle", "providers": [[MEMBER, 10**400]]}, "too large"),
         ({"shuffle": "DontShuffle", "providers": [[MEMBER, 0]]}, "sum above 0"),
@@ -335,9 +337,13 @@ def test_a_data_set_that_cannot_be_had_is_named(hub: FakeHub, message: str) -> N
 
 
 def test_without_pyarrow_the_command_that_brings_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'distro-optim\[parquet\]'"):
         open_token_data(PreprocessedData(str(tmp_path)), 4)
+
+
+def test_importing_the_room_loads_neither_aiohttp_nor_pyarrow() -> None:
+    program = "import distro_optim.data.opening, sys; print(*{'aiohttp', 'yarl', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []

@@ -179,8 +179,8 @@ def test_every_kind_of_integer_lists_is_read(tmp_path: Path, kind: Any, of: Any)
     ("columns", "message"),
     [
         ({"tokens": GOOD}, "has no column 'inputs'; it has tokens"),
-        ({"inputs": ["a", "b"]}, "no column of lists of integers but of string"),
-        ({"inputs": [[1.5] * 4] * 2}, "no column of lists of integers but of list"),
+        ({"inputs": ["a", "b"]}, "not a column of lists of integers but of string"),
+        ({"inputs": [[1.5] * 4] * 2}, "not a column of lists of integers but of list"),
         ({"inputs": [[1, 2, 3, 4], None]}, "has a row or a place with nothing in it"),
         ({"inputs": [[1, 2, 3, 4], [1, 2, 3, None]]}, "has a row or a place with nothing in it"),
         ({"inputs": [[1, 2, 3, 4], [1, 2, 3, 2**40]]}, "has numbers above 32 bits"),

@@ -210,7 +210,7 @@ def test_damaged_progress_is_said_to_be(folder: Path, tmp_path: Path, damage: by
     out = tmp_path / "out.bin"
     half_done(folder, out)
     (tmp_path / "out.bin.progress").write_bytes(damage)
-    with pytest.raises(ConfigurationError, match="--restart to begin anew"):
+    with pytest.raises(ConfigurationError, match="--restart to begin again"):
         tokenize(Corpus(folder), ByteTokenizer(), out)
 
 
@@ -356,7 +356,7 @@ def test_a_tokenizer_that_lies_about_its_vocabulary_is_found_out(folder: Path, t
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no tokenizer at"), (b"{}", "is no tokenizer"), (b"\x80\x04", "is no tokenizer")],
+    [(None, "there is not a tokenizer at"), (b"{}", "is not a tokenizer"), (b"\x80\x04", "is not a tokenizer")],
 )
 def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "tokenizer.json"
@@ -381,16 +381,16 @@ def test_the_command_says_what_it_made(folder: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "made" / "out.bin"
     assert main(["tokenize", str(folder), "--tokenizer", "bytes", "--out", str(out)]) == 0
     said = capsys.readouterr().err
-    assert f"{len(EXPECTED):,} tokens of 2 bytes from 4 texts, vocabulary of 256 (bytes); 2 files are no text" in said
+    assert f"{len(EXPECTED):,} tokens of 2 bytes from 4 texts, vocabulary of 256 (bytes); 2 files are not text" in said
     assert json.loads((tmp_path / "made" / "out.bin.json").read_text())["tokens"] == len(EXPECTED)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--tokenizer", "bytes"], "nowhere is no folder with texts"),
+        (["nowhere", "--tokenizer", "bytes"], "nowhere is not a folder with texts"),
         ([".", "--tokenizer", "bytes", "--include", "*.none"], "has no text files called *.none"),
-        ([".", "--tokenizer", "none.json"], "there is no tokenizer at none.json"),
+        ([".", "--tokenizer", "none.json"], "there is not a tokenizer at none.json"),
         ([".", "--tokenizer", "bytes", "--end-token", "x"], "ends texts with 0 and knows no other end"),
     ],
 )

@@ -166,8 +166,11 @@ LIES: dict[str, tuple[Trick, str]] = {
         web_server.says(206, bytes(100), {"Content-Range": f"bytes 0-7/{len(FILE)}"}),
         "answers with 100 bytes where 8 were asked for",
     ),
-    "no range": (web_server.says(206, bytes(8), {}), "is no range of bytes"),
-    "a range that is none": (web_server.says(206, bytes(8), {"Content-Range": "bytes -1-7/9"}), "is no range of bytes"),
+    "no range": (web_server.says(206, bytes(8), {}), "is not a range of bytes"),
+    "a range that is none": (
+        web_server.says(206, bytes(8), {"Content-Range": "bytes -1-7/9"}),
+        "is not a range of bytes",
+    ),
     "the whole file": (web_server.says(200, FILE, {}), "cannot be read in parts"),
     "compressed": (
         web_server.says(206, bytes(8), {"Content-Range": f"bytes 0-7/{len(FILE)}", "Content-Encoding": "gzip"}),

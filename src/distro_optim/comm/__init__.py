@@ -9,6 +9,7 @@ Seams, each with an implementation elsewhere or beside it:
 ``swarm``            what a training client needs of a network of peers
 ``model_exchange``   how a joiner gets the model
 ``streams``          byte streams that a server accepts and a client opens
+``loop``             an event loop in a thread, for callers that have none
 ===================  =========================================================================
 
 Bytes and what they mean, without I/O:

@@ -1,6 +1,6 @@
 """Token sequences as a PyTorch data set, and how they become a batch.
 
-A data set's index is a run's data index, so that whoever assigns those, such as a strategy, only has to sample.
+A data set's index is a run's data index, so that the code that assigns those, such as a strategy, only has to sample.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TokenDataset(Dataset[TokenSequence]):
         """
         Raises:
             IndexError: beyond the length.
-            DataError: the sequence cannot be had.
+            DataError: the sequence cannot be fetched.
         """
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} is beyond the {self._length} sequences")

@@ -65,7 +65,7 @@ class TokenDataModule(LightningDataModule):
     def setup(self, stage: str = "fit") -> None:
         """
         Raises:
-            DataError: the data cannot be had, or not be trained on.
+            DataError: the data cannot be fetched, or cannot be trained on.
         """
         for name in self._makers:
             self._provider(name)

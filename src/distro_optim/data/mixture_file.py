@@ -50,7 +50,7 @@ def read_mixture(data: bytes | str) -> MixtureFile:
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidDataError(f"the list of a mixture is no JSON: {error}") from None
+        raise InvalidDataError(f"the list of a mixture is not JSON: {error}") from None
     try:
         if not isinstance(plain, dict) or not isinstance(plain.get("providers"), list):
             raise ProtocolError("it has no list 'providers'")
@@ -81,7 +81,7 @@ def _pair(number: int, entry: Any) -> tuple[Any, float]:
         raise ProtocolError(f"provider {number} is not a location and a weight, as the first one is")
     location, weight = entry
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ProtocolError(f"provider {number} has the weight {str(weight)[:40]!r}, which is no number")
+        raise ProtocolError(f"provider {number} has the weight {str(weight)[:40]!r}, which is not a number")
     try:
         return location, float(weight)
     except OverflowError:

@@ -59,7 +59,7 @@ def open_token_data(
 
     Raises:
         ConfigurationError: the location makes no sense, or cannot be used here; the message says what can.
-        DataUnavailableError: the data cannot be had now.
+        DataUnavailableError: the data cannot be fetched now.
         InvalidDataError: they are wrong.
     """
     match location:

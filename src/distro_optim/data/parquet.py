@@ -238,7 +238,7 @@ def _lists(column: Any, path: Path, name: str) -> list[IntArray]:
     kind = column.type
     is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind)
     if not is_list or not (pyarrow.types.is_integer(kind.value_type) or pyarrow.types.is_boolean(kind.value_type)):
-        raise InvalidDataError(f"column {name!r} of {path} is no column of lists of integers but of {kind}")
+        raise InvalidDataError(f"column {name!r} of {path} is not a column of lists of integers but of {kind}")
     rows = []
     for row in column:
         values = row.values

@@ -76,7 +76,7 @@ class TokenProvider(ABC):
         """The sequences of ``batch``, in order. Its size is checked, and what comes back will be.
 
         Raises:
-            DataError: they cannot be had.
+            DataError: they cannot be fetched.
         """
 
     def get_samples(self, batch: BatchId) -> list[TokenSequence]:
@@ -85,21 +85,20 @@ class TokenProvider(ABC):
         Raises:
             ConfigurationError: more than :data:`MAX_BATCH` are asked for.
             OutOfDataError: the data end before ``batch`` does.
-            DataUnavailableError: they cannot be had now, after all retries; or the provider is closed.
+            DataUnavailableError: they cannot be fetched now, after all retries; or the provider is closed.
             InvalidDataError: they are there and wrong.
         """
         if self._closed:
             raise DataUnavailableError("this provider of training data is closed")
-        size = batch.end - batch.start + 1  # len() of an interval of all data there could be is no length to Python
+        size = batch.end - batch.start + 1  # len() refuses what can be this large
         if size > MAX_BATCH:
             raise ConfigurationError(
                 f"{batch} asks for {size} sequences at once, a round has at most {MAX_BATCH}", name="batch"
             )
         if not self.has(batch):
-            assert self.num_sequences is not None
+            there = self.num_sequences or 0
             raise OutOfDataError(
-                f"{batch} lies beyond the training data, which have {self.num_sequences} sequences",
-                num_sequences=self.num_sequences,
+                f"{batch} lies beyond the training data, which have {there} sequences", num_sequences=there
             )
         samples = list(self._read(batch))
         if len(samples) != len(batch):

@@ -127,9 +127,9 @@ def decode_tokens(raw: bytes | memoryview, token_size: TokenSize) -> NDArray[np.
     """``(tokens,) int32`` of raw bytes; those from 2**31 on become negative, as in Psyche, and are refused later.
 
     Raises:
-        InvalidDataError: the bytes are no whole number of tokens.
+        InvalidDataError: the bytes are not a whole number of tokens.
     """
     dtype = TOKEN_TYPES[token_size]
     if len(raw) % dtype.itemsize:
-        raise InvalidDataError(f"{len(raw)} bytes are no whole number of tokens of {dtype.itemsize} bytes")
+        raise InvalidDataError(f"{len(raw)} bytes are not a whole number of tokens of {dtype.itemsize} bytes")
     return np.frombuffer(raw, dtype=dtype).astype(np.int32)

@@ -32,7 +32,7 @@ _COLUMNS: Final = ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15])
 _DIAGONALS: Final = ([0, 1, 2, 3], [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14])
 
 MAX_ITEMS: Final = _U32 - 1
-"""From here on ``rand`` draws 64-bit indices, which no list of ours reaches."""
+"""From here on ``rand`` draws 64-bit indices, which none of our lists reaches."""
 
 _ALONE_FROM: Final = 1 << 16
 """From so many choices on, no two fit into one draw of 32 bits."""
@@ -45,7 +45,7 @@ class ChaCha8:
         seed: the key, 32 bytes.
 
     Attributes:
-        words: the numbers, 0 to 2**32 - 1, without end; whoever takes one there takes it from everybody.
+        words: the numbers, 0 to 2**32 - 1, without end; a number that is taken is gone for all that share them.
     """
 
     def __init__(self, seed: bytes) -> None:

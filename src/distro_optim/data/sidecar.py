@@ -45,6 +45,7 @@ class Sidecar:
     corpus_digest: str
 
     def to_text(self) -> str:
+        """JSON, as it stands in the file."""
         return to_json(self, indent=2) + "\n"
 
 

@@ -63,7 +63,7 @@ class TokenFiles(TokenProvider):
                 _check_file(found, size, token_size)
             self._table = SequenceTable(sizes, seq_len, token_size, shuffle, spare_tokens=0)
             # An empty file cannot be mapped, nor has it a sequence to be read.
-            self._maps = [_mapped(found) if size else None for found, size in zip(self._paths, sizes, strict=True)]
+            self._maps = {number: _mapped(self._paths[number]) for number, size in enumerate(sizes) if size}
         except OSError as error:
             raise ConfigurationError(f"cannot read token files in {path}: {error}", name="dir", value=path) from None
         if not len(self._table):
@@ -87,9 +87,8 @@ class TokenFiles(TokenProvider):
     @override
     def close(self) -> None:
         super().close()
-        for mapped in self._maps:
-            if mapped is not None:
-                mapped.close()
+        for mapped in self._maps.values():
+            mapped.close()
 
     @override
     def _read(self, batch: BatchId) -> Sequence[TokenSequence]:
@@ -98,7 +97,6 @@ class TokenFiles(TokenProvider):
         for run in self._table.runs(batch, most=len(batch)):
             end = run.offset + run.sequences * size
             mapped = self._maps[run.file]
-            assert mapped is not None
             # Memory behind the end of a file that was cut in the meantime ends the process when it is touched.
             try:
                 length = mapped.size()
@@ -154,7 +152,7 @@ def _check_file(path: Path, size: int, token_size: TokenSize) -> None:
     width = TOKEN_TYPES[token_size].itemsize
     if size % width:
         raise InvalidDataError(
-            f"{path} is cut, or its tokens are not of {width} bytes: its {size} bytes are no whole number of them"
+            f"{path} is cut, or its tokens are not of {width} bytes: its {size} bytes are not a whole number of them"
         )
     with open(path, "rb") as file:
         start = file.read(len(_NUMPY_MAGIC))

@@ -48,7 +48,7 @@ class Fp32GradientAccumulator:
 
     @torch.no_grad()
     def apply(self, scale: Tensor | float = 1.0) -> None:
-        """Adds the sums, times ``scale``, to the gradients of the parameters, and begins anew at zero."""
+        """Adds the sums, times ``scale``, to the gradients of the parameters, and begins again at zero."""
         for number, param in enumerate(self._parameters):
             total = self._sums[number]
             if total is None or not self._used[number]:

@@ -130,7 +130,7 @@ def _construct(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedMod
     try:
         from transformers import AutoModelForCausalLM
     except ImportError as error:
-        raise MissingDependencyError("language models need transformers: pip install 'transformers>=4.44'") from error
+        raise MissingDependencyError("language models need transformers: pip install 'transformers>=4.45'") from error
     made = config.to_transformers()
     made.dtype = dtype  # transformers 4.56 and later go by it, earlier ones by the default
     try:

@@ -177,13 +177,13 @@ class CausalLM(nn.Module):
         """The model that peers sent, verified: names, shapes and types are those of its configuration.
 
         Raises:
-            ProtocolError: configuration and parameters are no model, or not one.
+            ProtocolError: configuration and parameters do not make a model, or not the same one.
             ModelTooLargeError: it does not fit in memory.
         """
         max_seq_len = settings.pop("max_seq_len", None)
         try:
             if not shared.config.lstrip().startswith("{"):
-                raise ModelConfigError("config.json is no JSON object", name="config")
+                raise ModelConfigError("config.json is not a JSON object", name="config")
             config = read_config(shared.config, architecture, max_seq_len=max_seq_len)
             model = cls(config, weights=GivenTensors(shared.parameters), **settings)
         except (ModelConfigError, ModelWeightsError) as error:
@@ -236,7 +236,7 @@ class CausalLM(nn.Module):
             raise ProtocolError(f"the peers' model cannot be used: {error}") from error
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that makes up the model, by name, sorted: parameters, and buffers that are no mere caches."""
+        """All that makes up the model, by name, sorted: parameters, and buffers that are not mere caches."""
         return _state(self._network)
 
     def sorted_parameters(self) -> dict[str, nn.Parameter]:
@@ -309,7 +309,7 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _checkpoint_activations(network: PreTrainedModel) -> None:
-    # Renamed in transformers 5, where the old name warns. Not reentrant, so that frozen inputs are no matter.
+    # Renamed in transformers 5, where the old name warns. Not reentrant, so that frozen inputs do not matter.
     enable: Any = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
@@ -321,7 +321,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _attention(batch: TokenBatch) -> Tensor:
-    """Who sees whom: everybody those before, within their document.
+    """Which tokens each token sees: those before it, and itself, within its document.
 
     Returns:
         ``(batch, tokens) int64`` of ones, or ``(batch, 1, tokens, tokens) bool`` where documents are packed.

@@ -94,10 +94,12 @@ class LanguageModelConfig:
 
     @property
     def vocab_size(self) -> int:
+        """Tokens that the model knows."""
         return int(self.values["vocab_size"])
 
     @property
     def model_type(self) -> str:
+        """The kind of model, by its name in transformers."""
         return str(self.values["model_type"])
 
     @property
@@ -212,7 +214,7 @@ def packaged_configs() -> tuple[str, ...]:
 
 
 def one_line(error: object) -> str:
-    """What an error says, for a message of ours: bounded, without line ends."""
+    """What an error says, for our own messages: bounded, without line ends."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -240,7 +242,7 @@ def _mapping(source: ConfigSource) -> dict[str, Any]:
         try:
             return _parse(json.dumps(dict(source)))
         except (TypeError, ValueError) as error:
-            raise ModelConfigError(f"the configuration is no JSON: {one_line(error)}", name="config") from None
+            raise ModelConfigError(f"the configuration is not JSON: {one_line(error)}", name="config") from None
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return _parse(source)
     if isinstance(source, str) and source in packaged_configs():
@@ -250,7 +252,9 @@ def _mapping(source: ConfigSource) -> dict[str, Any]:
         path = path / CONFIG_FILE
     try:
         if path.stat().st_size > _MAX_TEXT:
-            raise ModelConfigError(f"{path} is larger than {_MAX_TEXT} bytes, so it is no {CONFIG_FILE}", name="config")
+            raise ModelConfigError(
+                f"{path} is larger than {_MAX_TEXT} bytes, so it is not a {CONFIG_FILE}", name="config"
+            )
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({one_line(error)})"
@@ -264,14 +268,14 @@ def _mapping(source: ConfigSource) -> dict[str, Any]:
 
 def _parse(text: str, where: str = CONFIG_FILE) -> dict[str, Any]:
     def no_number(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     try:
         if len(text) > _MAX_TEXT:
             raise ValueError(f"longer than {_MAX_TEXT} characters")
         values = json.loads(text, parse_constant=no_number)
         if not isinstance(values, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{where} is malformed: {one_line(error)}", name="config") from None
     return values

@@ -47,8 +47,8 @@ def find_checkpoint(checkpoint: Checkpoint, *, download: bool = False, paths: bo
     Args:
         checkpoint: of a run that does not get its model from peers, or did not before.
         download: whether to fetch a repository of the hub that is not here.
-        paths: whether a name may be the path of a folder. False where a stranger chose it: whoever trains the model
-            shares it with peers, and the stranger could name any folder of this machine.
+        paths: whether a name may be the path of a folder. False where a stranger chose it: a model that is
+            trained is shared with peers, and the stranger could name any folder of this machine.
 
     Raises:
         ModelWeightsError: it is not here, or nowhere.
@@ -79,7 +79,7 @@ def _hub_folder(repo: HubRepo, download: bool, paths: bool) -> Path:
         return Path(repo.repo_id)
     # The hub's client looks revisions up as files of its cache.
     if repo.revision is not None and not _REVISION.fullmatch(repo.revision):
-        raise ModelWeightsError(f"{repo.revision!r} is no revision of a repository of the hub")
+        raise ModelWeightsError(f"{repo.revision!r} is not a revision of a repository of the hub")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -100,9 +100,10 @@ def _hub_folder(repo: HubRepo, download: bool, paths: bool) -> Path:
             raise ModelWeightsError(f"{repo.repo_id!r} cannot be fetched from the hub: {one_line(error)}") from error
         if is_folder:
             raise ModelWeightsError(
-                f"the run names a folder of this machine, {repo.repo_id!r}, as its model, and whoever trains gives its "
-                "model to all peers: name the folder yourself (--model) if you want that"
+                f"the run names a folder of this machine, {repo.repo_id!r}, as its model, and training gives "
+                "the model to all peers: name the folder yourself (--model) if you want that"
             ) from error
         raise ModelWeightsError(
-            f"{repo.repo_id!r} is no folder and was not downloaded from the hub: 'hf download {name}', or give a folder"
+            f"{repo.repo_id!r} is not a folder and was not downloaded from the hub: 'hf download {name}', or give a "
+            "folder"
         ) from error

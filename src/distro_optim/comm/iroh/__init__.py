@@ -9,7 +9,6 @@
 ``streams``      byte streams through NATs and relays
 ``swarm``        announcements by gossip, data by verified blobs
 ``traffic``      bytes and rates of each peer
-``loop``         an event loop in a thread, for callers that have none
 ``ffi``          makes the ``iroh`` package's foreign-function layer fast, where that is safe
 ===============  ============================================================================
 

@@ -90,7 +90,7 @@ class ConnectionStats:
         remote_addr: the far end of that path, as text; empty if none.
         rtt: round-trip time in seconds, in steps of a millisecond; None if not known.
         bytes_sent, bytes_received: UDP payload, all paths together.
-        lost_packets: packets of ours that had to be sent again.
+        lost_packets: our packets that had to be sent again.
     """
 
     path: Literal["direct", "relayed", "none"]

@@ -254,6 +254,7 @@ class Node:
 
     @property
     def is_closed(self) -> bool:
+        """Whether the node is closed, or closing."""
         return self._closing is not None
 
     @property
@@ -324,7 +325,7 @@ class Node:
         return connection
 
     async def online(self) -> None:
-        """Waits until a relay server is connected, so that :meth:`addr` holds it; for ever if there is none."""
+        """Waits until a relay server is connected, so that :meth:`addr` holds it; without end if there is none."""
         await self.bind()
         with translate_errors():
             await self._bound().online()

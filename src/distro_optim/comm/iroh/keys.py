@@ -33,7 +33,7 @@ def load_secret_key(path: str | os.PathLike[str]) -> SecretKey:
     second one reads what the first wrote.
 
     Raises:
-        ConfigurationError: the file is no key, or others may read it.
+        ConfigurationError: the file is not a key, or others may read it.
         OSError: it cannot be read or created.
     """
     target = Path(path)

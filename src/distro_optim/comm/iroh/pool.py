@@ -1,6 +1,6 @@
 """Connections to peers, dialled when needed, shared, retried, and closed when nobody uses them.
 
-Whoever needs a peer dials it; if both do at once both connections live, each for the protocol exchange it was
+A node that needs a peer dials it. If both dial at once both connections live, each for the protocol exchange it was
 opened for. A peer that cannot be dialled is tried again after a while, never written off.
 """
 
@@ -84,7 +84,7 @@ class ConnectionPool:
         """
         entry = await self._entry(peer, alpn, attempts)
         self._keep(entry)
-        # Counted for ever: it leaves the pool when it is closed.
+        # Never counted down: it leaves the pool when it is closed.
         entry.leases += 1
         return entry.connection
 
@@ -104,10 +104,6 @@ class ConnectionPool:
         """The open connection, if there is one; never dials."""
         entry = self._entries.get((peer, alpn))
         return entry.connection if entry is not None and not entry.connection.is_closed else None
-
-    def heard_from(self, peer: bytes) -> None:
-        """Notes that ``peer`` lives, as it called us: the next dial need not wait."""
-        self._schedule.succeeded(peer)
 
     async def aclose(self) -> None:
         """Closes all connections and gives up all dials."""
@@ -140,7 +136,7 @@ class ConnectionPool:
     def _dial_done(self, key: _Key, task: asyncio.Task[_Entry]) -> None:
         self._dials.pop(key, None)
         if not task.cancelled():
-            task.exception()  # whoever waited has it; if nobody does any more, that is no accident
+            task.exception()  # the callers that waited have it; if none is left, that is expected
 
     async def _dial(self, key: _Key, attempts: int) -> _Entry:
         peer, alpn = key
@@ -164,7 +160,7 @@ class ConnectionPool:
             watcher = asyncio.get_running_loop().create_task(self._watch(key, entry))
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
-            # Nobody may come for it: whoever asked can have been cancelled meanwhile.
+            # The caller can have been cancelled meanwhile, so that nobody comes for it.
             self._release(peer, alpn, entry)
             return entry
         raise ConnectionLostError("no attempt was allowed")

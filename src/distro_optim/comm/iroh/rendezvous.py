@@ -1,12 +1,12 @@
 """Where the others are: peers of a run tell its coordinator's endpoint their addresses, and hear those of the others.
 
 For runs in which nothing else brings peers together: without the public lookup, on one machine or in a local network,
-or where the coordinator is no peer of the gossip. One question a connection, each side ended by FIN::
+or where the coordinator is not a peer of the gossip. One question a connection, each side ended by FIN::
 
     question    EndpointAddr of the one who asks
     answer      EndpointAddr of each other member, at most 256
 
-Numbers and lists are postcard's. Addresses are rumours, as everywhere: whoever is dialled there has to prove its id.
+Numbers and lists are postcard's. Addresses are rumours, as everywhere: the peer dialled there has to prove its id.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MeetingPlace:
 
         Raises:
             ProtocolError: it speaks for somebody else.
-            PeerRefusedError: it is no member.
+            PeerRefusedError: it is not a member.
         """
         if address.id != peer:
             raise ProtocolError("it tells where another peer is")

@@ -38,7 +38,7 @@ LINGER_SECONDS: Final = 2.0
 """How long a connection stays after its stream was closed, for the peer to read what was written."""
 
 SILENCE_SECONDS: Final = 10.0
-"""A listener gives up a connection on which nothing came for so long, not even an acknowledgement. Whoever is killed
+"""A listener gives up a connection on which nothing came for so long, not even an acknowledgement. A killed peer
 says no goodbye, and the transport itself waits for 30 seconds. For servers that send something every second."""
 
 _LOOK_SECONDS: Final = 1.0

@@ -1,6 +1,6 @@
 """The texts of a folder, in an order that is the same each time, piece by piece.
 
-A file is a text. Files with a NUL in their first kilobytes (as git has it) and empty ones are no text. Those whose
+A file is a text. Files with a NUL in their first kilobytes (as git has it) and empty ones are not texts. Those whose
 names begin with a dot, or whose folders' do, are left out. Links are not followed.
 
 A text longer than :data:`PIECE_BYTES` is given in pieces, each cut behind its last line end, so that memory does not
@@ -25,7 +25,7 @@ PIECE_BYTES: Final = 256 * 1024
 """Longest piece of text. Tokenizers take about a hundred times as much memory while they work."""
 
 LOOKED_AT: Final = 8000
-"""Bytes in which a NUL tells that a file is no text, as in git (``buffer_is_binary`` in its ``xdiff-interface.c``)."""
+"""Bytes in which a NUL tells that a file is not text, as in git (``buffer_is_binary`` in its ``xdiff-interface.c``)."""
 
 _CONTINUATION: Final = range(0x80, 0xC0)
 """Bytes inside a character of UTF-8."""
@@ -71,7 +71,7 @@ class Corpus:
 
     Attributes:
         num_files: texts.
-        num_skipped: files that are no text.
+        num_skipped: files that are not text.
         num_bytes: of all texts.
         digest: SHA-256 over names, sizes and times of change of all texts, in hexadecimal.
 
@@ -88,7 +88,7 @@ class Corpus:
         self.num_files = self.num_skipped = self.num_bytes = 0
         hashed = hashlib.sha256()
         if not self.folder.is_dir():
-            raise ConfigurationError(f"{folder} is no folder with texts", name="folder", value=folder)
+            raise ConfigurationError(f"{folder} is not a folder with texts", name="folder", value=folder)
         for path, name, status in self._walk(self.folder, ""):
             if not _is_text(path):
                 self.num_skipped += 1

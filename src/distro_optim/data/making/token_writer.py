@@ -54,7 +54,7 @@ class TokenWriter:
     Args:
         path: the file to be.
         goal: what it will be, but for what is not known yet: ``tokens`` and ``documents`` are filled in at the end.
-        restart: begin anew, whatever is there.
+        restart: begin again, whatever is there.
 
     Attributes:
         progress: where to go on.
@@ -96,23 +96,30 @@ class TokenWriter:
         self.close()
 
     def write(self, tokens: NDArray[Any]) -> None:
-        """Appends ``(n,)`` tokens, which count once :meth:`keep` was called."""
-        assert self._file is not None
-        self._file.write(tokens.astype(self._dtype).tobytes())
+        """Appends ``(n,)`` tokens, which count once :meth:`keep` was called.
+
+        Raises:
+            ConfigurationError: the file is done already.
+        """
+        self._output().write(tokens.astype(self._dtype).tobytes())
 
     def keep(self, progress: Progress) -> None:
         """From now on an interrupted work goes on here. What was written is on the disk first."""
-        assert self._file is not None
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        file = self._output()
+        file.flush()
+        os.fsync(file.fileno())
         write_whole(self._progress_path, to_json(progress).encode())
         self.progress = progress
+
+    def _output(self) -> IO[bytes]:
+        if self._file is None:
+            raise ConfigurationError(f"{self.path} is done already: there is nothing to write", name="out")
+        return self._file
 
     def finish(self, progress: Progress) -> Sidecar:
         """Gives the file its name, with its sidecar."""
         self.keep(progress)
-        assert self._file is not None
-        self._file.close()
+        self._output().close()
         goal = self._goal
         sidecar = Sidecar(
             progress.tokens,
@@ -123,7 +130,7 @@ class TokenWriter:
             goal.tokenizer_digest,
             goal.corpus_digest,
         )
-        # In this order: whoever finds the file finds what it should be.
+        # In this order: where the file is, so is what says what it should be.
         write_whole(sidecar_path(self.path), sidecar.to_text().encode())
         if os.name == "nt" and self._lock is not None:
             self._lock.close()  # there a file that is open cannot be moved
@@ -163,7 +170,7 @@ class TokenWriter:
         kept = self.progress.tokens * self._dtype.itemsize
         if os.fstat(self._file.fileno()).st_size < kept:
             raise ConfigurationError(
-                f"{self._partial} is shorter than {self._progress_path} says: pass --restart to begin anew", name="out"
+                f"{self._partial} is shorter than {self._progress_path} says: pass --restart to begin again", name="out"
             )
         self._file.truncate(kept)
         self._file.seek(kept)
@@ -176,12 +183,12 @@ class TokenWriter:
             return None
         except (OSError, UnicodeDecodeError, ProtocolError) as error:
             raise ConfigurationError(
-                f"{self._progress_path} cannot be read: {error}; pass --restart to begin anew", name="out"
+                f"{self._progress_path} cannot be read: {error}; pass --restart to begin again", name="out"
             ) from None
         if saved.work != self.progress.work:
             raise ConfigurationError(
                 f"{self._partial} is half of another work: the texts or the tokenizer have changed since; pass "
-                "--restart to begin anew",
+                "--restart to begin again",
                 name="out",
             )
         return saved
@@ -189,7 +196,7 @@ class TokenWriter:
     def _is_goal(self, sidecar: Sidecar) -> bool:
         goal = self._goal
         if self.path.stat().st_size != sidecar.tokens * self._dtype.itemsize:
-            raise InvalidDataError(f"{self.path} is cut: pass --restart to make it anew")
+            raise InvalidDataError(f"{self.path} is cut: pass --restart to make it again")
         return (sidecar.tokenizer_digest, sidecar.corpus_digest, sidecar.token_size) == (
             goal.tokenizer_digest,
             goal.corpus_digest,

@@ -44,7 +44,7 @@ class TokenizeOptions:
         out: the token file to be made.
         include: patterns of the names of the texts; all of them if empty.
         end_token: what ends a text, if not what the tokenizer says.
-        restart: begin anew, whatever is there.
+        restart: begin again, whatever is there.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ def tokenize(
         corpus: the texts.
         tokenizer: makes tokens of them.
         out: the file.
-        restart: begin anew, whatever is there.
+        restart: begin again, whatever is there.
         kept_every: bytes of text between two places to go on from.
         on_progress: told after every batch.
 
@@ -163,7 +163,7 @@ def run_tokenize(options: TokenizeOptions, console: Console | None = None) -> Si
 
         made = tokenize(corpus, tokenizer, options.out, restart=options.restart, on_progress=show)
         bar.update(task, completed=corpus.num_bytes)
-    skipped = f"; {corpus.num_skipped} files are no text" if corpus.num_skipped else ""
+    skipped = f"; {corpus.num_skipped} files are not text" if corpus.num_skipped else ""
     apart = "" if tokenizer.start or tokenizer.end else "; nothing stands between two texts (--end-token)"
     width = os.stat(options.out).st_size // max(made.tokens, 1)
     console.print(

@@ -43,7 +43,7 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def encode(self, pieces: Sequence[bytes]) -> list[NDArray[np.uint32]]:
-        """``(n,) uint32`` for each piece of UTF-8 text, without :attr:`start` and :attr:`end`. What is no UTF-8 in a
+        """``(n,) uint32`` for each piece of UTF-8 text, without :attr:`start` and :attr:`end`. What is not UTF-8 in a
         piece becomes U+FFFD where the tokenizer knows characters only."""
 
 
@@ -134,7 +134,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, end_token: str | None = None
         place = place / "tokenizer.json"
     if not place.exists():
         raise ConfigurationError(
-            f"there is no tokenizer at {path}: name a tokenizer.json, a folder with one, or {BYTES}",
+            f"there is not a tokenizer at {path}: name a tokenizer.json, a folder with one, or {BYTES}",
             name="tokenizer",
             value=path,
         )
@@ -147,7 +147,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, end_token: str | None = None
     except ConfigurationError:
         raise
     except Exception as error:  # tokenizers raises nothing more precise
-        raise ConfigurationError(f"{place} is no tokenizer: {error}", name="tokenizer", value=path) from error
+        raise ConfigurationError(f"{place} is not a tokenizer: {error}", name="tokenizer", value=path) from error
     name = place.parent.name if place.name == "tokenizer.json" else place.name
     return HfTokenizer(tokenizer, name or str(place), end_token=end_token)
 

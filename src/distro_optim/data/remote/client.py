@@ -24,7 +24,7 @@ from .requests import DataRequests, RequestRefusedError, cut_batch
 __all__ = ["DataServerTokens", "ServerTimeouts", "split_address"]
 
 CONNECT_SECONDS: Final = 5.0
-"""Until a connection must be there; who takes longer is not there."""
+"""Until a connection must be there; a server that takes longer counts as down."""
 
 _CLOSED: Final = "this provider of training data is closed"
 
@@ -122,7 +122,7 @@ class DataServerTokens(TokenProvider):
             self._ended.set()
             if self._link is not None:
                 with contextlib.suppress(OSError):
-                    self._link[0].shutdown(socket.SHUT_RDWR)  # wakes whoever reads there
+                    self._link[0].shutdown(socket.SHUT_RDWR)  # wakes the thread that reads there
         with self._lock:
             self._hang_up()
 

@@ -41,7 +41,8 @@ class DataIndex(Protocol):
 
     seq_len: int
 
-    def has(self, batch: BatchId) -> bool: ...
+    def has(self, batch: BatchId) -> bool:
+        """Whether there is a sequence for each index of ``batch``."""
 
 
 @dataclass
@@ -78,6 +79,7 @@ class DataService(ConnectionService):
 
     @property
     def num_connections(self) -> int:
+        """Clients that are connected now."""
         return len(self._waiting)
 
     @property

@@ -285,7 +285,7 @@ class WebClient:
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeouts.seconds + length / self._timeouts.slowest
         for _ in range(MAX_REDIRECTS + 1):
-            # What is left of the time is the total of this request, body included. (0 would mean: for ever.)
+            # What is left of the time is the total of this request, body included. (0 would mean: without end.)
             timeout = ClientTimeout(total=max(deadline - now(), 1e-3))
             async with session.request(
                 method,

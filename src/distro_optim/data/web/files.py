@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
-from ...coordinator.model import HttpTrainingDataLocation, NumberedFiles, SingleUrl
+from ...coordinator.model import NumberedFiles, SingleUrl
 from ...errors import ConfigurationError, InvalidDataError
 from ..token_files import EXTENSIONS
 
@@ -79,16 +79,14 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
 
 
-def file_urls(location: HttpTrainingDataLocation) -> list[str] | None:
-    """The URLs of a location in order, None where a bucket has to be asked for its files.
+def file_urls(location: SingleUrl | NumberedFiles) -> list[str]:
+    """The URLs of a location in order. (A bucket has to be asked for its files.)
 
     Raises:
         ConfigurationError: the location makes no sense.
     """
     if isinstance(location, SingleUrl):
         return [plain_url(location.url)]
-    if not isinstance(location, NumberedFiles):
-        return None
     template, count = location.url_template, location.num_files
     if template.count("{}") != 1:
         raise ConfigurationError(
@@ -137,7 +135,7 @@ def read_listing(data: bytes) -> Listing:
         ]
         following = page.get("nextPageToken")
         if following is not None and not isinstance(following, str):
-            raise TypeError("nextPageToken is no string")
+            raise TypeError("nextPageToken is not a string")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidDataError(f"no list of a bucket's files came: {type(error).__name__}: {error}") from None
     return Listing(tuple(files), following)
@@ -165,5 +163,5 @@ def read_content_range(text: str) -> ContentRange:
     """
     match = _CONTENT_RANGE.fullmatch(text.strip())
     if match is None:
-        raise InvalidDataError(f"the answer names its bytes as {text[:100]!r}, which is no range of bytes")
+        raise InvalidDataError(f"the answer names its bytes as {text[:100]!r}, which is not a range of bytes")
     return ContentRange(int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3]))

@@ -1,7 +1,7 @@
 """Raw token files behind web servers, read in ranges of bytes.
 
 PsycheFoundation/psyche, ``shared/data-provider/src/http.rs``; :mod:`.sequences` has the order, :mod:`.web_files` the
-files, :mod:`.web_client` the patience.
+files, :mod:`.client` the timeouts.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class HttpTokens(TokenProvider):
         for file in files:
             if file.size % width:
                 raise InvalidDataError(
-                    f"{shown(file.url)} is cut, or its tokens are not of {width} bytes: its {file.size} bytes are no "
-                    "whole number of them"
+                    f"{shown(file.url)} is cut, or its tokens are not of {width} bytes: its {file.size} bytes are "
+                    "not a whole number of them"
                 )
         self._files = list(files)
         self._token_size = token_size
@@ -141,10 +141,9 @@ def find_web_files(
         DataUnavailableError: a server does not tell.
         InvalidDataError: what it tells is wrong.
     """
-    urls = file_urls(location)
-    if urls is None:
-        assert isinstance(location, Gcp)
+    if isinstance(location, Gcp):
         return _bucket_files(location, client, gcs_endpoint)
+    urls = file_urls(location)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="file sizes") as threads:
         sizes = threads.map(client.size, urls)
         try:

@@ -8,7 +8,7 @@ as a whole is not even taken apart into items, see :mod:`.span`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,10 +64,6 @@ class Decoder:
             proven; it decides about the outboard's allocation (0.4 % of it) and nothing else.
         prefix: the proven beginning, if there is one: what arrives may continue it.
         new_outboard: makes room for the outboard of a blob of so many bytes; called if there is no ``prefix``.
-
-    Attributes:
-        prefix: the proven beginning; None until the size header arrived.
-        is_complete: whether everything asked for arrived and was proven.
     """
 
     def __init__(
@@ -82,21 +78,25 @@ class Decoder:
         self._root = root
         self._ranges = ranges
         self._max_size = max_size
-        self.prefix = prefix
+        self._known = prefix
         self._new_outboard = new_outboard
         # What has arrived and could not be taken yet: pieces, their length together, the length to wait for.
         self._rest: list[Buffer] = []
         self._rest_len = 0
         self._wanted = SIZE_LEN
-        self._items: Generator[Item, bool | None, None] | None = None
-        self._next: Item | None = None
-        self._expected = [root]
-        self._batch: list[_Entry] = []
-        self._batch_len = 0
-        self.is_complete = not ranges
-        # The chunk from which on all are asked for, and so spans are whole.
-        self._whole_from = ranges.boundaries[0] if len(ranges.boundaries) == 1 else None
-        self._by_item = self._whole_from is None
+        self._body: _Body | None = None
+        # Spans are whole where all is asked for from some chunk on.
+        self._by_item = len(ranges.boundaries) != 1
+
+    @property
+    def prefix(self) -> PrefixVerifier | None:
+        """The proven beginning; None until the size header arrived, unless one was given."""
+        return self._body.prefix if self._body is not None else self._known
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything asked for arrived and was proven."""
+        return self._body.is_complete if self._body is not None else not self._ranges
 
     def receive(self, data: Buffer) -> Iterator[Piece]:
         """Takes bytes off the stream and yields what they prove; iterate to the end.
@@ -113,28 +113,29 @@ class Decoder:
             return
         view = memoryview(self._rest[0] if len(self._rest) == 1 else b"".join(self._rest))
         at = 0
-        if self._items is None and not self.is_complete:
-            self._begin(int.from_bytes(view[:SIZE_LEN], "little"))
+        if self._body is None and not self.is_complete:
+            self._body = self._begin(int.from_bytes(view[:SIZE_LEN], "little"))
             at = SIZE_LEN
-        while (item := self._next) is not None:
-            is_span = self._is_span(item)
-            self._wanted = SPAN_WIRE_LEN if is_span else item.size if isinstance(item, Leaf) else PAIR_LEN
+        body = self._body
+        while body is not None and (item := body.next) is not None:
+            slot = None if self._by_item else body.slot_of_span(item)
+            self._wanted = SPAN_WIRE_LEN if slot is not None else item.size if isinstance(item, Leaf) else PAIR_LEN
             if at + self._wanted > len(view):
                 break
-            if is_span:
-                pieces = self._take_span(item, view[at : at + self._wanted])
+            if slot is not None:
+                pieces = body.take_span(slot, view[at : at + self._wanted])
                 if pieces is None:
                     # Item by item, to find and blame the first bad one.
                     self._by_item = True
                     continue
                 yield from pieces
             else:
-                self._take(item, view[at : at + self._wanted])
-                if self._is_batch_full():
-                    yield from self._check_batch()
+                body.take(item, view[at : at + self._wanted])
+                if body.is_batch_full():
+                    yield from body.check_batch()
             at += self._wanted
         self._rest, self._rest_len = [view[at:]], len(view) - at
-        if self._rest_len and self._next is None:
+        if self._rest_len and (body is None or body.next is None):
             raise ProtocolError(f"{self._rest_len} bytes follow the end of a response")
 
     def finish(self) -> Iterator[Piece]:
@@ -144,26 +145,48 @@ class Decoder:
             HashMismatchError: as :meth:`receive`.
             TruncatedError: something is missing.
         """
-        if self._items is not None:
+        if self._body is not None:
             # What was held back for the rest of a span.
             self._by_item, self._wanted = True, 0
             yield from self.receive(b"")
-        yield from self._check_batch()
+            yield from self._body.check_batch()
         if not self.is_complete:
             raise TruncatedError("a response ended before all that was asked for had arrived")
 
-    def _begin(self, size: int) -> None:
+    def _begin(self, size: int) -> _Body:
         if size > self._max_size:
             raise LimitExceededError(f"a blob of {size} bytes is announced, at most {self._max_size} are allowed")
-        if self.prefix is None:
-            self.prefix = PrefixVerifier(self._root, size, self._new_outboard(size))
-        elif self.prefix.size != size:
-            raise SizeConflictError(f"a blob that began with {self.prefix.size} bytes is announced to have {size}")
-        self._items = walk(size, self._ranges)
-        self._next = next(self._items, None)
+        prefix = self._known
+        if prefix is None:
+            prefix = PrefixVerifier(self._root, size, self._new_outboard(size))
+        elif prefix.size != size:
+            raise SizeConflictError(f"a blob that began with {prefix.size} bytes is announced to have {size}")
+        return _Body(self._root, self._ranges, prefix)
 
-    def _take(self, item: Item, data: memoryview) -> None:
-        assert self._items is not None
+
+class _Body:
+    """What follows the size header: items in the order of the walk, gathered and checked.
+
+    Attributes:
+        prefix: the proven beginning.
+        next: the item that comes next; None behind the last one.
+        is_complete: whether all items arrived and were proven.
+    """
+
+    def __init__(self, root: bytes, ranges: ChunkRanges, prefix: PrefixVerifier) -> None:
+        self.prefix = prefix
+        self.is_complete = False
+        self._root = root
+        self._items = walk(prefix.size, ranges)
+        self.next: Item | None = next(self._items, None)
+        self._expected = [root]
+        self._batch: list[_Entry] = []
+        self._batch_len = 0
+        # The chunk from which on all are asked for.
+        self._whole_from = ranges.boundaries[0] if len(ranges.boundaries) == 1 else None
+
+    def take(self, item: Item, data: memoryview) -> None:
+        """Gathers an item, to be checked with others."""
         self._batch.append(_Entry(item, data, self._expected.pop()))
         if isinstance(item, Parent):
             if item.has_right:
@@ -172,49 +195,50 @@ class Decoder:
                 self._expected.append(data[:HASH_LEN].tobytes())
         else:
             self._batch_len += item.size
-        self._next = next(self._items, None)
+        self.next = next(self._items, None)
 
-    def _is_span(self, item: Item) -> bool:
-        """Whether ``item`` begins a whole span that continues the proven beginning."""
-        if self._by_item or item.size != SPAN_LEN or item.is_root or self._batch_len:
-            return False
-        assert self.prefix is not None
-        assert self._whole_from is not None
-        return item.start >= self._whole_from and item.start * CHUNK_LEN == self.prefix.length
+    def slot_of_span(self, item: Item) -> int | None:
+        """Where the pairs of a whole span belong, if one begins with ``item`` and continues the proven beginning."""
+        if item.size != SPAN_LEN or item.is_root or self._batch_len or self._whole_from is None:
+            return None
+        continues = item.start >= self._whole_from and item.start * CHUNK_LEN == self.prefix.length
+        return item.slot if continues and isinstance(item, Parent) else None
 
-    def _take_span(self, item: Item, view: memoryview) -> tuple[Piece] | None:
+    def take_span(self, slot: int, view: memoryview) -> tuple[Piece] | None:
         """Checks a span, with the pairs that came before it. Its data, or None and nothing changed if it is bad."""
-        assert self._items is not None
-        assert self.prefix is not None
-        assert isinstance(item, Parent)
-        assert item.slot is not None
         above, offset = self._batch, self.prefix.length
         pairs, data = split_span(view)
         if not self._pairs_hold(above, pairs, self._expected[-1] + expected_in_span(pairs)):
             return None
         for entry in above:
             self._keep_pair(entry)
-        self.prefix.outboard[item.slot * PAIR_LEN : (item.slot + SPAN_PAIRS) * PAIR_LEN] = pairs
+        self.prefix.outboard[slot * PAIR_LEN : (slot + SPAN_PAIRS) * PAIR_LEN] = pairs
         if not (self.prefix.can_extend_to(offset + SPAN_LEN) and self.prefix.extend(data)):
             return None
         self._batch = []
         self._expected.pop()
         try:
-            self._next = self._items.send(True)
+            self.next = self._items.send(True)
         except StopIteration:
-            self._next, self.is_complete = None, True
+            self.next, self.is_complete = None, True
         return (Piece(offset, memoryview(data)),)
 
-    def _is_batch_full(self) -> bool:
+    def is_batch_full(self) -> bool:
+        """Whether what was gathered is to be checked now."""
         item = self._batch[-1].item
         return (
-            self._next is None
+            self.next is None
             or self._batch_len >= SPAN_LEN
             or len(self._batch) >= _MAX_BATCH_ITEMS
             or (isinstance(item, Leaf) and (item.start * CHUNK_LEN + item.size) % SPAN_LEN == 0)
         )
 
-    def _check_batch(self) -> Iterator[Piece]:
+    def check_batch(self) -> Iterator[Piece]:
+        """Checks what was gathered, and yields its data.
+
+        Raises:
+            HashMismatchError: an item is not what the blob's hash demands.
+        """
         batch, self._batch, self._batch_len = self._batch, [], 0
         if not batch:
             return
@@ -229,7 +253,7 @@ class Decoder:
                     yield from self._find_first_bad(batch)
         else:
             yield from self._find_first_bad(batch)
-        if self._next is None:
+        if self.next is None:
             self.is_complete = True
         if stretch is not None:
             yield Piece(leaves[0].item.start * CHUNK_LEN, stretch)
@@ -250,7 +274,6 @@ class Decoder:
         return parent_cvs(pairs).tobytes() == b"".join([*(entry.expected for entry in entries), expected])
 
     def _keep_pair(self, entry: _Entry) -> None:
-        assert self.prefix is not None
         if isinstance(entry.item, Parent) and entry.item.slot is not None:
             at = entry.item.slot * PAIR_LEN
             self.prefix.outboard[at : at + PAIR_LEN] = entry.data
@@ -261,7 +284,6 @@ class Decoder:
         In one piece although that is a copy: the hasher lets go of the interpreter lock for each buffer it is given,
         and beside a thread that computes in Python it waits for the lock after each.
         """
-        assert self.prefix is not None
         stop = self.prefix.length
         for entry in leaves:
             if entry.item.start * CHUNK_LEN != stop or not self._is_group(entry.item):
@@ -273,7 +295,6 @@ class Decoder:
         return stretch if self.prefix.extend(stretch) else None
 
     def _is_group(self, item: Item) -> bool:
-        assert self.prefix is not None
         aligned = item.start % GROUP_CHUNKS == 0
         return aligned and (item.size == GROUP_LEN or item.start * CHUNK_LEN + item.size == self.prefix.size)
 
@@ -303,7 +324,6 @@ class Decoder:
 
     def _extend_prefix(self, entry: _Entry) -> None:
         """A leaf proven by its CV may still continue the beginning."""
-        assert self.prefix is not None
         if entry.item.start * CHUNK_LEN == self.prefix.length and self._is_group(entry.item):
             self.prefix.append_proven(entry.data)
 
@@ -316,7 +336,6 @@ class Decoder:
                 raise HashMismatchError(f"{what} at byte {offset} of blob {self._root.hex()} is not genuine", at=offset)
             self._keep_pair(entry)
             if isinstance(entry.item, Leaf):
-                assert self.prefix is not None
                 if offset >= self.prefix.length:
                     self._extend_prefix(entry)
                 yield Piece(offset, entry.data)

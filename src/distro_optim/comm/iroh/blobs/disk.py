@@ -12,7 +12,7 @@
     tmp/                       files being written; emptied when the store is opened
 
 Files appear under their names by rename only and never change afterwards, except those in ``partial/``: they are
-proven anew when a download continues.
+proven again when a download continues.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DiskStore(BlobStore):
     Args:
         path: the directory; made if it is not there.
         max_bytes: limit for everything the store holds; None for no limit. What is there already may exceed it.
-        keep_cut_seconds: how long a download that was cut may wait to go on, counted anew when the store is opened.
+        keep_cut_seconds: how long a download that was cut may wait to go on, counted again when the store is opened.
         durable: whether to wait until the disk has what was written (fsync). Without, a power cut may lose blobs.
 
     Raises:
@@ -153,12 +153,11 @@ class DiskStore(BlobStore):
 
     @override
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
-        assert isinstance(partial, DiskPartial)
+        if not isinstance(partial, DiskPartial):
+            raise ConfigurationError("this download was begun in another store", name="partial")
         if tag is not None:
             check_tag(tag)
-        require_proven(partial)
-        assert partial.prefix is not None
-        size = partial.prefix.size
+        size = require_proven(partial).size
         with self._lock:
             partial.seal()
             if partial.root in self._blobs:

@@ -1,4 +1,4 @@
-"""Downloads on disk: what has arrived of a blob, kept across a restart and proven anew before it counts."""
+"""Downloads on disk: what has arrived of a blob, kept across a restart and proven again before it counts."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class DiskPartial(PartialBlob):
         self._continue()
 
     def pairs_path(self, size: int) -> Path:
+        """Where the hash pairs of a blob of ``size`` bytes are kept until it is complete."""
         return self._directory / f"{self.root.hex()}.{size}.pairs"
 
     @override

@@ -236,7 +236,7 @@ class BlobService:
                 _log.info("%s did not give blob %s: %s", attempt.provider.hex()[:10], begun.root.hex(), failure)
                 error = failure
             except OSError:
-                # The disk is full. (A peer's timeout is an OSError too, but one of ours, above.)
+                # The disk is full. (A peer's timeout is an OSError too, but one of our own, above.)
                 begun.restart()
                 raise
             failed_before = len(download.failures)

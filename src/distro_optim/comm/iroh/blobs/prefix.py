@@ -1,6 +1,6 @@
 """Checks the beginning of a blob against its outboard with ordinary BLAKE3, at the speed of the native package.
 
-Chaining values are not to be had from the ``blake3`` package, and in numpy they cost ten times as much. But the hash
+Chaining values cannot be taken from the ``blake3`` package, and in numpy they cost ten times as much. But the hash
 of a prefix of whole groups follows from the outboard (:func:`.outboard.merged_prefix_hash`), and an incremental
 hasher gives it at any point. Agreement proves every group of the prefix; that is all a getter needs, because what it
 has so far is a prefix.
@@ -28,7 +28,7 @@ class PrefixVerifier:
     Args:
         root: the blob's hash.
         size: its size in bytes, as somebody claims.
-        outboard: room for its outboard; pairs are entered by whoever proved them.
+        outboard: room for its outboard; pairs are entered by the code that proved them.
 
     Attributes:
         length: bytes proven.

@@ -113,7 +113,7 @@ class RangesSeq:
 
     Attributes:
         runs: pairs (index, set) with indices that do not fall. A set holds from its index until the next pair; the
-            last one holds for ever, so that a final empty set closes the sequence. Of pairs with one index the last
+            last one holds to the end, so that a final empty set closes the sequence. Of pairs with one index the last
             counts.
     """
 
@@ -135,7 +135,7 @@ class RangesSeq:
         return all(b % GROUP_CHUNKS == 0 for _, ranges in self.runs for b in ranges.boundaries)
 
     def spans(self) -> Iterator[tuple[int, int | None, ChunkRanges]]:
-        """(first index, index behind the last or None for ever, set) for every run that selects something."""
+        """(first index, index behind the last or None if there is none, set) for every run that selects something."""
         for i, (start, ranges) in enumerate(self.runs):
             stop = self.runs[i + 1][0] if i + 1 < len(self.runs) else None
             if ranges and start != stop:

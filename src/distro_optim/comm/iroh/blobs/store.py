@@ -66,7 +66,7 @@ class Blob:
 
 
 class PartialBlob(ABC):
-    """A download that is under way, or was cut; belongs to whoever got it from :meth:`BlobStore.begin`.
+    """A download that is under way, or was cut; belongs to the caller of :meth:`BlobStore.begin`.
 
     Attributes:
         root: the blob's hash.
@@ -214,17 +214,17 @@ class MemoryStore(BlobStore):
 
     @override
     def complete(self, partial: PartialBlob, *, tag: str | None = None) -> None:
-        assert isinstance(partial, _MemoryPartial)
+        if not isinstance(partial, _MemoryPartial):
+            raise ConfigurationError("this download was begun in another store", name="partial")
         if tag is not None:
             check_tag(tag)
-        require_proven(partial)
+        prefix = require_proven(partial)
         with self._lock:
             self._partials.pop(partial.root, None)
             if partial.root in self._blobs:
                 self._used -= partial.used
             else:
-                assert partial.prefix is not None
-                self._blobs[partial.root] = Blob(partial.data, partial.prefix.outboard)
+                self._blobs[partial.root] = Blob(partial.data, prefix.outboard)
             if tag is not None:
                 self._tags[tag] = partial.root
 
@@ -318,9 +318,14 @@ class _MemoryPartial(PartialBlob):
         self.used += length
 
 
-def require_proven(partial: PartialBlob) -> None:
-    """Raises HashMismatchError unless the whole blob is proven."""
+def require_proven(partial: PartialBlob) -> PrefixVerifier:
+    """What is proven of a blob: all of it.
+
+    Raises:
+        HashMismatchError: something is not.
+    """
     prefix = partial.prefix
     if prefix is None or not prefix.is_complete:
         have = prefix.length if prefix else 0
         raise HashMismatchError(f"blob {partial.root.hex()} is not complete: {have} bytes are proven", at=have)
+    return prefix

@@ -1,4 +1,4 @@
-"""Who is whose neighbour in one topic: HyParView.
+"""Which peers are neighbours in one topic: HyParView.
 
 Every node keeps a small *active view*, the neighbours it exchanges messages with, and a larger *passive view* of
 peers to fall back on. Newcomers walk randomly through the swarm until somebody takes them; passive views are mixed by
@@ -9,7 +9,7 @@ unreachable peers never do.
 
 Where this node is stricter than iroh-gossip, with the same messages:
 
-* every Neighbor request has a deadline, and their number is bounded; there an unanswered one may stay for ever;
+* every Neighbor request has a deadline, and their number is bounded; there an unanswered one may stay without end;
 * peer data is kept only for peers in a view, and hearsay does not replace what a neighbour said of itself;
 * lists are cut so that the message stays below the maximum size, and an answer names no more peers than a Shuffle
   asks with;
@@ -51,7 +51,7 @@ from .messages import (
     SwarmMessage,
 )
 from .peer_data import MAX_PEER_DATA
-from .random_choice import RandomSource, pick, sample
+from .random_choice import RandomSource, choose, pick, sample
 
 __all__ = ["HyParView"]
 
@@ -102,7 +102,7 @@ class HyParView:
         self._my_data = b""
         self._set_my_data(data)
         # Passive peers that told us, or were told by us, that they only make room: the end of their connection
-        # is no sign of death.
+        # is not a sign of death.
         self._alive: set[PeerId] = set()
         self._data: dict[PeerId, bytes] = {}
         self._bootstrap: list[PeerId] = []
@@ -271,9 +271,7 @@ class HyParView:
             if len(self.active) >= self._config.active_view_capacity:
                 if not high:
                     return False
-                victim = pick(self._rng, self.active)
-                assert victim is not None
-                self._remove_active(victim, _Why.MADE_ROOM)
+                self._remove_active(choose(self._rng, self.active), _Why.MADE_ROOM)
             self._drop_passive(peer)
             self.active[peer] = None
             self._out.append(NeighborUp(peer))
@@ -324,9 +322,7 @@ class HyParView:
             return
         if peer not in self.active and peer not in self.passive:
             if len(self.passive) >= self._config.passive_view_capacity:
-                victim = pick(self._rng, self.passive)
-                assert victim is not None
-                self._drop_passive(victim)
+                self._drop_passive(choose(self._rng, self.passive))
             self.passive[peer] = None
         self._learn(peer, node.data)
 

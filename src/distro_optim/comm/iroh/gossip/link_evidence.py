@@ -4,7 +4,7 @@ The rules of the PlumTree paper suit one sender. A duplicate makes its link lazy
 link eager at once. With many senders at a time those decisions are made on messages that overlap: two messages break
 one cycle at two places and cut off a part of the tree, everybody in that part grafts, new cycles appear. In a
 simulated swarm of 200 nodes with 5 to 50 ms between them and ten messages a second from random senders, more than
-40 % of the payloads are duplicates, for ever.
+40 % of the payloads are duplicates, and it stays so.
 
 So a node here waits for evidence, in messages that every PlumTree node understands:
 
@@ -26,7 +26,7 @@ from .config import GossipConfig
 from .messages import MessageId, PeerId
 from .random_choice import RandomSource
 
-__all__ = ["Patience"]
+__all__ = ["LinkEvidence"]
 
 # All of these were found by simulation (see the module's docstring); the result changes little around them.
 
@@ -58,7 +58,7 @@ _JITTER_STEPS: Final = 1 << 16
 """Steps of the random part of a wait."""
 
 
-class Patience:
+class LinkEvidence:
     """Counts what the links of one node are good for, in one topic."""
 
     __slots__ = ("_config", "_duplicates", "_fetched", "_misses", "_next_graft", "_rng", "_wait")
@@ -125,7 +125,7 @@ class Patience:
         self._duplicates[peer] = _PRUNE_AFTER - _PRUNE_NEW_AFTER
 
     def forget(self, peer: PeerId, *, was_eager: bool) -> None:
-        """``peer`` is a neighbour no more."""
+        """``peer`` is not a neighbour any more."""
         self._duplicates.pop(peer, None)
         if was_eager:
             self._misses = max(self._misses, _GRAFT_AFTER - 1)

@@ -41,7 +41,7 @@ class LinkLimits:
 
     Attributes:
         outbox: bytes that wait to be sent to a neighbour; one that lets them grow beyond is cut off.
-        stranger_outbox: the same for a peer that is no neighbour, which has no business with payloads.
+        stranger_outbox: the same for a peer that is not a neighbour, which has no business with payloads.
         stall_seconds: time for one write of at most 256 KiB.
         header_seconds: time for a new stream to say its topic.
         streams: streams of the peer at a time; a peer needs one per topic.
@@ -60,7 +60,7 @@ class LinkOwner(Protocol):
     """What a link tells the service it belongs to. Called on the event loop."""
 
     def on_frame(self, link: PeerLink, topic: TopicId, frame: memoryview) -> None:
-        """A frame arrived; raises ProtocolError if it is no message."""
+        """A frame arrived; raises ProtocolError if it is not a message."""
 
     def on_lost(self, link: PeerLink) -> None:
         """The connection used for sending has ended."""
@@ -114,6 +114,7 @@ class PeerLink:
 
     @property
     def is_connected(self) -> bool:
+        """Whether a connection to the peer is open."""
         return bool(self._channels)
 
     # -- sending -------------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def decode_message(frame: bytes | bytearray | memoryview) -> Message:
     """The message in one frame.
 
     Raises:
-        ProtocolError: the bytes are no message. Nothing larger than the frame is allocated on the way.
+        ProtocolError: the bytes are not a message. Nothing larger than the frame is allocated on the way.
     """
     r = Reader(frame)
     layer = r.pull_varint(32)

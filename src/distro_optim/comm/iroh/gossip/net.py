@@ -161,10 +161,10 @@ class GossipService:
         """Enters ``topic`` through the peers of ``bootstrap``, or waits for others if there are none.
 
         Returns at once; :meth:`Topic.joined` waits for a neighbour. Peers that cannot be reached are dialled again
-        as long as there is no neighbour.
+        as long as there is not a neighbour.
 
         Raises:
-            ConfigurationError: the topic is no 32 bytes, or was joined already.
+            ConfigurationError: the topic is not 32 bytes long, or was joined already.
             NodeClosedError: the service is closed.
         """
         if len(topic) != ID_SIZE:

@@ -36,7 +36,7 @@ from .events import (
     Schedule,
     Send,
 )
-from .link_evidence import Patience
+from .link_evidence import LinkEvidence
 from .messages import BroadcastMessage, Gossip, Graft, IHave, MessageId, PeerId, Prune, message_id
 from .random_choice import RandomSource
 
@@ -88,7 +88,7 @@ class PlumTree:
         self._missing: dict[MessageId, dict[PeerId, int]] = {}
         self._missing_by_peer: dict[PeerId, int] = {}
         self._graft_waits: set[MessageId] = set()
-        self._patience = Patience(config, rng)
+        self._evidence = LinkEvidence(config, rng)
         self._lazy_queue: dict[PeerId, list[tuple[MessageId, int]]] = {}
         self._unheard: dict[MessageId, None] = {}
         self._ihave_chunk = (config.max_message_size - _IHAVE_OVERHEAD) // _IHAVE_ENTRY
@@ -106,7 +106,7 @@ class PlumTree:
             case NeighborUp(peer=peer):
                 self.lazy.pop(peer, None)
                 self.eager[peer] = None
-                self._patience.new_link(peer)
+                self._evidence.new_link(peer)
                 self._send_unheard(peer)
             case NeighborDown(peer=peer):
                 self._forget_peer(peer)
@@ -149,7 +149,7 @@ class PlumTree:
                 self._unheard[id_] = None
                 if len(self._unheard) > _MAX_UNHEARD:
                     del self._unheard[next(iter(self._unheard))]
-            self._spread(Gossip(id_, event.content, 0), None, now)
+            self._spread(Gossip(id_, event.content, 0), 0, None, now)
 
     def _on_gossip(self, sender: PeerId, message: Gossip, now: float) -> None:
         self.payloads += 1
@@ -158,25 +158,25 @@ class PlumTree:
             self._out.append(Offence(sender, "a message id is not the hash of its content"))
         elif id_ in self._received:
             self.duplicates += 1
-            if self._patience.was_needless(id_):
-                # The tree was only slower than our patience: no reason to change it.
+            if self._evidence.was_needless(id_):
+                # The tree was only slower than the wait: no reason to change it.
                 pass
-            elif sender not in self.eager or self._patience.duplicate(sender):
+            elif sender not in self.eager or self._evidence.duplicate(sender):
                 self._prune(sender)
         elif round_ is None:
             self._out.append(Deliver(message.content, sender, None))
         else:
-            self._patience.first_copy(sender, id_)
-            following = Gossip(id_, message.content, min(round_ + 1, _MAX_ROUND))
-            self._spread(following, sender, now)
+            self._evidence.first_copy(sender, id_)
+            following_round = min(round_ + 1, _MAX_ROUND)
+            following = Gossip(id_, message.content, following_round)
+            self._spread(following, following_round, sender, now)
             self._shorten(sender, following, self._no_longer_missing(id_))
             self._out.append(Deliver(message.content, sender, round_))
 
-    def _spread(self, message: Gossip, sender: PeerId | None, now: float) -> None:
+    def _spread(self, message: Gossip, round_: int, sender: PeerId | None, now: float) -> None:
         """Remembers ``message`` and passes it on to everybody but the one it came from."""
         config = self._config
-        id_, round_ = message.id, message.round
-        assert round_ is not None
+        id_ = message.id
         self._received[id_] = now + config.message_id_retention
         if len(self._received) > config.seen_capacity:
             self._received.popitem(last=False)
@@ -239,7 +239,7 @@ class PlumTree:
             self._missing_by_peer[sender] = held + 1
         if id_ not in self._graft_waits:
             self._graft_waits.add(id_)
-            self._out.append(Schedule(self._patience.first_wait(), GraftTimer(id_)))
+            self._out.append(Schedule(self._evidence.first_wait(), GraftTimer(id_)))
 
     def _on_graft_timer(self, id_: MessageId, now: float) -> None:
         self._graft_waits.discard(id_)
@@ -252,7 +252,7 @@ class PlumTree:
         self._count_down(peer)
         if not announcers:
             del self._missing[id_]
-        lasting = self._patience.missed(id_, now)
+        lasting = self._evidence.missed(id_, now)
         self._send((peer,), Graft(id_, round_))
         if lasting:
             self._make_eager(peer)
@@ -260,7 +260,7 @@ class PlumTree:
             self._send((peer,), Prune())
         if announcers:
             self._graft_waits.add(id_)
-            self._out.append(Schedule(self._patience.next_wait(), GraftTimer(id_)))
+            self._out.append(Schedule(self._evidence.next_wait(), GraftTimer(id_)))
 
     def _no_longer_missing(self, id_: MessageId) -> dict[PeerId, int]:
         announcers = self._missing.pop(id_, {})
@@ -292,7 +292,7 @@ class PlumTree:
         self._send((peer,), Prune())
 
     def _forget_peer(self, peer: PeerId) -> None:
-        self._patience.forget(peer, was_eager=peer in self.eager)
+        self._evidence.forget(peer, was_eager=peer in self.eager)
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
         self._lazy_queue.pop(peer, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-__all__ = ["RandomSource", "pick", "sample"]
+__all__ = ["RandomSource", "choose", "pick", "sample"]
 
 T = TypeVar("T")
 
@@ -20,7 +20,13 @@ class RandomSource(Protocol):
 def pick(rng: RandomSource, items: Iterable[T]) -> T | None:
     """One of ``items``, or None if there are none."""
     pool = list(items)
-    return pool[rng.randrange(len(pool))] if pool else None
+    return choose(rng, pool) if pool else None
+
+
+def choose(rng: RandomSource, items: Iterable[T]) -> T:
+    """One of ``items``, of which there must be at least one."""
+    pool = list(items)
+    return pool[rng.randrange(len(pool))]
 
 
 def sample(rng: RandomSource, items: Iterable[T], count: int) -> list[T]:

@@ -24,6 +24,7 @@ class TimerQueue(Generic[T]):
         return len(self._heap)
 
     def push(self, deadline: float, item: T) -> None:
+        """Has ``item`` come up at ``deadline``, in seconds of the caller's clock."""
         heapq.heappush(self._heap, (deadline, next(self._order), item))
 
     def next_deadline(self) -> float | None:

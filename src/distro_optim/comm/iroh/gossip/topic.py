@@ -71,7 +71,7 @@ class TopicState:
                     return self.broadcast.handle(timer, now)
                 actions = self.membership.handle(timer, now)
             case PeerDisconnected(peer=peer):
-                # Also without a NeighborDown: a peer that is no neighbour may have announced payloads.
+                # Also without a NeighborDown: a peer that is not a neighbour may have announced payloads.
                 self.broadcast.handle(NeighborDown(peer), now)
                 actions = self.membership.handle(event, now)
             case JoinPeers() | UpdatePeerData() | Quit():

@@ -40,10 +40,10 @@ _PADDING_HEADER: Final = 4
 def read_entries(data: bytes | bytearray | memoryview) -> dict[str, memoryview]:
     """The entries of an archive by name, as views of ``data``.
 
-    Checksums are not compared: whoever got the archive as a blob has verified its BLAKE3 hash.
+    Checksums are not compared: a reader that got the archive as a blob has verified its BLAKE3 hash.
 
     Raises:
-        ProtocolError: it is no such archive, or an entry is compressed, encrypted, twice there or out of bounds.
+        ProtocolError: it is not such an archive, or an entry is compressed, encrypted, twice there or out of bounds.
     """
     view = memoryview(data)
     if len(view) > MAX_ARCHIVE_SIZE:

@@ -42,7 +42,7 @@ ALPN: Final = b"model-sharing/0"
 MAX_REQUEST: Final = 1000
 MAX_ANSWER: Final = 16384
 
-# Bounds of ours. Names of parameters have a few dozen characters; the largest tokenizers have some 20 MB of JSON.
+# Our own bounds. Names of parameters have a few dozen characters; the largest tokenizers have some 20 MB of JSON.
 _MAX_NAME: Final = 1024
 _MAX_NAMES: Final = 100_000
 _MAX_CONFIG: Final = 4 << 20
@@ -88,81 +88,97 @@ def decode_request(data: bytes) -> ConfigRequest | ParameterRequest:
 
 @dataclass(frozen=True)
 class TchSerializeError:
+    """The peer cannot serialize a tensor."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class InvalidUpdate:
-    pass
+    """An update does not have the parameters of the model."""
 
 
 @dataclass(frozen=True)
 class ParameterUnknown:
+    """The peer has no parameter of the name that was asked for."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class ParameterAlreadyAdded:
-    pass
+    """A parameter was given twice."""
 
 
 @dataclass(frozen=True)
 class SerializationError:
+    """A tensor cannot be serialized."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class ParametersNotInitialized:
-    pass
+    """The peer has no parameters to share yet."""
 
 
 @dataclass(frozen=True)
 class ParameterNotInitialized:
+    """The peer has not got this parameter yet."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class ResponseChannelNotInitialized:
-    pass
+    """The peer is not ready to hand on what it receives."""
 
 
 @dataclass(frozen=True)
 class ConnectionIOError:
+    """The connection broke."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class DecodeParameterNameError:
+    """The name that was asked for is not UTF-8."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class ModelConfigNotInitialized:
-    pass
+    """The peer has no configuration to share yet."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfigNotInitialized:
-    pass
+    """The peer has no tokenizer to share yet."""
 
 
 @dataclass(frozen=True)
 class ParseConfig:
+    """A configuration cannot be read."""
+
     text: _Text
 
 
 @dataclass(frozen=True)
 class SendConfig:
-    pass
+    """The configuration cannot be handed on within the peer."""
 
 
 @dataclass(frozen=True)
 class LoadThreadCrashed:
-    pass
+    """The peer failed while it loaded the model."""
 
 
 @dataclass(frozen=True)
 class P2PAddDownloadError:
+    """The peer cannot make a blob of what was asked for."""
+
     text: _Text
 
 

@@ -1,4 +1,4 @@
-"""Who has the model? All peers are asked at once, and again, until one of them shares it.
+"""Which peer has the model? All peers are asked at once, and again, until one of them shares it.
 
 Psyche's clients ask one after the other (``shared/client/src/state/init.rs``). Then a peer that is gone, of which
 nobody knows yet, costs those who wait for the others several times the seconds that a connection may take.
@@ -20,7 +20,7 @@ __all__ = ["SHORT_SECONDS", "Found", "find_sharers"]
 T = TypeVar("T")
 
 SHORT_SECONDS: Final = 5.0
-"""How long :attr:`Patience.SHORT` is. Who has the weights shares them from the end of the last epoch on; chosen
+"""How long :attr:`Patience.SHORT` is. A peer that has the weights shares them from the end of the last epoch on; chosen
 arbitrarily above the time of a connection."""
 
 GRACE_SECONDS: Final = 1.0

@@ -302,7 +302,7 @@ class _Download:
         self._reason: Exception | None = None  # of the last failure, whatever the part
 
     async def part(self, name: str, limit: int, read: Callable[[bytes], Any]) -> Any:
-        """A parameter, from whoever delivers it."""
+        """A parameter, from any peer that delivers it."""
         for _ in range(_ATTEMPTS):
             peer = await self._peer()
             try:
@@ -330,7 +330,7 @@ class _Download:
     async def _failed(self, peer: bytes) -> None:
         self._peers.failed(peer)
         async with self._freed:
-            self._freed.notify_all()  # whoever waits may have to learn that nobody is left
+            self._freed.notify_all()  # those that wait may have to learn that no peer is left
 
     async def _peer(self) -> bytes:
         async with self._freed:
