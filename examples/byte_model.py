@@ -33,7 +33,8 @@ class Block(nn.Module):
         query, key, value = packed.view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, time, width))
-        return x + self.hidden_out(F.gelu(self.hidden(self.hidden_norm(x))))
+        y: Tensor = self.hidden_out(F.gelu(self.hidden(self.hidden_norm(x))))
+        return x + y
 
 
 class ByteTransformer(nn.Module):
@@ -53,7 +54,8 @@ class ByteTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1], device=x.device)
-        return self.logits(self.norm(self.blocks(self.bytes(x) + self.positions(places))))
+        logits: Tensor = self.logits(self.norm(self.blocks(self.bytes(x) + self.positions(places))))
+        return logits
 
 
 def next_byte_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

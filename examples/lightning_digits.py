@@ -14,9 +14,10 @@ import hashlib
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 from distro_optim import DisTrO
 from distro_optim.strategy.config import RunConfig
@@ -45,13 +46,13 @@ class Digits(pl.LightningModule):
         images, labels = batch
         self.log("accuracy", (self.net(images).argmax(-1) == labels).float().mean(), prog_bar=True)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = DisTrO(self.parameters(), lr=6e-3, compression_decay=0.95)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_steps, eta_min=5e-4)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def digits() -> tuple[TensorDataset, TensorDataset]:
+def digits() -> tuple[Dataset[tuple[Tensor, ...]], Dataset[tuple[Tensor, ...]]]:
     """1438 images to train with and 359 to validate; the same on all peers."""
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16

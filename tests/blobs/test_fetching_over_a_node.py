@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from typing_extensions import override
 
 from blobs.conftest import Peer
 from blobs.samples import SampleBlob, sample
@@ -97,6 +98,7 @@ class HeldStore(MemoryStore):
         super().__init__()
         self.reads: list[int] = []
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         blob = super().get(root)
         return None if blob is None else NotedBlob(blob, self.reads)
@@ -109,6 +111,7 @@ class NotedBlob(Blob):
         super().__init__(blob.data, blob.outboard)
         self._reads = reads
 
+    @override
     def read(self, offset: int, length: int) -> memoryview:
         self._reads.append(offset)
         return super().read(offset, length)

@@ -11,8 +11,9 @@ from blobs.conftest import Peer
 from blobs.samples import SampleBlob, sample
 from distro_optim.comm.iroh.blobs.getter import Attempt, Download
 from distro_optim.comm.iroh.blobs.outboard import outboard_len
+from distro_optim.comm.iroh.blobs.prefix import SPAN_LEN
 from distro_optim.comm.iroh.blobs.provider import ProviderStream, Send
-from distro_optim.comm.iroh.blobs.span import SPAN_LEN, SPAN_WIRE_LEN
+from distro_optim.comm.iroh.blobs.span import SPAN_WIRE_LEN
 from distro_optim.errors import BlobUnavailableError, HashMismatchError, LimitExceededError, ProtocolError
 
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from blobs.samples import SampleBlob, sample
 from distro_optim.buffer import Writer
@@ -154,6 +155,7 @@ def test_bytes_behind_a_request_do_not_matter() -> None:
 
 def test_a_blob_that_vanishes_while_it_is_sent_ends_in_a_reset() -> None:
     class Vanishing(SampleBlob):
+        @override
         def read(self, offset: int, length: int) -> bytes:
             raise OSError("no such file")
 

@@ -8,13 +8,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from blobs.conftest import Peer
 from blobs.samples import sample
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.blobs.encoder import encode
 from distro_optim.comm.iroh.blobs.ranges import ALL, LAST_CHUNK, ChunkRanges, RangesSeq
-from distro_optim.comm.iroh.blobs.request import ALPN, GetManyRequest, GetRequest, push_request
+from distro_optim.comm.iroh.blobs.request import ALPN, GetManyRequest, GetRequest, Request, push_request
 from distro_optim.comm.iroh.blobs.store import Blob, MemoryStore
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import BlobUnavailableError, HashMismatchError, StreamResetError
@@ -139,7 +140,7 @@ def test_lists_and_many_are_answered_alike(make_peer: Callable[..., Peer], rust_
     listing = b"".join(roots)
     for data in (*blobs, listing):
         provider.store.add(data, tag=f"t{len(data)}")
-    requests = [
+    requests: list[Request] = [
         GetRequest(rust_node.add(listing), RangesSeq(((0, ALL),))),
         GetRequest(rust_node.add(listing), RangesSeq(((1, LAST_CHUNK), (2, ALL), (3, ChunkRanges(()))))),
         GetManyRequest(tuple(roots), RangesSeq.first(2)),
@@ -189,6 +190,7 @@ class CutStore(MemoryStore):
         self.cut: int | None = cut
         self.first_reads: list[int] = []
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         blob = super().get(root)
         return None if blob is None else CutBlob(blob, self)
@@ -201,6 +203,7 @@ class CutBlob(Blob):
         super().__init__(blob.data, blob.outboard)
         self._store, self._reads = store, 0
 
+    @override
     def read(self, offset: int, length: int) -> memoryview:
         if self._reads == 0:
             self._store.first_reads.append(offset)
@@ -252,6 +255,7 @@ class CorruptStore(MemoryStore):
         super().__init__()
         self.at = at
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         blob = super().get(root)
         if blob is None:

@@ -95,7 +95,8 @@ def test_the_first_bad_group_is_named_and_all_before_it_is_kept(bad_group: int) 
     if bad_group < 190:
         corrupted[(bad_group + 1) * 16384] ^= 1
     liar.data = bytes(corrupted)
-    decoder, got = Decoder(blob.hash, ALL, max_size=10 * MIB), []
+    decoder = Decoder(blob.hash, ALL, max_size=10 * MIB)
+    got: list[Piece] = []
     with pytest.raises(HashMismatchError) as caught:
         collect((verified for piece in encode(liar) for verified in decoder.receive(piece)), got)
     assert caught.value.at == bad_group * 16384
@@ -110,7 +111,7 @@ def test_a_cut_stream_is_continued_by_a_range_request(size: int, share: float) -
     blob = SampleBlob(sample(size))
     response = b"".join(encode(blob))
     first = Decoder(blob.hash, ALL, max_size=size)
-    got = []
+    got: list[Piece] = []
     collect(first.receive(response[: int(len(response) * share)]), got)
     with pytest.raises(TruncatedError):
         collect(first.finish(), got)

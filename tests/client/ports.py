@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from typing_extensions import override
 
 from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.coordinator.types import Coordinator, NodeIdentity
@@ -18,45 +20,54 @@ class ScriptedPort(RunPort):
         self.coming = list(actions)
         self.models = list(models)
         self.said: list[tuple[Any, ...]] = []
-        self.bounds: list[int | None] = []
+        self.bounds: list[int | Mapping[str, int] | None] = []
         self.closed = False
 
     identity = NodeIdentity.from_single_key(bytes(32))
     run_id = "scripted"
     ticket = None
     is_host = False
-    state: Coordinator | None = None  # type: ignore[assignment]
+    state: Coordinator | None = None
 
+    @override
     def start(self) -> None:
         self.said.append(("start",))
 
+    @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         return self.coming.pop(0) if self.coming else None
 
+    @override
     def is_cancelled(self, step: int) -> bool:
         return False
 
+    @override
     def initialized(self, plan: Any, names: Sequence[str]) -> None:
         self.said.append(("initialized", tuple(names)))
 
+    @override
     def initialization_failed(self, reason: str) -> None:
         self.said.append(("initialization_failed", reason))
 
+    @override
     def trained(self, step: int, update: Any, own: object, *, loss: float | None = None) -> None:
         self.said.append(("trained", step, loss))
 
+    @override
     def cancelled(self, step: int) -> None:
         self.said.append(("cancelled", step))
 
+    @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self.said.append(("weights_hashed", step, len(digests)))
 
+    @override
     def download_model(
         self,
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | None] | None = None,
+        check: Callable[[str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         patience: Patience = Patience.LONG,
     ) -> SharedModel:
@@ -74,17 +85,22 @@ class ScriptedPort(RunPort):
             return model
         raise ExchangeError("nobody shared the model")
 
+    @override
     def offer_model(self, model: SharedModel) -> None:
         self.said.append(("offered", model))
 
+    @override
     def withdraw_model(self) -> None:
         self.said.append(("withdrawn",))
 
+    @override
     def take_events(self) -> list[Any]:
         return []
 
+    @override
     def view(self) -> RunView:
         return RunView(run_id=self.run_id)
 
+    @override
     def close(self, timeout: float = 5.0) -> None:
         self.closed = True

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from typing_extensions import override
 
 from client.processes import DISTRO, TINY_LLAMA, Server, write_state, write_tokens
 from distro_optim.client.devices import LocalTrainers
@@ -21,6 +22,7 @@ from distro_optim.client.display import Display
 from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
+from distro_optim.comm.iroh.sharing import messages
 from distro_optim.comm.iroh.sharing import transfer as sharing
 from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.streams import split_address
@@ -88,7 +90,7 @@ class PeerTap:
         self.requests: list[bytes] = []
         self.answers: list[bytes] = []
         listen, publish, fetch = IrohSwarm._listen, IrohSwarm.publish, IrohSwarm.fetch
-        for_request, for_answer = sharing.decode_request, sharing.decode_answer
+        for_request, for_answer = messages.decode_request, messages.decode_answer
 
         async def listening(swarm: IrohSwarm, channel: Channel) -> None:
             stream = swarm._streams[channel]
@@ -127,9 +129,11 @@ class Watcher(Display):
         self.weights: dict[int, bytes] = {}
         self.news: list[str] = []
 
+    @override
     def event(self, text: str, **facts: object) -> None:
         self.news.append(text)
 
+    @override
     def update(self, figures: Figures) -> None:
         view = figures.view
         self.fault = view.fault or self.fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from typing_extensions import override
 
 from comm.stream_contract import StreamContract, run
 from distro_optim.comm.streams import MemoryListener, Stream, StreamListener, TcpListener, open_tcp
@@ -10,18 +11,22 @@ from distro_optim.errors import ConfigurationError
 
 
 class TestTcp(StreamContract):
+    @override
     async def listen(self) -> StreamListener:
         return await TcpListener.bind("127.0.0.1", 0)
 
+    @override
     async def dial(self, listener: StreamListener) -> Stream:
         host, _, port = listener.address.rpartition(":")
         return await open_tcp(host, int(port))
 
 
 class TestMemory(StreamContract):
+    @override
     async def listen(self) -> StreamListener:
         return MemoryListener()
 
+    @override
     async def dial(self, listener: StreamListener) -> Stream:
         assert isinstance(listener, MemoryListener)
         return await listener.connect()

@@ -7,6 +7,7 @@ import pickle
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def outcome(read: Callable[[], ReceivedResult]) -> tuple[Any, ...]:
 def both(data: bytes, plan: TilePlan, data_hash: bytes) -> tuple[Any, ...]:
     """What both ways of reading make of ``data``; they agree."""
     quick, plain = (
-        outcome(lambda read=read: read(data, step=STEP, batch=BATCH, data_hash=data_hash, plan=plan))
+        outcome(partial(read, data, step=STEP, batch=BATCH, data_hash=data_hash, plan=plan))
         for read in (read_result, read_any_result)
     )
     assert quick == plain
@@ -321,7 +322,7 @@ def test_a_result_of_another_step_batch_or_hash_is_refused(quantized: bool) -> N
 def test_a_number_that_does_not_fit_its_field_is_refused(fields: dict[str, Any]) -> None:
     update = random_update(SMALL, quantized=True)
     with pytest.raises(ConfigurationError):
-        encode_bulk_download(update, **{"step": 0, "trainer_nonce": 0, "batch_id": (0, 0)} | fields)
+        encode_bulk_download(update, **dict[str, Any](step=0, trainer_nonce=0, batch_id=(0, 0)) | fields)
 
 
 def test_a_plan_that_does_not_fit_the_wire_has_no_layouts() -> None:

@@ -125,10 +125,9 @@ def plans(draw: st.DrawFn) -> TilePlan:
 @pytest.fixture(autouse=True, scope="module", params=[200, plan_module.BLOCK_ELEMENTS_CPU], ids=["tiny", "real"])
 def block_elements(request: pytest.FixtureRequest) -> Iterator[int]:
     """Blocks so small that grids are cut in every way, and blocks as they are."""
-    original = plan_module.BLOCK_ELEMENTS_CPU
-    plan_module.BLOCK_ELEMENTS_CPU = request.param
-    yield request.param
-    plan_module.BLOCK_ELEMENTS_CPU = original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK_ELEMENTS_CPU", request.param)
+        yield request.param
 
 
 @given(plan=plans())

@@ -146,7 +146,7 @@ def test_an_index_takes_the_bytes_its_tile_needs(totalk: int, width: int, dtype:
 
 # ---------------------------------------------------------------- round trips
 
-PLANS = [
+PLANS: list[list[tuple[tuple[int, ...], torch.dtype]]] = [
     [((), torch.float32), ((17,), torch.float32)],
     [((64, 48), torch.bfloat16), ((5, 3, 3, 3), torch.float32), ((0, 4), torch.float32), ((130,), torch.float64)],
     [((200, 130), torch.float16)],

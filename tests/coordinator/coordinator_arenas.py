@@ -39,14 +39,17 @@ class EmbeddedArena(Arena):
     async def __aexit__(self, *_: object) -> None:
         pass
 
+    @override
     def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
         return self.coordinator.client(NodeIdentity.from_single_key(key(number).public), run_id or self.state.run_id)
 
+    @override
     async def advance(self, seconds: int) -> None:
         self.now += seconds
         self.coordinator.tick()
 
     @property
+    @override
     def state(self) -> Coordinator:
         return self.coordinator.state
 
@@ -59,9 +62,11 @@ class ClockedService(CoordinatorService):
         self.seconds = 0
         self.ticks = 0
 
+    @override
     def unix_time(self, now: float) -> int:
         return self.seconds
 
+    @override
     def tick(self, now: float) -> None:
         super().tick(now)
         self.ticks += 1
@@ -91,15 +96,18 @@ class ServedArena(Arena):
     async def __aexit__(self, *_: object) -> None:
         await self.server.close()
 
+    @override
     def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
         return RemoteCoordinator(
             self.connect, key(number), run_id or self.state.run_id, backoff=BackoffPolicy(first=0.01)
         )
 
+    @override
     async def advance(self, seconds: int) -> None:
         await self.service.advance(seconds)
 
     @property
+    @override
     def state(self) -> Coordinator:
         return self.service.host.state
 
@@ -121,6 +129,7 @@ class HostedArena(ServedArena):
 
 
 class TcpArena(ServedArena):
+    @override
     async def listen(self) -> tuple[StreamListener, Connector]:
         listener = await TcpListener.bind("127.0.0.1", 0)
         host, _, port = listener.address.rpartition(":")
@@ -130,12 +139,14 @@ class TcpArena(ServedArena):
 class IrohArena(ServedArena):
     """One node for the server and one for all clients, who keep keys of their own; nothing leaves the machine."""
 
+    @override
     async def listen(self) -> tuple[StreamListener, Connector]:
         self.nodes = [Node(bind_addr="127.0.0.1:0", relay="none").start() for _ in range(2)]
         listener = IrohListener(self.nodes[0])
         address = EndpointTicket.parse(listener.address).addr
         return listener, lambda: open_iroh(self.nodes[1], address)
 
+    @override
     async def __aexit__(self, *_: object) -> None:
         await super().__aexit__()
         for node in self.nodes:
@@ -143,6 +154,7 @@ class IrohArena(ServedArena):
 
 
 class MemoryArena(ServedArena):
+    @override
     async def listen(self) -> tuple[StreamListener, Connector]:
         listener = MemoryListener()
         return listener, listener.connect

@@ -198,7 +198,7 @@ def test_the_first_warm_up_can_be_given_another_length() -> None:
     assert stage.state.run_state is RunState.WARMUP
     assert stage.host.snapshot(stage.now).config.warmup_time == 10
     stage.tick(1)
-    assert stage.state.run_state is RunState.ROUND_TRAIN
+    assert stage.host.state.run_state is RunState.ROUND_TRAIN
     assert stage.state.config.warmup_time == 10
 
 
@@ -209,14 +209,14 @@ def test_the_first_epoch_waits_for_everybody_and_later_ones_go_on_with_fewer() -
     assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
     stage.join(3)
     stage.tick(3)
-    assert stage.state.run_state is RunState.WARMUP
+    assert stage.host.state.run_state is RunState.WARMUP
     stage.host.disconnect(client(2))
     stage.host.disconnect(client(3))
     stage.tick(3)
     assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
     stage.join(2)
     stage.tick(3)
-    assert stage.state.run_state is RunState.WARMUP
+    assert stage.host.state.run_state is RunState.WARMUP
 
 
 def test_a_run_pauses_and_goes_on() -> None:

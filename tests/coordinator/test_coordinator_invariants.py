@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from distro_optim.coordinator.rules.assignment import assign_data, round_batch_s
 from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.rules.consensus import is_healthy
 from distro_optim.coordinator.rules.machine import TickResult
+from distro_optim.coordinator.rules.steps import DRAIN_ROUNDS
 from distro_optim.coordinator.rules.transitions import LEADS_TO, is_halted
 from distro_optim.coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
 from distro_optim.errors import CoordinatorError
@@ -119,7 +120,7 @@ class Run(RuleBasedStateMachine):
         assert self.state.progress.epoch_start_data_index == expected
         trains = [train for *_, train in self.rounds]
         skipped = trains.count(False)
-        assert skipped <= machine.DRAIN_ROUNDS
+        assert skipped <= DRAIN_ROUNDS
         assert all(trains[: len(trains) - skipped])
 
     @rule(seconds=st.sampled_from([-3600, 3600]), seed=SEEDS)
@@ -186,7 +187,7 @@ class Run(RuleBasedStateMachine):
     def a_stranger_lies(self, number: int, index: int, position: int, seed: int) -> None:
         sender, lie = client(number + 100), ready(index)
         lie = replace(lie, proof=replace(lie.proof, position=position, witness=True))
-        attempts = [
+        attempts: list[Callable[[], Coordinator]] = [
             lambda: machine.witness(self.state, sender, lie, self.now),
             lambda: machine.warmup_witness(self.state, sender, lie, self.now, seed),
             lambda: machine.checkpoint(self.state, sender, index, Hub(HubRepo("evil/model"))),

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -441,8 +442,9 @@ def test_a_server_that_repeats_itself_fills_nothing() -> None:
 
 @pytest.mark.parametrize("setting", ["timeout", "silence", "give_up_after"])
 def test_a_duration_that_is_not_above_zero_is_refused(setting: str) -> None:
+    settings: dict[str, Any] = {setting: 0.0}
     with pytest.raises(ConfigurationError, match=setting):
-        RemoteCoordinator(tcp_connector("127.0.0.1", 1), KEY, "dummy", **{setting: 0.0})
+        RemoteCoordinator(tcp_connector("127.0.0.1", 1), KEY, "dummy", **settings)
 
 
 def test_joining_twice_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,7 @@ from runs import bloom_of, client, clients, elected, ready, report, waiting_run
 HUB, GCS = HubRepo("a/b"), GcsRepo("bucket")
 
 
-def warming_up(count: int = 3, **config: int) -> Coordinator:
+def warming_up(count: int = 3, **config: Any) -> Coordinator:
     state, _ = machine.tick(waiting_run(**config), clients(*range(count)), 10, 1)
     assert state.run_state is RunState.WARMUP
     return state
@@ -69,7 +71,7 @@ def refuses(code: CoordinatorErrorCode) -> pytest.RaisesExc[CoordinatorError]:
     return pytest.raises(CoordinatorError, check=lambda error: error.code is code)
 
 
-CALLS = {
+CALLS: dict[Input, Callable[[Coordinator], object]] = {
     Input.TICK: lambda state: machine.tick(state, [], 0, 0),
     Input.WARMUP_WITNESS: lambda state: machine.warmup_witness(state, client(0), ready(0), 0, 0),
     Input.WITNESS: lambda state: machine.witness(state, client(0), ready(0), 0),

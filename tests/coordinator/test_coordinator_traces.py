@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,13 @@ from distro_optim.errors import CoordinatorError
 from distro_optim.verify.bloom import BloomFilter
 
 TRACES = sorted((Path(__file__).parents[1] / "vectors" / "coordinator").glob("trace_*.jsonl.gz"))
-CHECKPOINTS = {"Dummy": DummyCheckpoint, "Hub": Hub, "P2P": P2P, "Gcs": Gcs, "P2PGcs": P2PGcs}
+CHECKPOINTS: dict[str, Callable[[Any], Checkpoint]] = {
+    "Dummy": DummyCheckpoint,
+    "Hub": Hub,
+    "P2P": P2P,
+    "Gcs": Gcs,
+    "P2PGcs": P2PGcs,
+}
 
 
 def identity(number: int) -> NodeIdentity:

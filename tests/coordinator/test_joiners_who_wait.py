@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,9 +24,9 @@ class Run:
     """A hosted run whose members answer at once, second by second."""
 
     def __init__(self, *members: int, joiner_wait_time: int | None = WAIT) -> None:
-        settings = {"round_witness_time": 0, "witness_nodes": 0, "init_min_clients": 1, "min_clients": 1}
-        times = {"epoch_time": EPOCH, "cooldown_time": 1, "waiting_for_members_extra_time": 1, "total_steps": 10**6}
-        self.host = RunHost(waiting_run("run", **settings, **times), joiner_wait_time=joiner_wait_time)
+        config: dict[str, Any] = {"round_witness_time": 0, "witness_nodes": 0, "init_min_clients": 1, "min_clients": 1}
+        config |= {"epoch_time": EPOCH, "cooldown_time": 1, "waiting_for_members_extra_time": 1, "total_steps": 10**6}
+        self.host = RunHost(waiting_run("run", **config), joiner_wait_time=joiner_wait_time)
         self.now = 0
         self.epoch_began: list[int] = []
         self.to_drop: set[NodeIdentity] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_a_cosine_without_room_after_its_warmup_is_at_its_end(total_steps: int) 
 
 
 @pytest.mark.parametrize("change", [{"cosine_decay_final_lr": 0.02}, {"linear_decay_final_lr": 0.002}])
-def test_a_decay_that_rises_is_refused(change: dict[str, float]) -> None:
+def test_a_decay_that_rises_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="must not rise"):
         learning_rate(replace(WSD, **change), 0)
 

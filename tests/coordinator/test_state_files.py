@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from distro_optim.comm.postcard import decode, encode
 from distro_optim.coordinator.formats.text import from_json, from_plain, from_toml, to_json, to_plain, to_toml
+from distro_optim.coordinator.model import LLMTrainingDataLocation
 from distro_optim.coordinator.types import (
     AdamW,
     Client,
@@ -82,7 +83,7 @@ def rich_states() -> list[Coordinator]:
         epoch_state=CoordinatorEpochState(rounds, (client,), (client, client)),
         pending_pause=True,
     )
-    locations = [
+    locations: list[LLMTrainingDataLocation] = [
         DummyData(),
         WeightedHttpData("https://example.org/weights.json"),
         HttpLLMTrainingDataLocation(NumberedFiles("https://x/{}.ds", 1, 4, 9), TokenSize.FOUR_BYTES, Seeded(bytes(32))),
@@ -121,7 +122,7 @@ def test_progress_and_epoch_may_be_left_out() -> None:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    plain = to_plain(decode(Coordinator, bytes.fromhex(TEST_STATE_BYTES)))
+    plain: dict[str, Any] = to_plain(decode(Coordinator, bytes.fromhex(TEST_STATE_BYTES)))
     *parents, last = path.split(".")
     at = plain
     for parent in parents:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.iroh.blobs.net import BlobService
 from distro_optim.comm.iroh.blobs.store import Blob, MemoryStore
@@ -34,7 +35,8 @@ class CutBlob(Blob):
         super().__init__(blob.data, blob.outboard)
         self._store = store
 
-    def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+    @override
+    def read(self, offset: int, length: int) -> memoryview:
         store = self._store
         if store.is_cut and offset >= CUT_AT:
             # What was sent is lost with the stream, unless the other side has taken it.
@@ -57,6 +59,7 @@ class CutStore(MemoryStore):
         self.may_fail = threading.Event()
         self.read_from: list[int] = []
 
+    @override
     def get(self, root: bytes) -> Blob | None:
         blob = super().get(root)
         return blob and CutBlob(blob, self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 warnings.simplefilter("ignore")
@@ -19,7 +20,7 @@ from frameworks.lightning_runs import loader, make_module, make_trainer  # noqa:
 def main(folder: str, devices: int, batch_size: int) -> None:
     module: Any = make_module(pl)
     strategy = PsycheStrategy(relay="none", config=RunConfig(run_id="devices", global_batch_size=13))
-    trainer = make_trainer(pl, folder, strategy, devices=devices, max_steps=7, max_epochs=-1)
+    trainer = make_trainer(pl, Path(folder), strategy, devices=devices, max_steps=7, max_epochs=-1)
     trainer.fit(module, loader(batch_size=batch_size), loader(16))
     weights = b"".join(p.detach().numpy().tobytes() for p in module.parameters())
     samples = [sorted(batch) for batch in module.samples]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.strategy.session import SwarmSession
@@ -54,6 +55,7 @@ class Numbered(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.x)
 
+    @override
     def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
         x = self.x[index]
         return index, x, int(x[0] > 0) + int(x[1] > 0)
@@ -111,7 +113,8 @@ def make_module(pl: ModuleType, *, schedule: Schedule | None = None, optimizer: 
             self.log("test_loss", self.loss(batch))
 
         def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self.net(batch[1]).argmax(-1)
+            classes: Tensor = self.net(batch[1]).argmax(-1)
+            return classes
 
         def configure_optimizers(self) -> Any:
             make = optimizer or (lambda parameters: DisTrO(parameters, lr=0.01))

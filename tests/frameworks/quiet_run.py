@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import override
+
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.rules.steps import last_trained_step, with_round
@@ -73,25 +75,31 @@ class QuietRun(RunPort):
         self._actions: deque[TrainerAction] = deque()
 
     @property
+    @override
     def identity(self) -> NodeIdentity:
         return NodeIdentity(bytes(32), bytes(32))
 
     @property
+    @override
     def run_id(self) -> str:
         return self._state.run_id
 
     @property
+    @override
     def ticket(self) -> str | None:
         return "psyche1quiet" if self.started else None
 
     @property
+    @override
     def is_host(self) -> bool:
         return self._is_host
 
     @property
+    @override
     def state(self) -> Coordinator | None:
         return self._state if self.started else None
 
+    @override
     def start(self) -> None:
         self.started += 1
         self._checkpoint = self._state.model.checkpoint
@@ -99,6 +107,7 @@ class QuietRun(RunPort):
         self._step = self.first_step - 1
         self._seen: list[int] = []
 
+    @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         assert self.started, "start() comes first"
         assert not self.closed, "nothing follows close()"
@@ -120,7 +129,7 @@ class QuietRun(RunPort):
             return
         if trains:
             self.before_round(step)
-        rates = {"lr": 1e-3, "bounds": None}
+        rates: dict[str, Any] = {"lr": 1e-3, "bounds": None}
         if step - 2 in self.updates:
             self._actions.append(ApplyResults(step=step, updates=(self.updates[step - 2],), **rates))
             self.applied.append(step - 2)
@@ -142,41 +151,53 @@ class QuietRun(RunPort):
             )
         )
 
+    @override
     def is_cancelled(self, step: int) -> bool:
         return step in self.cancelled_steps
 
+    @override
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         self.names = list(names)
 
+    @override
     def initialization_failed(self, reason: str) -> None:
         raise AssertionError(reason)
 
+    @override
     def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
         assert step == self._step
         self.updates[step], self.own[step], self.losses[step] = update, own, loss
 
+    @override
     def cancelled(self, step: int) -> None:
         self.stopped.append(step)
 
+    @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self.digests[step] = list(digests)
 
+    @override
     def download_model(self, *args: Any, **kwargs: Any) -> SharedModel:
         raise AssertionError("nobody has a model here")
 
+    @override
     def offer_model(self, model: SharedModel) -> None:
         pass
 
+    @override
     def withdraw_model(self) -> None:
         pass
 
+    @override
     def take_events(self) -> list[RunEvent]:
         return []
 
+    @override
     def view(self) -> RunView:
         return RunView(
             run_id=self.run_id, num_peers=self.share_of, peer_index=0, total_steps=self._state.config.total_steps
         )
 
+    @override
     def close(self, timeout: float = 5.0) -> None:
         self.closed += 1

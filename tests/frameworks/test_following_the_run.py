@@ -151,6 +151,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     assert resumed.rates == pytest.approx(whole.rates[5:])
     assert [sorted(batch) for batch in resumed.samples] == [sorted(batch) for batch in whole.samples[5:]]
     [state] = [port.begins_with for port in runs.ports[1:]]
+    assert state is not None
     assert (state.run_id, state.progress.step, state.progress.epoch_start_data_index) == ("quiet", 6, 40)
     saved = torch.load(path, weights_only=True)
     assert saved["global_step"] == 5

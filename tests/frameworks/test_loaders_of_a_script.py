@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
+from typing_extensions import override
 
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError
@@ -137,6 +138,7 @@ def test_a_sampler_with_a_mind_of_its_own_is_named() -> None:
 
 
 class Stream(IterableDataset[Any]):
+    @override
     def __iter__(self) -> Iterator[Any]:
         return iter(Numbered(24))
 
@@ -173,4 +175,4 @@ def test_what_gives_no_samples_is_refused() -> None:
             yield [0]
 
     with pytest.raises(ConfigurationError, match="does not say its batch_size"):
-        samples_of(DataLoader(Numbered(20), batch_sampler=Batches()))  # type: ignore[arg-type]
+        samples_of(DataLoader(Numbered(20), batch_sampler=Batches()))

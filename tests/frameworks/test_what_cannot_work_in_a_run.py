@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.errors import ConfigurationError, DistroError, RunLostError
@@ -133,6 +134,7 @@ def test_a_checkpoint_that_cannot_be_written(pl: ModuleType, strategy: Any, runs
 
 
 class Endless(IterableDataset[Any]):
+    @override
     def __iter__(self) -> Any:
         number = 0
         while True:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.waiting, pytest.mark.timeout(90)]
 
 TOPIC = b"t" * 32
 NOBODY = EndpointAddr(SecretKey(b"\x07" * 32).public, (), (SocketAddr.parse("127.0.0.1:1"),))
-LOOPBACK = {"relay": "none", "discovery": False}
+LOOPBACK: dict[str, Any] = {"relay": "none", "discovery": False}
 
 
 def test_a_node_joins_through_the_one_of_several_bootstrap_peers_that_is_there(
@@ -201,6 +202,7 @@ def test_an_application_that_reads_too_slowly_is_told_what_it_missed(
         # 30 messages and one neighbour are 31 events.
         assert await anext(events) == Lagged(21)
         assert await anext(events) == Deliver(b"20", second.endpoint_id, 0)
+        assert isinstance(events, AsyncGenerator)
         await events.aclose()
         for service in services:
             await service.aclose()

@@ -34,7 +34,7 @@ def test_a_model_that_is_shared_is_the_same_on_the_other_side() -> None:
         model.companions["tokenizer.json"] = b'{"version": "1.0"}'
         shared = model.shared_model()
         # Each as it travels, in no particular order, as Psyche's clients name them.
-        travelled = {name: read_tensor(write_tensor(t)) for name, t in reversed(shared.parameters.items())}
+        travelled = {name: read_tensor(write_tensor(t)) for name, t in reversed(list(shared.parameters.items()))}
         received = CausalLM.from_shared(dataclasses.replace(shared, parameters=travelled), architecture, seed=6)
         assert all(torch.equal(t, received.tensors()[name]) for name, t in model.tensors().items())
         assert received.companions == {"tokenizer.json": b'{"version": "1.0"}'}

@@ -15,7 +15,7 @@ class GoldenRun:
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             self.meta: dict[str, str] = file.metadata()
-            self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            self._tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         self.names = sorted(key.removeprefix("init/") for key in self._tensors if key.startswith("init/"))
 
     def __getitem__(self, key: str) -> Tensor:

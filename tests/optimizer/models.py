@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distro_optim import DisTrO
 
@@ -24,9 +25,11 @@ class EveryShape(nn.Module):
         self.nothing = nn.Parameter(torch.empty(0, 4, dtype=dtype))
         self.unused = nn.Parameter(torch.ones(6, dtype=dtype))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         features = F.relu(self.conv(x)).mean(dim=(2, 3))
-        return self.scale * self.head(torch.tanh(self.prime(features))) + self.nothing.sum()
+        y: Tensor = self.scale * self.head(torch.tanh(self.prime(features))) + self.nothing.sum()
+        return y
 
     def loss(self, step: int) -> Tensor:
         """On the batch of ``step``, the same one every time."""
@@ -51,12 +54,14 @@ class TinyGPT(nn.Module):
         nn.init.normal_(self.token.weight, std=0.02)
         self.head.weight = self.token.weight
 
+    @override
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         q, k, v = self.qkv(self.norm1(x)).unsqueeze(1).chunk(3, dim=-1)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1))
         x = x + self.mlp(self.norm2(x))
-        return self.head(self.norm3(x))
+        logits: Tensor = self.head(self.norm3(x))
+        return logits
 
 
 class TinyResNet(nn.Module):
@@ -72,10 +77,12 @@ class TinyResNet(nn.Module):
         self.norm3 = nn.BatchNorm2d(16)
         self.head = nn.Linear(16, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.stem(x)))
         y = self.norm3(self.conv2(F.relu(self.norm2(self.conv1(x)))))
-        return self.head(F.relu(x + y).mean(dim=(2, 3)))
+        logits: Tensor = self.head(F.relu(x + y).mean(dim=(2, 3)))
+        return logits
 
 
 def closure_step(model: EveryShape, optimizer: DisTrO, step: int) -> None:

@@ -92,7 +92,8 @@ class Net(nn.Module):
     def loss(self, batch: int) -> Tensor:
         tokens = torch.randint(50, (4, 8), generator=torch.Generator().manual_seed(batch))
         features = torch.tanh(self.wide(self.embed(tokens))).transpose(1, 2)
-        return (self.scale * self.conv(features)).float().square().mean()
+        loss: Tensor = (self.scale * self.conv(features)).float().square().mean()
+        return loss
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> bytes:
@@ -175,7 +176,7 @@ def part_of_the_ranks_trains_together(rank: int, size: int) -> None:
 
 
 def ranks_with_other_models_are_told(rank: int, size: int) -> None:
-    wrong = {
+    wrong: dict[str, Callable[[], DisTrO]] = {
         "another shape": lambda: DisTrO([torch.zeros(5 if rank == 2 else 4)]),
         "another number of parameters": lambda: DisTrO([torch.zeros(4)] * 1 + [torch.zeros(2)] * (rank == 2)),
         "another dtype": lambda: DisTrO([torch.zeros(4, dtype=torch.float64 if rank == 2 else torch.float32)]),

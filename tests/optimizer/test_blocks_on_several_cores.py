@@ -93,9 +93,8 @@ def test_a_single_item_too_is_worked_on_by_one_core() -> None:
 def test_optimizers_take_turns_on_the_same_threads() -> None:
     seen: list[set[int]] = []
     for _ in range(2):
-        names: set[int] = set()
-        Workers(3).run(lambda item, worker, names=names: names.add(threading.get_ident()), range(64))
-        seen.append(names)
+        seen.append(set())
+        Workers(3).run(lambda item, worker: seen[-1].add(threading.get_ident()), range(64))
     of_the_process = [thread for thread in threading.enumerate() if thread.name.startswith("distro-optim-step")]
     assert seen[0] | seen[1] <= {thread.ident for thread in of_the_process}
     Workers(3).run(lambda item, worker: None, range(64))

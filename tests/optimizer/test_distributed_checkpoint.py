@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch.distributed.checkpoint as dcp
@@ -50,7 +50,8 @@ def test_the_state_goes_through_by_parameter_name(style: str, overlap: bool, fla
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     run, other = trained(style, overlap=overlap), trained(style, 0, overlap)
     state = get_optimizer_state_dict(*run, options=options)
-    assert ("state.conv.weight.delta" in state) if flat else ("delta" in state["state"]["conv.weight"])
+    at = state if flat else cast("dict[str, Any]", state["state"])["conv.weight"]
+    assert ("state.conv.weight.delta" if flat else "delta") in at
     other[0].load_state_dict(run[0].state_dict())
     set_optimizer_state_dict(*other, optim_state_dict=state, options=options)
     assert_they_go_on_alike(run, other, style)

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from distro_optim import DisTrO, Exchange, MemoryExchange
 from distro_optim.comm.exchange import LocalExchange
@@ -44,6 +45,7 @@ class Mutilated(MemoryExchange):
 
     fault: str
 
+    @override
     def start(self, plan: TilePlan, params: Sequence[Tensor]) -> None:
         own = [p.clone() for p in params]
         super().start(plan, params)
@@ -51,6 +53,7 @@ class Mutilated(MemoryExchange):
             for param, keep in zip(params, own, strict=True):
                 param.copy_(keep)
 
+    @override
     def publish(self, update: CompressedUpdate) -> None:
         if self.fault == "absent tensors speak":
             update = CompressedUpdate(
@@ -58,6 +61,7 @@ class Mutilated(MemoryExchange):
             )
         super().publish(update)
 
+    @override
     def collect(self) -> list[CompressedUpdate]:
         updates = super().collect()
         if self.fault == "every peer has its own order":
@@ -70,6 +74,7 @@ class Mutilated(MemoryExchange):
             self.bytes_received = 0
         return updates
 
+    @override
     def close(self) -> None:
         if self.fault != "closing does nothing":
             super().close()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distro_optim import DisTrO
 from optimizer.models import TinyGPT, TinyResNet
@@ -87,6 +88,7 @@ class Temperature(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(0.0))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x * self.log_scale.exp()
 

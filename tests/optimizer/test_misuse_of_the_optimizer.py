@@ -83,9 +83,9 @@ def test_peers_that_load_a_checkpoint_stay_equal() -> None:
 def test_peers_with_other_transforms_do_not_train_together() -> None:
     exchanges = MemoryExchange.group(2)
     params = [parameter(16, 16) for _ in range(2)]
+    transforms: list[Any] = ["dct", "identity"]
     optimizers = [
-        DisTrO([p], exchange=e, transform=t, **SETTINGS)
-        for p, e, t in zip(params, exchanges, ["dct", "identity"], strict=True)
+        DisTrO([p], exchange=e, transform=t, **SETTINGS) for p, e, t in zip(params, exchanges, transforms, strict=True)
     ]
     with pytest.raises(ExchangeError):
         take_step(params, optimizers, 0)

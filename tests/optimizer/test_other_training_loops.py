@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import override
 
 from distro_optim import DisTrO, MemoryExchange
 from optimizer.models import EveryShape, TinyGPT, all_same_bits, copies, plain_step, same_bits, set_gradients
@@ -151,6 +153,7 @@ def test_with_peers_an_overflow_on_one_of_them_is_an_empty_contribution_and_nobo
 class HalfStep(DisTrO):
     """step() does the first half only, for peers in one thread."""
 
+    @override
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         self.begin_step()
 
@@ -169,7 +172,7 @@ def compiler() -> Iterator[None]:
 def test_a_compiled_model_sees_every_update() -> None:
     eager, compiled = TinyGPT(), TinyGPT()
     compiled.load_state_dict(eager.state_dict())
-    forward = torch.compile(compiled, backend="aot_eager")
+    forward: Any = torch.compile(compiled, backend="aot_eager")
     a, b = DisTrO(eager.parameters(), lr=0.01), DisTrO(forward.parameters(), lr=0.01)
     tokens = torch.randint(31, (2, 16), generator=torch.Generator().manual_seed(0))
 

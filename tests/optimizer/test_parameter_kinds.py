@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("tiling", ["padded", "divisor"])
 @pytest.mark.parametrize("transform", ["dct", "identity"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-def test_every_shape_and_dtype_moves_downhill(overlap: bool, tiling: str, transform: str, dtype: torch.dtype) -> None:
+def test_every_shape_and_dtype_moves_downhill(overlap: bool, tiling: Any, transform: Any, dtype: torch.dtype) -> None:
     params = [nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in SHAPES]
     optimizer = DisTrO(
         params,
@@ -56,7 +57,7 @@ def test_with_all_coefficients_as_values_the_update_is_the_sign_of_the_gradient(
 @pytest.mark.parametrize("style", STEPS)
 def test_memory_format_makes_no_difference(style: str) -> None:
     plain, strange = EveryShape(), EveryShape()
-    strange = strange.to(memory_format=torch.channels_last)
+    strange = strange.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to its types
     strange.head.weight = nn.Parameter(strange.head.weight.detach().t().contiguous().t())
     assert not strange.head.weight.is_contiguous()
     results = []
@@ -72,7 +73,7 @@ def test_memory_format_makes_no_difference(style: str) -> None:
 
 
 def test_channels_last_weights_stay_channels_last() -> None:
-    conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as above
     optimizer = DisTrO(conv.parameters())
     for step in range(3):
         set_gradients(conv.parameters(), step)

@@ -253,7 +253,8 @@ def test_a_scheduler_and_its_optimizer_continue_together() -> None:
     for step in range(4):
         plain_step(*runs[0][:2], step)
         runs[0][2].step()
-    for ours, theirs in zip(runs[1], runs[0], strict=True):
+    parts: list[tuple[Any, Any]] = list(zip(runs[1], runs[0], strict=True))
+    for ours, theirs in parts:
         ours.load_state_dict(through_a_file(theirs.state_dict()))
     for step in range(4, 8):
         for model, optimizer, scheduler in runs:

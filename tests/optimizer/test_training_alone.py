@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def gradients(step: int, dtype: torch.dtype = torch.float32) -> list[torch.Tenso
 @pytest.mark.parametrize("k", [1, 8, 64])
 @pytest.mark.parametrize("tiling", ["padded", "divisor"])
 def test_one_pass_and_two_passes_agree(tiling: str, k: int, dtype: torch.dtype) -> None:
-    settings = {"lr": 1e-2, "compression_topk": k, "weight_decay": 0.1, "tiling": tiling}
+    settings: dict[str, Any] = {"lr": 1e-2, "compression_topk": k, "weight_decay": 0.1, "tiling": tiling}
     one, two = params(dtype), params(dtype)
     at_once = DisTrO(one, overlap=False, quantize_1bit=False, **settings)
     in_turn = DisTrO(two, overlap=False, quantize_1bit=False, **settings)

@@ -116,7 +116,7 @@ def test_a_misspelt_argument_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="compresion_topk"):
         DisTrO([nn.Parameter(torch.ones(2))], compresion_topk=8)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        DisTrO([nn.Parameter(torch.ones(2))], 1e-3, 0.999)  # type: ignore[misc]
+        DisTrO([nn.Parameter(torch.ones(2))], 1e-3, 0.999)  # type: ignore[call-arg]
 
 
 def test_the_limits_themselves_are_allowed() -> None:
@@ -146,6 +146,7 @@ def test_every_error_of_a_setting_is_also_a_value_error_and_one_of_ours() -> Non
     with pytest.raises(ValueError) as caught:
         DisTrO([nn.Parameter(torch.ones(2))], lr=-1)
     assert isinstance(caught.value, DistroError)
+    assert isinstance(caught.value, ConfigurationError)
     assert caught.value.value == -1
 
 

@@ -74,13 +74,15 @@ def _mla(config: Mapping[str, Any], w: Weights, x: Tensor, turns: tuple[Tensor, 
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    parts: Tensor = x.unflatten(-1, (heads, -1))
+    return parts.transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
     shares = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
-    return (shares @ v).transpose(1, 2).flatten(2)
+    mixed: Tensor = (shares @ v).transpose(1, 2).flatten(2)
+    return mixed
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from blake3 import blake3
+from typing_extensions import override
 
 from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr
@@ -36,6 +37,7 @@ class Liar(Member):
         self.splits = False  # whether each half of the others is told something else
         super().__init__(world, number)
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         match action:
             case act.StoreBlob(data=data):
@@ -77,6 +79,7 @@ class Liar(Member):
 class LyingWitness(Member):
     """Reports to have seen everybody and everything."""
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         if isinstance(action, act.SendWitness):
             full = WitnessBloom(words=(2**64 - 1,) * BLOOM_WORDS)
@@ -87,6 +90,7 @@ class LyingWitness(Member):
 class LyingReporter(Member):
     """Says that its weights are others."""
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         if isinstance(action, act.AnnounceWeights):
             report = postcard.decode(WeightsReport, action.data)
@@ -177,6 +181,7 @@ class OneToMostAndFiveToOne(Liar):
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world, number, different_results(4))
 
+    @override
     def tell_peers(self, number: int, data: bytes) -> None:
         first, *rest = (member for member in self.world.members if member is not self)
         if number > 0:

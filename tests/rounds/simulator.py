@@ -12,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from blake3 import blake3
@@ -150,7 +151,7 @@ class Member:
     def in_step(self) -> bool:
         return self.alive and self.rounds.stage is Stage.RUNNING and self.rounds.fault is None
 
-    def of(self, kind: type) -> list:
+    def of(self, kind: type[Any]) -> list[Any]:
         return [action for action in self.log if isinstance(action, kind)]
 
     def later(self, seconds: float, what: Callable[[], list[act.Action]]) -> None:
@@ -279,7 +280,7 @@ class World:
         self.members: list[Member] = []
         self.cut_off: set[Member] = set()
         self.seen: Counter[str] = Counter()
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._number = 0
 
     @property
@@ -294,7 +295,7 @@ class World:
         """A member that is cut off reaches the coordinator, but no other member."""
         return one is other or not self.cut_off.intersection({one, other})
 
-    def later(self, seconds: float, what: Callable[[], None]) -> None:
+    def later(self, seconds: float, what: Callable[[], object]) -> None:
         self._number += 1
         heapq.heappush(self._queue, (self.now + seconds, self._number, what))
 
@@ -307,13 +308,15 @@ class World:
             if not self.is_linked(sender, member) or self.rng.random() < self.weather.gossip_loss:
                 self.seen["lost messages"] += 1
                 continue
-            take = (
-                (lambda m: lambda: m.rounds.receive_weights(announcement, self.now))
-                if weights
-                else (lambda m: lambda: m.rounds.receive(announcement, self.now))
-            )
             if member.alive:
-                member.later(self.rng.uniform(*self.weather.delay), take(member))
+                self._announce(member, announcement, weights=weights)
+
+    def _announce(self, member: Member, announcement: Announcement, *, weights: bool) -> None:
+        def arrive() -> list[act.Action]:
+            take = member.rounds.receive_weights if weights else member.rounds.receive
+            return take(announcement, self.now)
+
+        member.later(self.rng.uniform(*self.weather.delay), arrive)
 
     def fetch(self, who: Member, action: act.FetchBlob) -> None:
         blob = action.ticket.hash

@@ -12,6 +12,9 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import override
 
 from distro_optim.comm.announcements import Announcement
 from distro_optim.coordinator.messages import (
@@ -86,6 +89,7 @@ class Client(Member):
         self.seen: Coordinator | None = None
         super().__init__(world, number, train_seconds=TRAIN_SECONDS, load_seconds=LOAD_SECONDS)
 
+    @override
     def tell(self, message: ClientToServerMessage) -> None:
         world = self.world
         match message:
@@ -102,6 +106,7 @@ class Client(Member):
             self.unconfirmed.sent(message, self.seen)
         world.send(kind, self, None, lambda: world.hear(self, message), self._come_back)
 
+    @override
     def see(self, state: Coordinator) -> None:
         self.seen = state
         super().see(state)
@@ -116,9 +121,11 @@ class Client(Member):
 
         self.world.at(self.world.now + RECONNECT_SECONDS, told)
 
+    @override
     def later(self, seconds: float, what: Callable[[], list[act.Action]]) -> None:
         self.world.send(Kind.ANSWER, self, self, lambda: self.do(what()), takes=seconds)
 
+    @override
     def do(self, actions: list[act.Action]) -> None:
         super().do(actions)
         timer = self.rounds.next_timer()
@@ -130,7 +137,7 @@ class FaultyWorld(World):
     """See the module."""
 
     def __init__(self, fault: Fault | None = None, *, joiner_wait_time: int | None = None, **config: int) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "round_witness_time": 0,
             "max_round_train_time": MAX_ROUND_TRAIN_SECONDS,
             "warmup_time": MAX_ROUND_TRAIN_SECONDS,
@@ -159,12 +166,13 @@ class FaultyWorld(World):
     def at(self, time: float, what: Callable[[], None]) -> None:
         self.later(max(0.0, time - self.now), what)
 
+    @override
     def step(self) -> None:
         """One event."""
         self.now, what = self._pop()
         what()
 
-    def _pop(self) -> tuple[float, Callable[[], None]]:
+    def _pop(self) -> tuple[float, Callable[[], object]]:
         import heapq
 
         time, _, what = heapq.heappop(self._queue)
@@ -226,20 +234,23 @@ class FaultyWorld(World):
             return -1
         return self.members.index(member) if member in self.members else len(self.members)
 
+    @override
     def gossip(self, sender: Member, data: bytes, *, weights: bool, to: Collection[Member] | None = None) -> None:
         announcement = Announcement(sender.key.public, data)
         for member in self.members if to is None else to:
             if member is not sender:
-                self._announce(sender, member, announcement, weights=weights)
+                self._carry(sender, member, announcement, weights=weights)
 
-    def _announce(self, sender: Member, member: Member, announcement: Announcement, *, weights: bool) -> None:
+    def _carry(self, sender: Member, member: Member, announcement: Announcement, *, weights: bool) -> None:
         def arrive() -> None:
             take = member.rounds.receive_weights if weights else member.rounds.receive
             member.do(take(announcement, self.now))
 
         self.send(Kind.WEIGHTS if weights else Kind.ANNOUNCE, sender, member, arrive)
 
-    def fetch(self, who: Client, action: act.FetchBlob) -> None:
+    @override
+    def fetch(self, who: Member, action: act.FetchBlob) -> None:
+        assert isinstance(who, Client)
         blob = action.ticket.hash
         owner = next(member for member in self.members if member.key.public == action.ticket.addr.id)
 
@@ -254,7 +265,8 @@ class FaultyWorld(World):
             self.at(self.now + OWNER_SECONDS, ask_others)
 
         def ask_others() -> None:
-            if any(blob in member.fetched for member in self.members if member.key.public in action.providers):
+            clients = (member for member in self.members if isinstance(member, Client))
+            if any(blob in member.fetched for member in clients if member.key.public in action.providers):
                 arrive()
             else:
                 silence = FETCH_SECONDS - OWNER_SECONDS
@@ -283,6 +295,6 @@ def friends_who_join_one_by_one(fault: Fault | None = None, **config: int) -> Fa
     """A host begins alone; two join, for whom its epoch ends."""
     world = FaultyWorld(fault, joiner_wait_time=JOINER_WAIT_SECONDS, **config)
     world.join()
-    world.later(2.0, lambda: world.join() and None)
-    world.later(2.4, lambda: world.join() and None)
+    world.later(2.0, world.join)
+    world.later(2.4, world.join)
     return world

@@ -130,7 +130,7 @@ def test_what_was_said_is_said_again_soon_and_then_ever_more_rarely_with_a_new_n
     repeats = Repeats()
     assert repeats.next_at is None
     repeats.add(Broadcast(7, RESULT.proof, RESULT.commitment, 2**32 - 1, RESULT.data), 100.0)
-    said = []
+    said: list[tuple[float, int]] = []
     while (at := repeats.next_at) is not None and at < 150:
         assert repeats.due(at - 0.001) == []
         said += [(at, broadcast.nonce) for broadcast in repeats.due(at)]

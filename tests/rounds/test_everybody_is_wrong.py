@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.coordinator.model import P2P
 from distro_optim.coordinator.types import Committee, CommitteeProof, MerkleRoot, RunState
@@ -14,15 +16,22 @@ from distro_optim.verify.commitment import finished_hash
 from distro_optim.verify.merkle import EMPTY_ROOT
 from rounds.simulator import Member, Trainer, World, run_of
 
-SETTINGS = {"total_steps": 80, "epoch_time": 30, "max_round_train_time": 8, "warmup_time": 30, "min_clients": 1}
+SETTINGS: dict[str, Any] = {
+    "total_steps": 80,
+    "epoch_time": 30,
+    "max_round_train_time": 8,
+    "warmup_time": 30,
+    "min_clients": 1,
+}
 
 
 class Troubled(World):
     """Each misses the result that another makes in one step, and perhaps what the others say of their weights."""
 
-    missed_step: int | None = None
+    missed_step = -1
     misses_reports = False
 
+    @override
     def fetch(self, who: Member, action: act.FetchBlob) -> None:
         neighbour = self.members[(self.members.index(who) + 1) % len(self.members)]
         if action.ticket.hash in neighbour.stored.get(self.missed_step, ()):
@@ -30,12 +39,13 @@ class Troubled(World):
         else:
             super().fetch(who, action)
 
+    @override
     def gossip(self, sender: Member, data: bytes, *, weights: bool, to: Collection[Member] | None = None) -> None:
         if not (weights and self.misses_reports):
             super().gossip(sender, data, weights=weights, to=to)
 
 
-def troubled(count: int, **settings: int) -> tuple[Troubled, list[Member]]:
+def troubled(count: int, **settings: Any) -> tuple[Troubled, list[Member]]:
     world = Troubled(**SETTINGS | settings)
     return world, [Member(world, number) for number in range(1, count + 1)]
 
@@ -105,6 +115,7 @@ def test_the_second_does_where_the_first_is_gone_without_a_word() -> None:
 class SaysItIsReady(Member):
     """Says in every warm-up that it has the weights, and gives them to nobody."""
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         if isinstance(action, act.Initialize) and self.world.state.progress.epoch > 0:
             rounds = self.rounds

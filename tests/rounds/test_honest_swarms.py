@@ -143,7 +143,7 @@ def test_weights_that_differ_in_warmup_are_loaded_again_before_training_begins()
     world, members = run_of(4, total_steps=40, epoch_time=60, warmup_time=30)
     load = members[2]._load
 
-    def load_what_is_broken(action: act.Initialize) -> list[act.Action]:
+    def load_what_is_broken(action: act.Initialize, patience: float | None = None) -> list[act.Action]:
         members[2]._load = load  # type: ignore[method-assign]
         members[2].trainer.weights[0][0] = 99.0
         return members[2].rounds.initialized(PLAN, NAMES, world.now)
@@ -188,7 +188,11 @@ def test_a_coordinator_that_starts_again_takes_the_epoch_back_and_weights_stay_e
 def test_a_model_that_cannot_be_loaded_ends_in_an_error_after_a_few_attempts() -> None:
     world, members = run_of(3, total_steps=40, warmup_time=60)
     broken = members[1]
-    broken._load = lambda _: broken.rounds.initialization_failed("no such file", world.now)  # type: ignore[method-assign]
+
+    def fail(action: act.Initialize, patience: float | None = None) -> list[act.Action]:
+        return broken.rounds.initialization_failed("no such file", world.now)
+
+    broken._load = fail  # type: ignore[method-assign]
     world.until_phase(RunState.ROUND_TRAIN)
     (ended,) = broken.of(act.RunEnded)
     assert ended.error is not None

@@ -14,13 +14,13 @@ from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.announcements import Announcement
 from distro_optim.comm.tickets import BlobFormat, BlobTicket
-from distro_optim.coordinator.types import Committee, MerkleRoot, RunState
+from distro_optim.coordinator.types import BatchId, Committee, MerkleRoot, RunState
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
 from distro_optim.strategy.rounds.admission import MAX_EARLY_PER_SENDER
 from distro_optim.strategy.rounds.broadcasts import Broadcast, Finished, TrainingResult, WeightsReport
-from distro_optim.strategy.rounds.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState
+from distro_optim.strategy.rounds.round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, ClaimState, RoundState
 from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.strategy.rounds.weights import weights_report
 from distro_optim.verify.commitment import Commitment, finished_hash
@@ -44,12 +44,22 @@ def fresh() -> tuple[World, Member, Member]:
     return world, victim, speaker
 
 
+def round_of(member: Member) -> RoundState:
+    round_ = member.rounds._phases.current_round
+    assert round_ is not None
+    return round_
+
+
+def batch_of(member: Member) -> BatchId:
+    batch = round_of(member).batch_of(member.id)
+    assert batch is not None
+    return batch
+
+
 def truth(speaker: Member, blob: bytes = HASH) -> Broadcast:
     """An announcement of a result that ``speaker`` may make in the present round."""
-    round_ = speaker.rounds._phases.current_round
-    assert round_ is not None
-    batch = round_.batch_of(speaker.id)
-    assert batch is not None
+    round_ = round_of(speaker)
+    batch = batch_of(speaker)
     ticket = BlobTicket.raw(EndpointAddr(speaker.key.public), blob)
     commitment = Commitment(HASH, speaker.key.sign(HASH))
     return Broadcast(round_.step, round_.committee_proof, commitment, 0, TrainingResult(batch, ticket))
@@ -97,7 +107,7 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
     "step_zero": (DropReason.WRONG_STEP, lambda b, *_: replace(b, step=0)),
     "the_index_of_another_client": (
         DropReason.WRONG_PROOF,
-        lambda b, victim, _: replace(b, proof=victim.rounds._phases.current_round.committee_proof),  # type: ignore[union-attr, arg-type]
+        lambda b, victim, _: replace(b, proof=round_of(victim).committee_proof),
     ),
     "an_index_beyond_the_list": (
         DropReason.WRONG_PROOF,
@@ -113,7 +123,7 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
     ),
     "someone_elses_batch": (
         DropReason.NOT_ASSIGNED,
-        with_data(lambda d, victim, _: replace(d, batch_id=victim.rounds._phases.current_round.batch_of(victim.id))),  # type: ignore[union-attr]
+        with_data(lambda d, victim, _: replace(d, batch_id=batch_of(victim))),
     ),
     "a_batch_that_does_not_exist": (
         DropReason.NOT_ASSIGNED,
@@ -182,19 +192,17 @@ def test_a_fifth_result_for_one_batch_is_not_fetched() -> None:
 def test_a_peer_that_announces_the_blob_of_another_as_its_own_does_not_silence_it() -> None:
     world, victim, speaker = fresh()
     thief = next(m for m in world.members if m not in (victim, speaker))
-    world.until(
-        lambda _: bool(
-            [a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{speaker.rounds._phases.current_round.step}")]
-        )
-    )  # type: ignore[union-attr]
+    world.until(lambda _: bool([a for a in speaker.of(act.StoreBlob) if a.tag.endswith(f"_{round_of(speaker).step}")]))
     stored = speaker.of(act.StoreBlob)[-1].data
-    true = next(r for r in speaker.rounds._announcer.repeats.stored[::-1] if isinstance(r.data, TrainingResult))
-    stolen = truth(thief, true.data.ticket.hash)
+    true, said = next(
+        (r, r.data) for r in speaker.rounds._announcer.repeats.stored[::-1] if isinstance(r.data, TrainingResult)
+    )
+    stolen = truth(thief, said.ticket.hash)
     assert isinstance(say(victim, thief.key.public, stolen)[0], act.FetchBlob)
     assert isinstance(say(victim, speaker.key.public, true)[0], act.FetchBlob)
-    dropped = [a for a in victim.rounds.fetched(true.data.ticket.hash, stored, world.now) if isinstance(a, act.Dropped)]
+    dropped = [a for a in victim.rounds.fetched(said.ticket.hash, stored, world.now) if isinstance(a, act.Dropped)]
     assert [(drop.sender, drop.reason) for drop in dropped] == [(thief.key.public, DropReason.WRONG_HASH)]
-    claims = victim.rounds._phases.current_round.claims[true.data.batch_id]  # type: ignore[union-attr]
+    claims = round_of(victim).claims[said.batch_id]
     assert [claim.state for claim in claims] == [ClaimState.VALID]
 
 
@@ -289,7 +297,7 @@ def test_of_more_results_than_can_be_kept_those_of_the_lowest_hashes_are_kept_wh
             assert say(victim, speaker.key.public, truth(speaker, hashes[number]))
         for blob in hashes[MAX_CLAIMS:][::order]:
             assert_refused(say(victim, speaker.key.public, signed_for(speaker, blob)), DropReason.TOO_MANY)
-        (claims,) = (claims for claims in victim.rounds._phases.current_round.claims.values() if len(claims) > 1)  # type: ignore[union-attr]
+        (claims,) = (claims for claims in round_of(victim).claims.values() if len(claims) > 1)
         assert {claim.ticket.hash for claim in claims} == set(hashes[: MAX_CLAIMS + MAX_SPARE_CLAIMS])
 
 

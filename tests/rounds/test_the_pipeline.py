@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.rounds import actions as act
@@ -28,7 +29,7 @@ def epochs(member: Member) -> list[list[act.Action]]:
     return parts[:-1]
 
 
-def steps_of(kind: type, log: list[act.Action]) -> list[int]:
+def steps_of(kind: type[Any], log: list[act.Action]) -> list[int]:
     return [action.step for action in log if isinstance(action, kind)]
 
 

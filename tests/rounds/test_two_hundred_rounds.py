@@ -12,6 +12,10 @@ ROUNDS = 200
 TROUBLE_EVERY_STEPS = 7
 
 
+def until_step(world: World, step: int) -> None:
+    world.until(lambda s: s.progress.step >= step or s.run_state is RunState.FINISHED)
+
+
 def test_two_hundred_rounds_of_trouble_leave_the_honest_with_equal_weights() -> None:
     weather = Weather(gossip_loss=0.3, fetch_loss=0.1, state_loss=0.1, delay=(0.05, 1.0))
     world = World(
@@ -30,7 +34,7 @@ def test_two_hundred_rounds_of_trouble_leave_the_honest_with_equal_weights() -> 
     crashes = restarts = 0
     steps = range(TROUBLE_EVERY_STEPS, ROUNDS, TROUBLE_EVERY_STEPS)
     for number, step in enumerate(steps):
-        world.until(lambda s, step=step: s.progress.step >= step or s.run_state is RunState.FINISHED)
+        until_step(world, step)
         down = [member for member in honest if not member.alive]
         if down:
             down[0].restart()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from typing_extensions import override
 
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.own_result import MAX_HOLD_SECONDS
@@ -16,6 +19,7 @@ class Watched(Member):
 
     encode_seconds = 0.0
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         if not hasattr(self, "times"):
             self.times: list[tuple[float, act.Action]] = []
@@ -25,7 +29,7 @@ class Watched(Member):
         else:
             super().carry_out(action)
 
-    def when(self, kind: type) -> dict[int, float]:
+    def when(self, kind: type[Any]) -> dict[int, float]:
         """The first time of each step."""
         found: dict[int, float] = {}
         for now, action in self.times:
@@ -35,7 +39,7 @@ class Watched(Member):
         return found
 
 
-def run(train_seconds: list[float], *, encode_seconds: float = 0.0, **config: int) -> tuple[World, list[Watched]]:
+def run(train_seconds: list[float], *, encode_seconds: float = 0.0, **config: Any) -> tuple[World, list[Watched]]:
     world = World(total_steps=12, epoch_time=3600, **config)
     members = [Watched(world, number, train_seconds=s) for number, s in enumerate(train_seconds, 1)]
     for member in members:

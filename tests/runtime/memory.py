@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import override
+
 from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
@@ -88,6 +90,7 @@ class MemorySource(RunSource):
         self.key = key
         self.run_id = RUN_ID
 
+    @override
     async def open(self) -> RunLink:
         swarm = self.run.network.join(secret_key=self.key)
         client = self.run.coordinator.client(self.identity, RUN_ID)

@@ -12,14 +12,17 @@ from runtime.live import LOOPBACK
 from runtime.training import TrainingThread
 
 
+def until_more(peer: TrainingThread, count: int) -> None:
+    peer.until(lambda p: len(p.log) > count)
+
+
 def main(ticket: str, step_seconds: float) -> None:
     peer = TrainingThread(Runtime.connect(ticket, **LOOPBACK), step_seconds=step_seconds)
     peer.start()
     print("joined", flush=True)
     try:
         while not peer.is_done:
-            count = len(peer.log)
-            peer.until(lambda p, count=count: len(p.log) > count)
+            until_more(peer, len(peer.log))
             print(type(peer.log[-1]).__name__, flush=True)
     finally:
         peer.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.errors import ConfigurationError, ExchangeError, RunError
@@ -52,6 +53,7 @@ def test_a_host_that_leaves_as_soon_as_the_run_has_ended_has_told_the_others() -
     class Host(MemorySource):
         is_host = True
 
+        @override
         async def open(self) -> RunLink:
             async def farewell() -> None:
                 await asyncio.sleep(0)
@@ -60,6 +62,7 @@ def test_a_host_that_leaves_as_soon_as_the_run_has_ended_has_told_the_others() -
             return replace(await super().open(), farewell=farewell)
 
     class LeavesAtOnce(TrainingThread):
+        @override
         def carry_out(self, action: TrainerAction) -> None:
             super().carry_out(action)
             if isinstance(action, act.RunEnded):

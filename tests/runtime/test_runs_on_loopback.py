@@ -45,7 +45,9 @@ def test_a_friend_who_comes_later_gets_the_weights_and_goes_on_with_the_host() -
 def test_a_friend_joins_over_tcp_and_meets_the_others() -> None:
     with live_run() as run:
         host = run.host(config(min_peers=2, total_steps=15, run_id="by-tcp"), tcp="127.0.0.1:0")
+        assert host.port.ticket is not None
         ticket = RunTicket.parse(host.port.ticket)
+        assert ticket.endpoint is not None
         (address,) = ticket.tcp
         # Without rendezvous or public lookup the address of one peer is all that it takes.
         peers = [str(EndpointTicket(ticket.endpoint))]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.model_exchange import Check, ModelExchange, Patience, SharedModel, download_patiently
 from distro_optim.errors import ExchangeError, NotSharedError
@@ -56,10 +57,13 @@ class Shy(ModelExchange):
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
 
+    @override
     def offer(self, model: SharedModel) -> None: ...
 
+    @override
     def withdraw(self) -> None: ...
 
+    @override
     async def download(
         self,
         providers: Iterable[bytes],

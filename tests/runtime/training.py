@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ class TrainingThread:
         if self._thread.ident is not None:
             self.join()
 
-    def of(self, kind: type) -> list:
+    def of(self, kind: type[Any]) -> list[Any]:
         return [action for action in list(self.log) if isinstance(action, kind)]
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.strategy.model.participant import Participant
@@ -27,14 +28,15 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(6, 10)
-        self.norm = nn.BatchNorm1d(10)
+        self.norm: nn.Module = nn.BatchNorm1d(10)
         self.second = nn.Linear(10, 6, bias=False)
         self.tied = self.second.weight
         self.sometimes = nn.Parameter(torch.zeros(5))
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        y = self.second(torch.relu(self.norm(self.first(x)))) * self.frozen.repeat(2)
+        y: Tensor = self.second(torch.relu(self.norm(self.first(x)))) * self.frozen.repeat(2)
         return y + self.sometimes.sum() if bool(x[0, 0] > 0) else y
 
 

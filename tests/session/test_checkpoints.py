@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 
 from distro_optim.errors import ConfigurationError
@@ -171,7 +172,7 @@ def test_a_full_disk_leaves_what_was_saved_before(tmp_path: Path, monkeypatch: p
 
     def full(*args: Any, **kwargs: Any) -> None:
         Path(args[1]).write_bytes(b"half")
-        raise checkpoint_module.SafetensorError("Error while serializing: I/O error: No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "save_file", full)
     with pytest.raises(OSError, match="No space left"):

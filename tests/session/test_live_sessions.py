@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from typing_extensions import override
 
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P
@@ -42,6 +43,7 @@ class Peer(threading.Thread):
         self.started_run, self.enough = threading.Event(), threading.Event()
         self.start()
 
+    @override
     def run(self) -> None:
         data = samples(torch.float32)
         try:

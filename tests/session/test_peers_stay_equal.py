@@ -139,7 +139,7 @@ def test_statistics_of_batch_norm_are_each_peers_own_but_joiners_begin_with_some
 
     def note(script: Script, _: Round) -> None:
         if len(script.trained) == 1:
-            begun.append(int(script.model.norm.num_batches_tracked))
+            begun.append(int(script.model.get_buffer("norm.num_batches_tracked")))
 
     world = make_world(total_steps=40, epoch_time=60, init_min_clients=2, min_clients=2)
     scripts = [Script(seed=n) for n in range(2)]
@@ -149,7 +149,8 @@ def test_statistics_of_batch_norm_are_each_peers_own_but_joiners_begin_with_some
     begin(world, late)
     world.until_all_ended()
     assert begun[0] > 2, "a fresh model would have counted one or two batches"
-    assert not torch.equal(scripts[0].model.norm.running_mean, scripts[1].model.norm.running_mean)
+    first, second = (script.model.get_buffer("norm.running_mean") for script in scripts)
+    assert not torch.equal(first, second)
     assert equal_weights(*scripts, late)
 
 

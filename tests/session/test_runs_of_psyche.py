@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ SETTINGS = Distro(
     quantize_1bit=True,
 )
 RUN_LR = 2.0**-8
-SAME_START = {"seed": 1}  # as if loaded from the hub
+SAME_START: dict[str, Any] = {"seed": 1}  # as if loaded from the hub
 
 
 class Plain(Net):
@@ -113,7 +114,7 @@ def test_a_model_from_a_client_of_psyche_is_taken_without_our_description(make_w
     for number, script in enumerate(scripts, start=1):
         port = world.port(number)
         offer = port.offer_model
-        port.offer_model = lambda model, offer=offer: offer(replace(model, config="{}"))  # type: ignore[misc]
+        port.offer_model = lambda model, offer=offer: offer(replace(model, config="{}"))  # type: ignore[misc, method-assign]
         world.run(port, script)
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     late = Script(model_class=Plain, seed=9)

@@ -53,7 +53,7 @@ def test_a_loop_that_knows_only_optimizer_step_trains_just_as_well(make_world: M
 
                 def closure(x: torch.Tensor = x) -> float:
                     optimizer.zero_grad()
-                    loss = (model(x) - x.flip(1)).pow(2).mean()
+                    loss: torch.Tensor = (model(x) - x.flip(1)).pow(2).mean()
                     loss.backward()
                     return loss.item()
 

@@ -21,7 +21,7 @@ from distro_optim.strategy.rounds.weights import tensor_digest
 LR, DECAY = 0.01, 0.5
 
 
-def model(dtype: torch.dtype = torch.float32) -> nn.Module:
+def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).to(dtype)
 

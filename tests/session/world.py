@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+from typing_extensions import override
 
 from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
@@ -51,6 +53,7 @@ class SessionMember(Member):
         self.settings = world
         super().__init__(world, number)
 
+    @override
     def carry_out(self, action: act.Action) -> None:
         if isinstance(action, TRAINER_ACTIONS):
             self.port.queue.append(action)
@@ -111,22 +114,27 @@ class SimulatedPort(RunPort):
     # -- RunPort ---------------------------------------------------------------------------------------------------
 
     @property
+    @override
     def identity(self) -> NodeIdentity:
         return self._member.id
 
     @property
+    @override
     def run_id(self) -> str:
         return self.world.state.run_id
 
     @property
+    @override
     def ticket(self) -> str | None:
         return "psyche1simulated"
 
     @property
+    @override
     def is_host(self) -> bool:
         return self.number == 1
 
     @property
+    @override
     def state(self) -> Coordinator:
         return self.world.state
 
@@ -135,44 +143,53 @@ class SimulatedPort(RunPort):
         assert self.member is not None
         return self.member
 
+    @override
     def start(self) -> None:
         self.member = SessionMember(self.world, self.number, self)
 
+    @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
         if not self.queue:
             self.wait(timeout, for_action=True)
         return self.queue.popleft() if self.queue else None
 
+    @override
     def is_cancelled(self, step: int) -> bool:
         return step in self.cancelled_steps
 
     def _tell(self, what: Callable[[], list[act.Action]]) -> None:
         self._member.do(what())
 
+    @override
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
         self._tell(lambda: self._member.rounds.initialized(plan, names, self.world.now))
 
+    @override
     def initialization_failed(self, reason: str) -> None:
         self._tell(lambda: self._member.rounds.initialization_failed(reason, self.world.now))
 
+    @override
     def trained(self, step: int, update: CompressedUpdate, own: object, *, loss: float | None = None) -> None:
         if loss is not None:
             self.losses[step] = loss
         self._tell(lambda: self._member.rounds.trained(step, update, own, self.world.now))
 
+    @override
     def cancelled(self, step: int) -> None:
         self._tell(lambda: self._member.rounds.cancelled(step, self.world.now))
 
+    @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self.hashes[step] = tuple(digests)
         self._tell(lambda: self._member.rounds.weights_hashed(step, digests, self.world.now))
 
+    @override
     def download_model(
         self,
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], None] | None = None,
+        check: Callable[[str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         patience: Patience = Patience.LONG,
     ) -> SharedModel:
@@ -206,17 +223,21 @@ class SimulatedPort(RunPort):
     def key(self) -> bytes:
         return self.member.key.public if self.member is not None else b""
 
+    @override
     def offer_model(self, model: SharedModel) -> None:
         self.offered, self.offered_digests = model, digests_of(model)
 
+    @override
     def withdraw_model(self) -> None:
         assert self.offered is None or self.offered_digests == digests_of(self.offered)
         self.offered = None
 
+    @override
     def take_events(self) -> list[RunEvent]:
         events, self.events = self.events, []
         return events
 
+    @override
     def view(self) -> RunView:
         state, member = self.world.state, self._member
         clients = [client.id for client in state.epoch_state.clients]
@@ -232,6 +253,7 @@ class SimulatedPort(RunPort):
             fault=member.rounds.fault.reason if member.rounds.fault else None,
         )
 
+    @override
     def close(self, timeout: float = 5.0) -> None:
         if not self.closed:
             self.closed = True
@@ -312,6 +334,7 @@ class SessionWorld(World):
         if self.failures:
             raise self.failures[0]
 
+    @override
     def step(self) -> None:
         self._give_turns()
         super().step()

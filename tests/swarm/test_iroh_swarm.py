@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.announcements import InboxLimits
 from distro_optim.comm.iroh.blobs.store import MemoryStore
@@ -29,6 +30,7 @@ class IrohArena(SwarmArena):
         self.loop = loop
         self.swarms: list[IrohSwarm] = []
 
+    @override
     async def make(self, *, allowed: Iterable[bytes] | None = None, queued_per_sender: int | None = None) -> Swarm:
         node = Node(bind_addr="127.0.0.1:0", relay="none", allowed=allowed, loop=self.loop)
         await node.bind()
@@ -40,11 +42,13 @@ class IrohArena(SwarmArena):
         self.swarms.append(swarm)
         return swarm
 
+    @override
     async def settle(self) -> None:
         async with asyncio.timeout(SECONDS):
             while any(len(swarm.neighbors) < len(self.swarms) - 1 for swarm in self.swarms):
                 await asyncio.sleep(0.005)
 
+    @override
     async def __aexit__(self, *_: object) -> None:
         for swarm in self.swarms:
             await swarm.aclose()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.announcements import InboxLimits
 from distro_optim.comm.swarm import Swarm
@@ -21,13 +22,16 @@ class MemoryArena(SwarmArena):
         self.network = MemoryNetwork(latency=(0.0, 0.002), seed=3)
         self.swarms: list[MemorySwarm] = []
 
+    @override
     async def make(self, *, allowed: Iterable[bytes] | None = None, queued_per_sender: int | None = None) -> Swarm:
         limits = InboxLimits(queued_per_sender=queued_per_sender) if queued_per_sender else None
         self.swarms.append(self.network.join(allowed=allowed, inbox_limits=limits))
         return self.swarms[-1]
 
+    @override
     async def settle(self) -> None: ...
 
+    @override
     async def __aexit__(self, *_: object) -> None:
         for swarm in self.swarms:
             await swarm.aclose()

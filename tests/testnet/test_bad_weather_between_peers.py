@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from distro_optim.comm.swarm import Channel, Swarm
 from distro_optim.errors import BlobUnavailableError
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.waiting
 
 
 class WeatheredArena(MemoryArena):
+    @override
     async def make(self, *, allowed: Iterable[bytes] | None = None, queued_per_sender: int | None = None) -> Swarm:
         inner = await super().make(allowed=allowed, queued_per_sender=queued_per_sender)
         return WeatheredSwarm(inner, lambda: CLEAR, random.Random(1))

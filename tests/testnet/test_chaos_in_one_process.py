@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from typing_extensions import override
 
 from distro_optim.comm.swarm import Swarm
 from distro_optim.coordinator.types import RunState
@@ -34,12 +35,16 @@ class Mortal(MemorySource):
 
     link: RunLink
 
+    @override
     async def open(self) -> RunLink:
         self.link = await super().open()
         return self.link
 
     def kill(self) -> None:
-        self.run.loop.run(self.link.aclose(), 10)
+        async def close() -> None:
+            await self.link.aclose()
+
+        self.run.loop.run(close(), 10)
 
 
 def join(run: MemoryRun, source: MemorySource, disturb: Callable[[Swarm], Swarm], **options: float) -> TrainingThread:

@@ -60,7 +60,7 @@ def test_what_a_peer_sent_before_it_was_started_again_counts() -> None:
     assert peer.state is PeerState.STARTING
     tell(watch, 0, kind=JOINED)
     tell(watch, 0, step=9, bytes_sent=50, bytes_received=5, ddp_bytes=500, seconds_training=1.0, seconds_waiting=0.5)
-    assert peer.state is PeerState.RUNNING
+    assert [peer.state for peer in watch.peers] == [PeerState.RUNNING]
     assert (peer.bytes_sent, peer.bytes_received, peer.ddp_bytes) == (150, 15, 1500)
     assert (peer.seconds_training, peer.seconds_waiting, peer.rounds) == (3.0, 1.5, 2)
     assert watch.survivors == [peer]
@@ -121,7 +121,12 @@ def test_in_a_terminal_the_table_is_redrawn_and_elsewhere_lines_are_printed() ->
 
 
 def test_faults_come_once_and_in_the_order_of_their_steps() -> None:
-    faults = [Restart(peer=1, step=50), Kill(peer=1, step=20), Join(step=30), Kill(peer=3, step=60)]
+    faults: list[Kill | Restart | Join] = [
+        Restart(peer=1, step=50),
+        Kill(peer=1, step=20),
+        Join(step=30),
+        Kill(peer=3, step=60),
+    ]
     plan = FaultPlan(faults, peers=3)
     assert plan.fewest_peers == 2
     assert plan.due(19) == []

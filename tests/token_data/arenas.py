@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from typing_extensions import override
 
 from coordinator.coordinator_swarm import key
 from distro_optim.comm.streams import TcpListener
@@ -86,12 +87,15 @@ class _ListArena(TokenDataArena):
         self.content: list[list[int]] = []
 
     @property
+    @override
     def count(self) -> int:  # type: ignore[override]
         return len(self.content)
 
+    @override
     def expected(self, index: int) -> list[int]:
         return self.content[index]
 
+    @override
     def __exit__(self, *_: object) -> None:
         self.folder.cleanup()
 
@@ -107,6 +111,7 @@ class FilesArena(_ListArena):
             (self.path / name).write_bytes(file.astype(width).tobytes())
         self.content = sequences_of(files, self.shuffle)
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         return TokenFiles(self.path, self.token_size, SEQ_LEN, self.shuffle, vocab_size=vocab_size)
 
@@ -124,6 +129,7 @@ class HttpArena(_ListArena):
         self.server.__enter__()
         self.content = sequences_of(files, self.shuffle)
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         location = NumberedFiles(self.server.url + "/{}.ds", start_index=7, n_left_pad_zeros=3, num_files=3)
         client = WebClient(WebTimeouts(seconds=20), wait=never_wait)
@@ -131,6 +137,7 @@ class HttpArena(_ListArena):
             location, TokenSize.TWO_BYTES, SEQ_LEN, self.shuffle, vocab_size=vocab_size, client=client
         )
 
+    @override
     def __exit__(self, *_: object) -> None:
         self.server.__exit__()
         super().__exit__()
@@ -158,6 +165,7 @@ class MixtureArena(_ListArena):
         places = [index.locate(place) for place in range(len(index))]
         self.content = [self.parts[member][sample] for member, sample in places]
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         members = [TokenFiles(self.path / str(number), TokenSize.TWO_BYTES, SEQ_LEN) for number in range(2)]
         return WeightedTokens(members, self.weights, self.shuffle, vocab_size=vocab_size)
@@ -178,6 +186,7 @@ class ParquetArena(_ListArena):
             pyarrow.parquet.write_table(table, self.path / name, row_group_size=2)
         self.content = shuffled(rows, self.shuffle)
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         return ParquetTokens(self.path, SEQ_LEN, self.shuffle, vocab_size=vocab_size)
 
@@ -191,6 +200,7 @@ class DummyArena(_ListArena):
         super().__init__()
         self.content = [[0] * SEQ_LEN] * 5
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         return DummyTokens(SEQ_LEN, num_sequences=5)
 
@@ -198,6 +208,7 @@ class DummyArena(_ListArena):
 class EndlessDummyArena(DummyArena):
     ends = False
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         return DummyTokens(SEQ_LEN)
 
@@ -241,12 +252,14 @@ class ServerArena(FilesArena):
         self.server = RunningDataServer(self.tokens)
         self.server.__enter__()
 
+    @override
     def open(self, *, vocab_size: int | None = None) -> TokenProvider:
         patience = ServerTimeouts(attempts=2)
         return DataServerTokens(
             self.server.address, key(1), SEQ_LEN, vocab_size=vocab_size, patience=patience, wait=never_wait
         )
 
+    @override
     def __exit__(self, *_: object) -> None:
         self.server.__exit__()
         self.tokens.close()

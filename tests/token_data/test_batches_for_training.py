@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from distro_optim.coordinator.model import TokenSize
 from distro_optim.coordinator.types import BatchId
@@ -38,9 +39,11 @@ class Counting(TokenProvider):
         self.asked: list[str] = []
 
     @property
+    @override
     def num_sequences(self) -> int:
         return 100
 
+    @override
     def _read(self, batch: BatchId) -> Sequence[TokenSequence]:
         self.asked.append(str(batch))
         return [TokenSequence(ids(index, index)) for index in range(batch.start, batch.end + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_arbitrary_text_is_a_url_or_a_clear_error(text: str) -> None:
 def test_two_files_of_sixteen_bytes_have_two_sequences_each(shuffle: Seeded | None, order: list[int]) -> None:
     with WebServer({"/000.ds": bytes(range(16)), "/001.ds": bytes(range(16, 32))}) as server:
         location = NumberedFiles(server.url + "/{}.ds", 0, 3, 2)
-        settings = {} if shuffle is None else {"shuffle": shuffle}
+        settings: dict[str, Any] = {} if shuffle is None else {"shuffle": shuffle}
         with HttpTokens.open(location, TokenSize.TWO_BYTES, 3, **settings) as tokens:
             samples = [sample.input_ids.tolist() for sample in tokens.get_samples(BatchId(0, 3))]
     plain = [[0x0100, 0x0302, 0x0504], [0x0706, 0x0908, 0x0B0A], [0x1110, 0x1312, 0x1514], [0x1716, 0x1918, 0x1B1A]]

@@ -52,7 +52,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tokens_of(path: Path, dtype: str = "<u2") -> list[int]:
-    return np.fromfile(path, dtype=dtype).tolist()
+    tokens: list[int] = np.fromfile(path, dtype=dtype).tolist()
+    return tokens
 
 
 EXPECTED = b"".join(TEXTS[name].encode() + b"\0" for name in ("a/x.py", "a/z.py", "b.txt", "c.md"))

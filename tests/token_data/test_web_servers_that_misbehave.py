@@ -51,7 +51,8 @@ def opened(server: WebServer, patience: WebTimeouts = PATIENT, path: str = PATH,
 
 
 def sequence(index: int) -> list[int]:
-    return TOKENS[index * SEQ_LEN : (index + 1) * SEQ_LEN].tolist()
+    tokens: list[int] = TOKENS[index * SEQ_LEN : (index + 1) * SEQ_LEN].tolist()
+    return tokens
 
 
 def read(tokens: HttpTokens, start: int, end: int) -> list[list[int]]:

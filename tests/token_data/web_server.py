@@ -11,6 +11,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from typing_extensions import override
+
 Trick = Callable[["Handler"], None]
 """Answers one request in its own way."""
 
@@ -20,10 +22,12 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Server
 
+    @override
     def setup(self) -> None:
         super().setup()
         self.server.web.connections.append(self.connection)
 
+    @override
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -85,6 +89,7 @@ class Server(ThreadingHTTPServer):
     block_on_close = True
     web: WebServer
 
+    @override
     def handle_error(self, *_: Any) -> None:
         """Clients that go away in the middle are part of the game."""
 

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from typing_extensions import override
 
 from comm.stream_contract import StreamContract, run
 from coordinator.coordinator_swarm import RUN, frame, key
@@ -44,10 +45,12 @@ class TestIroh(StreamContract):
         for node in self.nodes:
             node.close()
 
+    @override
     async def listen(self) -> StreamListener:
         self.nodes.append(loopback_node())
         return IrohListener(self.nodes[-1], b"test/0")
 
+    @override
     async def dial(self, listener: StreamListener) -> Stream:
         self.nodes.append(loopback_node())
         return await open_iroh(self.nodes[-1], address_of(listener), b"test/0")

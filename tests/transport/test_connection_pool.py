@@ -83,7 +83,8 @@ def test_a_closed_connection_is_replaced(make_node: MakeNode) -> None:
 def test_a_peer_that_failed_once_is_dialled_again(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     node, peer = make_node(), make_node()
     Server(peer)
-    real, failures = node.connect, []
+    real = node.connect
+    failures: list[object] = []
 
     async def fail_at_first(*args: object, **options: object) -> Connection:
         if len(failures) < 2:

@@ -200,7 +200,11 @@ def from_a_thread(code: int, *, wait: bool) -> Callable[[Callback, int], None]:
 
 def later(code: int) -> Callable[[Callback, int], None]:
     """Answers on the loop's thread, but after the poll has returned."""
-    return lambda callback, handle: asyncio.get_running_loop().call_soon(callback, handle, code) and None
+
+    def poll(callback: Callback, handle: int) -> None:
+        asyncio.get_running_loop().call_soon(callback, handle, code)
+
+    return poll
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from distro_optim.comm.iroh.sharing._stored_zip import read_entries, write_entries
 from distro_optim.comm.iroh.sharing.torchscript import read_tensor, write_tensor
@@ -174,6 +175,7 @@ def test_the_program_without_replacements_is_a_tensor() -> None:
 
 
 class Evil:
+    @override
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return exec, ("raise SystemExit('run by a pickle')",)
 

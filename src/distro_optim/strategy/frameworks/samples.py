@@ -79,7 +79,7 @@ def samples_of(loader: object, *, by_index: bool = True) -> Samples:
             "take turns by counting, and when peers come or go a sample may be trained twice or not at all. A dataset "
             "with __getitem__ and __len__ trains each sample once per pass"
         )
-        peers = torch.tensor([0, 1]).share_memory_()  # type: ignore[no-untyped-call]
+        peers = torch.tensor([0, 1]).share_memory_()
         return StreamedSamples(_rebuilt(loader, dataset=_EveryNth(loader.dataset, peers)), peers)
     if not by_index:
         return StreamedSamples(loader, None)
