@@ -1,4 +1,5 @@
-# Two commands matter: `make demo` and `make test`. Each sets up what it needs, with the versions of constraints.txt.
+# Three commands matter: `make demo`, `make fast` and `make test`. Each sets up what it needs, with the versions of
+# constraints.txt.
 # NEWEST=1 sets up the newest versions of everything, OLDEST=1 the oldest that pyproject.toml admits; both in an
 # environment of their own, and for any target: `make fast OLDEST=1`.
 PYTHON ?= python3
@@ -22,7 +23,7 @@ EXTRAS ?= test,bench,docs
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup constraints test check demo demo-optimizer clean
+.PHONY: setup constraints fast test check demo demo-optimizer clean
 
 setup: $(VENV)/.ready
 
@@ -45,11 +46,19 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
-# Tests that only compute run beside those that wait for processes and sockets, and let them go first.
-test: check
+# Two processes share the tests. Each collects all of them, which takes a while: more are no faster on two cores.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What to run after each change: all but the few tests that take most of the time.
+fast: setup
+	$(PYTEST) -m "not slow"
+
+# Everything. Tests that only compute run beside all the rest, and let it go first.
+test: setup
 	@trap 'kill $$beside 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
-	OMP_NUM_THREADS=1 nice $(BIN)/python -m pytest -p no:cacheprovider -m "not waiting" > .computing-tests.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -m waiting; waiting=$$?; \
+	nice $(PYTEST) -p no:cacheprovider -m "not waiting" > .computing-tests.log 2>&1 & beside=$$!; \
+	$(MAKE) --no-print-directory check || exit; \
+	$(PYTEST) -m waiting; waiting=$$?; \
 	wait $$beside; computing=$$?; \
 	echo; echo "The tests that only compute, which ran beside:"; cat .computing-tests.log; \
 	exit $$((waiting ? waiting : computing))

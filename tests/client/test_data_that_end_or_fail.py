@@ -19,7 +19,7 @@ from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.errors import DataUnavailableError, OutOfDataError
 from distro_optim.models.causal_lm import CausalLM
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 SEQ_LEN = 8

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from client.processes import DISTRO, TINY_LLAMA, Client, Process, Server, wait_for_all, write_state, write_tokens
 from distro_optim.models.causal_lm import CausalLM
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -256,6 +256,7 @@ slow_to_draw = settings(suppress_health_check=[HealthCheck.too_slow], deadline=N
 DECLARATIONS = st.recursive(st.sampled_from(_LEAVES), _holders, max_leaves=6)
 
 
+@pytest.mark.slow
 @slow_to_draw
 @given(DECLARATIONS, st.data())
 def test_any_value_of_any_declaration_round_trips(declared: Declared, data: st.DataObject) -> None:

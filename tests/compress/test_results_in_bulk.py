@@ -129,6 +129,7 @@ def has_layout(update: CompressedUpdate) -> bool:
 # -- the same bytes, the same meaning -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(update=updates())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_both_codecs_write_the_same_bytes_and_read_the_same_update(update: CompressedUpdate) -> None:
@@ -150,6 +151,7 @@ def test_what_we_apply_of_our_own_is_bit_for_bit_what_peers_read(update: Compres
     assert outcome(lambda: own.result) == both(own.blob, update.plan, own.data_hash)
 
 
+@pytest.mark.slow
 @given(
     update=updates(),
     flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 7)), max_size=3),

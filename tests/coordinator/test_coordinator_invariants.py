@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -237,4 +238,4 @@ class Run(RuleBasedStateMachine):
 
 
 Run.TestCase.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
-TestRun = Run.TestCase
+TestRun = pytest.mark.slow(Run.TestCase)

@@ -34,7 +34,7 @@ from distro_optim.errors import CoordinatorError
 from distro_optim.testing.coordinator import DUMMY_CONFIG, dummy_run, metadata, report
 from distro_optim.verify.commitment import Commitment, training_result_hash
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 EPOCHS = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,6 +84,7 @@ def test_friends_who_come_one_by_one_wait_no_longer_than_the_joiners_time() -> N
         assert client(number) in [member.id for member in run.host.state.epoch_state.clients]
 
 
+@pytest.mark.slow
 def test_who_is_dropped_again_and_again_waits_twice_as_long_each_time() -> None:
     run = Run(1, 2, 3)
     run.to_drop.add(client(3))
@@ -93,6 +95,7 @@ def test_who_is_dropped_again_and_again_waits_twice_as_long_each_time() -> None:
     assert len(run.epoch_began) < 10, "every 20 seconds there would be a hundred"
 
 
+@pytest.mark.slow
 def test_fresh_keys_end_few_epochs_soon_after_each_other_and_then_one_in_a_quarter() -> None:
     run = Run(1)
     for number in range(100, 190):
@@ -134,6 +137,7 @@ def test_without_a_time_for_joiners_epochs_last_their_time_whoever_waits() -> No
     assert run.lengths()[0] >= EPOCH
 
 
+@pytest.mark.slow
 def test_an_epoch_whose_time_is_over_costs_none_of_the_early_ends() -> None:
     run = Run(1)
     run.until(3 * EPOCH + 50)

@@ -156,6 +156,7 @@ def participant(port: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_server_killed_after_an_epoch_goes_on_from_it(tmp_path: Path) -> None:
     state, saved = state_file(tmp_path), tmp_path / "saved"
@@ -184,6 +185,7 @@ def test_two_servers_do_not_share_a_run_in_one_folder(tmp_path: Path, capsys: py
         assert server.end(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
 def test_a_signal_pauses_and_resumes_the_run(tmp_path: Path) -> None:
     with served(state_file(tmp_path)) as server:
@@ -195,6 +197,7 @@ def test_a_signal_pauses_and_resumes_the_run(tmp_path: Path) -> None:
         assert server.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow
 def test_training_data_are_served_beside_the_run(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -213,6 +216,7 @@ def test_training_data_are_served_beside_the_run(tmp_path: Path) -> None:
         assert server.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow
 def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     options = ("--iroh", "--relay", "none", "--save-dir", str(saved))

@@ -125,6 +125,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         StateStore(tmp_path / "file", RUN)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_last_complete_save_is_there(tmp_path: Path) -> None:
     reached, start = 0, 1
     for round_ in range(8):

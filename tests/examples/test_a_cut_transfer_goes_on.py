@@ -18,7 +18,7 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.tickets import BlobTicket
 from examples.test_p2p_blob import SECONDS, terminal
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 MIB = 2**20

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "p2p_blob.py"

@@ -22,6 +22,7 @@ from frameworks.lightning_runs import NAMESPACES, QUIET, Runs, load, loader, mak
 pytestmark = [pytest.mark.waiting, *QUIET]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("namespace", "first"), [(NAMESPACES[0], "lightning"), (NAMESPACES[1], "distro_optim")])
 def test_the_name_means_the_class_that_the_script_needs(namespace: str, first: str) -> None:
     imports = [f"import {namespace} as pl", "from distro_optim.strategy.psyche import PsycheStrategy"]
@@ -38,6 +39,7 @@ def test_the_name_means_the_class_that_the_script_needs(namespace: str, first: s
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_lightning() -> None:
     script = "import sys, distro_optim, distro_optim.strategy.psyche as p; p.PsycheStrategy; "
     script += "assert not {'lightning', 'pytorch_lightning', 'lightning.pytorch'} & set(sys.modules)"

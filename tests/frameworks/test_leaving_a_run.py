@@ -15,7 +15,7 @@ import pytest
 
 from frameworks.lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 
-pytestmark = [pytest.mark.waiting, *QUIET]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow, *QUIET]
 
 SCRIPT = """
 import sys, warnings

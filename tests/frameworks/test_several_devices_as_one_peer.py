@@ -15,7 +15,7 @@ import pytest
 from distro_optim.strategy.environment import CONFIG, RUN
 from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 SECONDS = 250  # of which loading PyTorch and Lightning twice on a busy machine takes most

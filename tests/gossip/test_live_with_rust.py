@@ -19,7 +19,7 @@ from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ConfigurationError
 from gossip.live import CALL_SECONDS, RUN_SECONDS, count_messages, until
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 rust: Any = pytest.importorskip("aster._aster", reason="the Rust peer is in the wheel aster-rpc==0.1.2")

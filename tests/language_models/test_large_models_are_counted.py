@@ -32,6 +32,7 @@ LAYER = QUERIES + KEYS_AND_VALUES + HEADS * 128 * HIDDEN + 3 * HIDDEN * 18432 + 
 PARAMETERS = LAYERS * LAYER + 2 * VOCABULARY * HIDDEN + HIDDEN
 
 
+@pytest.mark.slow
 def test_consilience_has_forty_billion_parameters() -> None:
     size = model_size(read_config("consilience-40b", "HfDeepseek"), CONSILIENCE)
     assert size.parameters == PARAMETERS == 39_779_785_728
@@ -50,6 +51,7 @@ def test_a_round_of_consilience_takes_eighty_three_megabytes_from_each_peer() ->
     assert size.weights_bytes / size.result_bytes > 900
 
 
+@pytest.mark.slow
 def test_counting_and_refusing_it_takes_no_memory() -> None:
     program = """
 import resource, torch, transformers.models.deepseek_v3.modeling_deepseek_v3

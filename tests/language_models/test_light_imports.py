@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCES = Path(__file__).parents[2] / "src"
 TIMEOUT = 150
 
@@ -23,6 +25,7 @@ print(*{"transformers", "lightning", "lightning_fabric", "iroh", "huggingface_hu
 """
 
 
+@pytest.mark.slow
 def test_importing_the_room_loads_none_of_the_large_libraries() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -109,6 +109,7 @@ def closure(model: CausalLM, batch: TokenBatch, settings: dict[str, Any]) -> Ten
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 4, 3])
 def test_the_trainer_ends_with_the_weights_of_the_plain_loop(
     tmp_path: Path, make: type[PsycheCausalLM], micro_batch_size: int | None
@@ -121,6 +122,7 @@ def test_the_trainer_ends_with_the_weights_of_the_plain_loop(
     assert not all(torch.equal(tensor, new[name]) for name, tensor in wanted.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "config"), [("HfLlama", LLAMA), ("HfDeepseek", DEEPSEEK)])
 def test_the_loss_falls_in_bfloat16(
     tmp_path: Path, make: type[PsycheCausalLM], architecture: str, config: dict[str, Any]
@@ -218,6 +220,7 @@ def test_lightnings_checkpoints_have_the_names_of_the_files_and_load(
     assert (loaded.config, loaded.lr, loaded.micro_batch_size) == (model.config, 2e-3, 4)
 
 
+@pytest.mark.slow
 def test_training_resumes_from_a_folder(tmp_path: Path, make: type[PsycheCausalLM]) -> None:
     model = make(LLAMA, "HfLlama", lr=2e-3)
     trainer(tmp_path).fit(model, data())

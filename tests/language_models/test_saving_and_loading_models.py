@@ -89,6 +89,7 @@ assert not any(name.startswith("distro_optim") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_transformers_loads_it_where_this_package_is_not_there(tmp_path: Path) -> None:
     losses, folders = [], []
     for number, (architecture, config, shard) in enumerate(

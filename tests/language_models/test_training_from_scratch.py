@@ -45,6 +45,7 @@ def trained(model: CausalLM, definition: Distro, steps: int = STEPS) -> list[flo
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "config"), MODELS)
 def test_the_loss_falls(architecture: str, config: dict[str, Any]) -> None:
     model = CausalLM(config, architecture, seed=3)

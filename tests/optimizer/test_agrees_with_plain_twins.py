@@ -19,6 +19,8 @@ from distro_optim.comm.memory import MemoryExchange
 from distro_optim.compress import CompressedUpdate
 from distro_optim.optim.reference import ReferenceDisTrO, ReferenceTensor, Sent, Tiling
 
+pytestmark = pytest.mark.slow
+
 # Below this part of the largest coefficient a decoded update is a rounding error, whose sign means nothing.
 NOISE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-4}
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of one operation on a weight

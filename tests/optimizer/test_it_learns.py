@@ -14,6 +14,8 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from optimizer.models import TinyGPT, TinyResNet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "DeMo": {"overlap": False, "quantize_1bit": False, "compression_topk": 32, "tiling": "divisor"},

@@ -35,6 +35,7 @@ def looking_ahead(size: int = 4096, dtype: torch.dtype = torch.float32) -> tuple
     return param, optimizer, true
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_hundreds_of_steps_plain_and_with_closure_agree_to_the_last_bit(dtype: torch.dtype) -> None:
     """Adding the shift back instead of copying would lose a bit here and there, and the two would part."""

@@ -7,6 +7,8 @@ import torch
 
 from distro_optim import DisTrO
 
+pytestmark = pytest.mark.slow
+
 SIDE = 4096
 TENSOR_BYTES = 4 * SIDE * SIDE
 MOST_BYTES = 32 << 20

@@ -48,6 +48,7 @@ def assert_they_go_on_alike(a: tuple[Any, DisTrO], b: tuple[Any, DisTrO], style:
             assert same_bits(value, states[1][number][key]), (number, key)
 
 
+@pytest.mark.slow
 @OVERLAP
 @QUANTIZE
 @STYLE

@@ -83,6 +83,7 @@ def assert_went_on(world: World, members: list[Member], step: int, giver: Member
             assert all(a.providers for a in loads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_the_first_of_the_list_gives_its_weights_and_the_others_take_them(count: int) -> None:
     world, members = troubled(count)
@@ -92,6 +93,7 @@ def test_the_first_of_the_list_gives_its_weights_and_the_others_take_them(count:
     assert_went_on(world, members, step, members[0])
 
 
+@pytest.mark.slow
 def test_where_all_have_other_weights_and_say_so_those_of_the_first_count() -> None:
     world, members = troubled(4)
     world.missed_step = world.until_phase(RunState.ROUND_TRAIN, height=4).progress.step
@@ -103,6 +105,7 @@ def test_where_all_have_other_weights_and_say_so_those_of_the_first_count() -> N
     assert len({member.hashes[last] for member in members}) == 1
 
 
+@pytest.mark.slow
 def test_the_second_does_where_the_first_is_gone_without_a_word() -> None:
     world, members = troubled(3)
     step = until_all_are_at_fault(world)

@@ -75,6 +75,7 @@ def until_step(world: FaultyWorld, step: int) -> FaultyWorld:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_no_single_message_stops_a_run(name: str) -> None:
     start, steps, settings = RUNS[name]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.rounds import actions as act
 from rounds import liars
 from rounds.liars import Liar
 from rounds.simulator import Member, Weather, World
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = 200
 TROUBLE_EVERY_STEPS = 7

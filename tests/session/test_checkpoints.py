@@ -246,6 +246,7 @@ def killed_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no kill -9")
 @pytest.mark.parametrize(("where", "step"), DEATHS)
 def test_kill_9_while_saving_leaves_the_checkpoint_before(killed_in: Path, where: str, step: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from distro_optim.cli import main
 
-pytestmark = pytest.mark.waiting
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 SCRIPT = Path(__file__).with_name("pretended_training.py")

@@ -92,6 +92,7 @@ def test_the_output_is_no_text_of_its_own(folder: Path) -> None:
 # -- interruptions -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("batches", [1, 2, 5])
 def test_a_killed_process_is_continued_to_the_same_bytes(folder: Path, tmp_path: Path, batches: int) -> None:
@@ -267,6 +268,7 @@ def test_no_piece_ends_within_a_character(text: str, size: int) -> None:
         assert "".join(piece.text.decode() for piece in corpus_module._pieces(Path("x"), "x", 0)) == text
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_text(tmp_path: Path) -> None:
     root = tmp_path / "texts"
     root.mkdir()

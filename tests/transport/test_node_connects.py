@@ -367,6 +367,7 @@ ENDING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "code"),
     [
