@@ -23,7 +23,7 @@ EXTRAS ?= test,bench,docs
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup constraints fast test check demo demo-optimizer clean
+.PHONY: setup constraints fast test check demo demo-optimizer docs clean
 
 setup: $(VENV)/.ready
 
@@ -71,6 +71,10 @@ demo: setup
 # The optimizer alone, under torchrun.
 demo-optimizer: setup
 	$(BIN)/python examples/train_bytes.py --launch 4
+
+# The documentation, in out/docs/index.html. A warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -b html docs out/docs
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest .lower-bounds.txt .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .computing-tests.log out

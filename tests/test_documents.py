@@ -1,0 +1,140 @@
+"""What the documents name is there: files, links, public names, errors; and pictures say what their pages say."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import distro_optim
+from distro_optim import errors, testing
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "distro_optim"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+OURS = "https://github.com/distro-optim/distro_optim/blob/main/"
+RAW = "https://raw.githubusercontent.com/distro-optim/distro_optim/main/"
+README_WORDS = 1000
+LINE = 120
+
+USERS_SCRIPTS = {"train.py", "my_script.py", "script.py", "lightning_bytes.py", "byte_data.py", "byte_model.py"}
+"""Names that a page gives to a script of the reader's."""
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def links(text: str) -> Iterator[str]:
+    """Targets of links and images, without the part behind ``#``; not those in code."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r"^\[[^\]]+\]: (\S+)", text, flags=re.M)]:
+        yield target.split("#")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    missing = []
+    for target in links(page.read_text(encoding="utf-8")):
+        if target.startswith((OURS, RAW)):
+            found = (ROOT / target.removeprefix(OURS).removeprefix(RAW)).exists()
+        elif target.startswith(("http://", "https://")) or not target:
+            continue
+        else:
+            found = (page.parent / target).exists()
+        if not found:
+            missing.append(target)
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_of_code_that_are_named_are_there(page: Path) -> None:
+    names = {
+        path.name
+        for folder in ("src", "tests", "benchmarks", "examples", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    missing = []
+    for name in re.findall(r"[\w./-]*\w\.py\b", page.read_text(encoding="utf-8")):
+        path = name.lstrip("./").removeprefix("src/").removeprefix("distro_optim/")
+        if path in USERS_SCRIPTS or path.startswith("path/to"):
+            continue
+        if "/" in path:
+            path = re.sub(r"^.*/blob/main/", "", path)
+            found = any((folder / path).is_file() for folder in (ROOT, PACKAGE))
+        else:
+            found = path in names
+        if not found:
+            missing.append(name)
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", DOCS / "architecture.md"], ids=page_id)
+def test_folders_of_code_that_are_named_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+)`", page.read_text(encoding="utf-8"))
+    places = [ROOT, PACKAGE, PACKAGE / "strategy"]
+    assert [name for name in named if not any((place / name).is_dir() for place in places)] == []
+    assert named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_prose_is_wrapped(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    long = [line for line in text.splitlines() if len(line) > LINE and not line.startswith(("|", "    ", "[", "!["))]
+    assert long == []
+
+
+def test_the_readme_can_be_read_in_three_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+
+
+def test_the_readme_links_absolutely_as_it_is_read_elsewhere_too() -> None:
+    targets = list(links((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    documented = set(re.findall(r"^\.\. auto\w+:: (\S+)$", text, flags=re.M))
+    public = {f"distro_optim.{name}" for name in {*distro_optim.__all__, *distro_optim._HOMES}}
+    public |= {f"distro_optim.testing.{name}" for name in testing.__all__}
+    assert sorted(public - documented) == []
+    assert sorted(documented - public) == ["distro_optim.errors", "distro_optim.testing"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_public_names_are_imported_by_their_short_names(page: Path) -> None:
+    imports = re.findall(r"from distro_optim\.(\S+) import (.+)", page.read_text(encoding="utf-8"))
+    imported = {name.strip() for module, names in imports if module != "testing" for name in names.split(",")}
+    assert sorted(imported & {*distro_optim._HOMES}) == []
+
+
+def test_every_error_has_advice() -> None:
+    headings = re.findall(r"^### (\w+)$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.M)
+    classes = [name for name in errors.__all__ if name.endswith("Error")]
+    assert sorted(headings) == sorted(classes)
+
+
+def test_every_benchmark_has_a_page_with_its_command_and_date() -> None:
+    pages = {page: page.read_text(encoding="utf-8") for page in (DOCS / "benchmarks").glob("*.md")}
+    everything = "\n".join(pages.values())
+    assert [b.name for b in (ROOT / "benchmarks").glob("*.py") if f"benchmarks/{b.name}" not in everything] == []
+    for page, text in pages.items():
+        assert re.search(r"\b20\d\d-\d\d-\d\d\b", text), page
+        assert page.name == "index.md" or re.search(r"^    (python|make) ", text, flags=re.M), page
+
+
+def test_pictures_say_what_their_pages_say() -> None:
+    drawings = runpy.run_path(str(DOCS / "images" / "draw.py"))["drawings"]
+    stale = [name for name, svg in drawings().items() if (DOCS / "images" / name).read_text(encoding="utf-8") != svg]
+    assert stale == [], "run python docs/images/draw.py"
+
+
+def test_every_picture_is_shown() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = [path.name for path in (DOCS / "images").iterdir() if path.suffix in (".png", ".svg")]
+    assert [name for name in pictures if f"images/{name}" not in text] == []
