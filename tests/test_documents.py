@@ -88,6 +88,12 @@ def test_prose_is_wrapped(page: Path) -> None:
     assert long == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_prose_is_ordinary_english(page: Path) -> None:
+    unusual = r"\b(whoever|anew|for ever|to be had|in its stead|Who (joins|comes|differs|goes|is outside))\b"
+    assert [match[0] for match in re.finditer(unusual, page.read_text(encoding="utf-8"), flags=re.I)] == []
+
+
 def test_the_readme_can_be_read_in_three_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 
