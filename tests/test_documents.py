@@ -55,7 +55,7 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
 def test_files_of_code_that_are_named_are_there(page: Path) -> None:
     names = {
         path.name
-        for folder in ("src", "tests", "benchmarks", "examples", "docs")
+        for folder in ("src", "tests", "benchmarks", "examples", "docs", "scripts")
         for path in (ROOT / folder).rglob("*.py")
     }
     missing = []
