@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from collections.abc import Iterator
@@ -123,6 +124,20 @@ def test_every_error_has_advice() -> None:
     headings = re.findall(r"^### (\w+)$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.M)
     classes = [name for name in errors.__all__ if name.endswith("Error")]
     assert sorted(headings) == sorted(classes)
+
+
+def test_texts_of_errors_that_are_quoted_are_those_of_the_code() -> None:
+    texts = "\n".join(
+        node.value
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    rows = re.findall(r"^\| (`[^|]+`) \|", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.M)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    pieces = [piece.strip() for text in quoted for piece in re.split(r"\.\.\.|\bN\b", text) if len(piece.strip()) > 2]
+    assert [piece for piece in pieces if piece not in texts] == []
+    assert pieces
 
 
 def test_every_benchmark_has_a_page_with_its_command_and_date() -> None:
