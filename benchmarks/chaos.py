@@ -30,9 +30,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distro_optim.console import PlainLines
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.run_report import EVENT, ROUND, ReportLine, ReportReader
-from distro_optim.testnet.display import PlainDisplay
+from distro_optim.testnet.display import FORMS
 from distro_optim.testnet.faults import Fault, Kill, Restart
 from distro_optim.testnet.network import LocalNetwork, NetworkOptions, Outcome
 from distro_optim.testnet.watching import SwarmWatch
@@ -235,7 +236,7 @@ def run(args: argparse.Namespace, name: str, *, disturbed: bool) -> Result:
         settings=SETTINGS,
         timeout=args.timeout,
     )
-    outcome = LocalNetwork(options, PlainDisplay(), meanwhile=sky).run()
+    outcome = LocalNetwork(options, PlainLines(FORMS), meanwhile=sky).run()
     numbers = [peer.number for peer in outcome.watch.peers]
     reports = {number: ReportReader(out / f"peer-{number}.jsonl").read() for number in numbers}
     left = {number: out / f"peer-{number}.json" for number in numbers}

@@ -18,7 +18,6 @@ from typing_extensions import override
 
 from client.processes import DISTRO, TINY_LLAMA, Server, write_state, write_tokens
 from distro_optim.client.devices import LocalTrainers
-from distro_optim.client.display import Display
 from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
@@ -27,6 +26,7 @@ from distro_optim.comm.iroh.sharing import transfer as sharing
 from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.streams import split_address
 from distro_optim.comm.swarm import Channel
+from distro_optim.console import NO_FACTS, Display, Facts
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.models import building
 from distro_optim.models.causal_lm import CausalLM
@@ -121,7 +121,7 @@ class PeerTap:
         return keep
 
 
-class Watcher(Display):
+class Watcher(Display[Figures]):
     """Keeps what is shown."""
 
     def __init__(self) -> None:
@@ -130,15 +130,16 @@ class Watcher(Display):
         self.news: list[str] = []
 
     @override
-    def event(self, text: str, **facts: object) -> None:
+    def tell(self, text: str, facts: Facts = NO_FACTS, *, kind: str = "note", stays: bool = False) -> None:
         self.news.append(text)
 
     @override
-    def update(self, figures: Figures) -> None:
+    def update(self, figures: Figures) -> bool:
         view = figures.view
         self.fault = view.fault or self.fault
         if view.weights_step is not None and view.weights_root is not None:
             self.weights[view.weights_step] = view.weights_root
+        return True
 
 
 class ClientThread:

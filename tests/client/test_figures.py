@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from distro_optim.client.display import JsonLines, PlainLines, record, render, status_line
+from distro_optim.client.display import FORMS, record, render, status_line
 from distro_optim.client.figures import Figures, Progress, StepClock
 from distro_optim.client.metrics import MetricsServer
 from distro_optim.comm.swarm import PeerInfo
+from distro_optim.console import JsonLines, PlainLines
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.port import LossReport, RunView
@@ -108,8 +109,8 @@ def test_a_line_has_what_matters() -> None:
 
 def test_machines_get_one_object_a_line() -> None:
     stream = io.StringIO()
-    lines = JsonLines(stream, clock=lambda: 0.0)
-    lines.event("hello", key="value")
+    lines = JsonLines(FORMS, stream, clock=lambda: 0.0)
+    lines.tell("hello", {"key": "value"})
     lines.update(moment())
     lines.update(moment())  # not yet due again
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
@@ -123,7 +124,7 @@ def test_the_record_is_json_even_of_a_view_that_is_empty() -> None:
 
 def test_lines_from_strangers_have_no_control_characters() -> None:
     stream = io.StringIO()
-    PlainLines(stream).event("a\x1b[2Jb")
+    PlainLines(FORMS, stream).tell("a\x1b[2Jb")
     assert "\x1b" not in stream.getvalue()
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from coordinator.coordinator_swarm import METADATA, frame, key
 from distro_optim.cli import main
 from distro_optim.comm.framing import ClientLink
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.console import JsonLines, LivePicture, PlainLines, make_console
 from distro_optim.coordinator.client import RemoteCoordinator
 from distro_optim.coordinator.formats.text import to_toml
 from distro_optim.coordinator.messages import (
@@ -40,7 +42,7 @@ from distro_optim.coordinator.server.service import Connected, Disconnected
 from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ConfigurationError
-from distro_optim.serve.console import JsonLines, LiveTable, PlainLines, render, reporter_for
+from distro_optim.serve.console import FORMS, Reporter, Situation, render, reporter_for
 from distro_optim.serve.serving import read_allow_list
 from distro_optim.serve.status import ClientStatus, RunStatus
 from runs import client, elected, ready, report, waiting_run
@@ -349,7 +351,7 @@ def test_allow_lists_come_from_keys_and_files(tmp_path: Path) -> None:
     assert read_allow_list([str(path), keys[2].hex()]) == frozenset(keys)
     assert read_allow_list([]) is None
     path.write_text("abc\n")
-    with pytest.raises(ConfigurationError, match=r"keys\.txt, line 1: 'abc' is no key"):
+    with pytest.raises(ConfigurationError, match=r"keys\.txt, line 1: 'abc' is not a key"):
         read_allow_list([str(path)])
 
 
@@ -385,7 +387,7 @@ EVENTS: list[Any] = [
 
 def test_lines_for_people_say_what_happens_and_hold_no_control_characters() -> None:
     stream = io.StringIO()
-    with PlainLines(stream) as reporter:
+    with Reporter(PlainLines(FORMS, stream)) as reporter:
         for event in EVENTS:
             reporter.event(event)
         reporter.status(STATUS)
@@ -401,7 +403,7 @@ def test_lines_for_people_say_what_happens_and_hold_no_control_characters() -> N
 
 def test_lines_for_machines_are_json() -> None:
     stream = io.StringIO()
-    with JsonLines(stream) as reporter:
+    with Reporter(JsonLines(FORMS, stream)) as reporter:
         for event in EVENTS:
             reporter.event(event)
         reporter.status(STATUS)
@@ -423,7 +425,7 @@ def test_lines_for_machines_are_json() -> None:
 def test_output_that_goes_away_is_done_without(tmp_path: Path) -> None:
     for kind in (PlainLines, JsonLines):
         with open(tmp_path / "output", "w") as stream:
-            reporter = kind(stream)
+            reporter = Reporter(kind(FORMS, stream))
             reporter.event(EVENTS[1])
         reporter.event(EVENTS[1])
         reporter.status(STATUS)
@@ -432,7 +434,7 @@ def test_output_that_goes_away_is_done_without(tmp_path: Path) -> None:
 def test_a_flood_of_events_fills_no_disk() -> None:
     for kind in (PlainLines, JsonLines):
         stream = io.StringIO()
-        with kind(stream) as reporter:
+        with Reporter(kind(FORMS, stream)) as reporter:
             for _ in range(5000):
                 reporter.event(EVENTS[1])
             reporter.status(STATUS)
@@ -443,7 +445,7 @@ def test_a_flood_of_events_fills_no_disk() -> None:
 def test_the_table_shows_run_clients_and_events_without_control_characters() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=140, force_terminal=False)
-    console.print(render(STATUS, ["12:00:00 something happened"]))
+    console.print(render(Situation(STATUS, ("12:00:00 something happened",))))
     text = stream.getvalue()
     for part in ("demo", "Training (7 s)", "step 41/1000", "abababab", "Healthy", "12,346", "something happened"):
         assert part in text
@@ -453,16 +455,18 @@ def test_the_table_shows_run_clients_and_events_without_control_characters() -> 
 def test_many_clients_are_counted_below_the_table() -> None:
     many = replace(STATUS, clients=STATUS.clients * 100)
     stream = io.StringIO()
-    Console(file=stream, width=140).print(render(many, []))
+    Console(file=stream, width=140).print(render(Situation(many)))
     assert "and 176 more" in stream.getvalue()
 
 
 def test_the_reporter_suits_the_output() -> None:
-    assert isinstance(reporter_for(as_json=True, plain=False, stream=io.StringIO()), JsonLines)
-    assert isinstance(reporter_for(as_json=False, plain=False, stream=io.StringIO()), PlainLines)
+    for as_json, start in ((True, '{"time"'), (False, time.strftime("%H:"))):
+        output = io.StringIO()
+        reporter_for(as_json=as_json, plain=False, stream=output).tell("hello")
+        assert output.getvalue().startswith(start)
     stream = io.StringIO()
-    with LiveTable(Console(file=stream, force_terminal=True, width=120)) as table:
-        table.say("hello")
+    with Reporter(LivePicture(FORMS, make_console(stream, force_terminal=True, width=120))) as table:
+        table.tell("hello")
         table.event(EVENTS[1])
         table.status(STATUS)
     assert "hello" in stream.getvalue()

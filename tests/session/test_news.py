@@ -1,14 +1,20 @@
-"""News reach whoever runs a script: its own function, or where there is none, the log as Python shows it."""
+"""News reaches the user of a script: by its own function, or where there is none, by the log as Python shows it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.news import News
 from distro_optim.strategy.rounds import actions as act
+
+from .scripts import Script
+from .world import SessionWorld
 
 SENTENCE = "the checkpoint of step 3 could not be saved"
 
@@ -39,3 +45,30 @@ def test_what_the_script_is_told_is_not_shown_twice(caplog: pytest.LogCaptureFix
     News(None, RunEnvironment(), quiet=True).tell(SENTENCE)  # another process of this machine
     assert told == [SENTENCE]
     assert levels(caplog) == [logging.INFO] * 2
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_a_function_that_fails_stops_neither_the_start_nor_the_rounds(
+    error: type[Exception], make_world: Callable[..., SessionWorld], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def fail(text: str) -> NoReturn:
+        told.append(text)
+        raise error(text)
+
+    world = make_world(total_steps=8, epoch_time=200, init_min_clients=1, min_clients=1)
+    port = world.port(1)
+    # An empty folder to resume from is news before the run begins.
+    script = Script(session_settings={"on_event": fail, "checkpoint_dir": tmp_path, "resume": True})
+
+    def after(script: Script, _: object) -> None:
+        script.session._news.tell(SENTENCE)
+
+    script.after = after
+    world.run(port, script)
+    world.until_all_ended()
+    assert len(script.trained) == 7
+    assert len(told) > len(script.trained)
+    assert SENTENCE in told
+    assert [r.name for r in caplog.records if "on_event raised" in r.message] == ["distro_optim.callbacks"]

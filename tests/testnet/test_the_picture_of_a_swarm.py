@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from distro_optim.console import LivePicture, PlainLines, display_for, make_console
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.run_report import ENDED, JOINED, ROUND, ReportLine
-from distro_optim.testnet.display import LiveDisplay, PlainDisplay, display_for, render
+from distro_optim.testnet.display import FORMS, Situation, render
 from distro_optim.testnet.faults import FaultPlan, Join, Kill, Restart
 from distro_optim.testnet.network import parse_setting
 from distro_optim.testnet.watching import COMPARED_ROUNDS, PeerState, SwarmWatch
@@ -94,7 +95,7 @@ def test_the_table_shows_peers_events_and_differences_without_control_characters
     tell(watch, 1, step=41, loss=2.25, weights_hash="ef01")
     watch.events.append("12:00:00 \x1b]0;owned\x07")
     stream = io.StringIO()
-    Console(file=stream, width=80).print(render(watch, 12.0))
+    Console(file=stream, width=80).print(render(Situation(watch, 12.0)))
     text = stream.getvalue()
     for part in (
         "ROUND_TRAIN",
@@ -113,11 +114,11 @@ def test_the_table_shows_peers_events_and_differences_without_control_characters
 def test_in_a_terminal_the_table_is_redrawn_and_elsewhere_lines_are_printed() -> None:
     stream = io.StringIO()
     watch = swarm(1)
-    with LiveDisplay(Console(file=stream, force_terminal=True, width=160)) as display:
+    with LivePicture(FORMS, make_console(stream, force_terminal=True, width=160)) as display:
         tell(watch, 0, step=3, loss=2.5)
-        display.update(watch, 1.0)
+        display.update(Situation(watch, 1.0))
     assert "0 host" in stream.getvalue()
-    assert isinstance(display_for(as_json=False, plain=False, stream=io.StringIO()), PlainDisplay)
+    assert isinstance(display_for("tui", FORMS, io.StringIO()), PlainLines)
 
 
 def test_faults_come_once_and_in_the_order_of_their_steps() -> None:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-from typing_extensions import override
-
-from ..strategy.run_report import printable
+from ..console import Forms, printable
 from .figures import Figures
-from .options import Logs
 
-__all__ = ["Display", "display_for", "record", "render", "status_line"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
-REDRAW_SECONDS: Final = 0.5
+__all__ = ["FORMS", "record", "render", "status_line"]
+
 STATUS_SECONDS: Final = 30.0
 """Between two lines of figures where nothing is redrawn, as in Psyche's client."""
+
 RECORD_SECONDS: Final = 2.0
+"""Between two records for machines."""
+
 SHOWN_PEERS: Final = 16
+"""Rows that fit a terminal; of more peers the rest is counted."""
+
 _GAP: Final = "   "
 
 PHASES: Final = {
@@ -39,116 +34,7 @@ PHASES: Final = {
     "PAUSED": "red",
     "FINISHED": "cyan",
 }
-
-
-class Display(ABC):
-    """Where a client's news goes. Used as a context manager; may be told from several threads."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        return None
-
-    @abstractmethod
-    def event(self, text: str, **facts: object) -> None:
-        """Something happened; ``facts`` are for machines."""
-
-    @abstractmethod
-    def update(self, figures: Figures) -> None:
-        """How it goes; called every half second."""
-
-
-class Silent(Display):
-    """Nothing at all."""
-
-    @override
-    def event(self, text: str, **facts: object) -> None:
-        return None
-
-    @override
-    def update(self, figures: Figures) -> None:
-        return None
-
-
-class PlainLines(Display):
-    """A line for each event, each step, and now and then the figures."""
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stdout
-        self._clock = clock
-        self._due = clock()
-        self._loss_of: int | None = None
-
-    @override
-    def event(self, text: str, **facts: object) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {printable(text)}", file=self._stream, flush=True)
-
-    @override
-    def update(self, figures: Figures) -> None:
-        if self._clock() >= self._due:
-            self._due = self._clock() + STATUS_SECONDS
-            self.event(status_line(figures))
-
-
-class JsonLines(Display):
-    """One JSON object a line: events as they come, the figures every two seconds."""
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stdout
-        self._clock = clock
-        self._due = clock()
-
-    @override
-    def event(self, text: str, **facts: object) -> None:
-        self._write({"event": "note", "text": printable(text), **facts})
-
-    @override
-    def update(self, figures: Figures) -> None:
-        if self._clock() >= self._due:
-            self._due = self._clock() + RECORD_SECONDS
-            self._write({"event": "status", **record(figures)})
-
-    def _write(self, content: dict[str, object]) -> None:
-        print(json.dumps({"time": round(time.time(), 3), **content}), file=self._stream, flush=True)
-
-
-class LivePicture(Display):
-    """The run, our part, peers and last events, redrawn in place."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-
-    @override
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    @override
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.stop()
-
-    @override
-    def event(self, text: str, **facts: object) -> None:
-        return None  # the picture shows the last ones
-
-    @override
-    def update(self, figures: Figures) -> None:
-        self._live.update(render(figures), refresh=True)
-
-
-def display_for(logs: Logs, stream: TextIO | None = None) -> Display:
-    """What ``--logs`` asks for; a live picture only in a terminal."""
-    console = Console(file=stream)
-    match logs:
-        case "json":
-            return JsonLines(stream)
-        case "none":
-            return Silent()
-        case "tui" if console.is_terminal:
-            return LivePicture(console)
-        case _:
-            return PlainLines(stream)
+"""Colours of the phases of a run."""
 
 
 def status_line(figures: Figures) -> str:
@@ -204,7 +90,11 @@ def record(figures: Figures) -> dict[str, object]:
 
 
 def render(figures: Figures) -> RenderableType:
-    """The picture of :class:`LivePicture`."""
+    """The figures as a picture."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     view = figures.view
     head = Table.grid(padding=(0, 3))
     head.add_row(
@@ -240,6 +130,8 @@ def render(figures: Figures) -> RenderableType:
 
 
 def _peer_table(figures: Figures) -> Table:
+    from rich.table import Table
+
     table = Table(expand=False)
     for name in ("peer", "path", "round trip", "loss", "sent", "received"):
         table.add_column(name, justify="left" if name in ("peer", "path") else "right")
@@ -271,3 +163,8 @@ def _short(value: float | None) -> str:
             return f"{value:.0f} {prefix}" if not prefix else f"{value:.1f} {prefix}"
         value /= 1000
     return f"{value:.1f} T"
+
+
+FORMS: Final = Forms(
+    line=status_line, record=record, picture=render, line_seconds=STATUS_SECONDS, record_seconds=RECORD_SECONDS
+)

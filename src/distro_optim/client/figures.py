@@ -124,8 +124,8 @@ class Progress:
         """So many parameters of the model have come from peers."""
         self._downloaded = (done, total)
 
-    def event(self, text: str) -> None:
-        """News in words."""
+    def tell(self, text: str) -> None:
+        """Something happened, in a sentence."""
         self._events.append(text)
 
     def figures(self, view: RunView, state: Coordinator | None) -> Figures:

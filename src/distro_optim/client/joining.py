@@ -10,14 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import torch
+
+from ..callbacks import SafeCallback
 from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.signing import SecretKey
+from ..console import Display, display_for
+from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, RunError
 from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
-from .display import REDRAW_SECONDS, Display, display_for
+from .display import FORMS
 from .dummy import train_dummy
 from .figures import Figures, Progress
 from .metrics import MetricsServer
@@ -27,23 +32,29 @@ from .training import train_language_model
 
 __all__ = ["join"]
 
-MODEL_PATIENCE: Final = 3600.0
+REDRAW_SECONDS: Final = 0.5
+"""Between two updates of the display."""
 
 _log = logging.getLogger(__name__)
 
 
-def join(options: JoinOptions, display: Display | None = None) -> None:
-    """Takes part in a run until it ends. Ctrl-C (KeyboardInterrupt) leaves it politely.
+def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
+    """Takes part in a run until it ends. Ctrl-C (KeyboardInterrupt) leaves the run cleanly.
+
+    Args:
+        options: what was asked for.
+        display: where the news goes, in place of what ``options.logs`` says; whatever fails there, training goes on.
 
     Raises:
         ConfigurationError: an option cannot work, or the run has something that is not supported.
+        MissingDependencyError: something that an option needs is not installed; says how to install it.
         JoinRefusedError, CoordinatorLinkError, ProtocolError: the coordinator does not take us; says why.
-        ModelWeightsError, ModelTooLargeError, DataError: the run's model or data cannot be had.
+        ModelWeightsError, ModelTooLargeError, DataError: the run's model or data are not available.
         RunError: the run cannot go on with us.
     """
     devices = parse_devices(options.device, options.data_parallelism)
     key = _key(options.identity_secret_key_path)
-    port = Runtime.connect(
+    access = Runtime.connect(
         options.run,
         secret_key=key,
         relay=options.relay if options.relay in ("default", "none") else [options.relay],
@@ -54,41 +65,40 @@ def join(options: JoinOptions, display: Display | None = None) -> None:
     progress = Progress(key.public)
     with ExitStack() as stack:
         stack.enter_context(_log_file(options.write_log))
-        display = stack.enter_context(display if display is not None else display_for(options.logs))
+        display = stack.enter_context(display if display is not None else display_for(options.logs, FORMS))
         news = _News(progress, display)
-        stack.callback(port.close)
-        monitor = stack.enter_context(_Monitor(port, progress, display))
+        stack.callback(access.close)
+        monitor = stack.enter_context(_Monitor(access, progress, display))
         if options.metrics_port is not None:
             server = stack.enter_context(MetricsServer(options.metrics_port, monitor.figures))
             news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
         news.tell(f"joining {options.run[:60]}")
         load_libraries()
-        port.start()
-        state = port.state
+        access.start()
+        state = access.state
         if state is None:
-            raise RunError("the coordinator took us and told no state")
+            raise RunError("the coordinator accepted us but sent no state")
         news.tell(f"in the run {state.run_id!r}, step {state.progress.step} of {state.config.total_steps}")
         if is_without_tensors(state):
-            train_dummy(port, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
+            train_dummy(access, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
         else:
-            _train(port, options, devices, key, progress, news, stack)
+            _train(access, state, options, devices, key, progress, news, stack)
         news.tell("the run is finished")
 
 
 def _train(
-    port: RunPort,
+    access: RunPort,
+    state: Coordinator,
     options: JoinOptions,
-    devices: list,  # type: ignore[type-arg]
+    devices: list[torch.device],
     key: SecretKey,
     progress: Progress,
     news: _News,
     stack: ExitStack,
 ) -> None:
-    state = port.state
-    assert state is not None
     prepared = prepare(
-        port,
+        access,
         state,
         key=key,
         device=devices[0],
@@ -119,31 +129,32 @@ def _train(
 class _News:
     """News for the display, for those who scrape, and for the log."""
 
-    def __init__(self, progress: Progress, display: Display) -> None:
+    def __init__(self, progress: Progress, display: Display[Figures]) -> None:
         self._progress = progress
-        self._display = display
+        self._show = SafeCallback(display.tell, "the display")
 
     def tell(self, text: str, **facts: object) -> None:
-        self._progress.event(text)
-        self._display.event(text, **facts)
+        """Something happened, in a sentence; ``facts`` are the same for machines."""
+        self._progress.tell(text)
+        self._show(text, facts)
         _log.info("%s", text)
 
 
 class _Monitor:
     """Shows the figures twice a second, from a thread of its own, since the training thread computes."""
 
-    def __init__(self, port: RunPort, progress: Progress, display: Display) -> None:
-        self._port = port
+    def __init__(self, access: RunPort, progress: Progress, display: Display[Figures]) -> None:
+        self._access = access
         self._progress = progress
-        self._display = display
+        self._show = SafeCallback(lambda: display.update(self.figures()), "the display")
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._show, name="distro-optim-display", daemon=True)
+        self._thread = threading.Thread(target=self._keep_showing, name="distro-optim-display", daemon=True)
 
     def figures(self) -> Figures:
         """The present ones; for any thread."""
         with self._lock:
-            return self._progress.figures(self._port.view(), self._port.state)
+            return self._progress.figures(self._access.view(), self._access.state)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -152,14 +163,11 @@ class _Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._display.update(self.figures())
+        self._show()
 
-    def _show(self) -> None:
+    def _keep_showing(self) -> None:
         while not self._stop.wait(REDRAW_SECONDS):
-            try:
-                self._display.update(self.figures())
-            except (OSError, ValueError):  # the terminal is gone; training goes on
-                return
+            self._show()
 
 
 def _key(path: Path | None) -> SecretKey:

@@ -125,7 +125,7 @@ def read_allow_list(entries: Iterable[str]) -> frozenset[bytes] | None:
         for number, line in enumerate(lines, start=1):
             text = line.partition("#")[0].strip()
             if text and not _HEX_KEY.fullmatch(text):
-                raise ConfigurationError(f"{entry}, line {number}: {text!r} is no key", name="allow", value=text)
+                raise ConfigurationError(f"{entry}, line {number}: {text!r} is not a key", name="allow", value=text)
             if text:
                 keys.add(bytes.fromhex(text))
     return frozenset(keys)
@@ -141,7 +141,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         reporter: where the news goes.
 
     Raises:
-        ConfigurationError: the files or the address are no good; nothing was started.
+        ConfigurationError: a file or the address cannot be used; nothing was started.
     """
     configured = read_state_file(options.state)
     check_run(configured)
@@ -178,23 +178,23 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
             await servers.enter_async_context(server)
             stack.enter_context(reporter)
-            reporter.say(f"run {state.run_id}: {note}", run_id=state.run_id, step=state.progress.step)
-            reporter.say(f"listening on {listener.address}", address=listener.address)
+            reporter.tell(f"run {state.run_id}: {note}", run_id=state.run_id, step=state.progress.step)
+            reporter.tell(f"listening on {listener.address}", address=listener.address)
             if ways:
-                reporter.say(f"join with {ways[0]}/{state.run_id}")
+                reporter.tell(f"join with {ways[0]}/{state.run_id}")
             elif endpoint is None:
                 port = listener.address.rpartition(":")[2]
-                reporter.say(f"join with ADDRESS:{port}/{state.run_id}, ADDRESS being this machine's")
+                reporter.tell(f"join with ADDRESS:{port}/{state.run_id}, ADDRESS being this machine's")
             if endpoint is not None:
                 ticket = str(RunTicket(state.run_id, tuple(ways), endpoint))
-                reporter.say(f"join from anywhere with {ticket}", ticket=ticket)
+                reporter.tell(f"join from anywhere with {ticket}", ticket=ticket)
             if files is not None:
                 way_in = await TcpListener.bind(options.host, data_port)
                 data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
                 await servers.enter_async_context(DataServer(data, files, [way_in]))
-                reporter.say(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
+                reporter.tell(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
             await _report_until(stop, server, reporter)
-            reporter.say("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
+            reporter.tell("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
 
 
 @contextlib.asynccontextmanager
@@ -252,9 +252,9 @@ def _toggle_pause(service: CoordinatorService, reporter: Reporter) -> None:
             service.note(host.resume(service.unix_time(now)), now)
         else:
             service.note(host.pause(service.unix_time(now)), now)
-            reporter.say("pausing" if host.state.pending_pause else "paused")
+            reporter.tell("pausing" if host.state.pending_pause else "paused")
     except CoordinatorError as error:
-        reporter.say(str(error))
+        reporter.tell(str(error))
 
 
 @contextlib.contextmanager

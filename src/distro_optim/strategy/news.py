@@ -1,4 +1,4 @@
-"""What a session says of itself: to the log, to the script, and to whoever reads its report."""
+"""What a session tells people: in the log, through the script's own function, and in its report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from ..callbacks import SafeCallback
 from .environment import RunEnvironment
 from .port import RunEvent, RunFacts
 from .rounds import actions as act
@@ -13,25 +14,26 @@ from .run_report import RunReporter, weights_hash
 
 __all__ = ["News"]
 
-_SHOWN: Final = 3  # names of tensors in a sentence
+_SHOWN: Final = 3
+"""Names of tensors in a sentence."""
 
-_log = logging.getLogger(__name__)
+_log: Final = logging.getLogger(__name__)
 
 
 class News:
     """See the module.
 
     Args:
-        on_event: called with each sentence. Without it what a person should know is logged as a warning, which Python
-            shows unless it is told otherwise.
+        on_event: called with each sentence. What it raises is logged and stops nothing, but for KeyboardInterrupt and
+            SystemExit. Without it what a person should know is logged as a warning, which Python shows by default.
         environment: says where the report is wanted, if at all.
-        quiet: another process of this machine says the same.
+        quiet: another process of this machine tells the same.
     """
 
     def __init__(
         self, on_event: Callable[[str], None] | None, environment: RunEnvironment, *, quiet: bool = False
     ) -> None:
-        self._on_event = on_event
+        self._on_event = SafeCallback(on_event, "on_event") if on_event is not None else None
         self._environment = environment
         self._level = logging.INFO if quiet or on_event is not None else logging.WARNING
         self._reporter = RunReporter(None)
@@ -47,7 +49,13 @@ class News:
         )
 
     def tell(self, text: str, step: int | None = None, *, routine: bool = False) -> None:
-        """Something happened that a person should know, or if it is ``routine``, may want to; one sentence."""
+        """Something happened that a person should know.
+
+        Args:
+            text: that, in a sentence.
+            step: of the run; None takes that of the last round.
+            routine: a person may want to know it, but need not.
+        """
         _log.log(logging.INFO if routine else self._level, "%s", text)
         self._reporter.event(text, step=step)
         if self._on_event is not None:
@@ -59,12 +67,19 @@ class News:
             case act.Desynced(step=step, reason=reason, tensors=tensors):
                 more = " ..." if len(tensors) > _SHOWN else ""
                 named = f" ({', '.join(tensors[:_SHOWN])}{more})" if tensors else ""
-                self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them anew")
+                self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them again")
             case act.ResultMissing(step=step, batches=batches):
                 self.tell(f"step {step}: {len(batches)} results that count never came here", routine=True)
 
     def round(self, run: RunFacts, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
-        """We are done with a round; ``digests`` are of the weights at its start."""
+        """We are done with a round.
+
+        Args:
+            run: how it is going.
+            step: of the round.
+            loss: our own, a mean over our samples; None if we did not train.
+            digests: of the weights at the start of the round, 32 bytes for each tensor.
+        """
         if not self._reporter.is_writing:
             return
         view = run.view()
@@ -73,6 +88,7 @@ class News:
             step=step,
             run_state=view.run_state,
             num_peers=view.num_peers,
+            waiting_peers=view.waiting_peers,
             loss=loss,
             bytes_sent=view.bytes_sent,
             bytes_received=view.bytes_received,
@@ -82,7 +98,14 @@ class News:
         )
 
     def ended(self, run: RunFacts, step: int, digests: Callable[[], Sequence[bytes]], text: str) -> None:
-        """We leave the run; ``digests`` gives those of the weights as they are."""
+        """We leave the run.
+
+        Args:
+            run: how it is going.
+            step: of the run.
+            digests: gives those of the weights as they are, 32 bytes for each tensor; called if they are wanted.
+            text: why we leave, if not because the run is finished.
+        """
         if self._reporter.is_writing:
             view = run.view()
             self._reporter.ended(

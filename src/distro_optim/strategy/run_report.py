@@ -1,4 +1,4 @@
-"""How one peer of a run is doing, as a file of JSON lines: written by the peer, read by whoever watches it.
+"""How one peer of a run is doing, as a file of JSON lines: written by the peer, read by those who watch it.
 
 ::
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from ..console import printable
 from .environment import RunEnvironment
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "ReportReader",
     "RunReporter",
     "ddp_bytes",
-    "printable",
     "weights_hash",
 ]
 
@@ -52,15 +52,16 @@ MAX_TEXT: Final = 500
 """Characters of an event; part of it may come from a stranger."""
 
 MAX_LINE: Final = 16 * 1024
-"""Bytes; no line of ours is longer. What is, is skipped."""
+"""Bytes. No line that this module writes is longer; longer ones are skipped."""
 
 READ_AT_ONCE: Final = 1024 * 1024
-"""Bytes that a reader takes in a look, so that a huge file does not fill the memory."""
+"""Bytes that a reader takes at a time, so that a huge file does not fill the memory."""
 
 LARGEST_NUMBER: Final = 2**64
-"""What is above it counts nothing real, and whoever shows it may stumble over it."""
+"""A larger number counts nothing real, and may break what shows it."""
 
 BF16_BYTES: Final = 2
+"""Bytes of a bfloat16."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class ReportLine:
         epoch, step: of the run.
         run_state: phase of the run.
         num_peers: in the epoch.
+        waiting_peers: that wait for the next epoch; known to the host, left out of the reports of others.
         loss: mean over the peer's own batch; None if it did not train, or if it is not finite.
         bytes_sent, bytes_received: by this peer to and from all others, everything counted.
         ddp_bytes: that it would have sent if the gradients of these rounds were summed by a ring all-reduce in bf16.
@@ -95,6 +97,7 @@ class ReportLine:
     step: int = 0
     run_state: str = ""
     num_peers: int = 0
+    waiting_peers: int | None = None
     loss: float | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -109,13 +112,15 @@ class ReportLine:
         record = dataclasses.asdict(self)
         if self.loss is not None and not math.isfinite(self.loss):
             record["loss"] = None  # JSON has no word for it
+        if self.waiting_peers is None:
+            del record["waiting_peers"]
         record["time"] = round(self.time, 3)
         record["text"] = printable(self.text)[:MAX_TEXT]
         return json.dumps(record)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> ReportLine | None:
-        """Reads a line; None if it is none. Fields that are not known here are left out."""
+        """Reads a line; None if it is not one. Fields that are not known here are left out."""
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # ValueError: not JSON, or not UTF-8
@@ -128,7 +133,13 @@ class ReportLine:
         return cls(**known)
 
 
-_TYPES: Final = {"str": str, "int": int, "float": (int, float), "float | None": (int, float, type(None))}
+_TYPES: Final = {
+    "str": str,
+    "int": int,
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+}
 _FIELDS: Final[dict[str, Any]] = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(ReportLine)}
 
 
@@ -136,11 +147,6 @@ def _fits(value: object, types: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, types):
         return False
     return not isinstance(value, (int, float)) or abs(value) <= LARGEST_NUMBER  # false for NaN as well
-
-
-def printable(text: str) -> str:
-    """``text`` without control characters: part of it may come from a stranger, and a terminal obeys them."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def weights_hash(digests: Iterable[bytes]) -> str:
@@ -194,7 +200,7 @@ class RunReporter:
 
     @property
     def is_writing(self) -> bool:
-        """False if the lines go nowhere; whoever has to compute something for them can save the work."""
+        """False if the lines go nowhere, so that nothing has to be computed for them."""
         return self._file is not None
 
     def joined(self, *, run_state: str, epoch: int, step: int, num_peers: int, text: str = "") -> None:
@@ -211,6 +217,7 @@ class RunReporter:
         run_state: str,
         num_peers: int,
         loss: float | None,
+        waiting_peers: int | None = None,
         bytes_sent: int,
         bytes_received: int,
         seconds_training: float,
@@ -225,6 +232,7 @@ class RunReporter:
             step=step,
             run_state=run_state,
             num_peers=num_peers,
+            waiting_peers=waiting_peers,
             loss=loss,
             bytes_sent=bytes_sent,
             bytes_received=bytes_received,
@@ -290,7 +298,7 @@ class RunReporter:
             end = os.lseek(self._file, 0, os.SEEK_END)
             if end:
                 os.lseek(self._file, end - 1, os.SEEK_SET)
-                if os.read(self._file, 1) != b"\n":  # whoever wrote here before was killed in the middle of a line
+                if os.read(self._file, 1) != b"\n":  # the writer before was killed in the middle of a line
                     os.write(self._file, b"\n")
         except OSError as error:
             self._give_up(error)
@@ -321,7 +329,7 @@ class ReportReader:
         self._offset = 0
         self._rest = b""
         self.skipped = 0
-        """Lines that were none of ours."""
+        """Lines that are not of a report."""
 
     def read(self) -> list[ReportLine]:
         """The lines that have come since the last look."""
@@ -339,7 +347,7 @@ class ReportReader:
     def _take(self, data: bytes) -> Iterable[ReportLine]:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
-            self._rest = self._rest[:MAX_LINE]  # it is none of ours; its end will be skipped
+            self._rest = self._rest[:MAX_LINE]  # not of a report; its end will be skipped
         for text in lines:
             line = ReportLine.from_json(text) if len(text) < MAX_LINE else None
             if line is not None:

@@ -9,18 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
-from .display import JsonDisplay, display_for
+from ..console import JsonLines, Mode, display_for, print_lines, print_picture
 from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
-from .network import LocalNetwork, NetworkOptions, parse_setting
-from .summary import plot, summary_record, summary_table
 
 __all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the command's options to its parser."""
     parser.add_argument("script", type=Path, metavar="SCRIPT", help="a Python file that trains")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
     parser.add_argument("--peers", type=int, default=3, metavar="N", help="processes, the first hosts (%(default)s)")
@@ -47,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=180.0,
         metavar="SECONDS",
-        help="fail if nothing is heard of any peer for so long (%(default)s)",
+        help="fail if no peer reports anything for so long (%(default)s)",
     )
     parser.add_argument("--relay", default="none", metavar="none|default|URL", help="iroh relay (%(default)s)")
     parser.add_argument(
@@ -66,6 +62,11 @@ def run(options: argparse.Namespace) -> int:
         ConfigurationError: an option cannot work.
         KeyboardInterrupt: the user ended it, or SIGTERM did.
     """
+    # Here, so that the other commands do without all this.
+    from .display import FORMS
+    from .network import LocalNetwork, NetworkOptions, parse_setting
+    from .summary import plot, summary_record, summary_table
+
     arguments = tuple(options.arguments)
     request = NetworkOptions(
         script=options.script,
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
         stall_timeout=options.stall_timeout,
         target=options.target,
     )
-    display = display_for(as_json=options.json, plain=options.plain)
+    mode: Mode = "json" if options.json else "console" if options.plain else "tui"
+    display = display_for(mode, FORMS)
     try:
         with _sigterm_as_ctrl_c(), display:
             outcome = LocalNetwork(request, display).run()
@@ -88,14 +90,12 @@ def run(options: argparse.Namespace) -> int:
         raise
     image = options.plot or options.out / "losses.png"
     drawn = plot(outcome, image)
-    if isinstance(display, JsonDisplay):
+    if isinstance(display, JsonLines):
         display.write({**summary_record(outcome), "plot": str(image) if drawn else None})
     else:
-        console = Console()
-        console.print(summary_table(outcome))
-        lack = "no plot; it takes losses, and pip install 'distro-optim[plot]'"
-        console.print(f"plot: {image}" if drawn else lack, markup=False)
-        console.print(f"logs and reports: {options.out}", markup=False)
+        print_picture(summary_table(outcome))
+        lack = "no plot: there are no losses, or matplotlib is missing (pip install 'distro-optim[plot]')"
+        print_lines(f"plot: {image}" if drawn else lack, f"logs and reports: {options.out}")
     return 0 if outcome.succeeded else 1
 
 
@@ -112,7 +112,7 @@ def _faults(options: argparse.Namespace) -> Iterator[Fault]:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Whoever ends this process politely ends its peers as well."""
+    """SIGTERM and SIGHUP do what Ctrl-C does: they end the peers as well."""
 
     def interrupt(number: int, frame: object) -> None:
         print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-from typing_extensions import override
-
-from ..strategy.run_report import printable
+from ..console import Forms, printable
 from .watching import PeerState, PeerWatch, SwarmWatch
 
-__all__ = ["Display", "JsonDisplay", "LiveDisplay", "PlainDisplay", "display_for", "kilobytes", "peer_table", "render"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = ["FORMS", "Situation", "kilobytes", "peer_record", "peer_table", "render"]
 
 REDRAW_SECONDS: Final = 0.25
 
@@ -37,109 +30,19 @@ STATES: Final = {
     PeerState.FAILED: "bold red",
     PeerState.STOPPED: "yellow",
 }
+"""Colours of what a peer's process does."""
 
 
-class Display(ABC):
-    """Where the news of a network goes. Used as a context manager."""
+class Situation(NamedTuple):
+    """What is shown of a network: all that is known of it, and the seconds since its start."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        return None
-
-    @abstractmethod
-    def event(self, text: str, *, kind: str, **facts: str) -> None:
-        """Something happened; ``kind`` and ``facts`` are for machines."""
-
-    @abstractmethod
-    def update(self, watch: SwarmWatch, seconds: float) -> None:
-        """How it goes, ``seconds`` after the start; called several times a second."""
+    watch: SwarmWatch
+    seconds: float
 
 
-class PlainDisplay(Display):
-    """One line an event, and one every ten seconds."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-        self._due = 0.0
-
-    @override
-    def event(self, text: str, *, kind: str, **facts: str) -> None:
-        self._write(printable(text))
-
-    @override
-    def update(self, watch: SwarmWatch, seconds: float) -> None:
-        if seconds < self._due:
-            return
-        self._due = seconds + STATUS_SECONDS
-        self._write(describe(watch))
-
-    def _write(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream or sys.stdout, flush=True)
-
-
-class JsonDisplay(Display):
-    """One JSON object a line: events as they come, a status every second."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-        self._due = 0.0
-
-    @override
-    def event(self, text: str, *, kind: str, **facts: str) -> None:
-        self.write({"event": kind, "text": text, **facts})
-
-    @override
-    def update(self, watch: SwarmWatch, seconds: float) -> None:
-        if seconds >= self._due:
-            self._due = seconds + RECORD_SECONDS
-            self.write({"event": "status", "seconds": round(seconds, 1), **picture(watch)})
-
-    def write(self, record: dict[str, object]) -> None:
-        """One line."""
-        print(json.dumps({"time": round(time.time(), 3), **record}), file=self._stream or sys.stdout, flush=True)
-
-
-class LiveDisplay(Display):
-    """The table, redrawn in place."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-        self._due = 0.0
-
-    @override
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    @override
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.stop()
-
-    @override
-    def event(self, text: str, *, kind: str, **facts: str) -> None:
-        self._due = 0.0  # the table shows the last events
-
-    @override
-    def update(self, watch: SwarmWatch, seconds: float) -> None:
-        if seconds >= self._due:
-            self._due = seconds + REDRAW_SECONDS
-            self._live.update(render(watch, seconds), refresh=True)
-
-
-def display_for(*, as_json: bool, plain: bool, stream: TextIO | None = None) -> Display:
-    """The display that suits the output: JSON if asked for, the table in a terminal, else lines."""
-    if as_json:
-        return JsonDisplay(stream)
-    console = Console(file=stream)
-    if plain or not console.is_terminal:
-        return PlainDisplay(stream)
-    return LiveDisplay(console)
-
-
-def describe(watch: SwarmWatch) -> str:
-    """The present state in a line."""
+def status_line(now: Situation) -> str:
+    """The situation in a line."""
+    watch = now.watch
     peers = "  ".join(
         f"{peer.name}: {'-' if peer.smoothed_loss is None else f'{peer.smoothed_loss:.3f}'}"
         if peer.state is PeerState.RUNNING
@@ -150,12 +53,15 @@ def describe(watch: SwarmWatch) -> str:
     return f"step {watch.step}  {peers}  sent {kilobytes(sent)} (DDP {kilobytes(ddp)})"
 
 
-def picture(watch: SwarmWatch) -> dict[str, object]:
-    """The present state for machines."""
+def record(now: Situation) -> dict[str, object]:
+    """The situation for machines."""
+    watch = now.watch
     return {
+        "seconds": round(now.seconds, 1),
         "step": watch.step,
         "epoch": watch.epoch,
         "run_state": watch.run_state,
+        "waiting_peers": watch.waiting_peers,
         "peers": [peer_record(peer) for peer in watch.peers],
     }
 
@@ -179,17 +85,26 @@ def peer_record(peer: PeerWatch) -> dict[str, object]:
     }
 
 
-def render(watch: SwarmWatch, seconds: float) -> RenderableType:
-    """The picture of :class:`LiveDisplay`."""
+def render(now: Situation) -> RenderableType:
+    """The situation as a picture."""
+    from rich.console import Group
+    from rich.text import Text
+
+    watch = now.watch
     running = sum(1 for peer in watch.peers if peer.state is PeerState.RUNNING)
-    head = Text(watch.run_state or "starting", style="cyan")
-    head.append(f"   epoch {watch.epoch}   step {watch.step}   {running} peers   {seconds:.0f} s", style="default")
+    head = Text(printable(watch.run_state) or "starting", style="cyan")
+    waiting = f", {watch.waiting_peers} wait for the next epoch" if watch.waiting_peers else ""
+    head.append(
+        f"   epoch {watch.epoch}   step {watch.step}   {running} peers{waiting}   {now.seconds:.0f} s", style="default"
+    )
     return Group(
         head, peer_table(watch), _equality(watch), *(Text(printable(line), style="dim") for line in watch.events)
     )
 
 
 def _equality(watch: SwarmWatch) -> Text:
+    from rich.text import Text
+
     compared = watch.comparison
     if compared.differing:
         return Text(f"weights differed in {compared.differing} of {compared.compared} rounds", style="bold red")
@@ -198,6 +113,10 @@ def _equality(watch: SwarmWatch) -> Text:
 
 def peer_table(watch: SwarmWatch) -> Table:
     """One row a peer; fits in 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("peer", "state", "step", "loss", "sent", "with DDP", "training", "waiting", "weights"):
         table.add_column(name, justify="left" if name in ("peer", "state", "weights") else "right", no_wrap=True)
@@ -211,7 +130,7 @@ def peer_table(watch: SwarmWatch) -> Table:
             kilobytes(peer.ddp_bytes),
             f"{peer.seconds_training:.0f} s",
             f"{peer.seconds_waiting:.0f} s",
-            (peer.final_hash or peer.last.weights_hash)[:8] or "-",
+            Text(printable((peer.final_hash or peer.last.weights_hash)[:8]) or "-"),
         )
     return table
 
@@ -219,3 +138,13 @@ def peer_table(watch: SwarmWatch) -> Table:
 def kilobytes(count: float) -> str:
     """``count`` bytes in words, 1 kB being 1000 bytes."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+FORMS: Final = Forms(
+    line=status_line,
+    record=record,
+    picture=render,
+    line_seconds=STATUS_SECONDS,
+    record_seconds=RECORD_SECONDS,
+    picture_seconds=REDRAW_SECONDS,
+)

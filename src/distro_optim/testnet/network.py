@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ..callbacks import SafeCallback
+from ..console import Display
 from ..errors import ConfigurationError
 from ..strategy.environment import RunEnvironment, read_ticket
 from ..strategy.run_report import EVENT, ReportReader
-from .display import Display
+from .display import Situation
 from .faults import Fault, FaultPlan, Join, Kill, Restart
 from .processes import PeerProcess, end_all, tail
 from .watching import PeerState, PeerWatch, SwarmWatch
@@ -100,17 +102,22 @@ class LocalNetwork:
 
     Args:
         options: what to run.
-        display: where the news go.
+        display: where the news goes; whatever fails there, the network goes on.
         meanwhile: called several times a second, with what is known.
     """
 
     def __init__(
-        self, options: NetworkOptions, display: Display, *, meanwhile: Callable[[SwarmWatch], None] | None = None
+        self,
+        options: NetworkOptions,
+        display: Display[Situation],
+        *,
+        meanwhile: Callable[[SwarmWatch], None] | None = None,
     ) -> None:
         self.watch = SwarmWatch()
         self._options = options
         self._meanwhile = meanwhile
-        self._display = display
+        self._show = SafeCallback(display.update, "the display")
+        self._show_news = SafeCallback(display.tell, "the display")
         self._plan = FaultPlan(options.faults, peers=options.peers)
         self._fewest_peers = self._plan.fewest_peers
         self._done: list[Fault] = []
@@ -207,7 +214,7 @@ class LocalNetwork:
             self._follow_process(peer)
         if self._meanwhile is not None:
             self._meanwhile(self.watch)
-        self._display.update(self.watch, time.monotonic() - self._started)
+        self._show(Situation(self.watch, time.monotonic() - self._started))
 
     def _read(self, peer: PeerWatch) -> None:
         for line in self._readers[peer.number].read():
@@ -305,7 +312,7 @@ class LocalNetwork:
 
     def _tell(self, text: str, *, kind: str, **facts: str) -> None:
         self.watch.events.append(f"{time.strftime('%H:%M:%S')} {text}")
-        self._display.event(text, kind=kind, **facts)
+        self._show_news(text, facts, kind=kind)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

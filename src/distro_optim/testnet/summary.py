@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from ..console import printable
 from .display import kilobytes, peer_record, peer_table
 from .faults import Join, Kill, Restart
 from .network import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["plot", "summary_record", "summary_table"]
 
@@ -42,6 +42,10 @@ def summary_record(outcome: Outcome) -> dict[str, object]:
 
 def summary_table(outcome: Outcome) -> RenderableType:
     """For people."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     watch, compared = outcome.watch, outcome.watch.comparison
     facts = Table(title="The run", show_header=False)
     facts.add_column(style="bold")
@@ -52,7 +56,7 @@ def summary_table(outcome: Outcome) -> RenderableType:
     if watch.final_loss is not None:
         target = "" if outcome.target is None else f" (target: below {outcome.target:g})"
         facts.add_row("loss at the end", f"{watch.final_loss:.3f}{target}")
-    facts.add_row("weights of those who are left", _weights(outcome))
+    facts.add_row("weights of the peers that are left", _weights(outcome))
     facts.add_row(
         "weights compared during the run",
         f"{compared.compared} rounds, "
@@ -64,13 +68,14 @@ def summary_table(outcome: Outcome) -> RenderableType:
     waited, trained = sum(p.seconds_waiting for p in watch.peers), sum(p.seconds_training for p in watch.peers)
     if waited + trained:
         facts.add_row("waiting for others and the network", f"{100 * waited / (waited + trained):.0f} % of the time")
-    return Group(peer_table(watch), facts, *(Text(problem, style="bold red") for problem in outcome.problems))
+    lines = [line for problem in outcome.problems for line in problem.splitlines()]
+    return Group(peer_table(watch), facts, *(Text(printable(line), style="bold red") for line in lines))
 
 
 def _weights(outcome: Outcome) -> str:
     survivors = outcome.watch.survivors
     if outcome.watch.equal_at_the_end:
-        return f"{survivors[0].final_hash[:16]}, equal on all {len(survivors)}"
+        return f"{printable(survivors[0].final_hash[:16])}, equal on all {len(survivors)}"
     return "[red]they DIFFER[/red]"
 
 

@@ -127,6 +127,8 @@ class SwarmWatch:
         """The furthest that any peer has come in training."""
         self.run_state = ""
         self.epoch = 0
+        self.waiting_peers: int | None = None
+        """That wait for the next epoch, as the host last reported; None before."""
         self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
         self._hashes: dict[int, dict[str, int]] = {}
         self._compared = 0
@@ -146,6 +148,8 @@ class SwarmWatch:
             return
         if line.kind == ROUND:
             peer.rounds += 1
+            if line.waiting_peers is not None:
+                self.waiting_peers = line.waiting_peers
             if line.loss is not None:
                 peer.losses.append((line.step, line.loss))
                 before = line.loss if peer.smoothed_loss is None else peer.smoothed_loss

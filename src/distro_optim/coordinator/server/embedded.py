@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from typing_extensions import override
 
+from ...callbacks import SafeCallback
 from ...errors import ConfigurationError
 from ..client import CoordinatorClient, StateFeed
 from ..messages import ClientToServerMessage
@@ -40,7 +41,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
         clock: Unix time in seconds; by default the machine's, but setting that clock from now on moves no phase.
         tick_seconds: between two ticks.
         draw_seed: 64 fresh random bits. Seeds decide who trains what, so nobody should be able to guess them.
-        on_events: is told what happens.
+        on_events: is told what happens; what it raises is logged and stops nothing.
 
     Raises:
         ConfigurationError: ``tick_seconds`` is not above 0.
@@ -64,7 +65,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
         self._now = 0
         self._tick_seconds = tick_seconds
         self._draw_seed = draw_seed
-        self._on_events = on_events
+        self._on_events = SafeCallback(on_events, "on_events") if on_events is not None else None
         self._participants = LocalParticipants(host)
         self._published = host.state
         self._task: asyncio.Task[None] | None = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
+from ....callbacks import SafeCallback
 from ....errors import (
     ConfigurationError,
     DistroError,
@@ -160,7 +161,7 @@ class BlobService:
             providers: endpoint ids whose addresses the node's address book, or its lookup, knows.
             max_size: largest size to accept, in bytes.
             tag: set when the blob is there; without one the next garbage collection drops it.
-            progress: called on the loop after each proven stretch.
+            progress: called on the loop after each proven stretch; what it raises is logged and stops nothing.
             on_failure: called on the loop for each provider that failed.
 
         Raises:
@@ -169,6 +170,7 @@ class BlobService:
         """
         if max_size < 0:
             raise ConfigurationError(f"max_size must not be negative, got {max_size}", name="max_size", value=max_size)
+        progress = SafeCallback(progress, "progress") if progress is not None else None
         async with self._alone(root):
             blob = self.store.get(root)
             if blob is None:

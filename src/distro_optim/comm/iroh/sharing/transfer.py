@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ....callbacks import SafeCallback
 from ....errors import ExchangeError, PeerTimeoutError, ProtocolError
 from ...model_exchange import Check, Patience, SharedModel
 from ...tickets import BlobTicket
@@ -233,7 +234,7 @@ async def download_model(
         latencies: round-trip seconds of peers, where known.
         concurrent: downloads at a time.
         check: see :data:`~distro_optim.comm.model_exchange.Check`; after a ProtocolError the next peer is asked.
-        progress: called with parameters done and in all.
+        progress: called with parameters done and in all; what it raises is logged and stops nothing.
         patience: with peers that have nothing to share yet.
         seconds: of patience.
 
@@ -261,12 +262,13 @@ async def download_model(
     state = _Download(sharing, SharingPeers(found.peers, latencies=latencies), rest, fetch)
     slots = asyncio.Semaphore(concurrent)
     parameters: dict[str, torch.Tensor] = {}
+    told = SafeCallback(progress, "progress") if progress is not None else None
 
     async def one(name: str) -> None:
         async with slots:
             parameters[name] = await state.part(name, limit_of(name), lambda blob: _parameter_tensor(name, blob))
-        if progress is not None:
-            progress(len(parameters), len(config.parameter_names))
+        if told is not None:
+            told(len(parameters), len(config.parameter_names))
 
     failure: BaseException | None = None
     try:
