@@ -1,24 +1,30 @@
-"""The command ``distro-optim``."""
+"""The command ``distro-optim``: its subcommands, each of which is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ._version import __version__
 from .client import command as join_command
 from .errors import ConfigurationError, DistroError
+from .serve import command as serve_command
 from .testnet import command as testnet_command
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the status of the process: 0, 1 if it failed, 2 if it was asked for wrongly."""
+    """Runs a command.
+
+    Args:
+        arguments: of the command; None takes those of the process.
+
+    Returns:
+        the status of the process: 0 if all went well, 1 if it failed, 2 for wrong usage, 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
@@ -37,40 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distro-optim {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    serve = commands.add_parser(
-        "serve",
-        help="host a run for clients of ours and of Psyche",
-        description="Hosts a run: a coordinator that clients of ours and of Psyche join.",
-    )
-    serve.set_defaults(command=_serve)
-    serve.add_argument("--state", type=Path, required=True, metavar="FILE", help="the run, as in Psyche's state.toml")
-    serve.add_argument("--data", type=Path, metavar="FILE", help="serve training data too, as in Psyche's data.toml")
-    serve.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
-    serve.add_argument("--port", type=_port, default=20000, help="TCP port, 0 for any free one (%(default)s)")
-    serve.add_argument("--save-dir", type=Path, metavar="DIR", help="keep the run here, saved after each epoch")
-    serve.add_argument("--resume", action="store_true", help="go on from what is saved in --save-dir")
-    serve.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="KEY|FILE",
-        help="let only these public keys join: a key in hexadecimal, or a file with one a line; may be repeated",
-    )
-    serve.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
-    serve.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
-    serve.add_argument(
-        "--relay", type=_relay, default="default", metavar="default|none|URL", help="relay server for iroh"
-    )
-    serve.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
-    serve.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")
-    serve.add_argument(
-        "--keep-disconnected",
-        action="store_true",
-        help="leave a client that disconnects in its epoch (else it is withdrawn at once)",
-    )
-    output = serve.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON object a line")
-    output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
+    serve = commands.add_parser("serve", help="host a run that our clients and Psyche's can join")
+    serve.set_defaults(command=serve_command.run)
+    serve_command.add_options(serve)
 
     join = commands.add_parser("join", help="train in a run of Psyche's, without a script")
     join.set_defaults(command=join_command.run)
@@ -91,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tokenize = commands.add_parser(
         "tokenize",
-        help="make a file of tokens out of a folder of texts",
+        help="make a file of tokens from a folder of texts",
         description="Makes a file of tokens to train on out of a folder of texts. Can be interrupted: the same command "
         "goes on where it was, and the file is the same as if it had been made at once.",
     )
@@ -109,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only files called so; may be repeated",
     )
     tokenize.add_argument("--end-token", metavar="TOKEN", help="what ends a text, if not what the tokenizer says")
-    tokenize.add_argument("--restart", action="store_true", help="begin anew, whatever is there")
+    tokenize.add_argument("--restart", action="store_true", help="begin again, whatever is there")
     return parser
 
 
@@ -129,30 +104,6 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from .comm.serving.limits import ServerLimits
-    from .serve.console import reporter_for
-    from .serve.serving import ServeOptions, serve
-
-    request = ServeOptions(
-        state=options.state,
-        data=options.data,
-        host=options.host,
-        port=options.port,
-        save_dir=options.save_dir,
-        resume=options.resume,
-        allow=options.allow,
-        iroh=options.iroh,
-        key_file=options.key_file,
-        relay=options.relay,
-        init_warmup_time=options.init_warmup_time,
-        withdraw_on_disconnect=not options.keep_disconnected,
-        limits=ServerLimits(connections=options.max_connections),
-    )
-    asyncio.run(serve(request, reporter_for(as_json=options.json, plain=options.plain)))
-    return 0
-
-
 def _validate(options: argparse.Namespace) -> int:
     from .coordinator.rules.validation import check_run, model_problems
     from .coordinator.server.store import read_state_file
@@ -163,35 +114,3 @@ def _validate(options: argparse.Namespace) -> int:
         print(f"note: model.{field} {advice} for a run in the open")
     print(f"{options.state}: run {state.run_id!r} is in order")
     return 0
-
-
-def _count(text: str) -> int:
-    value = _number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = _number(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
-    return value
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _relay(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        good = text in ("default", "none") or (url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0)
-    except ValueError:  # of a port or an IPv6 address that is none
-        good = False
-    if not good:
-        raise argparse.ArgumentTypeError(f"must be default, none or a URL such as https://relay.example/, got {text!r}")
-    return text
