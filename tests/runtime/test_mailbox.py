@@ -93,7 +93,7 @@ def test_the_time_of_waiting_and_of_training_is_kept() -> None:
 def test_of_events_that_nobody_takes_the_oldest_go() -> None:
     mailbox = Mailbox(Clock())
     for step in range(1000):
-        mailbox.tell(Desynced(step=step, reason="test"))
+        mailbox.put_event(Desynced(step=step, reason="test"))
     events = mailbox.take_events()
     assert 0 < len(events) < 1000
     assert events[-1].step == 999

@@ -243,7 +243,7 @@ class RoundDriver:
                 _log.debug("dropped: %s", action)
             case act.ResultMissing() | act.Desynced():
                 self._journal.event(action)
-                self._mailbox.tell(action)
+                self._mailbox.put_event(action)
             case act.RunEnded():
                 self._journal.ended(action)
                 self._mailbox.put(action)
@@ -266,7 +266,7 @@ class RoundDriver:
                         await self.swarm.announce(data, channel=Channel.OWN_KIND)
             except DistroError as error:
                 # It is repeated later; and if the swarm is closed, the task that listens to it ends the run.
-                self._journal.note(f"a message to the peers was lost: {error}")
+                self._journal.tell(f"a message to the peers was lost: {error}")
             finally:
                 self._to_peers.task_done()
 

@@ -21,7 +21,11 @@ from .mailbox import Mailbox
 __all__ = ["Journal"]
 
 _MAX_NOTES: Final = 50
+"""The last events that are kept. Chosen arbitrarily."""
+
 _NO_LOSS: Final = float("nan")
+"""What a report says before the first batch, as in Psyche's client."""
+
 _ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
 
 
@@ -30,7 +34,7 @@ class Journal:
 
     Args:
         run_id: the run.
-        me: whose notes they are.
+        me: the client.
         clock: monotonic seconds.
         reports: what clients last reported, where that is known.
         waiting: how many clients wait for the next epoch, where that is known.
@@ -63,8 +67,8 @@ class Journal:
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    def note(self, words: str) -> None:
-        """A line among the last events."""
+    def tell(self, words: str) -> None:
+        """A line among the last events of :meth:`view`."""
         step = self._state.progress.step if self._state is not None else 0
         self._notes.append(f"step {step}: {words}")
 
@@ -79,43 +83,47 @@ class Journal:
         if before is not None:
             ours, theirs = _members(state), _members(before)
             if before.epoch_state.start_timestamp == state.epoch_state.start_timestamp and theirs - ours:
-                self.note(f"{', '.join(sorted(map(str, theirs - ours)))} left")
+                self.tell(f"{', '.join(sorted(map(str, theirs - ours)))} left")
 
     def _note_phase(self, state: Coordinator) -> None:
         match state.run_state:
             case RunState.WARMUP:
                 count = len(state.epoch_state.clients)
-                self.note(f"epoch {state.progress.epoch} forms, with {count} peer{'s' if count != 1 else ''}")
+                self.tell(f"epoch {state.progress.epoch} forms, with {count} peer{'s' if count != 1 else ''}")
             case RunState.WAITING_FOR_MEMBERS:
-                self.note("waiting for members")
+                self.tell("waiting for members")
             case RunState.PAUSED:
-                self.note("the run is paused")
+                self.tell("the run is paused")
 
     def connection(self, connected: bool) -> None:
         """Whether there is a link to the coordinator."""
         if connected is not self._connected:
-            self.note("the link to the coordinator is back" if connected else "the link to the coordinator is lost")
+            self.tell("the link to the coordinator is back" if connected else "the link to the coordinator is lost")
         self._connected = connected
 
     def event(self, event: Desynced | ResultMissing) -> None:
+        """Something happened to our weights."""
         match event:
             case Desynced(reason=reason, tensors=tensors):
                 where = f" (first in {tensors[0]})" if tensors else ""
-                self.note(f"our weights differ: {reason}{where}; they are loaded anew when the next epoch forms")
+                self.tell(f"our weights differ: {reason}{where}; they are loaded again when the next epoch forms")
             case ResultMissing(batches=batches):
-                self.note(f"{len(batches)} results that count never came")
+                self.tell(f"{len(batches)} results that count never came")
 
     def ended(self, action: RunEnded) -> None:
-        self.note(action.error or "the run is finished")
+        """The run is over for us."""
+        self.tell(action.error or "the run is finished")
 
     def trained(self, step: int, loss: float | None) -> None:
+        """We trained the batch of ``step``; ``loss`` is the mean over its samples, if it is known."""
         if loss is not None:
             self._loss = LossReport(step=step, loss=loss)
 
     def hashed(self, step: int, digests: Sequence[bytes]) -> None:
+        """Our weights at the start of ``step`` have these digests, 32 bytes for each tensor."""
         self._weights = (step, merkle_root(list(digests)))
 
-    # -- what is told --------------------------------------------------------------------------------------------------
+    # -- what it tells -------------------------------------------------------------------------------------------------
 
     def metadata(self, step: int) -> WitnessMetadata:
         """What goes along with a witness's report, for people to look at."""

@@ -1,6 +1,6 @@
-"""What lies between the thread of the network and the thread that trains: one queue, and the list of what is cancelled.
+"""What lies between the thread of the network and the thread that trains: a queue, and the list of what is cancelled.
 
-Also keeps the time, for both sides tell here when they begin and end.
+It also keeps the time, since both sides report here when they begin and end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _SLICE_SECONDS: Final = 0.2
 """A wait is made of pieces of this length: on some systems Ctrl-C does not end a wait on a lock."""
 
 _MAX_EVENTS: Final = 256
+"""Of more that nobody takes, the oldest are forgotten. Chosen arbitrarily."""
+
 _MAX_CANCELLED: Final = 1024
 """Far more rounds than a trainer can lag behind. Chosen arbitrarily."""
 
@@ -30,7 +32,6 @@ class Mailbox:
         clock: monotonic seconds.
 
     Attributes:
-        seconds_waiting: that the training thread has spent in :meth:`take`.
         seconds_training: between taking a :class:`~.actions.TrainBatch` and :meth:`answered`.
         rounds_trained, rounds_cancelled: answers.
     """
@@ -51,13 +52,14 @@ class Mailbox:
 
     @property
     def seconds_waiting(self) -> float:
+        """Seconds that the training thread has spent in :meth:`take`, a wait that goes on included."""
         since = self._waiting_since
         return self._seconds_waiting + (self._clock() - since if since is not None else 0.0)
 
     # -- from the network's thread -------------------------------------------------------------------------------------
 
     def put(self, action: TrainerAction) -> None:
-        """One thing more to do."""
+        """One more thing to do."""
         with self._changed:
             self._actions.append(action)
             self._changed.notify_all()
@@ -67,8 +69,8 @@ class Mailbox:
         with self._changed:
             self._cancelled.append(step)
 
-    def tell(self, event: RunEvent) -> None:
-        """Something happened."""
+    def put_event(self, event: RunEvent) -> None:
+        """Something happened; see :meth:`take_events`."""
         with self._changed:
             self._events.append(event)
 
@@ -79,7 +81,7 @@ class Mailbox:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """As :meth:`end`, and what is there is not to be done any more."""
+        """As :meth:`end`, but what is there is dropped."""
         with self._changed:
             self._actions.clear()
         self.end(error)
@@ -87,20 +89,19 @@ class Mailbox:
     # -- from the training thread --------------------------------------------------------------------------------------
 
     def take(self, timeout: float | None = None) -> TrainerAction | None:
-        """The next action; None if none comes in ``timeout`` seconds. Raises what :meth:`end` was given."""
+        """The next action; None if none comes within ``timeout`` seconds. Raises what :meth:`end` was given."""
         began = self._clock()
         end = None if timeout is None else began + timeout
         self._waiting_since = began
         try:
             with self._changed:
-                while not self._actions and self._error is None:
+                while not self._actions:
+                    if self._error is not None:
+                        raise self._error
                     left = _SLICE_SECONDS if end is None else min(_SLICE_SECONDS, end - self._clock())
                     if left <= 0:
                         return None
                     self._changed.wait(left)
-                if not self._actions:
-                    assert self._error is not None
-                    raise self._error
                 action = self._actions.popleft()
         finally:
             self._waiting_since = None
@@ -110,6 +111,7 @@ class Mailbox:
         return action
 
     def is_cancelled(self, step: int) -> bool:
+        """Whether the training of ``step`` is to be stopped."""
         return step in self._cancelled or self._error is not None
 
     def answered(self, *, trained: bool) -> None:
@@ -123,6 +125,7 @@ class Mailbox:
             self.rounds_cancelled += 1
 
     def take_events(self) -> list[RunEvent]:
+        """What has happened since the last call."""
         with self._changed:
             events = list(self._events)
             self._events.clear()
