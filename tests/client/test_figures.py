@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from distro_optim.cli import main
 from distro_optim.client.display import FORMS, record, render, status_line
 from distro_optim.client.figures import Figures, Progress, StepClock
+from distro_optim.client.joining import join
 from distro_optim.client.metrics import MetricsServer
+from distro_optim.client.options import JoinOptions
 from distro_optim.comm.swarm import PeerInfo
 from distro_optim.console import JsonLines, PlainLines
 from distro_optim.coordinator.types import BatchId
-from distro_optim.errors import ConfigurationError
+from distro_optim.errors import ConfigurationError, MissingDependencyError
 from distro_optim.strategy.port import LossReport, RunView
 from distro_optim.strategy.rounds.actions import DropReason
 
@@ -142,3 +147,16 @@ def test_prometheus_reads_the_figures() -> None:
 def test_a_port_that_is_taken_is_refused() -> None:
     with MetricsServer(0, moment) as server, pytest.raises(ConfigurationError, match="give another one"):
         MetricsServer(server.port, moment)
+
+
+def test_without_the_extra_the_command_says_how_to_install_it_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)  # importing it fails
+    key = tmp_path / "me.key"
+    with pytest.raises(MissingDependencyError, match=r"pip install 'distro-optim\[metrics\]'"):
+        join(JoinOptions(run="127.0.0.1:1/nobody", metrics_port=0, identity_secret_key_path=key))
+    assert not key.exists()
+    assert main(["join", "127.0.0.1:1/nobody", "-i", str(key), "--metrics-local-port", "0"]) == 1
+    assert "pip install 'distro-optim[metrics]'" in capsys.readouterr().err
+    assert not key.exists()

@@ -88,3 +88,16 @@ def test_the_help_says_that_evaluation_is_out_of_scope(capsys: pytest.CaptureFix
 def test_peers_may_be_named_more_than_once() -> None:
     assert asked("psyche1abc", "--peer", "a", "--peer", "b").peers == ("a", "b")
     assert asked("psyche1abc").peers == ()
+
+
+def test_the_former_name_of_give_up_seconds_is_taken_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="give_up_seconds"):
+        options = JoinOptions(run="psyche1abc", patience=7.0)
+    assert options.give_up_seconds == 7.0
+    assert options == JoinOptions(run="psyche1abc", give_up_seconds=7.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_time_after_which_a_run_counts_as_lost_is_above_0(seconds: float) -> None:
+    with pytest.raises(ConfigurationError, match="give_up_seconds"):
+        JoinOptions(run="psyche1abc", give_up_seconds=seconds)

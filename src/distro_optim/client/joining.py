@@ -25,7 +25,7 @@ from .devices import LocalTrainers, parse_devices
 from .display import FORMS
 from .dummy import train_dummy
 from .figures import Figures, Progress
-from .metrics import MetricsServer
+from .metrics import MetricsServer, load_prometheus
 from .options import JoinOptions
 from .preparing import is_without_tensors, load_libraries, prepare
 from .training import train_language_model
@@ -52,6 +52,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         ModelWeightsError, ModelTooLargeError, DataError: the run's model or data are not available.
         RunError: the run cannot go on with us.
     """
+    if options.metrics_port is not None:
+        load_prometheus()
     devices = parse_devices(options.device, options.data_parallelism)
     key = _key(options.identity_secret_key_path)
     access = Runtime.connect(
@@ -60,7 +62,7 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         relay=options.relay if options.relay in ("default", "none") else [options.relay],
         bind_addr=options.bind_addr,
         peers=options.peers,
-        give_up_seconds=options.patience,
+        give_up_seconds=options.give_up_seconds,
     )
     progress = Progress(key.public)
     with ExitStack() as stack:

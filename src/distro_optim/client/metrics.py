@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 from ..errors import ConfigurationError, MissingDependencyError
 from ..strategy.rounds.actions import DropReason
 from .figures import Figures
 
-__all__ = ["MetricsServer", "gauges"]
+__all__ = ["MetricsServer", "counters", "gauges", "load_prometheus"]
+
+
+def load_prometheus() -> ModuleType:
+    """prometheus_client, which comes with an extra; called before anything is opened, so that its lack is told at once.
+
+    Raises:
+        MissingDependencyError: it is not installed; says how to install it.
+    """
+    try:
+        import prometheus_client
+    except ImportError:
+        raise MissingDependencyError(
+            "--metrics-local-port needs prometheus-client: pip install 'distro-optim[metrics]'"
+        ) from None
+    return prometheus_client
 
 
 def gauges(figures: Figures) -> Iterator[tuple[str, str, float | None]]:
@@ -57,13 +72,11 @@ class MetricsServer:
 
     Raises:
         ConfigurationError: the port is taken.
+        MissingDependencyError: prometheus-client is not installed.
     """
 
     def __init__(self, port: int, figures: Callable[[], Figures]) -> None:
-        try:
-            import prometheus_client
-        except ImportError as error:
-            raise MissingDependencyError("--metrics-local-port needs: pip install prometheus-client") from error
+        prometheus_client = load_prometheus()
         registry = prometheus_client.CollectorRegistry(auto_describe=False)
         registry.register(_Collector(figures))
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
+from ..console import Mode
 from ..errors import ConfigurationError
 
-__all__ = ["JoinOptions", "Logs"]
+__all__ = ["JoinOptions"]
 
-Logs = Literal["tui", "console", "json", "none"]
+GIVE_UP_SECONDS: Final = 120.0
+"""A host that is started again, from its checkpoint, is back within this time. Chosen arbitrarily."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class JoinOptions:
 
     Attributes:
         run: a ticket, or ``host:port/run-id``.
-        identity_secret_key_path: file with our secret key, made if there is none; None is somebody new each time.
+        identity_secret_key_path: file with our secret key, made if there is none; None makes a new one each time.
         relay: ``"default"``, ``"none"`` or the URL of a relay.
         bind_addr: where our endpoint listens.
         peers: endpoint tickets of peers that nothing else leads to.
@@ -37,7 +40,11 @@ class JoinOptions:
         write_log: file to which log lines are added.
         metrics_port: port on this machine for Prometheus; None has none.
         dummy_training_delay_secs: how long the training of a run without a model takes.
-        patience: seconds without a link to the coordinator after which the run counts as lost.
+        give_up_seconds: without a link to the coordinator, after which the run counts as lost.
+        patience: the former name of ``give_up_seconds``.
+
+    Raises:
+        ConfigurationError: a count is below 1, or the time is not above 0.
     """
 
     run: str
@@ -53,13 +60,23 @@ class JoinOptions:
     data: Path | None = None
     checkpoint_dir: Path | None = None
     keep_steps: int = 3
-    logs: Logs = "tui"
+    logs: Mode = "tui"
     write_log: Path | None = None
     metrics_port: int | None = None
     dummy_training_delay_secs: float = 0.0
-    patience: float = 120.0
+    give_up_seconds: float = GIVE_UP_SECONDS
+    patience: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, patience: float | None) -> None:
+        if patience is not None:
+            warnings.warn("patience is now called give_up_seconds", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "give_up_seconds", patience)
+        if not self.give_up_seconds > 0:
+            raise ConfigurationError(
+                f"give_up_seconds must be above 0, got {self.give_up_seconds}",
+                name="give_up_seconds",
+                value=self.give_up_seconds,
+            )
         for name in ("data_parallelism", "micro_batch_size", "keep_steps"):
             value = getattr(self, name)
             if value < 1:
