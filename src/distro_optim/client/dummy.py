@@ -13,13 +13,12 @@ from typing import Final
 
 from ..compress import CompressedUpdate, make_plan
 from ..errors import RunError
+from ..strategy.polling import POLL_SECONDS
 from ..strategy.port import RunPort
 from ..strategy.rounds import actions as act
 from .figures import Progress
 
 __all__ = ["train_dummy"]
-
-_SLICE_SECONDS: Final = 0.1
 
 DUMMY_LOSS: Final = 1.0
 """``shared/modeling/src/dummy.rs``."""
@@ -59,7 +58,7 @@ def train_dummy(
                 progress.begins(step, batch)
                 end = clock() + seconds
                 while clock() < end and not port.is_cancelled(step):
-                    sleep(min(_SLICE_SECONDS, max(0.0, end - clock())))
+                    sleep(min(POLL_SECONDS, max(0.0, end - clock())))
                 if port.is_cancelled(step):
                     port.cancelled(step)
                     progress.ends(None)

@@ -19,6 +19,7 @@ What the rooms below share:
 ``port``           what the training thread sees of a run
 ``options``        the arguments that sessions, strategies and connections share
 ``forwarding``     an access to a run that stands before another one
+``polling``        how often a wait looks whether to go on
 ``sample_order``   which samples the coordinator's data indices mean
 ``news``           what a session says of itself
 ``run_report``     how a peer is doing, as a file of JSON lines

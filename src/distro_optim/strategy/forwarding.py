@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from typing_extensions import override
 
 from ..comm.model_exchange import SharedModel
+from .polling import POLL_SECONDS
 from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunLife, TrainerAction
 
 __all__ = [
@@ -18,9 +19,6 @@ __all__ = [
     "ForwardingSharing",
     "interruptible",
 ]
-
-_SLICE_SECONDS: Final = 0.1
-"""A wait is not interrupted for this long. Well below what a person notices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ class _InterruptibleActions(ForwardingActions):
         left = float("inf") if timeout is None else timeout
         while True:
             self._interrupt()
-            action = self.inner.next_action(min(left, _SLICE_SECONDS))
-            left -= _SLICE_SECONDS
+            action = self.inner.next_action(min(left, POLL_SECONDS))
+            left -= POLL_SECONDS
             if action is not None or left <= 0:
                 return action

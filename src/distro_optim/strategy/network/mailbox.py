@@ -10,13 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from ..polling import POLL_SECONDS
 from ..port import RunEvent, TrainerAction
 from ..rounds.actions import TrainBatch
 
 __all__ = ["Mailbox"]
-
-_SLICE_SECONDS: Final = 0.2
-"""A wait is made of pieces of this length: on some systems Ctrl-C does not end a wait on a lock."""
 
 _MAX_EVENTS: Final = 256
 """Of more that nobody takes, the oldest are forgotten. Chosen arbitrarily."""
@@ -98,7 +96,7 @@ class Mailbox:
                 while not self._actions:
                     if self._error is not None:
                         raise self._error
-                    left = _SLICE_SECONDS if end is None else min(_SLICE_SECONDS, end - self._clock())
+                    left = POLL_SECONDS if end is None else min(POLL_SECONDS, end - self._clock())
                     if left <= 0:
                         return None
                     self._changed.wait(left)

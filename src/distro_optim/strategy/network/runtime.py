@@ -42,6 +42,7 @@ from ...errors import (
 )
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
+from ..polling import POLL_SECONDS
 from ..port import RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
@@ -70,9 +71,6 @@ CLOSE_SECONDS: Final = 5.0
 
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""
-
-_SLICE_SECONDS: Final = 0.2
-"""How long a wait is not interrupted."""
 
 _log = logging.getLogger(__name__)
 
@@ -386,7 +384,7 @@ class Runtime(RunPort):
         try:
             while True:
                 try:
-                    return future.result(_SLICE_SECONDS)
+                    return future.result(POLL_SECONDS)
                 except (TimeoutError, concurrent.futures.TimeoutError):
                     if future.done():
                         return future.result()
