@@ -51,6 +51,7 @@ Facts = Mapping[str, object]
 """What a piece of news says, for machines; JSON by its values."""
 
 NO_FACTS: Final[Facts] = MappingProxyType({})
+"""For news that says nothing more than its sentence."""
 
 T = TypeVar("T")
 

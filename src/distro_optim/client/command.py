@@ -25,10 +25,11 @@ _RELAYS: Final = {"n0": "default", "disabled": "none"}
 """Names that Psyche's client has for relays."""
 
 _DEFAULT: Final = object()
+"""An option that was not given, so that the environment is asked."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's options. Defaults stay out, so that the environment can stand in for what is not given."""
+    """Adds the command's options to its parser, without defaults: the environment may say what is not given."""
     parser.description = DESCRIPTION
     parser.add_argument("run", nargs="?", metavar="RUN", help="a ticket, host:port/run-id, or host:port")
     parser.add_argument("run_name", nargs="?", metavar="RUN-ID", help="the run's name, after host:port")
@@ -38,7 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add("--server-addr", metavar="HOST:PORT", help="of the coordinator, in place of RUN")
     add("--run-id", metavar="NAME", help="of the run there")
-    add("-i", "--identity-secret-key-path", metavar="FILE", help="who we are; made if there is none (somebody new)")
+    add(
+        "-i",
+        "--identity-secret-key-path",
+        metavar="FILE",
+        help="our secret key; made if missing (a new one each time)",
+    )
     add("--bind-p2p-port", metavar="N", help="UDP port (any free one)")
     add("--bind-p2p-interface", metavar="ADDRESS", help="IPv4 address to listen on (all)")
     add("--iroh-relay", metavar="default|none|URL", help="relay server for peers behind firewalls (default)")
@@ -48,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--micro-batch-size", metavar="N", help="sequences in a forward pass (1)")
     add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
     add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
-    add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that has them on your disk")
+    add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that wants them on your disk")
     add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
     add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
@@ -60,6 +66,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def options_from(options: argparse.Namespace, environment: Mapping[str, str]) -> Any:
     """What was asked for, by options and, where those are silent, by the environment.
+
+    Args:
+        options: as :func:`add_options` has them parsed.
+        environment: variables by name.
+
+    Returns:
+        the :class:`~.options.JoinOptions`.
 
     Raises:
         ConfigurationError: an option is missing or makes no sense; says which.
@@ -122,7 +135,7 @@ def _run(options: argparse.Namespace, given: Callable[[str], Any]) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Joins; 0 when the run is finished."""
+    """Joins; 0 when the run is finished. Raises what :func:`~.joining.join` does."""
     request = options_from(options, os.environ)
     from .joining import join
 
@@ -157,7 +170,7 @@ _EXPECTED: Final[Mapping[Callable[[str], Any], str]] = {
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Whoever ends us politely finds that we leave the run politely."""
+    """SIGTERM does what Ctrl-C does: the run is left cleanly."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -19,13 +19,14 @@ from ..models.causal_lm import CausalLM
 __all__ = ["LocalTrainers", "parse_devices"]
 
 _LIST: Final = re.compile(r"cuda:(\d+(?:,\d+)*)")
+"""``--device`` with numbers of CUDA devices."""
 
 
 def parse_devices(device: str, count: int) -> list[torch.device]:
     """The devices that ``--device`` and ``--data-parallelism`` mean, the first of which has the weights.
 
     Raises:
-        ConfigurationError: there are no such devices here.
+        ConfigurationError: this machine does not have these devices.
     """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
@@ -68,7 +69,7 @@ def parse_devices(device: str, count: int) -> list[torch.device]:
         raise ConfigurationError(
             f"--device {device}: give auto, cpu, mps, cuda, cuda:N or cuda:X,Y,Z", name="device", value=device
         )
-    # More than one on the CPU is of no use but to try it out.
+    # More than one on the CPU is only useful to try it out.
     return [torch.device(device)] * count
 
 

@@ -23,6 +23,7 @@ SHOWN_PEERS: Final = 16
 """Rows that fit a terminal; of more peers the rest is counted."""
 
 _GAP: Final = "   "
+"""Between two figures of a line of the picture."""
 
 PHASES: Final = {
     "CONNECTING": "yellow",
@@ -168,3 +169,4 @@ def _short(value: float | None) -> str:
 FORMS: Final = Forms(
     line=status_line, record=record, picture=render, line_seconds=STATUS_SECONDS, record_seconds=RECORD_SECONDS
 )
+"""The forms of a client's :class:`~.figures.Figures`."""

@@ -21,8 +21,10 @@ KEPT_STEPS: Final = 16
 """Durations of steps that the speed is an average of (``stats.rs``)."""
 
 KEPT_EVENTS: Final = 8
+"""The last news that is shown."""
 
 _ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+"""Phases in which there is a current round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Figures:
 
     @property
     def perplexity(self) -> float | None:
-        """``exp(loss)``; None where it is no number."""
+        """``exp(loss)``; None where that is not a finite number."""
         if self.loss is None or not math.isfinite(self.loss) or self.loss > math.log(1e300):
             return None
         return math.exp(self.loss)
@@ -76,7 +78,7 @@ class StepClock:
         """The run is at ``step``; ``seconds_training`` is what we computed in the step before."""
         if self._last is not None and self._last[:2] == (epoch, step):
             return
-        # What lies between two epochs is no step.
+        # The time between two epochs is not a step.
         if self._last is not None and self._last[0] == epoch and step == self._last[1] + 1:
             self._durations.append(now - self._last[2])
             self._trained.append(seconds_training)

@@ -54,7 +54,7 @@ class Prepared:
 
 
 def load_libraries() -> None:
-    """To be called before joining: this takes seconds, and so does a warm-up, in which there are better things to do.
+    """Imports the large libraries. Called before joining: it takes seconds, which a warm-up has not got to spare.
 
     Raises:
         MissingDependencyError: transformers is not installed.
@@ -93,9 +93,9 @@ def prepare(
 
     Raises:
         ConfigurationError: the run has an optimizer, a model or data of a kind that is not supported.
-        ModelWeightsError: the model is nowhere to be had.
+        ModelWeightsError: the model is not available anywhere.
         ModelTooLargeError: it does not fit in memory.
-        DataError: the data cannot be had, or cannot be trained on.
+        DataError: the data are not available, or cannot be trained on.
         RunError: the run ended meanwhile.
     """
     run = state.model

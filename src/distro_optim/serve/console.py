@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["FORMS", "Reporter", "Situation", "render", "reporter_for"]
 
 SHOWN_EVENTS: Final = 8
+"""Lines below the table."""
+
 SHOWN_CLIENTS: Final = 24
 """Rows that fit a terminal; of more clients the rest is counted."""
 
 EVENTS_PER_SECOND: Final = 20.0
+"""Lines of events that are printed for good; see :data:`EVENTS_BURST`."""
+
 EVENTS_BURST: Final = 1000.0
-"""Lines of events: more than any honest swarm causes, and few enough that strangers who come and go fill no disk."""
+"""Lines at once: more than an honest swarm causes, and so few that strangers who come and go do not fill a disk."""
 
 STATUS_SECONDS: Final = 10.0
 """Between two lines of status where nothing is redrawn."""
@@ -150,3 +154,4 @@ def render(now: Situation) -> RenderableType:
 FORMS: Final = Forms(
     line=status_line, record=record, picture=render, line_seconds=STATUS_SECONDS, record_seconds=STATUS_SECONDS
 )
+"""The forms of a server's :class:`Situation`."""

@@ -38,6 +38,7 @@ from .status import status_of
 __all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
 
 _HEX_KEY: Final = re.compile(rf"[0-9a-fA-F]{{{2 * PUBLIC_KEY_SIZE}}}")
+"""A public key as users write it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def read_allow_list(entries: Iterable[str]) -> frozenset[bytes] | None:
     """Public keys from hexadecimal keys and names of files with one a line (``#`` begins a comment).
 
     Returns:
-        None if there are no entries, so that everybody is let in.
+        None if there are no entries, and everybody may join.
 
     Raises:
         ConfigurationError: an entry is neither; names it.

@@ -47,6 +47,7 @@ EVENT: Final = "event"
 ENDED: Final = "ended"
 """Kind of line: nothing more will come; with the weights that the peer ends with, and why if it is an error."""
 KINDS: Final = (JOINED, ROUND, EVENT, ENDED)
+"""All kinds of line."""
 
 MAX_TEXT: Final = 500
 """Characters of an event; part of it may come from a stranger."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMS", "Situation", "kilobytes", "peer_record", "peer_table", "render"]
 
 REDRAW_SECONDS: Final = 0.25
+"""Between two pictures."""
 
 STATUS_SECONDS: Final = 10.0
 """Between two lines where nothing is redrawn."""
@@ -148,3 +149,4 @@ FORMS: Final = Forms(
     record_seconds=RECORD_SECONDS,
     picture_seconds=REDRAW_SECONDS,
 )
+"""The forms of a network's :class:`Situation`."""

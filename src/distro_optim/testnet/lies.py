@@ -29,7 +29,11 @@ from .weather import SwarmAround
 __all__ = ["LIES", "Lie", "LyingSwarm", "Truth"]
 
 _FLOAT32: Final = 6
+"""libtorch's number for the type (``c10/core/ScalarType.h``)."""
+
 _ROOM_OF_AN_OVERSIZED_BLOB: Final = 8 * 1024 * 1024
+"""Bytes; far more than the results of small models have."""
+
 _REMEMBERED: Final = 4
 """Own results that can still be announced: a repeated announcement may be some rounds old."""
 
@@ -40,12 +44,14 @@ class Truth:
 
     Attributes:
         broadcast: an announcement of a result.
+        announced: what it announces.
         blob: the result.
         first: the first result that the peer ever had.
         key: of the peer.
     """
 
     broadcast: Broadcast
+    announced: TrainingResult
     blob: bytes
     first: bytes
     key: SecretKey
@@ -61,14 +67,12 @@ class Truth:
 
     def with_blob(self, blob: bytes, data_hash: bytes) -> tuple[Broadcast, bytes]:
         """Another blob, under any hash."""
-        data = self.broadcast.data
-        assert isinstance(data, TrainingResult)
-        ticket = BlobTicket.raw(data.ticket.addr, blake3(blob).digest())
+        ticket = BlobTicket.raw(self.announced.ticket.addr, blake3(blob).digest())
         return (
             replace(
                 self.broadcast,
                 commitment=Commitment(data_hash, self.key.sign(data_hash)),
-                data=TrainingResult(data.batch_id, ticket),
+                data=TrainingResult(self.announced.batch_id, ticket),
             ),
             blob,
         )
@@ -83,6 +87,7 @@ def wrong_shape(truth: Truth) -> tuple[Broadcast, bytes]:
 
 
 def too_few_tensors(truth: Truth) -> tuple[Broadcast, bytes]:
+    """All tensors but the first."""
     return truth.with_result(replace(truth.result, distro_results=truth.result.distro_results[1:]))
 
 
@@ -167,14 +172,15 @@ class LyingSwarm(SwarmAround):
 
     async def _twisted(self, data: bytes) -> bytes:
         broadcast = postcard.decode(Broadcast, data)
-        if not isinstance(broadcast.data, TrainingResult):
+        announced = broadcast.data
+        if not isinstance(announced, TrainingResult):
             return data
-        blob = self._blobs.get(broadcast.data.ticket.hash)
+        blob = self._blobs.get(announced.ticket.hash)
         if blob is None:
             return data
         self._first = self._first or blob
         lie = self._lies[broadcast.step % len(self._lies)]
-        lied, other = lie(Truth(broadcast=broadcast, blob=blob, first=self._first, key=self._key))
+        lied, other = lie(Truth(broadcast=broadcast, announced=announced, blob=blob, first=self._first, key=self._key))
         if other != blob:
             await self.inner.publish(other, f"lie {broadcast.step % _REMEMBERED}")
         self.told[lie.__name__] += 1

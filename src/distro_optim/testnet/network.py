@@ -24,11 +24,13 @@ from .watching import PeerState, PeerWatch, SwarmWatch
 __all__ = ["LocalNetwork", "NetworkOptions", "Outcome", "parse_setting"]
 
 POLL_SECONDS: Final = 0.1
+"""Between two looks at the processes and their reports."""
 
 END_SECONDS: Final = 30.0
 """After the host has ended, the others learn of it and have this long to save what they have."""
 
 THREADS: Final = "OMP_NUM_THREADS"
+"""Variable that shares the cores out among the peers, unless it is set already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Outcome:
         watch: all that the peers told.
         seconds: it took.
         faults: what was done to the peers.
-        problems: why it is no success, each in a sentence; empty if it is one.
+        problems: why it is not a success, each in a sentence; empty if it is one.
         target: of the loss.
     """
 
@@ -94,6 +96,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
+        """Whether there was no problem."""
         return not self.problems
 
 

@@ -18,6 +18,8 @@ GRACE_SECONDS: Final = 5.0
 """From the polite request to end to the one that cannot be refused; what a session promises to take at most."""
 
 _POLL_SECONDS: Final = 0.05
+"""Between two looks at processes that are to end."""
+
 _PR_SET_PDEATHSIG: Final = 1
 """``linux/prctl.h``"""
 
@@ -25,7 +27,10 @@ _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 """Found here, since little is safe between fork and exec."""
 
 TAIL_LINES: Final = 12
+"""Lines of a log that are shown."""
+
 _TAIL_BYTES: Final = 8192
+"""Where they are looked for; the end of a file may be one long line."""
 
 
 class PeerProcess:
@@ -54,6 +59,7 @@ class PeerProcess:
 
     @property
     def pid(self) -> int:
+        """The number that the system gives it."""
         return self._process.pid
 
     def poll(self) -> int | None:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["plot", "summary_record", "summary_table"]
 
 DOTS_PER_INCH: Final = 110
+"""Of the plot, which is 8 inches wide."""
 
 LABEL_HEIGHT: Final = 0.05
+"""Of the height of the plot."""
+
 LABELS_STAGGERED: Final = 4
+"""Labels below each other before the next one is at the top again."""
 
 
 def summary_record(outcome: Outcome) -> dict[str, object]:
@@ -82,12 +86,13 @@ def _weights(outcome: Outcome) -> str:
 def plot(outcome: Outcome, path: Path, *, unit: str = "loss") -> bool:
     """Draws the losses of all peers and what was sent.
 
-    False if there is no loss to draw, or no matplotlib (``pip install 'distro-optim[plot]'``).
-
     Args:
         outcome: of a run.
         path: of a PNG file.
         unit: of the loss, for the axis.
+
+    Returns:
+        False if there is no loss to draw, or matplotlib is missing (``pip install 'distro-optim[plot]'``).
     """
     watch = outcome.watch
     if not any(peer.losses for peer in watch.peers):

@@ -21,6 +21,7 @@ COMPARED_ROUNDS: Final = 500
 """A round so far behind gets no more reports and is counted; bounds what is kept."""
 
 SHOWN_EVENTS: Final = 8
+"""Lines below the table."""
 
 
 class PeerState(enum.Enum):
@@ -60,6 +61,7 @@ class PeerWatch:
 
     @property
     def name(self) -> str:
+        """What people call it."""
         return f"peer {self.number}"
 
     @property
@@ -74,6 +76,7 @@ class PeerWatch:
 
     @property
     def bytes_received(self) -> int:
+        """Of all its processes."""
         return self._earlier.bytes_received + self.last.bytes_received
 
     @property
@@ -83,10 +86,12 @@ class PeerWatch:
 
     @property
     def seconds_training(self) -> float:
+        """Of all its processes."""
         return self._earlier.seconds_training + self.last.seconds_training
 
     @property
     def seconds_waiting(self) -> float:
+        """Of all its processes."""
         return self._earlier.seconds_waiting + self.last.seconds_waiting
 
     def restarted(self) -> None:
@@ -170,6 +175,7 @@ class SwarmWatch:
 
     @property
     def comparison(self) -> Comparison:
+        """How the weights of all peers compare, over the whole run."""
         compared = self._compared + sum(1 for told in self._hashes.values() if sum(told.values()) > 1)
         differing = self._differing + [step for step, told in self._hashes.items() if len(told) > 1]
         return Comparison(compared, len(differing), min(differing, default=None))

@@ -1,7 +1,7 @@
 """A swarm between real processes with the weather of a bad network: announcements are lost, peers are cut off.
 
 :class:`~distro_optim.testing.swarm.MemoryNetwork` has weather of its own, for peers of one process. Here it lies around
-any swarm and is read from a file, so that whoever runs the processes can change it while they train::
+any swarm and is read from a file, so that the program that runs the processes can change it while they train::
 
     write_weather(path, Weather(loss=0.3, groups=((alice,), (bob, carol))))  # from outside
     swarm = WeatheredSwarm(swarm, WeatherFile(path))  # in each peer
@@ -51,6 +51,7 @@ class Weather:
 
 
 CLEAR: Final = Weather()
+"""Everything arrives."""
 
 
 def write_weather(path: Path, weather: Weather) -> None:
@@ -62,7 +63,7 @@ def write_weather(path: Path, weather: Weather) -> None:
 
 
 class WeatherFile:
-    """The weather that :func:`write_weather` makes; clear where there is no file. Called for the present one."""
+    """The weather that :func:`write_weather` makes; clear if the file is missing. Call it for the present one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -27,6 +27,7 @@ _NO_LOSS: Final = float("nan")
 """What a report says before the first batch, as in Psyche's client."""
 
 _ROUND: Final = frozenset({RunState.ROUND_TRAIN, RunState.ROUND_WITNESS})
+"""Phases in which a learning rate applies."""
 
 
 class Journal:
