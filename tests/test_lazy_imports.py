@@ -91,6 +91,12 @@ def test_everything_in_the_testing_room_does_without_the_large_libraries(loaded:
     assert not loaded["all of testing"] & HEAVY
 
 
+def test_the_command_loads_what_a_subcommand_needs_only_when_that_runs() -> None:
+    loaded = modules_after("from distro_optim import cli; cli._parser().parse_args(['testnet', 'script.py'])")
+    assert "distro_optim.testnet.command" in loaded
+    assert not loaded & {*HEAVY, "torch", "numpy", "asyncio", "prometheus_client"}
+
+
 @pytest.mark.parametrize("room", [distro_optim, distro_optim.testing], ids=lambda room: room.__name__)
 def test_a_name_that_is_not_there_is_an_attribute_error(room: ModuleType) -> None:
     with pytest.raises(AttributeError, match="AdamW"):

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import pytest
+from typing_extensions import override
 
 from client.processes import Process, Server, write_state
 from distro_optim.callbacks import SafeCallback
 from distro_optim.client.display import FORMS as CLIENT_FORMS
 from distro_optim.client.figures import Figures, Progress
 from distro_optim.client.joining import _Monitor, _News
+from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.console import (
     NO_FACTS,
     Display,
@@ -36,9 +38,11 @@ from distro_optim.console import (
 )
 from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
 from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.service import Connected, CoordinatorService
 from distro_optim.coordinator.types import RunState
 from distro_optim.serve.console import FORMS as SERVE_FORMS
 from distro_optim.serve.console import Reporter
+from distro_optim.serve.status import status_of
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.news import News
 from distro_optim.strategy.port import RunView
@@ -47,7 +51,7 @@ from distro_optim.testnet.display import FORMS as TESTNET_FORMS
 from distro_optim.testnet.display import Situation
 from distro_optim.testnet.network import LocalNetwork, NetworkOptions
 from distro_optim.testnet.watching import SwarmWatch
-from runs import clients
+from runs import client, clients
 
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(180)]
 
@@ -86,10 +90,12 @@ class BrokenDisplay(Display[Any]):
         self.calls = 0
         self._error = error
 
+    @override
     def tell(self, text: str, facts: Facts = NO_FACTS, *, kind: str = "note", stays: bool = False) -> None:
         self.calls += 1
         raise self._error(text)
 
+    @override
     def update(self, figures: object) -> bool:
         self.calls += 1
         raise self._error("no figures")
@@ -277,6 +283,18 @@ def test_a_network_goes_on_when_its_display_breaks(error: type[Exception], tmp_p
     outcome = LocalNetwork(options, display).run()
     assert outcome.succeeded, outcome.problems
     assert display.calls > 2
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_server_goes_on_when_its_display_breaks(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    display = BrokenDisplay(error)
+    service = CoordinatorService(RunHost(dummy_run()), draw=os.urandom, unix_offset=0.0, limits=ServerLimits())
+    with Reporter(display) as reporter:
+        reporter.tell("listening")
+        reporter.event(Connected(client=client(1), address="127.0.0.1:4000"))
+        reporter.status(status_of(service, 0.0))
+    assert display.calls == 3
+    assert set(logged(caplog)) == {("the display", error.__name__)}
 
 
 def after_one_line(*command: str) -> tuple[int, str]:

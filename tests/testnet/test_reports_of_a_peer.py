@@ -59,7 +59,7 @@ def test_every_round_and_event_is_a_line_that_is_complete_in_itself(tmp_path: Pa
         reporter.joined(run_state="Warmup", epoch=1, step=1, num_peers=2)
         finish_round(reporter, 1)
         finish_round(reporter, 2, loss=2.25)
-        reporter.event("a peer left")
+        reporter.tell("a peer left")
         reporter.ended(
             step=3,
             run_state="Finished",
@@ -145,7 +145,7 @@ def test_a_line_that_never_ends_does_not_fill_the_memory(tmp_path: Path) -> None
 def test_without_a_path_nothing_is_written_and_everything_may_be_called(tmp_path: Path) -> None:
     with RunReporter.from_environment(RunEnvironment()) as reporter:
         finish_round(reporter, 1)
-        reporter.event("nobody hears it")
+        reporter.tell("nobody hears it")
         assert not reporter.is_writing
 
 
@@ -153,7 +153,7 @@ def test_the_environment_says_where_the_report_goes_and_who_writes_it(tmp_path: 
     path = tmp_path / "report.jsonl"
     with RunReporter.from_environment(RunEnvironment(report=path, peer_name="anna")) as reporter:
         assert reporter.is_writing
-        reporter.event("here")
+        reporter.tell("here")
     assert [line.name for line in ReportReader(path).read()] == ["anna"]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
+from ..callbacks import SafeCallback
 from ..comm.serving.limits import Bucket
 from ..console import Display, Forms, Mode, display_for, printable
 from ..coordinator.server.service import ServiceEvent
@@ -54,11 +55,13 @@ class Reporter:
     """Tells how a server is doing. A context manager.
 
     Args:
-        display: where that is shown.
+        display: where that is shown; whatever fails there, the server goes on.
     """
 
     def __init__(self, display: Display[Situation]) -> None:
         self._display = display
+        self._tell = SafeCallback(display.tell, "the display")
+        self._update = SafeCallback(self._show, "the display")
         self._events: deque[str] = deque(maxlen=SHOWN_EVENTS)
         self._room = Bucket(EVENTS_PER_SECOND, EVENTS_BURST, time.monotonic())
         self._left_out = 0
@@ -72,7 +75,7 @@ class Reporter:
 
     def tell(self, text: str, **facts: object) -> None:
         """Something about the server itself; ``facts`` are the same for machines."""
-        self._display.tell(text, facts, kind="server", stays=True)
+        self._tell(text, facts, kind="server", stays=True)
 
     def event(self, event: ServiceEvent) -> None:
         """Something happened in the run."""
@@ -81,13 +84,16 @@ class Reporter:
         if self._room.take(1, time.monotonic()):
             record = event_record(event)
             kind = str(record.pop("event"))
-            self._display.tell(text, record, kind=kind)
+            self._tell(text, record, kind=kind)
         else:
             self._left_out += 1
 
     def status(self, status: RunStatus) -> None:
         """How the run is doing; called about twice a second."""
-        if self._display.update(Situation(status, tuple(self._events), self._left_out)):
+        self._update(Situation(status, tuple(self._events), self._left_out))
+
+    def _show(self, now: Situation) -> None:
+        if self._display.update(now):
             self._left_out = 0
 
 

@@ -57,7 +57,7 @@ class News:
             routine: a person may want to know it, but need not.
         """
         _log.log(logging.INFO if routine else self._level, "%s", text)
-        self._reporter.event(text, step=step)
+        self._reporter.tell(text, step=step)
         if self._on_event is not None:
             self._on_event(text)
 

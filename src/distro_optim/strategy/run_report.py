@@ -243,8 +243,8 @@ class RunReporter:
         )
         self._write(self._last)
 
-    def event(self, text: str, *, step: int | None = None, run_state: str | None = None) -> None:
-        """Something happened; sums and state are those of the last line."""
+    def tell(self, text: str, *, step: int | None = None, run_state: str | None = None) -> None:
+        """Something happened, in a sentence; a line of kind "event", with the sums and state of the line before."""
         last = self._last
         self._write(
             dataclasses.replace(
