@@ -25,6 +25,7 @@ CHEAP = {"__future__", "importlib", "importlib._bootstrap", "importlib._bootstra
 STATEMENTS = {
     "package": "import distro_optim; dir(distro_optim)",
     "testing": "import distro_optim.testing; dir(distro_optim.testing)",
+    "command": "from distro_optim import cli; cli._parser().parse_args(['testnet', 'script.py'])",
     "optimizer": "from distro_optim import *; from distro_optim import DisTrO; DisTrO, MemoryExchange",
     "session": (
         "from distro_optim import RunConfig, SwarmSession; import torch; model = torch.nn.Linear(3, 2); "
@@ -91,10 +92,9 @@ def test_everything_in_the_testing_room_does_without_the_large_libraries(loaded:
     assert not loaded["all of testing"] & HEAVY
 
 
-def test_the_command_loads_what_a_subcommand_needs_only_when_that_runs() -> None:
-    loaded = modules_after("from distro_optim import cli; cli._parser().parse_args(['testnet', 'script.py'])")
-    assert "distro_optim.testnet.command" in loaded
-    assert not loaded & {*HEAVY, "torch", "numpy", "asyncio", "prometheus_client"}
+def test_the_command_loads_what_a_subcommand_needs_only_when_that_runs(loaded: dict[str, set[str]]) -> None:
+    assert "distro_optim.testnet.command" in loaded["command"]
+    assert not loaded["command"] & (HEAVY | NUMERIC | {"asyncio", "prometheus_client"})
 
 
 @pytest.mark.parametrize("room", [distro_optim, distro_optim.testing], ids=lambda room: room.__name__)
