@@ -12,7 +12,7 @@ from distro_optim.comm.loop import LoopThread
 
 __all__ = ["LOOPBACK", "loop_thread", "make_node"]
 
-LOOPBACK = {"bind_addr": "127.0.0.1:0", "relay": "none", "discovery": False}
+LOOPBACK: dict[str, Any] = {"bind_addr": "127.0.0.1:0", "relay": "none", "discovery": False}
 
 
 @pytest.fixture

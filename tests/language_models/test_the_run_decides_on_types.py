@@ -55,7 +55,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 def wide_gates(model: nn.Module) -> None:
     """As transformers 5.24 does: here in every model, on both ways by which a module gets a parameter."""
     norm = model.get_submodule("model.norm")
-    norm.weight = nn.Parameter(norm.weight.detach().float())  # through the registration
+    norm.weight = nn.Parameter(norm.get_parameter("weight").detach().float())  # through the registration
     head = model.get_submodule("lm_head")
     head._parameters["weight"] = nn.Parameter(head.get_parameter("weight").detach().float())  # and past it
     for module in model.modules():
