@@ -90,6 +90,7 @@ def test_every_size_goes_to_rust(make_peer: Callable[..., Peer], rust_node: Rust
         assert rust_node.fetch(peer, peer.store.add(sample(size), tag=f"t{size}")) == sample(size)
 
 
+@pytest.mark.slow
 def test_sixty_four_megabytes_go_to_rust_and_come_back(make_peer: Callable[..., Peer], rust_node: RustNode) -> None:
     first, second = make_peer(), make_peer()
     data = Random(1).randbytes(64 * MIB)

@@ -73,6 +73,7 @@ def test_a_stream_may_arrive_byte_by_byte_or_at_once(size: int) -> None:
         assert bytes(decoder.prefix.outboard) == blob.outboard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "boundaries"), [(20_000, (0,)), (40_000, (20, 21)), (3000, (1,)), (700, (0,))])
 def test_every_changed_byte_is_noticed(size: int, boundaries: tuple[int, ...]) -> None:
     blob, ranges = SampleBlob(sample(size)), ChunkRanges(boundaries)

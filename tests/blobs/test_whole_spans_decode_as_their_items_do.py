@@ -89,6 +89,7 @@ def test_a_good_response_is_proven_alike(size: int, cut: int, monkeypatch: pytes
     assert spans == [SPAN_WIRE_LEN] * (0 if size == SPAN_LEN else size // SPAN_LEN)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.sampled_from(SIZES), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.sampled_from(CUTS))
 def test_a_changed_byte_is_blamed_alike(size: int, share: float, change: int, cut: int) -> None:

@@ -315,6 +315,7 @@ def after_one_line(*command: str) -> tuple[int, str]:
         return process.wait(), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--plain", "--json"])
 def test_a_network_trains_to_its_end_when_the_reader_of_its_output_goes(how: str, tmp_path: Path) -> None:
     options = ("--peers", "2", "--out", str(tmp_path))
@@ -324,6 +325,7 @@ def test_a_network_trains_to_its_end_when_the_reader_of_its_output_goes(how: str
     assert [end["kind"] for end in ends] == ["ended"] * 2
 
 
+@pytest.mark.slow
 def test_a_client_trains_to_the_end_of_the_run_when_the_reader_of_its_output_goes(tmp_path: Path) -> None:
     state = write_state(tmp_path / "state.toml", total_steps=4, warmup_time=5, init_min_clients=1, min_clients=1)
     server: Process | None = None

@@ -332,6 +332,7 @@ def run_with(offence: Callable[[Peer], None] | None, phase: RunState) -> list[Co
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.value)
 def test_a_run_beside_an_offender_is_the_run_without_it(phase: RunState) -> None:
     expected = run_with(None, phase)
@@ -387,6 +388,7 @@ def run_beside_member(
     return states, gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.value)
 def test_a_member_that_misbehaves_achieves_what_its_silence_would(phase: RunState) -> None:
     expected: dict[int | None, list[Coordinator]] = {}

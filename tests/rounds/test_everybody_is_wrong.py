@@ -131,6 +131,7 @@ class SaysItIsReady(Member):
         super().carry_out(action)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 3])
 def test_one_that_says_it_is_ready_and_gives_nothing_holds_nobody_up_for_long(place: int) -> None:
     world = Troubled(**SETTINGS | {"total_steps": 150})
@@ -156,6 +157,7 @@ def test_one_that_is_left_alone_with_wrong_weights_does_not_let_the_run_go_by_un
     assert len(trained.intersection(range(left_at, 80))) > 80 - left_at - 10
 
 
+@pytest.mark.slow
 def test_who_is_cut_off_alone_gives_nothing_and_takes_what_the_others_have() -> None:
     world, members = run_of(3, **SETTINGS | {"total_steps": 120})
     world.until_phase(RunState.ROUND_TRAIN, height=4)

@@ -34,6 +34,7 @@ def honest_faults(world: World) -> list[act.Desynced]:
     return [fault for member in world.members for fault in member.of(act.Desynced)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_loss_and_delay_leave_the_weights_equal(seed: int) -> None:
     weather = replace(BAD_WEATHER, gossip_loss=0.1)
@@ -45,6 +46,7 @@ def test_loss_and_delay_leave_the_weights_equal(seed: int) -> None:
     world.assert_equal_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3])
 def test_under_heavy_loss_every_difference_is_noticed_named_and_healed(seed: int) -> None:
     weather = replace(BAD_WEATHER, gossip_loss=0.7)
@@ -58,6 +60,7 @@ def test_under_heavy_loss_every_difference_is_noticed_named_and_healed(seed: int
     world.assert_healed()
 
 
+@pytest.mark.slow
 def test_members_crash_come_back_and_join_late_in_three_epochs() -> None:
     world, members = run_of(4, total_steps=90, epoch_time=100, max_round_train_time=10)
     world.until_phase(RunState.ROUND_TRAIN, height=4)

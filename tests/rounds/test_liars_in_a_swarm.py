@@ -41,6 +41,7 @@ def assert_dropped(members: list[Member], liar: Liar, reason: DropReason) -> Non
         assert any(drop.reason is reason and drop.sender == liar.key.public for drop in member.of(act.Dropped))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
@@ -60,6 +61,7 @@ def test_the_honest_drop_the_lie_with_its_reason_and_stay_equal(lie: Lie, reason
     assert_dropped(assert_honest_are_equal(world, liar), liar, reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lie", [liars.nothing_to_fetch, liars.far_too_large, liars.two_results, liars.one_commitment_for_two_blobs]
 )
@@ -68,6 +70,7 @@ def test_the_honest_stay_equal_whatever_else_is_announced(lie: Lie) -> None:
     assert_honest_are_equal(world, liar)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [liars.another_shape, liars.nothing_to_fetch, liars.garbage])
 def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
     world, liar = run_with(lie)
@@ -78,6 +81,7 @@ def test_who_brings_nothing_of_use_is_taken_off_the_list(lie: Lie) -> None:
 STORM = Weather(gossip_loss=0.1, delay=(0.05, 1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "weather", "seed"),
     [(4, None, 1), (4, None, 2), (8, STORM, 1), (8, STORM, 2), (20, None, 1)],
@@ -101,6 +105,7 @@ def test_a_result_that_a_quorum_has_seen_is_fetched_also_by_one_who_was_kept_bus
     assert_honest_are_equal(world, liar)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_who_tells_each_half_another_result_is_found_out_by_the_weights(seed: int) -> None:
     world = World(seed=seed, total_steps=20, epoch_time=70, max_round_train_time=8)
@@ -115,6 +120,7 @@ def test_who_tells_each_half_another_result_is_found_out_by_the_weights(seed: in
     world.assert_healed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [liars.LyingWitness, liars.LyingReporter])
 def test_one_who_lies_about_what_it_saw_or_has_changes_nothing(kind: type[Member]) -> None:
     world = World(total_steps=20, epoch_time=70, max_round_train_time=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from distro_optim.coordinator.model import P2P
@@ -28,6 +29,7 @@ def lose_faith(world: SessionWorld) -> None:
         port.member.do(rounds._outbox.take())
 
 
+@pytest.mark.slow
 def test_they_go_on_with_those_of_the_first(make_world: MakeWorld) -> None:
     world = make_world(total_steps=60, epoch_time=40, warmup_time=30, min_clients=1)
     scripts = [Script(seed=number) for number in range(3)]
