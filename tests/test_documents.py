@@ -126,6 +126,7 @@ def test_every_error_has_advice() -> None:
     assert sorted(headings) == sorted(classes)
 
 
+@pytest.mark.slow
 def test_texts_of_errors_that_are_quoted_are_those_of_the_code() -> None:
     texts = "\n".join(
         node.value

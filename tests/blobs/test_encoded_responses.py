@@ -37,6 +37,7 @@ def test_a_response_is_the_recorded_one(size: int, boundaries: tuple[int, ...], 
     assert hashlib.sha256(response).hexdigest()[:32] == digest
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.one_of(st.integers(0, 70_000), st.sampled_from([16384, 16385, 32768, 49153, 65536])),

@@ -117,6 +117,7 @@ class NotedBlob(Blob):
         return super().read(offset, length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_a_cancelled_download_goes_on_where_it_was(make_peer: Callable[..., Peer], kind: str, tmp_path: Path) -> None:
     held = HeldStore()
@@ -169,6 +170,7 @@ def test_callers_who_want_the_same_blob_share_one_download(make_peer: Callable[.
     assert len(getter.store.tags()) == 5
 
 
+@pytest.mark.slow
 def test_many_blobs_travel_at_once(make_peer: Callable[..., Peer]) -> None:
     provider, getter = make_peer(), make_peer()
     blobs = [SampleBlob(Random(i).randbytes(1000 * i)) for i in range(60)]
@@ -185,6 +187,7 @@ def test_many_blobs_travel_at_once(make_peer: Callable[..., Peer]) -> None:
     assert len(provider.node.connections()) == 1
 
 
+@pytest.mark.slow
 def test_a_store_far_smaller_than_the_traffic_is_enough(make_peer: Callable[..., Peer]) -> None:
     room = 4 * encoded_len(100_000)
     provider, getter = make_peer(MemoryStore(max_bytes=room)), make_peer(MemoryStore(max_bytes=room))

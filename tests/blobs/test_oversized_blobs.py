@@ -124,6 +124,7 @@ def received_by(peer: Peer) -> int:
     return peer.node.submit(count()).result(10)
 
 
+@pytest.mark.slow
 def test_over_the_network_little_more_than_the_header_arrives_and_nothing_is_kept(
     make_peer: Callable[..., Peer],
 ) -> None:
@@ -137,6 +138,7 @@ def test_over_the_network_little_more_than_the_header_arrives_and_nothing_is_kep
     assert received_by(getter) < 4 * STREAM_WINDOW * 1.1
 
 
+@pytest.mark.slow
 def test_a_refused_stream_is_stopped_at_once_though_its_failure_is_remembered(make_peer: Callable[..., Peer]) -> None:
     giver, getter, blob = make_peer(), make_peer(), SampleBlob(sample(32 * MIB))
     giver.store.add(blob.data, tag="t")

@@ -91,6 +91,7 @@ def test_1_ten_megabytes_of_garbage(make_peer: Callable[..., Peer], make_imposto
     assert isinstance(error, LimitExceededError | HashMismatchError)
 
 
+@pytest.mark.slow
 def test_2_garbage_behind_a_plausible_size_is_given_up_after_a_megabyte(
     make_peer: Callable[..., Peer], make_impostor: Callable[[Answer], Node]
 ) -> None:
@@ -119,6 +120,7 @@ def test_2_garbage_behind_a_plausible_size_is_given_up_after_a_megabyte(
     assert getter.store.used_bytes == 0
 
 
+@pytest.mark.slow
 def test_3_a_provider_that_never_answers(
     make_peer: Callable[..., Peer], make_impostor: Callable[[Answer], Node]
 ) -> None:
@@ -130,6 +132,7 @@ def test_3_a_provider_that_never_answers(
     assert isinstance(failure_of(getter, make_impostor(answer), honest, blob), PeerTimeoutError)
 
 
+@pytest.mark.slow
 def test_4_a_provider_that_drips(make_peer: Callable[..., Peer], make_impostor: Callable[[Answer], Node]) -> None:
     blob = SampleBlob(sample(MIB))
 
@@ -188,6 +191,7 @@ def others_are_served(provider: Peer, getter: Peer, root: bytes, data: bytes) ->
     assert bytes(getter.fetch(root, [provider.id], timeout=20)) == data
 
 
+@pytest.mark.slow
 def test_8_ten_thousand_streams(make_peer: Callable[..., Peer], make_node: Callable[..., Node]) -> None:
     provider, getter, attacker = make_peer(serve_limits=QUICK), make_peer(), make_node()
     data = sample(MIB)
@@ -212,6 +216,7 @@ def test_8_ten_thousand_streams(make_peer: Callable[..., Peer], make_node: Calla
     others_are_served(provider, getter, root, data)
 
 
+@pytest.mark.slow
 def test_9_a_peer_that_never_reads(make_peer: Callable[..., Peer], make_node: Callable[..., Node]) -> None:
     provider, getter, attacker = make_peer(serve_limits=QUICK), make_peer(), make_node()
     data = Random(9).randbytes(8 * MIB)
@@ -252,6 +257,7 @@ def test_10_ten_megabytes_of_request(make_peer: Callable[..., Peer], make_node: 
     others_are_served(provider, getter, root, sample(1000))
 
 
+@pytest.mark.slow
 def test_11_a_request_that_picks_at_every_group(make_peer: Callable[..., Peer], make_node: Callable[..., Node]) -> None:
     """Costs hashing all of the blob, which happens beside the loop: others are served meanwhile."""
     provider, getter, attacker = make_peer(), make_peer(), make_node()
@@ -273,6 +279,7 @@ def test_11_a_request_that_picks_at_every_group(make_peer: Callable[..., Peer], 
     assert attacking.result(60) == b"".join(encode(blob, picks))
 
 
+@pytest.mark.slow
 def test_12_requests_of_half_a_million_boundaries(
     make_peer: Callable[..., Peer], make_node: Callable[..., Node]
 ) -> None:

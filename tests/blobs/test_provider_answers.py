@@ -205,6 +205,7 @@ def test_a_request_for_a_whole_blob_has_the_known_bytes() -> None:
     assert empty.finish() == b"\x00"
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.one_of(
@@ -222,6 +223,7 @@ def test_any_bytes_raise_only_protocol_errors(data: bytes) -> None:
     assert pull_request(push_request(request)) == request
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(requests, st.data())
 def test_any_damaged_request_gets_an_answer(request: Request, draw: st.DataObject) -> None:

@@ -53,6 +53,7 @@ def test_a_sequence_is_written_as_runs(sequence: RangesSeq, wire: str) -> None:
     assert RangesSeq.pull(Reader(bytes.fromhex(wire))) == sequence
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 2**60), boundary_lists), max_size=6))
 def test_any_sequence_comes_back(runs: list[tuple[int, tuple[int, ...]]]) -> None:
     sequence = RangesSeq(tuple((index, ChunkRanges(b)) for index, b in sorted(runs)))

@@ -116,6 +116,7 @@ def ask(peer: Peer, provider: EndpointAddr, request: bytes) -> bytes:
     return peer.node.submit(asking()).result(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 16384, 40_000, 100_000])
 def test_any_range_from_python_is_byte_for_byte_that_from_rust(
     make_peer: Callable[..., Peer], rust_node: RustNode, size: int

@@ -41,6 +41,7 @@ def collect(pieces: Iterable[Piece], into: list[Piece]) -> None:
         into.append(piece)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(sizes, boundary_lists, st.sampled_from([0, 1000, 16449]))
 def test_what_is_decoded_is_what_was_encoded(size: int, boundaries: list[int], cut: int) -> None:
@@ -87,6 +88,7 @@ def test_every_changed_byte_is_noticed(size: int, boundaries: tuple[int, ...]) -
         response[at] ^= 0x40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_group", [0, 1, 63, 64, 100, 191])
 def test_the_first_bad_group_is_named_and_all_before_it_is_kept(bad_group: int) -> None:
     blob = SampleBlob(sample(3 * MIB))

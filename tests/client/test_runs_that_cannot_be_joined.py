@@ -99,6 +99,7 @@ ADAMW = AdamW(betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8, clip_grad_norm=1.0)
 REPO = HubRepo("no-such/model-anywhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "status", "words"),
     [
@@ -131,6 +132,7 @@ def test_a_run_of_a_kind_that_is_not_supported_is_told(
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_only_the_run_names_is_not_shared_with_it(
     state: Coordinator, model: Path, entered: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +160,7 @@ def half_a_token(tokens: Path) -> None:
     tokens.write_bytes(bytes(4097))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "status", "words"),
     [
@@ -278,6 +281,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_told_before_training(
     assert str(tmp_path / "file") in answer(capsys, fake.address, *options, status=2)
 
 
+@pytest.mark.slow
 def test_nothing_of_what_a_run_says_reaches_the_terminal_as_control_codes(
     state: Coordinator, entered: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:

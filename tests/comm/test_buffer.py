@@ -13,6 +13,7 @@ U64 = st.integers(0, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
 
 
+@pytest.mark.slow
 @given(U64)
 def test_varint_round_trip(value: int) -> None:
     w = Writer()
@@ -22,6 +23,7 @@ def test_varint_round_trip(value: int) -> None:
     r.expect_end()
 
 
+@pytest.mark.slow
 @given(I64)
 def test_zigzag_round_trip(value: int) -> None:
     w = Writer()
@@ -95,6 +97,7 @@ def test_trailing_bytes_are_reported_with_their_offset() -> None:
     assert caught.value.offset == 1
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=64),
     st.lists(st.sampled_from(["u8", "bool", "u16", "u32", "varint", "zigzag", "blob"])),

@@ -75,6 +75,7 @@ def test_messages_flow_both_ways_after_it() -> None:
     assert client.receive(server.encode(Join("back"))) == [Join("back")]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 50), max_size=20))
 def test_pieces_of_any_size_give_the_same_messages(cuts: list[int]) -> None:
     server, client = links()
@@ -137,6 +138,7 @@ def test_a_stranger_cannot_announce_a_long_frame_before_it_has_named_itself() ->
     assert server.receive(client.encode(Join("x" * 5000))) == [Join("x" * 5000)]
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300), st.booleans())
 def test_arbitrary_bytes_raise_only_protocol_errors(data: bytes, opened: bool) -> None:
     for link in open_links() if opened else links():
@@ -161,6 +163,7 @@ def test_the_buffer_holds_no_more_than_one_unfinished_frame() -> None:
     assert len(frames) == 50
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=20), max_size=10), st.integers(1, 30))
 def test_frames_round_trip(payloads: list[bytes], step: int) -> None:
     stream = b"".join(encode_frame(payload) for payload in payloads)

@@ -268,6 +268,7 @@ def test_any_value_of_any_declaration_round_trips(declared: Declared, data: st.D
     assert codec.decode(encoded) == value
 
 
+@pytest.mark.slow
 @slow_to_draw
 @given(DECLARATIONS, st.data())
 def test_a_value_cut_anywhere_is_reported_as_truncated(declared: Declared, data: st.DataObject) -> None:
@@ -279,6 +280,7 @@ def test_a_value_cut_anywhere_is_reported_as_truncated(declared: Declared, data:
             codec.decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
 
 
+@pytest.mark.slow
 @slow_to_draw
 @given(DECLARATIONS, st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_protocol_errors(declared: Declared, data: bytes) -> None:
@@ -292,6 +294,7 @@ def test_arbitrary_bytes_raise_only_protocol_errors(declared: Declared, data: by
     assert codec.encode(codec.decode(again)) == again
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_flipped_bits_raise_only_protocol_errors(data: st.DataObject) -> None:
     encoded = bytearray(encode(SHAPES))
@@ -381,6 +384,7 @@ def one_by_one(declared: Any, values: list[int]) -> bytes:
     return writer.finish()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(WIDE), st.data())
 def test_many_numbers_are_written_and_read_as_one_by_one(wide: Declared, data: st.DataObject) -> None:
     declared, values = wide
@@ -403,6 +407,7 @@ def test_more_numbers_than_are_worked_on_at_a_time_round_trip(declared: Any) -> 
     assert encode(numbers, listed) == one_by_one(declared, numbers)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(WIDE), st.integers(0, 99), st.binary(max_size=12), st.integers(0, 400))
 def test_a_wrong_number_among_many_is_found_as_one_by_one(wide: Declared, index: int, wrong: bytes, cut: int) -> None:
     declared, _ = wide

@@ -33,6 +33,7 @@ def test_a_sealed_message_opens_with_its_sender() -> None:
     assert (message.sender, message.data) == (KEY.public, b"hello")
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=40), st.integers(0, 10**9))
 def test_any_flipped_bit_is_noticed(data: bytes, where: int) -> None:
     sealed = bytearray(SignedMessage.seal(KEY, data))
@@ -68,6 +69,7 @@ def test_the_key_that_signs_everything_is_refused() -> None:
     assert not is_signed_by(neutral, b"anything", neutral + bytes(32))
 
 
+@pytest.mark.slow
 def test_the_refused_points_are_those_whose_order_divides_eight() -> None:
     points = {(x, y) for y in _small_order_ys() for x in _xs(y)}
     assert len(points) == 8

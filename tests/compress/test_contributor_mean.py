@@ -44,6 +44,7 @@ cases = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(cases)
 @settings(deadline=None)
 def test_the_mean_is_over_those_who_sent_a_coefficient(case: tuple[int, int, list[bool], int]) -> None:
@@ -54,6 +55,7 @@ def test_the_mean_is_over_those_who_sent_a_coefficient(case: tuple[int, int, lis
     torch.testing.assert_close(mean, plain_mean(index, value, weight, parts), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @given(cases)
 @settings(deadline=None)
 def test_shares_add_up_to_the_mean(case: tuple[int, int, list[bool], int]) -> None:

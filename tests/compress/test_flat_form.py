@@ -86,6 +86,7 @@ def test_arbitrary_bytes_are_a_protocol_error(data: bytes) -> None:
         pass
 
 
+@pytest.mark.slow
 @given(
     quantized=st.booleans(),
     name=st.sampled_from(sorted(PLANS)),

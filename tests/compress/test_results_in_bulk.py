@@ -143,6 +143,7 @@ def test_both_codecs_write_the_same_bytes_and_read_the_same_update(update: Compr
     assert both(blob, stranger, data_hash) == both(blob, update.plan, data_hash)
 
 
+@pytest.mark.slow
 @given(update=updates())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_we_apply_of_our_own_is_bit_for_bit_what_peers_read(update: CompressedUpdate) -> None:
@@ -171,6 +172,7 @@ def test_damaged_bytes_come_to_the_same_result_or_the_same_error(
     both(bytes(data), update.plan, data_hash if honest_hash else hash_of(bytes(data), update.plan))
 
 
+@pytest.mark.slow
 @given(update=updates(), plan=plans())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_result_of_another_model_comes_to_the_same_error(update: CompressedUpdate, plan: TilePlan) -> None:
@@ -419,6 +421,7 @@ def test_reading_allocates_no_more_than_the_general_decoder_may(chunk: int, topk
     assert result.update.present == (True,)
 
 
+@pytest.mark.slow
 @given(
     rows=st_numpy.arrays(
         st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32]),

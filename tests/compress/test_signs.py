@@ -29,6 +29,7 @@ def test_a_negative_sign_becomes_minus_one(dtype: torch.dtype) -> None:
     assert values.dtype == dtype
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), max_size=70))
 def test_signs_survive_packing_and_are_packed_as_numpy_does(bits: list[bool]) -> None:
     data = pack_signs(torch.tensor(bits, dtype=torch.bool))
@@ -36,6 +37,7 @@ def test_signs_survive_packing_and_are_packed_as_numpy_does(bits: list[bool]) ->
     assert unpack_signs(data, len(bits)).tolist() == bits
 
 
+@pytest.mark.slow
 @given(data=st.binary(max_size=20), count=st.integers(0, 200))
 def test_signs_are_unpacked_from_exactly_the_bytes_they_take(data: bytes, count: int) -> None:
     if len(data) == -(-count // 8):

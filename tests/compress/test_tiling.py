@@ -67,6 +67,7 @@ def test_a_shape_is_cut_like_this(shape: tuple[int, ...], tiling: Tiling, coded:
     assert tile_grid(shape, 100, tiling).coded_shape == coded
 
 
+@pytest.mark.slow
 @given(shape=shapes, chunk=st.integers(1, 20), tiling=st.sampled_from(TILINGS))
 def test_tiles_are_no_longer_than_the_chunk_and_hold_the_whole_tensor(
     shape: tuple[int, ...], chunk: int, tiling: Tiling
@@ -130,6 +131,7 @@ def block_elements(request: pytest.FixtureRequest) -> Iterator[int]:
         yield request.param
 
 
+@pytest.mark.slow
 @given(plan=plans())
 @settings(max_examples=60, deadline=None)
 def test_every_element_is_reached_exactly_once(plan: TilePlan) -> None:
@@ -137,6 +139,7 @@ def test_every_element_is_reached_exactly_once(plan: TilePlan) -> None:
         assert bool((count == 1).all())
 
 
+@pytest.mark.slow
 @given(plan=plans())
 @settings(max_examples=60, deadline=None)
 def test_no_two_elements_share_a_place_in_a_block(plan: TilePlan) -> None:
@@ -153,6 +156,7 @@ def test_no_two_elements_share_a_place_in_a_block(plan: TilePlan) -> None:
             assert float(places.max()) == 1
 
 
+@pytest.mark.slow
 @given(plan=plans())
 @settings(max_examples=60, deadline=None)
 def test_blocks_follow_each_other_and_hold_no_more_than_they_may(plan: TilePlan) -> None:
@@ -169,6 +173,7 @@ def test_blocks_follow_each_other_and_hold_no_more_than_they_may(plan: TilePlan)
                 assert batch.ranges[piece.param][0] + piece.start == block.start + piece.block_start
 
 
+@pytest.mark.slow
 @given(plan=plans())
 @settings(max_examples=60, deadline=None)
 def test_tensors_of_a_batch_share_everything_that_its_arithmetic_depends_on(plan: TilePlan) -> None:

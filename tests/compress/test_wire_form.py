@@ -163,6 +163,7 @@ def updates(draw: st.DrawFn) -> CompressedUpdate:
     return random_update(plan, quantized=draw(st.booleans()), present=present, seed=draw(st.integers(0)))
 
 
+@pytest.mark.slow
 @given(
     update=updates(), step=st.integers(0, 2**32 - 1), nonce=st.integers(0, 2**32 - 1), batch=st.integers(0, 2**64 - 1)
 )
@@ -372,6 +373,7 @@ def test_decoding_allocates_no_more_than_it_says(chunk: int, quantized: bool) ->
     assert len(data) < peak <= EXPANSION * len(data) + ENTRY_OVERHEAD
 
 
+@pytest.mark.slow
 def test_the_smallest_results_take_no_more_memory_each_than_it_says() -> None:
     smallest = joined(tensor_bytes([0, 0], 0, 0, b""), tensor_bytes([0, 0], 11, 1, b""), [0, 1], 1)
     assert len(smallest) == 18
@@ -405,6 +407,7 @@ def check_anything(data: bytes) -> None:
     assert decode_tensor(Reader(writer.finish())) == decoded
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_arbitrary_bytes_are_a_result_or_a_protocol_error(data: bytes) -> None:
@@ -412,12 +415,14 @@ def test_arbitrary_bytes_are_a_result_or_a_protocol_error(data: bytes) -> None:
     check_anything(b"\0" + data)
 
 
+@pytest.mark.slow
 @given(tail=st.binary(max_size=60), start=st.integers(0, len(DOWNLOAD_HEX) // 2))
 @settings(max_examples=300, deadline=None)
 def test_an_honest_beginning_with_any_end_is_a_result_or_a_protocol_error(tail: bytes, start: int) -> None:
     check_anything(bytes.fromhex(DOWNLOAD_HEX)[:start] + tail)
 
 
+@pytest.mark.slow
 @given(update=updates(), flips=st.lists(st.tuples(st.integers(0), st.integers(0, 7)), min_size=1, max_size=4))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_flipped_bits_make_another_update_or_a_protocol_error(

@@ -276,6 +276,7 @@ def test_a_client_goes_on_when_its_display_breaks(error: type[Exception], caplog
     assert set(logged(caplog)) == {("the display", error.__name__)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_network_goes_on_when_its_display_breaks(error: type[Exception], tmp_path: Path) -> None:
     options = NetworkOptions(script=PRETENDED, arguments=("--steps", "5"), peers=2, out=tmp_path, timeout=60)

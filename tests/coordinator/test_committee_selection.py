@@ -31,6 +31,7 @@ def test_shuffled_places_of_the_reference(seed: int, count: int, expected: list[
     assert shuffled_indices(count, key)[: len(expected)].tolist() == expected
 
 
+@pytest.mark.slow
 @given(st.integers(1, 600), st.binary(min_size=32, max_size=32), st.data())
 def test_the_fast_shuffle_is_a_permutation_and_agrees_with_the_plain_one(
     count: int, seed: bytes, data: st.DataObject

@@ -163,6 +163,7 @@ def test_a_dropped_client_has_to_join_again() -> None:
     assert list(stage.host.pending) == clients(2, 3)
 
 
+@pytest.mark.slow
 def test_an_epoch_runs_to_its_end_and_the_next_begins_with_the_same_clients() -> None:
     stage = Stage()
     stage.train(1, 2)

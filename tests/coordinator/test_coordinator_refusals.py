@@ -210,6 +210,7 @@ def test_a_health_check_about_a_round_without_witnesses_is_refused() -> None:
         machine.health_check(state, [(client(2), proof)])
 
 
+@pytest.mark.slow
 def test_more_pending_clients_than_an_epoch_can_hold_wait_for_the_next() -> None:
     state, _ = machine.tick(waiting_run(), clients(*range(70_000)), 10, 1)
     assert [c.id for c in state.epoch_state.clients] == clients(*range(256))

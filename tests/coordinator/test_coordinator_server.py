@@ -152,6 +152,7 @@ def serve(
     run(inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [False, True], ids=["tcp", "memory"])
 def test_a_swarm_trains_epoch_after_epoch(memory: bool) -> None:
     async def work(site: Site) -> None:
@@ -230,6 +231,7 @@ async def _hangs_up(stream: Stream) -> None:
 ATTACKS = [_sends_garbage, _announces_four_gigabytes, _floods, _never_reads, _never_speaks, _hangs_up]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [False, True], ids=["tcp", "memory"])
 def test_strangers_of_every_kind_at_once_do_not_stop_the_run(memory: bool) -> None:
     async def attack(site: Site, how: Callable[[Stream], Awaitable[None]]) -> None:
@@ -260,6 +262,7 @@ def test_strangers_of_every_kind_at_once_do_not_stop_the_run(memory: bool) -> No
     serve(work, memory=memory, limits=ServerLimits(stall_seconds=10))
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_is_cut_off_while_states_go_out_to_the_others() -> None:
     async def work(site: Site) -> None:
         stream = await site.dial()
@@ -303,6 +306,7 @@ def test_everybody_is_refused_above_the_limit_and_served_again_below_it() -> Non
 # -- what is kept --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_state_is_saved_at_the_end_of_each_epoch_and_at_shutdown(tmp_path: Path) -> None:
     async def work(site: Site) -> None:
         site.join(1, 2)
@@ -319,6 +323,7 @@ def test_the_state_is_saved_at_the_end_of_each_epoch_and_at_shutdown(tmp_path: P
     assert len(saved.epoch_state.clients) == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_file(tmp_path: Path) -> None:
     async def one_epoch(site: Site) -> None:
         before = site.state.progress.epoch
@@ -336,6 +341,7 @@ def test_a_run_goes_on_from_its_file(tmp_path: Path) -> None:
     assert progress[0].epoch_start_data_index < progress[1].epoch_start_data_index < progress[2].epoch_start_data_index
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -358,6 +364,7 @@ def test_a_finished_run_is_reported_after_its_clients_were_told() -> None:
     serve(work, state=small_run(total_steps=4))
 
 
+@pytest.mark.slow
 def test_a_spectator_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def work(site: Site) -> None:
         def fail(event: ServiceEvent) -> None:

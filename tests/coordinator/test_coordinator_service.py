@@ -472,6 +472,7 @@ def test_unix_time_follows_the_monotonic_clock_alone() -> None:
     assert swarm.service.unix_time(swarm.now + 3600) == UNIX_START + 3600
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.binary(max_size=120), max_size=5), st.booleans())
 def test_arbitrary_bytes_end_a_connection_and_nothing_else(pieces: list[bytes], joined: bool) -> None:

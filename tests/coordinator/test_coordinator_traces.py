@@ -139,6 +139,7 @@ def lines_of(trace: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.name.split(".")[0])
 def test_every_line_of_a_recorded_walk_is_reproduced(trace: Path) -> None:
     lines = lines_of(trace)

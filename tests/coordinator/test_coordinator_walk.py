@@ -52,6 +52,7 @@ def refused(code: CoordinatorErrorCode) -> pytest.RaisesExc[CoordinatorError]:
     return pytest.raises(CoordinatorError, match=code.value)
 
 
+@pytest.mark.slow
 def test_the_recorded_run_is_reproduced() -> None:
     walk = Walk(waiting_run())
     walk.tick(0, 2, 1, TICKED, "81 3112d5bb2732")

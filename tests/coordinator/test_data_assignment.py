@@ -91,6 +91,7 @@ def test_assignments_of_the_reference(
     assert found == expected
 
 
+@pytest.mark.slow
 @given(st.integers(1, 256), st.integers(1, 2**16 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**40))
 def test_the_intervals_partition_the_batch(num_clients: int, batch: int, seed: int, index: int) -> None:
     state = training_run(num_clients, batch, seed, index)

@@ -75,6 +75,7 @@ class Run:
         return [end - begin for begin, end in zip(self.epoch_began, self.epoch_began[1:], strict=False)]
 
 
+@pytest.mark.slow
 def test_friends_who_come_one_by_one_wait_no_longer_than_the_joiners_time() -> None:
     run = Run(1)
     for number, at in ((2, 5), (3, 70), (4, 140)):
@@ -130,6 +131,7 @@ def test_the_memory_of_the_dropped_is_bounded_and_forgets_the_oldest() -> None:
     assert patience.wait_time(client(1)) == 2 * WAIT
 
 
+@pytest.mark.slow
 def test_without_a_time_for_joiners_epochs_last_their_time_whoever_waits() -> None:
     run = Run(1, 2, joiner_wait_time=None)
     run.to_drop.add(client(2))
@@ -147,6 +149,7 @@ def test_an_epoch_whose_time_is_over_costs_none_of_the_early_ends() -> None:
     assert run.host._patience._left == EARLY_ENDS
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 3 * EPOCH), max_size=60))
 def test_in_any_time_there_are_few_ends_and_one_a_quarter_whenever_they_are_asked_for(moments: list[int]) -> None:
     patience = JoinerPatience(WAIT, EPOCH)

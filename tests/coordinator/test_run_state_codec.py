@@ -272,6 +272,7 @@ def test_any_nonzero_byte_is_true_in_a_small_boolean() -> None:
     assert decode(WitnessProof, b"\x00\x00\x07").witness is True
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data())
 def test_flipped_bits_raise_only_protocol_errors(data: st.DataObject) -> None:
@@ -285,6 +286,7 @@ def test_flipped_bits_raise_only_protocol_errors(data: st.DataObject) -> None:
 BUSY = encode(busy_state(5, 2))
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=400))
 def test_arbitrary_messages_raise_only_protocol_errors(data: bytes) -> None:
     for codec in (CLIENT_TO_SERVER, SERVER_TO_CLIENT, CLIENT_TO_DATA_SERVER, DATA_SERVER_TO_CLIENT):

@@ -32,6 +32,7 @@ def test_the_form_of_psyche_can_be_typed() -> None:
     assert RunTicket.parse("[::1]:5/a/b") == RunTicket("a/b", ("[::1]:5",))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_changed_character_is_noticed(data: st.DataObject) -> None:
     text = str(FULL)

@@ -178,6 +178,7 @@ def test_a_server_killed_after_an_epoch_goes_on_from_it(tmp_path: Path) -> None:
     assert len(list(saved.glob("demo-step*.toml"))) >= 2
 
 
+@pytest.mark.slow
 def test_two_servers_do_not_share_a_run_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state, saved = state_file(tmp_path), tmp_path / "saved"
     with served(state, "--save-dir", str(saved)) as server:

@@ -195,6 +195,7 @@ def test_an_account_of_another_size_is_refused() -> None:
         layout_of(Coordinator).read(bytes(100))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(16, ACCOUNT_SIZE - 1), st.integers(0, 255)), max_size=20))
 def test_any_bytes_raise_only_protocol_errors(changes: list[tuple[int, int]]) -> None:

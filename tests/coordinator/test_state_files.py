@@ -181,6 +181,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["run_id", "config", "config.min_clients", "model", "model.LLM.checkpoint",
                         "model.LLM.lr_schedule", "epoch_state", "epoch_state.rounds", "progress"]), PLAIN)  # fmt: skip
 def test_arbitrary_values_raise_only_protocol_errors(path: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from optimizer.models import all_same_bits, copies
 pytestmark = [pytest.mark.waiting, *QUIET]
 
 
+@pytest.mark.slow
 def test_fit_learns_and_everything_else_works(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     module = make_module(both)
     trainer = make_trainer(both, tmp_path, strategy(both), max_epochs=6)
@@ -151,6 +152,7 @@ def test_a_run_that_clips_gradients_does_so_in_place_of_the_trainer(
     assert trainer.gradient_clip_val == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_precisions_of_the_cpu(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, precision: str) -> None:
     module = make_module(pl)
@@ -231,6 +233,7 @@ def test_a_script_that_returns_a_dict_gets_the_mean_loss_back(
     assert output["size"] == 4
 
 
+@pytest.mark.slow
 def test_a_fit_after_a_fit(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     module = make_module(both)
     trainer = make_trainer(both, tmp_path, strategy(both), max_epochs=1)

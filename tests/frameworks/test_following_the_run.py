@@ -62,6 +62,7 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -128,6 +129,7 @@ def saver(pl: ModuleType, folder: Path, **settings: Any) -> Any:
     return importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint(folder, save_top_k=-1, **settings)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:
@@ -217,6 +219,7 @@ def test_a_checkpoint_has_the_weights_that_all_peers_have(
         assert all_same_bits(saved, module.trained[number])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_loads_without_this_package(
     both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def fit(pl: ModuleType, module: Any, folder: Path, ckpt_path: Path | None = None
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
 def test_fit_learns(pl: ModuleType, overlap: bool, tmp_path: Path) -> None:
     module = make_module(pl, overlap=overlap)
@@ -127,6 +128,7 @@ def test_accumulated_batches_make_one_step(pl: ModuleType, tmp_path: Path) -> No
     assert all_same_bits(module.trained[2], module.trained[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
 def test_a_checkpoint_continues_bit_for_bit(pl: ModuleType, overlap: bool, tmp_path: Path) -> None:
     callbacks = importlib.import_module(f"{pl.__name__}.callbacks")
@@ -162,6 +164,7 @@ def test_methods_called_on_lightnings_wrapper_reach_the_optimizer(pl: ModuleType
     assert seen == [(True, 0)]
 
 
+@pytest.mark.slow
 def test_manual_optimization_trains(pl: ModuleType, tmp_path: Path) -> None:
     module = make_module(pl)
     module.automatic_optimization = False

@@ -43,6 +43,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_run_that_is_hosted_trains_max_steps_and_applies_them_all(
     both: ModuleType, strategy: Any, tmp_path: Path, applied: list[int]
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_run_that_is_hosted_trains_max_steps_and_applies_them_all(
     assert applied == [1] * 5
 
 
+@pytest.mark.slow
 def test_epochs_of_lightning_are_passes_over_the_data(
     pl: ModuleType, strategy: Any, tmp_path: Path, applied: list[int]
 ) -> None:
@@ -78,6 +80,7 @@ def test_validation_and_checkpoints_at_the_end_have_the_last_update(
     assert all_same_bits(module.validated[-1], copies(module.parameters()))
 
 
+@pytest.mark.slow
 def test_a_length_in_the_settings_of_the_run_means_the_same(
     pl: ModuleType, strategy: Any, tmp_path: Path, applied: list[int]
 ) -> None:
@@ -89,6 +92,7 @@ def test_a_length_in_the_settings_of_the_run_means_the_same(
     assert applied == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_loop_with_fabric_trains_max_steps_and_applies_them_all(applied: list[int]) -> None:
     strategy = FabricPsycheStrategy(**LOOPBACK)
     fabric = Fabric(strategy=strategy, accelerator="cpu", devices=1)

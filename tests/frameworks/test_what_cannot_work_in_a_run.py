@@ -87,6 +87,7 @@ def test_several_machines_as_one_peer(both: ModuleType, strategy: Any, tmp_path:
         make_trainer(both, tmp_path, strategy(both), num_nodes=2)
 
 
+@pytest.mark.slow
 def test_several_training_loaders(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     loaders = {"a": loader(), "b": loader()}
     text = refusal(make_trainer(pl, tmp_path, strategy(pl)), make_module(pl), loaders)
@@ -174,6 +175,7 @@ def test_a_lost_run_raises_and_leaves_the_weights(both: ModuleType, strategy: An
     trainer.validate(module, loader(8), verbose=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_logging_in_a_compiled_module_ends_with_advice(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path

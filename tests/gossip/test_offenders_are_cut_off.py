@@ -142,6 +142,7 @@ async def swallow(attack: Awaitable[None]) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_an_offender_is_not_talked_to_for_a_while_and_then_again(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
@@ -215,6 +216,7 @@ def test_messages_of_a_topic_we_are_not_in_are_ignored(make_node: Callable[[], N
     loop_thread.run(scenario(), 60)
 
 
+@pytest.mark.slow
 def test_a_connection_that_no_topic_needs_is_closed_after_a_while(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:

@@ -65,6 +65,7 @@ def measure(sim: Simulator, rng: random.Random, count: int) -> tuple[list[bytes]
     return contents, (more_duplicates - duplicates) / (more_payloads - payloads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed: int) -> None:
     sim = Simulator(PSYCHE_GOSSIP, seed=seed, latency=FAR)
@@ -81,6 +82,7 @@ def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed:
     assert sim.together(lambda node: node.topic.broadcast.eager) > 0.8
 
 
+@pytest.mark.slow
 def test_one_message_in_a_hundred_is_lost_and_still_everybody_gets_all_with_few_duplicates() -> None:
     sim = Simulator(GossipConfig(), seed=2, loss=0.01)
     rng = random.Random(2)
@@ -95,6 +97,7 @@ def test_one_message_in_a_hundred_is_lost_and_still_everybody_gets_all_with_few_
     assert sim.together(lambda node: node.topic.neighbors) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency", [NEAR, FAR], ids=["near", "far"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_few_payloads_come_twice_while_peers_stay_for_ten_minutes_on_average(seed: int, latency: Latency) -> None:
@@ -124,6 +127,7 @@ def test_few_payloads_come_twice_while_peers_stay_for_ten_minutes_on_average(see
     assert (more_duplicates - duplicates) / (more_payloads - payloads) < 0.10
 
 
+@pytest.mark.slow
 def test_peers_come_leave_and_die_and_those_that_stay_miss_nothing() -> None:
     sim = Simulator(GossipConfig(), seed=4, loss=0.002)
     rng = random.Random(4)
@@ -156,6 +160,7 @@ def test_peers_come_leave_and_die_and_those_that_stay_miss_nothing() -> None:
     assert sim.together(lambda node: node.topic.neighbors) == 1.0
 
 
+@pytest.mark.slow
 def test_a_third_of_the_swarm_dies_at_once_and_the_rest_finds_together() -> None:
     sim = Simulator(GossipConfig(shuffle_interval=5.0), seed=5)
     rng = random.Random(5)

@@ -26,6 +26,7 @@ NOBODY = EndpointAddr(SecretKey(b"\x07" * 32).public, (), (SocketAddr.parse("127
 LOOPBACK: dict[str, Any] = {"relay": "none", "discovery": False}
 
 
+@pytest.mark.slow
 def test_a_node_joins_through_the_one_of_several_bootstrap_peers_that_is_there(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
@@ -210,6 +211,7 @@ def test_an_application_that_reads_too_slowly_is_told_what_it_missed(
     loop_thread.run(scenario(), 60)
 
 
+@pytest.mark.slow
 def test_a_burst_larger_than_any_buffer_waits_for_the_neighbour(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_burst_larger_than_any_buffer_waits_for_the_neighbour(
     loop_thread.run(scenario(), 80)
 
 
+@pytest.mark.slow
 def test_nobody_there_is_a_timeout_that_says_so(make_node: Callable[[], Node], loop_thread: LoopThread) -> None:
     node = make_node()
 

@@ -176,6 +176,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*EXPERTS, "rope_scaling", "rope_parameters", "head_dim", "torch_dtype", "hidden_act"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(["HfLlama", "HfDeepseek", "HfAuto"]), st.dictionaries(KEYS, JSON, max_size=4))
 def test_whatever_a_config_says_it_is_read_or_refused(architecture: str, change: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ def test_what_is_not_here_is_told_with_what_to_do(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_highest_step_of_a_run_is_resumed_from(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere", "my-run") is None
     model = CausalLM(LLAMA, "HfLlama")

@@ -62,6 +62,7 @@ def test_a_parameter_without_a_gradient_keeps_none() -> None:
     assert parameter.grad is None
 
 
+@pytest.mark.slow
 def test_micro_batches_of_one_size_give_the_gradient_of_the_whole_batch() -> None:
     whole, parts = (CausalLM(LLAMA, "HfLlama", dtype=torch.float32) for _ in range(2))
     batch = sentences(8)
@@ -84,6 +85,7 @@ def test_micro_batches_of_uneven_sizes_count_alike_as_in_psyche() -> None:
     torch.testing.assert_close(loss, torch.stack(means).mean())
 
 
+@pytest.mark.slow
 def test_bfloat16_micro_batches_are_rounded_once() -> None:
     model = CausalLM(LLAMA, "HfLlama")
     parts = TokenBatch(sentences(8)).micro_batches(2)
@@ -99,6 +101,7 @@ def test_bfloat16_micro_batches_are_rounded_once() -> None:
         assert torch.equal(gradient, exact[name].bfloat16()), name
 
 
+@pytest.mark.slow
 def test_gradients_of_a_batch_before_are_not_part_of_the_next() -> None:
     model = CausalLM(LLAMA, "HfLlama", dtype=torch.float32)
     train_batch(model, sentences(4, seed=1), micro_batch_size=2)

@@ -40,6 +40,7 @@ def test_consilience_has_forty_billion_parameters() -> None:
     assert size.tensors == 12 * LAYERS + 3
 
 
+@pytest.mark.slow
 def test_a_round_of_consilience_takes_eighty_three_megabytes_from_each_peer() -> None:
     size = model_size(read_config("consilience-40b", "HfDeepseek"), CONSILIENCE)
     # Every side of every matrix is a multiple of 64: tiles of 4096, with 4 indices of 2 bytes and 4 bits for each.
@@ -142,6 +143,7 @@ def test_adding_gradients_in_float32_takes_four_bytes_more() -> None:
     assert added - plain == 4 * sum(p.numel() for p in shapes)
 
 
+@pytest.mark.slow
 def test_where_nobody_tells_how_much_is_left_nothing_is_refused() -> None:
     shapes = sorted_parameters(build_shapes(read_config("consilience-40b", "HfDeepseek"))).values()
     check_memory(shapes, torch.device("cpu"), available=lambda _: None)

@@ -136,6 +136,7 @@ def test_the_loss_falls_in_bfloat16(
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_gradients_of_several_batches_and_of_their_parts_add_up(tmp_path: Path, make: type[PsycheCausalLM]) -> None:
     found: list[list[Tensor]] = []
 
@@ -151,6 +152,7 @@ def test_gradients_of_several_batches_and_of_their_parts_add_up(tmp_path: Path, 
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_strategy_may_weigh_the_loss_of_a_batch_in_parts(make: type[PsycheCausalLM]) -> None:
     parts, whole = (make(LLAMA, "HfLlama", dtype=torch.float32, micro_batch_size=size) for size in (2, None))
     for model in (parts, whole):
@@ -160,6 +162,7 @@ def test_a_strategy_may_weigh_the_loss_of_a_batch_in_parts(make: type[PsycheCaus
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_precision_bf16_true_leaves_rotary_frequencies_exact(tmp_path: Path, make: type[PsycheCausalLM]) -> None:
     model = make(LLAMA, "HfLlama", seed=1, lr=2e-3)
     trainer(tmp_path, precision="bf16-true").fit(model, data())
@@ -168,6 +171,7 @@ def test_precision_bf16_true_leaves_rotary_frequencies_exact(tmp_path: Path, mak
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.tensors().items())
 
 
+@pytest.mark.slow
 def test_a_run_gives_settings_schedule_and_clipping(tmp_path: Path, make: type[PsycheCausalLM]) -> None:
     CausalLM(LLAMA, "HfLlama").save_pretrained(tmp_path / "model")
     rates: list[float] = []
@@ -199,6 +203,7 @@ def test_a_run_gives_settings_schedule_and_clipping(tmp_path: Path, make: type[P
     assert len(norms) == 6
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_that_begins_anywhere_is_followed(make: type[PsycheCausalLM], tmp_path: Path) -> None:
     model = make(LLAMA, "HfLlama", lr_schedule=ConstantLR(2e-3, 0.0, 0))
     done = trainer(tmp_path)
@@ -206,6 +211,7 @@ def test_a_constant_schedule_that_begins_anywhere_is_followed(make: type[PsycheC
     assert done.optimizers[0].param_groups[0]["lr"] == pytest.approx(2e-3)
 
 
+@pytest.mark.slow
 def test_lightnings_checkpoints_have_the_names_of_the_files_and_load(
     tmp_path: Path, make: type[PsycheCausalLM]
 ) -> None:
@@ -245,6 +251,7 @@ def test_a_micro_batch_size_of_nothing_is_refused(make: type[PsycheCausalLM]) ->
         make(LLAMA, "HfLlama", micro_batch_size=0)
 
 
+@pytest.mark.slow
 def test_models_can_be_copied_and_go_on_apart(make: type[PsycheCausalLM]) -> None:
     import copy
     import pickle

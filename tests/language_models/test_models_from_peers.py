@@ -28,6 +28,7 @@ from distro_optim.models.causal_lm import CausalLM
 from language_models.small import DEEPSEEK, EXPERTS, LLAMA, sentences
 
 
+@pytest.mark.slow
 def test_a_model_that_is_shared_is_the_same_on_the_other_side() -> None:
     for architecture, config in (("HfLlama", LLAMA), ("HfDeepseek", DEEPSEEK), ("HfAuto", EXPERTS)):
         model = CausalLM(config, architecture, seed=5)
@@ -51,6 +52,7 @@ def test_what_is_shared_does_not_change_while_training_goes_on() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in shared.parameters.items())
 
 
+@pytest.mark.slow
 def test_weights_of_peers_are_taken_into_a_model_that_trains_already() -> None:
     ours, theirs = (CausalLM(LLAMA, "HfLlama", seed=seed) for seed in (1, 2))
     optimizer = ours.make_optimizer(lr=1e-3)
@@ -94,6 +96,7 @@ def with_(name: str, tensor: torch.Tensor) -> Change:
 NORM = "model.norm.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -116,6 +119,7 @@ def test_parameters_that_are_not_this_models_are_refused(change: Change, words: 
         CausalLM.from_shared(dataclasses.replace(shared, parameters=tensors), "HfLlama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     ["", "{", "consilience-40b", "/etc/passwd", "config.json", '{"model_type": "bert"}', "[1]", '{"a":' * 9999, "{}"],
@@ -133,6 +137,7 @@ def test_a_config_of_a_model_beyond_all_memory_is_refused_before_it_is_made() ->
         CausalLM.from_shared(dataclasses.replace(shared, config=huge), "HfLlama")
 
 
+@pytest.mark.slow
 def test_nothing_of_a_refused_model_is_taken() -> None:
     ours = CausalLM(LLAMA, "HfLlama")
     before = {name: tensor.clone() for name, tensor in ours.tensors().items()}
@@ -157,6 +162,7 @@ async def _through_the_protocol(model: SharedModel) -> SharedModel:
     return SharedModel(config.config, config.tokenizer, parameters)
 
 
+@pytest.mark.slow
 def test_a_model_survives_the_blobs_of_model_sharing() -> None:
     model = CausalLM(DEEPSEEK, "HfDeepseek", seed=8)
     received = CausalLM.from_shared(asyncio.run(_through_the_protocol(model.shared_model())), "HfDeepseek")

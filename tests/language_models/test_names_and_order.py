@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from distro_optim.models.building import build_shapes, sorted_parameters
@@ -57,16 +58,19 @@ def test_a_llama_has_those_of_psyche() -> None:
     assert shapes_of(CausalLM(LLAMA, "HfLlama")) == expected(LLAMA_LAYER, [0, 1])
 
 
+@pytest.mark.slow
 def test_a_deepseek_has_those_of_psyche() -> None:
     assert shapes_of(CausalLM(DEEPSEEK, "HfDeepseek")) == expected(DEEPSEEK_LAYER, [0, 1])
 
 
+@pytest.mark.slow
 def test_a_deepseek_with_plain_queries_has_one_projection_for_them() -> None:
     names = dict(shapes_of(CausalLM({**DEEPSEEK, "q_lora_rank": None}, "HfDeepseek")))
     assert names["model.layers.0.self_attn.q_proj.weight"] == (96, 64)
     assert not any(".q_a_" in name or ".q_b_" in name for name in names)
 
 
+@pytest.mark.slow
 def test_layer_ten_comes_before_layer_two() -> None:
     model = CausalLM({**LLAMA, "num_hidden_layers": 11}, "HfLlama")
     assert shapes_of(model) == expected(LLAMA_LAYER, [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9])

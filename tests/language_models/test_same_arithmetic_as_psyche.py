@@ -30,6 +30,7 @@ def twin(model: CausalLM, batch: TokenBatch) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch",
     [
@@ -80,6 +81,7 @@ def test_positions_part_the_documents_of_a_model_of_transformers_and_lengths_mea
     assert torch.equal(model(lengths).logits, model(TOKENS).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "config"), [("HfLlama", LLAMA), ("HfDeepseek", {**DEEPSEEK, "first_k_dense_replace": 2})]
 )

@@ -36,6 +36,7 @@ def same(one: CausalLM, other: CausalLM) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [saving.MAX_SHARD_BYTES, SHARD], ids=["one file", "parts"])
 @pytest.mark.parametrize(("architecture", "config"), KINDS)
 def test_a_saved_model_comes_back_bit_for_bit(
@@ -119,6 +120,7 @@ def test_transformers_loads_it_where_this_package_is_not_there(tmp_path: Path) -
     assert found == pytest.approx(losses, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_folder_that_transformers_wrote_is_read(tmp_path: Path) -> None:
     model = CausalLM(LLAMA, "HfLlama", seed=6)
     model._network.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
@@ -133,6 +135,7 @@ def test_weights_in_float32_become_those_of_the_model(tmp_path: Path) -> None:
     assert all(torch.equal(t.bfloat16(), loaded.tensors()[name]) for name, t in exact.tensors().items())
 
 
+@pytest.mark.slow
 def test_a_file_without_the_output_of_tied_embeddings_gives_both(tmp_path: Path) -> None:
     model = CausalLM({**LLAMA, "tie_word_embeddings": True}, "HfAuto")
     model.save_pretrained(tmp_path)
@@ -148,6 +151,7 @@ def test_a_file_without_the_output_of_tied_embeddings_gives_both(tmp_path: Path)
         CausalLM.from_folder(tmp_path, "HfAuto")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_goes_where_the_model_goes(tmp_path: Path) -> None:
     CausalLM(LLAMA, "HfLlama").save_pretrained(tmp_path / "first")
     (tmp_path / "first" / "tokenizer.json").write_text('{"version": "1.0"}')
@@ -161,6 +165,7 @@ def test_the_tokenizer_goes_where_the_model_goes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     CausalLM(LLAMA, "HfLlama", seed=1).save_pretrained(tmp_path / "model", max_shard_bytes=SHARD)
     new = CausalLM(LLAMA, "HfLlama", seed=2)
@@ -169,6 +174,7 @@ def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     assert same(CausalLM.from_folder(tmp_path / "model", "HfLlama"), new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["save_file", "_sync", "_swap"])
 def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     old = CausalLM(LLAMA, "HfLlama", seed=1)
@@ -222,6 +228,7 @@ def single(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -238,6 +245,7 @@ def test_other_weights_are_refused_with_the_first_difference(
         CausalLM.from_folder(folder, "HfLlama")
 
 
+@pytest.mark.slow
 def test_what_old_files_have_beside_the_weights_is_left_out(folder: Path) -> None:
     edit(single(folder), "model.safetensors", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
     CausalLM.from_folder(folder, "HfLlama")
@@ -257,6 +265,7 @@ def test_a_file_that_is_cut_is_damaged(folder: Path, keep: int) -> None:
         CausalLM.from_folder(folder, "HfLlama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "index",
     [

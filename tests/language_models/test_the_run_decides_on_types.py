@@ -82,6 +82,7 @@ def types(model: CausalLM) -> set[torch.dtype]:
     return {tensor.dtype for tensor in model.tensors().values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 @pytest.mark.parametrize(("architecture", "config"), KINDS)
 def test_every_way_to_a_model_gives_the_type_of_the_run(
@@ -112,6 +113,7 @@ def test_what_peers_send_in_another_type_becomes_that_of_the_run() -> None:
     assert {t.dtype for t in model.shared_model().parameters.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "config"), KINDS)
 def test_peers_with_two_versions_of_the_library_send_the_same_bytes(
     library: Library, architecture: str, config: dict[str, Any]
@@ -156,6 +158,7 @@ def test_parameters_in_another_order_are_refused() -> None:
         check_native_shapes(config, dict(reversed(shapes.items())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -178,6 +181,7 @@ def test_a_library_that_makes_another_model_than_psyches_peers_is_refused(
         CausalLM.from_shared(shared, architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [rename, transpose, add_one])
 def test_any_model_that_the_library_makes_otherwise_than_the_peers_is_refused_with_its_version(
     tmp_path: Path, library: Library, change: Callable[[nn.Module], None]

@@ -56,6 +56,7 @@ def test_the_loss_falls(architecture: str, config: dict[str, Any]) -> None:
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0], losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False], ids=["signs", "values"])
 @pytest.mark.parametrize(("architecture", "config"), MODELS)
 def test_an_update_has_an_entry_for_each_parameter_in_the_order_of_names(
@@ -102,6 +103,7 @@ def tile_of(shape: tuple[int, ...], chunk: int) -> int:
     return math.prod(split(side, chunk) for side in shape[-2:])
 
 
+@pytest.mark.slow
 def test_two_peers_that_learn_from_different_data_end_with_the_same_weights() -> None:
     exchanges = MemoryExchange.group(2)
     models = [CausalLM(LLAMA, "HfLlama", seed=5) for _ in exchanges]
@@ -122,6 +124,7 @@ def test_two_peers_that_learn_from_different_data_end_with_the_same_weights() ->
     assert not all(torch.equal(first[name], new[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["HfLlama", "HfAuto"])
 def test_the_seed_decides_on_the_first_weights_and_leaves_other_random_numbers_alone(architecture: str) -> None:
     torch.manual_seed(0)
@@ -149,6 +152,7 @@ def test_new_weights_have_the_spread_that_psyche_gives_them() -> None:
     assert bool((weights["model.norm.weight"] == 1).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["HfLlama", "HfDeepseek"])
 def test_activations_that_are_computed_twice_give_the_same_gradients(architecture: str) -> None:
     config = LLAMA if architecture == "HfLlama" else DEEPSEEK

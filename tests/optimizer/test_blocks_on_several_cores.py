@@ -60,6 +60,7 @@ def test_an_error_is_raised_when_nobody_works_any_more() -> None:
     workers.run(work, range(3))  # and they can be used again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_bits_do_not_depend_on_the_number_of_threads(overlap: bool) -> None:
     shapes = [(512, 640), (100, 1100), (2000,), (7,)]

@@ -65,6 +65,7 @@ def test_a_step_moves_a_weight_by_exactly_the_learning_rate(overlap: bool) -> No
     assert param.detach().abs().max() > 0
 
 
+@pytest.mark.slow
 @MODES
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_in_the_closure_leaves_the_true_weights_and_an_optimizer_that_goes_on(

@@ -32,6 +32,7 @@ def weights() -> list[Tensor]:
     return [torch.zeros(6, 6)]
 
 
+@pytest.mark.slow
 def test_memory_keeps_the_contract() -> None:
     check_exchange(MemoryExchange.group)
 
@@ -182,6 +183,7 @@ def backward(model: EveryShape, optimizer: DisTrO, batch: int) -> float:
     return loss.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("closures", [False, True])
 def test_steps_together_are_steps_in_threads(closures: bool, overlap: bool) -> None:

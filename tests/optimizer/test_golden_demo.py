@@ -35,6 +35,7 @@ def make(run: GoldenRun) -> tuple[dict[str, torch.nn.Parameter], DisTrO]:
     return params, optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_step_of_every_rank_is_reproduced(path: Path) -> None:
     run = GoldenRun(path)
@@ -68,6 +69,7 @@ def test_every_step_of_every_rank_is_reproduced(path: Path) -> None:
                     params[name].copy_(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_step_of_every_rank_is_reproduced_by_the_plain_twin(path: Path) -> None:
     run = GoldenRun(path)

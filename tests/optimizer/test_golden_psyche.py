@@ -35,6 +35,7 @@ def make(run: GoldenRun) -> tuple[dict[str, torch.nn.Parameter], DisTrO]:
     return params, optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_round_is_reproduced(path: Path) -> None:
     run = GoldenRun(path)
@@ -76,6 +77,7 @@ def test_every_round_is_reproduced(path: Path) -> None:
                     assert_close(param, run[f"{at}/param/{name}"], f"{at} param {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_round_is_reproduced_by_the_plain_twin(path: Path) -> None:
     run = GoldenRun(path)

@@ -125,6 +125,7 @@ def test_without_overlap_there_is_no_third_copy_of_the_weights() -> None:
     assert {key for p in model.parameters() for key in optimizer.state[p]} == {"delta", "quarantined"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STEPS)
 @pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
 def test_a_group_added_in_mid_run_has_state_at_once_and_trains_without_disturbing_the_others(
@@ -169,6 +170,7 @@ def test_a_group_added_in_mid_run_has_state_at_once_and_trains_without_disturbin
     assert torch.equal(late, torch.full((5, 5), -0.5 * steps_applied))
 
 
+@pytest.mark.slow
 def test_a_group_can_be_added_while_peers_have_an_update_in_flight() -> None:
     models = [EveryShape(), EveryShape()]
     late = [nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))]

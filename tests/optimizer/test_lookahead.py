@@ -81,6 +81,7 @@ def test_the_shift_is_the_sign_of_delta_times_the_learning_rate() -> None:
     assert torch.equal(param, true - 0.125 * optimizer.state[param]["delta"].sign())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STEPS)
 def test_eval_and_train_do_not_disturb_a_run(style: str) -> None:
     visited, left_alone = EveryShape(), EveryShape()
@@ -97,6 +98,7 @@ def test_eval_and_train_do_not_disturb_a_run(style: str) -> None:
         assert all_same_bits(copies(visited.parameters()), copies(left_alone.parameters()))
 
 
+@pytest.mark.slow
 def test_eval_shows_the_weights_that_a_closure_leaves() -> None:
     plain, closured = EveryShape(), EveryShape()
     a, b = DisTrO(plain.parameters(), lr=0.01), DisTrO(closured.parameters(), lr=0.01)

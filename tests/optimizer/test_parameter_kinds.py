@@ -54,6 +54,7 @@ def test_with_all_coefficients_as_values_the_update_is_the_sign_of_the_gradient(
     assert optimizer.delta(param).abs().max().item() < 1e-12 if param.numel() else True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STEPS)
 def test_memory_format_makes_no_difference(style: str) -> None:
     plain, strange = EveryShape(), EveryShape()

@@ -40,6 +40,7 @@ def assert_equal_weights(models: list[Any], what: object) -> None:
         assert all_same_bits(copies(model.parameters()), first), what
 
 
+@pytest.mark.slow
 @OVERLAP
 @pytest.mark.parametrize("quantize", [False, True], ids=["values", "signs"])
 @pytest.mark.parametrize("count", [2, 5])
@@ -62,6 +63,7 @@ def test_in_lock_step(overlap: bool, quantize: bool, count: int, dtype: torch.dt
     assert not torch.equal(momenta[0], momenta[1])  # what is decoupled is decoupled
 
 
+@pytest.mark.slow
 @OVERLAP
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 @pytest.mark.timeout(120)
@@ -153,6 +155,7 @@ def test_a_peer_that_has_nothing_to_say_follows_the_others(overlap: bool) -> Non
         assert_equal_weights([m for m, _ in peers], step)
 
 
+@pytest.mark.slow
 def test_every_peer_learns_what_only_the_others_data_could_teach_it() -> None:
     """Each peer sees inputs of which only its own quarter is not 0."""
     target = torch.linspace(-1, 1, 16)

@@ -78,6 +78,7 @@ def test_it_continues_bit_for_bit(overlap: bool, quantize: bool, style: str, ord
     assert_they_go_on_alike(run, other, style)
 
 
+@pytest.mark.slow
 @STYLE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bfloat16", "float64"])
 def test_momentum_keeps_its_precision_in_a_checkpoint(style: str, dtype: torch.dtype) -> None:
@@ -89,6 +90,7 @@ def test_momentum_keeps_its_precision_in_a_checkpoint(style: str, dtype: torch.d
     assert_they_go_on_alike(run, other, style)
 
 
+@pytest.mark.slow
 def test_true_weights_are_in_the_optimizers_state_even_if_the_models_was_never_saved() -> None:
     run, other = trained("plain"), trained("plain", 0)
     with torch.no_grad():
@@ -97,6 +99,7 @@ def test_true_weights_are_in_the_optimizers_state_even_if_the_models_was_never_s
     assert_they_go_on_alike(run, other, "plain")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_much_like_the_weights_that_look_ahead_is_loaded_whole() -> None:
     """In bfloat16 a checkpoint of a few steps ago has most elements in common with what is there."""
     run = trained("closure", dtype=torch.bfloat16)
@@ -127,6 +130,7 @@ def test_a_loaded_state_shares_no_memory_with_the_saved_one(overlap: bool, style
             assert same_bits(tensor, before["state"][number][key]), key
 
 
+@pytest.mark.slow
 @STYLE
 @OVERLAP
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -200,6 +204,7 @@ def test_a_state_of_another_optimizer_starts_with_fresh_momentum() -> None:
     plain_step(model, optimizer, 0)
 
 
+@pytest.mark.slow
 @STYLE
 @pytest.mark.parametrize("wrong", ["shape", "groups", "length", "in flight"])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(style: str, wrong: str) -> None:
@@ -222,6 +227,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(style: str, wr
     assert_they_go_on_alike(run, spared, style)
 
 
+@pytest.mark.slow
 def test_loaded_compression_settings_win_as_other_hyper_parameters_do() -> None:
     run = trained("plain", compression_topk=3, compression_chunk=16)
     other = trained("plain", 0)
@@ -231,6 +237,7 @@ def test_loaded_compression_settings_win_as_other_hyper_parameters_do() -> None:
     assert_they_go_on_alike(run, other, "plain")
 
 
+@pytest.mark.slow
 def test_a_load_hook_of_the_user_is_heard() -> None:
     run, other = trained("plain"), trained("plain", 0)
 
@@ -244,6 +251,7 @@ def test_a_load_hook_of_the_user_is_heard() -> None:
         assert torch.equal(2 * run[1].state[a]["delta"], other[1].state[b]["delta"])
 
 
+@pytest.mark.slow
 def test_a_scheduler_and_its_optimizer_continue_together() -> None:
     def make() -> tuple[EveryShape, DisTrO, torch.optim.lr_scheduler.LRScheduler]:
         model = EveryShape()
@@ -264,6 +272,7 @@ def test_a_scheduler_and_its_optimizer_continue_together() -> None:
         assert all_same_bits(copies(runs[0][0].parameters()), copies(runs[1][0].parameters()))
 
 
+@pytest.mark.slow
 def test_what_peers_have_in_flight_is_saved_by_each_of_them() -> None:
     def make() -> list[tuple[EveryShape, DisTrO]]:
         models = [EveryShape() for _ in range(3)]
@@ -291,6 +300,7 @@ def test_what_peers_have_in_flight_is_saved_by_each_of_them() -> None:
         assert all_same_bits(copies(a.parameters()), copies(run[0][0].parameters()))
 
 
+@pytest.mark.slow
 def test_everything_in_a_state_is_a_tensor_or_a_plain_value() -> None:
     _, optimizer = trained("plain")
     state = optimizer.state_dict()
@@ -299,6 +309,7 @@ def test_everything_in_a_state_is_a_tensor_or_a_plain_value() -> None:
         assert {type(value) for value in group.values()} <= {float, int, bool, list}
 
 
+@pytest.mark.slow
 def test_saving_half_way_through_a_step_is_refused_because_an_update_would_be_lost() -> None:
     model, optimizer = trained("plain")
     optimizer.begin_step()

@@ -23,6 +23,7 @@ def gradients(step: int, dtype: torch.dtype = torch.float32) -> list[torch.Tenso
     return [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("k", [1, 8, 64])
 @pytest.mark.parametrize("tiling", ["padded", "divisor"])

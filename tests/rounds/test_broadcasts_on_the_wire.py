@@ -158,6 +158,7 @@ def test_a_run_without_tensors_has_empty_results_that_commit_to_step_and_batch()
             read_result(blob, step=step, batch=batch, data_hash=data_hash, plan=plan)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_a_result_with_one_byte_changed_is_refused_or_is_another_spelling_of_the_same(place: int, value: int) -> None:
     update = random_update(PLAN, quantized=False, seed=3)

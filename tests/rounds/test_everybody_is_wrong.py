@@ -145,6 +145,7 @@ def test_one_that_says_it_is_ready_and_gives_nothing_holds_nobody_up_for_long(pl
     assert_went_on(world, honest, step, honest[0])
 
 
+@pytest.mark.slow
 def test_one_that_is_left_alone_with_wrong_weights_does_not_let_the_run_go_by_untrained() -> None:
     world, members = run_of(2, **SETTINGS | {"epoch_time": 10_000, "init_min_clients": 1})
     world.until_phase(RunState.ROUND_TRAIN, height=4)

@@ -14,6 +14,7 @@ from distro_optim.strategy.rounds.warm_up import MAX_LOADS
 from rounds.simulator import LR, NAMES, PLAN, Member, Weather, World, run_of
 
 
+@pytest.mark.slow
 def test_three_epochs_without_trouble_end_with_equal_weights_and_every_batch_applied() -> None:
     world, members = run_of(4, total_steps=60, epoch_time=60)
     world.until_finished()
@@ -77,6 +78,7 @@ def test_members_crash_come_back_and_join_late_in_three_epochs() -> None:
     assert all(not member.of(act.Desynced) for member in (members[1], members[2], late))
 
 
+@pytest.mark.slow
 def test_results_of_a_newcomer_are_left_out_by_all_while_its_optimizer_is_cold() -> None:
     world, members = run_of(3, cold_start=3, total_steps=40, epoch_time=80)
     world.until_phase(RunState.ROUND_TRAIN, height=2)
@@ -102,6 +104,7 @@ def test_a_trainer_that_is_too_slow_is_cancelled_and_its_weights_stay_equal() ->
     world.assert_equal_weights()
 
 
+@pytest.mark.slow
 def test_a_member_that_is_loading_while_training_begins_waits_for_the_next_epoch() -> None:
     world, members = run_of(3, total_steps=40, epoch_time=60, max_round_train_time=8)
     members[2].load_seconds = 25.0
@@ -115,6 +118,7 @@ def test_a_member_that_is_loading_while_training_begins_waits_for_the_next_epoch
     world.assert_equal_weights()
 
 
+@pytest.mark.slow
 def test_a_member_that_misses_whole_rounds_says_so_and_heals() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=80, max_round_train_time=8)
     world.until_phase(RunState.ROUND_TRAIN, height=2)
@@ -129,6 +133,7 @@ def test_a_member_that_misses_whole_rounds_says_so_and_heals() -> None:
     world.assert_equal_weights()
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_again() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=60)
     world.until_phase(RunState.ROUND_TRAIN, height=3)
@@ -159,6 +164,7 @@ def test_weights_that_differ_in_warmup_are_loaded_again_before_training_begins()
     world.assert_healed()
 
 
+@pytest.mark.slow
 def test_a_pause_and_its_cold_start_are_the_same_for_all() -> None:
     world, members = run_of(3, cold_start=4, total_steps=30, epoch_time=60)
     world.until_phase(RunState.ROUND_TRAIN, height=4)
@@ -175,6 +181,7 @@ def test_a_pause_and_its_cold_start_are_the_same_for_all() -> None:
         assert trained[begun].bounds == (begun, begun + 4)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_starts_again_takes_the_epoch_back_and_weights_stay_equal() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=80)
     world.until_phase(RunState.ROUND_TRAIN, height=4)
@@ -203,6 +210,7 @@ def test_a_model_that_cannot_be_loaded_ends_in_an_error_after_a_few_attempts() -
     assert len(broken.of(act.Initialize)) == MAX_LOADS
 
 
+@pytest.mark.slow
 def test_a_round_of_fewer_samples_than_members_drops_nobody() -> None:
     world, members = run_of(5, total_steps=30, epoch_time=60, global_batch_size_start=3, global_batch_size_end=3)
     world.until_phase(RunState.COOLDOWN)

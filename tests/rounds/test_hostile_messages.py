@@ -169,6 +169,7 @@ def test_nobody_speaks_in_our_own_name() -> None:
     assert_refused(say(victim, victim.key.public, truth(victim)), DropReason.UNKNOWN_SENDER)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_of_all_kinds_are_dropped_as_malformed(data: bytes) -> None:
@@ -219,6 +220,7 @@ def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
     assert_refused(say(victim, speaker.key.public, finish), DropReason.DUPLICATE)
 
 
+@pytest.mark.slow
 def test_messages_about_the_next_round_are_held_up_to_a_bound_and_taken_when_it_begins() -> None:
     world, victim, speaker = fresh()
     early = replace(truth(speaker), step=truth(speaker).step + 1)
@@ -265,6 +267,7 @@ def report(victim: Member, speaker: Member, content: WeightsReport | bytes) -> l
     return victim.rounds.receive_weights(Announcement(speaker.key.public, data), victim.world.now)
 
 
+@pytest.mark.slow
 def test_a_single_false_report_on_weights_convinces_nobody() -> None:
     world, victim, speaker = fresh()
     progress = world.state.progress
@@ -288,6 +291,7 @@ def test_reports_of_other_steps_or_epochs_and_second_ones_are_dropped() -> None:
     assert_refused(report(victim, speaker, b"\xff"), DropReason.MALFORMED)
 
 
+@pytest.mark.slow
 def test_of_more_results_than_can_be_kept_those_of_the_lowest_hashes_are_kept_whatever_came_first() -> None:
     count = MAX_CLAIMS + MAX_SPARE_CLAIMS + 10
     for order in (1, -1):

@@ -94,6 +94,7 @@ def test_of_a_flood_of_different_results_none_is_praised_and_the_honest_stay_equ
     assert liar.of(act.Rejoin), "it was not taken off the list"
 
 
+@pytest.mark.slow
 def test_a_result_that_a_quorum_has_seen_is_fetched_also_by_one_who_was_kept_busy_with_others() -> None:
     world = World(total_steps=14, epoch_time=70, max_round_train_time=8)
     members = [Member(world, number) for number in range(1, 5)]

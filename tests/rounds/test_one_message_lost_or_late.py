@@ -89,6 +89,7 @@ def test_no_single_message_stops_a_run(name: str) -> None:
         world.assert_equal_weights()
 
 
+@pytest.mark.slow
 def test_a_download_whose_owner_is_silent_comes_from_another_peer() -> None:
     reference = until_step(friends_who_begin_together(), 5)
     for message in reference.messages:
@@ -106,6 +107,7 @@ def seconds_of_rounds(world: FaultyWorld, after: float) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_costs_the_next_round_seconds_and_not_all_of_its_time() -> None:
     world = friends_who_begin_together()
     slow = world.members[2]
@@ -120,6 +122,7 @@ def test_a_training_that_was_cut_costs_the_next_round_seconds_and_not_all_of_its
     world.assert_equal_weights()
 
 
+@pytest.mark.slow
 def test_a_member_with_wrong_weights_that_must_not_share_costs_seconds() -> None:
     world = until_step(friends_who_begin_together(), 3)
     world.members[1].trainer.weights[1][0, 0] += LR
@@ -128,6 +131,7 @@ def test_a_member_with_wrong_weights_that_must_not_share_costs_seconds() -> None
     assert world.longest_phase()[0] < PATIENCE
 
 
+@pytest.mark.slow
 def test_two_at_a_time_that_bring_nothing_do_not_wait_for_each_other() -> None:
     world = FaultyWorld()
     for _ in range(5):
@@ -148,6 +152,7 @@ REFUSED_SECONDS = 2.0 + 4.0
 """Of the pauses between three attempts at what nobody has."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lie", [liars.nothing_to_fetch, liars.far_too_large, liars.garbage, liars.another_blob_than_committed]
 )

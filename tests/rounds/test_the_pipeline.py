@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import pytest
+
 from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.rounds import Stage
@@ -33,6 +35,7 @@ def steps_of(kind: type[Any], log: list[act.Action]) -> list[int]:
     return [action.step for action in log if isinstance(action, kind)]
 
 
+@pytest.mark.slow
 def test_results_of_two_rounds_before_are_applied_from_the_third_round_to_the_last() -> None:
     _, members = quiet_run()
     for log in epochs(members[0]):

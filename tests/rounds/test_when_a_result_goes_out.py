@@ -60,6 +60,7 @@ def assert_nothing_was_lost(members: list[Watched]) -> None:
         assert [batch.own_previous for batch in batches[1:]] == [("own", batch.step - 1) for batch in batches[1:]]
 
 
+@pytest.mark.slow
 def test_it_waits_until_the_round_is_over() -> None:
     _, members = run([QUICK, QUICK, QUICK], round_witness_time=0)
     for member in members:
@@ -73,6 +74,7 @@ def test_it_waits_until_the_round_is_over() -> None:
     assert_nothing_was_lost(members)
 
 
+@pytest.mark.slow
 def test_it_does_not_wait_for_a_slow_peer() -> None:
     _, (quick, *others) = run([QUICK, SLOW, SLOW], round_witness_time=0)
     asked, published = quick.when(act.PublishResult), quick.when(act.StoreBlob)
@@ -82,6 +84,7 @@ def test_it_does_not_wait_for_a_slow_peer() -> None:
     assert_nothing_was_lost([quick, *others])
 
 
+@pytest.mark.slow
 def test_in_a_run_of_psyche_it_goes_out_at_once() -> None:
     _, members = run([QUICK, QUICK, QUICK])
     for member in members:
@@ -90,6 +93,7 @@ def test_in_a_run_of_psyche_it_goes_out_at_once() -> None:
         assert {step: asked[step] for step in published} == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peers", [1, 3])
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
 def test_a_round_goes_on_while_its_result_is_still_being_encoded(seconds: float, peers: int) -> None:

@@ -125,6 +125,7 @@ def test_a_folder_that_cannot_be_written_stops_a_host_before_it_opens_anything(t
         Runtime.connect(config=config(save_dir=file), **LOOPBACK).start()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_saved_is_gone_on_with_or_left_alone(tmp_path: Path) -> None:
     settings = {"save_dir": tmp_path, "run_id": "kept", "total_steps": 6}
     with live_run() as run:

@@ -33,6 +33,7 @@ def until_action(kind: type) -> Callable[[TrainingThread], None]:
     return lambda peer: peer.until(lambda p: p.of(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wait",
     [lambda peer: None, until_action(act.Initialize), until_action(act.TrainBatch), until_action(act.ApplyResults)],
@@ -128,6 +129,7 @@ def test_joining_a_host_that_says_nothing_can_be_interrupted() -> None:
             port.start()  # everything was released
 
 
+@pytest.mark.slow
 def test_the_others_go_on_without_the_one_who_leaves() -> None:
     with MemoryRun(min_peers=3, keep_peers=1, total_steps=60) as run:
         stay, also, leaves = (run.peer(number, step_seconds=0.01) for number in (1, 2, 3))

@@ -17,6 +17,7 @@ from runtime.memory import MemoryRun
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
 
 
+@pytest.mark.slow
 def test_a_view_of_a_run_that_is_over_tells_how_it_went() -> None:
     with MemoryRun(min_peers=2, total_steps=10) as run:
         peers = [run.peer(number) for number in (1, 2)]

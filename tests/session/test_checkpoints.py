@@ -107,6 +107,7 @@ def test_a_compiled_model_is_saved_under_its_plain_names(tmp_path: Path) -> None
     assert "first.weight" in load_file(path / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_is_saved_as_from_pretrained_reads_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40, n_positions=8)

@@ -47,6 +47,7 @@ def test_what_the_script_is_told_is_not_shown_twice(caplog: pytest.LogCaptureFix
     assert levels(caplog) == [logging.INFO] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
 def test_a_function_that_fails_stops_neither_the_start_nor_the_rounds(
     error: type[Exception], make_world: Callable[..., SessionWorld], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -53,6 +53,7 @@ def interrupted(make_world: MakeWorld, tmp_path: Path) -> Coordinator:
     return replace(state, config=replace(state.config, total_steps=state.progress.step + MORE_ROUNDS))
 
 
+@pytest.mark.slow
 def test_those_with_a_checkpoint_of_that_step_go_on_with_it(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:
@@ -76,6 +77,7 @@ def test_those_with_a_checkpoint_of_that_step_go_on_with_it(
     assert any(line.startswith("nobody shares the model") for script in scripts for line in script.news)
 
 
+@pytest.mark.slow
 def test_who_has_none_gets_the_model_from_who_has(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:
@@ -89,6 +91,7 @@ def test_who_has_none_gets_the_model_from_who_has(
     assert equal_weights(*scripts)
 
 
+@pytest.mark.slow
 def test_what_a_peer_shares_counts_more_than_a_checkpoint(make_world: MakeWorld, tmp_path: Path) -> None:
     world = make_world(**{**SETTINGS, "total_steps": 100})
     scripts = [Script(seed=1), Script(seed=2)]
@@ -121,6 +124,7 @@ def test_what_a_peer_shares_counts_more_than_a_checkpoint(make_world: MakeWorld,
     assert any("other weights than our checkpoint" in line for line in late.news)
 
 
+@pytest.mark.slow
 def test_the_first_of_the_list_does_not_begin_anew_what_another_has_saved(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:
@@ -138,6 +142,7 @@ def test_the_first_of_the_list_does_not_begin_anew_what_another_has_saved(
     assert equal_weights(*scripts)
 
 
+@pytest.mark.slow
 def test_where_nobody_has_it_all_end_and_say_what_would_help(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:
@@ -150,6 +155,7 @@ def test_where_nobody_has_it_all_end_and_say_what_would_help(
     assert not any(script.trained for script in scripts)
 
 
+@pytest.mark.slow
 def test_who_has_an_older_checkpoint_goes_on_with_that_if_nobody_has_another(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:
@@ -164,6 +170,7 @@ def test_who_has_an_older_checkpoint_goes_on_with_that_if_nobody_has_another(
     assert equal_weights(*scripts)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_taken_for_one_of_this(
     make_world: MakeWorld, tmp_path: Path, interrupted: Coordinator
 ) -> None:

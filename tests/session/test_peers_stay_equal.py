@@ -23,6 +23,7 @@ def begin(world: SessionWorld, *scripts: Script) -> None:
         world.run(world.port(number), script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_three_peers_with_different_first_weights_end_with_equal_ones(
     make_world: MakeWorld, dtype: torch.dtype
@@ -37,6 +38,7 @@ def test_three_peers_with_different_first_weights_end_with_equal_ones(
     assert not any(script.news for script in scripts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_has_no_batch_decays_its_weights_as_the_others_do(make_world: MakeWorld, dtype: torch.dtype) -> None:
     world = make_world(
@@ -55,6 +57,7 @@ def test_who_has_no_batch_decays_its_weights_as_the_others_do(make_world: MakeWo
     assert 0 < min(len(script.trained) for script in scripts) < 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_is_too_slow_is_cancelled_and_stays_equal(make_world: MakeWorld, dtype: torch.dtype) -> None:
     def seconds(round_: Round) -> float:
@@ -71,6 +74,7 @@ def test_who_is_too_slow_is_cancelled_and_stays_equal(make_world: MakeWorld, dty
     assert scripts[2].trained[-1] > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_joins_late_or_comes_back_after_a_crash_is_equal_again(make_world: MakeWorld, dtype: torch.dtype) -> None:
     world = make_world(total_steps=60, epoch_time=60, init_min_clients=2, min_clients=2)
@@ -94,6 +98,7 @@ def test_who_joins_late_or_comes_back_after_a_crash_is_equal_again(make_world: M
     assert world.state.progress.epoch >= 2
 
 
+@pytest.mark.slow
 def test_who_writes_to_its_weights_in_mid_round_gets_them_back(make_world: MakeWorld) -> None:
     def clamp(script: Script) -> None:
         with torch.no_grad():
@@ -109,6 +114,7 @@ def test_who_writes_to_its_weights_in_mid_round_gets_them_back(make_world: MakeW
     assert any(float(w.abs().max()) > 0.02 for w in scripts[0].weights)
 
 
+@pytest.mark.slow
 def test_who_skips_or_has_gradients_that_are_not_finite_stays_equal(make_world: MakeWorld) -> None:
     def spoil(script: Script) -> None:
         for param in script.model.parameters():
@@ -124,6 +130,7 @@ def test_who_skips_or_has_gradients_that_are_not_finite_stays_equal(make_world: 
     assert scripts[2].trained
 
 
+@pytest.mark.slow
 def test_each_sample_is_trained_once_in_a_pass_by_somebody(make_world: MakeWorld) -> None:
     # 15 rounds of 8 samples are two passes over 60.
     world = make_world(total_steps=16, epoch_time=400, init_min_clients=3, min_clients=2)
@@ -134,6 +141,7 @@ def test_each_sample_is_trained_once_in_a_pass_by_somebody(make_world: MakeWorld
     assert seen == dict.fromkeys(range(SAMPLES), 2)
 
 
+@pytest.mark.slow
 def test_statistics_of_batch_norm_are_each_peers_own_but_joiners_begin_with_somebodys(make_world: MakeWorld) -> None:
     begun: list[int] = []
 
@@ -154,6 +162,7 @@ def test_statistics_of_batch_norm_are_each_peers_own_but_joiners_begin_with_some
     assert equal_weights(*scripts, late)
 
 
+@pytest.mark.slow
 def test_learning_rates_of_a_schedule_are_those_of_the_step_for_late_joiners_too(make_world: MakeWorld) -> None:
     rates: list[dict[int, float]] = [{}, {}, {}]
 
@@ -176,6 +185,7 @@ def test_learning_rates_of_a_schedule_are_those_of_the_step_for_late_joiners_too
     assert rates[0][11] == pytest.approx(1e-2 / 11)
 
 
+@pytest.mark.slow
 def test_the_last_losses_are_passed_on(make_world: MakeWorld) -> None:
     world = make_world(total_steps=6, epoch_time=200, init_min_clients=2, min_clients=2)
     scripts = [Script(), Script()]

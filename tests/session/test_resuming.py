@@ -46,6 +46,7 @@ def state_of(folder: Path, total_steps: int) -> Coordinator:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_killed_run_goes_on_with_fewer_the_same_or_more_peers(
     make_world: MakeWorld, tmp_path: Path, count: int
@@ -76,6 +77,7 @@ def test_a_killed_run_goes_on_with_fewer_the_same_or_more_peers(
     assert state.run_id == saved.run_id
 
 
+@pytest.mark.slow
 def test_weights_and_own_momentum_are_those_of_the_checkpoint(make_world: MakeWorld, tmp_path: Path) -> None:
     folders = [tmp_path / str(n) for n in range(2)]
     run_until_second_epoch(make_world, *(saving(folder, seed=n) for n, folder in enumerate(folders)))
@@ -103,6 +105,7 @@ def test_weights_and_own_momentum_are_those_of_the_checkpoint(make_world: MakeWo
     assert not any("other weights" in line for script in scripts for line in script.news)
 
 
+@pytest.mark.slow
 def test_who_comes_back_to_a_run_that_went_on_takes_its_weights_and_says_so(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
@@ -122,6 +125,7 @@ def test_who_comes_back_to_a_run_that_went_on_takes_its_weights_and_says_so(
     assert any("other weights than our checkpoint" in line and "the run's count" in line for line in back.news)
 
 
+@pytest.mark.slow
 def test_the_data_go_on_where_they_were(make_world: MakeWorld, tmp_path: Path) -> None:
     world = make_world(**{**SETTINGS, "init_min_clients": 1, "total_steps": 500})
     first = saving(tmp_path)
@@ -133,6 +137,7 @@ def test_the_data_go_on_where_they_were(make_world: MakeWorld, tmp_path: Path) -
     assert resumed.progress.epoch_start_data_index == state.progress.epoch_start_data_index > SAMPLES
 
 
+@pytest.mark.slow
 def test_the_end_of_the_run_and_leaving_early_are_saved(make_world: MakeWorld, tmp_path: Path) -> None:
     world = make_world(total_steps=9, epoch_time=200, init_min_clients=1, min_clients=1)
     script = saving(tmp_path / "end")
@@ -161,6 +166,7 @@ def test_the_end_of_the_run_and_leaving_early_are_saved(make_world: MakeWorld, t
     assert found.identity.weights == weights_root(script.trainer.tensors)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_saved_is_told_and_training_goes_on(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +186,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_told_and_training_goes_on(
     assert script.trained[-1] >= 27
 
 
+@pytest.mark.slow
 def test_resuming_another_model_says_what_differs(make_world: MakeWorld, tmp_path: Path) -> None:
     class Wider(Net):
         def __init__(self) -> None:

@@ -51,6 +51,7 @@ def psyche_world(make_world: MakeWorld, **settings: int) -> SessionWorld:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peers_adopt_the_runs_settings_and_stay_equal_with_a_late_joiner(
     make_world: MakeWorld, dtype: torch.dtype
@@ -78,6 +79,7 @@ def test_peers_adopt_the_runs_settings_and_stay_equal_with_a_late_joiner(
     assert any("somebody/model; the model must have them already" in line for line in scripts[0].news)
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_bfloat16_sorted_by_name_and_without_statistics(make_world: MakeWorld) -> None:
     shared: list[SharedModel] = []
 
@@ -108,6 +110,7 @@ def test_what_is_shared_is_bfloat16_sorted_by_name_and_without_statistics(make_w
         assert torch.equal(scripts[0].model.get_parameter(name).detach(), tensor.float())
 
 
+@pytest.mark.slow
 def test_a_model_from_a_client_of_psyche_is_taken_without_our_description(make_world: MakeWorld) -> None:
     world = psyche_world(make_world)
     scripts = [Script(model_class=Plain, **SAME_START) for _ in range(2)]
@@ -124,6 +127,7 @@ def test_a_model_from_a_client_of_psyche_is_taken_without_our_description(make_w
     assert equal_weights(*scripts, late)
 
 
+@pytest.mark.slow
 def test_the_script_may_insist_on_its_own_rates_and_on_nothing_else(make_world: MakeWorld) -> None:
     world = psyche_world(make_world, total_steps=8)
     scripts = [Script(model_class=Plain, session_settings={"learning_rates": "script"}) for _ in range(2)]
@@ -147,6 +151,7 @@ def test_another_transform_than_psyches_is_refused() -> None:
         adopt_settings(optimizer, SETTINGS)
 
 
+@pytest.mark.slow
 def test_after_a_pause_those_who_stayed_go_on_with_their_weights_and_who_comes_takes_them(
     make_world: MakeWorld,
 ) -> None:

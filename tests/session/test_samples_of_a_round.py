@@ -16,12 +16,14 @@ from distro_optim.strategy.sample_order import MAX_DATASET_SIZE, micro_batches, 
 seeds = st.integers(0, 2**64 - 1)
 
 
+@pytest.mark.slow
 @given(size=st.integers(1, 600), seed=seeds, number=st.integers(0, 2**30))
 def test_a_pass_takes_every_sample_once(size: int, seed: int, number: int) -> None:
     samples = sample_indices(range(number * size, (number + 1) * size), size, seed)
     assert sorted(samples) == list(range(size))
 
 
+@pytest.mark.slow
 @given(size=st.integers(1, 50), seed=seeds, cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_it_does_not_matter_who_asks_for_which_part(size: int, seed: int, cuts: list[int]) -> None:
     end = min(200, 8 * size)  # of small datasets not all too many passes: each takes its time
@@ -55,6 +57,7 @@ def test_every_pass_and_every_run_has_an_order_of_its_own() -> None:
     assert len(orders) == 100
 
 
+@pytest.mark.slow
 def test_places_and_samples_have_nothing_to_do_with_each_other() -> None:
     size, passes = 16, 4000
     counts = [[0] * size for _ in range(size)]
@@ -88,6 +91,7 @@ def test_a_dataset_without_samples_is_refused(size: int) -> None:
         sample_indices(range(1), size, 0)
 
 
+@pytest.mark.slow
 @given(count=st.integers(1, 200), size=st.integers(1, 17), world_size=st.integers(1, 5))
 def test_pieces_of_all_devices_average_to_the_mean_of_the_share(count: int, size: int, world_size: int) -> None:
     values = [float(n * n) for n in range(count)]

@@ -41,6 +41,7 @@ def run_alone(make_world: MakeWorld, script: Callable[[SimulatedPort], None]) ->
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loop_that_knows_only_optimizer_step_trains_just_as_well(make_world: MakeWorld) -> None:
     losses: list[float] = []
 
@@ -276,6 +277,7 @@ def test_a_run_that_cannot_go_on_ends_in_an_error_and_closes_the_session(make_wo
 # -- reports ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_environment_gets_its_ticket_and_a_report_of_every_round(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

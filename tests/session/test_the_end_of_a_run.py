@@ -60,6 +60,7 @@ def twin_of(script: Script, updates: dict[int, CompressedUpdate]) -> list[Tensor
     return [p.detach() for p in model.parameters()]
 
 
+@pytest.mark.slow
 def test_the_last_update_is_in_the_weights(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     updates: dict[int, CompressedUpdate] = {}
     trained = SimulatedPort.trained
@@ -81,6 +82,7 @@ def test_the_last_update_is_in_the_weights(make_world: MakeWorld, monkeypatch: p
     assert not all(torch.equal(mine, other) for mine, other in zip(script.weights, twin, strict=True))
 
 
+@pytest.mark.slow
 def test_as_many_results_are_applied_as_were_trained(
     make_world: MakeWorld, applied: dict[SwarmTrainer, dict[int, int]]
 ) -> None:
@@ -122,6 +124,7 @@ def test_a_schedule_of_as_many_steps_as_the_run_follows_it_to_its_end(make_world
         plain_schedule.step()
 
 
+@pytest.mark.slow
 def test_who_comes_for_the_last_epoch_has_the_weights_of_the_others(make_world: MakeWorld) -> None:
     world = make_world(**{**PROMPT, "total_steps": 31, "epoch_time": 20})
     scripts = [Script(seed=n) for n in range(2)]
@@ -135,6 +138,7 @@ def test_who_comes_for_the_last_epoch_has_the_weights_of_the_others(make_world: 
     assert_in_order_of_the_run(8 * len(scripts[0].trained), *scripts)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_given_more_steps_goes_on_with_the_data_that_come_next(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_finished_run_that_is_given_more_steps_goes_on_with_the_data_that_come
     assert_in_order_of_the_run(8 * (STEPS + 5), first, again)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_without_a_length_keeps_its_own(make_world: MakeWorld, tmp_path: Path) -> None:
     world = make_world(**{**PROMPT, "total_steps": 43, "epoch_time": 20})
     world.run(world.port(1), Script(session_settings={"checkpoint_dir": tmp_path}))
@@ -178,6 +183,7 @@ def test_what_a_script_wants_to_train_is_trained(witness_time: int, expected: in
     assert config.coordinator_state("run").config.total_steps == expected
 
 
+@pytest.mark.slow
 def test_who_was_outside_when_the_run_ended_is_told(make_world: MakeWorld) -> None:
     world = make_world(**PROMPT)
     inside, late = Script(), Script()

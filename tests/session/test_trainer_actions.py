@@ -209,6 +209,7 @@ def test_what_was_sent_leaves_the_momentum_in_the_next_training() -> None:
     assert sum(float(d.square().sum()) for d in deltas(sent)) < sum(float(d.square().sum()) for d in deltas(kept))
 
 
+@pytest.mark.slow
 def test_what_was_sent_leaves_the_momentum_whatever_becomes_of_the_next_round() -> None:
     outcomes = []
     for way in ("decay", "cancel", "skip"):
@@ -248,6 +249,7 @@ def test_a_part_from_another_round_is_not_taken_for_the_last_one() -> None:
     assert same(deltas(trainer), before)
 
 
+@pytest.mark.slow
 def test_a_cold_start_clears_the_momentum() -> None:
     trainer, fresh = trainer_of(), trainer_of()
     trained(trainer, train(4))
@@ -260,6 +262,7 @@ def test_a_cold_start_clears_the_momentum() -> None:
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_applying_moves_each_weight_by_the_rate_against_the_sign() -> None:
     trainer = trainer_of()
     updates = [trained(trainer_of(), train(), seed=n) for n in range(3)]
@@ -276,6 +279,7 @@ def test_applying_nothing_changes_nothing() -> None:
     assert same(weights(trainer), before)
 
 
+@pytest.mark.slow
 def test_an_empty_contribution_travels_and_has_no_say() -> None:
     trainer, other = trainer_of(), trainer_of()
     trainer.begin(train())
@@ -290,6 +294,7 @@ def test_an_empty_contribution_travels_and_has_no_say() -> None:
     assert same(weights(other), weights(alone))
 
 
+@pytest.mark.slow
 def test_results_in_the_order_of_names_are_those_in_the_optimizers_order() -> None:
     class Names(nn.Module):
         def __init__(self) -> None:

@@ -62,6 +62,7 @@ def good() -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(IDENTITIES)
 def test_what_is_written_is_read_back(identity: ModelIdentity) -> None:
@@ -70,6 +71,7 @@ def test_what_is_written_is_read_back(identity: ModelIdentity) -> None:
     assert identity.harmless_differences(identity) == []
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
@@ -79,6 +81,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         pass
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(st.sampled_from(sorted(good()["distro_optim"])), JSON)
 def test_any_field_may_be_anything(name: str, value: object) -> None:
@@ -90,6 +93,7 @@ def test_any_field_may_be_anything(name: str, value: object) -> None:
         pass
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(IDENTITIES, IDENTITIES)
 def test_any_two_can_be_compared_and_what_differs_has_words(a: ModelIdentity, b: ModelIdentity) -> None:

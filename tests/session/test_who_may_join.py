@@ -39,6 +39,7 @@ def refusal(make_world: MakeWorld, joiner: Script) -> ModelMismatchError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_joiner_trains_on_with_the_runs_weights(make_world: MakeWorld) -> None:
     joiner = Script(seed=2)
     _, host = joined_by(make_world, joiner)
@@ -82,6 +83,7 @@ def test_who_differs_is_refused_with_the_first_difference(make_world: MakeWorld,
     assert what in str(error)
 
 
+@pytest.mark.slow
 def test_the_refusal_says_what_is_here_and_what_is_there(make_world: MakeWorld) -> None:
     assert str(refusal(make_world, Script(model_class=Wider))) == (
         "the run trains something else: shape of sometimes is 7 here and 5 in the run; build the same model as the "
@@ -94,6 +96,7 @@ def test_who_is_refused_saves_nothing(make_world: MakeWorld, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_everybodys_own_may_differ_and_is_told_once(make_world: MakeWorld) -> None:
     joiner = Script(optimizer_settings={"compression_decay": 0.9})
     _, host = joined_by(make_world, joiner)
@@ -107,6 +110,7 @@ def spoiled(model: SharedModel, spoil: Callable[[ModelIdentity], Any]) -> Shared
     return replace(model, config=spoil(identity))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lie",
     [

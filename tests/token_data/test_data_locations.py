@@ -278,6 +278,7 @@ def test_what_is_no_list_at_all_is_refused(text: bytes) -> None:
         read_mixture(text)
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),
@@ -343,6 +344,7 @@ def test_without_pyarrow_the_command_that_brings_it_is_named(tmp_path: Path, mon
         open_token_data(PreprocessedData(str(tmp_path)), 4)
 
 
+@pytest.mark.slow
 def test_importing_the_room_loads_neither_aiohttp_nor_pyarrow() -> None:
     program = "import distro_optim.data.opening, sys; print(*{'aiohttp', 'yarl', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)

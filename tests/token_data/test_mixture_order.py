@@ -43,6 +43,7 @@ def plain_order(sizes: list[int], weights: list[float]) -> list[tuple[int, int]]
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1e6)), min_size=1, max_size=5).filter(

@@ -89,6 +89,7 @@ def test_a_server_that_is_too_slow_is_asked_again(server: WebServer, trick: Tric
         assert read(tokens, 0, 9) == [sequence(index) for index in range(10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", [web_server.silent, web_server.drip, web_server.drip_body, web_server.cut(3)])
 def test_a_server_that_stays_so_is_given_up(server: WebServer, trick: Trick) -> None:
     with opened(server, IMPATIENT) as tokens:

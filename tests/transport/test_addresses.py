@@ -44,6 +44,7 @@ def test_the_bytes_are_those_of_rust() -> None:
     assert postcard.encode(address).hex() == PEER.hex() + expected
 
 
+@pytest.mark.slow
 @given(endpoint_addrs)
 def test_addresses_survive_the_round_trip(address: EndpointAddr) -> None:
     assert decode(postcard.encode(address)) == address
@@ -57,6 +58,7 @@ def test_any_other_bytes_raise_only_protocol_errors(data: bytes) -> None:
         pass
 
 
+@pytest.mark.slow
 @given(endpoint_addrs, st.data())
 def test_a_cut_address_is_truncated(address: EndpointAddr, data: st.DataObject) -> None:
     encoded = postcard.encode(address)

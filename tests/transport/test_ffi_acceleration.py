@@ -49,6 +49,7 @@ def lowered(module: Any, pieces: list[bytes], number: int) -> bytes:
         builder.discard()
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(0, 2**64 - 1))
 def test_the_fast_copy_writes_what_the_original_writes(pieces: list[bytes], number: int) -> None:
     module: Any = importlib.import_module("iroh.iroh_ffi")

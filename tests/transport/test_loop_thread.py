@@ -59,6 +59,7 @@ def test_hooks_are_awaited_side_by_side_and_one_that_fails_hinders_no_other(capl
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stubborn", ["a task", "a hook"])
 def test_nothing_holds_up_the_end(stubborn: str, caplog: pytest.LogCaptureFixture) -> None:
     loop = LoopThread()

@@ -104,6 +104,7 @@ def test_an_unknown_address_fails_at_once_and_says_so(make_node: MakeNode) -> No
         client.submit(client.connect(stranger, ALPN)).result(SECONDS)
 
 
+@pytest.mark.slow
 def test_a_dead_address_fails_after_the_timeout(make_node: MakeNode) -> None:
     client = make_node()
     nobody = EndpointAddr(SecretKey(b"\5" * 32).public, direct=(SocketAddr.parse("127.0.0.1:9"),))
@@ -397,6 +398,7 @@ def test_a_program_that_ends_is_gone_within_two_seconds(ending: str, code: int) 
     assert "ignored" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stock", [False, True], ids=["accelerated", "stock"])
 def test_large_and_small_writes_arrive_with_and_without_acceleration(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, stock: bool

@@ -128,6 +128,7 @@ def test_who_opens_ten_thousand_streams_waits_for_its_turn(make_node: MakeNode) 
     server.submit(scenario()).result(SECONDS)
 
 
+@pytest.mark.slow
 def test_who_does_not_finish_its_request_is_cut_off(make_node: MakeNode) -> None:
     server, sleeper = make_node(), make_node()
     server.accept(ALPN, read_and_answer)

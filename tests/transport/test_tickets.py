@@ -52,6 +52,7 @@ def test_a_blob_ticket_in_a_message_is_a_tuple() -> None:
     assert postcard.encode(ticket) == key + bytes.fromhex("0101007f000001d12200") + digest
 
 
+@pytest.mark.slow
 @given(addrs)
 def test_the_iroh_package_reads_and_writes_the_same_endpoint_tickets(addr: EndpointAddr) -> None:
     import iroh
@@ -68,6 +69,7 @@ def test_endpoint_tickets_survive_the_round_trip(addr: EndpointAddr) -> None:
     assert EndpointTicket.parse(str(EndpointTicket(addr))) == EndpointTicket(addr)
 
 
+@pytest.mark.slow
 @given(blob_tickets)
 def test_blob_tickets_survive_both_round_trips(ticket: BlobTicket) -> None:
     assert BlobTicket.parse(str(ticket)) == ticket

@@ -293,6 +293,7 @@ def test_random_bytes_raise_only_protocol_errors(data: bytes) -> None:
             pass
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300)
 def test_a_damaged_archive_is_a_tensor_of_bounded_size_or_a_protocol_error(data: st.DataObject) -> None:

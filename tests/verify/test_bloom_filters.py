@@ -60,6 +60,7 @@ def test_small_filters_of_the_reference_tests() -> None:
     assert bytes([1, 4, 7]) not in bloom
 
 
+@pytest.mark.slow
 @given(st.lists(U64, min_size=1, max_size=8), st.lists(st.binary(max_size=40), max_size=20), st.binary(max_size=40))
 def test_the_fast_filter_agrees_with_the_plain_hash(keys: list[int], items: list[bytes], probe: bytes) -> None:
     bloom = BloomFilter(keys)
@@ -81,6 +82,7 @@ def test_ten_thousand_items_added_at_once_are_all_found() -> None:
     assert bloom.false_positive_rate() < 0.01
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_counting_over_filters_agrees_with_asking_each(data: st.DataObject) -> None:
     item = data.draw(st.binary(min_size=32, max_size=32))

@@ -77,6 +77,7 @@ def test_a_nan_cannot_switch_the_verdict_off() -> None:
     assert not is_similar([1.0, math.nan], [1.0, 2.0], DistanceThresholds(1, 1e9, 1))
 
 
+@pytest.mark.slow
 @given(VECTORS, VECTORS)
 def test_jaccard_agrees_with_its_plain_definition(a: np.ndarray, b: np.ndarray) -> None:
     common = sum(any(y == x for x in a) for y in b)
@@ -85,6 +86,7 @@ def test_jaccard_agrees_with_its_plain_definition(a: np.ndarray, b: np.ndarray) 
     assert jaccard_distance(a, b) == expected
 
 
+@pytest.mark.slow
 @given(arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e3, 1e3, width=32)), st.randoms())
 def test_manhattan_adds_in_float32_and_in_order(a: np.ndarray, random: object) -> None:
     b = np.roll(a, 1)
@@ -94,6 +96,7 @@ def test_manhattan_adds_in_float32_and_in_order(a: np.ndarray, random: object) -
     assert manhattan_distance(a, b) == float(total)
 
 
+@pytest.mark.slow
 def test_a_million_entries_give_the_distances_of_a_sort() -> None:
     rng = np.random.default_rng(3)
     a = rng.normal(size=1_000_000).astype(np.float32)
