@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,9 @@ STRATEGIES = {
     "lightning.pytorch": ("distro_optim.strategy.psyche_lightning", "LightningPsycheStrategy"),
     "pytorch_lightning": ("distro_optim.strategy.psyche_pytorch_lightning", "PytorchLightningPsycheStrategy"),
 }
+
+SAFE: dict[str, Any] = {"weights_only": True} if version("lightning") >= "2.6" else {}
+"""For ``Trainer.fit``: a checkpoint is loaded without unpickling, where Lightning can be told so (2.6 and later)."""
 
 QUIET = [
     # Lightning imports what setuptools and torch deprecate, and has advice for tiny runs.

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
-from frameworks.lightning_runs import QUIET, Runs, loader, make_module, make_trainer
+from frameworks.lightning_runs import QUIET, SAFE, Runs, loader, make_module, make_trainer
 from optimizer.models import all_same_bits, copies
 
 pytestmark = [pytest.mark.waiting, *QUIET]
@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     whole = fit()
     path = tmp_path / "epoch=0-step=5.ckpt"
     runs.settings = {"first_step": 6}
-    resumed = fit(ckpt_path=path, weights_only=True)
+    resumed = fit(ckpt_path=path, **SAFE)
     assert resumed.steps == list(range(5, 16))
     assert resumed.rates == pytest.approx(whole.rates[5:])
     assert [sorted(batch) for batch in resumed.samples] == [sorted(batch) for batch in whole.samples[5:]]
@@ -173,7 +173,7 @@ def test_who_joins_with_a_checkpoint_takes_what_the_run_has(
     joining = strategy(pl, run="127.0.0.1:20000/quiet", on_event=news.append)
     module = make_module(pl)
     trainer = make_trainer(pl, tmp_path, joining, max_epochs=9)
-    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", weights_only=True)
+    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", **SAFE)
     assert module.steps == [27, 28, 29]
     assert sum("the run is at step 28" in sentence and "checkpoint of step 5" in sentence for sentence in news) == 1
 
@@ -196,7 +196,7 @@ def test_who_joins_with_a_checkpoint_of_this_very_step_keeps_its_momentum(
 
     module = make_module(pl, on_train_batch_start=on_train_batch_start)
     trainer = make_trainer(pl, tmp_path, joining, max_epochs=1)
-    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", weights_only=True)
+    trainer.fit(module, loader(), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", **SAFE)
     assert (momenta[0] > 0) == kept
     assert bool([text for text in news if "its weights and its step count" in text]) != kept
 

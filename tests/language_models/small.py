@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
+import transformers
 from torch import Tensor
+
+IS_OLD: Final = transformers.__version__.startswith("4.")
+OLD: Final = "transformers 4 does not part documents by their positions, and returns logits in float32"
 
 LLAMA: Final[dict[str, Any]] = {
     "model_type": "llama",

@@ -126,7 +126,7 @@ class BloomFilter:
 
     def fill(self) -> float:
         """Share of bits that are set, 0 to 1."""
-        return int(np.bitwise_count(self._words).sum()) / self.num_bits if len(self._words) else 0.0
+        return self._bits_set() / self.num_bits if len(self._words) else 0.0
 
     def false_positive_rate(self) -> float:
         """Probability that an item which was never added is reported as perhaps present."""
@@ -140,11 +140,12 @@ class BloomFilter:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
+    def _bits_set(self) -> int:
+        return int(np.unpackbits(self._words.view(np.uint8)).sum())  # numpy 1.26 has no bitwise_count
+
     @override
     def __repr__(self) -> str:
-        return (
-            f"BloomFilter({len(self._keys)} keys, {int(np.bitwise_count(self._words).sum())} of {self.num_bits} bits)"
-        )
+        return f"BloomFilter({len(self._keys)} keys, {self._bits_set()} of {self.num_bits} bits)"
 
 
 def count_containing(filters: Iterable[tuple[Sequence[int], Sequence[int]]], item: Bytes) -> int:
