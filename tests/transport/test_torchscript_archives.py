@@ -59,7 +59,7 @@ def jit_saved(tensor: torch.Tensor, *, buffer: bool = True) -> bytes:
 
 
 # torch announces that it will one day drop TorchScript; the archives stay.
-pytestmark = [pytest.mark.waiting, pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]
+pytestmark = [pytest.mark.waiting, pytest.mark.filterwarnings("ignore:.*torch.jit.*")]
 
 
 @pytest.mark.parametrize(
