@@ -28,7 +28,7 @@ STRATEGIES = {
     "pytorch_lightning": ("distro_optim.strategy.psyche_pytorch_lightning", "PytorchLightningPsycheStrategy"),
 }
 
-SAFE: dict[str, Any] = {"weights_only": True} if version("lightning") >= "2.6" else {}
+SAFE: dict[str, Any] = {"weights_only": True} if tuple(map(int, version("lightning").split(".")[:2])) >= (2, 6) else {}
 """For ``Trainer.fit``: a checkpoint is loaded without unpickling, where Lightning can be told so (2.6 and later)."""
 
 QUIET = [

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from typing_extensions import override
 
 from ...model_exchange import Check, ModelExchange, Patience, SharedModel
 from ...swarm import Swarm
 from ...tickets import BlobTicket
-from .transfer import Fetch, ModelSharing, download_model
+from .transfer import TAG_PREFIX, Fetch, ModelSharing, download_model
 
 __all__ = ["SharedModels"]
-
-_TAG_PREFIX: Final = "model-"
 
 
 class SharedModels(ModelExchange):
@@ -68,4 +65,4 @@ class SharedModels(ModelExchange):
         return await self._swarm.fetch(ticket, max_size=limit)
 
     def _forget_archives(self) -> None:
-        self._swarm.forget(lambda tag: tag.startswith(_TAG_PREFIX))
+        self._swarm.forget(lambda tag: tag.startswith(TAG_PREFIX))

@@ -47,7 +47,7 @@ from .search import find_sharers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Fetch", "ModelSharing", "Publish", "download_model"]
+__all__ = ["TAG_PREFIX", "Fetch", "ModelSharing", "Publish", "download_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,10 @@ _ATTEMPTS: Final = 500
 
 # Wait after an error (same file), so that peers that refuse are not hammered.
 _ERROR_SECONDS: Final = 0.1
-_CONFIG_TAG: Final = "model-config"
-_PARAMETER_TAG: Final = "model-"
+TAG_PREFIX: Final = "model-"
+"""Of the tags of all parts of a model in the store that publishes them."""
+
+_CONFIG_TAG: Final = TAG_PREFIX + "config"
 _MAX_TAG_BYTES: Final = 80
 """The stores' bound on a tag (:mod:``.blobs.store``)."""
 
@@ -178,10 +180,10 @@ class ModelSharing:
 
 
 def _parameter_tag(name: str) -> str:
-    tag = _PARAMETER_TAG + name
+    tag = TAG_PREFIX + name
     if len(tag.encode()) <= _MAX_TAG_BYTES:
         return tag
-    return _PARAMETER_TAG + hashlib.sha256(name.encode()).hexdigest()
+    return TAG_PREFIX + hashlib.sha256(name.encode()).hexdigest()
 
 
 def _parameter_blob(name: str, tensor: torch.Tensor) -> bytes:
