@@ -72,7 +72,7 @@ TAG_PREFIX: Final = "model-"
 
 _CONFIG_TAG: Final = TAG_PREFIX + "config"
 _MAX_TAG_BYTES: Final = 80
-"""The stores' bound on a tag (:mod:``.blobs.store``)."""
+"""The stores' bound on a tag (:mod:`.blobs.store`)."""
 
 
 class ModelSharing:
