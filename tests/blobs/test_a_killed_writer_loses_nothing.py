@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
@@ -20,7 +21,7 @@ ROUNDS = 50
 @pytest.mark.timeout(120)
 def test_after_fifty_kills_every_acknowledged_blob_is_there_and_whole(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_a_writer.py")
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, str(script), str(tmp_path / "store"), str(ROUNDS)],
         capture_output=True,
         text=True,

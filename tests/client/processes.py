@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import warm_python
 from distro_optim.cli import main
 
 TINY_LLAMA: dict[str, Any] = {
@@ -121,7 +122,7 @@ class Process:
         self.log = log
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process = warm_python.Popen(
                 [sys.executable, "-m", "distro_optim", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 import pytest
 from typing_extensions import override
 
+import warm_python
 from client.processes import Process, Server, write_state
 from distro_optim.callbacks import SafeCallback
 from distro_optim.client.display import FORMS as CLIENT_FORMS
@@ -301,7 +302,7 @@ def test_a_server_goes_on_when_its_display_breaks(error: type[Exception], caplog
 def after_one_line(*command: str) -> tuple[int, str]:
     """Reads one line of what a command prints and goes away, as ``| head -1`` does; its status and its errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
+    with warm_python.Popen(
         [sys.executable, "-m", "distro_optim", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

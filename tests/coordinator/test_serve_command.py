@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import warm_python
 from coordinator.coordinator_swarm import METADATA, frame, key
 from distro_optim.cli import main
 from distro_optim.comm.framing import ClientLink
@@ -108,7 +109,7 @@ class Served:
 def served(state: Path, *options: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "distro_optim", "serve", "--state", str(state)]
     command += ["--host", "127.0.0.1", "--port", "0", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with warm_python.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(PATIENCE_SECONDS, process.kill)
         watchdog.start()
         try:

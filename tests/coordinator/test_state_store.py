@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
 from distro_optim.coordinator.formats.text import to_toml
 from distro_optim.coordinator.server.store import KEPT_FILES, StateStore, read_state_file
 from distro_optim.coordinator.types import Client, Coordinator, CoordinatorEpochState, Round
@@ -130,7 +131,7 @@ def test_killed_at_any_moment_the_last_complete_save_is_there(tmp_path: Path) ->
     reached, start = 0, 1
     for round_ in range(8):
         code = WRITER.format(paths=[str(Path(__file__).parents[1])], directory=str(tmp_path), start=start)
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        with warm_python.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", "the lock of a killed server is still held"
             for _ in range(round_ % 4 + 1):

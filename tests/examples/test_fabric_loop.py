@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
@@ -21,7 +22,7 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_loop_with_fabric_learns(devices: int) -> None:
     options = ["--relay", "none", "--steps", "250", "--devices", str(devices)]
-    finished = subprocess.run(
+    finished = warm_python.run(
         [sys.executable, "-W", "ignore", str(EXAMPLE), *options],
         capture_output=True,
         text=True,

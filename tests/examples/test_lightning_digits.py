@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
+
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
@@ -20,7 +22,7 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return warm_python.Popen(
         [sys.executable, "-W", "ignore", str(EXAMPLE), "--relay", "none", "--steps", "100", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
+
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
@@ -21,7 +23,7 @@ SECONDS = 60
 
 def terminal(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", str(EXAMPLE), *map(str, arguments), "--local"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    return warm_python.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
+
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
@@ -26,7 +28,7 @@ SMALL = ("--relay", "none", "--width", "16", "--layers", "1")
 @contextmanager
 def terminal(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     source = EXAMPLE.parents[1] / "src"
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         [sys.executable, str(EXAMPLE), *SMALL, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import warm_python
 from frameworks.lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow, *QUIET]
@@ -46,7 +47,7 @@ make_trainer(pl, sys.argv[2], strategy).fit(module, loader())
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_signal_ends_it_within_seconds(number: signal.Signals, peers: int, sign: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         [sys.executable, "-c", SCRIPT, str(peers), str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

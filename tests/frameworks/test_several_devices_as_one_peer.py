@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
 from distro_optim.strategy.environment import CONFIG, RUN
 from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 
@@ -26,7 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path
 
 @pytest.mark.timeout(2 * SECONDS)
 def test_two_devices_share_the_rounds_of_one_peer(tmp_path: Path) -> None:
-    finished = subprocess.run(
+    finished = warm_python.run(
         [sys.executable, str(SCRIPT), str(tmp_path), "2", "4"],
         capture_output=True,
         text=True,
@@ -52,7 +53,7 @@ def test_two_devices_share_the_rounds_of_one_peer(tmp_path: Path) -> None:
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_peer_of_two_devices_joins_one_of_one(tmp_path: Path) -> None:
     def start(devices: int, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return warm_python.Popen(
             [sys.executable, str(SCRIPT), str(tmp_path), str(devices), "4"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import warm_python
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
 from distro_optim.comm.loop import LoopThread
@@ -43,7 +44,7 @@ def peer_of(node: Node) -> Iterator[subprocess.Popen[str]]:
     """A process with a peer that joins through ``node``; killed at the end."""
     addresses = [str(address) for address in node.addr().direct]
     arguments = [TOPIC.hex(), KEY.hex(), node.endpoint_id.hex(), *addresses]
-    with subprocess.Popen([sys.executable, "-c", PEER, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    with warm_python.Popen([sys.executable, "-c", PEER, *arguments], stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:

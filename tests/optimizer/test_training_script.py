@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
+
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
@@ -26,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def start(*args: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return warm_python.Popen(
         [sys.executable, str(script), *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

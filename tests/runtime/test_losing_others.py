@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import warm_python
 from distro_optim.comm.iroh import streams
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import RunLostError
@@ -46,7 +46,7 @@ def test_a_peer_that_is_killed_is_given_up_long_before_the_time_of_a_round_is_ov
         host = run.host(config(min_peers=2, keep_peers=1, epoch_time=1000, max_round_train_time=900))
         ticket = host.port.ticket
         assert ticket is not None
-        with subprocess.Popen([sys.executable, str(HERE / "one_peer.py"), ticket, "0.02"]) as victim:
+        with warm_python.Popen([sys.executable, str(HERE / "one_peer.py"), ticket, "0.02"]) as victim:
             try:
                 host.until(lambda peer: any(len(a.updates) == 2 for a in peer.of(act.ApplyResults)), 100)
             finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 
+import warm_python
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.model import checkpoint as checkpoint_module
 from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
@@ -238,7 +238,7 @@ DEATHS = [("momentum", 20), ("sync", 20), ("sync", 10), ("swap", 10)]
 def killed_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of processes that died while they saved; they are children of one, since loading PyTorch takes long."""
     folder = tmp_path_factory.mktemp("killed")
-    subprocess.run(
+    warm_python.run(
         [sys.executable, "-c", KILLED_WHILE_SAVING, str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         timeout=200,

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import warm_python
 from distro_optim.cli import main
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
@@ -168,7 +169,7 @@ def running(out: Path, *script: str) -> Iterator[tuple[subprocess.Popen[str], li
     """The command in the middle of a long run, and the numbers of the processes that its peers have started."""
     child = out / "child"
     arguments = command(out, "--json", "--peers", "2", script=("--steps", "1000000", "--child", str(child), *script))
-    with subprocess.Popen(
+    with warm_python.Popen(
         [sys.executable, "-m", "distro_optim", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

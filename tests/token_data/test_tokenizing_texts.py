@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import warm_python
 from distro_optim.cli import main
 from distro_optim.coordinator.model import TokenSize
 from distro_optim.coordinator.types import BatchId
@@ -100,10 +100,10 @@ def test_a_killed_process_is_continued_to_the_same_bytes(folder: Path, tmp_path:
     out = tmp_path / "out.bin"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
     command = [sys.executable, str(Path(__file__).with_name("kill_a_tokenizer.py")), str(folder), str(out)]
-    status = subprocess.run([*command, str(batches)], env=environment, timeout=60, check=False).returncode
+    status = warm_python.run([*command, str(batches)], env=environment, timeout=60, check=False).returncode
     assert status == -signal.SIGKILL
     assert not out.exists()
-    assert subprocess.run([*command, "-1"], env=environment, timeout=60, check=False).returncode == 0
+    assert warm_python.run([*command, "-1"], env=environment, timeout=60, check=False).returncode == 0
     expected = b"".join(
         (folder / name).read_bytes() + b"\0" for name in ("a/x.py", "a/z.py", "b.txt", "c.md", "long.txt")
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
+import warm_python
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.iroh import ffi
 from distro_optim.comm.iroh.connection import Connection
@@ -378,7 +379,7 @@ ENDING = """
     ],
 )
 def test_a_program_that_ends_is_gone_within_two_seconds(ending: str, code: int) -> None:
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(ENDING).replace("ENDING", ending)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,232 @@
+"""Child Pythons that start at once: forks of an interpreter in which the large libraries are loaded already.
+
+A script with PyTorch and Lightning needs several seconds of a core before its first line, and the tests start many of
+them. Here one interpreter for each process of pytest loads the libraries, and each child is a fork of it. The child
+is a process of its own, which ends, is killed and is waited for as any other: it is forked twice, so that Linux makes
+it a child of the process that asked for it (``PR_SET_CHILD_SUBREAPER``).
+
+:func:`run` and :class:`Popen` are those of :mod:`subprocess`. They start a Python of the usual kind wherever the fork
+would differ: on systems other than Linux, for other commands, and where the environment has other settings for the
+libraries that are loaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from io import TextIOWrapper
+from types import ModuleType
+from typing import Any, Final
+
+__all__ = ["Popen", "run"]
+
+LOADED: Final = (
+    "torch",
+    "torch.distributed.elastic.multiprocessing.errors",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "pytorch_lightning",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "safetensors.torch",
+    "distro_optim.cli",
+    "distro_optim.client.command",
+    "distro_optim.strategy.session",
+    "distro_optim.strategy.psyche_lightning",
+    "distro_optim.strategy.psyche_pytorch_lightning",
+)
+SETTINGS_OF_LIBRARIES: Final = ("OMP_", "MKL_", "OPENBLAS_", "ATEN_", "LD_", "PYTHONHASHSEED", "TORCH_", "NUMBA_")
+PR_SET_CHILD_SUBREAPER: Final = 36
+MAX_REQUEST: Final = 1 << 20
+
+
+class Popen(subprocess.Popen[Any]):
+    """As :class:`subprocess.Popen`; a command that starts with ``sys.executable`` becomes a fork where it can."""
+
+    def _execute_child(self, *given: Any) -> None:
+        args, executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell, *pipes = given
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = pipes[:6]
+        start_new_session = bool(pipes[11])
+        command = _command(args)
+        if executable is None and not (preexec_fn or pass_fds or shell) and command and _is_as_here(env):
+            request = {
+                **command,
+                "cwd": os.fspath(cwd or os.getcwd()),
+                "env": dict(os.environ if env is None else env),
+                "new_session": start_new_session,
+            }
+            files = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1]
+            files.append(errwrite if errwrite != -1 else 2)
+            self.pid = _interpreter().fork(request, files)
+            self._child_created = True
+            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+            return
+        super()._execute_child(*given)  # type: ignore[misc]
+
+
+def run(
+    *args: Any, capture_output: bool = False, timeout: float | None = None, check: bool = False, **settings: Any
+) -> subprocess.CompletedProcess[Any]:
+    """As :func:`subprocess.run`.
+
+    Raises:
+        subprocess.TimeoutExpired: the child was still at work; it is killed.
+        subprocess.CalledProcessError: with ``check``, if it does not end with 0.
+    """
+    if capture_output:
+        settings.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with Popen(*args, **settings) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _command(args: Any) -> dict[str, Any] | None:
+    """What ``[sys.executable, ...]`` asks for, or None if it is something that only a new interpreter can do."""
+    if not isinstance(args, list | tuple) or args[0] != sys.executable or not sys.platform.startswith("linux"):
+        return None
+    rest = [os.fspath(each) for each in args[1:]]
+    options = []
+    while rest[:1] == ["-W"]:
+        options.append(rest[1])
+        rest = rest[2:]
+    kind = {"-m": "module", "-c": "code"}.get(rest[0]) if rest else None
+    if kind is not None:
+        return {"kind": kind, "what": rest[1], "argv": rest[2:], "warnings": options}
+    if rest and not rest[0].startswith("-"):
+        return {"kind": "script", "what": rest[0], "argv": rest[1:], "warnings": options}
+    return None
+
+
+def _is_as_here(env: Any) -> bool:
+    def settings(of: Any) -> dict[str, str]:
+        return {name: value for name, value in of.items() if name.startswith(SETTINGS_OF_LIBRARIES)}
+
+    return env is None or settings(env) == settings(os.environ)
+
+
+class _Interpreter:
+    """The process that has loaded everything and is forked."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        atexit.register(self._end)
+
+    def fork(self, request: dict[str, Any], files: list[int]) -> int:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], files)
+        answer = self._socket.recv(64)
+        if not answer:
+            raise OSError(f"the interpreter that is forked has ended: status {self._process.wait()}")
+        return int(answer)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+@functools.cache
+def _interpreter() -> _Interpreter:
+    return _Interpreter()
+
+
+# -- in the interpreter that is forked ---------------------------------------------------------------------------------
+
+
+def _serve(requests: socket.socket) -> dict[str, Any]:
+    """Forks at each request. Returns in the child, with what it shall do; does not return elsewhere."""
+    while True:
+        data, files, _, _ = socket.recv_fds(requests, MAX_REQUEST, 3)
+        if not data:
+            os._exit(0)
+        told, tell = os.pipe()
+        between = os.fork()
+        if between == 0:
+            child = os.fork()
+            if child == 0:
+                requests.close()
+                os.close(told)
+                os.close(tell)
+                request: dict[str, Any] = json.loads(data)
+                _become(request, files)
+                return request
+            os.write(tell, b"%d" % child)
+            os._exit(0)
+        os.close(tell)
+        os.waitpid(between, 0)  # from now on the child is one of the process that asked
+        requests.send(os.read(told, 64))
+        os.close(told)
+        for file in files:
+            os.close(file)
+
+
+def _become(request: dict[str, Any], files: list[int]) -> None:
+    if request["new_session"]:
+        os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    # The three keep their numbers, and have nothing in them: this process has neither read nor written.
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, TextIOWrapper)
+        stream.reconfigure(write_through=unbuffered, line_buffering=stream is sys.stderr)
+    warnings._processoptions(request["warnings"])  # type: ignore[attr-defined]
+    first = {"module": request["cwd"], "code": "", "script": os.path.dirname(os.path.abspath(request["what"]))}
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [first[request["kind"]], *paths, *sys.path[1:]]
+    sys.argv = [{"module": request["what"], "code": "-c", "script": request["what"]}[request["kind"]], *request["argv"]]
+
+
+def _perform(request: dict[str, Any]) -> None:
+    """The child's work, in a ``__main__`` of its own."""
+    if request["kind"] == "module":
+        runpy.run_module(request["what"], run_name="__main__", alter_sys=True)
+    elif request["kind"] == "script":
+        runpy.run_path(request["what"], run_name="__main__")
+    else:
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(request["what"], "<string>", "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for those of the children that want it
+    sys.path[0] = ""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in LOADED:
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    if len(os.listdir("/proc/self/task")) > 1:
+        sys.exit("a library has started a thread: this process cannot be forked")
+    _perform(_serve(connection))
