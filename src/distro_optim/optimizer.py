@@ -15,6 +15,8 @@ from typing_extensions import override
 
 from .comm.exchange import Exchange, LocalExchange
 from .compress.dct import TRANSFORMS, TransformName
+from .compress.engines import ARITHMETICS
+from .compress.plan import Arithmetic
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
 from .optim.arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
@@ -59,6 +61,7 @@ class DisTrO(ResumableOptimizer):
         exchange: carries updates between peers; each peer gives its own. Not closed by the optimizer.
         process_group: the process group to use, instead of the default one.
         transform: ``"dct"``, or ``"identity"`` for plain top-k of the momentum itself.
+        arithmetic: by which definition all peers turn everybody's coefficients into a step: ``"float"``.
 
     Raises:
         ConfigurationError: an argument is out of its range, or parameters are of a kind that cannot be compressed.
@@ -100,9 +103,11 @@ class DisTrO(ResumableOptimizer):
         exchange: Exchange | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
         transform: TransformName = "dct",
+        arithmetic: Arithmetic = "float",
     ) -> None:
         check_choice("tiling", tiling, TILINGS)
         check_choice("transform", transform, TRANSFORMS)
+        check_choice("arithmetic", arithmetic, ARITHMETICS)
         check_flag("quantize_1bit", quantize_1bit)
         check_flag("overlap", overlap)
         check_exchange(exchange)
@@ -130,6 +135,7 @@ class DisTrO(ResumableOptimizer):
             overlap=overlap,
             tiling=tiling,
             transform=transform,
+            arithmetic=arithmetic,
         )
 
     @property
@@ -146,6 +152,11 @@ class DisTrO(ResumableOptimizer):
     def transform(self) -> TransformName:
         """What tiles are transformed with."""
         return self._transform
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """By which definition everybody's coefficients become a step."""
+        return self._arithmetic
 
     @property
     def quantize_1bit(self) -> bool:

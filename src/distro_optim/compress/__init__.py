@@ -10,6 +10,8 @@
 ``update``       :class:`CompressedUpdate`: one peer's contribution to one step
 ``windows``      between tensors and the tiles of a block
 ``extraction``   gradients into the momentum of a batch, and coefficients out of it
+``merging``      coefficients of all contributors into the step on the weights: :class:`~.merging.Merge`
+``engines``      which classes do the two halves of a step
 ``compressor``   the two halves of a step, over all of the above
 ``coefficients`` a whole tensor as coefficients, and back
 ``wire``         a contribution as bytes, in Psyche's form
@@ -25,11 +27,12 @@ from __future__ import annotations
 from .coefficients import from_coefficients, to_coefficients
 from .compressor import Compressor
 from .extraction import OwnPart
-from .plan import ParamSpec, TilePlan, compute_dtype, make_plan
+from .plan import Arithmetic, ParamSpec, TilePlan, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
 
 __all__ = [
+    "Arithmetic",
     "CompressedTensor",
     "CompressedUpdate",
     "Compressor",

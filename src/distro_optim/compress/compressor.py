@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .dct import Transform, make_transform
-from .extraction import SPARSE_DECODE_LIMIT, Extraction, OwnPart, joined
+from .engines import extraction_class, make_merge
+from .extraction import Extraction, OwnPart
+from .merging import Merge
 from .plan import Batch, Block, TilePlan, compute_dtype
-from .sign import signs_to_values
-from .topk import contributor_mean, contributor_weights
 from .update import CompressedUpdate
-from .windows import Contiguous, descend
+from .windows import Contiguous
 
 __all__ = ["Compressor"]
 
@@ -55,6 +55,10 @@ class Compressor:
         self._share = share if share is not None else _one_by_one
         self._transforms: list[Transform] = [
             make_transform(transform, b.h, b.w, b.compute_dtype, b.device) for b in plan.batches
+        ]
+        self._merges = [
+            make_merge(plan.arithmetic, number, batch, t, workers)
+            for number, (batch, t) in enumerate(zip(plan.batches, self._transforms, strict=True))
         ]
         needed: dict[tuple[torch.device, torch.dtype], int] = {}
         for b in plan.batches:
@@ -127,10 +131,14 @@ class Compressor:
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
-            extraction = Extraction(
+            as_coefficients = in_coefficients[min(batch.ranges)]
+            make = extraction_class(
+                batch, transform, in_coefficients=as_coefficients, overlap=own is not None, quantize=quantize
+            )
+            extraction = make(
                 batch=batch,
                 transform=transform,
-                in_coefficients=in_coefficients[min(batch.ranges)],
+                in_coefficients=as_coefficients,
                 grads=grads,
                 momenta=momenta,
                 rate=lr[batch.group],
@@ -168,99 +176,47 @@ class Compressor:
     def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
         """``param -= lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
 
-        The result depends on the order of ``updates`` by rounding: all peers must pass the same order.
+        By the definition that the plan names. In the arithmetic of floats the result depends on the order of
+        ``updates`` by rounding: all peers must pass the same order.
 
         Args:
             updates: of all contributors, on this plan; none leaves the parameters as they are.
             params: one per tensor, of the planned shape; changed in place.
             lr: one per parameter group.
+
+        Raises:
+            ConfigurationError: these updates cannot be merged by the plan's definition.
         """
         if not updates:
             return
+        for merge in self._merges:
+            merge.check(updates)
         weights = Contiguous(params)
-        works: list[Work] = []
-        for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
-            merge = partial(
-                self._merge_block,
-                number=number,
-                batch=batch,
-                transform=transform,
-                updates=updates,
-                params=weights.tensors,
-                lr=lr[batch.group],
-            )
-            works.append(merge)
-        self._for_each_block(works)
+        self._for_each_block([partial(self._merge_block, m, updates, weights.tensors, lr) for m in self._merges])
         weights.write_back()
 
     def _merge_block(
         self,
-        block: Block,
-        worker: int,
-        *,
-        number: int,
-        batch: Batch,
-        transform: Transform,
+        merge: Merge,
         updates: Sequence[CompressedUpdate],
         params: Sequence[Tensor],
-        lr: float,
+        lr: Sequence[float],
+        block: Block,
+        worker: int,
     ) -> None:
-        tiles = self._decode_mean(number, batch, block, worker, transform, updates)
-        descend(block, tiles.sign_(), params, lr, params)
+        batch = merge.batch
+        merge.merge_block(block, worker, self._buffers(batch, block, worker), updates, params, lr[batch.group])
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in its shape and compute dtype; for tests."""
         decoded = [
             torch.zeros(spec.shape, dtype=compute_dtype(spec.dtype), device=spec.device) for spec in self.plan.specs
         ]
-        for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
-            for block in batch.blocks if updates else ():
-                tiles = self._decode_mean(number, batch, block, 0, transform, updates)
+        for merge in self._merges if updates else ():
+            merge.check(updates)
+            for block in merge.batch.blocks:
+                tiles = merge.decode_block(block, 0, self._buffers(merge.batch, block, 0), updates)
                 for piece in block.pieces:
                     for region in piece.regions:
                         region.of_tensor(decoded[piece.param]).copy_(region.of_block(tiles))
         return decoded
-
-    def _decode_mean(
-        self,
-        number: int,
-        batch: Batch,
-        block: Block,
-        worker: int,
-        transform: Transform,
-        updates: Sequence[CompressedUpdate],
-    ) -> Tensor:
-        tiles, coefficients, spare = self._buffers(batch, block, worker)
-        n, parts = block.tiles, len(updates)
-        rows = slice(block.start, block.stop)
-        index = joined([u.index[number][rows] for u in updates], dim=1).long()
-        value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
-        weight = _presence(block, batch, updates)
-        flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
-        if parts * batch.k <= SPARSE_DECODE_LIMIT:
-            share = contributor_weights(index, value, weight, scratch=flat, scratch2=flat_spare, parts=parts)
-            transform.decode_sparse(index, share, out=tiles)
-        else:
-            contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
-            transform.decode(coefficients, out=tiles, scratch=spare)
-        return tiles
-
-
-def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """Signs and values of all contributors as numbers, side by side."""
-    if any(p.dtype != parts[0].dtype for p in parts):
-        parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]
-    together = joined(parts, dim=1)
-    return signs_to_values(together, dtype) if together.dtype == torch.bool else together.to(dtype)
-
-
-def _presence(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -> Tensor | None:
-    """``(tiles, parts * k)`` of 1 and 0, or None if everybody speaks about every tensor of the block."""
-    if all(u.present[p.param] for u in updates for p in block.pieces):
-        return None
-    weight = torch.ones(block.tiles, len(updates), batch.k, dtype=batch.compute_dtype, device=batch.device)
-    for part, update in enumerate(updates):
-        for p in block.pieces:
-            if not update.present[p.param]:
-                weight[p.block_start : p.block_stop, part] = 0
-    return weight.view(block.tiles, -1)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,13 @@ from .tiling import TileGrid, Tiling, tile_grid
 
 _T = TypeVar("_T")
 
-__all__ = ["Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
+__all__ = ["Arithmetic", "Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
+
+Arithmetic = Literal["exact", "float", "psyche"]
+"""By which definition everybody's coefficients become a step on the weights."""
+
+_DEFINITIONS: Final[dict[Arithmetic, str]] = {"exact": "exact-1", "float": "", "psyche": "psyche-1"}
+"""What goes into the layout: a definition that changes its results gets another name."""
 
 BLOCK_ELEMENTS_CPU: Final = 128 * 4096
 """128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (64 to 256 tiles are equally fast)."""
@@ -173,6 +179,7 @@ class TilePlan:
         grids: of every tensor, by number.
         home: tensor -> index of its batch, or None where it has no elements.
         layout: 32 bytes that are equal on two peers exactly if their plans are.
+        arithmetic: by which definition updates are merged.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -181,6 +188,7 @@ class TilePlan:
     batches: tuple[Batch, ...]
     home: tuple[int | None, ...]
     layout: bytes
+    arithmetic: Arithmetic = "float"
     _derived: dict[Callable[[TilePlan], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -199,13 +207,16 @@ class TilePlan:
         return answer
 
 
-def make_plan(specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "") -> TilePlan:
+def make_plan(
+    specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "", arithmetic: Arithmetic = "float"
+) -> TilePlan:
     """Plans the tiles of tensors ``specs`` under ``tiling``.
 
     Args:
         specs: of the tensors.
         tiling: how tensors are cut.
         agreed: what else peers must have in common to understand each other's updates; goes into the plan's layout.
+        arithmetic: by which definition updates are merged; goes into the layout too.
 
     Raises:
         ConfigurationError: a tile is too large.
@@ -232,7 +243,9 @@ def make_plan(specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "") -
         for number in numbers:
             home[number] = len(batches)
         batches.append(_make_batch(numbers, specs, grids, topk))
-    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), _layout_hash(specs, grids, topk, agreed))
+    definition = _DEFINITIONS[arithmetic]
+    layout = _layout_hash(specs, grids, topk, f"{agreed}\0{definition}" if definition else agreed)
+    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), layout, arithmetic)
 
 
 def _make_batch(

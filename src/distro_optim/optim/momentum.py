@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ..compress import CompressedUpdate, Compressor, OwnPart, ParamSpec, TilePlan, from_coefficients, make_plan
+from ..compress import (
+    Arithmetic,
+    CompressedUpdate,
+    Compressor,
+    OwnPart,
+    ParamSpec,
+    TilePlan,
+    from_coefficients,
+    make_plan,
+)
 from ..compress.dct import TransformName
 from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
@@ -48,7 +57,9 @@ class DecoupledMomentum(Optimizer):
         overlap: bool,
         tiling: Tiling,
         transform: TransformName,
+        arithmetic: Arithmetic,
     ) -> None:
+        self._arithmetic: Arithmetic = arithmetic
         self._tiling: Tiling = tiling
         self._transform = transform
         self._quantize = quantize_1bit
@@ -83,11 +94,14 @@ class DecoupledMomentum(Optimizer):
                 self._look_ahead_again()
 
     @torch.no_grad()
-    def reconfigure(self, *, tiling: Tiling, quantize_1bit: bool, **settings: float | int) -> None:
+    def reconfigure(
+        self, *, tiling: Tiling, quantize_1bit: bool, arithmetic: Arithmetic | None = None, **settings: float | int
+    ) -> None:
         """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
 
         Args:
             tiling, quantize_1bit: as for the constructor.
+            arithmetic: as for the constructor; None keeps what it is.
             settings: of the parameter groups, such as ``compression_topk``.
 
         Raises:
@@ -96,7 +110,7 @@ class DecoupledMomentum(Optimizer):
         self.undo_lookahead()
         groups = [normal_settings({**group, **settings}) for group in self.param_groups]
         deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
-        self._tiling, self._quantize = tiling, quantize_1bit
+        self._tiling, self._quantize, self._arithmetic = tiling, quantize_1bit, arithmetic or self._arithmetic
         for group, changed in zip(self.param_groups, groups, strict=True):
             group.update(changed)
         self._run.forget_plan()
@@ -120,6 +134,7 @@ class DecoupledMomentum(Optimizer):
                 self._tiling,
                 # Coefficients of another transform mean nothing here; the default adds nothing to the layout.
                 agreed="" if self._transform == "dct" else self._transform,
+                arithmetic=self._arithmetic,
             )
         return self._run.plan
 
@@ -403,6 +418,12 @@ class DecoupledMomentum(Optimizer):
 
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:
     for number, update in enumerate(updates):
+        if update.plan.arithmetic != plan.arithmetic:
+            raise ConfigurationError(
+                f"updates[{number}] was made for arithmetic={update.plan.arithmetic!r}, this optimizer merges by "
+                f"{plan.arithmetic!r}: give all peers the same arithmetic",
+                name="updates",
+            )
         if update.plan.layout != plan.layout:
             raise ConfigurationError(
                 f"updates[{number}] was made for other parameters, another tiling or another top-k", name="updates"

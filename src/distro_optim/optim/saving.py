@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .run import Run
 from .state import WEIGHT, pack_in_flight, restore_state, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
+
+_SETTINGS: Final = ("_tiling", "_transform", "_arithmetic", "_quantize", "_overlap")
+"""Attributes that a copy has too."""
 
 
 class ResumableOptimizer(DecoupledMomentum):
@@ -108,7 +111,9 @@ class ResumableOptimizer(DecoupledMomentum):
     def __getstate__(self) -> dict[str, Any]:
         self._run.settle()
         state: dict[str, Any] = super().__getstate__()
-        state.update({key: getattr(self, key) for key in ("_tiling", "_transform", "_quantize", "_overlap")})
+        state.update(
+            {key: getattr(self, key) for key in ("_tiling", "_transform", "_arithmetic", "_quantize", "_overlap")}
+        )
         # Neither exchange nor process group: two optimizers that publish on one of them would mix up their steps.
         run = self._run
         explicit = run.explicit_exchange or run.process_group is not None

@@ -95,7 +95,8 @@ class SwarmTrainer:
         if self._order is None:
             return plan
         if self._plan is None:
-            self._plan = make_plan([plan.specs[n] for n in self._order], self.optimizer.tiling)
+            specs = [plan.specs[n] for n in self._order]
+            self._plan = make_plan(specs, self.optimizer.tiling, arithmetic=plan.arithmetic)
         return self._plan
 
     def _outgoing(self, update: CompressedUpdate) -> CompressedUpdate:

@@ -1,0 +1,41 @@
+"""Which class does which half of a step: one definition for all peers, and of its engines the fastest there is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .dct import Transform
+from .extraction import Extraction
+from .merging import FloatMerge, Merge
+from .plan import Arithmetic, Batch
+
+__all__ = ["ARITHMETICS", "extraction_class", "make_merge"]
+
+_MERGES: Final[dict[Arithmetic, type[Merge]]] = {"float": FloatMerge}
+"""The plain engine of each definition."""
+
+ARITHMETICS: Final[tuple[Arithmetic, ...]] = tuple(_MERGES)
+
+
+def make_merge(arithmetic: Arithmetic, number: int, batch: Batch, transform: Transform, workers: int) -> Merge:
+    """What merges batch ``number`` of a plan; arguments as for :class:`~distro_optim.compress.merging.Merge`."""
+    return _MERGES[arithmetic](number, batch, transform, workers)
+
+
+def extraction_class(
+    batch: Batch, transform: Transform, *, in_coefficients: bool, overlap: bool, quantize: bool
+) -> type[Extraction]:
+    """What takes gradients into the momentum of a batch and the largest coefficients out of it.
+
+    Args:
+        batch: of the plan.
+        transform: of its tiles.
+        in_coefficients: the momentum is kept as coefficients.
+        overlap: what was sent leaves the momentum a step later.
+        quantize: signs are sent.
+
+    Returns:
+        a class that is made with the fields of :class:`~distro_optim.compress.extraction.Extraction`. Engines may pick
+        other coefficients where rounding decides: what a peer sends is its own.
+    """
+    return Extraction
