@@ -20,7 +20,6 @@ from distro_optim.coordinator.client import (
     MAX_UNSENT,
     RemoteCoordinator,
     StateFeed,
-    _RememberingCodec,
     tcp_connector,
 )
 from distro_optim.coordinator.messages import (
@@ -32,6 +31,7 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
 )
 from distro_optim.coordinator.model import Hub, HubRepo
+from distro_optim.coordinator.remembering_codec import RememberingCodec
 from distro_optim.coordinator.rules.steps import with_round
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.server.server import CoordinatorServer
@@ -211,6 +211,160 @@ def test_a_key_that_is_not_on_the_servers_list_is_refused() -> None:
             with pytest.raises(JoinRefusedError, match="not on its list"):
                 await client.join()
             await client.close()
+
+    asyncio.run(run())
+
+
+# -- looking before joining -------------------------------------------------------------------------------------------
+
+
+def waiting(step: int) -> Coordinator:
+    """The run waits for members, for the next of its epochs."""
+    return replace(dummy_run(), progress=CoordinatorProgress(step, step, 0))
+
+
+def showing(step: int) -> Callable[[ScriptedServer, Stream], Awaitable[None]]:
+    """Tells everybody of the run, as a server does, and goes on until the client goes."""
+
+    async def script(server: ScriptedServer, stream: Stream) -> None:
+        link = await server.welcome(stream)
+        while True:
+            await stream.write(state_frame(waiting(step)))
+            await stream.write(state_frame(waiting(step + 1)))
+            await server.take(stream, link)
+
+    return script
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_who_looks_never_asks_to_be_in_it_over_any_link() -> None:
+    """Neither when the run waits for members again, which is when a member asks again, nor when the link breaks."""
+
+    async def two_epochs(server: ScriptedServer, stream: Stream) -> None:
+        await server.welcome(stream)
+        for step, phase in enumerate((RunState.WAITING_FOR_MEMBERS, RunState.WARMUP, RunState.WAITING_FOR_MEMBERS)):
+            await stream.write(state_frame(replace(waiting(server.connections * 10 + step), run_state=phase)))
+
+    async def run() -> None:
+        server = ScriptedServer(two_epochs, two_epochs, showing(99))
+        client = client_of(server)
+        await client.look()
+        await until(lambda: client.state is not None and client.state.progress.step == 100)
+        with pytest.raises(CoordinatorLinkError, match="not joined"):
+            await client.health_check(())
+        await client.close()
+        await server.stop()
+        assert server.connections == 3
+        assert server.messages == []
+
+    asyncio.run(run())
+
+
+def test_a_connection_closed_at_a_later_join_is_a_refusal() -> None:
+    async def unwilling(server: ScriptedServer, stream: Stream) -> None:
+        link = await server.welcome(stream)
+        await stream.write(state_frame(dummy_run()))
+        await server.listen(stream, link, 1)
+
+    async def run() -> None:
+        server = ScriptedServer(unwilling)
+        client = client_of(server)
+        await client.look()
+        with pytest.raises(JoinRefusedError, match="when we asked to join") as caught:
+            await client.join()
+        assert KEY.public.hex() in str(caught.value)
+        with pytest.raises(JoinRefusedError):  # nobody waits for states that will not come
+            async for _ in client.states():
+                pass
+        await client.close()
+        await server.stop()
+        assert server.connections == 1
+
+    asyncio.run(run())
+
+
+def test_a_coordinator_that_went_while_we_looked_is_told_by_joining() -> None:
+    async def once(server: ScriptedServer, stream: Stream) -> None:
+        await server.welcome(stream)
+        await stream.write(state_frame(dummy_run()))
+
+    async def elsewhere(server: ScriptedServer, stream: Stream) -> None:
+        await server.welcome(stream)
+        await stream.write(state_frame(dummy_run("elsewhere")))
+        await stream.read(4096)
+
+    async def run() -> None:
+        server = ScriptedServer(once, elsewhere)
+        client = client_of(server)
+        await client.look()
+        with pytest.raises(JoinRefusedError, match="elsewhere"):
+            async for _ in client.states():
+                pass
+        with pytest.raises(JoinRefusedError, match="elsewhere"):
+            await client.join()
+        await client.close()
+        await server.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("welcomed", [False, True])
+def test_joining_while_the_link_is_opened_again_joins_once(welcomed: bool) -> None:
+    """Before its handshake, and after it, when the new link has been opened only to look."""
+    reached = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def once(server: ScriptedServer, stream: Stream) -> None:
+        await server.welcome(stream)
+        await stream.write(state_frame(waiting(1)))
+
+    async def again(server: ScriptedServer, stream: Stream) -> None:
+        link = None
+        if welcomed:
+            link = await server.welcome(stream)
+            for _ in range(20):  # the client takes the challenge and begins to wait for the first state
+                await asyncio.sleep(0)
+        reached.set()
+        await go_on.wait()
+        if link is None:
+            link = await server.welcome(stream)
+        if welcomed:
+            await stream.write(state_frame(waiting(2)))
+        await server.listen(stream, link, 1)
+        for step in (3, 4, 5):
+            await stream.write(state_frame(waiting(step)))
+        await stream.read(4096)
+
+    async def run() -> None:
+        server = ScriptedServer(once, again)
+        client = client_of(server)
+        await client.look()
+        await reached.wait()
+        joining = asyncio.ensure_future(client.join())
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await joining).progress.step >= 4
+        assert server.messages == [Join("dummy")]
+        await client.close()
+        await server.stop()
+
+    asyncio.run(run())
+
+
+def test_looking_twice_or_after_joining_is_refused() -> None:
+    async def run() -> None:
+        server = ScriptedServer(showing(1))
+        for first in ("look", "join", "close"):
+            client = client_of(server)
+            await getattr(client, first)()
+            with pytest.raises(ConfigurationError, match="once"):
+                await client.look()
+            await client.close()
+        await server.stop()
 
     asyncio.run(run())
 
@@ -461,7 +615,7 @@ def test_joining_twice_is_refused() -> None:
 
 
 def test_a_state_that_is_sent_again_is_not_decoded_again() -> None:
-    codec = _RememberingCodec.of(SERVER_TO_CLIENT)
+    codec = RememberingCodec.of(SERVER_TO_CLIENT)
     first, second = (SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(dummy_run(name)))) for name in ("one", "two"))
     decoded = codec.decode(first)
     assert codec.decode(memoryview(first)) is decoded

@@ -5,6 +5,7 @@
 ``model``                the part of it that describes the model, its data and its schedules
 ``messages``             what client and server say to each other
 ``client``               a participant's side, over any stream
+``remembering_codec``    what is sent again and again is decoded only once
 ``unconfirmed_report``   a report that the coordinator may never have got
 ``ticket``               one string that says which run and where
 =======================  =======================================================================

@@ -17,13 +17,12 @@ import random
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from typing_extensions import override
 
 from ..comm.backoff import BackoffPolicy
 from ..comm.framing import ClientLink, Else, LinkState, SecretKey, encode_frame
-from ..comm.postcard import Codec
 from ..comm.streams import Stream, open_tcp
 from ..errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError, ProtocolError
 from .messages import (
@@ -37,6 +36,7 @@ from .messages import (
     WitnessMessage,
     WitnessStep,
 )
+from .remembering_codec import RememberingCodec
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
 from .unconfirmed_report import UnconfirmedReport
 
@@ -67,7 +67,8 @@ RECONNECTING: Final = BackoffPolicy(first=0.5)
 class CoordinatorClient(ABC):
     """One participant's link to the coordinator of a run.
 
-    ``join`` comes first and once, ``close`` last; the rest may be called in between from one task or several.
+    ``join`` comes first and once, ``close`` last; the rest may be called in between from one task or several. Before
+    ``join`` may come ``look``, for those who want to see the run before they are in it.
     """
 
     run_id: str
@@ -76,12 +77,21 @@ class CoordinatorClient(ABC):
     @property
     @abstractmethod
     def state(self) -> Coordinator | None:
-        """The newest state; None before :meth:`join`."""
+        """The newest state; None before :meth:`look` and :meth:`join`."""
 
     @property
     def connected(self) -> bool:
         """Whether there is a link at the moment. Without one, messages wait for the next link."""
         return self.state is not None
+
+    @abstractmethod
+    async def look(self) -> Coordinator:
+        """Returns the state of the run without asking to be in it. :attr:`state` is kept up to date from then on.
+
+        Raises:
+            JoinRefusedError: the coordinator hosts another run, or refuses our key.
+            CoordinatorLinkError, ProtocolError: as :meth:`join`.
+        """
 
     @abstractmethod
     async def join(self) -> Coordinator:
@@ -152,6 +162,16 @@ class StateFeed:
         self.latest = state
         self._unread.append(state)
         self._news.set()
+
+    @property
+    def error(self) -> Exception | None:
+        """With which it has ended; None if it goes on, or has ended well."""
+        return self._error
+
+    def skip(self) -> None:
+        """Forgets the states that nobody has read, but for the newest."""
+        while len(self._unread) > 1:
+            self._unread.popleft()
 
     def end(self, error: Exception | None = None) -> None:
         """No state will follow; readers get ``error``, if there is one, once they have read what is there."""
@@ -227,6 +247,9 @@ class RemoteCoordinator(CoordinatorClient):
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
         self._report = UnconfirmedReport()
         self._task: asyncio.Task[None] | None = None
+        # Whether we have asked to be in the run, and, while we wait to see that taken, who waits.
+        self._asked = False
+        self._joining: _Joining | None = None
         self._closed = False
 
     @property
@@ -240,13 +263,47 @@ class RemoteCoordinator(CoordinatorClient):
         return self._connection is not None
 
     @override
-    async def join(self) -> Coordinator:
+    async def look(self) -> Coordinator:
         if self._task is not None or self._closed:
+            raise ConfigurationError("look() is called once, before join() and close()")
+        return await self._open_first()
+
+    @override
+    async def join(self) -> Coordinator:
+        if self._asked or self._closed:
             raise ConfigurationError("join() is called once, before close()")
+        self._asked = True
+        if self._task is None:
+            return await self._open_first()
+        return await self._join_over_open_link()
+
+    async def _open_first(self) -> Coordinator:
         connection, state = await self._open_within_timeout()
         self._connection = connection
         self._task = asyncio.create_task(self._keep_up(connection), name=f"link to {self._name}")
         return state
+
+    async def _join_over_open_link(self) -> Coordinator:
+        """Joins where a link is open already; where one is just being opened again, that joins, too."""
+        self._feed.skip()
+        if self._feed.error is not None:
+            raise self._feed.error
+        joining = self._joining = _Joining()
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = self._connection
+                if connection is not None:
+                    try:
+                        await self._ask(connection)
+                    except OSError as error:
+                        raise self._refused() from error
+                return await joining.seen
+        except TimeoutError as error:
+            raise CoordinatorLinkError(
+                f"{self._name}: no answer within {self._timeout:g} s: it sent no state after we asked to join"
+            ) from error
+        finally:
+            self._joining = None
 
     @override
     def states(self) -> AsyncIterator[Coordinator]:
@@ -254,7 +311,7 @@ class RemoteCoordinator(CoordinatorClient):
 
     @override
     async def send(self, message: ClientToServerMessage) -> None:
-        if self._task is None or self._closed:
+        if not self._asked or self._task is None or self._closed:
             raise CoordinatorLinkError(
                 f"no message can go to {self._name}: " + ("closed" if self._closed else "not joined")
             )
@@ -291,7 +348,7 @@ class RemoteCoordinator(CoordinatorClient):
         try:
             await self._follow(connection)
         except Exception as error:  # a reader of the states must not wait forever
-            self._feed.end(error)
+            self._give_up(error)
 
     async def _follow(self, connection: _Connection) -> None:
         """Reads states for as long as there is a link, and opens new ones."""
@@ -299,12 +356,17 @@ class RemoteCoordinator(CoordinatorClient):
         while True:
             self._connection = connection
             try:
+                if self._asked and not connection.asked:  # join() came while this link was being opened
+                    await self._ask(connection)
                 if lost is not None:
                     await connection.write(_encode(lost))
                 await self._flush(connection)
                 await self._read(connection)
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.warning("link to %s lost, reconnecting: %s", self._name, error)
+                if self._joining is not None and self._joining.sent:
+                    self._give_up(self._refused())
+                    return
             finally:
                 self._connection = None
                 await connection.close()
@@ -312,7 +374,16 @@ class RemoteCoordinator(CoordinatorClient):
             if reopened is None:
                 return
             connection, state = reopened
+            if self._joining is not None and connection.asked:
+                self._joining.succeed(state)
             lost = self._report.missing_in(state)
+
+    async def _ask(self, connection: _Connection) -> None:
+        """Joins over a link that is open."""
+        connection.asked = True
+        if self._joining is not None:
+            self._joining.sent = True
+        await connection.write(_encode(Join(self.run_id)))
 
     async def _flush(self, connection: _Connection) -> None:
         while self._unsent:
@@ -332,8 +403,16 @@ class RemoteCoordinator(CoordinatorClient):
                 self._expect_run(state)
                 before = self._feed.latest
                 self._feed.put(state)
-                if _waits_again(before, state):
+                if self._joining is not None:
+                    self._joining.saw(state)
+                if self._asked and _waits_again(before, state):
                     await connection.write(_encode(Join(self.run_id)))
+
+    def _give_up(self, error: Exception) -> None:
+        """There will be no link any more."""
+        self._feed.end(error)
+        if self._joining is not None:
+            self._joining.fail(error)
 
     async def _reopen(self) -> tuple[_Connection, Coordinator] | None:
         """A new link and its newest state; None after giving up, when the reader of the states has been told why."""
@@ -347,7 +426,7 @@ class RemoteCoordinator(CoordinatorClient):
             except (CoordinatorLinkError, ProtocolError) as error:
                 other_run = isinstance(error, JoinRefusedError) and error.hosted is not None
                 if other_run or loop.time() >= give_up_at:
-                    self._feed.end(error)
+                    self._give_up(error)
                     return None
                 _log.info("no link to %s yet: %s", self._name, error)
         return None
@@ -355,21 +434,21 @@ class RemoteCoordinator(CoordinatorClient):
     # -- opening a link ------------------------------------------------------------------------------------------------
 
     async def _open_within_timeout(self) -> tuple[_Connection, Coordinator]:
-        """A new link, joined to the run, and the newest state that came over it."""
+        """A new link, joined to the run if we want to be in it, and the newest state that came over it."""
         progress = "it did not take the connection"
         is_coordinator = False
         try:
             async with asyncio.timeout(self._timeout):
                 stream = await self._connect()
                 connection = _Connection(
-                    stream, ClientLink(self._key, _RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER)
+                    stream, ClientLink(self._key, RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER)
                 )
                 try:
                     progress = "it sent no challenge; is it a Psyche coordinator?"
                     await self._shake_hands(connection)
                     progress = "it sent no state, though the handshake is done"
                     is_coordinator = True
-                    state = await self._join_run(connection)
+                    state = await (self._join_run(connection) if self._asked else self._first_state(connection))
                 except BaseException:
                     await connection.close()
                     raise
@@ -398,21 +477,37 @@ class RemoteCoordinator(CoordinatorClient):
 
     async def _join_run(self, connection: _Connection) -> Coordinator:
         """Joins, waits for the states that show it (see :data:`STATES_TO_JOIN`), and returns the last of them."""
-        states: list[Coordinator] = []
+        connection.asked = True
         try:
             await connection.write(_encode(Join(self.run_id)))
-            while len(states) < STATES_TO_JOIN:
+        except OSError as error:
+            raise self._refused() from error
+        return await self._receive_states(connection, STATES_TO_JOIN)
+
+    async def _first_state(self, connection: _Connection) -> Coordinator:
+        """The state that every client gets whose key is proved, whether it joins or not."""
+        return await self._receive_states(connection, 1)
+
+    async def _receive_states(self, connection: _Connection, count: int) -> Coordinator:
+        """Waits for so many states and returns the last of them."""
+        states: list[Coordinator] = []
+        try:
+            while len(states) < count:
                 for state in await connection.receive():
                     self._expect_run(state)
                     self._feed.put(state)
                     states.append(state)
         except OSError as error:
-            raise JoinRefusedError(
-                f"{self._name} closed the connection when we asked to join {self.run_id!r}: it hosts another run, is "
-                f"full, or the key {self.identity.signer.hex()} is not on its list",
-                wanted=self.run_id,
-            ) from error
+            raise self._refused() from error
         return states[-1]
+
+    def _refused(self) -> JoinRefusedError:
+        when = f"when we asked to join {self.run_id!r}" if self._asked else f"before it told of {self.run_id!r}"
+        return JoinRefusedError(
+            f"{self._name} closed the connection {when}: it hosts another run, is full, or the key "
+            f"{self.identity.signer.hex()} is not on its list",
+            wanted=self.run_id,
+        )
 
     def _expect_run(self, state: Coordinator) -> None:
         if state.run_id != self.run_id:
@@ -441,25 +536,34 @@ def _encode(message: ClientToServerMessage) -> bytes:
     return encode_frame(CLIENT_TO_SERVER.encode(Else(message)))
 
 
-class _RememberingCodec(Codec):
-    """Returns the same value again, at no cost, for a payload that equals the one before.
+class _Joining:
+    """We have asked to join over an open link, and wait to see that the coordinator took it.
 
-    A coordinator sends its state twice a second, but the state changes only every few seconds.
+    Attributes:
+        seen: the state that shows it, or why there is none.
+        sent: we asked over the present link, which is closed if the answer is no.
     """
 
-    _payload: bytes | None = None
-    _value: Any = None
+    def __init__(self) -> None:
+        self.seen: asyncio.Future[Coordinator] = asyncio.get_running_loop().create_future()
+        self.sent = False
+        self._states = 0
 
-    @classmethod
-    def of(cls, codec: Codec) -> _RememberingCodec:
-        return cls(codec.write, codec.read, codec.min_size)
+    def saw(self, state: Coordinator) -> None:
+        """A state came."""
+        self._states += self.sent
+        if self._states >= STATES_TO_JOIN:
+            self.succeed(state)
 
-    @override
-    def decode(self, data: bytes | bytearray | memoryview, *, allow_trailing: bool = False) -> Any:
-        if self._payload is None or data != self._payload:
-            value = super().decode(data, allow_trailing=allow_trailing)
-            self._payload, self._value = bytes(data), value
-        return self._value
+    def succeed(self, state: Coordinator) -> None:
+        """The coordinator has taken us."""
+        if not self.seen.done():
+            self.seen.set_result(state)
+
+    def fail(self, error: Exception) -> None:
+        """It has not."""
+        if not self.seen.done():
+            self.seen.set_exception(error)
 
 
 class _StreamEnded(ConnectionError):
@@ -467,10 +571,15 @@ class _StreamEnded(ConnectionError):
 
 
 class _Connection:
-    """One connection: a stream and the protocol on it."""
+    """One connection: a stream and the protocol on it.
+
+    Attributes:
+        asked: whether we have asked over it to be in the run.
+    """
 
     def __init__(self, stream: Stream, link: ClientLink) -> None:
         self.link = link
+        self.asked = False
         self._stream = stream
         self._writing = asyncio.Lock()
 

@@ -241,6 +241,38 @@ async def joining_returns_the_state_of_the_run(arena: Arena) -> None:
     await client.close()
 
 
+async def who_looks_is_not_in_the_run(arena: Arena) -> None:
+    """It sees the run go on without it, and joins when it wants to."""
+    watcher = arena.client(3)
+    state = await watcher.look()
+    assert state == watcher.state == arena.state
+    await failure(watcher.warmup_witness(Witness(WitnessProof(0, 0, False))), CoordinatorLinkError)
+    followers = await warmed_up(arena)
+    await until_true(lambda: watcher.state == arena.state)
+    listed = [client.id for client in arena.state.epoch_state.clients]
+    assert listed == [follower.client.identity for follower in followers]
+    joining = asyncio.ensure_future(watcher.join())
+    while not joining.done():  # a coordinator shows with a tick that it has read a join
+        await arena.advance(0)
+        await asyncio.sleep(0)
+    newcomer = Follower(watcher)
+    assert await newcomer.in_phase(RunState.WARMUP) == await joining
+    await arena.advance(DUMMY_CONFIG.warmup_time)
+    await unwitnessed_epoch_end(arena, [*followers, newcomer])
+    await arena.advance(DUMMY_CONFIG.waiting_for_members_extra_time)
+    state = await newcomer.in_phase(RunState.WARMUP)
+    assert watcher.identity in [client.id for client in state.epoch_state.clients]
+    await close_all([*followers, newcomer])
+
+
+async def the_wrong_run_is_seen_by_looking(arena: Arena) -> None:
+    """Nobody has to ask to be in it."""
+    client = arena.client(1, run_id="another")
+    error = await failure(client.look(), JoinRefusedError)
+    assert (error.wanted, error.hosted) == ("another", arena.state.run_id)
+    await client.close()
+
+
 async def all_who_joined_are_in_the_epoch(arena: Arena) -> None:
     """In the order in which they joined."""
     followers = await warmed_up(arena)
@@ -414,6 +446,8 @@ async def a_refused_message_harms_nobody(arena: Arena) -> None:
 
 CHECKS: Final[list[Callable[[Arena], Awaitable[None]]]] = [
     joining_returns_the_state_of_the_run,
+    who_looks_is_not_in_the_run,
+    the_wrong_run_is_seen_by_looking,
     all_who_joined_are_in_the_epoch,
     training_begins_when_all_are_ready,
     all_reports_end_the_round,

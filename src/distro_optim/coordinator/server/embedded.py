@@ -71,8 +71,8 @@ class EmbeddedCoordinator(InProcessCoordinator):
         self._task: asyncio.Task[None] | None = None
 
     @property
+    @override
     def state(self) -> Coordinator:
-        """The present state of the run."""
         return self.host.state
 
     def client(self, identity: NodeIdentity, run_id: str) -> CoordinatorClient:

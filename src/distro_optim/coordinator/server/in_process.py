@@ -27,6 +27,11 @@ __all__ = ["InProcessClient", "InProcessCoordinator", "LocalParticipants"]
 class InProcessCoordinator(ABC):
     """A coordinator as a participant in its process sees it. Call it on the coordinator's own event loop."""
 
+    @property
+    @abstractmethod
+    def state(self) -> Coordinator:
+        """The present state of the run."""
+
     @abstractmethod
     def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
         """Takes a participant in; returns the present state, which is also the first one in ``feed``.
@@ -120,13 +125,28 @@ class InProcessClient(CoordinatorClient):
         self.identity = identity
         self._coordinator = coordinator
         self._feed = StateFeed()
+        self._looks = False
         self._joined = False
         self._closed = False
 
     @property
     @override
     def state(self) -> Coordinator | None:
-        return self._feed.latest
+        return self._coordinator.state if self._looks and not self._joined else self._feed.latest
+
+    @override
+    async def look(self) -> Coordinator:
+        if self._looks or self._joined or self._closed:
+            raise ConfigurationError("look() is called once, before join() and close()")
+        state = self._coordinator.state
+        if state.run_id != self.run_id:
+            raise JoinRefusedError(
+                f"this process hosts the run {state.run_id!r}, not {self.run_id!r}",
+                wanted=self.run_id,
+                hosted=state.run_id,
+            )
+        self._looks = True
+        return state
 
     @override
     async def join(self) -> Coordinator:

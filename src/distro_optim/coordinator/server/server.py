@@ -76,6 +76,11 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         """A participant of this process that has not joined yet; to be used on the server's event loop."""
         return InProcessClient(self, identity, run_id)
 
+    @property
+    @override
+    def state(self) -> Coordinator:
+        return self.service.host.state
+
     @override
     def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
         self.service.join_locally(identity, run_id, feed, self._clock())
