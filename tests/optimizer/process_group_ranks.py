@@ -30,7 +30,9 @@ class RankPool:
     """Processes that form one gloo group and do one job after the other: starting them takes the most time."""
 
     def __init__(self, size: int, folder: Path) -> None:
-        context = mp.get_context("spawn")
+        # Ranks are forks of one process that has loaded PyTorch, and nothing else of this one.
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "distro_optim.testing.updates"])
         self._results = context.Queue()
         self._commands = [context.Queue() for _ in range(size)]
         self._processes = [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 
 import pytest
 import torch
 
+import warm_python
 from distro_optim import DisTrO
 from distro_optim.optim.workers import Workers
 
@@ -118,4 +118,4 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_starts_threads_of_its_own() -> None:
-    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60).returncode == 0
+    assert warm_python.run([sys.executable, "-c", FORKED], timeout=60).returncode == 0

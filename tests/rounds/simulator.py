@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,6 +112,7 @@ class Member:
         self.blobs: dict[bytes, bytes] = {}
         self.stored: dict[int, set[bytes]] = {}
         self.log: list[act.Action] = []
+        self._log_of: defaultdict[type[Any], list[Any]] = defaultdict(list)
         self._to_do: deque[act.Action] = deque()
         self._busy = False
         self.hashes: dict[int, tuple[bytes, ...]] = {}
@@ -152,7 +153,11 @@ class Member:
         return self.alive and self.rounds.stage is Stage.RUNNING and self.rounds.fault is None
 
     def of(self, kind: type[Any]) -> list[Any]:
-        return [action for action in self.log if isinstance(action, kind)]
+        return self._log_of[kind]
+
+    def forget(self) -> None:
+        """Begins the log again."""
+        self.log, self._log_of = [], defaultdict(list)
 
     def later(self, seconds: float, what: Callable[[], list[act.Action]]) -> None:
         rounds = self.rounds  # a restart makes what was under way void
@@ -180,6 +185,7 @@ class Member:
         while self._to_do:
             action = self._to_do.popleft()
             self.log.append(action)
+            self._log_of[type(action)].append(action)
             self.carry_out(action)
         self._busy = False
 

@@ -227,7 +227,7 @@ def test_messages_about_the_next_round_are_held_up_to_a_bound_and_taken_when_it_
     for nonce in range(MAX_EARLY_PER_SENDER):
         assert say(victim, speaker.key.public, replace(early, nonce=nonce)) == []
     assert_refused(say(victim, speaker.key.public, replace(early, nonce=9)), DropReason.TOO_MANY)
-    victim.log.clear()
+    victim.forget()
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     # They are checked then, against the round that they speak of; the proof of this round does not hold in it, or the
     # batch does not.

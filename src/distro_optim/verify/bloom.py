@@ -36,6 +36,9 @@ _WORD_BITS: Final = 64
 _BLOCK: Final = 1 << 18
 """Hashes in flight at once: 2**18 of 8 bytes stay in a second-level cache, and the memory for any input is bounded."""
 
+_FEW_HASHES: Final = 2 * BLOOM_KEYS
+"""So many are done sooner one by one, without numpy."""
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -168,10 +171,12 @@ def count_containing(filters: Iterable[tuple[Sequence[int], Sequence[int]]], ite
 
 def _hash(items: NDArray[np.uint8], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """``(items, length) uint8`` and ``(keys,)`` to ``(items, keys)`` hashes. Unsigned numpy arithmetic wraps."""
+    if len(items) * len(keys) <= _FEW_HASHES:
+        return np.array([[fnv1a(item.data, key) for key in keys.tolist()] for item in items], dtype=np.uint64)
     state = np.broadcast_to(keys, (len(items), len(keys))).copy()
     prime = np.uint64(_FNV_PRIME)
-    for column in range(items.shape[1]):
-        state ^= items[:, column, None]
+    for column in np.ascontiguousarray(items.T)[:, :, None]:
+        state ^= column
         state *= prime
     return state
 
