@@ -46,22 +46,22 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
-# Two processes share the tests. Each collects all of them, which takes a while: more are no faster on two cores.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Processes share the tests. Each collects all of them, which takes a while; and some tests wait, so that three of them
+# keep two cores at work.
+PYTEST := $(BIN)/python -m pytest --dist worksteal
 
 # What to run after each change: all but the few tests that take most of the time.
 fast: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
-# Everything. Tests that only compute run beside all the rest, and let it go first.
+# Everything. The checks run beside the tests, and let them go first.
 test: setup
 	@trap 'kill $$beside 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
-	nice $(PYTEST) -p no:cacheprovider -m "not waiting" > .computing-tests.log 2>&1 & beside=$$!; \
-	$(MAKE) --no-print-directory check || exit; \
-	$(PYTEST) -m waiting; waiting=$$?; \
-	wait $$beside; computing=$$?; \
-	echo; echo "The tests that only compute, which ran beside:"; cat .computing-tests.log; \
-	exit $$((waiting ? waiting : computing))
+	nice $(MAKE) --no-print-directory check > .checks.log 2>&1 & beside=$$!; \
+	$(PYTEST) -n 3; tests=$$?; \
+	wait $$beside; checks=$$?; \
+	echo; echo "The checks, which ran beside:"; cat .checks.log; \
+	exit $$((tests ? tests : checks))
 
 # Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup
@@ -77,4 +77,4 @@ docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -b html docs out/docs
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .lower-bounds.txt .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .computing-tests.log out
+	rm -rf .venv .venv-newest .venv-oldest .lower-bounds.txt .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .checks.log out
