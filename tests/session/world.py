@@ -6,6 +6,7 @@ then the next one does, and when all wait the clock moves on. So nothing depends
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,11 +89,16 @@ class SimulatedPort(RunPort):
         self.for_action = False
         self.go = threading.Semaphore(0)
         self.script: Any = None
+        # Weights are hashed in another thread. Here that takes no time: whatever a session does next with its run, it
+        # does when the hashes are there.
+        self._hashed: queue.SimpleQueue[tuple[int, Sequence[bytes]]] = queue.SimpleQueue()
+        self._to_be_hashed = 0
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float | None, *, for_action: bool = False) -> None:
         """Lets others run until (if given) so much time has passed, or there is an action if that is waited for."""
+        self.take_hashes()
         self.wake_at = None if seconds is None else self.world.now + seconds
         self.for_action = for_action
         self.world.back.release()
@@ -149,15 +155,26 @@ class SimulatedPort(RunPort):
 
     @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
+        self.take_hashes()
         if not self.queue:
             self.wait(timeout, for_action=True)
-        return self.queue.popleft() if self.queue else None
+        action = self.queue.popleft() if self.queue else None
+        self._to_be_hashed += isinstance(action, act.HashWeights)
+        return action
 
     @override
     def is_cancelled(self, step: int) -> bool:
         return step in self.cancelled_steps
 
+    def take_hashes(self) -> None:
+        while self._to_be_hashed:
+            step, digests = self._hashed.get(timeout=PATIENCE)
+            self._to_be_hashed -= 1
+            self.hashes[step] = tuple(digests)
+            self._member.do(self._member.rounds.weights_hashed(step, digests, self.world.now))
+
     def _tell(self, what: Callable[[], list[act.Action]]) -> None:
+        self.take_hashes()
         self._member.do(what())
 
     @override
@@ -180,8 +197,7 @@ class SimulatedPort(RunPort):
 
     @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
-        self.hashes[step] = tuple(digests)
-        self._tell(lambda: self._member.rounds.weights_hashed(step, digests, self.world.now))
+        self._hashed.put((step, digests))
 
     @override
     def download_model(

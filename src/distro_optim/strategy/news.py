@@ -71,14 +71,15 @@ class News:
             case act.ResultMissing(step=step, batches=batches):
                 self.tell(f"step {step}: {len(batches)} results that count never came here", routine=True)
 
-    def round(self, run: RunFacts, step: int, loss: float | None, digests: Sequence[bytes]) -> None:
+    def round(self, run: RunFacts, step: int, loss: float | None, digests: Callable[[], Sequence[bytes]]) -> None:
         """We are done with a round.
 
         Args:
             run: how it is going.
             step: of the round.
             loss: our own, a mean over our samples; None if we did not train.
-            digests: of the weights at the start of the round, 32 bytes for each tensor.
+            digests: gives those of the weights at the start of the round, 32 bytes for each tensor, and waits for them
+                if need be; called if they are wanted.
         """
         if not self._reporter.is_writing:
             return
@@ -94,7 +95,7 @@ class News:
             bytes_received=view.bytes_received,
             seconds_training=view.seconds_training,
             seconds_waiting=view.seconds_waiting,
-            weights_hash=weights_hash(digests),
+            weights_hash=weights_hash(digests()),
         )
 
     def ended(self, run: RunFacts, step: int, digests: Callable[[], Sequence[bytes]], text: str) -> None:

@@ -207,7 +207,7 @@ class RunActions(ABC):
 
 
 class RunAnswers(ABC):
-    """What came of the actions. Belongs to the training thread."""
+    """What came of the actions. Belongs to the training thread, but for :meth:`weights_hashed`."""
 
     @abstractmethod
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:
@@ -242,7 +242,10 @@ class RunAnswers(ABC):
 
     @abstractmethod
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
-        """Answers :class:`~.actions.HashWeights`: see :func:`~.weights.tensor_digest`, in the order of the names."""
+        """Answers :class:`~.actions.HashWeights`: see :func:`~.weights.tensor_digest`, in the order of the names.
+
+        For any thread: nobody waits for the hashes, and the training may have gone on meanwhile.
+        """
 
 
 class ModelSharing(ABC):

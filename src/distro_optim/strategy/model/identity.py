@@ -5,7 +5,7 @@ model of transformers has the entries of its own configuration, so that the text
 
 ::
 
-    {"distro_optim": {"format": 1, "version": "0.1.0", "torch": "2.13.0",
+    {"distro_optim": {"format": 2, "version": "0.1.0", "torch": "2.13.0",
                       "epoch": 3, "step": 120, "weights": "<64 hex digits>",
                       "tensors": [["layer.weight", "trained", "float32", [32, 16]], ...],
                       "optimizer": {"tiling": "padded", "transform": "dct", "quantize_1bit": true,
@@ -33,14 +33,14 @@ from .named_tensors import NamedTensors
 
 __all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "weights_root"]
 
-FORMAT: Final = 1
-"""Version of the text that travels with a model."""
+FORMAT: Final = 2
+"""Version of the text that travels with a model. Format 1 had SHA-256 where BLAKE3 stands now."""
 
 _ENTRY: Final = "distro_optim"
 """Our key in a model's configuration."""
 
 _ROOT_BYTES: Final = 32
-"""SHA-256."""
+"""Of a Merkle root."""
 
 _MAX_INTEGER: Final = 2**64 - 1
 """The largest number in the text: steps are u32 on the wire, dataset sizes and seeds have 64 bits."""

@@ -28,6 +28,7 @@ from .psyche_settings import adopt_settings, changes_of_schedule
 from .resuming import StartingPoint
 from .schedules import FIRST_STEP
 from .trainer import SwarmTrainer
+from .weights_hash import WeightsHasher
 
 __all__ = ["LocalModel", "Participant", "RunTerms"]
 
@@ -170,7 +171,8 @@ class Participant:
         self.round: Round | None = None
         self.ended = False
         self._scheduled_step: int | None = None
-        self._digests: list[bytes] = []
+        self._hasher = WeightsHasher(self.trainer.still, access.answers.weights_hashed)
+        self.trainer.before_change = self._hasher.wait
         self._stopped = False
         self._torn = False  # the weights are between two states that mean something: an action is under way, or broke
 
@@ -198,10 +200,10 @@ class Participant:
                 case act.DecayWeights():
                     self._reach(action.step)
                     self.trainer.decay(action)
-                    self._news.round(self._facts, action.step, None, self._digests)
+                    self._news.round(self._facts, action.step, None, self._hasher.wait)
                 case act.HashWeights():
-                    self._digests = self.trainer.digests()
-                    self._answers.weights_hashed(action.step, self._digests)
+                    self.trainer.lay_down(action.step)
+                    self._hasher.start(action.step, self.trainer.fresh_digests())
                 case act.FinishEpoch():
                     self._finish_epoch(action.step + 1)
         if isinstance(action, act.RunEnded):
@@ -257,7 +259,7 @@ class Participant:
             else:
                 self.trainer.cancel()
                 self._answers.cancelled(round_.step)
-        self._news.round(self._facts, round_.step, loss, self._digests)
+        self._news.round(self._facts, round_.step, loss, self._hasher.wait)
         return published
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -265,6 +267,7 @@ class Participant:
     def stop(self) -> None:
         """Ends what is under way. The model has its true weights then."""
         self._stopped = True
+        self._hasher.stop()
         self.trainer.abandon()
         if self.round is not None:
             self.round.open, self.round = False, None

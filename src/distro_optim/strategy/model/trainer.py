@@ -14,7 +14,7 @@ all three, and what differs between peers stays in the momentum, which is privat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -23,11 +23,12 @@ from torch import Tensor
 from ...compress import CompressedUpdate, TilePlan, make_plan
 from ...coordinator.rules.schedule import cold_start_factor
 from ...errors import ConfigurationError, DistroError
-from ...optim.state import momentum
+from ...optim.state import WEIGHT, momentum
 from ...optimizer import DisTrO
 from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
-from ..rounds.weights import tensor_digest
+from ..rounds.weights import TensorDigest, tensor_digest
 from .named_tensors import NamedTensors
+from .still_weights import StillWeights
 
 __all__ = ["SwarmTrainer", "check_overlap"]
 
@@ -57,6 +58,10 @@ class SwarmTrainer:
             the optimizer's.
         clip_grad_norm: Euclidean norm to which gradients are scaled down; None leaves them.
 
+    Attributes:
+        still: where other threads may read the weights of a step, from :meth:`lay_down` until they change.
+        before_change: called before weights change that others may be reading, to wait for those who must finish.
+
     Raises:
         ConfigurationError: the optimizer cannot be driven by rounds.
     """
@@ -73,6 +78,8 @@ class SwarmTrainer:
         check_overlap(optimizer)
         self.tensors = tensors
         self.optimizer = optimizer
+        self.still = StillWeights()
+        self.before_change: Callable[[], object] = lambda: None
         self._script_rates = script_rates
         self.clip_grad_norm = clip_grad_norm
         names = list(tensors.trained)
@@ -129,7 +136,12 @@ class SwarmTrainer:
         self.optimizer.zero_grad()
         rates = self._rates_of(action.step, action.lr, action.bounds)
         previous = self._rates.get(action.step - 1, rates) if self._script_rates else action.previous_lr
-        self.optimizer.lookahead(previous)
+        if self.still.step == action.step:
+            with self.still.moving(to=self._set_aside):
+                self.optimizer.lookahead(previous)
+        else:
+            self._leave_still()  # what is set aside is of an earlier step, and is overwritten
+            self.optimizer.lookahead(previous)
         self._training = action
 
     def finish(self, *, skip: bool = False) -> tuple[CompressedUpdate, object]:
@@ -159,6 +171,7 @@ class SwarmTrainer:
 
     def decay(self, action: DecayWeights) -> None:
         """The others train a step, and we do not."""
+        self._change_parameters()
         if action.own_previous is not None and action.own_previous == self._generated:
             self.optimizer.remove_own()
         else:
@@ -168,11 +181,34 @@ class SwarmTrainer:
     def apply(self, action: ApplyResults) -> None:
         """Everybody's results, in the order in which they are."""
         rates = self._rates_of(action.step, action.lr, action.bounds)
+        self._change_parameters()
         self.optimizer.apply([self._incoming(update) for update in action.updates], rates)
 
     def digests(self) -> list[bytes]:
-        """SHA-256 of each tensor that is trained, in the order of :attr:`names`."""
+        """The digest of each tensor that is trained as it is now, in the order of :attr:`names`."""
         return [tensor_digest(name, self.tensors.trained[name]) for name in self.names]
+
+    def fresh_digests(self) -> list[TensorDigest]:
+        """As :meth:`digests`, of tensors whose elements are still to be read."""
+        return [TensorDigest(name, self.tensors.trained[name]) for name in self.names]
+
+    def lay_down(self, step: int) -> None:
+        """The weights are those of ``step`` now: others may read them until they change (:attr:`still`)."""
+        self._leave_still()
+        self.still.lay_down(step, self.tensors.trained)
+
+    def _set_aside(self) -> Mapping[str, Tensor]:
+        """Where the optimizer keeps the true weights while they look ahead."""
+        return {name: self.optimizer.state[tensor][WEIGHT] for name, tensor in self.tensors.trained.items()}
+
+    def _change_parameters(self) -> None:
+        if not self.still.set_aside:
+            self._leave_still()
+
+    def _leave_still(self) -> None:
+        if self.still.step is not None:
+            self.before_change()
+            self.still.take_up()
 
     def abandon(self) -> None:
         """Whatever is under way ends here; the weights do not look ahead. To be called before the model is left."""
@@ -184,6 +220,7 @@ class SwarmTrainer:
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Other values for the tensors that are named; they were checked. The momentum stays."""
         self.abandon()
+        self._leave_still()
         self.tensors.load(values)
 
     def momentum(self) -> dict[str, Tensor]:
@@ -223,6 +260,7 @@ class SwarmTrainer:
     @torch.no_grad()
     def round_to_bfloat16(self) -> None:
         """As Psyche's clients do at the end of an epoch, so that all go on from what joiners get."""
+        self._change_parameters()
         for tensor in self.tensors.trained.values():
             tensor.copy_(tensor.to(torch.bfloat16))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from blake3 import blake3
 from torch import Tensor, uint8
 
 from ...comm import postcard
@@ -20,7 +21,16 @@ from ...verify.merkle import merkle_root
 from .actions import AnnounceWeights, Desynced, HashWeights, Outbox
 from .broadcasts import MARK_SIZE, MAX_MARKS, WeightsReport
 
-__all__ = ["Finding", "Verdict", "WeightsTable", "WeightsWatch", "differing_tensors", "tensor_digest", "weights_report"]
+__all__ = [
+    "Finding",
+    "TensorDigest",
+    "Verdict",
+    "WeightsTable",
+    "WeightsWatch",
+    "differing_tensors",
+    "tensor_digest",
+    "weights_report",
+]
 
 _U32: Final = 0xFFFF_FFFF
 
@@ -47,9 +57,33 @@ class Verdict:
         return self.agrees and bool(self.right)
 
 
+class TensorDigest:
+    """32 bytes: BLAKE3 over name, type, shape and bits of a tensor of any shape and dtype; -0 is not 0 here.
+
+    Args:
+        name: of the tensor.
+        tensor: whose type and shape are taken; its elements are given to :meth:`update`.
+
+    Attributes:
+        name: as above.
+    """
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name = name
+        self._hash = blake3(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes, in the order of the elements, as they lie in memory."""
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        """32 bytes, over all that was given."""
+        return self._hash.digest()
+
+
 def tensor_digest(name: str, tensor: Tensor) -> bytes:
-    """32 bytes: SHA-256 over name, type, shape and bits of a tensor of any shape and dtype; -0 is not 0 here."""
-    digest = hashlib.sha256(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+    """:class:`TensorDigest` of the whole tensor."""
+    digest = TensorDigest(name, tensor)
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
     return digest.digest()
 

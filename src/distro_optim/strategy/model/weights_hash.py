@@ -1,0 +1,83 @@
+"""The hashes of the weights of a step, computed in another thread while this one trains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ..rounds.weights import TensorDigest
+from .still_weights import StillWeights, WeightsGone
+
+__all__ = ["WeightsHasher"]
+
+_THREAD_NAME: Final = "distro-optim-hash"
+
+
+class WeightsHasher:
+    """Hashes weights where they lie still. Its methods belong to the thread that trains.
+
+    There is a thread only while there is something to hash, so none is left when a script ends in mid-training: it goes
+    as soon as it has hashed what it was given.
+
+    Args:
+        weights: where they lie.
+        done: called with the step and the digests, 32 bytes for each tensor; in the other thread.
+    """
+
+    def __init__(self, weights: StillWeights, done: Callable[[int, Sequence[bytes]], None]) -> None:
+        self._weights = weights
+        self._done = done
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._digests: tuple[bytes, ...] = ()
+        self._error: BaseException | None = None
+
+    def start(self, step: int, tensors: Sequence[TensorDigest]) -> None:
+        """Hashes the weights of ``step``, which lie still until :meth:`wait` has returned. The order is that of
+        ``tensors``, fresh digests for each. Waits for those of the step before."""
+        self.wait()
+        self._thread = threading.Thread(
+            target=self._hash, args=(step, tuple(tensors)), name=f"{_THREAD_NAME}-{step}", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> tuple[bytes, ...]:
+        """The digests of the last step, as soon as they are there; those before it, if hashing was stopped."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            try:
+                thread.join()
+            except BaseException:  # Ctrl-C: the thread is still at work
+                self._thread = thread
+                raise
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._digests
+
+    def stop(self) -> None:
+        """Ends what is under way after the piece that is being read. Nothing is hashed any more."""
+        self._stopped = True
+        self.wait()
+
+    def _hash(self, step: int, tensors: Sequence[TensorDigest]) -> None:
+        try:
+            for tensor in tensors:
+                self._weights.read(step, tensor.name, lambda piece, into=tensor: self._take(into, piece))  # type: ignore[misc]
+        except (WeightsGone, _Stopped):
+            return
+        except BaseException as error:
+            self._error = error  # to be raised in the thread that trains: it would wait for hashes for ever
+            return
+        self._digests = tuple(tensor.digest() for tensor in tensors)
+        self._done(step, self._digests)
+
+    def _take(self, tensor: TensorDigest, piece: memoryview) -> None:
+        if self._stopped:
+            raise _Stopped
+        tensor.update(piece)
+
+
+class _Stopped(Exception):
+    """Nobody wants the hashes any more."""
