@@ -28,22 +28,31 @@ def state_payload(state: Coordinator) -> bytes:
 
 
 class FakeCoordinator:
-    """Takes connections, and after the handshake and the wish to join sends one payload again and again.
+    """Takes connections, and after the handshake sends one payload again and again, whether it is joined or not.
 
     Args:
         payload: what is sent; None sends nothing.
         mute: not even a challenge.
         refuse: closes the connection when it is asked for the run.
+        then: what is sent in place of ``payload`` from the third tick after a join on.
+
+    Attributes:
+        said: what clients said after the handshake.
+        lost: set when a client has closed its connection.
     """
 
-    def __init__(self, payload: bytes | None = None, *, mute: bool = False, refuse: bool = False) -> None:
+    def __init__(
+        self, payload: bytes | None = None, *, mute: bool = False, refuse: bool = False, then: bytes | None = None
+    ) -> None:
         self._payload = payload
+        self._then = then
         self._mute = mute
         self._refuse = refuse
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._links: list[socket.socket] = []
         self._stop = threading.Event()
         self.connected = threading.Event()
+        self.lost = threading.Event()
         self.said: list[Any] = []
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -75,11 +84,23 @@ class FakeCoordinator:
             link.sendall(frame(b"\0" + CHALLENGE))
             name, proof = self._receive(link)
             assert (name, wire.SIGNED.decode(proof)["data"]) == ("ChallengeResponse", CHALLENGE)
-            self.said.append(self._receive(link))
-            if self._refuse:
-                link.close()
-            while self._payload is not None and not self._refuse and not self._stop.wait(TICK_SECONDS):
-                link.sendall(frame(self._payload))
+            threading.Thread(target=self._listen, args=(link,), daemon=True).start()
+            ticks = 0
+            while self._payload is not None:
+                ticks += bool(self.said)
+                link.sendall(frame(self._payload if self._then is None or ticks < 4 else self._then))
+                if self._stop.wait(TICK_SECONDS):
+                    return
+
+    def _listen(self, link: socket.socket) -> None:
+        with suppress(OSError):
+            try:
+                while not self._stop.is_set():
+                    self.said.append(self._receive(link))
+                    if self._refuse:
+                        link.shutdown(socket.SHUT_RDWR)
+            finally:
+                self.lost.set()
 
     @staticmethod
     def _receive(link: socket.socket) -> Any:
@@ -94,7 +115,7 @@ class FakeCoordinator:
 
 
 @contextmanager
-def coordinator_of(state: Coordinator) -> Iterator[FakeCoordinator]:
-    """One that never leaves its state."""
-    with FakeCoordinator(state_payload(state)) as fake:
+def coordinator_of(state: Coordinator, *, then: Coordinator | None = None) -> Iterator[FakeCoordinator]:
+    """One that never leaves its state, or does once, some ticks after the first client has joined."""
+    with FakeCoordinator(state_payload(state), then=None if then is None else state_payload(then)) as fake:
         yield fake

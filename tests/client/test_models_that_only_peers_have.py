@@ -160,7 +160,8 @@ def test_sizes_that_the_parameters_do_not_have_are_refused_and_another_peer_is_a
     port = ScriptedPort([initialize(PEER, bytes(32)), initialize(PEER, bytes(32))], [wrong, theirs])
     made = prepared(port, state)
     assert made.model.config.values["hidden_size"] == SMALL["hidden_size"]
-    (answer,) = port.said
+    joined, answer = port.said
+    assert joined == ("start",)
     assert answer[0] == "initialization_failed"
 
 

@@ -20,6 +20,7 @@ from distro_optim.coordinator.model import (
     AdamW,
     DummyCheckpoint,
     DummyData,
+    DummyOptimizer,
     Ephemeral,
     Gcs,
     GcsRepo,
@@ -91,6 +92,12 @@ def answer(capsys: pytest.CaptureFixture[str], address: str, *arguments: str, st
     return line
 
 
+def never_joined(fake: FakeCoordinator) -> bool:
+    """Whether nobody asked to be in the run, now that the client has gone."""
+    assert fake.lost.wait(10)
+    return fake.said == []
+
+
 def with_model(state: Coordinator, **changes: Any) -> Coordinator:
     return replace(state, model=replace(state.model, **changes))
 
@@ -130,6 +137,7 @@ def test_a_run_of_a_kind_that_is_not_supported_is_told(
     assert words in answer(
         capsys, fake.address, *(["--model", str(model)] if needs_model or titan else []), status=status
     )
+    assert never_joined(fake)
 
 
 @pytest.mark.slow
@@ -186,6 +194,7 @@ def test_data_that_cannot_be_trained_on_are_told(
     options = ("--model", str(model), "--data", str(tokens.parent))
     said = answer(capsys, fake.address, *options, status=status)
     assert words in said
+    assert never_joined(fake)
 
 
 def test_data_are_not_named_twice(
@@ -207,6 +216,7 @@ def test_a_model_that_does_not_fit_in_memory_is_told_with_both_sizes(
     said = answer(capsys, fake.address, "--model", str(model), status=1)
     assert "the model does not fit" in said
     assert "GiB left" in said
+    assert never_joined(fake)
 
 
 def test_a_folder_without_a_model_is_told(
@@ -238,9 +248,10 @@ def test_a_state_of_a_newer_version_is_told(
 
 
 def test_a_server_that_does_not_want_us_is_told_with_our_key(
-    entered: ExitStack, capsys: pytest.CaptureFixture[str]
+    state: Coordinator, entered: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake = entered.enter_context(FakeCoordinator(refuse=True))
+    theirs = with_model(state, optimizer=DummyOptimizer(), data_location=DummyData())
+    fake = entered.enter_context(FakeCoordinator(state_payload(theirs), refuse=True))
     said = answer(capsys, fake.address, status=1)
     assert "is full, or the key" in said
     assert "is not on its list" in said
@@ -252,6 +263,7 @@ def test_another_run_at_the_address_is_named(
 ) -> None:
     fake = entered.enter_context(coordinator_of(replace(state, run_id="other")))
     assert "hosts the run 'other'" in answer(capsys, fake.address, status=1)
+    assert never_joined(fake)
 
 
 def test_nobody_at_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +291,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_told_before_training(
     fake = entered.enter_context(coordinator_of(with_model(state, data_location=DummyData())))
     options = ("--model", str(model), "--checkpoint-dir", str(tmp_path / "file" / "checkpoints"))
     assert str(tmp_path / "file") in answer(capsys, fake.address, *options, status=2)
+    assert never_joined(fake)
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@
 ``command``       ``distro-optim join``: its options, also from the environment, as Psyche's client has them
 ``options``       what was asked for
 ``joining``       the whole of it, from connecting to leaving
-``preparing``     the run's model and data, refused before training where they cannot be had
+``preparing``     the run's model and data, refused before joining where they are not available
 ``first_model``   a model that only peers have, downloaded before there is one to compare it with
+``tokenizers``    how many tokens a tokenizer knows
 ``training``      rounds of a language model
 ``devices``       where it computes; several of them as one client
 ``dummy``         test runs without any tensors

@@ -47,6 +47,8 @@ def status_line(figures: Figures) -> str:
         f"{view.num_peers} clients",
         figures.role.replace("_", " "),
     ]
+    if view.waits_for is not None:
+        parts.append(f"waiting for {view.waits_for}")
     if figures.loss is not None:
         parts.append(f"loss {figures.loss:.4f}")
     if figures.tokens_per_second is not None:
@@ -67,6 +69,7 @@ def record(figures: Figures) -> dict[str, object]:
         "total_steps": view.total_steps,
         "round": view.height,
         "clients": view.num_peers,
+        "waits_for": view.waits_for,
         "role": figures.role,
         "batch": None if batch is None else [batch.start, batch.end],
         "loss": figures.loss,
@@ -119,6 +122,8 @@ def render(figures: Figures) -> RenderableType:
     pace = [speed, *efficiency, f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B"]
     lines = [Text(_GAP.join(line), no_wrap=True, overflow="ellipsis") for line in (ours, pace)]
     rows: list[RenderableType] = [head, *lines]
+    if view.waits_for is not None:
+        rows.append(Text(f"waiting for {printable(view.waits_for)}", style="yellow"))
     if view.fault is not None:
         rows.append(Text(f"our weights are in doubt: {printable(view.fault)}", style="bold red"))
     if figures.downloaded is not None and figures.downloaded[0] < figures.downloaded[1]:

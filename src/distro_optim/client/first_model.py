@@ -43,6 +43,9 @@ lower bound."""
 _ENVELOPE_BYTES: Final = 64 * 1024
 """Name, archive and message around a tensor's bytes: a few hundred, and the name."""
 
+LOOK_SECONDS: Final = 0.25
+"""Between two looks at the run: a coordinator waits for members for a second at least."""
+
 _WIDEST: Final = 2
 """float32 takes twice the bytes of bfloat16."""
 
@@ -61,6 +64,11 @@ def comes_through_peers(state: Coordinator, key: bytes) -> bool:
         return True
     ours = any(client.id.signer == key for client in state.epoch_state.clients)
     return state.run_state in _UNDER_WAY and not ours
+
+
+def _will_begin_without_peers(state: Coordinator) -> bool:
+    """Whether the next epoch begins with the checkpoint that everybody is to have."""
+    return state.run_state is RunState.WAITING_FOR_MEMBERS and not is_with_peers(state.model.checkpoint)
 
 
 class FirstModel:
@@ -98,7 +106,14 @@ class FirstModel:
             ModelConfigError, ModelTooLargeError: the model cannot be built here, as far as peers can be believed.
         """
         while True:
-            action = self._inner.actions.next_action(1.0)
+            action = self._inner.actions.next_action(LOOK_SECONDS)
+            state = self._inner.facts.state
+            if action is None and state is not None and _will_begin_without_peers(state):
+                # Others would begin an epoch with us, and have to abandon it.
+                raise ModelWeightsError(
+                    "the epoch in which peers had the model came to nothing: name the folder that has it with --model, "
+                    "or join again once others train"
+                )
             if isinstance(action, RunEnded):
                 raise RunError(f"the run ended before its model could be loaded: {action.error or 'it is finished'}")
             if not isinstance(action, Initialize):

@@ -16,8 +16,10 @@ from ..callbacks import SafeCallback
 from ..comm.iroh.keys import generate_secret_key, load_secret_key
 from ..comm.signing import SecretKey
 from ..console import Display, display_for
-from ..coordinator.types import Coordinator
+from ..coordinator.rules.outlook import check_newcomer
+from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
+from ..strategy.model.checkpoint import CheckpointStore
 from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
 from ..strategy.session import SwarmSession
@@ -75,14 +77,19 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
             server = stack.enter_context(MetricsServer(options.metrics_port, monitor.figures))
             news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
-        news.tell(f"joining {options.run[:60]}")
-        load_libraries()
-        access.start()
+        news.tell(f"looking at {options.run[:60]}")
+        access.look()
         state = access.state
         if state is None:
-            raise RunError("the coordinator accepted us but sent no state")
-        news.tell(f"in the run {state.run_id!r}, step {state.progress.step} of {state.config.total_steps}")
+            raise RunError("the coordinator took our connection but sent no state")
+        news.tell(f"the run {state.run_id!r} is at step {state.progress.step} of {state.config.total_steps}")
+        if state.run_state is RunState.FINISHED:
+            news.tell("the run is finished already")
+            return
+        check_newcomer(state)
         if is_without_tensors(state):
+            access.start()
+            news.tell_wait(access)
             train_dummy(access, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
         else:
             _train(access, state, options, devices, key, progress, news, stack)
@@ -99,6 +106,9 @@ def _train(
     news: _News,
     stack: ExitStack,
 ) -> None:
+    load_libraries()
+    if options.checkpoint_dir is not None:
+        CheckpointStore(options.checkpoint_dir, keep=options.keep_steps)  # refuses a folder that it cannot write to
     prepared = prepare(
         access,
         state,
@@ -124,7 +134,7 @@ def _train(
         on_event=news.tell,
     )
     stack.callback(session.close)
-    session.start()
+    session.start()  # which joins, if the model has not made us join already
     train_language_model(session, trainers, prepared.data, progress, tell=news.tell)
 
 
@@ -140,6 +150,11 @@ class _News:
         self._progress.tell(text)
         self._show(text, facts)
         _log.info("%s", text)
+
+    def tell_wait(self, access: RunPort) -> None:
+        """What the run keeps us waiting for, if it does."""
+        if (wait := access.view().waits_for) is not None:
+            self.tell(f"waiting for {wait}")
 
 
 class _Monitor:

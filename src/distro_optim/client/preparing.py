@@ -1,4 +1,9 @@
-"""What a run trains and on what: its model and its data, made here, or refused in one sentence before training."""
+"""What a run trains and on what: its model and its data, made here, or refused in one sentence before we join.
+
+A peer that joins and then finds that it cannot train leaves an epoch that others have begun with it. So everything that
+can be seen from the run's state alone is seen to first: the model, if it is on this machine, and the data. Only a model
+that nobody but peers has comes after joining, since they give it to members.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,11 @@ from ..coordinator.model import (
     LLMTrainingDataLocation,
     LocalData,
     PreprocessedData,
+    ServerData,
 )
+from ..coordinator.rules.outlook import first_data_index
 from ..coordinator.rules.schedule import learning_rate
-from ..coordinator.types import Coordinator
+from ..coordinator.types import BatchId, Coordinator
 from ..data.dummy import DummyTokens
 from ..data.opening import open_token_data
 from ..data.provider import TokenProvider
@@ -32,6 +39,7 @@ from ..models.optimization import distro_settings
 from ..optimizer import DisTrO
 from ..strategy.port import RunAccess
 from .first_model import FirstModel, comes_through_peers
+from .tokenizers import TOKENIZER_FILE, tokens_of
 
 __all__ = ["Prepared", "data_location", "is_without_tensors", "load_libraries", "prepare"]
 
@@ -84,7 +92,8 @@ def prepare(
     stranger's, and what is trained on is given to peers in one form or another.
 
     Args:
-        access: to the run; started.
+        access: to the run; looked at. It is started if the model comes from peers; otherwise that is left to the
+            session.
         state: of the run.
         folder: with the model, in place of what the run calls it; None takes the run's own name.
         data: file or folder with the training data of a run whose data are on the disk of each client.
@@ -99,7 +108,6 @@ def prepare(
         RunError: the run ended meanwhile.
     """
     run = state.model
-    first = FirstModel(access, run, device)
     # Refuses what cannot be optimized with, or trained on, before anything is loaded.
     distro_settings(run.optimizer)
     location = data_location(run.data_location, data)
@@ -115,21 +123,24 @@ def prepare(
     except ModelWeightsError:
         if folder is not None or not comes_through_peers(state, key.public):
             raise
-    if model is None:
-        tell("the model comes from peers")
+    if model is not None:
+        _check_tokenizer(model, tell)
+        return Prepared(model, _optimizer(model, state), _open(location, state, key, model.config.vocab_size), access)
+    _open(location, state, key, None).close()
+    tell("the model comes from peers")
+    access.life.start()
+    if (wait := access.facts.view().waits_for) is not None:
+        tell(f"waiting for {wait}")
+    first = FirstModel(access, run, device)
     while model is None:
         shared = first.download(progress)
         try:
             model = CausalLM.from_run(run, shared, device=device)
         except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
             first.refuse(str(error))
-    tokens = _open(location, run.max_seq_len, key, model)
-    try:
-        tokens.probe()
-        return Prepared(model, _optimizer(model, state), tokens, first.access)
-    except BaseException:
-        tokens.close()
-        raise
+    _check_tokenizer(model, tell)
+    tokens = _open(location, state, key, model.config.vocab_size)
+    return Prepared(model, _optimizer(model, state), tokens, first.access)
 
 
 def data_location(location: LLMTrainingDataLocation, own: Path | None) -> LLMTrainingDataLocation:
@@ -175,11 +186,39 @@ def location_kind(location: LLMTrainingDataLocation) -> str:
     return type(location).__name__.removesuffix("LLMTrainingDataLocation").removesuffix("Data")
 
 
-def _open(location: LLMTrainingDataLocation, seq_len: int, key: SecretKey, model: CausalLM) -> TokenProvider:
+def _open(
+    location: LLMTrainingDataLocation, state: Coordinator, key: SecretKey, vocab_size: int | None
+) -> TokenProvider:
+    """The data, of which the first, the last and the next sequence that the run will train could be read."""
+    seq_len = state.model.max_seq_len
     if isinstance(location, DummyData):
         # As long as the model takes; Psyche's are always 2048 tokens, which many models do not.
         return DummyTokens(seq_len)
-    return open_token_data(location, seq_len, vocab_size=model.config.vocab_size, key=key)
+    tokens = open_token_data(location, seq_len, vocab_size=vocab_size, key=key)
+    try:
+        tokens.probe()
+        # What a server of Psyche's has it gives to members only.
+        if not isinstance(location, ServerData):
+            following = first_data_index(state)
+            tokens.get_samples(BatchId(following, following))
+    except BaseException:
+        tokens.close()
+        raise
+    return tokens
+
+
+def _check_tokenizer(model: CausalLM, tell: Callable[[str], None]) -> None:
+    """Tells if the tokenizer that came with the model knows tokens that the model does not.
+
+    That need not be wrong: some tokenizers have spare ones. Whatever is trained on is checked itself.
+    """
+    text = model.companions.get(TOKENIZER_FILE)
+    known = None if text is None else tokens_of(text)
+    if known is not None and known > model.config.vocab_size:
+        tell(
+            f"the tokenizer beside the model knows {known} tokens, the model {model.config.vocab_size}: data that have "
+            "the others cannot be trained on"
+        )
 
 
 def _optimizer(model: CausalLM, state: Coordinator) -> DisTrO:

@@ -36,6 +36,7 @@ from typing_extensions import override
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
+from .frameworks.first_sample import look_at_first_sample
 from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_optimizers
@@ -250,6 +251,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             ranks=None if self._alone else LocalRanks(),
             **self._options,
         )
+        session.look_over = look_at_first_sample(session, loader.samples, model)
         if schedulers:
             session.follow(*schedulers)
         session.start()

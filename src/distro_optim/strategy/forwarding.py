@@ -95,6 +95,10 @@ class ForwardingLife(RunLife):
         self.inner = inner
 
     @override
+    def look(self) -> None:
+        self.inner.look()
+
+    @override
     def start(self) -> None:
         self.inner.start()
 

@@ -99,6 +99,7 @@ class RunView:
         height: rounds since the epoch began.
         num_peers: clients of the present epoch, ourselves included.
         peer_index: our place in their list; None if we are not in the epoch.
+        waits_for: what we wait for until we are in an epoch, in words; None if we are in one.
         waiting_peers: clients that wait for the next epoch; None where that is not known, as it is only to the host.
         stage: name of the :class:`~.rounds.Stage`.
         fault: why our weights are not those of the others; None if they are, as far as we know.
@@ -126,6 +127,7 @@ class RunView:
     height: int = 0
     num_peers: int = 0
     peer_index: int | None = None
+    waits_for: str | None = None
     waiting_peers: int | None = None
     stage: str = "OUTSIDE"
     fault: str | None = None
@@ -172,7 +174,8 @@ class RunFacts(ABC):
     @property
     @abstractmethod
     def state(self) -> Coordinator | None:
-        """The latest state of the coordinator; None only before :meth:`RunLife.start` has returned. For any thread."""
+        """The latest state of the coordinator; None only before :meth:`RunLife.start` has returned, or
+        :meth:`RunLife.look`. For any thread."""
 
     @abstractmethod
     def view(self) -> RunView:
@@ -293,6 +296,12 @@ class RunLife(ABC):
     """
 
     interrupt: Callable[[], None] | None = None
+
+    def look(self) -> None:  # noqa: B027 - only what is joined can be looked at before
+        """Reads the state of a run that is to be joined, without asking to be in it: nobody there knows of us yet.
+
+        :attr:`RunFacts.state` is known from then on. May be left out, and called again. Raises what :meth:`start` does.
+        """
 
     @abstractmethod
     def start(self) -> None:

@@ -40,6 +40,7 @@ from typing_extensions import override
 
 from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
+from .frameworks.first_sample import look_at_first_sample
 from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
@@ -238,6 +239,7 @@ class PsycheStrategy(RoundPasses):
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
             **self._options,
         )
+        session.look_over = look_at_first_sample(session, loader.samples, module)
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
             session.follow_schedule = partial(self._follow_schedule, follower)

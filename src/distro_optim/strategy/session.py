@@ -24,6 +24,7 @@ from typing import Any, Final, Self, Unpack
 import torch
 from torch import nn
 
+from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
@@ -42,7 +43,7 @@ from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, complete, shows
 from .port import RunAccess, RunView
 from .round import Round
-from .sample_order import check_dataset_size, shuffle_seed
+from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
 
@@ -77,6 +78,8 @@ class SwarmSession:
         ConfigurationError: an argument is wrong, or the optimizer is not a DisTrO of this model's parameters.
 
     Attributes:
+        look_over: called by :meth:`start` with the state of a run that is to be joined, before we ask to be in it;
+            raises if we should not be.
         follow_schedule: called with the step before anything of a new step is carried out, so that the script's
             learning rates are those of the step; see :meth:`follow`. Not with a step after the last that is trained.
     """
@@ -93,6 +96,7 @@ class SwarmSession:
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
         _check(optimizer, given)
+        self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
         self._model = model
         self._optimizer = optimizer
@@ -177,9 +181,11 @@ class SwarmSession:
     def start(self) -> None:
         """Loads the checkpoint to resume from, and hosts or joins the run. Blocks until the coordinator has taken us.
 
+        A run that is joined is looked at first: what stands in our way is found before anybody there knows of us.
+
         Raises:
-            ConfigurationError: the checkpoint folder cannot be written to, what is to be resumed cannot be read, or the
-                dataset is shorter than a round.
+            ConfigurationError: the checkpoint folder cannot be written to, what is to be resumed cannot be read, the
+                dataset is shorter than a round, or the run has something that is not supported.
             JoinRefusedError: the coordinator hosts another run, is full, or does not want this key.
             CoordinatorLinkError: it cannot be reached.
             ExchangeError: our own endpoint cannot be opened.
@@ -196,7 +202,12 @@ class SwarmSession:
             self._access = self.connect()
         access = self._access
         try:
+            access.life.look()
+            if (state := access.facts.state) is not None and not access.facts.is_host:
+                self._check_before_joining(state)
             access.life.start()
+            if not access.facts.is_host and (wait := access.facts.view().waits_for) is not None:
+                self._tell(f"in the run {access.facts.run_id!r}; waiting for {wait}")
             participant = self._take_part(access, checkpoints, resumes_from)
             facts = access.facts
             if facts.is_host and facts.ticket is not None and self._environment.ticket_file is not None:
@@ -207,6 +218,25 @@ class SwarmSession:
             raise
         self._participant = participant
         self._optimizer.hand_over(self._optimizer_step)
+
+    def _check_before_joining(self, state: Coordinator) -> None:
+        """Finds what stands in our way.
+
+        Raises:
+            ConfigurationError: something does; says what.
+        """
+        check_newcomer(state)
+        check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
+        if self.look_over is not None:
+            self.look_over(state)
+
+    def sample_of(self, data_index: int) -> int | None:
+        """The sample of the dataset that an index of the coordinator means; None if the dataset has no length."""
+        size, seed, access = self._options["dataset_size"], self._options["data_seed"], self._access
+        if size is None or access is None:
+            return None
+        seed = shuffle_seed(access.facts.run_id) if seed is None else seed
+        return sample_indices(range(data_index, data_index + 1), size, seed)[0]
 
     def _checkpoints(self) -> CheckpointKeeper:
         folder = self._options["checkpoint_dir"]

@@ -9,6 +9,7 @@
 ``schedule``      learning rate, growth of the batch, warm-up
 ``consensus``     quorum, health, which result of a batch counts
 ``checkpoints``   where the weights are
+``outlook``       what a newcomer sees: whether it can take part, and what it will wait for
 ``validation``    what a configuration must satisfy before a run starts with it
 ================  ================================================================
 """

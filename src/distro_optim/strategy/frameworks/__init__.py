@@ -4,6 +4,7 @@
 ``framework_session``    a session inside of a framework's loop
 ``hosting_defaults``     what a hosted run takes from the script
 ``samples``              batches of a round from the user's own ``DataLoader``
+``first_sample``         what a run would give us first, read before we ask to be in it
 ``round_loader``         a loader whose every batch is a round
 ``lightning_checks``     what of a script cannot work in a run
 ``one_device``           a strategy that does without processes where there is one device

@@ -59,7 +59,7 @@ class _Outcome(Generic[T]):
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is known once the run is joined."""
+    """What is known once the run is looked at."""
 
     identity: NodeIdentity
     run_id: str
@@ -147,12 +147,19 @@ class _LeadersLife(ForwardingLife):
         self._ranks = ranks
 
     @override
+    def look(self) -> None:
+        self._all(self.inner.look)
+
+    @override
     def start(self) -> None:
-        def start() -> _Facts:
-            self.inner.start()
+        self._all(self.inner.start)
+
+    def _all(self, step: Callable[[], None]) -> None:
+        def take_it() -> _Facts:
+            step()
             return _Facts.of(self._facts)
 
-        self._ranks.share(start)
+        self._ranks.share(take_it)
 
 
 class FollowerPort(RunPort):
@@ -191,6 +198,10 @@ class FollowerPort(RunPort):
     @override
     def state(self) -> Coordinator | None:
         return self._facts.state if self._facts is not None else None
+
+    @override
+    def look(self) -> None:
+        self._facts = self._ranks.share(None)
 
     @override
     def start(self) -> None:

@@ -50,6 +50,10 @@ class Samples(ABC):
     def fetch(self, pieces: Sequence[MicroBatch]) -> Iterator[Any]:
         """The user's own batches, one per piece, loaded ahead by the user's workers. Ends what was fetched before."""
 
+    def probe(self, index: int) -> Any:
+        """The sample of this index, read in this process; None where samples have none."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Ends the workers; they start again when they are needed."""
@@ -143,6 +147,12 @@ class IndexedSamples(Samples):
         else:
             self._sampler.assigned = [list(piece.samples) for piece in pieces]
         return iter(self._loader)
+
+    @override
+    def probe(self, index: int) -> Any:
+        dataset = self._loader.dataset
+        several = getattr(dataset, "__getitems__", None)  # by which PyTorch's loader asks where it can
+        return several([index])[0] if several is not None else dataset[index]
 
     @override
     def close(self) -> None:

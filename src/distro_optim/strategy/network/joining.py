@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -144,21 +144,19 @@ class JoinedRun(RunSource):
                 give_up_after=self._patience,
             )
             stack.push_async_callback(coordinator.close)
-            await self._join(coordinator)
+            await self._advised(coordinator.look())
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm)
-            host = self._ticket.endpoint
-            if host is not None:
-                node.addresses.add(host)
-                with suppress(DistroError):  # it is asked again when we look for peers
-                    await ask_rendezvous(node, host)
+            if self._ticket.endpoint is not None:
+                node.addresses.add(self._ticket.endpoint)
             closing = stack.pop_all()
         return RunLink(
             coordinator=coordinator,
             swarm=swarm,
             models=models,
             ticket=str(self._ticket),
+            enter=lambda: self._enter(coordinator, node),
             find_peers=lambda: self._find_peers(node),
             aclose=closing.aclose,
         )
@@ -170,9 +168,17 @@ class JoinedRun(RunSource):
             ways.append(f"endpoint {self._ticket.endpoint.id.hex()[:10]}")
         return f"the coordinator of run {self.run_id!r} at {' or '.join(ways)}"
 
-    async def _join(self, coordinator: RemoteCoordinator) -> None:
+    async def _enter(self, coordinator: RemoteCoordinator, node: Node) -> None:
+        await self._advised(coordinator.join())
+        host = self._ticket.endpoint
+        if host is not None:
+            with suppress(DistroError):  # it is asked again when we look for peers
+                await ask_rendezvous(node, host)
+
+    async def _advised(self, attempt: Awaitable[object]) -> None:
+        """Looks at the run, or joins it; errors say what a user can do."""
         try:
-            await coordinator.join()
+            await attempt
         except JoinRefusedError as error:
             advice = (
                 f"; pass run='...{error.hosted}' to join that one"

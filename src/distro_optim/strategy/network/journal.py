@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Final
 
 from ...comm.swarm import PeerInfo
 from ...coordinator.rules.assignment import round_batch_size
+from ...coordinator.rules.outlook import waits_for
 from ...coordinator.rules.schedule import effective_learning_rate
 from ...coordinator.types import Coordinator, NodeIdentity, RunState, WitnessMetadata
 from ...errors import CoordinatorError
@@ -18,7 +20,7 @@ from ..rounds.actions import Desynced, ResultMissing, RunEnded
 from ..rounds.rounds import Rounds
 from .mailbox import Mailbox
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "with_state"]
 
 _MAX_NOTES: Final = 50
 """The last events that are kept. Chosen arbitrarily."""
@@ -169,7 +171,7 @@ class Journal:
             losses=self._losses(),
             last_events=tuple(self._notes),
         )
-        return self._with_state(view)
+        return view if self._state is None else with_state(view, self._state, self._me)
 
     def _losses(self) -> dict[bytes, LossReport]:
         losses = {
@@ -181,26 +183,26 @@ class Journal:
             losses[self._me.p2p_identity] = self._loss
         return losses
 
-    def _with_state(self, view: RunView) -> RunView:
-        state = self._state
-        if state is None:
-            return view
-        clients = [client.id for client in state.epoch_state.clients]
-        try:
-            lr = effective_learning_rate(state, state.progress.step) if state.run_state in _ROUND else None
-        except CoordinatorError:
-            lr = None
-        return replace(
-            view,
-            run_state=state.run_state.name,
-            epoch=state.progress.epoch,
-            step=state.progress.step,
-            total_steps=state.config.total_steps,
-            height=state.current_round.height,
-            num_peers=len(clients),
-            peer_index=clients.index(self._me) if self._me in clients else None,
-            lr=lr,
-        )
+
+def with_state(view: RunView, state: Coordinator, me: NodeIdentity) -> RunView:
+    """``view``, with what the state of the coordinator says; ``me`` is the client that looks."""
+    clients = [client.id for client in state.epoch_state.clients]
+    try:
+        lr = effective_learning_rate(state, state.progress.step) if state.run_state in _ROUND else None
+    except CoordinatorError:
+        lr = None
+    return replace(
+        view,
+        run_state=state.run_state.name,
+        epoch=state.progress.epoch,
+        step=state.progress.step,
+        total_steps=state.config.total_steps,
+        height=state.current_round.height,
+        num_peers=len(clients),
+        peer_index=clients.index(me) if me in clients else None,
+        waits_for=waits_for(state, me, time.time()),
+        lr=lr,
+    )
 
 
 def _members(state: Coordinator) -> set[NodeIdentity]:

@@ -21,10 +21,11 @@ class RunLink:
     """Open connections to everything in a run.
 
     Attributes:
-        coordinator: our link to it, joined.
+        coordinator: our link to it; joined, but for what :attr:`enter` has still to do.
         swarm: the run's peers.
         models: the same peers, for whole models.
         ticket: what others pass as ``run`` to join.
+        enter: asks the coordinator to take us in; None if that has been done.
         find_peers: see :data:`~.driver.FindPeers`.
         reports: what clients last reported, where the coordinator is in this process.
         waiting: how many clients wait for the next epoch, likewise.
@@ -37,6 +38,7 @@ class RunLink:
     models: ModelExchange
     ticket: str | None
     aclose: Callable[[], Awaitable[None]]
+    enter: Callable[[], Awaitable[None]] | None = None
     find_peers: FindPeers | None = None
     reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
     waiting: Callable[[], int | None] = lambda: None
@@ -57,7 +59,9 @@ class RunSource(ABC):
 
     @abstractmethod
     async def open(self) -> RunLink:
-        """Enters the run, on the network's loop. After an error or a cancellation there is nothing to clean up.
+        """Opens everything, on the network's loop, and enters the run unless :attr:`RunLink.enter` is to do that.
+
+        After an error or a cancellation there is nothing to clean up.
 
         Raises:
             CoordinatorLinkError, ProtocolError, ExchangeError, ConfigurationError: see :meth:`.port.RunPort.start`.

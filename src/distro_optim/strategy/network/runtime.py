@@ -19,7 +19,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar, Unpack
 
@@ -49,7 +49,7 @@ from ..rounds.rounds import Rounds
 from .driver import RoundDriver
 from .hosting import HostedRun
 from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
-from .journal import Journal
+from .journal import Journal, with_state
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
 
@@ -93,7 +93,7 @@ class Runtime(RunPort):
         self._driver: RoundDriver | None = None
         self._driver_task: asyncio.Task[Any] | None = None
         self._running: concurrent.futures.Future[None] | None = None
-        self._view = RunView(run_id=source.run_id)
+        self._view: RunView | None = None  # what the driver last showed
         self._lock = threading.Lock()
         self._closed = False
         self._in_farewell = False
@@ -176,17 +176,33 @@ class Runtime(RunPort):
     # -- life ----------------------------------------------------------------------------------------------------------
 
     @override
+    def look(self) -> None:
+        self._open()
+
+    @override
     def start(self) -> None:
-        if self._closed:
-            raise RunError("this access to the run was closed; make a new one")
-        if self._link is not None:
+        if self._running is not None:
             raise ConfigurationError("start() is called once")
+        link = self._open()
         try:
-            self._link = self._wait(self._source.open())
-            self._running = self._loop.submit(self._run(self._link))
+            if link.enter is not None:
+                self._wait(_done(link.enter()))
+            self._running = self._loop.submit(self._run(link))
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> RunLink:
+        """The link, opened if it is not."""
+        if self._closed:
+            raise RunError("this access to the run was closed; make a new one")
+        if self._link is None:
+            try:
+                self._link = self._wait(self._source.open())
+            except BaseException:
+                self.close()
+                raise
+        return self._link
 
     @override
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
@@ -233,7 +249,9 @@ class Runtime(RunPort):
             mailbox=self._mailbox,
             journal=journal,
             find_peers=link.find_peers,
-            on_state=lambda: self._show(journal.view(rounds, self._view.peers, self._mailbox)),
+            on_state=lambda: self._show(
+                journal.view(rounds, self._view.peers if self._view is not None else (), self._mailbox)
+            ),
         )
         looking = asyncio.create_task(self._look(link, rounds, journal))
         try:
@@ -272,7 +290,7 @@ class Runtime(RunPort):
 
     @override
     def next_action(self, timeout: float | None = None) -> TrainerAction | None:
-        if self._link is None and not self._closed:
+        if self._running is None and not self._closed:
             raise ConfigurationError("start() comes first")
         action = self._mailbox.take(timeout)
         if isinstance(action, RunEnded) and self.is_host:
@@ -347,9 +365,13 @@ class Runtime(RunPort):
 
     @override
     def view(self) -> RunView:
-        mailbox = self._mailbox
+        mailbox, view, state = self._mailbox, self._view, self.state
+        if view is None:
+            view = RunView(run_id=self.run_id)
+            if state is not None:
+                view = with_state(replace(view, connected=True), state, self.identity)
         return replace(
-            self._view,
+            view,
             rounds_trained=mailbox.rounds_trained,
             rounds_cancelled=mailbox.rounds_cancelled,
             seconds_waiting=mailbox.seconds_waiting,
@@ -395,6 +417,10 @@ class Runtime(RunPort):
         except BaseException:
             future.cancel()
             raise
+
+
+async def _done(work: Awaitable[None]) -> None:
+    await work
 
 
 def _lost(error: DistroError, *, is_host: bool) -> RunLostError:
