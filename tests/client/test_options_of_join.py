@@ -9,6 +9,7 @@ import pytest
 from distro_optim.cli import _parser
 from distro_optim.client.command import options_from
 from distro_optim.client.options import JoinOptions
+from distro_optim.comm.iroh.reach import PSYCHE_RELAYS, parse_relays
 from distro_optim.errors import ConfigurationError
 
 pytestmark = pytest.mark.waiting
@@ -47,8 +48,25 @@ def test_what_is_left_out_has_the_defaults() -> None:
 
 
 def test_names_that_psyche_has_for_relays_are_understood() -> None:
-    assert asked("psyche1abc", "--iroh-relay", "disabled").relay == "none"
-    assert asked("psyche1abc", "--iroh-relay", "n0").relay == "default"
+    assert parse_relays(asked("psyche1abc", "--iroh-relay", "disabled").relay) == "none"
+    assert parse_relays(asked("psyche1abc", "--iroh-relay", "n0").relay) == "default"
+    assert parse_relays(asked("psyche1abc", "--iroh-relay", "psyche").relay) == PSYCHE_RELAYS
+
+
+@pytest.mark.parametrize("option", ["--iroh-relay", "--relay"])
+def test_relay_servers_are_psyches_or_ones_own_or_several(option: str) -> None:
+    assert asked("psyche1abc", option, "psyche").relay == "psyche"
+    assert asked("psyche1abc", option, "http://localhost:3340").relay == "http://localhost:3340"
+    several = "https://a.example/,https://b.example/"
+    assert asked("psyche1abc", IROH_RELAY=several).relay == several
+
+
+def test_discovery_and_external_addresses_are_options_and_variables() -> None:
+    options = asked("psyche1abc", "--iroh-discovery", "local", "--external-addr", "203.0.113.7:4433")
+    assert (options.discovery, options.external_addr) == ("local", "203.0.113.7:4433")
+    assert asked("psyche1abc", IROH_DISCOVERY="N0", EXTERNAL_ADDR="[2001:db8::7]:5") == JoinOptions(
+        run="psyche1abc", discovery="n0", external_addr="[2001:db8::7]:5"
+    )
 
 
 def test_the_endpoint_listens_where_it_is_told() -> None:
@@ -72,6 +90,11 @@ def test_files_are_paths() -> None:
         (["psyche1abc"], {"MICRO_BATCH_SIZE": "two"}, "MICRO_BATCH_SIZE 'two'"),
         (["psyche1abc", "--micro-batch-size", "0"], {}, "at least 1"),
         (["psyche1abc", "--metrics-local-port", "70000"], {}, "0 to 65535"),
+        (["psyche1abc", "--iroh-relay", "near"], {}, "^--iroh-relay must be default, psyche, none or a URL"),
+        (["psyche1abc"], {"IROH_RELAY": "near"}, "^IROH_RELAY must be"),
+        (["psyche1abc", "--iroh-discovery", "near"], {}, "^--iroh-discovery must be n0"),
+        (["psyche1abc", "--external-addr", "203.0.113.7"], {}, "^--external-addr must be the IP address and port"),
+        (["psyche1abc"], {"EXTERNAL_ADDR": "example.org:1"}, "^EXTERNAL_ADDR must be"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(arguments: list[str], environment: dict[str, str], words: str) -> None:

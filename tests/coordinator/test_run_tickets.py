@@ -15,11 +15,13 @@ from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.errors import ConfigurationError, ProtocolError
 
 ENDPOINT = EndpointAddr(bytes(range(32)), ("https://relay.example.org/",), (SocketAddr(ip_address("192.0.2.1"), 4433),))
+PLAIN = EndpointAddr(bytes(32), ("http://192.0.2.9:3340/", "https://relay.example/"))
+"""Known by relay servers only, of which one is without TLS."""
 FULL = RunTicket("my run/läuft", ("example.org:20000", "[2001:db8::1]:20000"), ENDPOINT)
 
 
 def test_what_a_ticket_says_survives_its_text() -> None:
-    for ticket in (FULL, RunTicket("a", ("h:1",)), RunTicket("a", (), ENDPOINT)):
+    for ticket in (FULL, RunTicket("a", ("h:1",)), RunTicket("a", (), ENDPOINT), RunTicket("a", ("h:1",), PLAIN)):
         text = str(ticket)
         assert text.startswith("psyche1")
         assert text.isalnum()

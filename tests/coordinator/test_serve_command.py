@@ -24,6 +24,7 @@ from rich.console import Console
 import warm_python
 from coordinator.coordinator_swarm import METADATA, frame, key
 from distro_optim.cli import main
+from distro_optim.comm.addresses import SocketAddr
 from distro_optim.comm.framing import ClientLink
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.console import JsonLines, LivePicture, PlainLines, make_console
@@ -223,7 +224,8 @@ def test_training_data_are_served_beside_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    options = ("--iroh", "--relay", "none", "--save-dir", str(saved))
+    external = ("--external-addr", "203.0.113.7:4433")
+    options = ("--iroh", "--relay", "none", *external, "--save-dir", str(saved))
 
     async def joined(ticket: RunTicket) -> Coordinator:
         with Node(bind_addr="127.0.0.1:0", relay="none") as node:
@@ -240,6 +242,8 @@ def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) 
             pass
         ticket = RunTicket.parse(record["ticket"])
         assert ticket.run_id == RUN
+        assert ticket.endpoint is not None
+        assert SocketAddr.parse("203.0.113.7:4433") in ticket.endpoint.direct
         assert asyncio.run(joined(ticket)).run_id == RUN
         server.line(event="joined", client=key(1).public.hex())
         assert server.end(signal.SIGTERM) == 0
@@ -249,7 +253,6 @@ def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) 
             pass
         again = RunTicket.parse(record["ticket"]).endpoint
         assert again is not None
-        assert ticket.endpoint is not None
         assert again.id == ticket.endpoint.id
 
 
@@ -277,9 +280,11 @@ def test_wrong_options_are_explained(
         (["--port", "many"], "argument --port: must be a whole number, got 'many'"),
         (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
         (["--max-connections", "0"], "argument --max-connections: must be at least 1, got 0"),
-        (["--relay", "nearest"], "argument --relay: must be default, none or a URL"),
+        (["--relay", "nearest"], "argument --relay/--iroh-relay: must be default, psyche, none or a URL"),
         (["--relay", "https://"], "got 'https://'"),
         (["--relay", "https://relay.example:many/"], "got 'https://relay.example:many/'"),
+        (["--iroh-discovery", "far"], "argument --iroh-discovery: must be n0 (the internet), local"),
+        (["--external-addr", "example.org:4433"], "argument --external-addr: must be the IP address and port"),
     ],
 )
 def test_options_of_the_wrong_kind_are_told_before_anything_is_read(

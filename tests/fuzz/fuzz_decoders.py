@@ -38,6 +38,7 @@ INSTRUMENTED: Final = (
     "comm.iroh.gossip.frames",
     "comm.iroh.gossip.messages",
     "comm.iroh.gossip.peer_data",
+    "comm.iroh.local_discovery",
     "comm.iroh.sharing_messages",
     "comm.iroh.tickets",
     "comm.iroh.torchscript",
@@ -71,6 +72,13 @@ def peer_data(data: bytes) -> None:
     from distro_optim.comm.iroh.gossip.peer_data import decode_peer_data
 
     decode_peer_data(bytes(32), data)
+
+
+def local_file(data: bytes) -> None:
+    from distro_optim.comm.iroh.local_discovery import decode_local_file, encode_local_file
+
+    address = decode_local_file(bytes(32), data)
+    assert decode_local_file(bytes(32), encode_local_file(address)) == address
 
 
 def blob_request(data: bytes) -> None:
@@ -179,6 +187,7 @@ TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
     "peer-data": peer_data,
+    "local-file": local_file,
     "blob-request": blob_request,
     "blob-response": blob_response,
     "blob-ticket": blob_ticket,
@@ -200,6 +209,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
     from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
     from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
+    from distro_optim.comm.iroh.local_discovery import encode_local_file
     from distro_optim.comm.iroh.sharing import messages as sharing
     from distro_optim.comm.iroh.sharing._stored_zip import read_entries
     from distro_optim.comm.iroh.sharing.torchscript import write_tensor
@@ -230,6 +240,7 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "gossip-message": gossip,
         "gossip-frames": [encode_header(key) + b"".join(map(encode_frame, gossip))],
+        "local-file": [encode_local_file(address)],
         "peer-data": [encode_peer_data(address), b"\0\0"],
         "blob-request": [push_request(GetRequest.blob(key)), b"\x09\1" + key + b"\2\0\1\0\1\0"],
         "blob-response": [key + (5).to_bytes(8, "little") + b"hello", key + (40000).to_bytes(8, "little") + bytes(128)],

@@ -188,6 +188,7 @@ def test_a_maximum_size_that_membership_messages_do_not_fit_in_is_refused() -> N
     [
         (EndpointAddr(ID, (), (SocketAddr.parse("127.0.0.1:1234"),)), "0001007f000001d209"),
         (EndpointAddr(ID, ("https://r.example./",)), "01" + "13" + b"https://r.example./".hex() + "00"),
+        (EndpointAddr(ID, ("http://10.0.0.9:3340/",)), "01" + "15" + b"http://10.0.0.9:3340/".hex() + "00"),
     ],
 )
 def test_peer_data_has_the_recorded_bytes(address: EndpointAddr, recorded: str) -> None:

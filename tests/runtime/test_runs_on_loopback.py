@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from distro_optim.comm.addresses import SocketAddr
+from distro_optim.comm.iroh import local_discovery
 from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.strategy.rounds import actions as act
@@ -57,6 +61,35 @@ def test_a_friend_joins_over_tcp_and_meets_the_others() -> None:
             assert peer.error is None, peer.error
         assert assert_equal_weights(host, friend)
         assert len(friend.of(act.ApplyResults)[-1].updates) == 2
+
+
+def test_peers_on_one_machine_find_each_other_by_the_files_of_psyche(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_discovery, "FOLDER", tmp_path / "iroh_local_discovery")
+    with live_run() as run:
+        host = run.host(config(min_peers=2, total_steps=15, run_id="local"), tcp="127.0.0.1:0", discovery="local")
+        assert host.port.ticket is not None
+        (address,) = RunTicket.parse(host.port.ticket).tcp
+        # As in a run of Psyche's: the coordinator's address, and the keys of the others, are all that is known.
+        friend = run.join(f"{address}/local", discovery="local")
+        for peer in (host, friend):
+            peer.join()
+            assert peer.error is None, peer.error
+        assert assert_equal_weights(host, friend)
+        assert len(friend.of(act.ApplyResults)[-1].updates) == 2
+        names = {file.name for file in local_discovery.FOLDER.iterdir()}
+        assert names == {peer.port.identity.p2p_identity.hex() for peer in (host, friend)}
+    assert list(local_discovery.FOLDER.iterdir()) == []
+
+
+def test_a_hosts_ticket_has_the_address_that_it_is_told() -> None:
+    with live_run() as run:
+        host = run.host(config(), external_addr="203.0.113.7:4433")
+        assert host.port.ticket is not None
+        endpoint = RunTicket.parse(host.port.ticket).endpoint
+        assert endpoint is not None
+        assert SocketAddr.parse("203.0.113.7:4433") in endpoint.direct
 
 
 def test_peers_of_a_run_that_only_a_server_hosts_find_each_other() -> None:

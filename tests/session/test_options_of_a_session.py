@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.environment import BIND_ADDR, DISCOVERY, EXTERNAL_ADDR, RELAY
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.options import (
     CONNECTION_DEFAULTS,
@@ -74,6 +76,62 @@ def test_the_older_name_of_an_option_still_works_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match="patience") as warned:
         SwarmSession(model, new_optimizer(model), run=RUN, patience=1.0)
     assert warned[0].filename == __file__
+
+
+def connection_of(session: SwarmSession, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the session asks the network for; nothing is opened."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(Runtime, "connect", lambda *_, **options: given.update(options))
+    session.connect()
+    return given
+
+
+def test_the_environment_says_how_others_reach_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        RELAY: ("relay", "https://relay.example/"),
+        DISCOVERY: ("discovery", "local"),
+        EXTERNAL_ADDR: ("external_addr", "203.0.113.7:4433"),
+        BIND_ADDR: ("bind_addr", "0.0.0.0:4433"),
+    }
+    for variable, (_, value) in said.items():
+        monkeypatch.setenv(variable, value)
+    model = new_model()
+    given = connection_of(SwarmSession(model, new_optimizer(model), run=RUN), monkeypatch)
+    assert {name: given[name] for name, _ in said.values()} == dict(said.values())
+
+
+def test_what_the_script_says_of_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RELAY, "https://relay.example/")
+    monkeypatch.setenv(EXTERNAL_ADDR, "203.0.113.7:4433")
+    model = new_model()
+    session = SwarmSession(model, new_optimizer(model), run=RUN, relay="http://here:3340", external_addr="192.0.2.1:5")
+    given = connection_of(session, monkeypatch)
+    assert (given["relay"], given["external_addr"]) == ("http://here:3340", "192.0.2.1:5")
+
+
+@pytest.mark.parametrize("relay", ["https://relay.example", ["https://a.example/", "http://b:3340"], "psyche", "n0"])
+def test_the_network_takes_relay_servers_as_scripts_write_them(relay: Any) -> None:
+    Runtime.connect(RUN, relay=relay).close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("relay", "nearest"), ("discovery", "mdns"), ("external_addr", "example.org:4433")]
+)
+def test_a_way_to_reach_us_that_cannot_be_is_refused_before_anything_is_opened(option: str, value: Any) -> None:
+    from distro_optim.strategy.fabric import FabricPsycheStrategy
+    from distro_optim.strategy.psyche import PsycheStrategy
+
+    model = new_model()
+    makers: list[Callable[..., object]] = [
+        functools.partial(SwarmSession, model, new_optimizer(model), run=RUN),
+        functools.partial(Runtime.connect, RUN),
+        PsycheStrategy,
+        FabricPsycheStrategy,
+    ]
+    for make in makers:
+        with pytest.raises(ConfigurationError, match=f"^{option} must be") as error:
+            make(**{option: value})
+        assert error.value.name == option
 
 
 def test_strategies_show_what_a_session_may_be_given() -> None:

@@ -8,7 +8,11 @@ import pytest
 
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.environment import (
+    BIND_ADDR,
     CONFIG,
+    DISCOVERY,
+    EXTERNAL_ADDR,
+    RELAY,
     RUN,
     TICKET_FILE,
     RunEnvironment,
@@ -23,6 +27,9 @@ FULL = RunEnvironment(
     run="psyche1abc",
     ticket_file=Path("/tmp/ticket"),
     relay="none",
+    discovery="local",
+    external_addr="203.0.113.7:4433",
+    bind_addr="0.0.0.0:4433",
     report=Path("report.jsonl"),
     peer_name="peer 1",
     config={"total_steps": 100, "min_peers": 2},
@@ -53,6 +60,28 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
 def test_settings_that_are_no_json_object_are_refused_by_the_name_of_their_variable(text: str) -> None:
     with pytest.raises(ConfigurationError, match=CONFIG):
         RunEnvironment.read({CONFIG: text})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        (RELAY, "near"),
+        (RELAY, "https://"),
+        (DISCOVERY, "near"),
+        (EXTERNAL_ADDR, "203.0.113.7"),
+        (BIND_ADDR, "4433"),
+        (BIND_ADDR, "[::]:4433"),
+    ],
+)
+def test_a_way_to_reach_us_that_cannot_be_is_refused_by_the_name_of_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{variable} must be") as error:
+        RunEnvironment.read({variable: text})
+    assert error.value.name == variable
+
+
+@pytest.mark.parametrize("relay", ["https://relay.example", "psyche", "https://a.example/ http://b.example:3340/"])
+def test_a_relay_server_of_ones_own_is_used(relay: str) -> None:
+    assert RunEnvironment.read({RELAY: relay}).connection == {"relay": relay}
 
 
 def test_a_ticket_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

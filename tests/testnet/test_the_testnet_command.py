@@ -18,6 +18,8 @@ import pytest
 
 import warm_python
 from distro_optim.cli import main
+from distro_optim.strategy.environment import RunEnvironment
+from distro_optim.testnet import network
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
@@ -83,6 +85,37 @@ def test_the_host_is_told_how_many_begin_and_how_few_remain(tmp_path: Path, caps
     assert status == 0
     told = [line for line in (tmp_path / "peer-0.log").read_text().splitlines() if line.startswith("settings")]
     assert told == ["settings {'peers_to_start': 3, 'min_peers': 2, 'total_steps': 70, 'run_id': 'friends'}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [
+        ((), {"relay": "none"}),
+        (("--relay", "default"), {"relay": "default"}),
+        (("--iroh-relay", "psyche", "--iroh-discovery", "local"), {"relay": "psyche", "discovery": "local"}),
+    ],
+)
+def test_all_peers_are_told_how_they_reach_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    started: list[RunEnvironment] = []
+
+    class Started:
+        pid = 0
+
+        def __init__(self, command: object, environment: dict[str, str], log: object) -> None:
+            started.append(RunEnvironment.read(environment))
+
+        def poll(self) -> int:
+            return 3
+
+        def interrupt(self) -> None: ...
+
+        def kill(self) -> None: ...
+
+    monkeypatch.setattr(network, "PeerProcess", Started)
+    assert main(command(tmp_path, "--json", *options)) == 1
+    assert [environment.connection for environment in started] == [variables]
 
 
 @pytest.mark.parametrize(

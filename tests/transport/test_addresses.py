@@ -27,7 +27,7 @@ socket_addrs = st.builds(SocketAddr, st.one_of(st.ip_addresses(v=4), st.ip_addre
 endpoint_addrs = st.builds(
     EndpointAddr,
     st.binary(min_size=32, max_size=32),
-    st.lists(st.from_regex(r"\Ahttps://[a-z]{1,20}\./\Z"), max_size=4).map(tuple),
+    st.lists(st.from_regex(r"\Ahttps?://[a-z]{1,20}\.?(:3340)?/\Z"), max_size=4).map(tuple),
     st.lists(socket_addrs, max_size=8).map(tuple),
 )
 

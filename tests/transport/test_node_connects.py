@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from distro_optim.comm.iroh import ffi
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
 from distro_optim.comm.signing import SecretKey
+from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -111,6 +113,39 @@ def test_a_dead_address_fails_after_the_timeout(make_node: MakeNode) -> None:
     nobody = EndpointAddr(SecretKey(b"\5" * 32).public, direct=(SocketAddr.parse("127.0.0.1:9"),))
     with pytest.raises(PeerUnreachableError, match=r"127\.0\.0\.1:9"):
         client.submit(client.connect(nobody, ALPN, timeout=0.2)).result(SECONDS)
+
+
+def test_a_relay_url_that_cannot_be_read_hides_no_other_address(make_node: MakeNode) -> None:
+    server, client = make_node(), make_node()
+    server.accept(ALPN, echo)
+    client.addresses.add(EndpointAddr(server.endpoint_id, ("https://", "https://1.2.3.999/", "https://a%zz/")))
+    assert client.submit(say(client, server.endpoint_id, b"hello")).result(SECONDS) == b"hello"
+
+
+def test_external_addresses_are_told_to_others(make_node: MakeNode) -> None:
+    node = make_node(external_addr=["203.0.113.7:4433", "[2001:db8::7]:4433"], bind_addr="127.0.0.1:0")
+    told = EndpointTicket.parse(str(EndpointTicket(node.addr()))).addr.direct
+    assert {SocketAddr.parse("203.0.113.7:4433"), SocketAddr.parse("[2001:db8::7]:4433")} < set(told)
+
+
+def test_an_external_address_of_a_port_taken_at_random_is_warned_of(
+    make_node: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_node(external_addr="203.0.113.7:4433")
+    assert "--bind-p2p-port" in caplog.text
+    caplog.clear()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    make_node(external_addr="203.0.113.7:4433", bind_addr=address)
+    assert not caplog.text
+
+
+def test_a_node_takes_relay_servers_without_tls(make_node: MakeNode) -> None:
+    # Nobody listens there: the node works nevertheless, and hears of it only when it asks whether it is online.
+    server, client = make_node(relay="http://127.0.0.1:9"), make_node(relay=["http://127.0.0.1:9", "https://[::1]:9/"])
+    server.accept(ALPN, echo)
+    assert client.submit(say(client, server.endpoint_id, b"hello")).result(SECONDS) == b"hello"
 
 
 def test_a_node_does_not_dial_itself(make_node: MakeNode) -> None:
@@ -335,6 +370,8 @@ def test_a_loopback_node_listens_on_loopback_only(make_node: MakeNode) -> None:
     [
         ({"secret_key": b"short"}, "secret_key"),
         ({"relay": "somewhere"}, "relay"),
+        ({"discovery": "somewhere"}, "discovery"),
+        ({"external_addr": "203.0.113.7"}, "external_addr"),
         ({"bind_addr": "localhost"}, "address"),
         ({"bind_addr": "[::1]:0"}, "bind_addr"),
         ({"allowed": [b"short"]}, "allowed"),

@@ -24,7 +24,7 @@ HASH = bytes.fromhex("0b84d358e4c8be6c38626b2182ff575818ba6bd3f4b90464994be14cb3
 addrs = st.builds(
     EndpointAddr,
     st.just(PEER),
-    st.lists(st.sampled_from(["https://a./", "https://b./"]), max_size=1).map(tuple),
+    st.lists(st.sampled_from(["https://a./", "https://b./", "http://c.example:3340/"]), max_size=1).map(tuple),
     st.lists(st.builds(SocketAddr, st.ip_addresses(), st.integers(0, 0xFFFF)), max_size=6).map(tuple),
 )
 blob_tickets = st.builds(BlobTicket, addrs, st.sampled_from(BlobFormat), st.binary(min_size=32, max_size=32))

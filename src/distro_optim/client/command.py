@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ..comm.iroh.reach_options import add_reach_options, reach_from
 from ..errors import ConfigurationError
 
 __all__ = ["add_options", "options_from", "run"]
@@ -20,9 +21,6 @@ DESCRIPTION: Final = (
     "given in the environment as well, in upper case with underscores. Evaluation tasks, uploads of checkpoints and "
     "tensor parallelism are not supported."
 )
-
-_RELAYS: Final = {"n0": "default", "disabled": "none"}
-"""Names that Psyche's client has for relays."""
 
 _DEFAULT: Final = object()
 """An option that was not given, so that the environment is asked."""
@@ -47,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--bind-p2p-port", metavar="N", help="UDP port (any free one)")
     add("--bind-p2p-interface", metavar="ADDRESS", help="IPv4 address to listen on (all)")
-    add("--iroh-relay", metavar="default|none|URL", help="relay server for peers behind firewalls (default)")
+    add_reach_options(add, checked=False)
     add("--peer", action="append", default=[], metavar="TICKET", help="endpoint ticket of a peer; may be repeated")
     add("--device", metavar="DEVICE", help="auto, cpu, mps, cuda, cuda:N or cuda:X,Y,Z (auto)")
     add("--data-parallelism", metavar="N", help="devices that share our batch (1)")
@@ -79,23 +77,25 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
     """
     from .options import JoinOptions
 
-    def given(name: str, read: Callable[[str], Any] = str) -> Any:
+    def found(name: str) -> tuple[str, Any]:
         value = getattr(options, name)
-        where = "--" + name.replace("_", "-")
         if value is _DEFAULT:
-            value, where = environment.get(name.upper()), name.upper()
-        if value is None or value == "":
+            return name.upper(), environment.get(name.upper()) or None
+        return "--" + name.replace("_", "-"), value or None
+
+    def given(name: str, read: Callable[[str], Any] = str) -> Any:
+        where, value = found(name)
+        if value is None:
             return None
         try:
             return read(value)
         except ValueError:
             raise ConfigurationError(f"{where} {value!r}: {_EXPECTED[read]}", name=name, value=value) from None
 
-    relay = given("iroh_relay") or "default"
     settings: dict[str, Any] = {
+        **reach_from(found),
         "identity_secret_key_path": given("identity_secret_key_path", Path),
         "bind_addr": f"{given('bind_p2p_interface') or '0.0.0.0'}:{given('bind_p2p_port', _port) or 0}",
-        "relay": _RELAYS.get(relay, relay),
         "peers": tuple(options.peer),
         "device": given("device"),
         "data_parallelism": given("data_parallelism", int),

@@ -61,7 +61,9 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
     access = Runtime.connect(
         options.run,
         secret_key=key,
-        relay=options.relay if options.relay in ("default", "none") else [options.relay],
+        relay=options.relay,
+        discovery=options.discovery,
+        external_addr=options.external_addr,
         bind_addr=options.bind_addr,
         peers=options.peers,
         give_up_seconds=options.give_up_seconds,

@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Final
 
+from ..comm.iroh.reach import Discovery
 from ..console import Mode
 from ..errors import ConfigurationError
 
@@ -24,7 +25,9 @@ class JoinOptions:
     Attributes:
         run: a ticket, or ``host:port/run-id``.
         identity_secret_key_path: file with our secret key, made if there is none; None makes a new one each time.
-        relay: ``"default"``, ``"none"`` or the URL of a relay.
+        relay: ``"default"``, ``"psyche"``, ``"none"`` or URLs of relay servers.
+        discovery: ``"n0"``, ``"local"`` or ``"none"``; None is ``"n0"`` with public relay servers.
+        external_addr: where else others reach our endpoint; None leaves it to iroh to find out.
         bind_addr: where our endpoint listens.
         peers: endpoint tickets of peers that nothing else leads to.
         device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N`` or ``cuda:X,Y,Z``.
@@ -49,7 +52,9 @@ class JoinOptions:
 
     run: str
     identity_secret_key_path: Path | None = None
-    relay: str = "default"
+    relay: str | Sequence[str] = "default"
+    discovery: Discovery | None = None
+    external_addr: str | Sequence[str] | None = None
     bind_addr: str = "0.0.0.0:0"
     peers: Sequence[str] = ()
     device: str = "auto"

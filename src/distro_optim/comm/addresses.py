@@ -51,7 +51,9 @@ class _V6:
 
 def _checked_url(url: str) -> str:
     if not url.startswith(("https://", "http://")) or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"a relay URL in its normal form is ASCII and begins with https://, got {url[:40]!r}")
+        raise ValueError(
+            f"a relay URL in its normal form is ASCII and begins with https:// or http://, got {url[:40]!r}"
+        )
     return url
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+
+from ..comm.iroh.reach_options import add_reach_options, reach_from
 
 __all__ = ["add_options", "run"]
 
@@ -27,9 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
-    parser.add_argument(
-        "--relay", type=_relay, default="default", metavar="default|none|URL", help="relay server for iroh"
-    )
+    parser.add_argument("--bind-p2p-port", type=_port, default=0, metavar="N", help="its UDP port (any free one)")
+    add_reach_options(parser.add_argument)
     parser.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
     parser.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")
     parser.add_argument(
@@ -55,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
     from .console import reporter_for
     from .serving import ServeOptions, serve
 
+    def found(name: str) -> tuple[str, Any]:
+        return f"--{name.replace('_', '-')}", getattr(options, name)
+
     request = ServeOptions(
         state=options.state,
         data=options.data,
@@ -65,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
         allow=options.allow,
         iroh=options.iroh,
         key_file=options.key_file,
-        relay=options.relay,
+        p2p_port=options.bind_p2p_port,
+        **reach_from(found),
         init_warmup_time=options.init_warmup_time,
         withdraw_on_disconnect=not options.keep_disconnected,
         limits=ServerLimits(connections=options.max_connections),
@@ -93,14 +98,3 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _relay(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        good = text in ("default", "none") or (url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0)
-    except ValueError:  # the port is not a number, or the brackets do not hold an IPv6 address
-        good = False
-    if not good:
-        raise argparse.ArgumentTypeError(f"must be default, none or a URL such as https://relay.example/, got {text!r}")
-    return text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
+from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
 from ..comm.serving.limits import ServerLimits
@@ -57,7 +58,10 @@ class ServeOptions:
         iroh: whether to be reached over iroh, too, also behind a NAT.
         key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
             ``save_dir``, or a fresh key each time.
-        relay: "default" for iroh's public relay servers, "none", or the URL of one.
+        p2p_port: UDP port of that endpoint; 0 takes any free one.
+        relay: "default" for iroh's public relay servers, "psyche" for Psyche's, "none", or URLs of relay servers.
+        discovery: where the endpoint is found by its key: "n0", "local" or "none"; None suits the relay servers.
+        external_addr: where else others reach that endpoint; None leaves it to iroh to find out.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         limits: what one stranger may ask.
@@ -72,7 +76,10 @@ class ServeOptions:
     allow: Sequence[str] = ()
     iroh: bool = False
     key_file: Path | None = None
-    relay: str = "default"
+    p2p_port: int = 0
+    relay: str | Sequence[str] = "default"
+    discovery: Discovery | None = None
+    external_addr: str | Sequence[str] | None = None
     init_warmup_time: int | None = None
     withdraw_on_disconnect: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
@@ -204,11 +211,17 @@ async def _node(options: ServeOptions) -> AsyncIterator[Node]:
     key_file = options.key_file
     if key_file is None and options.save_dir is not None:
         key_file = options.save_dir / "coordinator.key"
-    relay: Any = options.relay if options.relay in ("default", "none") else [options.relay]
-    node = Node(secret_key=key_file, relay=relay)
+    relays = parse_relays(options.relay)
+    node = Node(
+        secret_key=key_file,
+        relay=relays,
+        discovery=options.discovery,
+        external_addr=options.external_addr,
+        bind_addr=f"0.0.0.0:{options.p2p_port}",
+    )
     try:
         await asyncio.to_thread(node.start)
-        if relay != "none":
+        if relays != "none":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RELAY_SECONDS):
                     await asyncio.wrap_future(node.submit(node.online()))

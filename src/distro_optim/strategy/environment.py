@@ -14,10 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ..comm.addresses import SocketAddr
+from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..errors import ConfigurationError
 
 __all__ = [
+    "BIND_ADDR",
     "CONFIG",
+    "DISCOVERY",
+    "EXTERNAL_ADDR",
     "PEER_NAME",
     "RELAY",
     "REPORT",
@@ -35,7 +40,16 @@ TICKET_FILE: Final = "DISTRO_OPTIM_TICKET_FILE"
 """A path. The host of a run writes its ticket there."""
 
 RELAY: Final = "DISTRO_OPTIM_RELAY"
-"""``default``, ``none`` or the URL of a relay server, in place of the default."""
+"""``default``, ``psyche``, ``none`` or URLs of relay servers, in place of the default."""
+
+DISCOVERY: Final = "DISTRO_OPTIM_DISCOVERY"
+"""``n0``, ``local`` or ``none``, in place of the default."""
+
+EXTERNAL_ADDR: Final = "DISTRO_OPTIM_EXTERNAL_ADDR"
+"""Addresses at which others reach our endpoint though it does not know it."""
+
+BIND_ADDR: Final = "DISTRO_OPTIM_BIND_ADDR"
+"""Where our endpoint listens, in place of the default."""
 
 REPORT: Final = "DISTRO_OPTIM_REPORT"
 """A path. One JSON line for every round and event is added there, see :mod:`.run_report`."""
@@ -61,6 +75,9 @@ class RunEnvironment:
     run: str | None = None
     ticket_file: Path | None = None
     relay: str | None = None
+    discovery: str | None = None
+    external_addr: str | None = None
+    bind_addr: str | None = None
     report: Path | None = None
     peer_name: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -81,10 +98,17 @@ class RunEnvironment:
             value = text(name)
             return Path(value) if value is not None else None
 
+        relay, discovery, external, bind = text(RELAY), text(DISCOVERY), text(EXTERNAL_ADDR), text(BIND_ADDR)
+        relays = parse_relays(relay or "default", name=RELAY)
+        parse_discovery(discovery, relays, name=DISCOVERY)
+        parse_external_addrs(external, name=EXTERNAL_ADDR)
         return cls(
             run=text(RUN),
             ticket_file=path(TICKET_FILE),
-            relay=text(RELAY),
+            relay=relay,
+            discovery=discovery,
+            external_addr=external,
+            bind_addr=None if bind is None else _bind_address(bind),
             report=path(REPORT),
             peer_name=text(PEER_NAME),
             config=_settings(text(CONFIG)),
@@ -97,10 +121,38 @@ class RunEnvironment:
             RUN: self.run or "",
             TICKET_FILE: str(self.ticket_file or ""),
             RELAY: self.relay or "",
+            DISCOVERY: self.discovery or "",
+            EXTERNAL_ADDR: self.external_addr or "",
+            BIND_ADDR: self.bind_addr or "",
             REPORT: str(self.report or ""),
             PEER_NAME: self.peer_name or "",
             CONFIG: json.dumps(dict(self.config)) if self.config else "",
         }
+
+    @property
+    def connection(self) -> dict[str, str]:
+        """What is said about the connection, by the names of :class:`~.options.ConnectionOptions`."""
+        said = {
+            "relay": self.relay,
+            "discovery": self.discovery,
+            "external_addr": self.external_addr,
+            "bind_addr": self.bind_addr,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
+
+def _bind_address(text: str) -> str:
+    try:
+        address = SocketAddr.parse(text)
+    except ConfigurationError:
+        address = None
+    if address is None or address.ip.version != 4:
+        raise ConfigurationError(
+            f"{BIND_ADDR} must be an IPv4 address and a port such as 0.0.0.0:4433, got {text!r}",
+            name=BIND_ADDR,
+            value=text,
+        )
+    return text
 
 
 def _settings(text: str | None) -> dict[str, Any]:

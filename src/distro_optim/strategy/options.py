@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Final, Literal, TypedDict, TypeVar, cast
 
+from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..comm.signing import SecretKey
 from .config import RunConfig
 from .port import RunAccess
@@ -25,7 +26,9 @@ __all__ = [
     "SessionOptions",
     "StrategyOptions",
     "TrainingOptions",
+    "check_reach",
     "complete",
+    "fill_in",
     "shows",
 ]
 
@@ -48,7 +51,12 @@ class ConnectionOptions(TypedDict, total=False):
     Keys:
         secret_key: who we are: a key, its 32 bytes, or the path of a key file, which is made if there is none. None,
             the default, is a new identity each time.
-        relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of relay servers.
+        relay: ``"default"`` for iroh's public relay servers, ``"psyche"`` for Psyche's, ``"none"``, or the URL of a
+            relay server, or several.
+        discovery: where peers find each other by their keys: ``"n0"``, iroh's public DNS; ``"local"``, files on this
+            machine, as Psyche's clients have them; ``"none"``. None, the default, is the first with public relays.
+        external_addr: where else others reach our endpoint, such as ``"203.0.113.7:4433"``, for a forwarded port or a
+            one-to-one NAT; one address or several. None, the default, leaves it to iroh to find out.
         bind_addr: where our endpoint listens, ``"0.0.0.0:0"`` by default.
         tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``; None, the default, does not.
         peers: endpoint tickets of peers that nothing else leads to; none by default.
@@ -59,6 +67,8 @@ class ConnectionOptions(TypedDict, total=False):
 
     secret_key: SecretKey | bytes | str | PathLike[str] | None
     relay: str | Sequence[str]
+    discovery: Literal["n0", "local", "none"] | bool | None
+    external_addr: str | Sequence[str] | None
     bind_addr: str
     tcp: str | None
     peers: Sequence[str]
@@ -140,6 +150,8 @@ class StrategyOptions(TrainingOptions, total=False):
 CONNECTION_DEFAULTS: Final[ConnectionOptions] = {
     "secret_key": None,
     "relay": "default",
+    "discovery": None,
+    "external_addr": None,
     "bind_addr": "0.0.0.0:0",
     "tcp": None,
     "peers": (),
@@ -183,6 +195,25 @@ def complete(options: T, defaults: T, *, of: str) -> T:
     if unknown := given.keys() - defaults.keys():
         raise TypeError(f"{of}() got an unexpected keyword argument {min(unknown)!r}")
     return cast(T, {**defaults, **given})
+
+
+def fill_in(options: SessionOptions, said: Mapping[str, object]) -> SessionOptions:
+    """``options`` with what is ``said`` elsewhere in place of those that were left at their defaults."""
+    given: Mapping[str, object] = options
+    defaults: Mapping[str, object] = SESSION_DEFAULTS
+    untouched = {name: value for name, value in said.items() if given[name] == defaults[name]}
+    return cast(SessionOptions, {**options, **untouched})
+
+
+def check_reach(options: Mapping[str, Any]) -> None:
+    """Looks at what says how others reach us, without any network.
+
+    Raises:
+        ConfigurationError: it cannot be; the message names the option.
+    """
+    relays = parse_relays(options.get("relay", "default"))
+    parse_discovery(options.get("discovery"), relays)
+    parse_external_addrs(options.get("external_addr"))
 
 
 def with_present_names(options: Mapping[str, Any], *, of: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from .model.resuming import StartingPoint, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
 from .news import News
-from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, complete, shows
+from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, fill_in, shows
 from .port import RunAccess, RunView
 from .round import Round
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
@@ -137,13 +137,15 @@ class SwarmSession:
         config = self.hosting_config() if self._run is None else None
         if config is not None and config.global_batch_size is not None:
             check_dataset_size(options["dataset_size"], config.global_batch_size)
-        relay = options["relay"]
+        options = fill_in(options, self._environment.connection)
         return Runtime.connect(
             self._run,
             config=config,
             state=self.state_to_host(config) if config is not None else None,
             secret_key=options["secret_key"],
-            relay=relay if relay != "default" else self._environment.relay or relay,
+            relay=options["relay"],
+            discovery=options["discovery"],
+            external_addr=options["external_addr"],
             bind_addr=options["bind_addr"],
             tcp=options["tcp"],
             peers=options["peers"],
@@ -445,6 +447,7 @@ def _check(optimizer: object, options: SessionOptions) -> None:
             name="optimizer",
             value=optimizer,
         )
+    check_reach(options)
     learning_rates, size = options["learning_rates"], options["dataset_size"]
     if learning_rates not in (None, "script", "run"):
         raise ConfigurationError(

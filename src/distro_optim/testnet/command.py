@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..comm.iroh.reach_options import add_reach_options, reach_from
 from ..console import JsonLines, Mode, display_for, print_lines, print_picture
 from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
 
@@ -45,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="fail if no peer reports anything for so long (%(default)s)",
     )
-    parser.add_argument("--relay", default="none", metavar="none|default|URL", help="iroh relay (%(default)s)")
+    add_reach_options(parser.add_argument, default_relay="none", external=False)
     parser.add_argument(
         "--out", type=Path, default=Path("out/testnet"), metavar="DIR", help="logs, reports, plot (%(default)s)"
     )
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         faults=tuple(_faults(options)),
         out=options.out,
         settings=dict(parse_setting(text) for text in options.set),
-        relay=options.relay,
+        **reach_from(lambda name: (f"--{name.replace('_', '-')}", getattr(options, name, None))),
         timeout=options.timeout,
         stall_timeout=options.stall_timeout,
         target=options.target,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..callbacks import SafeCallback
+from ..comm.iroh.reach import Discovery
 from ..console import Display
 from ..errors import ConfigurationError
 from ..strategy.environment import RunEnvironment, read_ticket
@@ -44,7 +45,8 @@ class NetworkOptions:
         faults: what goes wrong, and when.
         out: folder for logs, reports and the plot.
         settings: of the run, by the names of ``RunConfig``; they go before the defaults, not before the script.
-        relay: iroh relay for all peers.
+        relay: iroh relay servers for all peers.
+        discovery: where all peers find each other by their keys; None suits the relay servers.
         timeout: seconds after which everything is ended; None for never.
         stall_timeout: seconds without any news of any peer after which everything is ended.
         target: the loss must be below it at the end; None demands nothing.
@@ -60,6 +62,7 @@ class NetworkOptions:
     out: Path = Path("out/testnet")
     settings: Mapping[str, Any] = field(default_factory=dict)
     relay: str = "none"
+    discovery: Discovery | None = None
     timeout: float | None = None
     stall_timeout: float = 180.0
     target: float | None = None
@@ -194,6 +197,7 @@ class LocalNetwork:
             run=None if hosts else self._ticket,
             ticket_file=self._ticket_file if hosts else None,
             relay=self._options.relay,
+            discovery=self._options.discovery,
             report=report,
             peer_name=peer.name,
             config=self._settings() if hosts else {},

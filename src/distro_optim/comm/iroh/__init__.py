@@ -1,16 +1,19 @@
 """Peers find each other and exchange bytes over iroh.
 
-===============  ============================================================================
-``endpoint``     a node: one endpoint on an event loop of its own
-``connection``   QUIC connections and streams with our errors, timeouts and limits
-``pool``         connections dialled when needed, shared, retried
-``keys``         a node's identity
-``rendezvous``   where the other peers of a run are
-``streams``      byte streams through NATs and relays
-``swarm``        announcements by gossip, data by verified blobs
-``traffic``      bytes and rates of each peer
-``ffi``          makes the ``iroh`` package's foreign-function layer fast, where that is safe
-===============  ============================================================================
+===================  ========================================================================
+``endpoint``         a node: one endpoint on an event loop of its own
+``connection``       QUIC connections and streams with our errors, timeouts and limits
+``pool``             connections dialled when needed, shared, retried
+``keys``             a node's identity
+``rendezvous``       where the other peers of a run are
+``reach``            how others reach an endpoint: relay servers, discovery, external addresses
+``reach_options``    the same as options of our commands
+``local_discovery``  the nodes of one machine find each other by files, as Psyche's do
+``streams``          byte streams through NATs and relays
+``swarm``            announcements by gossip, data by verified blobs
+``traffic``          bytes and rates of each peer
+``ffi``              makes the ``iroh`` package's foreign-function layer fast, where that is safe
+===================  ========================================================================
 
 ``gossip``, ``blobs`` and ``sharing`` are the three protocols.
 """

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from typing_extensions import override
 
@@ -41,6 +41,8 @@ from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
 from .connection import Connection, translate_errors
 from .ffi import accelerate
 from .keys import generate_secret_key, load_secret_key
+from .local_discovery import LocalDiscovery, local_addresses
+from .reach import Discovery, parse_discovery, parse_external_addrs, parse_relays
 
 __all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "RELAY_SECONDS", "Handler", "Node", "NodeLimits"]
 
@@ -101,9 +103,13 @@ class Node:
             for a fresh identity.
         bind_addr: where to listen for IPv4, such as ``"0.0.0.0:4433"``; port 0 takes any. IPv6 listens on any
             address, or on ``::1`` only if this is a loopback address.
-        relay: ``"default"`` for iroh's public relay servers, ``"none"``, or URLs of one's own.
-        discovery: whether to publish the own address, and look up those of peers, through iroh's public DNS. None:
-            only with the default relays. Without it, peers must be in the address book.
+        relay: ``"default"`` for iroh's public relay servers, ``"psyche"`` for Psyche's, ``"none"``, or URLs of one's
+            own, see :mod:`.reach`.
+        discovery: where to publish the own address, and to look up those of peers: ``"n0"``, iroh's public DNS, or
+            ``"local"``, files on this machine, see :mod:`.local_discovery`. None: the former with public relays. True
+            is ``"n0"``; with ``"none"`` or False, peers must be in the address book.
+        external_addr: where else others reach us, such as ``"203.0.113.7:4433"`` for a forwarded port or a one-to-one
+            NAT; one address or several. They are told to peers and stand in tickets.
         allowed: endpoint ids that may connect or be dialled; None allows everybody. See :meth:`set_allowed`.
         addresses: the address book; an empty one if None.
         loop: a loop shared with other nodes; None starts one for this node alone.
@@ -118,8 +124,9 @@ class Node:
         *,
         secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
         bind_addr: str = _DEFAULT_BIND,
-        relay: Literal["default", "none"] | Sequence[str] = "default",
-        discovery: bool | None = None,
+        relay: str | Sequence[str] = "default",
+        discovery: Discovery | bool | None = None,
+        external_addr: str | Sequence[str] | None = None,
         allowed: Iterable[bytes] | None = None,
         addresses: AddressBook | None = None,
         loop: LoopThread | None = None,
@@ -137,10 +144,6 @@ class Node:
                     name="secret_key",
                 )
             secret_key = SecretKey(secret_key)
-        if isinstance(relay, str) and relay not in ("default", "none"):
-            raise ConfigurationError(
-                f"relay must be 'default', 'none' or a list of URLs, got {relay!r}", name="relay", value=relay
-            )
         self._bind_addr = SocketAddr.parse(bind_addr)
         if self._bind_addr.ip.version != 4:
             raise ConfigurationError(
@@ -152,8 +155,10 @@ class Node:
         self.endpoint_id = secret_key.public
         self.addresses = addresses if addresses is not None else AddressBook()
         self.limits = limits if limits is not None else NodeLimits()
-        self._relay = relay if isinstance(relay, str) else tuple(relay)
-        self._discovery = relay == "default" if discovery is None else discovery
+        self._relays = parse_relays(relay)
+        self._discovery = parse_discovery(discovery, self._relays)
+        self._external = parse_external_addrs(external_addr)
+        self._local = LocalDiscovery(self.endpoint_id) if self._discovery == "local" else None
         self._allowed = None if allowed is None else _checked_ids(allowed)
         self._owns_loop = loop is None
         self.loop = loop if loop is not None else LoopThread(f"iroh-{self.endpoint_id.hex()[:8]}")
@@ -307,6 +312,8 @@ class Node:
         if not self._allows(address.id, alpn):
             raise PeerRefusedError(f"{name} is not on the allow-list")
         address = self.addresses.lookup(address.id, time.monotonic()).merged(address)
+        if self._local is not None:
+            address = address.merged(self._local.look_up(address.id))
         endpoint = self._bound()
         try:
             async with asyncio.timeout(timeout):
@@ -348,26 +355,51 @@ class Node:
             self._endpoint = await iroh.Endpoint.bind(options)
         self._advertise()
         self._spawn(self._accept_loop(self._endpoint))
+        with translate_errors():
+            for external in self._external:
+                await self._endpoint.add_external_addr(str(external))
+        self._warn_of_an_unlikely_port()
+        if self._local is not None:
+            self._local.publish(self._local_addr())
+            self._spawn(self._local.keep_published(self._local_addr))
+
+    def _sockets(self) -> tuple[SocketAddr, ...]:
+        return tuple(SocketAddr.parse(text) for text in self._bound().bound_sockets())
+
+    def _local_addr(self) -> EndpointAddr:
+        """What peers on this machine need to know; in the words of Psyche's files."""
+        return EndpointAddr(self.endpoint_id, self.addr().relays, local_addresses(self._sockets()))
+
+    def _warn_of_an_unlikely_port(self) -> None:
+        """A port that is taken at random is hardly the one that somebody forwards to."""
+        if self._external and self._bind_addr.port == 0:
+            ports = ", ".join(str(socket) for socket in self._sockets() if socket.ip.version == 4)
+            _log.warning(
+                "others are told to reach us at %s, but we listen on a port taken at random (%s): choose one with "
+                "bind_addr='0.0.0.0:PORT' or --bind-p2p-port PORT, and let the router forward to it",
+                ", ".join(map(str, self._external)),
+                ports,
+            )
 
     def _preset(self, iroh: Any) -> Any:
         binds = [str(self._bind_addr)]
         if self._bind_addr.ip.is_loopback:
             # Otherwise the package listens on all IPv6 addresses although the user asked for loopback.
             binds.append("[::1]:0")
-        relay, discovery, secret_key = self._relay, self._discovery, self.secret_key.to_bytes()
+        relays, discovery, secret_key = self._relays, self._discovery, self.secret_key.to_bytes()
 
         class Settings(iroh.Preset):  # type: ignore[misc]
             def apply(self, builder: Any) -> None:
-                if discovery:
+                if discovery == "n0":
                     builder.apply_n0()
                 else:
                     builder.apply_minimal()
-                if relay == "none":
+                if relays == "none":
                     builder.relay_mode(iroh.RelayMode.disabled())
-                elif relay == "default":
+                elif relays == "default":
                     builder.relay_mode(iroh.RelayMode.default_mode())
                 else:
-                    builder.relay_mode(iroh.RelayMode.custom_from_urls(list(relay)))
+                    builder.relay_mode(iroh.RelayMode.custom_from_urls(list(relays)))
                 builder.secret_key(secret_key)
                 for bind in binds:
                     builder.bind_addr(bind)
@@ -469,6 +501,8 @@ class Node:
     async def _close(self) -> None:
         if self._binding is not None:
             await asyncio.wait([self._binding])
+        if self._local is not None:
+            self._local.withdraw()
         hooks = [asyncio.ensure_future(hook()) for hook in self._close_hooks]
         if hooks:
             _, late = await asyncio.wait(hooks, timeout=_HOOK_SECONDS)
@@ -515,10 +549,20 @@ def _iroh() -> Any:
 
 def _raw_addr(address: EndpointAddr) -> Any:
     iroh = _iroh()
-    relay = address.relays[0] if address.relays else None
+    # The package takes one relay server, and nothing at all of an address whose URL it cannot read.
+    relay = next((url for url in address.relays if _is_readable(url)), None)
     with translate_errors():
         peer = iroh.EndpointId.from_bytes(address.id)
         return iroh.EndpointAddr(peer, relay, [str(socket_addr) for socket_addr in address.direct])
+
+
+def _is_readable(url: str) -> bool:
+    iroh = _iroh()
+    try:
+        iroh.RelayMode.custom_from_urls([url])
+    except iroh.IrohError:
+        return False
+    return True
 
 
 def _places(address: EndpointAddr) -> str:

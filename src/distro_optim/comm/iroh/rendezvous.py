@@ -66,8 +66,10 @@ class MeetingPlace:
             raise PeerRefusedError("it is not in this run")
         self._places = {member: place for member, place in self._places.items() if self._is_member(member)}
         self._places.pop(peer, None)
-        direct = tuple(place for place in address.direct if place.is_dialable)
-        known = EndpointAddr(peer, address.relays[:MAX_PLACES], direct[:MAX_PLACES])
+        # Public ones first: they are of use to everybody, and a machine can have many private ones.
+        dialable = (place for place in address.direct if place.is_dialable)
+        direct = sorted(dialable, key=lambda place: place.ip.is_private)
+        known = EndpointAddr(peer, address.relays[:MAX_PLACES], tuple(direct[:MAX_PLACES]))
         others = list(self._places.values())[-(MAX_MEMBERS - 1) :]
         self._places[peer] = known
         while len(self._places) > MAX_MEMBERS:

@@ -14,7 +14,14 @@ from ...optimizer import DisTrO
 from ..config import RunConfig
 from ..forwarding import interruptible
 from ..model.resuming import StartingPoint
-from ..options import STRATEGY_DEFAULTS, SessionOptions, StrategyOptions, TrainingOptions, with_present_names
+from ..options import (
+    STRATEGY_DEFAULTS,
+    SessionOptions,
+    StrategyOptions,
+    TrainingOptions,
+    check_reach,
+    with_present_names,
+)
 from ..port import RunAccess
 from ..session import SwarmSession
 from .local_ranks import FollowerPort, LocalRanks, leading
@@ -50,7 +57,8 @@ def split_options(options: StrategyOptions, *, of: str) -> tuple[TrainingOptions
         of: name of the strategy, for messages.
 
     Raises:
-        ConfigurationError: something is given twice, or is for the strategy to give.
+        ConfigurationError: something is given twice, or is for the strategy to give, or names no relay server, no
+            discovery or no address.
     """
     given = with_present_names(options, of=of)
     more: Mapping[str, Any] = with_present_names(given.pop("session_arguments", None) or {}, of=of)
@@ -62,6 +70,7 @@ def split_options(options: StrategyOptions, *, of: str) -> tuple[TrainingOptions
         )
     session: dict[str, Any] = dict(more)
     session |= {name: given.pop(name) for name in STRATEGY_DEFAULTS if name in given}
+    check_reach(session)
     if isinstance(key := session.get("secret_key"), SecretKey):
         session["secret_key"] = key.to_bytes()
     return cast(TrainingOptions, session), given

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import RELAY_SECONDS, Node
+from ...comm.iroh.reach import Discovery, Relays
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.transfer import ModelSharing
@@ -25,9 +26,7 @@ from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from .link import RunLink, RunSource
 
-__all__ = ["JoinedRun", "NodeOptions", "Relay", "parse_peers", "parse_run"]
-
-Relay = Literal["default", "none"] | Sequence[str]
+__all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
 
 SILENCE_SECONDS: Final = 20.0
 """A coordinator sends twice a second; after so many seconds without a byte we open a new link. Chosen arbitrarily."""
@@ -42,13 +41,17 @@ class NodeOptions:
 
     Attributes:
         key: our secret key.
-        relay: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
+        relays: servers for peers that do not reach each other directly.
+        discovery: where peers find each other.
+        external_addr: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
         bind_addr: likewise.
         peers: where other peers are, as far as the user knows.
     """
 
     key: SecretKey
-    relay: Relay = "default"
+    relays: Relays = "default"
+    discovery: Discovery = "none"
+    external_addr: str | Sequence[str] | None = None
     bind_addr: str = "0.0.0.0:0"
     peers: tuple[EndpointAddr, ...] = ()
 
@@ -58,13 +61,20 @@ class NodeOptions:
         Raises:
             ExchangeError: the address is taken, or the like.
         """
-        node = Node(secret_key=self.key, relay=self.relay, bind_addr=self.bind_addr, loop=loop)
+        node = Node(
+            secret_key=self.key,
+            relay=self.relays,
+            discovery=self.discovery,
+            external_addr=self.external_addr,
+            bind_addr=self.bind_addr,
+            loop=loop,
+        )
         # Clients of a coordinator are not in its epoch yet, and it need not be a peer itself.
         node.exempt(COORDINATOR_ALPN)
         node.addresses.add(self.peers)
         try:
             await node.bind()
-            if self.relay != "none":
+            if self.relays != "none":
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RELAY_SECONDS):
                         await node.online()

@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar, Unpack
 from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
+from ...comm.iroh.reach import parse_discovery, parse_relays
 from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...compress import CompressedUpdate, TilePlan
@@ -121,15 +122,23 @@ class Runtime(RunPort):
             ConfigurationError: an argument is wrong; says which, and what to write.
         """
         given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
-        relay, bind_addr, give_up_seconds = given["relay"], given["bind_addr"], given["give_up_seconds"]
+        relays, external = parse_relays(given["relay"]), given["external_addr"]
+        bind_addr, give_up_seconds = given["bind_addr"], given["give_up_seconds"]
         if not give_up_seconds > 0:
             raise ConfigurationError(
                 f"give_up_seconds must be above 0, got {give_up_seconds}", name="give_up_seconds", value=give_up_seconds
             )
         loop = LoopThread("distro-optim-run")
         # A node that is made checks its arguments and opens nothing.
-        key = Node(secret_key=given["secret_key"], relay=relay, bind_addr=bind_addr, loop=loop).secret_key
-        node = NodeOptions(key=key, relay=relay, bind_addr=bind_addr, peers=parse_peers(given["peers"]))
+        key = Node(secret_key=given["secret_key"], external_addr=external, bind_addr=bind_addr, loop=loop).secret_key
+        node = NodeOptions(
+            key=key,
+            relays=relays,
+            discovery=parse_discovery(given["discovery"], relays),
+            external_addr=external,
+            bind_addr=bind_addr,
+            peers=parse_peers(given["peers"]),
+        )
         tcp, allow = given["tcp"], given["allow"]
         if run is not None:
             for name, value in (("config", config), ("state", state), ("tcp", tcp), ("allow", allow)):
