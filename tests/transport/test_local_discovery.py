@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import warm_python
 from distro_optim.comm.addresses import MAX_ADDRESSES, EndpointAddr, SocketAddr
 from distro_optim.comm.iroh import local_discovery
 from distro_optim.comm.iroh.connection import Connection
@@ -310,7 +311,7 @@ ENDING
 @pytest.mark.parametrize("ending", ["threading.Event().wait()", "sys.exit(3)", "raise ValueError"])
 def test_the_file_of_a_program_that_ends_is_removed(folder: Path, ending: str) -> None:
     command = [sys.executable, "-c", SCRIPT.replace("ENDING", ending), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with warm_python.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         if "wait" in ending:
