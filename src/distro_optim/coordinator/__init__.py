@@ -11,5 +11,6 @@
 =======================  =======================================================================
 
 ``rules`` are functions from state to state, ``formats`` what the state looks like elsewhere, ``server`` is a run and
-those who take part in it. The command that serves one is :mod:`distro_optim.serve`.
+those who take part in it, ``solana`` a run of which a blockchain keeps the state. The command that serves a run is
+:mod:`distro_optim.serve`.
 """

@@ -1,4 +1,4 @@
-"""The account in which Psyche's Solana program keeps a run, read only.
+"""The account in which Psyche's Solana program keeps a run.
 
 PsycheFoundation/psyche, ``architectures/decentralized/solana-coordinator/programs/solana-coordinator/src/{lib,
 instance_state,clients_state,client}.rs``. The account is 8 bytes that name its kind and then one struct as it lies in
@@ -24,7 +24,9 @@ __all__ = [
     "CoordinatorInstanceState",
     "RunMetadata",
     "SolanaClient",
+    "nonce_of",
     "read_account",
+    "write_account",
 ]
 
 DISCRIMINATOR: Final = bytes.fromhex("ef21b1372c9b562b")
@@ -110,6 +112,22 @@ class CoordinatorAccount:
 
 
 _LAYOUT: Final[Layout] = layout_of(CoordinatorAccount)
+
+_NONCE_AT: Final = ACCOUNT_SIZE - 8
+
+
+def nonce_of(data: bytes | bytearray | memoryview) -> int:
+    """The change counter alone, without reading the rest. The bytes must be those of an account."""
+    return int.from_bytes(data[_NONCE_AT:ACCOUNT_SIZE], "little")
+
+
+def write_account(account: CoordinatorAccount) -> bytes:
+    """The bytes of an account, :data:`ACCOUNT_SIZE` of them; padding and unused slots are zero.
+
+    Raises:
+        ConfigurationError: a value does not fit its field.
+    """
+    return DISCRIMINATOR + _LAYOUT.write(account)
 
 
 def read_account(data: bytes | bytearray | memoryview) -> CoordinatorAccount:
