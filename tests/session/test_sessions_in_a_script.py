@@ -87,6 +87,29 @@ def test_a_round_that_is_left_open_is_finished_by_the_next(make_world: MakeWorld
     assert not kept[0].finish(), "once is enough"
 
 
+@pytest.mark.parametrize("takes_step", [False, True], ids=["finish", "step"])
+def test_hooks_of_the_step_are_called_once_for_each_round(make_world: MakeWorld, takes_step: bool) -> None:
+    calls: list[str] = []
+
+    def with_hooks(port: SimulatedPort) -> None:
+        model = new_model()
+        data, optimizer = samples(torch.float32), new_optimizer(model)
+        optimizer.register_step_pre_hook(lambda *_: calls.append(f"pre {optimizer.param_groups[0]['lr'] > 0}"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+        with SwarmSession(model, optimizer, port=port, dataset_size=SAMPLES) as session:
+            for round_ in session.rounds():
+                model(data[round_.indices]).pow(2).mean().backward()
+                if round_.step == 2:
+                    round_.skip()
+                elif takes_step:
+                    optimizer.step()
+                else:
+                    round_.finish()
+
+    run_alone(make_world, with_hooks)
+    assert calls == ["pre True", "post"] * 6, "seven rounds, of which one is skipped"
+
+
 def test_micro_batches_cover_the_share_and_end_early_when_it_is_cancelled(make_world: MakeWorld) -> None:
     def script(port: SimulatedPort) -> None:
         model = new_model()

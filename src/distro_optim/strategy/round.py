@@ -24,8 +24,12 @@ class RoundOwner(Protocol):
     def is_cancelled(self, step: int) -> bool:
         """Whether the round of ``step`` is over."""
 
-    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
-        """Publishes the gradients, or with ``skip`` says nothing; False if the round was over before."""
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool, in_step: bool) -> bool:
+        """Publishes the gradients, or with ``skip`` says nothing; False if the round was over before.
+
+        Args:
+            in_step: ``optimizer.step()`` is at work, and calls the step hooks of torch.optim itself.
+        """
 
 
 class Round:
@@ -73,18 +77,21 @@ class Round:
         """The round is over before we were: what is computed for it now is of no use. Cheap; ask between batches."""
         return self._owner.is_cancelled(self.step)
 
-    def finish(self, loss: float | Tensor | None = None) -> bool:
+    def finish(self, loss: float | Tensor | None = None, *, in_step: bool = False) -> bool:
         """Publishes what the gradients say, and takes the lookahead off. Calling it again does nothing.
+
+        It is a step of the optimizer: hooks of ``register_step_pre_hook`` and ``register_step_post_hook`` are called.
 
         Args:
             loss: mean over our samples, for logs and :meth:`SwarmSession.view`.
+            in_step: ``optimizer.step()`` is what calls this, and has hooks called itself.
 
         Returns:
             False if the round was cancelled, so that nothing was published.
         """
         number = float(loss.detach()) if isinstance(loss, Tensor) else loss
-        return self._owner.finish_round(self, loss=number, skip=False)
+        return self._owner.finish_round(self, loss=number, skip=False, in_step=in_step)
 
     def skip(self) -> bool:
         """As :meth:`finish`, but without the gradients: takes part with a contribution that says nothing."""
-        return self._owner.finish_round(self, loss=None, skip=True)
+        return self._owner.finish_round(self, loss=None, skip=True, in_step=False)

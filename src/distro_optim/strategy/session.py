@@ -355,7 +355,7 @@ class SwarmSession:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        round_.finish(loss)
+        round_.finish(loss, in_step=True)
         return loss
 
     # -- what there is to know -----------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class Participant:
         """See :attr:`.Round.cancelled`."""
         return self._stopped or self._actions.is_cancelled(step)
 
-    def finish_round(self, round_: Round, *, loss: float | None, skip: bool) -> bool:
+    def finish_round(self, round_: Round, *, loss: float | None, skip: bool, in_step: bool) -> bool:
         """See :meth:`.Round.finish` and :meth:`.Round.skip`."""
         if not round_.open or round_ is not self.round:
             return False
@@ -254,7 +254,8 @@ class Participant:
         published = not self._actions.is_cancelled(round_.step)
         with self._tearing():
             if published:
-                update, own = self.trainer.finish(skip=skip)
+                finish = self.trainer.finish if skip or in_step else self.trainer.finish_with_hooks
+                update, own = finish(skip=skip)
                 self._answers.trained(round_.step, update, own, loss=loss)
             else:
                 self.trainer.cancel()

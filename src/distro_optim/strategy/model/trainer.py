@@ -162,6 +162,11 @@ class SwarmTrainer:
         self._generated = action.step
         return self._outgoing(update), action.step
 
+    def finish_with_hooks(self, *, skip: bool = False) -> tuple[CompressedUpdate, object]:
+        """As :meth:`finish`, as a step of the optimizer: its step hooks are called, and those of all optimizers."""
+        with_hooks = torch.optim.Optimizer.profile_hook_step(lambda _: self.finish(skip=skip))
+        return with_hooks(self.optimizer)
+
     def cancel(self) -> None:
         """The training is stopped. Gradients are lost; the weights are as if it had completed."""
         action = self._take_training()
