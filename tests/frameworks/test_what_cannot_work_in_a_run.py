@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -132,6 +135,33 @@ def test_a_checkpoint_that_cannot_be_written(pl: ModuleType, strategy: Any, runs
     with pytest.raises(DistroError, match="make room or choose another folder"):
         trainer.fit(make_module(pl), loader())
     assert runs.port.closed == 1
+
+
+def test_a_full_disk_leaves_the_checkpoint_of_before_and_no_other_file(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    saver = importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint(
+        folder, every_n_train_steps=2, filename="newest", save_top_k=1, enable_version_counter=False
+    )
+    moved: list[str] = []
+    really_move = shutil.move
+
+    def to_a_disk_that_becomes_full(source: str, target: str, *args: Any, **kwargs: Any) -> Any:
+        moved.append(target)
+        if len(moved) == 1:
+            return really_move(source, target, *args, **kwargs)
+        Path(target).write_bytes(Path(source).read_bytes()[:4096])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "move", to_a_disk_that_becomes_full)
+    trainer = make_trainer(pl, tmp_path, strategy(pl), enable_checkpointing=True, callbacks=[saver])
+    with pytest.raises(DistroError, match="No space left"):
+        trainer.fit(make_module(pl), loader())
+    assert len(moved) == 2
+    (kept,) = folder.iterdir()
+    assert kept.name == "newest.ckpt"
+    assert torch.load(kept, weights_only=True)["global_step"] == 2
 
 
 class Endless(IterableDataset[Any]):

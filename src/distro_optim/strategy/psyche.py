@@ -49,6 +49,7 @@ from .frameworks.lightning_progress import ScheduleFollower, align_counters, end
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.round_loader import RoundLoader
 from .frameworks.samples import Samples, samples_of, warn
+from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
 from .network.joining import parse_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
@@ -360,7 +361,8 @@ class PsycheStrategy(RoundPasses):
             place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
             checkpoint[_PLACE_KEY] = place.saved()
         try:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            with whole_file(filepath, self.checkpoint_io) as file:
+                super().save_checkpoint(checkpoint, file, storage_options)
         except OSError as error:
             # Not to be passed over: ModelCheckpoint would remove an older one for it.
             raise DistroError(
