@@ -10,7 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("fast", "metrics", "parquet", "plot")
+EXTRAS = ("fast", "metrics", "parquet", "plot", "solana")
 """Extras whose packages the library itself imports."""
 
 SAME = {"pytorch-lightning": "lightning"}
