@@ -8,10 +8,11 @@ from .dct import Transform
 from .extraction import Extraction
 from .merging import FloatMerge, Merge
 from .plan import Arithmetic, Batch
+from .psyche_merge import PsycheMerge
 
 __all__ = ["ARITHMETICS", "extraction_class", "make_merge"]
 
-_MERGES: Final[dict[Arithmetic, type[Merge]]] = {"float": FloatMerge}
+_MERGES: Final[dict[Arithmetic, type[Merge]]] = {"float": FloatMerge, "psyche": PsycheMerge}
 """The plain engine of each definition."""
 
 ARITHMETICS: Final[tuple[Arithmetic, ...]] = tuple(_MERGES)

@@ -73,5 +73,5 @@ def adopt_settings(optimizer: DisTrO, run: Distro) -> list[str]:
         changes.append(f"quantize_1bit is {run.quantize_1bit} (the script says {optimizer.quantize_1bit})")
     if optimizer.tiling != "divisor":
         changes.append(f'tiling is "divisor" (the script says "{optimizer.tiling}")')
-    optimizer.reconfigure(tiling="divisor", quantize_1bit=run.quantize_1bit, arithmetic="float", **settings)
+    optimizer.reconfigure(tiling="divisor", quantize_1bit=run.quantize_1bit, arithmetic="psyche", **settings)
     return changes
