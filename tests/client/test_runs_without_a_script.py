@@ -68,11 +68,11 @@ def test_four_clients_train_a_llama_while_one_is_killed_and_one_comes_late(tmp_p
     losses = [[r["loss"] for r in each.records() if r.get("loss")] for each in clients]
     at_first = mean(losses[0][:2] + losses[1][:2])
     assert all(mean(each[-4:]) < at_first - 0.3 for each in losses), losses
-    assert mean(losses[-1][:4]) < at_first, losses  # the late one began with what others had learned
     assert any("comes from peers" in record.get("text", "") for record in late.records())
     at_step = [{r["weights_step"]: r["weights"] for r in each.records() if r.get("weights")} for each in clients]
     shared = set.intersection(*map(set, at_step))
     assert shared
+    assert min(at_step[-1]) > 1, "the late one began with what others had learned"
     assert all(len({weights[step] for weights in at_step}) == 1 for step in shared)
     assert not any(each.latest("fault") for each in clients)
 

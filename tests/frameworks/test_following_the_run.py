@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-import warm_python
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
 from frameworks.lightning_runs import QUIET, SAFE, Runs, loader, make_module, make_trainer
@@ -237,7 +237,7 @@ def test_the_best_checkpoint_is_kept_and_loads_without_this_package(
         assert "net.0.weight" in saved["state_dict"]
         assert not any(name.startswith("distro_optim") for name in sys.modules)
     """
-    warm_python.run([sys.executable, "-c", textwrap.dedent(script), best.best_model_path], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), best.best_model_path], check=True, timeout=120)
 
 
 def test_early_stopping_leaves_the_run(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:

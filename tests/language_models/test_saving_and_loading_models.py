@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import warm_python
 from distro_optim.errors import ConfigurationError, ModelConfigError, ModelWeightsError
 from distro_optim.models import saving
 from distro_optim.models.accumulation import train_batch
@@ -107,7 +107,7 @@ def test_transformers_loads_it_where_this_package_is_not_there(tmp_path: Path) -
         folders.append(str(tmp_path / str(number)))
         losses.append(model(torch.arange(24)[None]).loss.item())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = warm_python.run(
+    done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_US, *folders],
         env={**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,6 +1,7 @@
 """A script as ``distro-optim testnet`` runs it, that trains nothing: it keeps the rules of environment and report.
 
 The host counts steps in a file; the ticket is the path of that file; everybody reports a round for each step it sees.
+The host begins when all are there, however long a busy machine takes to start them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ if args.stubborn:
 if args.child is not None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     args.child.with_name(f"{args.child.name}-{name}").write_text(str(child.pid))
+if environment.run is not None:
+    Path(environment.run).with_name(f"{name} is here").touch()
 if args.fail_at_once == name:
     print("this went wrong")
     sys.exit(3)
@@ -75,6 +78,9 @@ with RunReporter.from_environment(
 ) as reporter:
     reporter.joined(run_state="WARMUP", epoch=1, step=0, num_peers=2)
     step = 0
+    others = int(environment.config.get("peers_to_start", 1)) - 1
+    while hosts and len(list(clock.parent.glob("* is here"))) < others:
+        time.sleep(STEP_SECONDS)
     for turn in itertools.count():
         time.sleep(STEP_SECONDS)
         if hosts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import warm_python
 from coordinator.coordinator_swarm import key
 from distro_optim.coordinator.formats.text import to_plain
 from distro_optim.coordinator.model import (
@@ -347,5 +347,5 @@ def test_without_pyarrow_the_command_that_brings_it_is_named(tmp_path: Path, mon
 @pytest.mark.slow
 def test_importing_the_room_loads_neither_aiohttp_nor_pyarrow() -> None:
     program = "import distro_optim.data.opening, sys; print(*{'aiohttp', 'yarl', 'pyarrow'} & set(sys.modules))"
-    done = warm_python.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == []
