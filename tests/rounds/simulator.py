@@ -32,7 +32,7 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
     WitnessStep,
 )
-from distro_optim.coordinator.model import ConstantLR, Hub
+from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
@@ -52,6 +52,7 @@ LR = 2.0**-6
 DECAY = 2.0**-4
 TICK = 0.5
 LOAD_PAUSE = 1.0
+IN_A_HOSTED_RUN = Hub(SHARED_BY_PEERS)  # where nobody but the peers has the weights
 NOTICED_WITHIN = 2  # steps
 
 
@@ -275,13 +276,20 @@ class Weather:
 class World:
     """The clock, the coordinator, the network."""
 
-    def __init__(self, *, seed: int = 1, weather: Weather | None = None, cold_start: int = 0, **config: int) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        weather: Weather | None = None,
+        cold_start: int = 0,
+        checkpoint: Checkpoint = IN_A_HOSTED_RUN,
+        **config: int,
+    ) -> None:
         self.now = 0.0
         self.rng = random.Random(seed)
         self.weather = weather or Weather()
         settings = {"witness_nodes": 0, "global_batch_size_start": 8, "global_batch_size_end": 8} | config
-        # As in a hosted run, where nobody but the peers has the weights.
-        state = waiting_run("run", Hub(SHARED_BY_PEERS), cold_start_warmup_steps=cold_start, **settings)
+        state = waiting_run("run", checkpoint, cold_start_warmup_steps=cold_start, **settings)
         self.host = RunHost(replace(state, model=replace(state.model, lr_schedule=ConstantLR(LR, LR, 0))))
         self.members: list[Member] = []
         self.cut_off: set[Member] = set()

@@ -224,9 +224,16 @@ def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
 def test_messages_about_the_next_round_are_held_up_to_a_bound_and_taken_when_it_begins() -> None:
     world, victim, speaker = fresh()
     early = replace(truth(speaker), step=truth(speaker).step + 1)
-    for nonce in range(MAX_EARLY_PER_SENDER):
-        assert say(victim, speaker.key.public, replace(early, nonce=nonce)) == []
-    assert_refused(say(victim, speaker.key.public, replace(early, nonce=9)), DropReason.TOO_MANY)
+
+    def other(number: int) -> Broadcast:
+        data_hash = bytes([number]) * 32
+        return replace(early, commitment=Commitment(data_hash, speaker.key.sign(data_hash)))
+
+    for number in range(MAX_EARLY_PER_SENDER):
+        assert say(victim, speaker.key.public, other(number)) == []
+        # Repetitions take no room: a client that hears of a round long before us repeats what it has said.
+        assert_refused(say(victim, speaker.key.public, replace(other(number), nonce=99)), DropReason.DUPLICATE)
+    assert_refused(say(victim, speaker.key.public, other(9)), DropReason.TOO_MANY)
     victim.forget()
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     # They are checked then, against the round that they speak of; the proof of this round does not hold in it, or the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import override
 
@@ -46,15 +46,18 @@ class MemoryRun:
 
     async def _begin(self) -> None:
         self.network = self._new_network()
-        state = self.config.coordinator_state(RUN_ID)
+        state = self.first_state()
         host = RunHost(state, joiner_wait_time=self.config.joiner_wait_time)
         self.coordinator = EmbeddedCoordinator(host, tick_seconds=0.05)
         await self.coordinator.__aenter__()
 
+    def first_state(self) -> Coordinator:
+        return self.config.coordinator_state(RUN_ID)
+
     async def _end(self) -> None:
         await self.coordinator.__aexit__()
 
-    def __enter__(self) -> MemoryRun:
+    def __enter__(self) -> Self:
         self.loop.run(self._begin(), SECONDS)
         return self
 

@@ -93,12 +93,19 @@ class CompressedUpdate:
         return entries
 
     @classmethod
-    def from_tensors(cls, plan: TilePlan, tensors: Sequence[CompressedTensor]) -> CompressedUpdate:
+    def from_tensors(
+        cls, plan: TilePlan, tensors: Sequence[CompressedTensor], *, finite: bool = True
+    ) -> CompressedUpdate:
         """The inverse of :meth:`tensors`. Nothing a peer says is taken on trust.
+
+        Args:
+            plan: of our own model.
+            tensors: as they came.
+            finite: whether NaN and infinities are refused. Psyche's clients send them and apply them.
 
         Raises:
             ProtocolError: number of tensors, a shape, the number of coefficients, a type or an index does not fit
-                the plan, or a position is named twice in one tile, or a value is not finite.
+                the plan, or a position is named twice in one tile, or a value is not finite and must be.
         """
         if len(tensors) != len(plan):
             raise ProtocolError(f"the update has {len(tensors)} tensors, the model has {len(plan)}")
@@ -118,11 +125,11 @@ class CompressedUpdate:
             update.index[home][start:stop].copy_(entry.index.reshape(-1, k))
             update.value[home][start:stop].copy_(entry.value.reshape(-1, k))
         update = cls(plan, update.index, update.value, present)
-        update.check()
+        update.check(finite=finite)
         return update
 
-    def check(self) -> None:
-        """Raises ProtocolError unless every index lies in its tile, none twice, and every value is finite."""
+    def check(self, *, finite: bool = True) -> None:
+        """Raises ProtocolError unless every index lies in its tile, none twice, and values are finite, if so wanted."""
         for batch, index, value in zip(self.plan.batches, self.index, self.value, strict=True):
             ranges = [r for n, r in batch.ranges.items() if self.present[n]]
             for start, stop in _joined_ranges(ranges):
@@ -133,7 +140,7 @@ class CompressedUpdate:
                     raise ProtocolError(f"an index lies outside its tile of {batch.tile_size} elements")
                 if _has_repeats(rows):
                     raise ProtocolError("a position is named twice in one tile")
-                if value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
+                if finite and value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
                     raise ProtocolError("a value is not finite")
 
 

@@ -186,15 +186,20 @@ class TransmittableDistroResult:
         """
         return cls(step, trainer_nonce, batch_id, tuple(map(SerializedDistroResult.from_tensor, update.tensors())))
 
-    def to_update(self, plan: TilePlan) -> CompressedUpdate:
+    def to_update(self, plan: TilePlan, *, finite: bool = True) -> CompressedUpdate:
         """The update it holds, on the receiver's own plan.
 
+        Args:
+            plan: of our own model.
+            finite: see :meth:`CompressedUpdate.from_tensors`.
+
         Raises:
-            ProtocolError: it does not fit the plan, or names a position twice, or has a value that is not finite.
+            ProtocolError: it does not fit the plan, or names a position twice, or has a value that is not finite and
+                must be.
         """
         if len(self.distro_results) != len(plan):
             raise ProtocolError(f"the update has {len(self.distro_results)} tensors, the model has {len(plan)}")
-        return CompressedUpdate.from_tensors(plan, [r.to_tensor() for r in self.distro_results])
+        return CompressedUpdate.from_tensors(plan, [r.to_tensor() for r in self.distro_results], finite=finite)
 
     def committed_segments(self) -> Iterator[tuple[Bytes, Bytes]]:
         """The bytes that a commitment covers, per result: of the indices, and of the values (packed if bits).

@@ -45,12 +45,12 @@ class _BatchData:
     index: npt.NDArray[Any]
     value: Tensor
 
-    def fits(self, batch: Batch) -> bool:
+    def fits(self, batch: Batch, *, finite: bool) -> bool:
         """Whether :meth:`CompressedUpdate.check` finds nothing in it."""
         return self.index.size == 0 or (
             int(self.index.max()) < batch.tile_size
             and not has_repeats(self.index)
-            and (self.value.dtype == torch.bool or bool(self.value.isfinite().all()))
+            and (not finite or self.value.dtype == torch.bool or bool(self.value.isfinite().all()))
         )
 
 
@@ -75,12 +75,12 @@ class BulkDownload:
         """The bytes that a commitment covers: all in one, because a hash does not see where they are cut."""
         yield self.data, b""
 
-    def to_update(self) -> CompressedUpdate | None:
-        """The update it holds, or None if an index or a value is wrong."""
+    def to_update(self, *, finite: bool = True) -> CompressedUpdate | None:
+        """The update it holds, or None if an index or a value is wrong; ``finite``: as for the general form."""
         index, value = [], []
         for layout in self._layout.batches:
             data = _to_batch(layout, self._results)
-            if not data.fits(layout.batch):
+            if not data.fits(layout.batch, finite=finite):
                 return None
             index.append(_spread(layout, torch.from_numpy(data.index.astype(np.int32))))
             value.append(_spread(layout, data.value))

@@ -45,6 +45,7 @@ Where they lie:
 ``swarm``               the swarm of one process
 ``model_exchange``      models shared within one process
 ``coordinator``         the contract of a coordinator's client
+``psyche_twin``         a client of Psyche's, without I/O, to train beside ours
 ``token_data``          the contract of a provider
 ======================  ==========================================================================================
 

@@ -247,9 +247,7 @@ class Runtime(RunPort):
     async def _run(self, link: RunLink) -> None:
         """Until the run is over, or cannot go on."""
         self._driver_task = asyncio.current_task()
-        rounds = Rounds(
-            identity=self._source.identity, key=self._source.key, address=link.swarm.address, draw=os.urandom
-        )
+        rounds = self._new_rounds(link)
         journal = Journal(self.run_id, self.identity, time.monotonic, reports=link.reports, waiting=link.waiting)
         driver = self._driver = RoundDriver(
             rounds=rounds,
@@ -285,6 +283,10 @@ class Runtime(RunPort):
         finally:
             looking.cancel()
             self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
+
+    def _new_rounds(self, link: RunLink) -> Rounds:
+        """What decides. A test may put another kind of client here."""
+        return Rounds(identity=self._source.identity, key=self._source.key, address=link.swarm.address, draw=os.urandom)
 
     def _show(self, view: RunView) -> None:
         self._view = view

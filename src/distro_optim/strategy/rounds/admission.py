@@ -7,6 +7,7 @@ A message about the round that comes next is kept until it can be checked. Rules
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from ...comm.signing import is_signed_by
@@ -50,6 +51,7 @@ class Peers:
         self._me = me
         self._outbox = outbox
         self._others: dict[bytes, NodeIdentity] = {}
+        self._of_our_kind: frozenset[bytes] = frozenset()
         self._allowed: frozenset[bytes] = frozenset()
 
     def allow(self, clients: Iterable[NodeIdentity]) -> None:
@@ -57,9 +59,18 @@ class Peers:
         own_key = self._me.p2p_identity
         self._others = {client.p2p_identity: client for client in clients if client.p2p_identity != own_key}
         allowed = frozenset(self._others)
+        self._of_our_kind &= allowed
         if allowed != self._allowed:
             self._allowed = allowed
             self._outbox.put(AllowPeers(allowed))
+
+    def note_our_kind(self, key: bytes) -> None:
+        """The peer with this public key has said something that no client of Psyche's says."""
+        self._of_our_kind |= {key} & self._others.keys()
+
+    def is_of_our_kind(self, key: bytes) -> bool:
+        """Whether it has."""
+        return key in self._of_our_kind
 
     def find(self, key: bytes) -> NodeIdentity | None:
         """The peer with this public key; None if there is none, or if the key is ours."""
@@ -81,9 +92,11 @@ class EarlyMessages:
         """Keeps a message.
 
         Raises:
-            NotAdmitted: there are too many of its sender already.
+            NotAdmitted: it is kept already, or there are too many of its sender.
         """
         held = self._held.setdefault(sender.p2p_identity, [])
+        if any(replace(kept, nonce=broadcast.nonce) == broadcast for kept in held):
+            raise NotAdmitted(DropReason.DUPLICATE)  # repetitions must not take the place of what is new
         if len(held) >= MAX_EARLY_PER_SENDER:
             raise NotAdmitted(DropReason.TOO_MANY, "more about the next round")
         held.append(broadcast)

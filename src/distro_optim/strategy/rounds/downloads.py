@@ -37,12 +37,14 @@ class Downloads:
         plan: how the model's tensors are tiled; decides which results fit.
         peers: may all have what one of them announced.
         outbox: where requests, and complaints about what arrived, go.
+        finite: whether results with values that are no numbers, or infinite, are refused.
     """
 
-    def __init__(self, plan: TilePlan, peers: Peers, outbox: Outbox) -> None:
+    def __init__(self, plan: TilePlan, peers: Peers, outbox: Outbox, *, finite: bool = True) -> None:
         self._plan = plan
         self._peers = peers
         self._outbox = outbox
+        self._finite = finite
 
     def begin(self, round_: RoundState, claim: Claim) -> None:
         """Asks for the data of ``claim``, for the first time or again."""
@@ -88,7 +90,12 @@ class Downloads:
     def _read(self, round_: RoundState, claim: Claim, data: bytes) -> None:
         try:
             result = read_result(
-                data, step=round_.step, batch=claim.batch, data_hash=claim.commitment.data_hash, plan=self._plan
+                data,
+                step=round_.step,
+                batch=claim.batch,
+                data_hash=claim.commitment.data_hash,
+                plan=self._plan,
+                finite=self._finite,
             )
             round_.settle(claim, ClaimState.VALID, result)
         except InvalidResultError as error:

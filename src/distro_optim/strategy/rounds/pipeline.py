@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...compress import TilePlan
+from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
 from ...coordinator.types import BatchId, Coordinator, MerkleRoot, NodeIdentity, RunState
 from ...verify.commitment import finished_hash
@@ -24,7 +25,7 @@ from .downloads import Downloads
 from .moment import Moment
 from .own_result import OwnResult
 from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
-from .waiting import is_awaited, unheard_seconds
+from .waiting import is_awaited, is_missing, unheard_seconds
 from .weights import WeightsWatch
 from .witness_reports import health_checks, witness_report
 
@@ -69,7 +70,9 @@ class RoundPipeline:
         self.plan = plan
         self._me = me
         self._draw = draw
-        self._downloads = Downloads(plan, peers, outbox)
+        self._peers = peers
+        self._is_psyches = not is_shared_by_peers(state.model.checkpoint)
+        self._downloads = Downloads(plan, peers, outbox, finite=not self._is_psyches)
         self._own_result = own_result
         self._announcer = announcer
         self._watch = watch
@@ -201,6 +204,11 @@ class RoundPipeline:
         if self._own_result.is_unpublished(previous):
             return True  # ours is being encoded
         owners = at.present(previous.assignments.values()) - {self._me}
+        if self._is_psyches:
+            theirs = {owner for owner in owners if not self._peers.is_of_our_kind(owner.p2p_identity)}
+            if is_missing(previous, theirs):
+                return True
+            owners -= theirs
         return is_awaited(previous, owners, unheard_until, at.now)
 
     def _finish(self, current: RoundState, previous: RoundState | None, now: float) -> None:

@@ -2,7 +2,11 @@
 
 Psyche compares the commitment and hands the rest to its trainers, where a wrong shape ends the process
 (``shared/client/src/state/steps.rs``). Here nothing that does not fit gets past this file. The decision depends on the
-bytes and the plan alone, so all peers of a run decide the same.
+bytes, the plan and the kind of run alone, so all peers of a run decide the same.
+
+Values that are no numbers, or infinite, are refused in a run of our own kind, where a single one of them would cancel
+what all others contribute to its tile. In a run of Psyche's they are taken, as its clients do: their momentum starts
+from memory that was not cleared, so honest ones send them round after round.
 
 Every peer sends a result in every round, and the training thread has to wait while Python reads it. A result with a
 known layout takes a shortcut (:mod:`~distro_optim.compress.wire_bulk`); the general codec stays the authority.
@@ -40,6 +44,10 @@ _ENTRY_BYTES: Final = 320
 
 _MAX_INDEX_BYTES: Final = 8
 
+_MAX_VALUE_BYTES: Final = 4
+"""A client of Psyche's that shards its model keeps it in the precision of its file, which may be float32, and sends
+such values to peers that have bfloat16."""
+
 
 @dataclass(frozen=True)
 class ReceivedResult:
@@ -61,7 +69,7 @@ def max_result_size(plan: TilePlan) -> int:
 
 def _max_result_size(plan: TilePlan) -> int:
     values = sum(
-        grid.tiles * k * (_MAX_INDEX_BYTES + spec.dtype.itemsize)
+        grid.tiles * k * (_MAX_INDEX_BYTES + max(spec.dtype.itemsize, _MAX_VALUE_BYTES))
         for grid, k, spec in zip(plan.grids, plan.topk, plan.specs, strict=True)
     )
     return _HEADER_BYTES + len(plan) * _ENTRY_BYTES + values
@@ -131,8 +139,18 @@ def commitment_hash(result: TransmittableDistroResult | BulkDownload) -> bytes:
     return training_result_hash(result.step, *result.batch_id, result.committed_segments())
 
 
-def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
+def read_result(
+    data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan, finite: bool = True
+) -> ReceivedResult:
     """The result in a blob that was announced for ``step`` and ``batch`` under ``data_hash``.
+
+    Args:
+        data: the blob.
+        step: as announced, like the next two.
+        batch: of the data.
+        data_hash: what the sender has committed to.
+        plan: of our own model.
+        finite: whether values that are no numbers, or infinite, are refused.
 
     Raises:
         InvalidResultError: it keeps the commitment, but does not fit the plan.
@@ -142,13 +160,15 @@ def read_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, pla
     bulk = decode_bulk_download(data, plan)
     if bulk is not None:
         _check_announced(bulk, step=step, batch=batch, data_hash=data_hash)
-        update = bulk.to_update()
+        update = bulk.to_update(finite=finite)
         if update is not None:
             return ReceivedResult(bulk.trainer_nonce, update)
-    return read_any_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan)
+    return read_any_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan, finite=finite)
 
 
-def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan) -> ReceivedResult:
+def read_any_result(
+    data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan, finite: bool = True
+) -> ReceivedResult:
     """The plain twin of :func:`read_result`, which calls it wherever something is unusual or wrong.
 
     Raises:
@@ -158,7 +178,7 @@ def read_any_result(data: bytes, *, step: int, batch: BatchId, data_hash: bytes,
     result = decode_download(data, max_results=max(1, len(plan)))
     _check_announced(result, step=step, batch=batch, data_hash=data_hash)
     try:
-        return ReceivedResult(result.trainer_nonce, result.to_update(plan))
+        return ReceivedResult(result.trainer_nonce, result.to_update(plan, finite=finite))
     except ProtocolError as error:
         raise InvalidResultError(str(error)) from error
 

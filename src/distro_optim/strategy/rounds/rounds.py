@@ -226,6 +226,7 @@ class Rounds:
         except ProtocolError as error:
             self._outbox.drop(announcement.sender, DropReason.MALFORMED, str(error))
             return self._outbox.take()
+        self._peers.note_our_kind(announcement.sender)
         progress = at.state.progress
         if report.epoch != progress.epoch or not -KEPT_STEPS <= report.step - progress.step <= 1:
             self._outbox.drop(announcement.sender, DropReason.WRONG_STEP)

@@ -4,6 +4,10 @@ All peers wait for each other, so a result that never comes costs everyone the r
 round ended before a peer had trained, if a peer must not share what it trained, or if a peer announces what nobody can
 download. (Psyche's clients wait for all of these, and for clients that have left.) A result that did not come to us
 still counts if a quorum of the others got it.
+
+Peers of our own kind repeat what they said after one second and three. A client of Psyche's repeats one of its last
+messages every ten seconds, so that a lost one may come a minute later; and if a quorum misses its result, the client
+reports itself as idle and is dropped. For those we wait to the end of the round's time, as its own kind does.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Final
 from ...coordinator.types import NodeIdentity
 from .round_state import ClaimState, RoundState
 
-__all__ = ["MAX_FAILURES_AWAITED", "UNHEARD_SECONDS", "is_awaited", "unheard_seconds"]
+__all__ = ["MAX_FAILURES_AWAITED", "UNHEARD_SECONDS", "is_awaited", "is_missing", "unheard_seconds"]
 
 UNHEARD_SECONDS: Final = 5.0
 """After our training, for a result that nobody has announced. A round ends when everybody has trained, and a lost
@@ -31,6 +35,15 @@ MAX_FAILURES_AWAITED: Final = 3
 def unheard_seconds(max_round_train_time: float) -> float:
     """How many seconds to wait for a result that nobody has announced, where a round may last so many seconds."""
     return min(UNHEARD_SECONDS, UNHEARD_SHARE * max_round_train_time)
+
+
+def is_missing(previous: RoundState, owners: Collection[NodeIdentity]) -> bool:
+    """Whether something of ``previous`` is not here that one of ``owners`` was to make, nor anything false."""
+    return any(
+        previous.assignments[batch] in owners
+        and all(claim.state is not ClaimState.BROKEN for claim in previous.claims.get(batch, ()))
+        for batch in previous.missing
+    )
 
 
 def is_awaited(previous: RoundState, owners: Collection[NodeIdentity], unheard_until: float, now: float) -> bool:
