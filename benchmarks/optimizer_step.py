@@ -30,6 +30,7 @@ from shapes import MODELS, gpt2_small, make_params, one_tensor
 
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, compressor, extraction
+from distro_optim.compress.exact import merge as exact_merge
 from distro_optim.optim import momentum as optimizer_momentum
 
 Tensors = list[torch.nn.Parameter]
@@ -192,9 +193,9 @@ def stage_clock() -> Iterator[dict[str, float]]:
     wrap(DCT, "decode_sparse", "remove own / decode (sparse)")
     wrap(extraction, "store", "tiles into momentum")
     wrap(extraction, "store_sum", "tiles into momentum")
-    wrap(compressor, "descend", "tiles into weights")
-    wrap(compressor, "contributor_mean", "mean over contributors")
-    wrap(compressor, "contributor_weights", "mean over contributors")
+    wrap(exact_merge, "descend", "tiles into weights")
+    wrap(exact_merge, "means_of_signs", "mean over contributors")
+    wrap(exact_merge, "filtered_signs", "decode exactly")
     try:
         yield spent
     finally:

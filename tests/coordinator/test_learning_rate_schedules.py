@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import replace
 from typing import Any
@@ -57,6 +58,13 @@ WSD = WarmupStableDecayLR(
 )
 def test_rates_of_the_reference(schedule: LearningRateSchedule, expected: dict[int, float]) -> None:
     assert {step: learning_rate(schedule, step) for step in expected} == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_a_cosine_does_not_depend_on_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [learning_rate(schedule, step) for schedule in (COSINE, WSD) for step in range(0, 200, 7)]
+    exact = math.cos
+    monkeypatch.setattr(math, "cos", lambda x: math.nextafter(exact(x), 2.0))
+    assert [learning_rate(schedule, step) for schedule in (COSINE, WSD) for step in range(0, 200, 7)] == rates
 
 
 def test_the_decays_of_the_reference_within_its_tolerance() -> None:

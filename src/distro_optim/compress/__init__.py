@@ -12,6 +12,7 @@
 ``extraction``   gradients into the momentum of a batch, and coefficients out of it
 ``merging``      coefficients of all contributors into the step on the weights: :class:`~.merging.Merge`
 ``psyche_merge`` that step as Psyche's clients do it, to the last bit
+``exact``        a folder: the merge in integers, with equal bits on every machine
 ``engines``      which classes do the two halves of a step
 ``compressor``   the two halves of a step, over all of the above
 ``coefficients`` a whole tensor as coefficients, and back

@@ -124,6 +124,8 @@ class Compressor:
         """
         if step is not None and (quantize or own is not None):
             raise ValueError("step needs values that leave the momentum at once: it goes with neither quantize nor own")
+        # In the arithmetic of floats, what is taken out of the momentum is decoded once for both.
+        fused = self.plan.arithmetic == "float"
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
@@ -144,12 +146,16 @@ class Compressor:
                 rate=lr[batch.group],
                 keep=decay[batch.group],
                 own=own,
-                step=None if weights is None else (weights.tensors, rates[batch.group]),
+                step=None if weights is None or not fused else (weights.tensors, rates[batch.group]),
                 index_out=update.index[number],
                 value_out=update.value[number],
                 spoken_out=spoken[-1],
             )
-            works.append(partial(self._extract_block, extraction))
+            then = None
+            if weights is not None and not fused:
+                alone = CompressedUpdate(self.plan, update.index, update.value, tuple(g is not None for g in grads))
+                then = partial(self._merge_block, self._merges[number], [alone], weights.tensors, rates)
+            works.append(partial(self._extract_block, extraction, then))
         self._for_each_block(works)
         if weights is not None:
             weights.write_back()
@@ -158,8 +164,10 @@ class Compressor:
             self._silence(present, spoken)
         return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
 
-    def _extract_block(self, extraction: Extraction, block: Block, worker: int) -> None:
+    def _extract_block(self, extraction: Extraction, then: Work | None, block: Block, worker: int) -> None:
         extraction.extract(block, *self._buffers(extraction.batch, block, worker))
+        if then is not None:
+            then(block, worker)
 
     def _silence(self, present: list[bool], spoken: Sequence[Tensor]) -> None:
         """Marks tensors absent that are zero all over: a sign cannot say 0, and their weights would start to move.

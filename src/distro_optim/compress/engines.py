@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .dct import Transform
+from .exact import ExactMerge
 from .extraction import Extraction
 from .merging import FloatMerge, Merge
 from .plan import Arithmetic, Batch
@@ -12,7 +13,7 @@ from .psyche_merge import PsycheMerge
 
 __all__ = ["ARITHMETICS", "extraction_class", "make_merge"]
 
-_MERGES: Final[dict[Arithmetic, type[Merge]]] = {"float": FloatMerge, "psyche": PsycheMerge}
+_MERGES: Final[dict[Arithmetic, type[Merge]]] = {"exact": ExactMerge, "float": FloatMerge, "psyche": PsycheMerge}
 """The plain engine of each definition."""
 
 ARITHMETICS: Final[tuple[Arithmetic, ...]] = tuple(_MERGES)

@@ -103,7 +103,7 @@ def decode_flat(data: bytes | bytearray | memoryview, plan: TilePlan, *, check: 
         raise ProtocolError(f"the update has format {version}, expected format {_FORMAT}", offset=0)
     quantized = reader.pull_bool()
     if bytes(reader.pull_bytes(_LAYOUT_SIZE)) != plan.layout:
-        raise ProtocolError("the update was made for another model, tiling or top-k", field="layout")
+        raise ProtocolError("the update was made for another model, tiling, top-k or arithmetic", field="layout")
     bits = unpack_signs(reader.pull_bytes(-(-len(plan) // 8)), len(plan))
     present: tuple[bool, ...] = tuple(bits.tolist())
 

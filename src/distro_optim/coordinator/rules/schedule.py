@@ -2,13 +2,15 @@
 
 Rules: PsycheFoundation/psyche, ``shared/core/src/definitions.rs``, ``shared/coordinator/src/coordinator.rs``
 (``get_batch_size``) and ``shared/modeling/src/trainer.rs`` (``get_lr``). All arithmetic is in float64 and in the
-order written there, so that every peer arrives at the same bits.
+order written there, and cosines are rounded correctly, which those of C libraries are but for one in a thousand; so
+every peer arrives at the same bits.
 """
 
 from __future__ import annotations
 
 import math
 
+from ...cosine import cosine
 from ...errors import ConfigurationError
 from ..model import ConstantLR, CosineLR, LearningRateSchedule, LinearLR, WarmupStableDecayLR
 from ..types import Coordinator, CoordinatorConfig
@@ -47,7 +49,7 @@ def learning_rate(lr: LearningRateSchedule, step: int) -> float:
 
 def _cosine(start: float, end: float, progress: float) -> float:
     """From ``start`` at progress 0 to ``end`` at progress 1 along half a cosine wave."""
-    return end + (start - end) * (0.5 * (1.0 + math.cos(math.pi * progress)))
+    return end + (start - end) * (0.5 * (1.0 + cosine(math.pi * progress)))
 
 
 def _after_warmup(lr: WarmupStableDecayLR, step: int) -> float:

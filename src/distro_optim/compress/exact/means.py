@@ -1,0 +1,129 @@
+"""Coefficients of all contributors to integers: their means, position by position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .definition import SIGN_SCALE, VALUE_BITS, mean_of_signs
+
+__all__ = ["Means", "means_of_signs", "means_of_values"]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Integer coefficients of ``n`` tiles.
+
+    Attributes:
+        index: ``(n, m) int64``, positions; one may occur several times.
+        q: ``(n, m)`` of a float type that holds these integers exactly: the coefficient at each position.
+        unique: no position occurs twice in a tile, but with a coefficient of 0.
+        unit: ``(n, 1) int32``: a coefficient of 1 stands for ``2**unit``; None for ``1 / SIGN_SCALE``.
+    """
+
+    index: Tensor
+    q: Tensor
+    unique: bool
+    unit: Tensor | None
+
+    def once(self, scratch: Tensor) -> Tensor:
+        """``q`` with 0 at all but one of the occurrences of a position.
+
+        Args:
+            scratch: ``(n, size)`` of the type of ``q``, overwritten.
+        """
+        if self.unique:
+            return self.q
+        own = torch.arange(self.q.shape[1], dtype=self.q.dtype, device=self.q.device).expand(self.q.shape)
+        # Which of several writes to one place stays is left open, and does not matter.
+        scratch.scatter_(1, self.index, own)
+        return torch.where(scratch.gather(1, self.index) == own, self.q, 0)
+
+
+def means_of_signs(index: Tensor, sign: Tensor, weight: Tensor | None, *, parts: int, scratch: Tensor) -> Means:
+    """Of signs.
+
+    Args:
+        index: ``(n, m) int64``, the positions of all contributors side by side.
+        sign: ``(n, m) bool``, True is -1.
+        weight: ``(n, m)`` of 1 and 0, or None: whose contributor says nothing has 0.
+        parts: contributors, at most :data:`~.definition.MAX_CONTRIBUTORS`.
+        scratch: ``(n, size)`` float32 or float64, overwritten.
+    """
+    value = sign.to(scratch.dtype).mul_(-2)
+    if parts == 1:
+        value.add_(1).mul_(SIGN_SCALE)
+        return Means(index, value if weight is None else value.mul_(weight), True, None)
+    radix = _radix(parts)
+    value.add_(1 + radix)
+    if weight is not None:
+        value.mul_(weight)
+    scratch.zero_().scatter_add_(1, index, value)  # at most 256 * 1025 = 2**18: exact in any order
+    total = scratch.gather(1, index)
+    table = _table(parts, scratch.dtype, scratch.device)
+    q = table.index_select(0, total.view(-1).to(torch.int32)).view(total.shape)
+    return Means(index, q, False, None)
+
+
+def _radix(parts: int) -> int:
+    """A position named ``c`` times with the sum ``s`` of signs is held as ``s + radix * c``: ``|s| <= parts``."""
+    return 1 << (2 * parts).bit_length()
+
+
+@lru_cache(maxsize=64)
+def _table(parts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    radix = _radix(parts)
+    table = [0.0] * (parts * radix + parts + 1)
+    for count in range(1, parts + 1):
+        for total in range(-count, count + 1):
+            table[total + radix * count] = float(mean_of_signs(total, count))
+    return torch.tensor(table, dtype=dtype, device=device)
+
+
+def means_of_values(index: Tensor, value: Tensor, weight: Tensor | None, *, parts: int, scratch: Tensor) -> Means:
+    """Of values; arguments as for :func:`means_of_signs`, but ``value`` is ``(n, m)`` float32 or float64."""
+    if weight is not None:
+        # Not by a product: what absent contributors hold is not looked at, and may be anything.
+        value = torch.where(weight.to(torch.bool), value, 0)
+    rounded, unit = _to_integers(value)
+    if parts == 1:
+        return Means(index, rounded.to(scratch.dtype), True, unit)
+    total = scratch.zero_().scatter_add_(1, index, rounded.to(scratch.dtype)).gather(1, index)  # at most 2**20
+    ones = torch.ones_like(total) if weight is None else weight
+    count = scratch.zero_().scatter_add_(1, index, ones).gather(1, index).clamp_(min=1)
+    return Means(index, _divided(total, count), False, unit)
+
+
+def _to_integers(value: Tensor) -> tuple[Tensor, Tensor]:
+    """``(n, m)`` values to integers of at most ``2**VALUE_BITS``, in units ``2**unit`` that the tile shares.
+
+    From the bits, by shifts: no float operation, so that neither rounding nor the flushing of small numbers to zero
+    can matter.
+    """
+    double = value.dtype == torch.float64
+    fraction, mask, longest, bias = (52, 0x7FF, 62, 1023) if double else (23, 0xFF, 31, 127)
+    bits = value.contiguous().view(torch.int64 if double else torch.int32)
+    exponent = (bits >> fraction) & mask
+    largest = exponent.amax(1, keepdim=True)
+    shift = (largest - exponent + (fraction + 1 - VALUE_BITS)).clamp_(max=longest)
+    mantissa = torch.where(exponent > 0, (bits & ((1 << fraction) - 1)) | (1 << fraction), 0)
+    magnitude = (mantissa + torch.ones_like(shift).bitwise_left_shift_(shift - 1)) >> shift
+    unit = largest - bias + 1 - VALUE_BITS
+    return torch.where(bits < 0, -magnitude, magnitude), unit.to(torch.int32)
+
+
+def _divided(total: Tensor, count: Tensor) -> Tensor:
+    """``total / count``, rounded to the nearest integer, halves away from zero; both hold integers.
+
+    A quotient of floats may be off by a little, on devices that divide approximately; so it is only taken for a guess,
+    and corrected by what is left. All numbers are integers below ``2**24``.
+    """
+    numerator = total.abs().mul_(2).add_(count)
+    denominator = count * 2
+    guess = (numerator / denominator).floor_()
+    left = numerator - guess * denominator
+    guess.sub_((left < 0).to(guess.dtype)).add_((left >= denominator).to(guess.dtype))
+    return torch.where(total < 0, -guess, guess)

@@ -1,0 +1,93 @@
+"""Integer coefficients to the exact elements of their tiles, in float64: every number in between is below ``2**53``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .definition import basis, basis_rows
+
+__all__ = ["exact_tiles"]
+
+_ELEMENTS_CPU: Final = 32 * 4096
+"""Elements at a time: three float64 buffers of them stay in a CPU's cache."""
+
+_ELEMENTS_ACCELERATOR: Final = 1024 * 4096
+"""An accelerator wants enough work in one launch; three buffers take 100 MB."""
+
+_SPARSE_LIMIT: Final = 24
+"""Up to so many coefficients of 64 x 64 tiles, summing basis functions one by one is faster than whole products."""
+
+_LONGEST_SMALL_SIDE: Final = 64
+"""Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
+
+
+def exact_tiles(index: Tensor, q: Tensor, out: Tensor) -> Tensor:
+    """``X`` of :mod:`~.definition`, correctly rounded to the type of ``out``: its sign is that of the exact one.
+
+    ``float32_matmul_precision`` and autocast do not reach products in float64.
+
+    Args:
+        index: ``(n, m) int64``, positions.
+        q: ``(n, m)``, integers; what stands at a position that occurs twice is added up.
+        out: ``(n, h, w)``, overwritten.
+    """
+    n, h, w = out.shape
+    on_cpu = out.device.type == "cpu"
+    step = max(1, (_ELEMENTS_CPU if on_cpu else _ELEMENTS_ACCELERATOR) // (h * w))
+    room = torch.empty(2, min(step, n) * h * w, dtype=torch.float64, device=out.device)
+    for start in range(0, n, step):
+        stop = min(n, start + step)
+        size = (stop - start) * h * w
+        tiles, spare = (r[:size].view(stop - start, h, w) for r in room)
+        product = _sparse if index.shape[1] <= _SPARSE_LIMIT else _dense
+        product(index[start:stop], q[start:stop].to(torch.float64), tiles, spare)
+        out[start:stop].copy_(tiles)
+    return out
+
+
+def _dense(index: Tensor, q: Tensor, tiles: Tensor, spare: Tensor) -> None:
+    n, h, w = tiles.shape
+    rows = basis_rows(w, torch.float64, tiles.device)
+    if h == 1:
+        spare.zero_().view(n, w).scatter_add_(1, index, q)
+        multiply(spare.view(n, w), rows, tiles.view(n, w))
+        return
+    tiles.zero_().view(n, h * w).scatter_add_(1, index, q)
+    multiply(tiles.view(n * h, w), rows, spare.view(n * h, w))
+    multiply(basis(h, torch.float64, tiles.device).expand(n, h, h), spare, tiles)
+
+
+def _sparse(index: Tensor, q: Tensor, tiles: Tensor, spare: Tensor) -> None:
+    left, right = factors(index, q, *tiles.shape[1:])
+    multiply(left.transpose(1, 2), right, tiles)
+
+
+def factors(index: Tensor, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """``(n, m, h)`` and ``(n, m, w)`` of the type of ``q``: what :func:`multiply` makes tiles of, term by term."""
+    n, m = index.shape
+    if h > 1:
+        row = torch.div(index, w, rounding_mode="floor")
+        column = index - row * w
+        left = basis_rows(h, q.dtype, q.device).index_select(0, row.view(-1)).view(n, m, h)
+        left.mul_(q.unsqueeze(-1))
+    else:
+        column = index
+        left = q.reshape(n, m, 1)
+    return left, basis_rows(w, q.dtype, q.device).index_select(0, column.reshape(-1)).view(n, m, w)
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """``out = left @ right``, for matrices or batches of them.
+
+    By torch only with ``out``, which autocast leaves alone.
+    """
+    if out.device.type == "cpu" and max(*left.shape[-2:], *right.shape[-2:]) <= _LONGEST_SMALL_SIDE:
+        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+    elif out.dim() == 2:
+        torch.mm(left, right, out=out)
+    else:
+        torch.bmm(left, right, out=out)
