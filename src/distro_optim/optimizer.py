@@ -61,7 +61,10 @@ class DisTrO(ResumableOptimizer):
         exchange: carries updates between peers; each peer gives its own. Not closed by the optimizer.
         process_group: the process group to use, instead of the default one.
         transform: ``"dct"``, or ``"identity"`` for plain top-k of the momentum itself.
-        arithmetic: by which definition all peers turn everybody's coefficients into a step: ``"float"``.
+        arithmetic: how everybody's coefficients become a step, alike on all peers. ``"exact"``: in integers, with equal
+            weights on every machine. ``"float"``: by floating-point transforms, as published, with equal weights only
+            on the same PyTorch on the same kind of machine. ``"psyche"``: as Psyche's clients compute, whose runs bring
+            it themselves.
 
     Raises:
         ConfigurationError: an argument is out of its range, or parameters are of a kind that cannot be compressed.
@@ -103,7 +106,7 @@ class DisTrO(ResumableOptimizer):
         exchange: Exchange | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
         transform: TransformName = "dct",
-        arithmetic: Arithmetic = "float",
+        arithmetic: Arithmetic = "exact",
     ) -> None:
         check_choice("tiling", tiling, TILINGS)
         check_choice("transform", transform, TRANSFORMS)

@@ -52,7 +52,7 @@ class Case:
             }
             for group in self.groups
         ]
-        return DisTrO(groups, tiling=self.tiling, quantize_1bit=self.quantize, overlap=self.overlap)
+        return DisTrO(groups, tiling=self.tiling, quantize_1bit=self.quantize, overlap=self.overlap, arithmetic="float")
 
     def twins(self, optimizer: DisTrO, dtype: torch.dtype) -> list[ReferenceTensor]:
         return [
@@ -337,7 +337,7 @@ def test_a_script_gets_the_same_weights_from_the_plain_optimizer(
 
     def fast(peer: int) -> Tensor:
         exchange = exchanges[peer] if peers > 1 else None
-        return trained(lambda params: DisTrO(params, exchange=exchange, **settings), peer, closure)
+        return trained(lambda params: DisTrO(params, exchange=exchange, arithmetic="float", **settings), peer, closure)
 
     def plain(peer: int) -> Tensor:
         exchange = meeting.exchange(peer) if peers > 1 else None

@@ -31,6 +31,7 @@ def make(run: GoldenRun) -> tuple[dict[str, torch.nn.Parameter], DisTrO]:
         quantize_1bit=False,
         overlap=False,
         tiling="divisor",
+        arithmetic="float",
     )
     return params, optimizer
 

@@ -47,7 +47,7 @@ def test_every_shape_and_dtype_moves_downhill(overlap: bool, tiling: Any, transf
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_with_all_coefficients_as_values_the_update_is_the_sign_of_the_gradient(shape: tuple[int, ...]) -> None:
     param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-    optimizer = DisTrO([param], lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096)
+    optimizer = DisTrO([param], lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096, arithmetic="float")
     set_gradients([param], 1)
     optimizer.step()
     assert param.grad is not None

@@ -306,7 +306,7 @@ def test_everything_in_a_state_is_a_tensor_or_a_plain_value() -> None:
     state = optimizer.state_dict()
     assert all(isinstance(v, torch.Tensor) for entry in state["state"].values() for v in entry.values())
     for group in state["param_groups"]:
-        assert {type(value) for value in group.values()} <= {float, int, bool, list}
+        assert {type(value) for value in group.values()} <= {float, int, bool, list, str}
 
 
 @pytest.mark.slow

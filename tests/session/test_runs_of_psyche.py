@@ -73,6 +73,8 @@ def test_peers_adopt_the_runs_settings_and_stay_equal_with_a_late_joiner(
     assert scripts[0].optimizer.tiling == "divisor"
     assert "the run's settings count: weight_decay is 0.25 (the script says 0.1)" in scripts[0].news
     assert 'the run\'s settings count: tiling is "divisor" (the script says "padded")' in scripts[0].news
+    told = 'the run\'s settings count: arithmetic is "psyche", that of its clients (the script says "exact")'
+    assert told in scripts[0].news
     told = "the run's settings count: learning rates are the run's, ConstantLR of 0.00390625 (the script says 0.01)"
     assert told in scripts[0].news
     assert "the run's settings count: gradients are clipped to a norm of 1" in scripts[0].news
@@ -141,7 +143,9 @@ def test_the_script_may_insist_on_its_own_rates_and_on_nothing_else(make_world: 
 
 
 def test_settings_that_fit_already_are_not_told() -> None:
-    optimizer = DisTrO(nn.Linear(4, 4).parameters(), tiling="divisor", compression_topk=3, compression_chunk=4)
+    optimizer = DisTrO(
+        nn.Linear(4, 4).parameters(), tiling="divisor", compression_topk=3, compression_chunk=4, arithmetic="psyche"
+    )
     assert adopt_settings(optimizer, settings_of(optimizer)) == []
 
 

@@ -166,3 +166,20 @@ def test_a_model_of_transformers_brings_its_configuration() -> None:
     text = identity.encode(Configured())  # type: ignore[arg-type]
     assert json.loads(text)["model_type"] == "llama"
     assert ModelIdentity.decode(text) == identity
+
+
+def test_peers_that_compute_by_other_definitions_do_not_train_together() -> None:
+    content = good()
+    content["distro_optim"]["optimizer"]["arithmetic"] = "exact"
+    exact = ModelIdentity.decode(json.dumps(content))
+    content["distro_optim"]["optimizer"]["arithmetic"] = "float"
+    floats = ModelIdentity.decode(json.dumps(content))
+    del content["distro_optim"]["optimizer"]["arithmetic"]
+    older = ModelIdentity.decode(json.dumps(content))
+    assert exact is not None
+    assert floats is not None
+    assert older is not None
+    error = exact.first_difference(older)
+    assert error is not None
+    assert "arithmetic is exact here and float in the run; use the same settings of DisTrO" in str(error)
+    assert floats.first_difference(older) is None

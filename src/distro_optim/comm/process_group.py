@@ -68,8 +68,8 @@ class ProcessGroupExchange(Exchange):
         for rank, layout in enumerate(everybody):
             if not torch.equal(layout, everybody[0]):
                 raise ExchangeError(
-                    f"rank {rank} has other parameters than rank 0 (number, shapes, dtypes, tiling or top-k differ): "
-                    "build the same model and optimizer on every rank"
+                    f"rank {rank} has other parameters than rank 0 (number, shapes, dtypes, tiling, top-k or "
+                    "arithmetic differ): build the same model and optimizer on every rank"
                 )
         source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
         for param in params:

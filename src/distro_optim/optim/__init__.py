@@ -8,6 +8,7 @@
 ``run``          what is held beside that: where the run stands, and what is on its way
 ``saving``       saving, loading and copying: bit for bit, with what was on its way
 ``lookahead``    Psyche's error correction: gradients are taken where the weights will be
+``weight_decay`` with the same bits on every device
 ``quarantine``   which gradients may touch the momentum
 ``workers``      threads that share out the blocks of a step among the cores
 ===============  ========================================================================

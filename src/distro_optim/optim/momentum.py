@@ -30,8 +30,9 @@ from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, check_rate, normal_settings, unique_params
 from .lookahead import Edits
 from .quarantine import usable_gradients
-from .run import PROGRESS, Run
+from .run import ARITHMETIC, PROGRESS, Run
 from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, momentum, restore_state
+from .weight_decay import shrink
 from .workers import MAX_WORKERS, Workers
 
 __all__ = ["DecoupledMomentum", "Rates"]
@@ -65,7 +66,7 @@ class DecoupledMomentum(Optimizer):
         self._quantize = quantize_1bit
         self._overlap = overlap
         self._run = run
-        super().__init__(unique_params(params), {**settings, **PROGRESS})
+        super().__init__(unique_params(params), {**settings, **PROGRESS, ARITHMETIC: arithmetic})
 
     # -- the parameters and their plan ---------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ class DecoupledMomentum(Optimizer):
         try:
             super().add_param_group(group)
             if len(self.param_groups) > 1:
-                group.update({key: self.param_groups[0][key] for key in PROGRESS})
+                group.update({key: self.param_groups[0][key] for key in (*PROGRESS, ARITHMETIC)})
             self._run.forget_plan()
             plan = self.plan
             first = len(plan) - len(group["params"])
@@ -112,7 +113,7 @@ class DecoupledMomentum(Optimizer):
         deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
         self._tiling, self._quantize, self._arithmetic = tiling, quantize_1bit, arithmetic or self._arithmetic
         for group, changed in zip(self.param_groups, groups, strict=True):
-            group.update(changed)
+            group.update(changed, **{ARITHMETIC: self._arithmetic})
         self._run.forget_plan()
         plan = self.plan
         for number, (param, delta) in enumerate(zip(self._params(), deltas, strict=True)):
@@ -295,9 +296,9 @@ class DecoupledMomentum(Optimizer):
         grads, bad = usable_gradients([p.grad for p in params], getattr(self, "found_inf", None))
         for number in bad:
             self.state[params[number]][QUARANTINED].add_(1)
-        for param, grad, shrink in zip(params, grads, self._shrinkage(rates), strict=True):
-            if decay_weights and shrink != 1 and (grad is not None or (param.requires_grad and not alone)):
-                param.mul_(shrink)
+        for param, grad, factor in zip(params, grads, self._shrinkage(rates), strict=True):
+            if decay_weights and factor != 1 and (grad is not None or (param.requires_grad and not alone)):
+                shrink(param, factor)
         grad_scale = getattr(self, "grad_scale", None)
         scale = 1.0 if grad_scale is None else float(grad_scale)
         own = self._own_parts() if self._overlap else None
@@ -323,9 +324,9 @@ class DecoupledMomentum(Optimizer):
             lr: for all groups, or one for each; by default each group's own.
         """
         self.undo_lookahead()
-        for param, shrink in zip(self._params(), self._shrinkage(self._rates(lr)), strict=True):
-            if shrink != 1 and param.requires_grad:
-                param.mul_(shrink)
+        for param, factor in zip(self._params(), self._shrinkage(self._rates(lr)), strict=True):
+            if factor != 1 and param.requires_grad:
+                shrink(param, factor)
 
     def _shrinkage(self, rates: Sequence[float]) -> list[float]:
         """What weight decay multiplies each parameter with."""

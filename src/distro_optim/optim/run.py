@@ -19,7 +19,7 @@ from ..compress import CompressedUpdate, Compressor, TilePlan
 from ..errors import DistroError
 from .lookahead import Lookahead
 
-__all__ = ["PROGRESS", "Run"]
+__all__ = ["ARITHMETIC", "PROGRESS", "Run"]
 
 PROGRESS: Final = {
     "training": True,
@@ -29,6 +29,10 @@ PROGRESS: Final = {
     "in_flight": False,
 }
 """Where the run stands: saved in the parameter groups with the hyper-parameters, equal in all of them."""
+
+
+ARITHMETIC: Final = "arithmetic"
+"""Key in the parameter groups: a saved state says by which definition its weights were made."""
 
 
 @dataclass(slots=True)

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ..compress import CompressedUpdate
+from ..errors import ConfigurationError
 from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
-from .run import Run
+from .run import ARITHMETIC, Run
 from .state import WEIGHT, pack_in_flight, restore_state, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
@@ -52,7 +53,7 @@ class ResumableOptimizer(DecoupledMomentum):
         """Continues where the saved optimizer stood. Replaces the weights if it was looking ahead.
 
         Raises:
-            ConfigurationError: the state belongs to parameters of other shapes.
+            ConfigurationError: the state belongs to parameters of other shapes, or to another arithmetic.
         """
         self._run.settle()
         ahead = self._run.lookahead.on
@@ -61,6 +62,14 @@ class ResumableOptimizer(DecoupledMomentum):
         before = self.state, self.param_groups
         try:
             originals = self._load_base(state_dict)
+            for group in self.param_groups:
+                if group[ARITHMETIC] != self._arithmetic:
+                    raise ConfigurationError(
+                        f"the saved state was made with arithmetic={group[ARITHMETIC]!r}, this optimizer has "
+                        f"{self._arithmetic!r}: make it with the same one, as all its peers",
+                        name="state_dict",
+                        value=group[ARITHMETIC],
+                    )
             self._run.forget_plan()
             plan = self.plan
             for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):

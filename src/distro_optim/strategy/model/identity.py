@@ -9,6 +9,7 @@ model of transformers has the entries of its own configuration, so that the text
                       "epoch": 3, "step": 120, "weights": "<64 hex digits>",
                       "tensors": [["layer.weight", "trained", "float32", [32, 16]], ...],
                       "optimizer": {"tiling": "padded", "transform": "dct", "quantize_1bit": true,
+                                    "arithmetic": "exact",
                                     "groups": [{"parameters": 2, "lr": 0.001, "weight_decay": 0.0, ...}]},
                       "data": {"size": 60000, "seed": 123}}, ...}
 """
@@ -56,6 +57,10 @@ _SHARED_SETTINGS: Final = ("compression_chunk", "compression_topk", "weight_deca
 
 _PRIVATE_SETTINGS: Final = ("compression_decay",)
 """Those that may differ: they shape what a peer sends, not what is made of it."""
+
+
+_ASSUMED_SETTINGS: Final = {"arithmetic": "float"}
+"""What counts for peers that do not say it: older versions knew no other arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,8 @@ class ModelIdentity:
     def _compare_settings(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
         same_optimizer = "use the same settings of DisTrO as the others"
         for name in sorted({*self.settings, *theirs.settings}):
-            yield name, self.settings.get(name), theirs.settings.get(name), same_optimizer
+            assumed = _ASSUMED_SETTINGS.get(name)
+            yield name, self.settings.get(name, assumed), theirs.settings.get(name, assumed), same_optimizer
         yield "number of parameter groups", len(self.groups), len(theirs.groups), same_optimizer
         for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=True)):
             where = f" of parameter group {number}" if len(self.groups) > 1 else ""
@@ -203,7 +209,7 @@ class ModelIdentity:
                     )
         if self.version != theirs.version:
             found.append(f"distro_optim is {self.version} here and {theirs.version} in the run")
-        if self.torch_version != theirs.torch_version:
+        if self.torch_version != theirs.torch_version and self.settings.get("arithmetic") == "float":
             found.append(
                 f"PyTorch is {self.torch_version} here and {theirs.torch_version} in the run: weights may come out "
                 "differently, which would be noticed"
@@ -247,6 +253,7 @@ def describe(
             "tiling": optimizer.tiling,
             "transform": optimizer.transform,
             "quantize_1bit": optimizer.quantize_1bit,
+            "arithmetic": optimizer.arithmetic,
         },
         groups=tuple(
             {"parameters": len(group["params"]), **{name: _plain(group[name]) for name in names}}

@@ -73,5 +73,7 @@ def adopt_settings(optimizer: DisTrO, run: Distro) -> list[str]:
         changes.append(f"quantize_1bit is {run.quantize_1bit} (the script says {optimizer.quantize_1bit})")
     if optimizer.tiling != "divisor":
         changes.append(f'tiling is "divisor" (the script says "{optimizer.tiling}")')
+    if optimizer.arithmetic != "psyche":
+        changes.append(f'arithmetic is "psyche", that of its clients (the script says "{optimizer.arithmetic}")')
     optimizer.reconfigure(tiling="divisor", quantize_1bit=run.quantize_1bit, arithmetic="psyche", **settings)
     return changes
