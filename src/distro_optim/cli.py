@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ._version import __version__
 from .client import command as join_command
+from .client import replaying as replay_command
 from .errors import ConfigurationError, DistroError
 from .serve import command as serve_command
 from .testnet import command as testnet_command
@@ -50,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     join = commands.add_parser("join", help="train in a run of Psyche's, without a script")
     join.set_defaults(command=join_command.run)
     join_command.add_options(join)
+
+    replay = commands.add_parser(
+        "replay", help="repeat a recorded run and compare its weights with those of its clients"
+    )
+    replay.set_defaults(command=replay_command.run)
+    replay_command.add_options(replay)
 
     testnet = commands.add_parser(
         "testnet",
