@@ -13,6 +13,7 @@ import pytest
 
 import distro_optim
 import distro_optim.testing
+from distro_optim.errors import ConfigurationError
 
 SOURCES = Path(__file__).parents[1] / "src"
 HEAVY = {"lightning", "pytorch_lightning", "lightning_fabric", "iroh", "transformers", "matplotlib", "rich"}
@@ -80,6 +81,39 @@ def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others(loade
 def test_a_session_loads_none_of_the_large_libraries_until_it_starts(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.strategy.session" in loaded["session"] | loaded["optimizer"]
     assert not loaded["session"] & HEAVY
+
+
+SCRIPT = """
+import atexit, sys
+atexit.register(lambda: print(sorted({"torch", "numpy", "lightning", "cryptography"} & set(sys.modules))))
+from distro_optim import DisTrO, PsycheStrategy
+"""
+
+
+@pytest.mark.parametrize("run", ["psyche1abcdefgh", "'PSYCHE1ABCDEFGH',", "nonsense"])
+def test_a_damaged_ticket_ends_a_script_in_one_line_before_anything_is_imported(run: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(SOURCES), "DISTRO_OPTIM_RUN": run},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("distro_optim: DISTRO_OPTIM_RUN does not name a run: ")
+    assert done.stderr.count("\n") == 1
+    assert "Copy all of the ticket" in done.stderr
+
+
+def test_a_prompt_is_not_ended_by_a_damaged_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRO_OPTIM_RUN", "psyche1abcdefgh")
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    monkeypatch.delitem(vars(distro_optim), "DisTrO", raising=False)  # as if nobody had asked for it yet
+    with pytest.raises(ConfigurationError, match="DISTRO_OPTIM_RUN does not name a run"):
+        distro_optim.DisTrO  # noqa: B018
+    monkeypatch.setenv("DISTRO_OPTIM_RUN", "host:20000/run")
+    assert distro_optim.DisTrO.__name__ == "DisTrO"
 
 
 def test_import_the_testing_room_loads_not_even_torch(loaded: dict[str, set[str]]) -> None:

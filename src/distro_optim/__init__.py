@@ -112,15 +112,49 @@ _HOMES = {
 }
 """Public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it."""
 
+_RUN = "DISTRO_OPTIM_RUN"
+"""That of ``strategy/environment.py``, which takes long to import."""
+
 
 def __getattr__(name: str) -> object:
     try:
         home = _HOMES[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    _look_at_ticket()
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+def _look_at_ticket() -> None:
+    """Ends a script whose environment names a run by what names none, before seconds go by with imports.
+
+    In one line, since a traceback would only show the script's import statement. A prompt or a notebook, which are not
+    to be ended, get the exception.
+
+    Raises:
+        SystemExit: with status 2, as for other wrong usage.
+        ConfigurationError: in a prompt.
+    """
+    import os
+
+    text = os.environ.get(_RUN, "")
+    if not text.strip():
+        return
+    from .coordinator.ticket_text import WHAT_TO_COPY, check_text
+    from .errors import ConfigurationError, ProtocolError
+
+    try:
+        check_text(text)
+    except ProtocolError as error:
+        import sys
+
+        message = f"{_RUN} does not name a run: {error}. {WHAT_TO_COPY}"
+        if hasattr(sys, "ps1") or sys.flags.interactive or "ipykernel" in sys.modules:
+            raise ConfigurationError(message, name=_RUN, value=text) from None
+        print(f"distro_optim: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def __dir__() -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from distro_optim.cli import _parser
+from distro_optim.cli import _parser, main
 from distro_optim.client.command import options_from
 from distro_optim.client.options import JoinOptions
 from distro_optim.comm.iroh.reach import PSYCHE_RELAYS, parse_relays
@@ -100,6 +101,15 @@ def test_files_are_paths() -> None:
 def test_what_makes_no_sense_is_refused_in_words(arguments: list[str], environment: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         asked(*arguments, **environment)
+
+
+@pytest.mark.parametrize("run", ["psyche1abc", "'PSYCHE1ABC',"])
+def test_a_damaged_ticket_is_told_before_anything_is_imported(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distro_optim.client.joining", None)  # importing it fails
+    assert main(["join", run]) == 2
+    assert "the ticket is damaged" in capsys.readouterr().err
 
 
 def test_the_help_says_that_evaluation_is_out_of_scope(capsys: pytest.CaptureFixture[str]) -> None:

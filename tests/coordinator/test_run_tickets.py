@@ -12,6 +12,7 @@ from comm.stream_contract import run
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.streams import TcpListener, split_address
 from distro_optim.coordinator.ticket import RunTicket, connector
+from distro_optim.coordinator.ticket_text import check_text, is_ticket
 from distro_optim.errors import ConfigurationError, ProtocolError
 
 ENDPOINT = EndpointAddr(bytes(range(32)), ("https://relay.example.org/",), (SocketAddr(ip_address("192.0.2.1"), 4433),))
@@ -27,6 +28,56 @@ def test_what_a_ticket_says_survives_its_text() -> None:
         assert text.isalnum()
         assert text == text.lower()
         assert RunTicket.parse(f"  {text}\n") == ticket
+
+
+def copied(text: str) -> list[str]:
+    third = len(text) // 3
+    lines = [text[:third], text[third : 2 * third], text[2 * third :]]
+    return [
+        text.upper(),
+        text.capitalize(),
+        f'"{text}"',
+        f"'{text}',",
+        f"\u201c{text}\u201d",
+        f"\u00ab{text}\u00bb.",
+        f"`{text}`",
+        f"<{text}>",
+        f"({text}).",
+        f"{text},",
+        f"{text};\n",
+        f"\u200b{text}\ufeff",
+        "\n".join(lines),
+        "\r\n    ".join(lines),
+        f"DISTRO_OPTIM_RUN={text}",
+        f"DISTRO_OPTIM_RUN='{text}'",
+        f"run={text!r},",
+        f"  {text[:50].upper()} {text[50:]} ",
+    ]
+
+
+def test_a_ticket_is_understood_however_it_was_copied() -> None:
+    for text in copied(str(FULL)):
+        assert RunTicket.parse(text) == FULL, text
+        assert is_ticket(text)
+        check_text(text)
+
+
+def test_the_typed_form_is_understood_in_quotes() -> None:
+    expected = RunTicket("My-Run", ("example.org:20000",))
+    for text in ("example.org:20000/My-Run", '"example.org:20000/My-Run"', "'example.org:20000/My-Run',"):
+        assert RunTicket.parse(text) == expected
+    # What stands at the end without quotes may belong to the name.
+    assert RunTicket.parse("h:1/a,").run_id == "a,"
+    assert RunTicket.parse('h:1/say "a"').run_id == 'say "a"'
+    assert RunTicket.parse("psyche1.example.org:1/a") == RunTicket("a", ("psyche1.example.org:1",))
+    assert not is_ticket("psyche1.example.org:1/a")
+
+
+def test_a_damaged_ticket_is_noticed_without_reading_what_it_says() -> None:
+    for text in (str(FULL)[:-1], str(FULL)[:30], f"'{str(FULL)[:39]}'", "psyche1", "nonsense", "", "x" * 5000):
+        with pytest.raises(ProtocolError):
+            check_text(text)
+    check_text("host:1/run")
 
 
 def test_the_form_of_psyche_can_be_typed() -> None:

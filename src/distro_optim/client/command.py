@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
-from ..errors import ConfigurationError
+from ..coordinator.ticket_text import WHAT_TO_COPY, check_text
+from ..errors import ConfigurationError, ProtocolError
 
 __all__ = ["add_options", "options_from", "run"]
 
@@ -137,6 +138,10 @@ def _run(options: argparse.Namespace, given: Callable[[str], Any]) -> str:
 def run(options: argparse.Namespace) -> int:
     """Joins; 0 when the run is finished. Raises what :func:`~.joining.join` does."""
     request = options_from(options, os.environ)
+    try:
+        check_text(request.run)  # now, not after seconds of imports
+    except ProtocolError as error:
+        raise ConfigurationError(f"{error}. {WHAT_TO_COPY}", name="run", value=request.run) from None
     from .joining import join
 
     with _sigterm_as_ctrl_c():

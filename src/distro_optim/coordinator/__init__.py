@@ -8,6 +8,7 @@
 ``remembering_codec``    what is sent again and again is decoded only once
 ``unconfirmed_report``   a report that the coordinator may never have got
 ``ticket``               one string that says which run and where
+``ticket_text``          how it is written, and what people make of it when they copy it
 =======================  =======================================================================
 
 ``rules`` are functions from state to state, ``formats`` what the state looks like elsewhere, ``server`` is a run and

@@ -7,9 +7,6 @@ all that a centralized coordinator of Psyche needs.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
@@ -20,6 +17,7 @@ from ..comm.addresses import EndpointAddr
 from ..comm.postcard import Limit, decode, encode
 from ..comm.streams import Stream, open_tcp, split_address
 from ..errors import ConfigurationError, ProtocolError
+from .ticket_text import decode_text, encode_text, pasted
 from .types import RUN_ID_MAX_LEN
 
 if TYPE_CHECKING:  # the iroh package is only needed to dial through it
@@ -27,10 +25,7 @@ if TYPE_CHECKING:  # the iroh package is only needed to dial through it
 
 __all__ = ["RunTicket", "connector"]
 
-PREFIX: Final = "psyche1"
-MAX_TEXT: Final = 4096
 MAX_TCP_ADDRESSES: Final = 8
-_CHECK_SIZE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -60,36 +55,18 @@ class RunTicket:
 
     @override
     def __str__(self) -> str:
-        data = encode(self)
-        data = hashlib.sha256(data).digest()[:_CHECK_SIZE] + data
-        return PREFIX + base64.b32encode(data).decode("ascii").rstrip("=").lower()
+        return encode_text(encode(self))
 
     @classmethod
     def parse(cls, text: str) -> RunTicket:
-        """Reads either form.
+        """Reads either form, also with what came along when it was copied, see :mod:`.ticket_text`.
 
         Raises:
             ProtocolError: it is neither, or it was damaged on its way.
         """
-        text = text.strip()
-        if len(text) > MAX_TEXT:
-            raise ProtocolError(f"a ticket has at most {MAX_TEXT} characters, got {len(text)}")
+        text = pasted(text)
         address, slash, run_id = text.partition("/")
-        if slash:
-            return decode(cls, _typed(address, run_id))
-        if not text.startswith(PREFIX):
-            raise ProtocolError(f"a run is named by a ticket ({PREFIX}...) or as host:port/run-id, got {text[:40]!r}")
-        digits = text[len(PREFIX) :].upper()
-        try:
-            data = base64.b32decode(digits + "=" * (-len(digits) % 8))
-        except (binascii.Error, ValueError):
-            data = b""
-        check, payload = data[:_CHECK_SIZE], data[_CHECK_SIZE:]
-        # Leftover bits would allow several texts for one ticket.
-        whole = base64.b32encode(data).decode("ascii").rstrip("=") == digits
-        if not payload or not whole or hashlib.sha256(payload).digest()[:_CHECK_SIZE] != check:
-            raise ProtocolError("the ticket is damaged; was it copied whole?")
-        return decode(cls, payload)
+        return decode(cls, _typed(address, run_id) if slash else decode_text(text))
 
 
 def _typed(address: str, run_id: str) -> bytes:

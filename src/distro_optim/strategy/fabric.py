@@ -256,8 +256,8 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             session.follow(*schedulers)
         session.start()
         self._session = session
-        if session.is_host and self.is_global_zero:
-            print(session.invitation("FabricPsycheStrategy(run={ticket!r})"), flush=True)
+        if self.is_global_zero:
+            session.invite("FabricPsycheStrategy(run={ticket!r})")
         return session
 
     def _completed(

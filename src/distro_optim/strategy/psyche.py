@@ -256,8 +256,8 @@ class PsycheStrategy(RoundPasses):
                 f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"
             )
             self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
-        if session.is_host and self.is_global_zero:
-            print(session.invitation("Trainer(strategy=PsycheStrategy(run={ticket!r}))"), flush=True)
+        if self.is_global_zero:
+            session.invite("Trainer(strategy=PsycheStrategy(run={ticket!r}))")
         self._round, self._round_waits = session.next_round(), True
         if self._round is not None:
             align_counters(trainer, self._round.step)

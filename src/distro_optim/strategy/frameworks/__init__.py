@@ -2,6 +2,7 @@
 
 =======================  ===============================================================
 ``framework_session``    a session inside of a framework's loop
+``invitation``           what a host tells people so that they can join
 ``hosting_defaults``     what a hosted run takes from the script
 ``samples``              batches of a round from the user's own ``DataLoader``
 ``first_sample``         what a run would give us first, read before we ask to be in it

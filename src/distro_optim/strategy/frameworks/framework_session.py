@@ -24,6 +24,7 @@ from ..options import (
 )
 from ..port import RunAccess
 from ..session import SwarmSession
+from .invitation import invitation, print_unbroken
 from .local_ranks import FollowerPort, LocalRanks, leading
 
 __all__ = ["FrameworkSession", "split_options"]
@@ -108,14 +109,14 @@ class FrameworkSession(SwarmSession):
         self._complete = complete
         super().__init__(model, optimizer, run=run, begin_at=begin_at, **options)
 
-    def invitation(self, line: str) -> str:
-        """What a host tells people so that they can join: the ticket in the line of code that they write.
+    def invite(self, code: str) -> None:
+        """Tells people how they can join, see :mod:`.invitation`; those who do not host have nothing to tell.
 
         Args:
-            line: that line, with ``{ticket!r}`` in it.
+            code: the line of a script that takes a ticket, with ``{ticket!r}`` in it.
         """
-        code = line.format(ticket=self.ticket)
-        return f"Hosting the run {self.run_id!r}. Others join with the same script and\n\n    {code}\n"
+        if self.is_host and self.ticket is not None:
+            print_unbroken(invitation(self.run_id, self.ticket, code))
 
     @property
     @override

@@ -1,0 +1,79 @@
+"""What a host tells people so that they can join, printed so that it can be copied.
+
+A ticket has a hundred characters and more. It has to stay one line in narrow terminals and beside progress bars,
+since what was cut is copied in pieces. Two libraries draw such bars: ``rich`` puts a proxy in the place of
+``sys.stdout`` that wraps lines at the width of the terminal, and ``tqdm`` leaves the cursor behind its bar.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from types import ModuleType
+from typing import Any, Final
+
+from ..environment import RUN
+
+__all__ = ["invitation", "print_unbroken", "shell_line"]
+
+ANY_SCRIPT: Final = "script.py"
+"""In the place of a name, where the host is no script: a notebook, or a prompt."""
+
+
+def invitation(run_id: str, ticket: str, code: str) -> str:
+    """How to join, in a shell or in the script.
+
+    Args:
+        run_id: the run's name.
+        ticket: the way in.
+        code: the line of a script that takes it, with ``{ticket!r}`` in it.
+    """
+    return (
+        f"Hosting the run {run_id!r}. Others join with the same script:\n\n"
+        f"    {shell_line(ticket)}\n\n"
+        f"or with the ticket in it:\n\n    {code.format(ticket=ticket)}\n"
+    )
+
+
+def shell_line(ticket: str, main: ModuleType | None = None) -> str:
+    """What others type to run this script as a peer of the run.
+
+    Args:
+        ticket: the way in.
+        main: the module that the script is; by default that of this process.
+    """
+    main = sys.modules.get("__main__") if main is None else main
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        what = f"-m {spec.name.removesuffix('.__main__')}"
+    else:
+        # Others have it in another folder.
+        what = shlex.quote(os.path.basename(file)) if file is not None else ANY_SCRIPT
+    return f"{RUN}={ticket} python {what}"
+
+
+def print_unbroken(text: str) -> None:
+    """Prints ``text`` above whatever is drawn in the terminal, without any line ends but its own."""
+    console = _live_console()
+    if console is not None:
+        # `Text`, since brackets in a string would be markup.
+        console.print(sys.modules["rich.text"].Text(text), soft_wrap=True)
+        return
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if bars is not None:
+        bars.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    else:
+        print(text, flush=True)
+
+
+def _live_console() -> Any:
+    """The console of rich that has put itself in the place of ``sys.stdout``; None if there is none.
+
+    The name is private to rich's ``FileProxy``, which keeps its console to itself; without it the text is printed as
+    any other.
+    """
+    if "rich.text" not in sys.modules or not hasattr(sys.stdout, "rich_proxied_file"):
+        return None
+    return getattr(sys.stdout, "_FileProxy__console", None)

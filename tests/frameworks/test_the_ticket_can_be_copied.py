@@ -1,0 +1,83 @@
+"""A host's ticket stays one line, whatever draws in the terminal, with what others type."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from distro_optim.strategy.frameworks.invitation import invitation, print_unbroken, shell_line
+
+TICKET = "psyche1" + "a2" * 60
+CODE = "Trainer(strategy=PsycheStrategy(run={ticket!r}))"
+TEXT = invitation("my run [bold]", TICKET, CODE)
+WIDTH = 80
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def main_module(**facts: object) -> ModuleType:
+    module = ModuleType("__main__")
+    module.__spec__ = None
+    for name, value in facts.items():
+        setattr(module, name, value)
+    return module
+
+
+def lines_with_ticket(output: str) -> list[str]:
+    return [line.strip() for line in re.split(r"[\r\n]", ESCAPES.sub("", output)) if "psyche1" in line]
+
+
+def test_an_invitation_has_the_line_for_a_shell_and_the_one_for_a_script() -> None:
+    assert [line.strip() for line in TEXT.splitlines() if TICKET in line] == [
+        shell_line(TICKET),
+        f"Trainer(strategy=PsycheStrategy(run={TICKET!r}))",
+    ]
+    assert "'my run [bold]'" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("main", "what"),
+    [
+        (main_module(__file__="/home/me/train.py"), "train.py"),
+        (main_module(__file__="my script.py"), "'my script.py'"),
+        (main_module(), "script.py"),  # a notebook
+        (main_module(__file__="/x/y.py", __spec__=SimpleNamespace(name="lab.train")), "-m lab.train"),
+        (main_module(__file__="/x/__main__.py", __spec__=SimpleNamespace(name="lab.__main__")), "-m lab"),
+    ],
+)
+def test_the_line_for_a_shell_names_the_script(main: ModuleType, what: str) -> None:
+    assert shell_line(TICKET, main) == f"DISTRO_OPTIM_RUN={TICKET} python {what}"
+
+
+def test_it_is_printed_as_it_is_where_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    print_unbroken(TEXT)
+    assert capsys.readouterr().out == f"{TEXT}\n"
+
+
+def test_a_bar_of_rich_does_not_break_it() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=WIDTH, force_terminal=True, _environ={})
+    with Progress(console=console, auto_refresh=False) as bar:
+        bar.add_task("training")
+        bar.refresh()
+        print(TICKET)  # which breaks: else the test would show nothing
+        print_unbroken(TEXT)
+    broken, *unbroken = lines_with_ticket(screen.getvalue())
+    assert len(broken) < len(TICKET)
+    assert unbroken == [line.strip() for line in TEXT.splitlines() if TICKET in line]
+
+
+def test_a_bar_of_tqdm_does_not_share_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    with tqdm(total=10, file=screen, ncols=WIDTH, desc="training") as bar:
+        bar.update(3)
+        print_unbroken(TEXT)
+    assert lines_with_ticket(screen.getvalue()) == [line.strip() for line in TEXT.splitlines() if TICKET in line]
