@@ -35,6 +35,13 @@ Token providers (:class:`~distro_optim.data.provider.TokenProvider`):
 ``TokenDataArena``      what the checks ask of your provider
 ======================  ==========================================================================================
 
+Psyche's programs on Solana, without a cluster:
+
+======================  ==========================================================================================
+``Validator``           accounts, a clock and fees; takes transactions and answers like a cluster
+``CoordinatorTwin``     the rules of the coordinator program alone
+======================  ==========================================================================================
+
 Where they lie:
 
 ======================  ==========================================================================================
@@ -47,6 +54,7 @@ Where they lie:
 ``coordinator``         the contract of a coordinator's client
 ``psyche_twin``         a client of Psyche's, without I/O, to train beside ours
 ``token_data``          the contract of a provider
+``solana``              a folder: the programs and the cluster around them
 ======================  ==========================================================================================
 
 Names are imported when first used: testing an exchange needs neither the swarm nor the coordinator.
@@ -65,6 +73,8 @@ if TYPE_CHECKING:
     from .coordinator import Arena as CoordinatorArena
     from .exchange import check_exchange, check_peer
     from .lockstep import step_together
+    from .solana.coordinator_twin import CoordinatorTwin
+    from .solana.validator import Validator
     from .swarm import MemoryNetwork, MemorySwarm
     from .swarm_checks import CHECKS as SWARM_CHECKS
     from .swarm_checks import SwarmArena
@@ -78,10 +88,12 @@ __all__ = [
     "SWARM_CHECKS",
     "TOKEN_DATA_CHECKS",
     "CoordinatorArena",
+    "CoordinatorTwin",
     "MemoryNetwork",
     "MemorySwarm",
     "SwarmArena",
     "TokenDataArena",
+    "Validator",
     "check_exchange",
     "check_peer",
     "dummy_run",
@@ -93,6 +105,7 @@ __all__ = [
 _HOMES = {
     "COORDINATOR_CHECKS": ("coordinator", "CHECKS"),
     "CoordinatorArena": ("coordinator", "Arena"),
+    "CoordinatorTwin": ("solana.coordinator_twin", "CoordinatorTwin"),
     "DUMMY_CONFIG": ("coordinator", "DUMMY_CONFIG"),
     "MemoryNetwork": ("swarm", "MemoryNetwork"),
     "MemorySwarm": ("swarm", "MemorySwarm"),
@@ -100,6 +113,7 @@ _HOMES = {
     "SwarmArena": ("swarm_checks", "SwarmArena"),
     "TOKEN_DATA_CHECKS": ("token_data", "CHECKS"),
     "TokenDataArena": ("token_data", "TokenDataArena"),
+    "Validator": ("solana.validator", "Validator"),
     "check_exchange": ("exchange", "check_exchange"),
     "check_peer": ("exchange", "check_peer"),
     "dummy_run": ("coordinator", "dummy_run"),

@@ -1,0 +1,267 @@
+"""A cluster without a network: accounts, a clock, fees, blockhashes, and transactions one after the other. No I/O.
+
+::
+
+    validator = Validator()
+    wallet = Keypair()
+    validator.fund(wallet.pubkey(), 5_000_000_000)
+    outcome = validator.process(transaction)
+    outcome.error  # None, or such as "InstructionError(0, Custom(6015))"
+    validator.accounts[str(key)].data
+
+What it takes is told in :mod:`.transactions`. Time stands still unless :meth:`Validator.advance` moves it. A recording
+of real transactions is replayed line by line::
+
+    for line in map(json.loads, lines):
+        assert validator.process(line).error == line["error"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from solders.hash import Hash
+from solders.instruction import AccountMeta
+from solders.pubkey import Pubkey
+from solders.signature import Signature
+
+from ...coordinator.solana.programs import (
+    ASSOCIATED_TOKEN_PROGRAM,
+    CLOCK_SYSVAR,
+    SYSTEM_PROGRAM,
+    TOKEN_PROGRAM,
+    Programs,
+)
+from .authorizer_calls import authorizer_program
+from .coordinator_calls import coordinator_program
+from .coordinator_twin import Clock
+from .ledger import Account, Call, Failure, Layer, Program, rent, run
+from .native_programs import associated_token_program, system_program, token_program
+from .transactions import MAX_TRANSACTION_BYTES, Outcome, Transaction, TransactionError, transaction_of
+from .treasurer_calls import treasurer_program
+
+__all__ = ["Account", "Validator"]
+
+FEE_PER_SIGNATURE: Final = 5000
+"""Lamports."""
+
+BLOCKHASHES: Final = 150
+"""Blocks for which a transaction may name a blockhash."""
+
+MAX_REMEMBERED: Final = 100_000
+"""Signatures whose outcome is remembered; chosen arbitrarily."""
+
+GENESIS_LAMPORTS: Final = 1_000_000 * 1_000_000_000
+"""What the payer of a recording starts with, as in solana-program-test."""
+
+SLOTS_PER_SECOND: Final = 2.5
+
+_NATIVE_LOADER: Final = "NativeLoader1111111111111111111111111111111"
+_BPF_LOADER: Final = "BPFLoader2111111111111111111111111111111111"
+_SYSVAR_OWNER: Final = "Sysvar1111111111111111111111111111111111111"
+_RENT_SYSVAR: Final = "SysvarRent111111111111111111111111111111111"
+_RENT_DATA: Final = bytes.fromhex("980d000000000000000000000000004032")
+
+
+class Validator:
+    """A cluster with Psyche's programs.
+
+    Args:
+        programs: their ids.
+        unix_timestamp: what the clock shows at first, in seconds.
+        slot: the first slot.
+    """
+
+    def __init__(self, programs: Programs | None = None, *, unix_timestamp: int = 1_700_000_000, slot: int = 1) -> None:
+        self.programs = programs or Programs()
+        self.accounts: dict[str, Account] = {}
+        """Every account that holds lamports, by its address in base58."""
+        self.clock = Clock(slot, unix_timestamp)
+        self.outcomes: OrderedDict[Signature, Outcome] = OrderedDict()
+        """What became of signed transactions, the newest last."""
+        self._blockhashes: OrderedDict[Hash, int] = OrderedDict()
+        self._blocks = 0
+        self._table: dict[str, Program] = {
+            str(SYSTEM_PROGRAM): system_program,
+            str(TOKEN_PROGRAM): token_program,
+            str(ASSOCIATED_TOKEN_PROGRAM): associated_token_program,
+            str(self.programs.coordinator): coordinator_program,
+            str(self.programs.authorizer): authorizer_program,
+            str(self.programs.treasurer): treasurer_program,
+        }
+        for program in (SYSTEM_PROGRAM, self.programs.coordinator, self.programs.authorizer, self.programs.treasurer):
+            self.accounts[str(program)] = Account(1, b"", _NATIVE_LOADER, True)
+        # What solana-program-test has for them; nothing depends on the numbers.
+        self.accounts[str(TOKEN_PROGRAM)] = Account(929_020_800, b"", _BPF_LOADER, True)
+        self.accounts[str(ASSOCIATED_TOKEN_PROGRAM)] = Account(731_913_600, b"", _BPF_LOADER, True)
+        self.accounts[_RENT_SYSVAR] = Account(rent(len(_RENT_DATA)), _RENT_DATA, _SYSVAR_OWNER)
+        self._set_clock(self.clock)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def blockhash(self) -> Hash:
+        """The newest."""
+        return next(reversed(self._blockhashes))
+
+    @property
+    def block_height(self) -> int:
+        """Blocks so far."""
+        return self._blocks
+
+    def last_valid_block_height(self, blockhash: Hash) -> int | None:
+        """Until which block a transaction may name this blockhash; None if it is over, or unknown."""
+        made = self._blockhashes.get(blockhash)
+        return None if made is None else made + BLOCKHASHES
+
+    def advance(self, seconds: int) -> None:
+        """Moves the clock on, and with it the slot."""
+        slots = int(seconds * SLOTS_PER_SECOND)
+        self._set_clock(Clock(self.clock.slot + slots, self.clock.unix_timestamp + seconds))
+
+    def advance_blocks(self, count: int) -> None:
+        """Makes empty blocks, so that blockhashes grow old; the time stays."""
+        for _ in range(min(count, BLOCKHASHES)):
+            self._new_block()
+
+    def _set_clock(self, clock: Clock) -> None:
+        self.clock = clock
+        data = clock.slot.to_bytes(8, "little") + bytes(24) + clock.unix_timestamp.to_bytes(8, "little", signed=True)
+        self.accounts[str(CLOCK_SYSVAR)] = Account(rent(len(data)), data, _SYSVAR_OWNER)
+        self._new_block()
+
+    def _new_block(self) -> None:
+        self._blocks += 1
+        self._blockhashes[Hash.from_bytes(hashlib.sha256(f"block {self._blocks}".encode()).digest())] = self._blocks
+        while len(self._blockhashes) > BLOCKHASHES:
+            self._blockhashes.popitem(last=False)
+
+    # -- lamports ------------------------------------------------------------------------------------------------------
+
+    def fund(self, key: Pubkey, lamports: int) -> None:
+        """Gives an account lamports out of nothing."""
+        account = self.accounts.get(str(key), Account(0))
+        self.accounts[str(key)] = replace(account, lamports=account.lamports + lamports)
+
+    def balance(self, key: Pubkey) -> int:
+        """Lamports of an account."""
+        account = self.accounts.get(str(key))
+        return account.lamports if account else 0
+
+    # -- transactions --------------------------------------------------------------------------------------------------
+
+    def process(self, transaction: Any, *, preflight: bool = True) -> Outcome:
+        """Carries out a transaction.
+
+        Args:
+            transaction: any of the forms that :mod:`.transactions` tells of.
+            preflight: try it first, so that one that fails changes nothing and costs nothing. Without, a failure costs
+                the fee, as on a cluster.
+
+        Raises:
+            ValueError: it is no transaction.
+        """
+        parsed = transaction_of(transaction)
+        if isinstance(transaction, Mapping) and str(parsed.payer) not in self.accounts:
+            self.fund(parsed.payer, GENESIS_LAMPORTS)
+        if parsed.slot is not None or parsed.unix_timestamp is not None:
+            slot = self.clock.slot if parsed.slot is None else parsed.slot
+            now = self.clock.unix_timestamp if parsed.unix_timestamp is None else parsed.unix_timestamp
+            self._set_clock(Clock(slot, now))
+        outcome, changed = self._try(parsed)
+        if outcome.error is not None and (preflight or not outcome.fee):
+            return replace(outcome, fee=0)
+        for key, account in changed.items():
+            if account is None:
+                self.accounts.pop(key, None)
+            else:
+                self.accounts[key] = account
+        if outcome.signature is not None:
+            self.outcomes[outcome.signature] = outcome
+            while len(self.outcomes) > MAX_REMEMBERED:
+                self.outcomes.popitem(last=False)
+        return outcome
+
+    def simulate(self, transaction: Any) -> Outcome:
+        """What would become of a transaction; nothing changes.
+
+        Raises:
+            ValueError: it is no transaction.
+        """
+        return self._try(transaction_of(transaction))[0]
+
+    def _try(self, transaction: Transaction) -> tuple[Outcome, dict[str, Account | None]]:
+        signature = transaction.signed.signatures[0] if transaction.signed is not None else None
+        fee = FEE_PER_SIGNATURE * len(transaction.signers)
+        layer = Layer(self.accounts, self.programs, self.clock)
+
+        def outcome(error: TransactionError | None, paid: int) -> Outcome:
+            text = None if error is None else str(error)
+            return Outcome(text, error, tuple(layer.logs), paid, signature, self.clock.slot)
+
+        error = self._problem(transaction) or self._charge(layer, transaction.payer, fee)
+        if error is not None:
+            return outcome(error, 0), {}
+        charged, rights = dict(layer.changed), _rights(transaction)
+        for index, instruction in enumerate(transaction.instructions):
+            metas = [rights[meta.pubkey] for meta in instruction.accounts]
+            try:
+                run(Call(layer, instruction.program_id, instruction.data, metas, self._table))
+            except Failure as failure:
+                return outcome(TransactionError("InstructionError", index, failure.detail), fee), charged
+        error = self._rent_problem(layer)
+        if error is not None:
+            return outcome(error, fee), charged
+        return outcome(None, fee), layer.changed
+
+    def _problem(self, transaction: Transaction) -> TransactionError | None:
+        """What is wrong with a signed transaction itself."""
+        signed = transaction.signed
+        if signed is None:
+            return None
+        if transaction.size > MAX_TRANSACTION_BYTES:
+            return TransactionError("SanitizeFailure")
+        if not all(signed.verify_with_results()):
+            return TransactionError("SignatureFailure")
+        if signed.signatures[0] in self.outcomes:
+            return TransactionError("AlreadyProcessed")
+        if transaction.blockhash not in self._blockhashes:
+            return TransactionError("BlockhashNotFound")
+        return None
+
+    def _charge(self, layer: Layer, payer: Pubkey, fee: int) -> TransactionError | None:
+        account = layer.get(payer)
+        if account is None:
+            return TransactionError("AccountNotFound")
+        if account.owner != str(SYSTEM_PROGRAM) or account.data:
+            return TransactionError("InvalidAccountForFee")
+        if account.lamports < fee:
+            return TransactionError("InsufficientFundsForFee")
+        left = account.lamports - fee
+        if 0 < left < rent(0):
+            return TransactionError("InsufficientFundsForRent", detail=0)
+        layer.put(payer, replace(account, lamports=left))
+        return None
+
+    def _rent_problem(self, layer: Layer) -> TransactionError | None:
+        for index, (key, account) in enumerate(layer.changed.items()):
+            if account is not None and account.lamports < rent(len(account.data)):
+                before = self.accounts.get(key)
+                if before is None or before.lamports >= rent(len(before.data)):
+                    return TransactionError("InsufficientFundsForRent", detail=index)
+        return None
+
+
+def _rights(transaction: Transaction) -> Mapping[Pubkey, AccountMeta]:
+    """Each account's rights. Those of one account in several places add up, as in a message; the payer has all."""
+    rights = {transaction.payer: AccountMeta(transaction.payer, is_signer=True, is_writable=True)}
+    for instruction in transaction.instructions:
+        for meta in instruction.accounts:
+            known = rights.get(meta.pubkey, meta)
+            signs, writes = known.is_signer or meta.is_signer, known.is_writable or meta.is_writable
+            rights[meta.pubkey] = AccountMeta(meta.pubkey, signs, writes)
+    return rights

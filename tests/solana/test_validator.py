@@ -1,0 +1,201 @@
+"""Transactions as they travel: signatures, blockhashes, fees and rights are checked as on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from solders.hash import Hash
+from solders.instruction import AccountMeta, Instruction
+from solders.keypair import Keypair
+from solders.message import Message
+from solders.pubkey import Pubkey
+from solders.system_program import TransferParams, transfer
+from solders.transaction import Transaction, VersionedTransaction
+
+from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, read_account
+from distro_optim.coordinator.solana.instructions import (
+    AuthorizerInstructions,
+    RunInstructions,
+    create_run_account,
+)
+from distro_optim.coordinator.solana.programs import EVERYBODY, SYSTEM_PROGRAM, TOKEN_PROGRAM, Programs
+from distro_optim.coordinator.types import NodeIdentity
+from distro_optim.testing import Validator
+from distro_optim.testing.solana.ledger import rent
+from distro_optim.testing.solana.validator import BLOCKHASHES, FEE_PER_SIGNATURE
+
+PROGRAMS = Programs()
+SOL = 1_000_000_000
+
+
+def key(number: int) -> Keypair:
+    return Keypair.from_seed(number.to_bytes(32, "little"))
+
+
+PAYER, OTHER, RUN = key(1), key(2), key(3)
+
+
+def signed(validator: Validator, instructions: list[Instruction], *signers: Keypair) -> Transaction:
+    message = Message.new_with_blockhash(instructions, signers[0].pubkey(), validator.blockhash)
+    return Transaction(list(signers), message, validator.blockhash)
+
+
+def pays(amount: int, source: Keypair = PAYER) -> Instruction:
+    return transfer(TransferParams(from_pubkey=source.pubkey(), to_pubkey=OTHER.pubkey(), lamports=amount))
+
+
+@pytest.fixture
+def validator() -> Validator:
+    made = Validator()
+    made.fund(PAYER.pubkey(), 10 * SOL)
+    return made
+
+
+def test_a_transfer_costs_a_fee_for_each_signature(validator: Validator) -> None:
+    outcome = validator.process(signed(validator, [pays(SOL)], PAYER))
+    assert (outcome.error, outcome.fee) == (None, FEE_PER_SIGNATURE)
+    assert validator.balance(OTHER.pubkey()) == SOL
+    assert validator.balance(PAYER.pubkey()) == 9 * SOL - FEE_PER_SIGNATURE
+
+
+def test_bytes_are_taken_as_they_travel(validator: Validator) -> None:
+    transaction = signed(validator, [pays(SOL)], PAYER)
+    assert validator.process(bytes(transaction)).error is None
+    again = VersionedTransaction.from_legacy(transaction)
+    assert validator.process(again).error == "AlreadyProcessed"
+    with pytest.raises(ValueError, match="too large"):
+        validator.process(bytes(1233))
+    with pytest.raises(ValueError, match="transaction"):
+        validator.process(5)
+
+
+def test_a_signature_must_be_right(validator: Validator) -> None:
+    good = signed(validator, [pays(SOL)], PAYER)
+    forged = Transaction.populate(good.message, [key(9).sign_message(bytes(good.message))])
+    assert validator.process(forged).error == "SignatureFailure"
+
+
+def test_a_blockhash_must_be_known_and_young(validator: Validator) -> None:
+    message = Message.new_with_blockhash([pays(SOL)], PAYER.pubkey(), Hash.new_unique())
+    assert validator.process(Transaction([PAYER], message, message.recent_blockhash)).error == "BlockhashNotFound"
+    old = signed(validator, [pays(SOL)], PAYER)
+    validator.advance_blocks(BLOCKHASHES - 1)
+    assert validator.simulate(old).error is None
+    validator.advance_blocks(1)
+    assert validator.process(old).error == "BlockhashNotFound"
+    assert validator.last_valid_block_height(message.recent_blockhash) is None
+
+
+@pytest.mark.parametrize(
+    ("lamports", "error"),
+    [
+        (0, "AccountNotFound"),
+        (4999, "InsufficientFundsForFee"),
+        (5001, "InsufficientFundsForRent(0)"),
+        (5000, "InstructionError(0, Custom(1))"),
+    ],
+)
+def test_who_cannot_pay_is_refused(lamports: int, error: str) -> None:
+    validator = Validator()
+    if lamports:
+        validator.fund(PAYER.pubkey(), lamports)
+    assert validator.process(signed(validator, [pays(SOL)], PAYER)).error == error
+
+
+def test_a_failure_costs_the_fee_only_without_a_preflight(validator: Validator) -> None:
+    failing = signed(validator, [pays(SOL), pays(99 * SOL)], PAYER)
+    before = dict(validator.accounts)
+    outcome = validator.process(failing)
+    assert (outcome.error, outcome.fee) == ("InstructionError(1, Custom(1))", 0)
+    assert validator.accounts == before
+    outcome = validator.process(failing, preflight=False)
+    assert (outcome.error, outcome.fee) == ("InstructionError(1, Custom(1))", FEE_PER_SIGNATURE)
+    assert validator.balance(PAYER.pubkey()) == 10 * SOL - FEE_PER_SIGNATURE
+    assert validator.balance(OTHER.pubkey()) == 0
+
+
+def test_an_account_must_be_able_to_live(validator: Validator) -> None:
+    assert str(validator.process(signed(validator, [pays(5)], PAYER)).error).startswith("InsufficientFundsForRent")
+
+
+def test_nobody_moves_what_is_not_his(validator: Validator) -> None:
+    stolen = Instruction(
+        SYSTEM_PROGRAM,
+        pays(SOL).data,
+        [AccountMeta(PAYER.pubkey(), False, True), AccountMeta(OTHER.pubkey(), False, True)],
+    )
+    validator.fund(key(4).pubkey(), SOL)
+    assert (
+        validator.process(signed(validator, [stolen], key(4))).error == "InstructionError(0, MissingRequiredSignature)"
+    )
+    unknown = Instruction(key(8).pubkey(), b"", [])
+    assert validator.process(signed(validator, [unknown], PAYER)).error == "InstructionError(0, UnsupportedProgramId)"
+
+
+@pytest.mark.parametrize("program", [SYSTEM_PROGRAM, TOKEN_PROGRAM, PROGRAMS.coordinator, PROGRAMS.authorizer])
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\0" * 4, b"\x03" + bytes(8)])
+def test_nonsense_fails_and_breaks_nothing(validator: Validator, program: Pubkey, data: bytes) -> None:
+    outcome = validator.process(signed(validator, [Instruction(program, data, [])], PAYER))
+    assert outcome.error is not None
+    assert outcome.error.startswith("InstructionError(0, ")
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def a_run(validator: Validator) -> RunInstructions:
+    """A run of which PAYER is the operator, and that lets everybody in."""
+    run = RunInstructions(PROGRAMS, "test", RUN.pubkey())
+    account = create_run_account(PROGRAMS, PAYER.pubkey(), RUN.pubkey(), rent(ACCOUNT_SIZE))
+    init = run.init(PAYER.pubkey(), PAYER.pubkey(), PAYER.pubkey(), "test")
+    assert validator.process(signed(validator, [account, init], PAYER, RUN)).error is None
+    everybody = AuthorizerInstructions(PROGRAMS, PAYER.pubkey(), EVERYBODY)
+    made = [everybody.create(PAYER.pubkey()), everybody.set_active(True)]
+    assert validator.process(signed(validator, made, PAYER)).error is None
+    return run
+
+
+def test_a_run_is_made_with_two_signatures_and_joined_with_one(validator: Validator) -> None:
+    run = a_run(validator)
+    validator.fund(OTHER.pubkey(), SOL)
+    me = NodeIdentity(bytes(OTHER.pubkey()), b"p" * 32)
+    join = run.join(me, PROGRAMS.authorization(PAYER.pubkey(), EVERYBODY))
+    # A run without settings has batches of no sequence, and so no place for anybody.
+    outcome = validator.process(signed(validator, [join], OTHER))
+    assert outcome.error == "InstructionError(0, Custom(6022))"
+    assert any("MoreClientsThanBatches" in line for line in outcome.logs)
+    account = read_account(validator.accounts[str(RUN.pubkey())].data)
+    assert account.state.coordinator.run_id == "test"
+    assert account.state.clients_state.clients == ()
+
+
+def test_a_run_without_the_authorization_cannot_be_joined(validator: Validator) -> None:
+    run = a_run(validator)
+    validator.fund(OTHER.pubkey(), SOL)
+    join = run.join(NodeIdentity(bytes(OTHER.pubkey()), bytes(32)), PROGRAMS.authorization(OTHER.pubkey(), EVERYBODY))
+    outcome = validator.process(signed(validator, [join], OTHER))
+    assert outcome.error == "InstructionError(0, Custom(3012))"
+    assert "caused by account: authorization" in "".join(outcome.logs)
+
+
+def test_only_the_operator_changes_a_run(validator: Validator) -> None:
+    run = a_run(validator)
+    validator.fund(OTHER.pubkey(), SOL)
+    by_other = signed(validator, [run.set_future_epoch_rates(OTHER.pubkey(), 5, None)], OTHER)
+    assert validator.process(by_other).error == "InstructionError(0, Custom(2003))"
+    by_operator = signed(validator, [run.set_future_epoch_rates(PAYER.pubkey(), 5, None)], PAYER)
+    assert validator.process(by_operator).error is None
+
+
+def test_a_run_in_another_program_is_not_found() -> None:
+    validator = Validator(replace(PROGRAMS, coordinator=key(77).pubkey()))
+    validator.fund(PAYER.pubkey(), SOL)
+    tick = RunInstructions(PROGRAMS, "test", RUN.pubkey()).tick(PAYER.pubkey())
+    assert validator.process(signed(validator, [tick], PAYER)).error == "InstructionError(0, UnsupportedProgramId)"
+
+
+def test_time_moves_only_when_it_is_moved() -> None:
+    validator = Validator(unix_timestamp=100, slot=7)
+    validator.advance(10)
+    assert (validator.clock.unix_timestamp, validator.clock.slot) == (110, 32)
