@@ -74,8 +74,11 @@ def test_callbacks_that_would_train_otherwise(pl: ModuleType, strategy: Any, run
     for callback, advice in [
         (callbacks.GradientAccumulationScheduler({2: 2}), "RunConfig(global_batch_size=...)"),
         (callbacks.StochasticWeightAveraging(1e-2), "use WeightAveraging"),
+        (callbacks.BackboneFinetuning(2), "give DisTrO all of them"),
     ]:
-        text = refusal(make_trainer(pl, tmp_path, strategy(pl), callbacks=[callback]), make_module(pl))
+        module = make_module(pl)
+        module.backbone = module.net  # BackboneFinetuning looks for it
+        text = refusal(make_trainer(pl, tmp_path, strategy(pl), callbacks=[callback]), module)
         assert type(callback).__name__ in text
         assert advice in text
 

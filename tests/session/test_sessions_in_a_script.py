@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
 from distro_optim import DisTrO
@@ -23,7 +24,7 @@ from distro_optim.strategy.round import Round
 from distro_optim.strategy.session import SwarmSession
 from frameworks.quiet_run import QuietRun
 
-from .scripts import SAMPLES, Script, equal_weights, new_model, new_optimizer, samples
+from .scripts import LR, SAMPLES, Script, equal_weights, new_model, new_optimizer, samples
 from .world import SessionWorld, SimulatedPort
 
 MakeWorld = Callable[..., SessionWorld]
@@ -85,6 +86,31 @@ def test_a_round_that_is_left_open_is_finished_by_the_next(make_world: MakeWorld
     assert len(kept) == 7
     assert not any(round_.open for round_ in kept)
     assert not kept[0].finish(), "once is enough"
+
+
+def test_parameters_may_wait_in_a_group_of_their_own_but_not_come_later(make_world: MakeWorld) -> None:
+    moved: list[bool] = []
+
+    def thaws(port: SimulatedPort) -> None:
+        model = nn.Sequential(new_model(), new_model())
+        optimizer = DisTrO([{"params": model[0].parameters()}, {"params": model[1].parameters()}], lr=LR)
+        schedule = LambdaLR(optimizer, [lambda step: 1.0, lambda step: float(step >= 4)])
+        data = samples(torch.float32)
+        with SwarmSession(model, optimizer, port=port, dataset_size=SAMPLES) as session:
+            session.follow(schedule)
+            for round_ in session.rounds():
+                with pytest.raises(DistroError, match="settled when it begins"):
+                    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+                before = [parameters_to_vector(part.parameters()).detach().clone() for part in model]
+                (model(data[round_.indices]) - 1).pow(2).mean().backward()
+                round_.finish()
+                after = [parameters_to_vector(part.parameters()) for part in model]
+                moved.append(not torch.equal(before[1], after[1]))
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+    run_alone(make_world, thaws)
+    assert not any(moved[:4])
+    assert any(moved[4:])
 
 
 @pytest.mark.parametrize("takes_step", [False, True], ids=["finish", "step"])

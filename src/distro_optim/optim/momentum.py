@@ -72,7 +72,16 @@ class DecoupledMomentum(Optimizer):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As for any optimizer, also in mid-run: the new parameters join the next step, on every peer alike."""
+        """As for any optimizer, also in mid-training: the new parameters join the next step, on every peer alike.
+
+        Raises:
+            DistroError: a session takes the steps, since the parameters of its run are settled when it begins.
+        """
+        if self._run.takes_step is not None:
+            raise DistroError(
+                "add_param_group() in a run, whose parameters are settled when it begins: give DisTrO all of them from "
+                "the start, and those that wait a group of their own whose learning rate is 0 until then"
+            )
         if not isinstance(param_group, dict):
             raise TypeError(f'param_group={param_group!r}: give a dict with the key "params"')
         [group] = unique_params([param_group])

@@ -23,6 +23,12 @@ _CALLBACKS: Final = {
         "trains on after the run's end, with weights of its own: use WeightAveraging, which keeps the average aside"
     ),
     "BatchSizeFinder": "changes the batch size while it trains: find it with another strategy, then set it",
+    "BaseFinetuning": (
+        "gives the optimizer more parameters while it trains, but those of a run are settled when it begins: give "
+        "DisTrO all of them, and those that are to stay as they are until step 1000 in a group of their own:\n"
+        "    optimizer = DisTrO([{'params': head}, {'params': backbone}], lr=4e-4)\n"
+        "    LambdaLR(optimizer, [lambda step: 1.0, lambda step: float(step >= 1000)])"
+    ),
     "LearningRateFinder": "trains with many learning rates: find one with another strategy, then set it",
 }
 """Callbacks by the names of their classes, since there are two of each: what they do, and what to do instead."""
@@ -53,7 +59,9 @@ def check_fit(trainer: Any) -> None:
         for kind in type(callback).__mro__:
             if kind.__name__ in _CALLBACKS:
                 raise ConfigurationError(
-                    f"the callback {kind.__name__} {_CALLBACKS[kind.__name__]}", name="callbacks", value=callback
+                    f"the callback {type(callback).__name__} {_CALLBACKS[kind.__name__]}",
+                    name="callbacks",
+                    value=callback,
                 )
 
 
