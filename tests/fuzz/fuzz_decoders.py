@@ -117,15 +117,17 @@ def ticket_text(data: bytes) -> None:
 
 def model_messages(data: bytes) -> None:
     from distro_optim.comm.iroh.sharing import messages as sharing_messages
+    from distro_optim.comm.iroh.sharing.live import decode_live_request
     from distro_optim.errors import NotSharedError
 
     decoders: list[Target] = [
         sharing_messages.decode_request,
         sharing_messages.decode_answer,
         sharing_messages.decode_blob,
+        decode_live_request,
     ]
     try:
-        decoders[data[0] % 3 if data else 0](data[1:])
+        decoders[data[0] % len(decoders) if data else 0](data[1:])
     except NotSharedError:
         pass
 

@@ -156,7 +156,7 @@ async def _through_the_protocol(model: SharedModel) -> SharedModel:
     config = decode_blob(encode_blob(ModelConfig(model.config, model.tokenizer, list(model.parameters))))
     assert isinstance(config, ModelConfig)
     parameters = {
-        name: sharing._parameter_tensor(name, sharing._parameter_blob(name, model.parameters[name]))
+        name: sharing.parameter_tensor(name, sharing.parameter_blob(name, model.parameters[name]))
         for name in config.parameter_names
     }
     return SharedModel(config.config, config.tokenizer, parameters)

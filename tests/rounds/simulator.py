@@ -41,6 +41,7 @@ from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.strategy.rounds.weights import tensor_digest
 from distro_optim.testing.coordinator import metadata
 from distro_optim.testing.updates import random_update
+from distro_optim.verify.merkle import merkle_root
 from runs import waiting_run
 
 CPU = torch.device("cpu")
@@ -118,6 +119,7 @@ class Member:
         self._busy = False
         self.hashes: dict[int, tuple[bytes, ...]] = {}
         self.applied: dict[int, int] = {}
+        self.repaired: dict[int, list[int]] = {}  # numbers of tensors, by step
         self.training: act.TrainBatch | None = None
         self.rounds = self._new_rounds()
         world.members.append(self)
@@ -213,6 +215,8 @@ class Member:
                 digests = self.trainer.digests()
                 self.hashes[step] = tuple(digests)
                 self.do(self.rounds.weights_hashed(step, digests, self.world.now))
+            case act.RepairWeights():
+                self.do(self._repair(action))
             case act.PublishResult():
                 self.do(self.rounds.publish(self.world.now))
             case act.StoreBlob(data=data):
@@ -233,6 +237,22 @@ class Member:
                 self.tell(HealthCheckMessage(checks))
             case act.Rejoin():
                 self.join()
+
+    def _repair(self, action: act.RepairWeights) -> list[act.Action]:
+        """Takes the tensors that differ from a peer whose weights are still those of the step's start."""
+        for peer in self.world.members:
+            theirs = peer.trainer.digests()
+            asked = peer.key.public in action.providers and peer.alive and self.world.is_linked(self, peer)
+            if asked and merkle_root(theirs) == action.root:
+                ours = self.trainer.digests()
+                wrong = [number for number, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+                for number in wrong:
+                    self.trainer.weights[number] = peer.trainer.weights[number].clone()
+                self.repaired[action.step] = wrong
+                self.hashes[action.step] = tuple(theirs)
+                return self.rounds.weights_repaired(action.step, theirs, self.world.now)
+        self.world.seen["failed repairs"] += 1
+        return self.rounds.repair_failed(action.step, self.world.now)
 
     def _load(self, action: act.Initialize, patience: float | None = None) -> list[act.Action]:
         if patience is None:

@@ -134,14 +134,15 @@ def test_a_member_that_misses_whole_rounds_says_so_and_heals() -> None:
 
 
 @pytest.mark.slow
-def test_a_bit_that_flips_in_one_tensor_is_named_and_loaded_again() -> None:
+def test_weights_that_are_wrong_in_all_tensors_are_named_and_loaded_again() -> None:
     world, members = run_of(4, total_steps=40, epoch_time=60)
     world.until_phase(RunState.ROUND_TRAIN, height=3)
+    members[1].trainer.weights[0][0] += LR
     members[1].trainer.weights[1][0, 0] += LR
     world.until_phase(RunState.ROUND_TRAIN, height=5)
     (fault,) = honest_faults(world)
     assert fault in members[1].of(act.Desynced)
-    assert fault.tensors == ("weight",)
+    assert fault.tensors == ("bias", "weight")
     world.until_phase(RunState.ROUND_TRAIN, epoch=1, height=1)
     assert all(member.in_step for member in members)
     world.assert_healed()

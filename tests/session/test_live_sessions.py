@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.errors import ModelMismatchError
+from distro_optim.optim.state import WEIGHT
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.model.checkpoint import CheckpointStore
 from distro_optim.strategy.model.resuming import state_to_resume
@@ -34,10 +36,21 @@ LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0", "datase
 class Peer(threading.Thread):
     """A script in a thread; :meth:`result` waits for its end and raises its error."""
 
-    def __init__(self, seed: int, *, lr: float = 1e-2, **settings: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        lr: float = 1e-2,
+        during: Callable[[Peer, int], None] = lambda peer, step: None,
+        **settings: Any,
+    ) -> None:
         super().__init__(daemon=True)
         self.model = new_model(seed)
-        self.session = SwarmSession(self.model, new_optimizer(self.model, lr=lr), **{**LOOPBACK, **settings})
+        self.optimizer = new_optimizer(self.model, lr=lr)
+        self.news: list[str] = []
+        self.during = during
+        settings = {**LOOPBACK, "on_event": self.news.append, **settings}
+        self.session = SwarmSession(self.model, self.optimizer, **settings)
         self.steps: list[int] = []
         self.error: BaseException | None = None
         self.started_run, self.enough = threading.Event(), threading.Event()
@@ -55,6 +68,7 @@ class Peer(threading.Thread):
                         break
                     x = data[round_.indices]
                     (self.model(x) - x.flip(1)).pow(2).mean().backward()
+                    self.during(self, round_.step)
                     if round_.finish():
                         self.steps.append(round_.step)
         except BaseException as error:
@@ -89,6 +103,25 @@ def test_two_sessions_train_together_and_the_host_resumes_alone(tmp_path: Path) 
     again.result()
     assert again.session.view().run_id == saved.run_id
     assert again.steps == [15, 16, 17, 18]
+
+
+def test_a_bit_that_flips_is_repaired_in_mid_epoch() -> None:
+    def flip(peer: Peer, step: int) -> None:
+        if step == 4:
+            weight = peer.model.first.weight
+            for tensor in (weight.data, peer.optimizer.state[weight][WEIGHT]):
+                tensor.view(-1).view(torch.int32)[5] ^= 1 << 20
+
+    first = host(1, replace(CONFIG, min_peers=3))
+    others = [Peer(2, run=first.ticket), Peer(3, run=first.ticket, during=flip)]
+    weights = [peer.result() for peer in (first, *others)]
+    for peer in (first, *others):
+        assert peer.steps == list(range(1, 13))
+        assert peer.session.epoch == first.session.epoch
+    for mine in weights[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], mine, strict=True))
+    assert [text for text in others[1].news if "differed from those of the others" in text]
+    assert not [text for text in others[1].news if "loading them again" in text]
 
 
 def test_another_script_is_refused_by_name_and_the_host_goes_on() -> None:

@@ -6,6 +6,7 @@ then the next one does, and when all wait the clock moves on. So nothing depends
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections import deque
@@ -13,8 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from typing_extensions import override
 
+from distro_optim.comm.live_weights import (
+    FetchedTensors,
+    LiveWeights,
+    TensorSource,
+    WantedTensors,
+    fetch_differing,
+)
 from distro_optim.comm.model_exchange import Patience, SharedModel
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.coordinator.model import Checkpoint, ConstantLR, Hub, OptimizerDefinition
@@ -33,6 +42,7 @@ TRAINER_ACTIONS = (
     act.ApplyResults,
     act.DecayWeights,
     act.HashWeights,
+    act.RepairWeights,
     act.FinishEpoch,
     act.RunEnded,
 )
@@ -89,6 +99,8 @@ class SimulatedPort(RunPort):
         self.for_action = False
         self.go = threading.Semaphore(0)
         self.script: Any = None
+        self.live: LiveWeights | None = None
+        self.fetched_tensors: list[tuple[str, int]] = []  # names and bytes
         # Weights are hashed in another thread. Here that takes no time: whatever a session does next with its run, it
         # does when the hashes are there.
         self._hashed: queue.SimpleQueue[tuple[int, Sequence[bytes]]] = queue.SimpleQueue()
@@ -249,6 +261,25 @@ class SimulatedPort(RunPort):
         self.offered = None
 
     @override
+    def offer_live(self, live: LiveWeights | None) -> None:
+        self.live = live
+
+    @override
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        # As a network would, and after a while: the others train on meanwhile, if they can.
+        self.wait(TICK)
+        return asyncio.run(fetch_differing(_Others(self), providers, wanted))
+
+    @override
+    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
+        self.hashes[step] = tuple(digests)
+        self._tell(lambda: self._member.rounds.weights_repaired(step, digests, self.world.now))
+
+    @override
+    def repair_failed(self, step: int) -> None:
+        self._tell(lambda: self._member.rounds.repair_failed(step, self.world.now))
+
+    @override
     def take_events(self) -> list[RunEvent]:
         events, self.events = self.events, []
         return events
@@ -275,6 +306,34 @@ class SimulatedPort(RunPort):
             self.closed = True
             if self.member is not None and self.member.alive:
                 self.member.crash()
+
+
+class _Others(TensorSource):
+    """What the other sessions give of their weights in training."""
+
+    def __init__(self, port: SimulatedPort) -> None:
+        self.port = port
+
+    def live_of(self, peer: bytes) -> LiveWeights:
+        port = next((p for p in self.port.world.ports if p.key == peer and not p.closed and not p.killed), None)
+        if port is None or port.live is None:
+            raise ExchangeError("it is not there")
+        return port.live
+
+    @override
+    async def ask_digests(self, peer: bytes, step: int, count: int) -> list[bytes]:
+        digests = self.live_of(peer).digests(step)
+        if digests is None:
+            raise ExchangeError("it has gone on")
+        return list(digests)
+
+    @override
+    async def ask_tensor(self, peer: bytes, wanted: WantedTensors, name: str) -> tuple[torch.Tensor, bytes]:
+        tensor = self.live_of(peer).tensor(wanted.step, name)
+        if tensor is None:
+            raise ExchangeError("it has gone on")
+        self.port.fetched_tensors.append((name, tensor.numel() * tensor.element_size()))
+        return tensor, wanted.digest_of(name, tensor)
 
 
 def digests_of(model: SharedModel) -> list[bytes]:

@@ -8,6 +8,7 @@ Seams, each with an implementation elsewhere or beside it:
 ``memory``           an exchange between optimizers of one process
 ``swarm``            what a training client needs of a network of peers
 ``model_exchange``   how a joiner gets the model
+``live_weights``     single tensors of a model in training, from a peer that has them right
 ``streams``          byte streams that a server accepts and a client opens
 ``loop``             an event loop in a thread, for callers that have none
 ===================  =========================================================================

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExchangeError, ProtocolError
+from .live_weights import FetchedTensors, LiveWeights, WantedTensors
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,17 @@ class ModelExchange(ABC):
             ExchangeError: no peer sent it.
             ProtocolError: what they sent is not a model.
         """
+
+    def offer_live(self, live: LiveWeights | None) -> None:  # noqa: B027 - an exchange may carry whole models only
+        """Gives single tensors of the model in training to peers that ask, from now on; None gives none."""
+
+    async def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors) -> FetchedTensors:
+        """The tensors in which ours differ from those of ``providers``; see :func:`~.live_weights.fetch_differing`.
+
+        Raises:
+            ExchangeError: nobody gave them.
+        """
+        raise ExchangeError("single tensors cannot be fetched here")
 
 
 async def download_patiently(

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from typing_extensions import override
 
+from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import SharedModel
 from .polling import POLL_SECONDS
 from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunLife, TrainerAction
@@ -86,6 +87,14 @@ class ForwardingSharing(ModelSharing):
     @override
     def withdraw_model(self) -> None:
         self.inner.withdraw_model()
+
+    @override
+    def offer_live(self, live: LiveWeights | None) -> None:
+        self.inner.offer_live(live)
+
+    @override
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        return self.inner.download_tensors(providers, wanted, seconds=seconds)
 
 
 class ForwardingLife(RunLife):

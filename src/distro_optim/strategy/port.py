@@ -36,10 +36,12 @@ from typing import Protocol
 
 from typing_extensions import override
 
+from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
 from ..coordinator.types import Coordinator, NodeIdentity
+from ..errors import ExchangeError
 from .rounds.actions import (
     ApplyResults,
     DecayWeights,
@@ -48,6 +50,7 @@ from .rounds.actions import (
     FinishEpoch,
     HashWeights,
     Initialize,
+    RepairWeights,
     ResultMissing,
     RunEnded,
     TrainBatch,
@@ -67,7 +70,9 @@ __all__ = [
     "TrainerAction",
 ]
 
-TrainerAction = Initialize | TrainBatch | ApplyResults | DecayWeights | HashWeights | FinishEpoch | RunEnded
+TrainerAction = (
+    Initialize | TrainBatch | ApplyResults | DecayWeights | HashWeights | RepairWeights | FinishEpoch | RunEnded
+)
 """What :meth:`RunActions.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
 
 RunEvent = Desynced | ResultMissing
@@ -250,6 +255,15 @@ class RunAnswers(ABC):
         For any thread: nobody waits for the hashes, and the training may have gone on meanwhile.
         """
 
+    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:  # noqa: B027 - see below
+        """Answers :class:`~.actions.RepairWeights`: what :meth:`weights_hashed` would be told now.
+
+        A run that never asks for a repair leaves out this method and the next.
+        """
+
+    def repair_failed(self, step: int) -> None:  # noqa: B027 - see above
+        """Answers :class:`~.actions.RepairWeights`, too: the tensors did not come. It may be asked for again."""
+
 
 class ModelSharing(ABC):
     """The model on its way from and to other peers. Belongs to the training thread."""
@@ -286,6 +300,25 @@ class ModelSharing(ABC):
     @abstractmethod
     def withdraw_model(self) -> None:
         """Shares nothing any more."""
+
+    def offer_live(self, live: LiveWeights | None) -> None:  # noqa: B027 - it may be of no use to anybody
+        """Gives single tensors of the model in training to peers that ask; None gives none any more.
+
+        ``live`` is asked from other threads. A run that shares whole models only leaves this out.
+        """
+
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        """Gets the tensors in which ours differ from those of peers, and waits for them, for ``seconds`` at most.
+
+        Args:
+            providers: those of :class:`~.actions.RepairWeights`.
+            wanted: which, and how they are known to be right.
+            seconds: likewise of the action.
+
+        Raises:
+            ExchangeError: nobody gave them in that time.
+        """
+        raise ExchangeError("single tensors cannot be fetched in this run")
 
 
 class RunLife(ABC):

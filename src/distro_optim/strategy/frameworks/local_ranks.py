@@ -19,6 +19,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import torch.distributed as dist
 from typing_extensions import override
 
+from ...comm.live_weights import FetchedTensors, WantedTensors
 from ...comm.model_exchange import SharedModel
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity
@@ -139,6 +140,10 @@ class _LeadersSharing(ForwardingSharing):
     def download_model(self, providers: Iterable[bytes], **settings: Any) -> SharedModel:
         return self._ranks.share(lambda: self.inner.download_model(providers, **settings))
 
+    @override
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        return self._ranks.share(lambda: self.inner.download_tensors(providers, wanted, seconds=seconds))
+
 
 class _LeadersLife(ForwardingLife):
     def __init__(self, inner: RunLife, facts: RunFacts, ranks: LocalRanks) -> None:
@@ -226,6 +231,11 @@ class FollowerPort(RunPort):
     def download_model(self, providers: Iterable[bytes], **settings: Any) -> SharedModel:
         model: SharedModel = self._ranks.share(None)
         return model
+
+    @override
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        fetched: FetchedTensors = self._ranks.share(None)
+        return fetched
 
     @override
     def initialized(self, plan: TilePlan, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from ..rounds.actions import Initialize
 from .identity import ModelIdentity, describe, weights_root
 from .trainer import SwarmTrainer
 
-__all__ = ["ModelHandover"]
+__all__ = ["ModelHandover", "message_bytes"]
 
 MAX_REFUSALS: Final = 10
 """Models refused in a row, of however many peers, until we take it that the run trains something else. One peer could
@@ -31,6 +31,11 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 
 _WIDEST_BYTES: Final = 4
 """Of an element: a peer of Psyche's kind may send float32 where ours is bfloat16."""
+
+
+def message_bytes(tensor: Tensor, widest: int = 0) -> int:
+    """Bound on the message in which ``tensor`` travels, with elements of at least ``widest`` bytes."""
+    return tensor.numel() * max(tensor.element_size(), widest) + _ENVELOPE_BYTES
 
 
 class _TornModelError(ProtocolError):
@@ -159,10 +164,7 @@ class ModelHandover:
     def _bounds(self) -> dict[str, int]:
         """Bytes of each tensor's blob at most, so that a small one cannot be as large as the largest."""
         widest = _WIDEST_BYTES if self._as_psyche else 0
-        return {
-            name: tensor.numel() * max(tensor.element_size(), widest) + _ENVELOPE_BYTES
-            for name, tensor in self._trainer.tensors.all.items()
-        }
+        return {name: message_bytes(tensor, widest) for name, tensor in self._trainer.tensors.all.items()}
 
     def _fetch(
         self, providers: Sequence[bytes], ours: ModelIdentity, check: Check, largest: int, patience: Patience

@@ -25,6 +25,7 @@ from .handover import ModelHandover
 from .loading import ModelLoader
 from .named_tensors import NamedTensors
 from .psyche_settings import adopt_settings, changes_of_schedule
+from .repair import WeightsRepair
 from .resuming import StartingPoint
 from .schedules import FIRST_STEP
 from .trainer import SwarmTrainer
@@ -147,6 +148,9 @@ class Participant:
             sorted_by_name=terms.as_psyche,
             clip_grad_norm=terms.clip_grad_norm,
         )
+        self._hasher = WeightsHasher(self.trainer.still, access.answers.weights_hashed)
+        self.trainer.before_change = self._hasher.wait
+        self._repair = WeightsRepair(access.sharing, access.answers, self.trainer, self._hasher, tell=tell)
         self._handover = ModelHandover(
             access.sharing,
             self.trainer,
@@ -171,8 +175,6 @@ class Participant:
         self.round: Round | None = None
         self.ended = False
         self._scheduled_step: int | None = None
-        self._hasher = WeightsHasher(self.trainer.still, access.answers.weights_hashed)
-        self.trainer.before_change = self._hasher.wait
         self._stopped = False
         self._torn = False  # the weights are between two states that mean something: an action is under way, or broke
 
@@ -204,6 +206,8 @@ class Participant:
                 case act.HashWeights():
                     self.trainer.lay_down(action.step)
                     self._hasher.start(action.step, self.trainer.fresh_digests())
+                case act.RepairWeights():
+                    self._repair.carry_out(action)
                 case act.FinishEpoch():
                     self._finish_epoch(action.step + 1)
         if isinstance(action, act.RunEnded):
@@ -268,6 +272,7 @@ class Participant:
     def stop(self) -> None:
         """Ends what is under way. The model has its true weights then."""
         self._stopped = True
+        self._repair.stop()
         self._hasher.stop()
         self.trainer.abandon()
         if self.round is not None:

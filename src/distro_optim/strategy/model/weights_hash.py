@@ -30,7 +30,8 @@ class WeightsHasher:
         self._done = done
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._digests: tuple[bytes, ...] = ()
+        # Of the last step that was hashed; the step is -1 before the first.
+        self._latest: tuple[int, tuple[bytes, ...]] = (-1, ())
         self._error: BaseException | None = None
 
     def start(self, step: int, tensors: Sequence[TensorDigest]) -> None:
@@ -54,7 +55,16 @@ class WeightsHasher:
         error, self._error = self._error, None
         if error is not None:
             raise error
-        return self._digests
+        return self._latest[1]
+
+    @property
+    def latest(self) -> tuple[int, tuple[bytes, ...]]:
+        """The last step that was hashed, -1 before the first, and its digests. For any thread."""
+        return self._latest
+
+    def replace(self, step: int, digests: Sequence[bytes]) -> None:
+        """The weights of ``step`` have these digests now: some of them were replaced."""
+        self._latest = (step, tuple(digests))
 
     def stop(self) -> None:
         """Ends what is under way after the piece that is being read. Nothing is hashed any more."""
@@ -70,8 +80,9 @@ class WeightsHasher:
         except BaseException as error:
             self._error = error  # to be raised in the thread that trains: it would wait for hashes for ever
             return
-        self._digests = tuple(tensor.digest() for tensor in tensors)
-        self._done(step, self._digests)
+        digests = tuple(tensor.digest() for tensor in tensors)
+        self._latest = (step, digests)
+        self._done(step, digests)
 
     def _take(self, tensor: TensorDigest, piece: memoryview) -> None:
         if self._stopped:

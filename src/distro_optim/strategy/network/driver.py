@@ -169,6 +169,15 @@ class RoundDriver:
         self._journal.hashed(step, digests)
         self._feed(lambda now: self.rounds.weights_hashed(step, digests, now))
 
+    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
+        """Tensors that were wrong at ``step`` were replaced; the digests are of all tensors, as they are now."""
+        self._journal.hashed(step, digests)
+        self._feed(lambda now: self.rounds.weights_repaired(step, digests, now))
+
+    def repair_failed(self, step: int) -> None:
+        """They could not be replaced."""
+        self._feed(lambda now: self.rounds.repair_failed(step, now))
+
     # -- what comes in -------------------------------------------------------------------------------------------------
 
     def _feed(self, give: Callable[[float], list[Action]]) -> None:

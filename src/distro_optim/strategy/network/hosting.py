@@ -16,6 +16,7 @@ from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.rendezvous import Rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
+from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
@@ -141,7 +142,7 @@ class HostedRun(RunSource):
             await coordinator.join()
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
-            models = SharedModels(ModelSharing(node, swarm.publish), swarm)
+            models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
             ticket = str(RunTicket(self.run_id, ways, node.addr()))
             closing = stack.pop_all()
         return RunLink(

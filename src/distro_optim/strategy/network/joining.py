@@ -15,6 +15,7 @@ from ...comm.iroh.endpoint import RELAY_SECONDS, Node
 from ...comm.iroh.reach import Discovery, Relays
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
+from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import COORDINATOR_ALPN
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
@@ -157,7 +158,7 @@ class JoinedRun(RunSource):
             await self._advised(coordinator.look())
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
-            models = SharedModels(ModelSharing(node, swarm.publish), swarm)
+            models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
             if self._ticket.endpoint is not None:
                 node.addresses.add(self._ticket.endpoint)
             closing = stack.pop_all()

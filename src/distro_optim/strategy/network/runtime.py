@@ -27,6 +27,7 @@ from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.reach import parse_discovery, parse_relays
+from ...comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...compress import CompressedUpdate, TilePlan
@@ -336,6 +337,14 @@ class Runtime(RunPort):
         self._tell(lambda driver: driver.weights_hashed(step, digests))
 
     @override
+    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
+        self._tell(lambda driver: driver.weights_repaired(step, digests))
+
+    @override
+    def repair_failed(self, step: int) -> None:
+        self._tell(lambda driver: driver.repair_failed(step))
+
+    @override
     def download_model(
         self,
         providers: Iterable[bytes],
@@ -369,6 +378,24 @@ class Runtime(RunPort):
     def withdraw_model(self) -> None:
         models = self._opened().models
         self._call(models.withdraw)
+
+    @override
+    def offer_live(self, live: LiveWeights | None) -> None:
+        models = self._opened().models
+        self._call(lambda: models.offer_live(live))
+
+    @override
+    def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
+        models = self._opened().models
+
+        async def download() -> FetchedTensors:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await models.download_tensors(providers, wanted)
+            except TimeoutError:
+                raise ExchangeError(f"they did not come within {seconds:g} s") from None
+
+        return self._wait(download())
 
     @override
     def take_events(self) -> list[RunEvent]:

@@ -13,6 +13,7 @@
 ``round_state``        what is known of one round
 ``waiting``            how long a round waits for results of the one before
 ``weights``            do all peers have the same weights? Which of them are right?
+``repair``             some tensors are wrong: when they are fetched again, and from whom
 ``witness_reports``    what a client reports to the coordinator
 ``admission``          who may talk to us, and which messages are taken
 ``announcer``          what we announce, and repeat

@@ -37,6 +37,7 @@ __all__ = [
     "Outbox",
     "PublishResult",
     "Rejoin",
+    "RepairWeights",
     "ResultMissing",
     "RunEnded",
     "SendHealthChecks",
@@ -141,6 +142,24 @@ class HashWeights:
     """Hash all tensors as they are now; answer with ``weights_hashed``. May be left unanswered."""
 
     step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairWeights:
+    """Replace the tensors that differ from those of ``providers``; answer with ``weights_repaired`` or
+    ``repair_failed``.
+
+    Attributes:
+        step: at whose start they differ; its :class:`HashWeights` came before, and nothing has changed since.
+        root: over the hashes of all tensors as they should be.
+        providers: public keys of peers that have reported this root.
+        seconds: that it may take.
+    """
+
+    step: int
+    root: bytes
+    providers: tuple[bytes, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -331,6 +350,7 @@ Action = (
     | ApplyResults
     | DecayWeights
     | HashWeights
+    | RepairWeights
     | FinishEpoch
     | AllowPeers
     | PublishResult

@@ -21,6 +21,7 @@ from .broadcasts import Broadcast
 from .moment import Moment
 from .own_result import OwnResult
 from .pipeline import RoundPipeline
+from .repair import Repair
 from .round_state import RoundState
 from .warm_up import WarmUp
 from .weights import WeightsWatch
@@ -57,6 +58,7 @@ class Phases:
     Attributes:
         stage: what we are to the run.
         warm_up: what was done in the present warm-up.
+        repair: whether some of our weights are to be replaced.
         pipeline: the rounds that are alive; None while no rounds go on, or we do not take part.
     """
 
@@ -73,6 +75,7 @@ class Phases:
     ) -> None:
         self.stage = Stage.OUTSIDE
         self.warm_up = WarmUp(me, announcer, outbox)
+        self.repair = Repair(watch, outbox)
         self.pipeline: RoundPipeline | None = None
         self._me = me
         self._draw = draw
@@ -111,6 +114,7 @@ class Phases:
         warm_up = self.warm_up
         if warm_up.begin(at.state):
             self._watch.clear()
+            self.repair.begin_epoch()
         if not at.lists(self._me):
             if self.stage is Stage.RUNNING:
                 self._drop_out(at, "the epoch begins without us")
@@ -153,6 +157,7 @@ class Phases:
                 own_result=self._own_result,
                 announcer=self._announcer,
                 watch=self._watch,
+                repair=self.repair,
                 outbox=self._outbox,
             )
             self._begin_round(at, self.pipeline)
@@ -187,6 +192,8 @@ class Phases:
             return
         self._close_round(at, pipeline)
         missed = at.step - pipeline.current.step - 1
+        if self.repair.fault is not None:
+            self.desync(at, self.repair.fault.reason, self.repair.fault.tensors)
         if missed > 0:
             self.desync(at, f"{missed} rounds went by unseen")
         elif missed < 0:
@@ -264,14 +271,17 @@ class Phases:
             return
         clients = [client.p2p_identity for client in at.clients]
         finding = self._watch.judge(step, clients, final=final)
-        if finding is not None:
-            self.warm_up.source = finding.right
+        if finding is None:
+            return
+        self.warm_up.source = finding.right
+        if self.pipeline is None or not self.repair.takes(finding, step, final=final):
             self.desync(at, finding.reason, finding.tensors)
 
     def desync(self, at: Moment, reason: str, tensors: tuple[str, ...] = ()) -> None:
         """Our weights are wrong. In warm-up the right ones are loaded at once."""
         if self._watch.fault is not None:
             return
+        self.repair.give_up()
         self._watch.condemn(act.Desynced(step=at.step, reason=reason, tensors=tensors))
         if self.pipeline is not None:
             self.pipeline.abandon_results()

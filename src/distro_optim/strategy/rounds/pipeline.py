@@ -24,8 +24,9 @@ from .choose_result import DueResults
 from .downloads import Downloads
 from .moment import Moment
 from .own_result import OwnResult
+from .repair import MAX_FETCH_SECONDS, Repair
 from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
-from .waiting import is_awaited, is_missing, unheard_seconds
+from .waiting import UNHEARD_SHARE, is_awaited, is_missing, unheard_seconds
 from .weights import WeightsWatch
 from .witness_reports import health_checks, witness_report
 
@@ -44,6 +45,7 @@ class RoundPipeline:
         own_result: what we trained and have not published yet.
         announcer: tells the peers when we have finished.
         watch: what is known of our weights.
+        repair: whether some of them are to be replaced before we train.
         outbox: where what is to be done goes.
 
     Attributes:
@@ -65,6 +67,7 @@ class RoundPipeline:
         own_result: OwnResult,
         announcer: Announcer,
         watch: WeightsWatch,
+        repair: Repair,
         outbox: Outbox,
     ) -> None:
         self.plan = plan
@@ -76,6 +79,7 @@ class RoundPipeline:
         self._own_result = own_result
         self._announcer = announcer
         self._watch = watch
+        self._repair = repair
         self._outbox = outbox
         self.current = RoundState.begin(state, me, draw)
         self._previous: RoundState | None = None
@@ -160,7 +164,7 @@ class RoundPipeline:
 
     def next_timers(self, at: Moment) -> list[float | None]:
         """When :meth:`retry_downloads` and :meth:`advance` have something to do, in monotonic seconds."""
-        return [self._downloads.next_retry(self.live_rounds), self._looks_again_at(at)]
+        return [self._downloads.next_retry(self.live_rounds), self._looks_again_at(at), self._repair.waits_until]
 
     def end_training(self, step: int) -> BatchId | None:
         """The trainer has answered: the batch of the current round that it was at work on, if it was."""
@@ -226,6 +230,8 @@ class RoundPipeline:
         current = self.current
         if self._due is not None and not self._apply(self._due, too_late=too_late):
             return
+        if not too_late and self._waits_for_repair(at):
+            return
         self._prepared = True
         if self._watch.fault is not None:
             current.training_over = True
@@ -246,6 +252,15 @@ class RoundPipeline:
                     own_previous=self._own_previous,
                 )
             )
+
+    def _waits_for_repair(self, at: Moment) -> bool:
+        """Whether some of our weights are to be replaced before we go on, and the others have not said by which."""
+        if self._repair.fault is None or self._watch.fault is not None:
+            return False
+        self._watch.hash(at.state.progress.epoch, at.step)
+        clients = [client.p2p_identity for client in at.clients]
+        longest = min(MAX_FETCH_SECONDS, UNHEARD_SHARE * at.state.config.max_round_train_time)
+        return self._repair.holds_back(at.step, clients, at.now, seconds=_unheard_seconds(at), longest=longest)
 
     def _apply(self, due: DueResults, *, too_late: bool) -> bool:
         """Applies what is due; False if it has to wait for a result, which is asked for."""

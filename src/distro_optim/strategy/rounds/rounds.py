@@ -81,7 +81,7 @@ class Rounds:
     @property
     def fault(self) -> act.Desynced | None:
         """Why our weights are not those of the others; None if they are, as far as we know."""
-        return self._watch.fault
+        return self._watch.fault or self._phases.repair.fault
 
     @property
     def dropped(self) -> Counter[DropReason]:
@@ -190,8 +190,26 @@ class Rounds:
         at, pipeline = self._moment(now), self._phases.pipeline
         report = self._watch.hashed(step, digests, self._announcer.nonce())
         if at is not None and report is not None and self.stage is Stage.RUNNING:
-            self._watch.tell(report)
+            if self._phases.repair.fault is None:
+                self._watch.tell(report)
             self._phases.judge(at, step, final=pipeline is not None and step < pipeline.current.step)
+            self._phases.advance(at)
+        return self._outbox.take()
+
+    def weights_repaired(self, step: int, digests: Sequence[bytes], now: float) -> list[Action]:
+        """Answer to :class:`~.actions.RepairWeights`: the digests of all tensors as they are now."""
+        at = self._moment(now)
+        if at is not None and self._phases.repair.repaired(step):
+            progress = at.state.progress
+            self._watch.tell(self._watch.replaced(progress.epoch, step, digests, self._announcer.nonce()))
+        return self._outbox.take()
+
+    def repair_failed(self, step: int, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.RepairWeights`, too. It is tried again in the next rounds."""
+        at = self._moment(now)
+        fault = self._phases.repair.failed(step)
+        if at is not None and fault is not None:
+            self._phases.desync(at, fault.reason, fault.tensors)
         return self._outbox.take()
 
     # -- inputs: the peers and the clock -------------------------------------------------------------------------------
@@ -234,6 +252,7 @@ class Rounds:
             self._outbox.drop(announcement.sender, DropReason.DUPLICATE)
         else:
             self._phases.judge(at, report.step, final=False)
+            self._phases.advance(at)
         return self._outbox.take()
 
     def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:

@@ -18,7 +18,14 @@ from typing import Final
 from ...coordinator.types import NodeIdentity
 from .round_state import ClaimState, RoundState
 
-__all__ = ["MAX_FAILURES_AWAITED", "UNHEARD_SECONDS", "is_awaited", "is_missing", "unheard_seconds"]
+__all__ = [
+    "MAX_FAILURES_AWAITED",
+    "UNHEARD_SECONDS",
+    "UNHEARD_SHARE",
+    "is_awaited",
+    "is_missing",
+    "unheard_seconds",
+]
 
 UNHEARD_SECONDS: Final = 5.0
 """After our training, for a result that nobody has announced. A round ends when everybody has trained, and a lost

@@ -192,6 +192,11 @@ class WeightsWatch:
         self._ours: dict[int, WeightsReport] = {}
         self._table = WeightsTable()
 
+    @property
+    def num_tensors(self) -> int:
+        """Of the model that was loaded last."""
+        return len(self._names)
+
     # -- what is known against ours ------------------------------------------------------------------------------------
 
     def loaded(self, names: Sequence[str]) -> None:
@@ -226,6 +231,12 @@ class WeightsWatch:
         self._ours[step] = weights_report(epoch, step, digests, nonce)
         return self._ours[step]
 
+    def replaced(self, epoch: int, step: int, digests: Sequence[bytes], nonce: int) -> WeightsReport:
+        """Our report on ``step``, some of whose tensors were replaced by those of peers that are right."""
+        self._ours[step] = weights_report(epoch, step, digests, nonce)
+        self._doubt = None
+        return self._ours[step]
+
     def tell(self, report: WeightsReport) -> None:
         """Announces our report, if our weights are not known to be wrong."""
         if self.fault is None:
@@ -256,6 +267,11 @@ class WeightsWatch:
         self._table.clear()
         self._ours.clear()
         self._asked.clear()
+
+    def verdict(self, step: int, clients: Sequence[bytes]) -> Verdict | None:
+        """What the reports that have come say of ours at ``step``; None if our own is not there yet."""
+        ours = self._ours.get(step)
+        return None if ours is None else self._table.judge(self._me, ours, clients)
 
     def judge(self, step: int, clients: Sequence[bytes], *, final: bool) -> Finding | None:
         """What is wrong with our weights at ``step``; None if nothing is known.

@@ -5,6 +5,7 @@
 ``transfer``         both sides of the protocol
 ``search``           who has the model? All peers are asked at once
 ``peers``            whom to ask next for a part
+``live``             single tensors of the model in training, for peers of our own kind
 ``messages``         the bytes of questions and answers
 ``torchscript``      one tensor as the archive that C++ ``torch::save`` writes
 ``_tensor_pickle``   the one pickle program that such an archive may hold, read without running it

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 
 from typing_extensions import override
 
+from ...live_weights import FetchedTensors, LiveWeights, WantedTensors, fetch_differing
 from ...model_exchange import Check, ModelExchange, Patience, SharedModel
 from ...swarm import Swarm
 from ...tickets import BlobTicket
+from .live import LiveSharing
 from .transfer import TAG_PREFIX, Fetch, ModelSharing, download_model
 
 __all__ = ["SharedModels"]
@@ -20,11 +22,13 @@ class SharedModels(ModelExchange):
     Args:
         sharing: asks and answers.
         swarm: publishes and fetches.
+        live: asks and answers about the model in training; None leaves that out.
     """
 
-    def __init__(self, sharing: ModelSharing, swarm: Swarm) -> None:
+    def __init__(self, sharing: ModelSharing, swarm: Swarm, live: LiveSharing | None = None) -> None:
         self._sharing = sharing
         self._swarm = swarm
+        self._live = live
 
     @override
     def offer(self, model: SharedModel) -> None:
@@ -60,6 +64,17 @@ class SharedModels(ModelExchange):
             patience=patience,
             seconds=seconds,
         )
+
+    @override
+    def offer_live(self, live: LiveWeights | None) -> None:
+        if self._live is not None:
+            self._live.offer(live)
+
+    @override
+    async def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors) -> FetchedTensors:
+        if self._live is None:
+            return await super().download_tensors(providers, wanted)
+        return await fetch_differing(self._live, providers, wanted)
 
     async def _fetch(self, ticket: BlobTicket, limit: int) -> bytes:
         return await self._swarm.fetch(ticket, max_size=limit)

@@ -29,6 +29,10 @@ __all__ = [
     "ModelConfig",
     "ModelParameter",
     "ParameterRequest",
+    "ParameterUnknown",
+    "ParametersNotInitialized",
+    "SerializationError",
+    "TensorName",
     "decode_answer",
     "decode_blob",
     "decode_request",
@@ -51,7 +55,8 @@ _MAX_ERROR_TEXT: Final = 8192
 MAX_CONFIG_BLOB: Final = _MAX_CONFIG + _MAX_TOKENIZER + (16 << 20)
 
 _Text = Annotated[str, Limit(_MAX_ERROR_TEXT)]
-_Name = Annotated[str, Limit(_MAX_NAME)]
+TensorName = Annotated[str, Limit(_MAX_NAME)]
+"""Of a parameter."""
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -66,7 +71,7 @@ class ConfigRequest:
 class ParameterRequest:
     """Asks for one parameter."""
 
-    name: _Name
+    name: TensorName
 
 
 ModelRequest = ConfigRequest | ParameterRequest
@@ -257,7 +262,7 @@ class ModelConfig:
 
     config: Annotated[str, Limit(_MAX_CONFIG)]
     tokenizer: Annotated[str, Limit(_MAX_TOKENIZER)]
-    parameter_names: Annotated[list[_Name], Limit(_MAX_NAMES)]
+    parameter_names: Annotated[list[TensorName], Limit(_MAX_NAMES)]
 
 
 _TransmittableDownload = _DistroResult | ModelParameter | ModelConfig

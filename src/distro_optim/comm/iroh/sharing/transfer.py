@@ -47,7 +47,7 @@ from .search import find_sharers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TAG_PREFIX", "Fetch", "ModelSharing", "Publish", "download_model"]
+__all__ = ["TAG_PREFIX", "Fetch", "ModelSharing", "Publish", "download_model", "parameter_blob", "parameter_tensor"]
 
 _log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class ModelSharing:
             content = encode_blob(ModelConfig(model.config, model.tokenizer, list(model.parameters)))
             return await self._publish(content, _CONFIG_TAG)
         # Copying hundreds of megabytes would stop the loop: gossip would miss its timers.
-        content = await asyncio.to_thread(_parameter_blob, name, model.parameters[name])
+        content = await asyncio.to_thread(parameter_blob, name, model.parameters[name])
         return await self._publish(content, _parameter_tag(name))
 
 
@@ -186,13 +186,15 @@ def _parameter_tag(name: str) -> str:
     return TAG_PREFIX + hashlib.sha256(name.encode()).hexdigest()
 
 
-def _parameter_blob(name: str, tensor: torch.Tensor) -> bytes:
+def parameter_blob(name: str, tensor: torch.Tensor) -> bytes:
+    """One parameter as it travels."""
     from .torchscript import write_tensor
 
     return encode_blob(ModelParameter(name.encode(), write_tensor(tensor)))
 
 
-def _parameter_tensor(name: str, blob: bytes) -> torch.Tensor:
+def parameter_tensor(name: str, blob: bytes) -> torch.Tensor:
+    """See :func:`parameter_blob`; raises ProtocolError."""
     from .torchscript import read_tensor
 
     content = decode_blob(blob)
@@ -268,7 +270,7 @@ async def download_model(
 
     async def one(name: str) -> None:
         async with slots:
-            parameters[name] = await state.part(name, limit_of(name), lambda blob: _parameter_tensor(name, blob))
+            parameters[name] = await state.part(name, limit_of(name), lambda blob: parameter_tensor(name, blob))
         if told is not None:
             told(len(parameters), len(config.parameter_names))
 
