@@ -12,6 +12,7 @@
 ``loading``             the weights with which a peer begins
 ``handover``            the model on its way between peers
 ``identity``            what peers must have in common, as text that travels with the model
+``machine``             does this machine compute what the others compute? The self-test
 ``checkpoint``          checkpoints, whole or not there at all
 ``checkpoint_keeper``   what a session begins from, and what it saves
 ``resuming``            a run that was interrupted, as its host begins it again

@@ -14,6 +14,7 @@ from ...errors import ExchangeError, ModelMismatchError, ProtocolError
 from ..port import ModelSharing
 from ..rounds.actions import Initialize
 from .identity import ModelIdentity, describe, weights_root
+from .machine import machine_facts
 from .trainer import SwarmTrainer
 
 __all__ = ["ModelHandover", "message_bytes"]
@@ -78,7 +79,7 @@ class ModelHandover:
 
     def identity(self, epoch: int, step: int, weights: bytes = bytes(32)) -> ModelIdentity:
         """What the model is now; ``weights`` is the root over its hashes, where it is wanted."""
-        return describe(
+        identity = describe(
             self._trainer.tensors,
             self._trainer.optimizer,
             epoch=epoch,
@@ -87,6 +88,7 @@ class ModelHandover:
             script_rates=self._script_rates,
             data=self._data,
         )
+        return replace(identity, machine=machine_facts(self._trainer.optimizer))
 
     def snapshot(self, epoch: int, step: int) -> tuple[dict[str, Tensor], ModelIdentity]:
         """Copies of all tensors as they are at the start of ``step``, and what they are."""

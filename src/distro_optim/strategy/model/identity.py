@@ -11,7 +11,8 @@ model of transformers has the entries of its own configuration, so that the text
                       "optimizer": {"tiling": "padded", "transform": "dct", "quantize_1bit": true,
                                     "arithmetic": "exact",
                                     "groups": [{"parameters": 2, "lr": 0.001, "weight_decay": 0.0, ...}]},
-                      "data": {"size": 60000, "seed": 123}}, ...}
+                      "data": {"size": 60000, "seed": 123},
+                      "machine": {"merge": "<64 hex digits>", "device": "cpu", "torch": "2.13.0", ...}}, ...}
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
 from ...optimizer import DisTrO
 from ...verify.merkle import merkle_root
 from ..rounds.weights import tensor_digest
+from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
 
 __all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "weights_root"]
@@ -89,6 +91,8 @@ class ModelIdentity:
         settings: of the whole optimizer.
         groups: settings of each parameter group; ``lr`` is that of the step, if the script decides it.
         data: size of the dataset and seed of its order, where they are known.
+        machine: the self-test of the peer's arithmetic, and what it may depend on; see :mod:`.machine`. Empty where it
+            is not said.
         version, torch_version: of this package and of PyTorch.
     """
 
@@ -99,6 +103,7 @@ class ModelIdentity:
     settings: Mapping[str, str | bool]
     groups: tuple[Mapping[str, float | int], ...]
     data: Mapping[str, int] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
     torch_version: str = torch.__version__
 
@@ -116,6 +121,7 @@ class ModelIdentity:
             "tensors": [[t.name, t.kind, t.dtype, list(t.shape)] for t in self.tensors],
             "optimizer": {**self.settings, "groups": [dict(group) for group in self.groups]},
             "data": dict(self.data),
+            "machine": dict(self.machine),
         }
         return json.dumps({**_transformers_config(model), _ENTRY: entry})
 
@@ -199,7 +205,8 @@ class ModelIdentity:
 
     def harmless_differences(self, theirs: ModelIdentity) -> list[str]:
         """What differs and does not make weights differ, or not for certain; one sentence each."""
-        found = []
+        other_steps = explain_difference(self.machine, theirs.machine)
+        found = [other_steps] if other_steps is not None else []
         for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=False)):
             for name in _PRIVATE_SETTINGS:
                 if ours_.get(name) != theirs_.get(name):
@@ -355,9 +362,19 @@ def _decode_entry(entry: _Fields) -> ModelIdentity:
         settings=settings,
         groups=tuple(_decode_group(item) for item in optimizer.get("groups", list)),
         data={name: data.get(name, int) for name in data.content},
+        machine=_decode_machine(entry.content.get("machine", {})),
         version=version,
         torch_version=entry.get("torch", str),
     )
+
+
+def _decode_machine(item: object) -> dict[str, str]:
+    """What we know of what is said; all of it in words that can be shown."""
+    machine = _Fields(item, "distro_optim.machine")
+    facts: dict[str, str] = {name: machine.get(name, str) for name in (MERGE, *FACTS) if name in machine.content}
+    if not all(len(fact) <= MAX_FACT and fact.isascii() and fact.isprintable() for fact in facts.values()):
+        raise ProtocolError("too long, or not printable", field=machine.where)
+    return facts
 
 
 def _decode_tensor(item: object) -> TensorIdentity:
