@@ -15,7 +15,7 @@ import pytest
 
 import warm_python
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh import ffi
+from distro_optim.comm.iroh import endpoint, ffi
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
 from distro_optim.comm.signing import SecretKey
@@ -119,6 +119,13 @@ def test_a_relay_url_that_cannot_be_read_hides_no_other_address(make_node: MakeN
     server.accept(ALPN, echo)
     client.addresses.add(EndpointAddr(server.endpoint_id, ("https://", "https://1.2.3.999/", "https://a%zz/")))
     assert client.submit(say(client, server.endpoint_id, b"hello")).result(SECONDS) == b"hello"
+
+
+def test_each_relay_server_of_a_peer_has_its_turn() -> None:
+    # The one that it was at before may be known for longer than the one that it is at now.
+    relays = ("http://10.0.0.9:3340/", "https://1.2.3.999/", "https://relay.example/")
+    known = EndpointAddr(SecretKey(b"\5" * 32).public, relays)
+    assert {endpoint._raw_addr(known).relay_url() for _ in range(100)} == {relays[0], relays[2]}
 
 
 def test_external_addresses_are_told_to_others(make_node: MakeNode) -> None:

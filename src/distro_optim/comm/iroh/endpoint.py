@@ -16,6 +16,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -549,8 +550,10 @@ def _iroh() -> Any:
 
 def _raw_addr(address: EndpointAddr) -> Any:
     iroh = _iroh()
-    # The package takes one relay server, and nothing at all of an address whose URL it cannot read.
-    relay = next((url for url in address.relays if _is_readable(url)), None)
+    # The package takes one relay server, and nothing at all of an address whose URL it cannot read. Which of several a
+    # peer is at now is not known: another dial may try another one.
+    readable = [url for url in address.relays if _is_readable(url)]
+    relay = random.choice(readable) if readable else None
     with translate_errors():
         peer = iroh.EndpointId.from_bytes(address.id)
         return iroh.EndpointAddr(peer, relay, [str(socket_addr) for socket_addr in address.direct])
