@@ -233,6 +233,39 @@ def test_a_script_that_returns_a_dict_gets_the_mean_loss_back(
     assert output["size"] == 4
 
 
+def test_hooks_see_the_scripts_own_batches(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
+    """A round of several: the first of them when it begins, the last when it ends; never fetched a second time."""
+    seen: list[tuple[str, list[int]]] = []
+
+    def before(self: Any, batch: Any, batch_idx: int) -> None:
+        index, x, y = batch
+        seen.append(("module", index.tolist()))
+        assert x.dtype == torch.float32
+        assert len(x) == len(y) == 4
+
+    class Watches(both.Callback):  # type: ignore[name-defined, misc]
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            index, _, _ = batch
+            seen.append(("callback", index.tolist()))
+
+    watches = Watches()
+    module = make_module(both, on_train_batch_start=before)
+    trainer = make_trainer(
+        both, tmp_path, strategy(both), max_steps=2, max_epochs=-1, accumulate_grad_batches=4, callbacks=[watches]
+    )
+    trainer.fit(module, loader(batch_size=4))
+    trained = module.samples
+    assert len(trained) == 8
+    assert seen == [
+        ("module", trained[0]),
+        ("callback", trained[3]),
+        ("module", trained[4]),
+        ("callback", trained[7]),
+    ]
+    assert "on_train_batch_start" not in vars(module), "nothing is left on the script's objects"
+    assert "on_train_batch_end" not in vars(watches)
+
+
 @pytest.mark.slow
 def test_a_fit_after_a_fit(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     module = make_module(both)

@@ -40,6 +40,7 @@ from typing_extensions import override
 
 from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
+from .frameworks.batch_hooks import BatchHooks
 from .frameworks.first_sample import look_at_first_sample
 from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
@@ -125,6 +126,8 @@ class PsycheStrategy(RoundPasses):
         self._round = None
         self._round_waits = False
         self._set_aside = []
+        self._shown = None
+        self._batch_hooks = BatchHooks(self._shown_of)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -250,6 +253,7 @@ class PsycheStrategy(RoundPasses):
             trainer.fit_loop._combined_loader = None
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
+        self._batch_hooks.stand_in([*trainer.callbacks, module])
         if session.clip_grad_norm is not None and trainer.gradient_clip_val is not None:
             warn(
                 f"the run clips gradients to a norm of {session.clip_grad_norm:g}, in place of "
@@ -400,6 +404,7 @@ class PsycheStrategy(RoundPasses):
             if session is not None:
                 session.close()
         finally:
+            self._batch_hooks.remove()
             if module is not None:
                 vars(module).pop("_on_before_batch_transfer", None)
                 if (trainer := module._trainer) is not None and self._accumulate is not None:

@@ -7,6 +7,7 @@
 ``samples``              batches of a round from the user's own ``DataLoader``
 ``first_sample``         what a run would give us first, read before we ask to be in it
 ``round_loader``         a loader whose every batch is a round
+``batch_hooks``          hooks of a script see its own batches
 ``lightning_checks``     what of a script cannot work in a run
 ``one_device``           a strategy that does without processes where there is one device
 ``lightning_machine``    one peer of one device or of several

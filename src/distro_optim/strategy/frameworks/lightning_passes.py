@@ -28,6 +28,8 @@ class RoundPasses(OneMachine):
     _round: Round | None
     _set_aside: list[tuple[Tensor, Tensor]]
     """Gradients of all passes but the last, while Lightning clears gradients."""
+    _shown: tuple[RoundBatch, Any] | None
+    """A round, and the one of its batches that hooks see now: the first before the passes, the last after them."""
 
     @property
     def _trainer(self) -> Any:
@@ -78,7 +80,9 @@ class RoundPasses(OneMachine):
         sum_of_losses: Any = 0.0
         output: Any = None
         for number, (piece, weight) in enumerate(batch.micro_batches(), start=1):
-            prepared = self._prepared(piece)
+            if number > 1 or self._shown is None or self._shown[0] is not batch:
+                self._shown = batch, self._prepared(piece)
+            prepared = self._shown[1]
             results.batch, results.batch_size = prepared, None
             last = number == len(batch)
             with nullcontext() if last else self.block_backward_sync():
@@ -111,6 +115,12 @@ class RoundPasses(OneMachine):
         batch = self.precision_plugin.convert_input(batch)
         batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
         return self.batch_to_device(batch, dataloader_idx=0)
+
+    def _shown_of(self, batch: RoundBatch) -> Any:
+        """What hooks see in place of a round: a batch as ``training_step`` has it."""
+        if self._shown is None or self._shown[0] is not batch:
+            self._shown = batch, self._prepared(batch.first()) if len(batch) else batch
+        return self._shown[1]
 
     def _put_gradients_aside(self) -> None:
         params = [p for group in self._optimizer.param_groups for p in group["params"]]

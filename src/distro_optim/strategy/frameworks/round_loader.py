@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, Self
 
 import torch
@@ -61,6 +62,7 @@ class RoundBatch:
         self.samples = samples
         self._weights = tuple(weights)
         self._batches = batches
+        self._begun: tuple[Any, Iterator[Any]] | None = None
 
     def __len__(self) -> int:
         """Forward passes."""
@@ -68,8 +70,17 @@ class RoundBatch:
 
     def micro_batches(self) -> Iterator[tuple[Any, float]]:
         """The batches, as the user's loader makes them, and what the mean loss of each counts in the round's."""
-        for weight, batch in zip(self._weights, self._batches(), strict=False):
+        begun, self._begun = self._begun, None
+        batches = self._batches() if begun is None else chain(begun[:1], begun[1])
+        for weight, batch in zip(self._weights, batches, strict=False):
             yield batch, weight
+
+    def first(self) -> Any:
+        """The first of the batches, before :meth:`micro_batches` gives it; none may be without one."""
+        if self._begun is None:
+            batches = self._batches()
+            self._begun = next(batches), batches
+        return self._begun[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Lightning's float64 and half precision copy batches to convert them; there is nothing to convert here yet.
