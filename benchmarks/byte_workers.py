@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
+from distro_optim.compress import Arithmetic
 from distro_optim.optim.reference import ReferenceTensor, Sent
 
 __all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "PlainWorkers", "Workers"]
@@ -96,7 +97,7 @@ def gradients(model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> list
 class DistroWorkers(Workers):
     """Four optimizers, each with weights of its own in ``dtype``."""
 
-    def __init__(self, method: Method, dtype: torch.dtype) -> None:
+    def __init__(self, method: Method, dtype: torch.dtype, arithmetic: Arithmetic = "exact") -> None:
         self._overlap = method.overlap
         self._steps = 0
         self._model = ByteTransformer()
@@ -114,6 +115,7 @@ class DistroWorkers(Workers):
                 quantize_1bit=method.quantize,
                 overlap=method.overlap,
                 exchange=exchange,
+                arithmetic=arithmetic,
             )
             for weights, exchange in zip(self._weights, self._exchanges, strict=True)
         ]

@@ -120,8 +120,12 @@ def execute(run: Run) -> Result:
     if run.kind == ADAMW_RUN:
         workers: Workers = AdamWWorkers(run.method)
     else:
-        kind = PlainWorkers if run.kind in (PLAIN, PLAIN_USED) else DistroWorkers
-        workers = kind(run.method, torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64)
+        dtype = torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64
+        if run.kind in (PLAIN, PLAIN_USED):
+            workers = PlainWorkers(run.method, dtype)
+        else:
+            # In float64 to be compared with the plain twin, whose arithmetic is the published one.
+            workers = DistroWorkers(run.method, dtype, "exact" if run.kind == USED else "float")
     data = source_bytes(run.seed)
     steps, losses = [0], [validation_loss(workers.model(), data, VALIDATION_WINDOWS)]
     for step in range(run.steps):
