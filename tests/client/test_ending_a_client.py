@@ -100,4 +100,4 @@ def test_a_client_ends_in_the_midst_of_a_batch_and_saves_what_it_has(tmp_path: P
     assert is_gone(client)
     assert "Traceback" not in client.log.read_text()
     server.until(lambda: any(r.get("event") == "left" for r in server.records()), "departure")
-    assert list(checkpoints.glob("step-*/model.safetensors"))
+    assert list(checkpoints.glob("proof-step*/model.safetensors"))

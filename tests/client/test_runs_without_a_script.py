@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from client.processes import DISTRO, TINY_LLAMA, Client, Process, Server, wait_for_all, write_state, write_tokens
 from distro_optim.models.causal_lm import CausalLM
+from distro_optim.strategy.model.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -76,7 +77,8 @@ def test_four_clients_train_a_llama_while_one_is_killed_and_one_comes_late(tmp_p
     assert all(len({weights[step] for weights in at_step}) == 1 for step in shared)
     assert not any(each.latest("fault") for each in clients)
 
-    saved = [sorted(each.checkpoints.glob("step-*"))[-1] for each in clients]
+    saved = [CheckpointStore(each.checkpoints).saved()[-1] for each in clients]
+    assert all(path.name.startswith("proof-step") for path in saved)
     assert len({folder.name for folder in saved}) == 1
     weights = [load_file(folder / "model.safetensors") for folder in saved]
     for name, tensor in weights[0].items():

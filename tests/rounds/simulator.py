@@ -296,20 +296,14 @@ class Weather:
 class World:
     """The clock, the coordinator, the network."""
 
-    def __init__(
-        self,
-        *,
-        seed: int = 1,
-        weather: Weather | None = None,
-        cold_start: int = 0,
-        checkpoint: Checkpoint = IN_A_HOSTED_RUN,
-        **config: int,
-    ) -> None:
+    checkpoint: Checkpoint = IN_A_HOSTED_RUN
+
+    def __init__(self, *, seed: int = 1, weather: Weather | None = None, cold_start: int = 0, **config: int) -> None:
         self.now = 0.0
         self.rng = random.Random(seed)
         self.weather = weather or Weather()
         settings = {"witness_nodes": 0, "global_batch_size_start": 8, "global_batch_size_end": 8} | config
-        state = waiting_run("run", checkpoint, cold_start_warmup_steps=cold_start, **settings)
+        state = waiting_run("run", self.checkpoint, cold_start_warmup_steps=cold_start, **settings)
         self.host = RunHost(replace(state, model=replace(state.model, lr_schedule=ConstantLR(LR, LR, 0))))
         self.members: list[Member] = []
         self.cut_off: set[Member] = set()

@@ -23,9 +23,8 @@ from distro_optim.strategy.rounds.results import encode_result, max_result_size,
 from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.testing.psyche_twin import PsycheTwin, with_wild_values
 from distro_optim.testing.updates import random_update, same_update
-from rounds.simulator import IN_A_HOSTED_RUN, PLAN, Member, Weather, World
+from rounds.simulator import PLAN, Member, Weather, World
 
-PSYCHES = Hub(HubRepo("somebody/model"))
 HARMLESS = {DropReason.DUPLICATE, DropReason.WRONG_STEP, DropReason.NOT_RUNNING}
 DEAF_SECONDS = 10.0
 """A client of Psyche's notices only then that it has no neighbour."""
@@ -88,6 +87,10 @@ class Theirs(Ours):
         super().carry_out(action)
 
 
+class PsychesWorld(World):
+    checkpoint = Hub(HubRepo("somebody/model"))
+
+
 @dataclass
 class Mixed:
     """A run of ours and theirs."""
@@ -99,7 +102,7 @@ class Mixed:
     @classmethod
     def of(cls, ours: int, theirs: int, *, quantized: bool, **world: Any) -> Mixed:
         settings = {"total_steps": 24, "epoch_time": 60, "max_round_train_time": 15, "round_witness_time": 1}
-        place = World(checkpoint=PSYCHES, **{**settings, **world})
+        place = PsychesWorld(**{**settings, **world})
         made = cls(place, [], [])
         for number in range(1, ours + theirs + 1):
             kind = Ours if number <= ours else Theirs
@@ -179,6 +182,27 @@ def test_late_and_lost_gossip_costs_time_and_no_client(seed: int) -> None:
     assert set(run.dropped) <= HARMLESS
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_in_fifty_four_rounds_at_most_ten_announcements_say_what_everybody_has(seconds: float) -> None:
+    """As Psyche's client counts them: those that it ignores."""
+    run = Mixed.of(1, 1, quantized=True, total_steps=57, epoch_time=900, max_round_train_time=60)
+    for member in run.world.members:
+        member.train_seconds = seconds
+    run.until_finished()
+    ignored = run.theirs[0].rounds.dropped
+    assert ignored[DropReason.DUPLICATE] + ignored[DropReason.WRONG_STEP] <= 10
+    run.assert_all_counted(every=2)
+
+
+def test_a_client_that_loads_long_hears_soon_that_we_are_ready() -> None:
+    """It hears nothing before, and would wait ten seconds for the next repetition."""
+    run = Mixed.of(2, 1, quantized=True, warmup_time=50, epoch_time=90)
+    run.theirs[0].load_seconds = 4.0
+    began = run.world.until_phase(RunState.WARMUP).run_state_start_unix_timestamp
+    run.world.until_phase(RunState.ROUND_TRAIN)
+    assert run.world.now - began < 4.0 + 3.0
+
+
 def test_clients_that_hear_nothing_at_first_are_waited_for() -> None:
     run = Mixed.of(2, 2, quantized=True, total_steps=8, warmup_time=50, epoch_time=90)
     run.world.until_phase(RunState.WARMUP)
@@ -235,7 +259,7 @@ def test_wild_values_are_read_bit_for_bit_where_they_are_allowed_and_refused_els
 
 def test_a_run_of_our_own_kind_does_not_take_them() -> None:
     """One NaN would cancel what everybody else contributes to its tile."""
-    world = World(checkpoint=IN_A_HOSTED_RUN, total_steps=12, epoch_time=60)
+    world = World(total_steps=12, epoch_time=60)
     honest = [Ours(world, number) for number in (1, 2, 3)]
     for member in honest:
         member.quantized = False

@@ -15,7 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 
 import warm_python
+from distro_optim.coordinator.model import Hub, HubRepo
+from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
+from distro_optim.coordinator.types import Coordinator
 from distro_optim.errors import ConfigurationError
+from distro_optim.models.locations import checkpoint_folder
 from distro_optim.strategy.model import checkpoint as checkpoint_module
 from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
 from distro_optim.strategy.model.identity import describe, weights_root
@@ -26,6 +30,10 @@ from runs import waiting_run
 from .scripts import Net, new_model, new_optimizer
 
 pytestmark = pytest.mark.waiting
+
+
+OURS = waiting_run("friends", Hub(SHARED_BY_PEERS))
+PSYCHES = waiting_run("friends", Hub(HubRepo("somebody/model")))
 
 
 class Peer:
@@ -39,7 +47,9 @@ class Peer:
             param.grad = torch.ones_like(param)
         self.optimizer.generate()
 
-    def save(self, store: CheckpointStore, step: int = 40) -> Path:
+    def save(
+        self, store: CheckpointStore, step: int = 40, state: Coordinator | None = OURS, run: str = "friends"
+    ) -> Path:
         tensors = self.trainer.tensors
         identity = describe(
             tensors,
@@ -54,9 +64,9 @@ class Peer:
             self.model,
             tensors.copies(),
             self.trainer.momentum(),
-            run_id="friends",
+            run_id=run,
             identity=identity,
-            state=waiting_run("friends"),
+            state=state,
         )
 
 
@@ -81,7 +91,7 @@ def test_weights_buffers_momentum_and_run_come_back_bit_for_bit(tmp_path: Path, 
     )
     assert any(bool(delta.any()) for delta in other.trainer.momentum().values())
     assert (found.run_id, found.step) == ("friends", 40)
-    assert found.state == waiting_run("friends")
+    assert found.state == OURS
 
 
 def test_the_weights_load_without_this_package(tmp_path: Path) -> None:
@@ -147,6 +157,56 @@ def test_going_back_keeps_what_was_saved_later(tmp_path: Path) -> None:
     peer.save(store, 50)
     peer.save(store, 20)
     assert [path.name for path in store.saved()] == ["step-00000020", "step-00000050"]
+
+
+def test_in_a_run_of_psyches_they_are_called_as_its_client_calls_them(tmp_path: Path) -> None:
+    """By the last step that is in the weights."""
+    store, peer = CheckpointStore(tmp_path, keep=2), Peer()
+    for step in (9, 10, 11):
+        peer.save(store, step, PSYCHES)
+    assert [path.name for path in store.saved()] == ["friends-step9", "friends-step10"]
+    assert checkpoint_folder(tmp_path, "friends", 10) == store.saved()[-1]
+    assert latest(tmp_path).step == 11
+    found = store.of_step(10, "friends")
+    assert found is not None
+    assert found.step == 10
+    assert store.of_step(9, "friends") is store.of_step(10, "others") is None
+
+
+def test_names_of_before_are_found_and_go_when_their_time_has_come(tmp_path: Path) -> None:
+    store, peer = CheckpointStore(tmp_path, keep=2), Peer()
+    for step in (8, 9):
+        peer.save(store, step)  # as all were called once
+    assert latest(tmp_path).step == 9
+    found = store.of_step(9, "friends")
+    assert found is not None
+    assert found.path.name == "step-00000009"
+    peer.save(store, 10, PSYCHES)
+    assert [path.name for path in store.saved()] == ["step-00000009", "friends-step9"]
+    assert latest(tmp_path).step == 10
+
+
+def test_what_psyches_client_saved_in_the_same_folder_is_left_alone(tmp_path: Path) -> None:
+    store, peer = CheckpointStore(tmp_path, keep=1), Peer()
+    theirs = tmp_path / "friends-step900"
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_bytes(b"weights")
+    assert store.latest() is None
+    for step in (9, 10):
+        peer.save(store, step, PSYCHES)
+    assert [path.name for path in store.saved()] == ["friends-step9"]
+    assert (theirs / "model.safetensors").read_bytes() == b"weights"
+    assert store.of_step(901, "friends") is None
+
+
+@pytest.mark.parametrize("run", ["../outside", "a/b", "a\0b", ".unfinished-x", ".replaced-x", ".."])
+def test_a_run_whose_name_cannot_be_that_of_a_folder_is_saved_all_the_same(tmp_path: Path, run: str) -> None:
+    store, peer = CheckpointStore(tmp_path / "inside"), Peer()
+    peer.save(store, 9, PSYCHES, run)
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    assert [path.name for path in CheckpointStore(tmp_path / "inside").saved()] == ["step-00000009"]
+    assert latest(tmp_path / "inside").run_id == run
+    assert store.of_step(9, run) is not None
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def saving(folder: Path, **settings: Any) -> Script:
 def saved_at_the_start(folder: Path, state: Coordinator) -> Checkpoint:
     """The checkpoint of the step to which a server goes back; the sessions, which left later, have a newer one."""
     store = CheckpointStore(folder)
-    newest, found = store.latest(), store.of_step(state.epoch_state.start_step)
+    newest, found = store.latest(), store.of_step(state.epoch_state.start_step, state.run_id)
     assert found is not None
     assert newest is not None
     assert newest.step > found.step

@@ -9,6 +9,9 @@
         run.toml               the coordinator's state, in the form of ``distro_optim.coordinator.formats.text``
         distro_optim.json      run, step, hash of the weights, what the tensors are; written last
 
+In a run of Psyche's the folder is called as Psyche's client calls it, ``{run_id}-step119`` for the same weights: it
+names the last step that is in them, we the one that comes next. Either name is found when a run is resumed.
+
 Nothing of this package is needed to use the weights: ``safetensors.torch.load_model(model, ".../model.safetensors")``,
 or ``from_pretrained(".../step-00000120")``.
 
@@ -33,9 +36,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...coordinator.formats.text import to_toml
+from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.server.store import read_state_file
 from ...coordinator.types import Coordinator
-from ...errors import ConfigurationError, ProtocolError
+from ...errors import ConfigurationError, ModelWeightsError, ProtocolError
+from ...models.locations import checkpoint_folder
 from .identity import ModelIdentity
 from .named_tensors import NamedTensors, plain_name
 
@@ -52,7 +57,11 @@ _METADATA: Final = {"format": "pt"}
 """As the Hugging Face libraries expect it."""
 
 _NAME: Final = re.compile(r"step-(\d{8,10})")
-"""Of a checkpoint's folder."""
+"""Of a checkpoint's folder: the step that comes next."""
+
+_PSYCHES_NAME: Final = re.compile(r"(?!\.).+-step(\d{1,10})", re.DOTALL)
+"""The same in a run of Psyche's: the last step (``shared/client/src/state/cooldown.rs``). None is hidden: what we have
+not finished is."""
 
 _UNFINISHED: Final = ".unfinished-"
 """What the name of a folder begins with while it is written."""
@@ -168,8 +177,8 @@ class CheckpointStore:
 
     def saved(self) -> list[Path]:
         """Folders of the saved steps, the latest last."""
-        steps = {path: int(match[1]) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))}
-        return sorted(steps, key=steps.__getitem__)
+        steps = {path: step for path in self.directory.iterdir() if (step := _step_of(path)) is not None}
+        return sorted(steps, key=lambda path: (steps[path], path.name))
 
     def latest(self) -> Checkpoint | None:
         """The latest saved step; None if there is none.
@@ -180,16 +189,26 @@ class CheckpointStore:
         saved = self.saved()
         return _read_checkpoint(saved[-1]) if saved else None
 
-    def of_step(self, step: int) -> Checkpoint | None:
-        """The one of this step; None if there is none.
+    def of_step(self, step: int, run_id: str) -> Checkpoint | None:
+        """The one of this step of a run; None if there is none.
 
         Raises:
             ConfigurationError: it is damaged.
         """
-        path = self._path_of(step)
-        return _read_checkpoint(path) if path.is_dir() else None
+        for path in (self._path_of(step, run_id, as_psyche=True), self._path_of(step, run_id, as_psyche=False)):
+            if path.is_dir() and _step_of(path) == step:
+                checkpoint = _read_checkpoint(path)
+                if checkpoint.run_id == run_id:
+                    return checkpoint
+        return None
 
-    def _path_of(self, step: int) -> Path:
+    def _path_of(self, step: int, run_id: str, *, as_psyche: bool) -> Path:
+        """Where a step of a run is saved."""
+        if as_psyche and not run_id.startswith("."):
+            try:
+                return checkpoint_folder(self.directory, run_id, step - 1)
+            except ModelWeightsError:
+                pass  # runs are named by strangers, and not every name can be that of a folder
         return self.directory / f"step-{step:08}"
 
     def save(
@@ -212,7 +231,8 @@ class CheckpointStore:
         Raises:
             OSError: it could not be written; what was saved before is untouched.
         """
-        path = self._path_of(identity.step)
+        as_psyche = state is not None and not is_shared_by_peers(state.model.checkpoint)
+        path = self._path_of(identity.step, run_id, as_psyche=as_psyche)
         unfinished = self.directory / f"{_UNFINISHED}{os.getpid()}-{identity.step}"
         try:
             unfinished.mkdir()
@@ -230,7 +250,7 @@ class CheckpointStore:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         # Not those of a later step: somebody went back on purpose, and may want them.
-        older = [other for other in self.saved() if other.name <= path.name]
+        older = [other for other in self.saved() if (_step_of(other) or 0) <= identity.step]
         for old in older[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path
@@ -243,6 +263,15 @@ class CheckpointStore:
         os.replace(unfinished, path)
         _sync(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int | None:
+    """The step that comes next after a folder's weights; None if it is not one of ours."""
+    if (match := _NAME.fullmatch(path.name)) is not None:
+        return int(match[1])
+    match = _PSYCHES_NAME.fullmatch(path.name)
+    # One that Psyche's client wrote has no momentum, and nothing that says what it is.
+    return int(match[1]) + 1 if match is not None and (path / _ABOUT).is_file() else None
 
 
 def _write_model(folder: Path, model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -147,8 +147,7 @@ class CheckpointFolder(CheckpointKeeper):
 
     @override
     def of_step(self, run_id: str, step: int) -> Checkpoint | None:
-        checkpoint = self._store.of_step(step)
-        return checkpoint if checkpoint is not None and checkpoint.run_id == run_id else None
+        return self._store.of_step(step, run_id)
 
     @override
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:

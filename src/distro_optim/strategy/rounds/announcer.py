@@ -1,9 +1,10 @@
 """What we announce, now and again, since gossip may lose a message. No I/O.
 
 Psyche's clients repeat one of their messages every ten seconds (``REBROADCAST_SHAREABLE``, ``shared/client/src``), so
-that each has its turn about once a minute, longer than most rounds last. Here every message is repeated soon and then
-less and less often: a round waits for the peers that have not heard, while in a round that goes well nothing is
-repeated.
+that each has its turn about once a minute, longer than most rounds last. In a run of our own kind every message is
+repeated soon and then less and less often (:data:`PROMPT`): a round waits for the peers that have not heard, while in a
+round that goes well nothing is repeated. In a run of Psyche's, whose rounds last seconds anyway, each message is
+repeated every ten seconds (:data:`AMONG_PSYCHES`), and not at all once everybody is known to have it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...verify.commitment import Commitment
 from .actions import Announce, Outbox
 from .broadcasts import Broadcast, BroadcastType, Finished
 
-__all__ = ["FIRST_REPEAT_SECONDS", "REBROADCAST_SECONDS", "Announcer", "Repeats"]
+__all__ = ["AMONG_PSYCHES", "FIRST_REPEAT_SECONDS", "PROMPT", "REBROADCAST_SECONDS", "Announcer", "Pace", "Repeats"]
 
 FIRST_REPEAT_SECONDS: Final = 1.0
 """After a message; then twice as long each time. Longer than gossip takes around the world. Chosen arbitrarily."""
@@ -29,6 +30,29 @@ REBROADCAST_SECONDS: Final = 10.0
 
 WARMUP_REPEAT_SECONDS: Final = 2.0
 """In warm-up everybody waits for the last peer to be heard; so much shorter than in a round. Chosen arbitrarily."""
+
+ANSWER_SECONDS: Final = 0.5
+"""Until our "ready" is repeated for a client that says it is ready: Psyche's hear nothing before, and look every half
+second."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How soon and how often something is repeated, in seconds; pauses double.
+
+    Attributes:
+        first: until the first repetition.
+        longest: pause at most.
+        in_warm_up: pause at most, in warm-up.
+    """
+
+    first: float
+    longest: float
+    in_warm_up: float
+
+
+PROMPT: Final = Pace(FIRST_REPEAT_SECONDS, REBROADCAST_SECONDS, WARMUP_REPEAT_SECONDS)
+AMONG_PSYCHES: Final = Pace(REBROADCAST_SECONDS, REBROADCAST_SECONDS, REBROADCAST_SECONDS)
 
 _U32: Final = 0xFFFF_FFFF
 _NONCE_BYTES: Final = 4
@@ -43,21 +67,38 @@ class _Said:
     pause: float
 
     @property
-    def longest_pause(self) -> float:
-        """Seconds."""
+    def is_of_warm_up(self) -> bool:
+        """Whether it says that we are ready."""
         data = self.broadcast.data
-        return WARMUP_REPEAT_SECONDS if isinstance(data, Finished) and data.warmup else REBROADCAST_SECONDS
+        return isinstance(data, Finished) and data.warmup
 
 
 class Repeats:
-    """What we have said and will repeat."""
+    """What we have said and will repeat.
+
+    Attributes:
+        pace: of what is said from now on.
+    """
 
     def __init__(self) -> None:
+        self.pace = PROMPT
         self._said: list[_Said] = []
 
     def add(self, broadcast: Broadcast, now: float) -> None:
         """Something was said for the first time."""
-        self._said.append(_Said(broadcast, now + FIRST_REPEAT_SECONDS, FIRST_REPEAT_SECONDS))
+        self._said.append(_Said(broadcast, now + self.pace.first, self.pace.first))
+
+    def answer_ready(self, now: float) -> None:
+        """A peer is ready. A client of Psyche's has not listened before; one of ours has."""
+        for said in self._said:
+            if said.is_of_warm_up and self.pace is AMONG_PSYCHES:
+                said.due = min(said.due, now + ANSWER_SECONDS)
+
+    def drop_results_of(self, step: int) -> None:
+        """Everybody has them."""
+        self._said = [
+            said for said in self._said if said.broadcast.step != step or isinstance(said.broadcast.data, Finished)
+        ]
 
     def drop_before(self, step: int) -> None:
         """Forgets what is about earlier steps (warm-up's have step 0), and who had finished in a round that is over."""
@@ -85,7 +126,8 @@ class Repeats:
         for said in self._said:
             if said.due <= now:
                 said.broadcast = replace(said.broadcast, nonce=(said.broadcast.nonce + 1) & _U32)
-                said.pause = min(2 * said.pause, said.longest_pause)
+                longest = self.pace.in_warm_up if said.is_of_warm_up else self.pace.longest
+                said.pause = min(2 * said.pause, longest)
                 said.due = now + said.pause
                 again.append(said.broadcast)
         return again

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ...compress import TilePlan
+from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.types import NodeIdentity, RunState
 from ...errors import CoordinatorError
 from . import actions as act
 from .actions import DropReason, Outbox
 from .admission import EarlyMessages, NotAdmitted, Peers
-from .announcer import Announcer
+from .announcer import AMONG_PSYCHES, PROMPT, Announcer
 from .broadcasts import Broadcast
 from .moment import Moment
 from .own_result import OwnResult
@@ -97,6 +98,8 @@ class Phases:
 
     def follow(self, at: Moment) -> None:
         """Does what the phase of the run asks for."""
+        is_psyches = not is_shared_by_peers(at.state.model.checkpoint)
+        self._announcer.repeats.pace = AMONG_PSYCHES if is_psyches else PROMPT
         try:
             if at.is_in(_S.ROUND_TRAIN, _S.ROUND_WITNESS):
                 if self.stage is Stage.RUNNING and self._plan is not None:

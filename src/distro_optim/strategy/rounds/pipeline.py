@@ -181,11 +181,12 @@ class RoundPipeline:
         current, previous = self.current, self._previous
         if not self._prepared:
             self._prepare(at, too_late=False)
+        self._forget_what_all_have(at)
         if not current.training_over or not at.is_in(RunState.ROUND_TRAIN):
             return
         if current.ready_at is None:
             current.ready_at = at.now
-        unheard_until = current.ready_at + _unheard_seconds(at)
+        unheard_until = current.ready_at + self._unheard_seconds(at)
         if previous is not None and self._is_awaited(previous, unheard_until, at):
             return
         if not current.sent_finished:
@@ -200,7 +201,7 @@ class RoundPipeline:
         current = self.current
         if current.ready_at is None or current.sent_finished:
             return None
-        due = current.ready_at + _unheard_seconds(at)
+        due = current.ready_at + self._unheard_seconds(at)
         return due if at.now < due else None
 
     def _is_awaited(self, previous: RoundState, unheard_until: float, at: Moment) -> bool:
@@ -318,13 +319,23 @@ class RoundPipeline:
             current.sent_witness = True
             self._outbox.put(act.SendWitness(step=current.step, witness=report))
 
+    def _unheard_seconds(self, at: Moment) -> float:
+        return unheard_seconds(at.state.config.max_round_train_time, among_psyches=self._is_psyches)
+
+    def _forget_what_all_have(self, at: Moment) -> None:
+        """A client of Psyche's that has finished has all results of the round before; one of ours may have given up."""
+        previous = self._previous
+        if not self._is_psyches or previous is None:
+            return
+        others = at.present(self.current.clients) - {self._me}
+        if self.current.finished.issuperset(others) and not any(
+            self._peers.is_of_our_kind(other.p2p_identity) for other in others
+        ):
+            self._announcer.repeats.drop_results_of(previous.step)
+
     def _is_run_at_rest(self, previous: RoundState | None) -> bool:
         """Whether our weights are wrong and nobody else trains either: steps would go by in which nothing is learned.
 
         A round on which nobody reports ends the epoch, and in the next warm-up some peer gives its weights to all.
         """
         return self._watch.fault is not None and previous is not None and previous.trains and not previous.claims
-
-
-def _unheard_seconds(at: Moment) -> float:
-    return unheard_seconds(at.state.config.max_round_train_time)

@@ -5,9 +5,10 @@ round ended before a peer had trained, if a peer must not share what it trained,
 download. (Psyche's clients wait for all of these, and for clients that have left.) A result that did not come to us
 still counts if a quorum of the others got it.
 
-Peers of our own kind repeat what they said after one second and three. A client of Psyche's repeats one of its last
-messages every ten seconds, so that a lost one may come a minute later; and if a quorum misses its result, the client
-reports itself as idle and is dropped. For those we wait to the end of the round's time, as its own kind does.
+Peers of our own kind repeat what they said after one second and three, and among Psyche's clients after ten. A client
+of Psyche's repeats one of its last messages every ten seconds, so that a lost one may come a minute later; and if a
+quorum misses its result, the client reports itself as idle and is dropped. For those we wait to the end of the round's
+time, as its own kind does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ UNHEARD_SECONDS: Final = 5.0
 announcement is repeated after one second and after three: a result not heard of by then was never made. Chosen
 arbitrarily above that."""
 
+UNHEARD_AMONG_PSYCHES_SECONDS: Final = 12.0
+"""The same for a peer of our kind in a run of Psyche's, where a lost announcement is repeated after ten seconds."""
+
+UNHEARD_AMONG_PSYCHES_SHARE: Final = 0.75
+"""Of a round's time at most. Who has not reported when it is over reports then. Chosen arbitrarily."""
+
 UNHEARD_SHARE: Final = 0.25
 """At most this share of a round's time: a round in which nobody reports ends the epoch. Chosen arbitrarily."""
 
@@ -39,8 +46,10 @@ MAX_FAILURES_AWAITED: Final = 3
 """Failed downloads of one result after which a round does not wait for it. Chosen arbitrarily."""
 
 
-def unheard_seconds(max_round_train_time: float) -> float:
+def unheard_seconds(max_round_train_time: float, *, among_psyches: bool = False) -> float:
     """How many seconds to wait for a result that nobody has announced, where a round may last so many seconds."""
+    if among_psyches:
+        return min(UNHEARD_AMONG_PSYCHES_SECONDS, UNHEARD_AMONG_PSYCHES_SHARE * max_round_train_time)
     return min(UNHEARD_SECONDS, UNHEARD_SHARE * max_round_train_time)
 
 

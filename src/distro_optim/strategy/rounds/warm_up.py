@@ -129,6 +129,7 @@ class WarmUp:
             raise NotAdmitted(DropReason.DUPLICATE)
         check_commitment(broadcast, sender)
         self._ready.add(sender)
+        self._announcer.repeats.answer_ready(at.now)
 
     def witness(self, at: Moment) -> None:
         """Tells the coordinator, once, if everybody is ready."""
