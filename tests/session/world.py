@@ -354,8 +354,8 @@ class SessionWorld(World):
         optimizer: OptimizerDefinition | None = None,
         **config: int,
     ) -> None:
-        super().__init__(seed=seed, weather=weather, checkpoint=checkpoint, **config)
-        model = replace(self.state.model, lr_schedule=ConstantLR(lr, lr, 0))
+        super().__init__(seed=seed, weather=weather, **config)
+        model = replace(self.state.model, checkpoint=checkpoint, lr_schedule=ConstantLR(lr, lr, 0))
         if optimizer is not None:
             model = replace(model, optimizer=optimizer)
         self.host = RunHost(replace(self.state, model=model) if resumed is None else restartable(resumed, now=0))

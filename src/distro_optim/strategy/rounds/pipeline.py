@@ -261,7 +261,7 @@ class RoundPipeline:
         self._watch.hash(at.state.progress.epoch, at.step)
         clients = [client.p2p_identity for client in at.clients]
         longest = min(MAX_FETCH_SECONDS, UNHEARD_SHARE * at.state.config.max_round_train_time)
-        return self._repair.holds_back(at.step, clients, at.now, seconds=_unheard_seconds(at), longest=longest)
+        return self._repair.holds_back(at.step, clients, at.now, seconds=self._unheard_seconds(at), longest=longest)
 
     def _apply(self, due: DueResults, *, too_late: bool) -> bool:
         """Applies what is due; False if it has to wait for a result, which is asked for."""
