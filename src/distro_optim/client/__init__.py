@@ -7,6 +7,7 @@
 ``preparing``     the run's model and data, refused before joining where they are not available
 ``first_model``   a model that only peers have, downloaded before there is one to compare it with
 ``tokenizers``    how many tokens a tokenizer knows
+``recording``     everybody's results and the first weights in a folder, for ``replay``
 ``replay``        a recorded run once more, compared with its clients' checkpoints
 ``replaying``     ``distro-optim replay``: that, from the command line
 ``training``      rounds of a language model

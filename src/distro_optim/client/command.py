@@ -56,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that wants them on your disk")
     add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
+    add("--write-gradients-dir", metavar="DIR", help="write every result here, for distro-optim replay")
+    add("--gradients", metavar="N", help="so many of the latest steps stay there (all)")
     add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
     parser.add_argument("--json", action="store_true", help="the same as --logs json")
     add("--write-log", metavar="FILE", help="add log lines to a file")
@@ -106,6 +108,8 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "data": given("data", Path),
         "checkpoint_dir": given("checkpoint_dir", Path),
         "keep_steps": given("keep_steps", int),
+        "write_gradients_dir": given("write_gradients_dir", Path),
+        "gradients": given("gradients", int),
         "logs": "json" if options.json else given("logs"),
         "write_log": given("write_log", Path),
         "metrics_port": given("metrics_local_port", _port),

@@ -19,6 +19,7 @@ from ..console import Display, display_for
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
+from ..models.building import sorted_parameters
 from ..strategy.model.checkpoint import CheckpointStore
 from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
@@ -30,6 +31,7 @@ from .figures import Figures, Progress
 from .metrics import MetricsServer, load_prometheus
 from .options import JoinOptions
 from .preparing import is_without_tensors, load_libraries, prepare
+from .recording import Recorder
 from .training import train_language_model
 
 __all__ = ["join"]
@@ -94,7 +96,12 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
             news.tell_wait(access)
             train_dummy(access, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
         else:
-            _train(access, state, options, devices, key, progress, news, stack)
+            recorder = None
+            if options.write_gradients_dir is not None:
+                folder, keep = options.write_gradients_dir, options.gradients
+                recorder = stack.enter_context(Recorder(folder, key, keep=keep, tell=news.tell))
+                access.on_result = recorder.see
+            _train(access, state, options, devices, key, progress, news, stack, recorder)
         news.tell("the run is finished")
 
 
@@ -107,6 +114,7 @@ def _train(
     progress: Progress,
     news: _News,
     stack: ExitStack,
+    recorder: Recorder | None,
 ) -> None:
     load_libraries()
     if options.checkpoint_dir is not None:
@@ -137,7 +145,13 @@ def _train(
     )
     stack.callback(session.close)
     session.start()  # which joins, if the model has not made us join already
-    train_language_model(session, trainers, prepared.data, progress, tell=news.tell)
+
+    def begins(step: int) -> None:
+        if recorder is not None:
+            parameters = sorted_parameters(prepared.model)
+            recorder.begin(state, prepared.model.config.to_json(), parameters, prepared.optimizer, step)
+
+    train_language_model(session, trainers, prepared.data, progress, tell=news.tell, begins=begins)
 
 
 class _News:

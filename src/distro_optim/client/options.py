@@ -39,6 +39,9 @@ class JoinOptions:
         data: file, folder or ``data.toml`` with the training data, where the run has them on the disk of each client.
         checkpoint_dir: where the model is saved at the end of each epoch; None saves nothing.
         keep_steps: how many of them stay.
+        write_gradients_dir: folder for every result of the run, and for what :mod:`.replay` needs beside them; None
+            has none.
+        gradients: so many of the latest steps stay there; None keeps all.
         logs: what is shown.
         write_log: file to which log lines are added.
         metrics_port: port on this machine for Prometheus; None has none.
@@ -65,6 +68,8 @@ class JoinOptions:
     data: Path | None = None
     checkpoint_dir: Path | None = None
     keep_steps: int = 3
+    write_gradients_dir: Path | None = None
+    gradients: int | None = None
     logs: Mode = "tui"
     write_log: Path | None = None
     metrics_port: int | None = None
@@ -82,9 +87,9 @@ class JoinOptions:
                 name="give_up_seconds",
                 value=self.give_up_seconds,
             )
-        for name in ("data_parallelism", "micro_batch_size", "keep_steps"):
+        for name in ("data_parallelism", "micro_batch_size", "keep_steps", "gradients"):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigurationError(
                     f"--{name.replace('_', '-')} must be at least 1, got {value}", name=name, value=value
                 )

@@ -7,7 +7,8 @@ rest is put beside them:
 ``state.toml``                                  the run
 ``config.json``                                 its model; read where not all of its tensors are trained
 ``initial.safetensors``                         weights before the first result. Of a run of our own kind its metadata
-                                                say ``tiling``, ``arithmetic`` and ``order`` (of the tensors, JSON)
+                                                say ``tiling``, ``arithmetic`` and ``order`` (of the tensors, JSON);
+                                                ``step`` is the one that begins with them (1)
 ``results/step-S-batch-A-B.bin``                a result: a sequence of Psyche's ``SerializedDistroResult``, one per
                                                 parameter in the order of their names' bytes, without a count
 ``result-ID-stepS-batchB[A, B].vec-postcard``   the same as Psyche's client names it, in the folder or in ``results``
@@ -202,7 +203,9 @@ def replay(recording: Recording, *, progress: Callable[[int, int], None] | None 
     compressor = Compressor(plan, "dct")
     for step in recording.steps:
         rate = recording.rate(step)
-        files = recording.results.get(step - _DELAY, {})
+        if step < terms.step:
+            continue
+        files = recording.results.get(step - _DELAY, {}) if step > terms.step else {}
         compressor.merge([_update(path, plan) for path in files.values()], params, lr=[rate])
         if recording.settings.weight_decay and step in recording.results:
             for param in params:
@@ -264,11 +267,13 @@ class _Terms:
 
     Attributes:
         order: names of the tensors in the order of results; None is that of their bytes.
+        step: with which the weights begin: they have everything in them that came before it.
     """
 
     tiling: Tiling
     arithmetic: Arithmetic
     order: list[str] | None
+    step: int = 0
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], names: Collection[str], path: Path) -> _Terms:
@@ -278,12 +283,12 @@ class _Terms:
         tiling = next((known for known in get_args(Tiling) if known == metadata["tiling"]), None)
         arithmetic = next((known for known in ARITHMETICS if known == metadata["arithmetic"]), None)
         try:
-            order = json.loads(metadata["order"])
+            order, step = json.loads(metadata["order"]), int(metadata.get("step", "0"))
         except ValueError:
-            order = None
+            order, step = None, 0
         if tiling is None or arithmetic is None or not isinstance(order, list) or set(order) - set(names):
             raise ModelWeightsError(f"{path} has metadata of another version of distro-optim, or they are damaged")
-        return cls(tiling, arithmetic, order)
+        return cls(tiling, arithmetic, order, step)
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

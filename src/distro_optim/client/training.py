@@ -28,8 +28,17 @@ def train_language_model(
     progress: Progress,
     *,
     tell: Callable[[str], None],
+    begins: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Trains to the end of the run.
+
+    Args:
+        session: in the run.
+        trainers: compute.
+        data: of the run.
+        progress: told how it goes.
+        tell: told the news.
+        begins: called with the step of each round, when the model is ready for it.
 
     Raises:
         DataError: the data are wrong, or could not be had in several rounds in a row.
@@ -37,6 +46,7 @@ def train_language_model(
     """
     failures = 0
     for round_ in session.rounds():
+        begins(round_.step)
         progress.begins(round_.step, round_.batch)
         try:
             batch = _read(round_, data)

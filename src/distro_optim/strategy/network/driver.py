@@ -74,6 +74,7 @@ class RoundDriver:
         journal: takes notes.
         find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
         on_state: called when the coordinator's state has changed and everything that follows from it is under way.
+        on_result: called with the tag and the bytes of each result, ours and others'; returns at once.
         generator: picks the peers to connect to first.
     """
 
@@ -87,6 +88,7 @@ class RoundDriver:
         journal: Journal,
         find_peers: FindPeers | None = None,
         on_state: Callable[[], None] = lambda: None,
+        on_result: Callable[[str, bytes], None] | None = None,
         generator: random.Random | None = None,
     ) -> None:
         self.rounds = rounds
@@ -96,6 +98,7 @@ class RoundDriver:
         self._journal = journal
         self._find_peers = find_peers
         self._on_state = on_state
+        self._on_result = on_result
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -268,6 +271,8 @@ class RoundDriver:
             try:
                 match action:
                     case act.StoreBlob(data=data, tag=tag):
+                        if self._on_result is not None:
+                            self._on_result(tag, data)
                         await self.swarm.publish(data, tag)
                     case act.Announce(data):
                         await self.swarm.announce(data)
@@ -336,6 +341,8 @@ class RoundDriver:
         self._fetches.pop(blob, None)
         if data is not None:
             whole = data
+            if self._on_result is not None:
+                self._on_result(action.tag, whole)
             self._feed(lambda now: self.rounds.fetched(blob, whole, now))
         else:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))

@@ -84,6 +84,10 @@ class Runtime(RunPort):
         source: the way into the run.
         loop: where the network lives.
         owns_loop: whether it ends with :meth:`close`.
+
+    Attributes:
+        on_result: called with the tag and the bytes of each result, ours and others', in the network's thread; has to
+            return at once. Set it before :meth:`start`.
     """
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
@@ -99,6 +103,7 @@ class Runtime(RunPort):
         self._lock = threading.Lock()
         self._closed = False
         self._in_farewell = False
+        self.on_result: Callable[[str, bytes], None] | None = None
 
     @classmethod
     @shows(ConnectionOptions, CONNECTION_DEFAULTS)
@@ -257,6 +262,7 @@ class Runtime(RunPort):
             mailbox=self._mailbox,
             journal=journal,
             find_peers=link.find_peers,
+            on_result=self.on_result,
             on_state=lambda: self._show(
                 journal.view(rounds, self._view.peers if self._view is not None else (), self._mailbox)
             ),
