@@ -26,7 +26,8 @@ class ServerLimits:
         messages_per_second, messages_burst: of one client, sustained and at once.
         bytes_per_second, bytes_burst: of one client, sustained and at once.
         unsent_frames: states that wait for a slow reader; beyond it the oldest are dropped, since the newest counts.
-        stall_seconds: after which a client that does not read is cut off.
+        stall_seconds: after which a client that does not read is cut off. Psyche's reads nothing while it waits for
+            its training to stop, which takes a batch.
 
     Raises:
         ConfigurationError: one of them is not above 0.
@@ -42,7 +43,7 @@ class ServerLimits:
     bytes_per_second: float = 128.0 * KIB
     bytes_burst: float = 512.0 * KIB
     unsent_frames: int = 16
-    stall_seconds: float = 15.0
+    stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
