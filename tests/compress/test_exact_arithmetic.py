@@ -87,13 +87,13 @@ def doubting_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 def doubting_by_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     doubting_everything(monkeypatch)
     monkeypatch.setattr(filtered, "_MANY", 1 << 20)
-    monkeypatch.setattr(filtered, "_TERM_BY_TERM_LIMIT", 1 << 20)
+    monkeypatch.setattr(filtered, "_SPARSE_LIMIT", 1 << 20)
 
 
 def doubting_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     doubting_everything(monkeypatch)
     monkeypatch.setattr(filtered, "_MANY", 1 << 20)
-    monkeypatch.setattr(filtered, "_TERM_BY_TERM_LIMIT", 0)
+    monkeypatch.setattr(filtered, "_SPARSE_LIMIT", 0)
 
 
 Engine = Callable[[pytest.MonkeyPatch], None]

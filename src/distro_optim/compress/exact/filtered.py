@@ -18,11 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .definition import BASIS_BITS, basis, basis_rows
+from .definition import BASIS_BITS, basis, basis_rows, integer_basis
 from .means import Means
 from .products import exact_tiles, factors
 
 __all__ = ["filtered_signs", "fits_filter"]
+
+Places = npt.NDArray[np.intp]
+"""Rows or columns of elements, ``(u,)``."""
 
 _LONGEST_SIDE: Final = 64
 """Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
@@ -32,9 +35,6 @@ _SPARSE_LIMIT: Final = 48
 
 _EXTRA_ROUNDINGS: Final = 4
 """Of the coefficients that are scaled, of their products with the basis, and of the scale itself; one to spare."""
-
-_TERM_BY_TERM_LIMIT: Final = 160
-"""Up to so many coefficients per tile, an element is summed again term by term, beyond it by rows of its tile."""
 
 _ELEMENTS_AT_ONCE: Final = 256
 """Elements that are summed again at a time: each takes a copy of a tile in :func:`_row_by_row`."""
@@ -78,7 +78,7 @@ def filtered_signs(means: Means, tiles: Tensor, coefficients: Tensor, spare: Ten
         np.matmul(basis(h, q.dtype, q.device).numpy(), spare.numpy(), out=tiles.numpy())
     tiles.clamp_(-1, 1).round_()
     flat_tiles = tiles.view(n, -1).numpy()
-    proven = np.einsum("ij,ij->i", flat_tiles, flat_tiles)
+    proven = np.matmul(flat_tiles[:, None, :], flat_tiles[:, :, None]).ravel()  # how many elements are not 0
     nothing = weight.view(n).numpy() == 0
     if nothing.any():
         flat_tiles[nothing] = 0  # not -0
@@ -96,60 +96,69 @@ def _longest_row(index: Tensor, h: int, w: int) -> int:
 
 
 def _complete(doubtful: npt.NDArray[np.intp], means: Means, q: Tensor, tiles: Tensor, spare: Tensor) -> None:
-    """Puts the signs of elements that are 0 in the tiles ``doubtful``, whose coefficients are ``q``."""
+    """Puts the signs of elements that are 0 in the tiles ``doubtful``, whose coefficients are ``q``.
+
+    With few coefficients, ``q`` stands once for each position. In numpy, whose calls cost less where little is to do.
+    """
     n, h, w = tiles.shape
-    size, where = h * w, torch.from_numpy(doubtful)
-    signs = tiles.view(n, size)
-    zeros = torch.from_numpy(np.flatnonzero(signs[where].numpy() == 0))
-    tile = torch.div(zeros, size, rounding_mode="floor")
-    position = zeros - tile * size
-    index, q = means.index[where], q[where]
+    size = h * w
+    signs = tiles.view(n, size).numpy()
+    zeros = np.flatnonzero(signs[doubtful] == 0)
+    number, position = zeros // size, zeros % size
+    tile = doubtful[number]
     room = spare[: len(doubtful)]
+    few_terms = means.q.shape[1] <= _SPARSE_LIMIT
     if len(zeros) > _MANY * len(doubtful):
-        once = Means(index, q, means.unique, None).once(room.view(-1, size))
-        tiles[where] = exact_tiles(index, once, room).sign_()
+        where = torch.from_numpy(doubtful)
+        part = Means(means.index[where], q[where], few_terms, None)
+        tiles[where] = exact_tiles(part.index, part.once(room.view(-1, size)), room).sign_()
         return
-    few_terms = index.shape[1] <= _TERM_BY_TERM_LIMIT
-    once = Means(index, q, means.unique, None).once(room.view(-1, size)) if few_terms else q
     if not few_terms:
-        room.zero_().view(-1, size).scatter_(1, index, q)
-    for t, p in zip(tile.split(_ELEMENTS_AT_ONCE), position.split(_ELEMENTS_AT_ONCE), strict=True):
-        exact = _term_by_term(index, once, t, p, h, w) if few_terms else _row_by_row(room, t, p)
-        signs[where[t], p] = exact.sign_().to(torch.float32)
+        where = torch.from_numpy(doubtful)
+        room.zero_().view(-1, size).scatter_(1, means.index[where], q[where])
+    for start in range(0, len(zeros), _ELEMENTS_AT_ONCE):
+        some = slice(start, start + _ELEMENTS_AT_ONCE)
+        i, j = position[some] // w, position[some] % w
+        if few_terms:
+            exact = _term_by_term(means.index.numpy()[tile[some]], q.numpy()[tile[some]], i, j, h, w)
+        else:
+            exact = _row_by_row(room.numpy()[number[some]], i, j)
+        # A sum of -0 becomes +0.
+        signs[tile[some], position[some]] = np.sign(exact + 0.0)
 
 
-def _term_by_term(index: Tensor, q: Tensor, tile: Tensor, position: Tensor, h: int, w: int) -> Tensor:
-    """The exact elements at ``position`` of ``tile``, ``(u,) float64``; ``q`` stands once for each place."""
-    row = torch.div(index, w, rounding_mode="floor")
-    column, q = index - row * w, q.to(torch.float64)
-    i = torch.div(position, w, rounding_mode="floor")
-    j = position - i * w
-    basis_h, basis_w = basis(h, torch.float64, q.device), basis(w, torch.float64, q.device)
-    terms = q.index_select(0, tile)
-    terms *= basis_h.index_select(0, i).gather(1, row.index_select(0, tile))
-    terms *= basis_w.index_select(0, j).gather(1, column.index_select(0, tile))
-    return terms.sum(1)
+def _term_by_term(
+    index: npt.NDArray[np.int64], q: npt.NDArray[np.float32], i: Places, j: Places, h: int, w: int
+) -> npt.NDArray[np.float64]:
+    """The exact elements ``(i, j)``, ``(u,)``, of tiles with the coefficients ``q`` at ``index``, both ``(u, m)``."""
+    row = index // w
+    terms = q * _wide(h)[i[:, None], row]
+    terms *= _wide(w)[j[:, None], index - row * w]
+    exact: npt.NDArray[np.float64] = terms.sum(1)
+    return exact
 
 
-def _row_by_row(coefficients: Tensor, tile: Tensor, position: Tensor) -> Tensor:
-    """The same from whole tiles of integer coefficients, ``(n, h, w) float32``.
+def _row_by_row(coefficients: npt.NDArray[np.float32], i: Places, j: Places) -> npt.NDArray[np.float64]:
+    """The same from whole tiles of integer coefficients, ``(u, h, w)``.
 
     The first product is in float32, with the basis cut into two digits of six bits: sums of at most 64 terms of at
     most ``2**12 * 2**6`` are exact there.
     """
     _, h, w = coefficients.shape
-    i = torch.div(position, w, rounding_mode="floor")
-    j = position - i * w
-    both = _digits(w, coefficients.device).index_select(0, j)
-    columns = torch.empty(len(tile), h, 2)
-    np.matmul(coefficients.index_select(0, tile).numpy(), both.numpy(), out=columns.numpy())
-    exact = columns[:, :, 0].to(torch.float64).mul_(1 << _DIGIT).add_(columns[:, :, 1])
-    return exact.mul_(basis(h, torch.float64, coefficients.device).index_select(0, i)).sum(1)
+    columns = np.matmul(coefficients, _digits(w)[j]).astype(np.float64)
+    exact: npt.NDArray[np.float64] = ((columns[:, :, 0] * (1 << _DIGIT) + columns[:, :, 1]) * _wide(h)[i]).sum(1)
+    return exact
 
 
 @lru_cache(maxsize=64)
-def _digits(n: int, device: torch.device) -> Tensor:
-    """``(n, n, 2) float32``: for each position, the basis of all frequencies as ``high * 2**6 + low``."""
-    whole = basis(n, torch.int64, device)
+def _wide(n: int) -> npt.NDArray[np.float64]:
+    """The basis in float64."""
+    return integer_basis(n).astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def _digits(n: int) -> npt.NDArray[np.float32]:
+    """``(n, n, 2)``: for each position, the basis of all frequencies as ``high * 2**6 + low``."""
+    whole = integer_basis(n)
     low = ((whole + (1 << (_DIGIT - 1))) & ((1 << _DIGIT) - 1)) - (1 << (_DIGIT - 1))
-    return torch.stack([(whole - low) >> _DIGIT, low], dim=-1).to(torch.float32)
+    return np.stack([(whole - low) >> _DIGIT, low], axis=-1).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -91,10 +92,28 @@ def means_of_values(index: Tensor, value: Tensor, weight: Tensor | None, *, part
     rounded, unit = _to_integers(value)
     if parts == 1:
         return Means(index, rounded.to(scratch.dtype), True, unit)
-    total = scratch.zero_().scatter_add_(1, index, rounded.to(scratch.dtype)).gather(1, index)  # at most 2**20
-    ones = torch.ones_like(total) if weight is None else weight
-    count = scratch.zero_().scatter_add_(1, index, ones).gather(1, index).clamp_(min=1)
+    total, count = _sum_and_count(index, rounded.to(scratch.dtype), weight, parts, scratch)
     return Means(index, _divided(total, count), False, unit)
+
+
+def _sum_and_count(
+    index: Tensor, value: Tensor, weight: Tensor | None, parts: int, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each entry, the sum of all at its position, and their number, at least 1. Overwrites ``value``."""
+    if parts > _TOGETHER:
+        total = scratch.zero_().scatter_add_(1, index, value).gather(1, index)  # at most 2**20
+        ones = torch.ones_like(total) if weight is None else weight
+        return total, scratch.zero_().scatter_add_(1, index, ones).gather(1, index).clamp_(min=1)
+    # Both in one number, sum + radix * count, below 2**24.
+    radix = float(1 << (2 * parts << VALUE_BITS).bit_length())
+    value.add_(radix if weight is None else weight * radix)
+    both = scratch.zero_().scatter_add_(1, index, value).gather(1, index)
+    count = both.mul(1 / radix).add_(0.5).floor_()
+    return both.sub_(count, alpha=radix), count.clamp_(min=1)
+
+
+_TOGETHER: Final = 31
+"""Contributors up to which a sum of values and a count fit into the 24 bits of a float32 together."""
 
 
 def _to_integers(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +143,8 @@ def _divided(total: Tensor, count: Tensor) -> Tensor:
     numerator = total.abs().mul_(2).add_(count)
     denominator = count * 2
     guess = (numerator / denominator).floor_()
+    if total.device.type == "cpu":  # divides as IEEE 754 says: what is below an integer is not rounded up to it
+        return torch.where(total < 0, -guess, guess)
     left = numerator - guess * denominator
     guess.sub_((left < 0).to(guess.dtype)).add_((left >= denominator).to(guess.dtype))
     return torch.where(total < 0, -guess, guess)
