@@ -149,7 +149,8 @@ def test_one_that_says_it_is_ready_and_gives_nothing_holds_nobody_up_for_long(pl
 def test_one_that_is_left_alone_with_wrong_weights_does_not_let_the_run_go_by_untrained() -> None:
     world, members = run_of(2, **SETTINGS | {"epoch_time": 10_000, "init_min_clients": 1})
     world.until_phase(RunState.ROUND_TRAIN, height=4)
-    members[1].trainer.weights[0][0] += 1.0
+    for tensor in members[1].trainer.weights:
+        tensor.view(-1)[0] += 1.0
     world.until(lambda _: bool(members[1].of(act.Desynced)))
     members[0].crash()
     left_at = world.state.progress.step

@@ -117,6 +117,19 @@ def test_a_repair_that_nobody_serves_is_left_to_the_next_warm_up() -> None:
     world.assert_healed()
 
 
+@pytest.mark.slow
+def test_one_that_is_left_alone_before_it_was_repaired_does_not_wait_for_ever() -> None:
+    world, members = run_of(2, **SETTINGS | {"epoch_time": 10_000, "init_min_clients": 1, "min_clients": 1})
+    flip_before(world, members[1], BIAS)
+    world.until(lambda _: members[1].rounds.fault is not None)
+    assert not members[1].of(act.Desynced)
+    members[0].crash()
+    left_at = world.state.progress.step
+    world.until_finished()
+    assert members[1].of(act.Desynced)
+    assert len(set(trained(members[1])) & set(range(left_at, 40))) > 40 - left_at - 15
+
+
 def test_an_answer_that_nobody_waits_for_changes_nothing() -> None:
     world, members = run_of(2, **SETTINGS)
     world.until_phase(RunState.ROUND_TRAIN, height=4)

@@ -187,6 +187,8 @@ class Phases:
         """The current round is over: whatever its comparison of weights says is final."""
         pipeline.close_round(at)
         self.judge(at, pipeline.current.step, final=True)
+        if self.repair.fault is not None and self.repair.is_hopeless:
+            self.desync(at, self.repair.fault.reason, self.repair.fault.tensors)
 
     def _leave_rounds(self, at: Moment) -> None:
         """The rounds are over, or were interrupted."""

@@ -71,6 +71,11 @@ class Repair:
         """When :meth:`holds_back` will let the round go on, whatever has come; None if it waits for nothing."""
         return self._waits_until if self._stage is _Stage.WAITING else None
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether something is wrong that was to be repaired, and all rounds in which it might have been are over."""
+        return self._stage in (_Stage.WANTED, _Stage.WAITING) and self._rounds >= MAX_REPAIRS
+
     def begin_epoch(self) -> None:
         """All may be repaired again; and what was to be repaired was loaded, or is given up."""
         self._rounds = 0
