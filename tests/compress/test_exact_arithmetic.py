@@ -26,6 +26,13 @@ from .exact_cases import CPU, LARGE, LR, SMALL, Case, by_the_oracle, digest, mer
 
 BASIS_SHA256 = "b8f74caea9af237e82c9626d68db916778fc69d6a7331f5e5b54da80f24af7ae"
 
+
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the compiled kernels, which other tests hold against these engines."""
+    monkeypatch.setenv("DISTRO_OPTIM_FAST", "0")
+
+
 # -- the basis ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@
 ``merging``      coefficients of all contributors into the step on the weights: :class:`~.merging.Merge`
 ``psyche_merge`` that step as Psyche's clients do it, to the last bit
 ``exact``        a folder: the merge in integers, with equal bits on every machine
+``fast``         a folder: both halves of a step by compiled kernels, where numba is installed
 ``engines``      which classes do the two halves of a step
 ``compressor``   the two halves of a step, over all of the above
 ``coefficients`` a whole tensor as coefficients, and back

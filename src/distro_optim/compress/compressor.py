@@ -135,7 +135,12 @@ class Compressor:
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
             as_coefficients = in_coefficients[min(batch.ranges)]
             make = extraction_class(
-                batch, transform, in_coefficients=as_coefficients, overlap=own is not None, quantize=quantize
+                self.plan.arithmetic,
+                batch,
+                transform,
+                in_coefficients=as_coefficients,
+                overlap=own is not None,
+                quantize=quantize,
             )
             extraction = make(
                 batch=batch,

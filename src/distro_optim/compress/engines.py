@@ -7,6 +7,7 @@ from typing import Final
 from .dct import Transform
 from .exact import ExactMerge
 from .extraction import Extraction
+from .fast import FastExtraction, FastMerge, has_kernels
 from .merging import FloatMerge, Merge
 from .plan import Arithmetic, Batch
 from .psyche_merge import PsycheMerge
@@ -21,15 +22,26 @@ ARITHMETICS: Final[tuple[Arithmetic, ...]] = tuple(_MERGES)
 
 def make_merge(arithmetic: Arithmetic, number: int, batch: Batch, transform: Transform, workers: int) -> Merge:
     """What merges batch ``number`` of a plan; arguments as for :class:`~distro_optim.compress.merging.Merge`."""
-    return _MERGES[arithmetic](number, batch, transform, workers)
+    merge = _MERGES[arithmetic]
+    if merge is ExactMerge and has_kernels(batch, transform, "merge"):
+        merge = FastMerge
+    return merge(number, batch, transform, workers)
 
 
 def extraction_class(
-    batch: Batch, transform: Transform, *, in_coefficients: bool, overlap: bool, quantize: bool
+    arithmetic: Arithmetic,
+    batch: Batch,
+    transform: Transform,
+    *,
+    in_coefficients: bool,
+    overlap: bool,
+    quantize: bool,
 ) -> type[Extraction]:
     """What takes gradients into the momentum of a batch and the largest coefficients out of it.
 
     Args:
+        arithmetic: of the plan. The kernels are for ``exact`` only: with the others, results are compared with those
+            of other programs.
         batch: of the plan.
         transform: of its tiles.
         in_coefficients: the momentum is kept as coefficients.
@@ -40,4 +52,5 @@ def extraction_class(
         a class that is made with the fields of :class:`~distro_optim.compress.extraction.Extraction`. Engines may pick
         other coefficients where rounding decides: what a peer sends is its own.
     """
-    return Extraction
+    kernel = "extract_from_coefficients" if in_coefficients else "extract_from_weights"
+    return FastExtraction if arithmetic == "exact" and has_kernels(batch, transform, kernel) else Extraction

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,7 +29,18 @@ from .tiling import TileGrid, Tiling, tile_grid
 
 _T = TypeVar("_T")
 
-__all__ = ["Arithmetic", "Batch", "Block", "ParamSpec", "Piece", "Region", "TilePlan", "compute_dtype", "make_plan"]
+__all__ = [
+    "PLACE_COLUMNS",
+    "Arithmetic",
+    "Batch",
+    "Block",
+    "ParamSpec",
+    "Piece",
+    "Region",
+    "TilePlan",
+    "compute_dtype",
+    "make_plan",
+]
 
 Arithmetic = Literal["exact", "float", "psyche"]
 """By which definition everybody's coefficients become a step on the weights."""
@@ -39,6 +52,9 @@ BLOCK_ELEMENTS_CPU: Final = 128 * 4096
 """128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (64 to 256 tiles are equally fast)."""
 BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
 """A GPU wants enough work in one launch."""
+
+PLACE_COLUMNS: Final = 6
+"""Of :attr:`Batch.places`."""
 
 _MAX_TILE_SIZE: Final = torch.iinfo(torch.int32).max
 """Positions in a tile are held as int32."""
@@ -169,6 +185,28 @@ class Batch:
     def tile_size(self) -> int:
         """Elements in a tile."""
         return self.h * self.w
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Where each tile lies, ``(tiles, PLACE_COLUMNS)``, for code that goes through memory itself.
+
+        The columns: the tensor's number; the offset of the tile's first element in it and the distance of its rows,
+        in elements; how many of its rows and columns lie in the tensor; its number among the tiles of the tensor.
+        """
+        places = np.zeros((self.tiles, PLACE_COLUMNS), np.int64)
+        for block in self.blocks:
+            for piece in block.pieces:
+                # Every tile lies in one region.
+                for region in piece.regions:
+                    box = np.indices(region.size[:3]).reshape(3, -1)
+                    tiles = (
+                        np.dot(region.block_stride[:3], box) // self.tile_size + region.block_offset // self.tile_size
+                    )
+                    offsets = region.tensor_offset + np.dot(region.tensor_stride[:3], box)
+                    columns = (piece.param, offsets, region.tensor_stride[3], *region.size[3:])
+                    for column, values in enumerate((*columns, piece.start + tiles - piece.block_start)):
+                        places[block.start + tiles, column] = values
+        return places
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,245 @@
+"""The two halves of a step by compiled kernels: for tiles of up to 64 x 64, float32 weights on a CPU, and ``exact-1``.
+
+Other tiles, and blocks with tensors of other kinds, are left to the classes that these are derived from. The weights
+get the same bits either way. The momentum, which is a peer's own, gets the same numbers but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..dct import DCT, Transform, dct_basis
+from ..exact import ExactMerge
+from ..exact.definition import VALUE_BITS, integer_basis, mean_of_signs
+from ..extraction import Extraction
+from ..plan import Batch, Block
+from ..update import CompressedUpdate
+from .loading import kernel, setting
+
+__all__ = ["FastExtraction", "FastMerge", "has_kernels"]
+
+_SIDE: Final = 64
+"""Longest side of the tiles that kernels are made for: the default of ``compression_chunk``."""
+
+_SHORTEST: Final = 16
+"""Side: they work in arrays of 64 x 64, of which a small tile leaves most empty."""
+
+_PITCH: Final = 72
+"""From row to row of a basis; the kernels' :data:`~distro_optim.compress.fast.decoding.PITCH`."""
+
+_MOST_CHOSEN: Final = 128
+"""Coefficients of a tile: with more of them, half of the groups by which they are searched would be chosen."""
+
+_FEWEST_TILES: Final = 64
+"""In a batch. Below a quarter of a million weights, loading numba takes longer than some hundred steps."""
+
+
+_NO_VALUES: Final = np.zeros((0, 1), np.float32)
+_NO_SIGNS: Final = np.zeros((0, 1), np.bool_)
+
+
+def has_kernels(batch: Batch, transform: Transform, name: str) -> bool:
+    """Whether the kernel ``name`` is for this batch, wanted and there; loads it."""
+    said = setting()
+    return (
+        said != "0"
+        and (batch.tiles >= _FEWEST_TILES or said == "1")
+        and min(batch.h, batch.w) >= _SHORTEST
+        and max(batch.h, batch.w) <= _SIDE
+        and batch.k <= _MOST_CHOSEN
+        and batch.device.type == "cpu"
+        and batch.value_dtype == batch.compute_dtype == torch.float32
+        and isinstance(transform, DCT)
+        and kernel(name) is not None
+    )
+
+
+def _padded(basis: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Of a basis, row = position, column = frequency, the transpose in ``(64, _PITCH)``, 0 beyond it."""
+    size = len(basis)
+    rows: npt.NDArray[Any] = np.zeros((_SIDE, _PITCH), dtype)
+    rows[:size, :size] = basis.T
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _decoding_basis(size: int) -> npt.NDArray[np.float32]:
+    return _padded(dct_basis(size, torch.float32, torch.device("cpu")).numpy(), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _encoding_basis(size: int) -> npt.NDArray[np.float32]:
+    """``(32, 64)``, row = position in the upper half, column = frequency, in the scale of the fast transform."""
+    half = (size + 1) // 2
+    rows = np.zeros((_SIDE // 2, _SIDE), np.float32)
+    rows[:half, :size] = dct_basis(size, torch.float64, torch.device("cpu")).numpy()[:half] * _SIDE**0.5
+    if size % 2:
+        rows[half - 1] /= 2  # the one in the middle is added to itself
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _exact_basis(size: int) -> npt.NDArray[np.float64]:
+    return _padded(integer_basis(size), np.float64)
+
+
+@lru_cache(maxsize=8)
+def _means(senders: int) -> npt.NDArray[np.float64]:
+    """Of signs, ``((senders + 1)^2,)``: ``[c * c + c + s]`` is that of a sum ``s`` of ``c`` signs."""
+    return np.array([mean_of_signs(s, c) for c in range(senders + 1) for s in range(-c, c + 1)], np.float64)
+
+
+def _addresses(tensors: Iterable[tuple[int, Tensor | None]], count: int) -> npt.NDArray[np.int64]:
+    """``(count,)``: where each of the numbered tensors begins in memory; 0 for None, and for those not named."""
+    addresses = np.zeros(count, np.int64)
+    for number, tensor in tensors:
+        if tensor is not None:
+            addresses[number] = tensor.data_ptr()
+    return addresses
+
+
+def _usable(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether a kernel may walk through its memory."""
+    return tensor is None or (tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous())
+
+
+# -- gradients to coefficients -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FastExtraction(Extraction):
+    """:class:`Extraction` by a kernel."""
+
+    @override
+    def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
+        numbers = [piece.param for piece in block.pieces]
+        own = [self.own[n] if self.own is not None else None for n in numbers]
+        indices = [None if part is None else part.index for part in own]
+        values = [None if part is None else part.value for part in own]
+        floats = [*(self.grads[n] for n in numbers), *(self.momenta[n] for n in numbers), *values]
+        usable = all(map(_usable, floats)) and all(_usable(index, torch.int32) for index in indices)
+        if self.step is not None or not usable:
+            return super().extract(block, tiles, coefficients, spare)
+
+        count, quantize = len(self.grads), self.value_out.dtype == torch.bool
+        values_out, signs_out = (
+            (_NO_VALUES, self.value_out.numpy()) if quantize else (self.value_out.numpy(), _NO_SIGNS)
+        )
+        outputs = self.index_out.numpy(), values_out, signs_out, self.spoken_out.numpy()
+        h, w = self.batch.h, self.batch.w
+        where = self.batch.places, block.start, block.stop, h, w
+        encoding, decoding = (_encoding_basis(h), _encoding_basis(w)), (_decoding_basis(h), _decoding_basis(w))
+        grads = _addresses(((n, self.grads[n]) for n in numbers), count)
+        momenta = _addresses(((n, self.momenta[n]) for n in numbers), count)
+        rate, keep, k = np.float32(self.rate), np.float32(self.keep), self.batch.k
+        if self.in_coefficients:
+            kernel("extract_from_coefficients")(*where, grads, momenta, rate, keep, k, *encoding, *outputs)
+        else:
+            before = (_addresses(zip(numbers, tensors, strict=True), count) for tensors in (indices, values))
+            kernel("extract_from_weights")(
+                *where, grads, momenta, *before, rate, keep, k, *encoding, *decoding, *outputs
+            )
+        return None
+
+
+# -- coefficients to weights -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What everybody says about a batch in one step, as the kernel wants it.
+
+    Attributes:
+        indices, values: ``(contributors,)`` int64, addresses.
+        present: ``(contributors, tensors)`` bool.
+        quantized: signs, not values.
+        kept: tensors at these addresses, so that they live as long.
+    """
+
+    indices: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int64]
+    present: npt.NDArray[np.bool_]
+    quantized: bool
+    kept: tuple[list[Tensor], list[Tensor]]
+
+
+class FastMerge(ExactMerge):
+    """:class:`~distro_optim.compress.exact.ExactMerge` by a kernel: the same bits."""
+
+    _said: tuple[Sequence[CompressedUpdate], _Said | None] | None = None
+
+    @override
+    def check(self, updates: Sequence[CompressedUpdate]) -> None:
+        super().check(updates)
+        # Once a step, not once a block. The updates themselves are kept to recognise them, so that their memory cannot
+        # be that of others meanwhile.
+        self._said = updates, self._read(updates)
+
+    def _read(self, updates: Sequence[CompressedUpdate]) -> _Said | None:
+        """None where the kernel cannot: some send signs and others values, or values of another type."""
+        indices = [u.index[self.number].contiguous() for u in updates]
+        values = [u.value[self.number].contiguous() for u in updates]
+        kinds = {value.dtype for value in values}
+        shape = (self.batch.tiles, self.batch.k)
+        if (
+            kinds not in ({torch.bool}, {torch.float32})
+            or any(index.dtype != torch.int32 for index in indices)
+            or any(tensor.device.type != "cpu" or tensor.shape != shape for tensor in (*indices, *values))
+        ):
+            return None
+        return _Said(
+            np.array([index.data_ptr() for index in indices], np.int64),
+            np.array([value.data_ptr() for value in values], np.int64),
+            np.array([u.present for u in updates], np.bool_),
+            kinds == {torch.bool},
+            (indices, values),
+        )
+
+    @override
+    def merge_block(
+        self,
+        block: Block,
+        worker: int,
+        scratch: Sequence[Tensor],
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        lr: float,
+    ) -> None:
+        known = self._said
+        said = known[1] if known is not None and known[0] is updates else self._read(updates)
+        numbers = [piece.param for piece in block.pieces]
+        if said is None or not all(_usable(params[n]) for n in numbers):
+            return super().merge_block(block, worker, scratch, updates, params, lr)
+        kernel("merge")(
+            self.batch.places,
+            block.start,
+            block.stop,
+            self.batch.h,
+            self.batch.w,
+            _addresses(((n, params[n]) for n in numbers), len(params)),
+            np.float32(lr),
+            self.batch.k,
+            said.indices,
+            said.values,
+            said.quantized,
+            said.present,
+            _means(len(updates)),
+            len(updates),
+            VALUE_BITS,
+            _exact_basis(self.batch.h),
+            _exact_basis(self.batch.w),
+        )
+        for n in numbers:
+            # As after any change in place: autograd refuses to go back through what the weights were before.
+            if not params[n].is_inference():
+                torch.autograd.graph.increment_version(params[n])
+        return None

@@ -1,0 +1,175 @@
+"""Passes over one tile in a tensor's memory: 64 rows of 64 float32, ``stride`` elements apart.
+
+Each reads and writes whole rows, as memory likes it, and leaves the tile in a contiguous array for what follows. Tiles
+that reach beyond their tensor are copied to such an array first, with :func:`fetch_part`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .caching import compiled
+from .encoding import SIDE
+from .memory import poke
+from .vectors import FLOAT, LANES, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+
+__all__ = [
+    "accumulate",
+    "accumulate_without",
+    "clear",
+    "clear_beyond",
+    "copy",
+    "descend",
+    "fetch_part",
+    "put_back_part",
+    "subtract",
+]
+
+
+def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value], None]) -> None:
+    """``body(lanes, offset in the tensor, offset in the tile)`` for every vector of a tile."""
+    v = Lanes(b, FLOAT, LANES)
+
+    def row(i: Value) -> None:
+        there, here = b.mul(i, stride), b.mul(i, constant(SIDE))
+        for start in range(0, SIDE, LANES):
+            body(v, b.add(there, constant(start)), b.add(here, constant(start)))
+
+    for_each(b, SIDE, row)
+
+
+def _copy(b: Builder, source: Value, stride: Value, out: Value) -> None:
+    _each_vector(b, stride, lambda v, there, here: v.store(v.load(source, there), out, here))
+
+
+def _accumulate(
+    b: Builder,
+    delta: Value,
+    grad: Value,
+    stride: Value,
+    keep: Value,
+    rate: Value,
+    out: Value,
+    without: Value | None = None,
+) -> None:
+    v = Lanes(b, FLOAT, LANES)
+    keeps, rates = v.splat(keep), v.splat(rate)
+
+    def body(v: Lanes, there: Value, here: Value) -> None:
+        x = v.load(delta, there)
+        if without is not None:
+            x = v.sub(x, v.load(without, here))
+        x = v.add(v.mul(x, keeps), v.mul(v.load(grad, there), rates))
+        v.store(x, delta, there)
+        v.store(x, out, here)
+
+    _each_vector(b, stride, body)
+
+
+def _subtract(b: Builder, delta: Value, stride: Value, tile: Value) -> None:
+    _each_vector(
+        b, stride, lambda v, there, here: v.store(v.sub(v.load(delta, there), v.load(tile, here)), delta, there)
+    )
+
+
+def _descend(b: Builder, param: Value, stride: Value, tile: Value, rate: Value) -> None:
+    v = Lanes(b, FLOAT, LANES)
+    up, down, zero = v.splat(rate), v.splat(b.fneg(rate)), v.all(0.0)
+
+    def body(v: Lanes, there: Value, here: Value) -> None:
+        x = v.load(tile, here)
+        below = b.select(b.fcmp_ordered("<", x, zero), down, zero)
+        step = b.select(b.fcmp_ordered(">", x, zero), up, below)
+        v.store(b.fsub(v.load(param, there), step), param, there)
+
+    _each_vector(b, stride, body)
+
+
+def _some_rows(
+    b: Builder, source: Value, there: Value, target: Value, here: Value, rows: Value, columns: Value
+) -> None:
+    v = Lanes(b, FLOAT, LANES)
+    in_vectors = b.and_(columns, constant(-LANES))
+
+    def row(i: Value) -> None:
+        start, to = b.mul(i, there), b.mul(i, here)
+        for_each(b, in_vectors, lambda j: v.store(v.load(source, b.add(start, j)), target, b.add(to, j)), step=LANES)
+
+        def one(j: Value) -> None:
+            column = b.add(in_vectors, j)
+            number = b.load(b.gep(source, [b.add(start, column)]))
+            b.store(number, b.gep(target, [b.add(to, column)]))
+
+        for_each(b, b.sub(columns, in_vectors), one)
+
+    for_each(b, rows, row)
+
+
+def _zeros(b: Builder, tile: Value) -> None:
+    v = Lanes(b, FLOAT, LANES)
+    for_each(b, SIDE * SIDE, lambda at: v.store(v.all(0.0), tile, at), step=LANES)
+
+
+@intrinsic
+def copy(typing, source, stride, out):  # type: ignore[no-untyped-def]
+    """``out = source``."""
+    return routine("copy_tile", "FiF", _copy, (source, stride, out))
+
+
+@intrinsic
+def accumulate(typing, delta, grad, stride, keep, rate, out):  # type: ignore[no-untyped-def]
+    """``delta = out = keep * delta + rate * grad``."""
+    return routine("accumulate", "FFiffF", _accumulate, (delta, grad, stride, keep, rate, out))
+
+
+@intrinsic
+def accumulate_without(typing, delta, grad, stride, keep, rate, out, without):  # type: ignore[no-untyped-def]
+    """``delta = out = keep * (delta - without) + rate * grad``."""
+    return routine("accumulate_without", "FFiffFF", _accumulate, (delta, grad, stride, keep, rate, out, without))
+
+
+@intrinsic
+def subtract(typing, delta, stride, tile):  # type: ignore[no-untyped-def]
+    """``delta -= tile``."""
+    return routine("subtract_tile", "FiF", _subtract, (delta, stride, tile))
+
+
+@intrinsic
+def descend(typing, param, stride, tile, rate):  # type: ignore[no-untyped-def]
+    """``param -= rate * sign(tile)``: a difference of two float32, so that there is nothing to fuse."""
+    return routine("descend_tile", "FiFf", _descend, (param, stride, tile, rate))
+
+
+@intrinsic
+def _copy_part(typing, source, there, target, here, rows, columns):  # type: ignore[no-untyped-def]
+    """Some rows and columns, in rows ``there`` and ``here`` apart."""
+    return routine("copy_part", "FiFiii", _some_rows, (source, there, target, here, rows, columns))
+
+
+@intrinsic
+def clear(typing, tile):  # type: ignore[no-untyped-def]
+    """``tile = 0``."""
+    return routine("clear_tile", "F", _zeros, (tile,))
+
+
+@compiled
+def fetch_part(source, stride, rows, columns, tile):  # type: ignore[no-untyped-def]
+    """The first rows and columns of a tile from a tensor; 0 in the others."""
+    clear(tile)
+    _copy_part(source, stride, tile, 64, rows, columns)
+
+
+@compiled
+def put_back_part(tile, target, stride, rows, columns):  # type: ignore[no-untyped-def]
+    """The other way."""
+    _copy_part(tile, 64, target, stride, rows, columns)
+
+
+@compiled
+def clear_beyond(tile, rows, columns):  # type: ignore[no-untyped-def]
+    """0 wherever a tile lies beyond these rows and columns."""
+    for i in range(64):
+        for j in range(columns if i < rows else 0, 64):
+            poke(tile, 64 * i + j, np.float32(0))

@@ -1,0 +1,155 @@
+"""The second half of a step, tile by tile: everybody's coefficients to new weights, by the definition "exact-1".
+
+The means are integers, the basis is one, and a sum of their products stays far below 2^53, so that float64 holds it
+exactly and only its sign is used: the bits of the weights are those of every other engine of the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from .caching import compiled
+from .decoding import PITCH, decode
+from .encoding import SIDE
+from .memory import peek_byte, peek_int
+from .passes import descend, fetch_part, put_back_part
+
+__all__ = ["COUNTS", "merge"]
+
+COUNTS: Final = 22
+"""A sum and a count share an int32: the count above this bit. 256 values of at most 2^12 sum up to 2^20."""
+
+
+@compiled
+def _means_of_signs(t, k, size, indices, values, present, param, table, senders, sums, position, mean):  # type: ignore[no-untyped-def]
+    """Positions that anybody names in tile ``t`` and their means; how many there are."""
+    named = 0
+    for r in range(len(indices)):
+        if present[r, param]:
+            for i in range(t * k, t * k + k):
+                at = peek_int(indices[r], i)
+                at = at if 0 <= at < size else 0
+                if sums[at] == 0 and named < size:
+                    position[named] = at
+                    named += 1
+                sums[at] += (1 << COUNTS) + 1 - 2 * np.int32(peek_byte(values[r], i))
+    for n in range(named):
+        both = sums[position[n]]
+        sums[position[n]] = 0
+        count = (both + (1 << (COUNTS - 1))) >> COUNTS
+        # table[count, total] for |total| <= count, row after row.
+        entry = count * count + count + both - (count << COUNTS)
+        mean[n] = table[entry] if 0 < count <= senders else 0
+    return named
+
+
+@compiled
+def _means_of_values(t, k, size, indices, values, present, param, value_bits, sums, position, mean):  # type: ignore[no-untyped-def]
+    """The same of float32 values, scaled by a power of two that all of the tile have in common."""
+    highest = np.int32(0)
+    for r in range(len(indices)):
+        if present[r, param]:
+            for i in range(t * k, t * k + k):
+                exponent = (peek_int(values[r], i) >> 23) & 255
+                if exponent > highest:
+                    highest = exponent
+    named = 0
+    for r in range(len(indices)):
+        if present[r, param]:
+            for i in range(t * k, t * k + k):
+                at = peek_int(indices[r], i)
+                at = at if 0 <= at < size else 0
+                bits = peek_int(values[r], i)
+                exponent = (bits >> 23) & 255
+                rounded = np.int32(0)
+                if exponent:
+                    shift = np.int64(highest - exponent + 24 - value_bits)
+                    if shift > 31:
+                        shift = np.int64(31)
+                    rounded = np.int32((np.int64((bits & 0x7FFFFF) | 0x800000) + (1 << (shift - 1))) >> shift)
+                if sums[at] == 0 and named < size:
+                    position[named] = at
+                    named += 1
+                sums[at] += (1 << COUNTS) + (-rounded if bits < 0 else rounded)
+    for n in range(named):
+        both = sums[position[n]]
+        sums[position[n]] = 0
+        count = (both + (1 << (COUNTS - 1))) >> COUNTS
+        total = both - (count << COUNTS)
+        if count > 1:
+            size = (2 * abs(total) + count) // (2 * count)
+            total = -size if total < 0 else size
+        mean[n] = total
+    return named
+
+
+@compiled
+def merge(  # type: ignore[no-untyped-def]
+    places,
+    first,
+    last,
+    height,
+    width,
+    params,
+    step,
+    k,
+    indices,
+    values,
+    quantized,
+    present,
+    table,
+    senders,
+    value_bits,
+    down,
+    along,
+):
+    """``param -= step * sign(merged update)`` for tiles ``[first, last)`` of a batch.
+
+    Args:
+        places: see :mod:`~distro_optim.compress.fast.momentum`.
+        first, last: rows of it.
+        height, width: of a tile, from 2 to 64.
+        params: ``(tensors,)`` int64, addresses of float32.
+        step: float32.
+        k: coefficients of a tile and contributor.
+        indices: ``(contributors,)`` int64, addresses of ``(tiles, k)`` int32.
+        values: ``(contributors,)`` int64, addresses of ``(tiles, k)``: bytes of 0 and 1 (negative), or float32.
+        quantized: which of both.
+        present: ``(contributors, tensors)`` bool.
+        table: float64, means of signs: ``c * c + c + s`` holds that of a sum ``s`` of ``c`` signs.
+        senders: the largest ``c`` in it.
+        value_bits: of a rounded value.
+        down, along: float64 of integers, as in :func:`~distro_optim.compress.fast.decoding.decode`.
+    """
+    sums = np.zeros(SIDE * SIDE, np.int32)
+    position = np.empty(SIDE * SIDE, np.int32)
+    mean = np.empty(SIDE * SIDE, np.float64)
+    space = np.empty(2 * 4096 + 2 * 64 * PITCH + 16, np.float32)
+    tile = (space.ctypes.data + 63) & -64
+    part = tile + 16384
+    rows = part + 16384
+    frequency = np.empty(64, np.int64)
+    slot = np.empty(64, np.int64)
+    for a in range(64):
+        slot[a] = -1
+    size = height * width
+    for t in range(first, last):
+        param = places[t, 0]
+        if quantized:
+            named = _means_of_signs(t, k, size, indices, values, present, param, table, senders, sums, position, mean)
+        else:
+            named = _means_of_values(t, k, size, indices, values, present, param, value_bits, sums, position, mean)
+        if named == 0:
+            continue
+        decode(position, mean, named, height, width, down, along, rows, frequency, slot, tile)
+        address = params[param] + 4 * places[t, 1]
+        if places[t, 3] == 64 and places[t, 4] == 64:
+            descend(address, places[t, 2], tile, step)
+        else:
+            fetch_part(address, places[t, 2], places[t, 3], places[t, 4], part)
+            descend(part, 64, tile, step)
+            put_back_part(part, address, places[t, 2], places[t, 3], places[t, 4])
+    # Its address was in use until here.
+    return space[0]

@@ -1,0 +1,332 @@
+"""The kernels of ``distro-optim[fast]``: the same weights as by torch, and the same momentum but for rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compress.fast_step import SHAPES, digest, plan_of, updates_of, weights_after
+from distro_optim import DisTrO
+from distro_optim.compress import CompressedUpdate, Compressor, TilePlan
+from distro_optim.compress.exact import oracle
+from distro_optim.compress.exact.definition import integer_basis
+from distro_optim.compress.fast import engine, loading
+from distro_optim.optim.reference import dct_matrix, to_tiles
+
+pytest.importorskip("numba")
+
+FAST, TORCH = "1", "0"
+HERE = Path(__file__)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(loading.SETTING, FAST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def by_torch(monkeypatch: pytest.MonkeyPatch, plan: TilePlan, updates: list[CompressedUpdate]) -> list[Tensor]:
+    with monkeypatch.context() as patch:
+        patch.setenv(loading.SETTING, TORCH)
+        return weights_after(plan, updates)
+
+
+def kinds_of_merges(optimizer: DisTrO) -> set[str]:
+    optimizer.generate()
+    compressor = optimizer._run.compressor
+    assert compressor is not None
+    return {type(merge).__name__ for merge in compressor._merges}
+
+
+# -- coefficients to weights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["signs", "values", "extreme"])
+@pytest.mark.parametrize(("k", "peers"), [(8, 1), (8, 16), (32, 4), (100, 3)])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_weights_get_the_bits_of_the_torch_engine(
+    monkeypatch: pytest.MonkeyPatch, kind: str, k: int, peers: int, crowded: bool
+) -> None:
+    for tiling in ("padded", "divisor"):
+        plan = plan_of(SHAPES, k, tiling=tiling)
+        updates = updates_of(plan, peers, kind, crowded=crowded)
+        for ours, theirs in zip(weights_after(plan, updates), by_torch(monkeypatch, plan, updates), strict=True):
+            assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", ["signs", "extreme"])
+def test_so_with_256_contributors_and_small_tiles(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    plan = plan_of(((32, 48), (16, 17)), 64, chunk=16)
+    for crowded in (False, True):
+        updates = updates_of(plan, 256, kind, crowded=crowded)
+        for ours, theirs in zip(weights_after(plan, updates), by_torch(monkeypatch, plan, updates), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["signs", "values"])
+def test_weights_move_as_the_oracle_says(kind: str) -> None:
+    plan = plan_of(((64, 64),), 8)
+    updates = updates_of(plan, 5, kind, absent=False)
+    said = []
+    for update in updates:
+        positions, values = update.index[0][0].tolist(), update.value[0][0]
+        numbers = [1 - 2 * int(v) for v in values] if kind == "signs" else values.view(torch.int32).tolist()
+        said.append(list(zip(positions, [n & 0xFFFFFFFF if kind == "values" else n for n in numbers], strict=True)))
+    means = (oracle.coefficients_of_signs if kind == "signs" else oracle.coefficients_of_values)(said)
+    basis = integer_basis(64).astype(object)
+    tile = sum(q * np.outer(basis[:, at // 64], basis[:, at % 64]) for at, q in means.items())
+    [after] = weights_after(plan, updates)
+    [before] = weights_after(plan, [CompressedUpdate.empty(plan, quantized=True)])
+    wanted = before - torch.tensor(np.sign(tile).astype(np.float32)) * torch.tensor(1e-3, dtype=torch.float32)
+    assert torch.equal(after, wanted)
+
+
+def test_signs_of_some_and_values_of_others_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(SHAPES)
+    updates = [*updates_of(plan, 2, "signs"), *updates_of(plan, 3, "values")]
+    for ours, theirs in zip(weights_after(plan, updates), by_torch(monkeypatch, plan, updates), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_weights_that_changed_are_not_differentiated_through() -> None:
+    weight = torch.nn.Parameter(torch.ones(128, 128))
+    optimizer = DisTrO([weight], overlap=False, quantize_1bit=True)
+    loss = (weight**2).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# -- gradients to coefficients -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 8, 12, 13, 32, 128])
+@pytest.mark.parametrize("shape", [(128, 192), (100, 43), (86, 86)])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_largest_coefficients_of_a_float64_transform_are_sent(
+    k: int, shape: tuple[int, int], overlap: bool
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(k))
+    optimizer = DisTrO([weight], lr=0.5, compression_topk=k, overlap=overlap, quantize_1bit=False)
+    [sent] = optimizer.generate().tensors()
+    tiles = to_tiles(weight.grad.double() * 0.5, 64, "padded")
+    down, along = (dct_matrix(side, tiles) for side in tiles.shape[1:])
+    coefficients = torch.einsum("nij,ia,jb->nab", tiles, down, along).flatten(1)
+    index, value = sent.index.view(len(tiles), k).long(), sent.value.view(len(tiles), k).double()
+    assert all(len(set(row)) == k for row in index.tolist())
+    assert torch.allclose(coefficients.gather(1, index), value, rtol=0, atol=1e-5)
+    smallest = coefficients.abs().topk(k, dim=1).values[:, -1:]
+    assert bool((value.abs() >= smallest - 1e-5).all())
+
+
+def test_equals_zeros_and_negative_zeros_are_chosen_once_each() -> None:
+    weight = torch.nn.Parameter(torch.zeros(128, 107))
+    optimizer = DisTrO([weight], overlap=False, quantize_1bit=False, compression_topk=32)
+    for grad in (torch.zeros(128, 107), torch.full((128, 107), -0.0), torch.eye(128, 107)):
+        weight.grad = grad
+        [sent] = optimizer.generate().tensors()
+        for row in sent.index.view(-1, 32).tolist():
+            assert len(set(row)) == 32
+            assert min(row) >= 0
+            assert max(row) < sent.totalk
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"overlap": False, "quantize_1bit": False},
+        {"overlap": False, "quantize_1bit": True, "compression_topk": 32},
+        {"overlap": True, "quantize_1bit": True},
+        {"overlap": True, "quantize_1bit": False, "tiling": "divisor", "compression_topk": 32},
+    ],
+)
+def test_peers_with_and_without_kernels_keep_equal_weights(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """With lookahead, gradients that are missing or not finite at times, and steps that are not sent."""
+    r = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=r) for shape in SHAPES]
+    models = [[torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2)]
+    peers = [DisTrO(model, lr=1e-2, weight_decay=0.1, **settings) for model in models]
+    for step in range(5):
+        grads = [torch.randn(shape, generator=r) for shape in SHAPES]
+        sent = []
+        for peer, model, setting in zip(peers, models, (FAST, TORCH), strict=True):
+            monkeypatch.setenv(loading.SETTING, setting)
+            if settings["overlap"]:
+                peer.lookahead()
+            for number, (param, grad) in enumerate(zip(model, grads, strict=True)):
+                param.grad = None if number == step % 3 else grad.clone()
+            if step == 3 and model[1].grad is not None:
+                model[1].grad[0, 0] = torch.inf
+            sent.append(peer.generate())
+        for peer, setting in zip(peers, (FAST, TORCH), strict=True):
+            monkeypatch.setenv(loading.SETTING, setting)
+            peer.apply(sent)
+            if step == 2:
+                peer.keep_own()
+            elif step == 4:
+                peer.remove_own()
+        for ours, theirs in zip(*models, strict=True):
+            assert torch.equal(ours, theirs)
+        for ours, theirs in zip(*models, strict=True):
+            assert torch.allclose(peers[0].delta(ours), peers[1].delta(theirs), rtol=0, atol=1e-6)
+    assert "FastMerge" in kinds_of_merges(peers[0])
+
+
+def test_a_training_alone_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    r = torch.Generator().manual_seed(0)
+    start, grads = torch.randn(128, 107, generator=r), [torch.randn(128, 107, generator=r) for _ in range(3)]
+    ends = []
+    for setting in (FAST, TORCH):
+        monkeypatch.setenv(loading.SETTING, setting)
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = DisTrO([weight], overlap=False, quantize_1bit=False)
+        for grad in grads:
+            weight.grad = grad
+            optimizer.step()
+        ends.append(weight)
+    assert int((ends[0] != ends[1]).sum()) <= 2  # where rounding of the values decides
+    assert not torch.equal(ends[0], start)
+
+
+# -- where they are used -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "merge"),
+    [
+        ((128, 128), {}, "FastMerge"),
+        ((128, 128), {"arithmetic": "float"}, "FloatMerge"),
+        ((128, 128), {"compression_chunk": 128}, "ExactMerge"),
+        ((128, 128), {"compression_topk": 129}, "ExactMerge"),
+        ((128, 128), {"transform": "identity"}, "ExactMerge"),
+        ((8, 128), {}, "ExactMerge"),
+        ((128,), {}, "ExactMerge"),
+    ],
+)
+def test_other_tiles_and_definitions_are_left_to_torch(
+    shape: tuple[int, ...], settings: dict[str, Any], merge: str
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.ones(shape)
+    assert kinds_of_merges(DisTrO([weight], **settings)) == {merge}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=dtype))
+    weight.grad = torch.ones(128, 128, dtype=dtype)
+    assert kinds_of_merges(DisTrO([weight])) == {"ExactMerge"}
+
+
+def test_the_environment_turns_them_off_and_small_models_do_not_load_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.zeros(128, 128))
+    weight.grad = torch.ones(128, 128)
+    for setting in (TORCH, ""):
+        monkeypatch.setenv(loading.SETTING, setting)
+        assert kinds_of_merges(DisTrO([weight])) == {"ExactMerge"}
+    monkeypatch.setattr(engine, "_FEWEST_TILES", 4)
+    assert kinds_of_merges(DisTrO([weight])) == {"FastMerge"}
+
+
+def test_without_numba_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_known", {})
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert loading.kernel("merge") is None
+
+
+def test_kernels_that_cannot_be_compiled_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(SHAPES)
+    updates = updates_of(plan, 2, "signs")
+    wanted = weights_after(plan, updates)
+
+    def broken(*_: object) -> None:
+        raise MemoryError("no room for code")
+
+    monkeypatch.setattr(loading, "_known", {})
+    monkeypatch.setattr(loading, "_tried", broken)
+    with pytest.warns(UserWarning, match="torch does their work, more slowly: MemoryError: no room for code") as told:
+        compressor = Compressor(plan, "dct")
+    Compressor(plan, "dct")
+    assert len(told) == 1
+    assert {type(merge).__name__ for merge in compressor._merges} == {"ExactMerge"}
+    for ours, theirs in zip(weights_after(plan, updates), wanted, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_position_outside_of_its_tile_stays_in_it() -> None:
+    """Updates are checked when they arrive; a kernel does not write elsewhere for one that was not."""
+    plan = plan_of(((128, 128),))
+    [update] = updates_of(plan, 1, "signs", absent=False)
+    update.index[0].fill_(-(1 << 30))
+    weights_after(plan, [update, update])
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def in_a_child(*arguments: str, **environment: str) -> list[str]:
+    """What another Python prints, line by line."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def step_in_a_child(*arguments: str, **environment: str) -> list[str]:
+    return in_a_child(str(HERE.with_name("fast_step.py")), *arguments, **{loading.SETTING: FAST, **environment})
+
+
+@pytest.mark.slow
+def test_a_fork_goes_on_after_its_parent_has_used_them() -> None:
+    assert step_in_a_child("--fork", PYTHONWARNINGS="ignore") == [digest()] * 2
+
+
+@pytest.mark.slow
+def test_a_new_process_loads_them_from_the_cache() -> None:
+    assert step_in_a_child("--spawn") == [digest()]
+
+
+@pytest.mark.slow
+def test_another_cpu_and_no_cache_give_the_same_weights() -> None:
+    """Without AVX-512, and nowhere to write: they are compiled for this process alone."""
+    assert step_in_a_child(NUMBA_CPU_NAME="haswell", NUMBA_CACHE_DIR="/dev/null/nowhere") == [digest()]
+
+
+def test_numba_is_loaded_with_the_first_step_that_needs_it() -> None:
+    program = """
+import sys, torch, distro_optim
+from distro_optim import DisTrO
+loaded = []
+for side in (64, 640):
+    weight = torch.nn.Parameter(torch.zeros(side, side))
+    weight.grad = torch.ones(side, side)
+    optimizer = DisTrO([weight])
+    loaded.append("numba" in sys.modules)
+    optimizer.step()
+    loaded.append("numba" in sys.modules)
+print(loaded)
+"""
+    assert in_a_child("-c", program, **{loading.SETTING: ""}) == ["[False,", "False,", "False,", "True]"]
