@@ -39,6 +39,7 @@ Psyche's programs on Solana, without a cluster:
 
 ======================  ==========================================================================================
 ``Validator``           accounts, a clock and fees; takes transactions and answers like a cluster
+``ValidatorServer``     the same on a port of this machine, with faults to inject
 ``CoordinatorTwin``     the rules of the coordinator program alone
 ======================  ==========================================================================================
 
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .exchange import check_exchange, check_peer
     from .lockstep import step_together
     from .solana.coordinator_twin import CoordinatorTwin
+    from .solana.server import ValidatorServer
     from .solana.validator import Validator
     from .swarm import MemoryNetwork, MemorySwarm
     from .swarm_checks import CHECKS as SWARM_CHECKS
@@ -94,6 +96,7 @@ __all__ = [
     "SwarmArena",
     "TokenDataArena",
     "Validator",
+    "ValidatorServer",
     "check_exchange",
     "check_peer",
     "dummy_run",
@@ -114,6 +117,7 @@ _HOMES = {
     "TOKEN_DATA_CHECKS": ("token_data", "CHECKS"),
     "TokenDataArena": ("token_data", "TokenDataArena"),
     "Validator": ("solana.validator", "Validator"),
+    "ValidatorServer": ("solana.server", "ValidatorServer"),
     "check_exchange": ("exchange", "check_exchange"),
     "check_peer": ("exchange", "check_peer"),
     "dummy_run": ("coordinator", "dummy_run"),

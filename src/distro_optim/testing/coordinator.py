@@ -115,7 +115,16 @@ def metadata(step: int) -> WitnessMetadata:
 
 
 class Arena(ABC):
-    """A :func:`dummy_run` and a clock that starts at 0 and that only :meth:`advance` moves."""
+    """A :func:`dummy_run` and a clock that starts at 0 and that only :meth:`advance` moves.
+
+    Attributes:
+        can_leave: whether the coordinator learns that a client has closed. On a blockchain nobody can leave; who closes
+            is in the run until its epoch ends without it.
+        hosts_one_run: whether a client that asks for another run is told which one there is.
+    """
+
+    can_leave: bool = True
+    hosts_one_run: bool = True
 
     @abstractmethod
     def client(self, number: int, run_id: str | None = None) -> CoordinatorClient:
@@ -269,7 +278,7 @@ async def the_wrong_run_is_seen_by_looking(arena: Arena) -> None:
     """Nobody has to ask to be in it."""
     client = arena.client(1, run_id="another")
     error = await failure(client.look(), JoinRefusedError)
-    assert (error.wanted, error.hosted) == ("another", arena.state.run_id)
+    assert (error.wanted, error.hosted) == ("another", arena.state.run_id if arena.hosts_one_run else None)
     await client.close()
 
 
@@ -339,7 +348,7 @@ async def the_wrong_run_is_refused_by_name(arena: Arena) -> None:
     """The error carries the run that was asked for and the one that is hosted."""
     client = arena.client(1, run_id="another")
     error = await failure(client.join(), JoinRefusedError)
-    assert (error.wanted, error.hosted) == ("another", arena.state.run_id)
+    assert (error.wanted, error.hosted) == ("another", arena.state.run_id if arena.hosts_one_run else None)
     assert "another" in str(error)
     await client.close()
 
@@ -349,6 +358,11 @@ async def who_closes_leaves_the_epoch(arena: Arena) -> None:
     followers = await warmed_up(arena, 4)
     gone = followers.pop(1)
     await gone.client.close()
+    if not arena.can_leave:
+        await arena.advance(1)
+        assert [listed.id for listed in arena.state.epoch_state.clients][1] == gone.client.identity
+        await close_all(followers)
+        return
     await until_true(
         lambda: any(listed.state is ClientState.WITHDRAWN for listed in arena.state.epoch_state.clients),
     )
@@ -363,8 +377,12 @@ async def who_left_can_come_back_for_the_next_epoch(arena: Arena) -> None:
     """With the same key."""
     followers = await warmed_up(arena)
     await close_all(followers[1:])
-    await until_true(lambda: sum(c.state is ClientState.HEALTHY for c in arena.state.epoch_state.clients) == 1)
-    await arena.advance(1)
+    if arena.can_leave:
+        await until_true(lambda: sum(c.state is ClientState.HEALTHY for c in arena.state.epoch_state.clients) == 1)
+        await arena.advance(1)
+    else:
+        await arena.advance(DUMMY_CONFIG.warmup_time)
+        await unwitnessed_epoch_end(arena, followers[:1])
     await followers[0].in_phase(RunState.WAITING_FOR_MEMBERS)
     back = [Follower(arena.client(number)) for number in (1, 2)]
     for follower in back:

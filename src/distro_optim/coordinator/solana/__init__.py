@@ -6,6 +6,15 @@
 ``arguments``       the instructions of the programs and what each of them takes
 ``instructions``    one builder for each instruction of a client or an operator
 ``program_errors``  the numbers of errors, their names and what to do
+``wallet``          key files, and the key that peers know
+``fees``            what it costs
+``rpc``             requests to nodes of the cluster
+``sending``         transactions on their way
+``newest``          which of many copies of an account is the newest
+``feed``            the newest copy, by subscription and by reading
+``finding``         whether there is such a run, and whether this wallet may join it
+``ticking``         when to say that time has passed
+``client``          all of it: a participant of a run
 ==================  ==========================================================================
 
 Everything here needs solders, which brings Solana's keys, messages and transactions:

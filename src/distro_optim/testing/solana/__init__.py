@@ -9,6 +9,8 @@
 ``coordinator_calls``   that program's instructions, with the accounts they name
 ``authorizer_calls``    the same of the authorizer
 ``treasurer_calls``     and of the treasurer
+``rpc_methods``         what a node answers to requests
+``server``              the cluster on a port of this machine, with faults to inject
 ``native_programs``     creating accounts, moving lamports and tokens
 ======================  ==========================================================================================
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,17 +29,29 @@ from solders.instruction import AccountMeta
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
+from ...coordinator.formats.account import ACCOUNT_SIZE, VERSION, CoordinatorAccount
 from ...coordinator.solana.programs import (
     ASSOCIATED_TOKEN_PROGRAM,
     CLOCK_SYSVAR,
+    EVERYBODY,
+    JOIN_SCOPE,
     SYSTEM_PROGRAM,
     TOKEN_PROGRAM,
     Programs,
 )
+from ...coordinator.solana.small_accounts import (
+    INSTANCE_BYTES,
+    Authorization,
+    CoordinatorInstance,
+    authorization_bytes,
+    read_small_account,
+    write_small_account,
+)
+from ...coordinator.types import Coordinator
 from .authorizer_calls import authorizer_program
 from .coordinator_calls import coordinator_program
-from .coordinator_twin import Clock
-from .ledger import Account, Call, Failure, Layer, Program, rent, run
+from .coordinator_twin import Clock, CoordinatorTwin
+from .ledger import Account, Call, Failure, Layer, Program, decoded, encoded, rent, run
 from .native_programs import associated_token_program, system_program, token_program
 from .transactions import MAX_TRANSACTION_BYTES, Outcome, Transaction, TransactionError, transaction_of
 from .treasurer_calls import treasurer_program
@@ -83,8 +95,11 @@ class Validator:
         self.clock = Clock(slot, unix_timestamp)
         self.outcomes: OrderedDict[Signature, Outcome] = OrderedDict()
         """What became of signed transactions, the newest last."""
+        self.listeners: list[Callable[[frozenset[str]], None]] = []
+        """Called with the addresses that a transaction has changed."""
         self._blockhashes: OrderedDict[Hash, int] = OrderedDict()
         self._blocks = 0
+        self._block_used = False
         self._table: dict[str, Program] = {
             str(SYSTEM_PROGRAM): system_program,
             str(TOKEN_PROGRAM): token_program,
@@ -105,7 +120,9 @@ class Validator:
 
     @property
     def blockhash(self) -> Hash:
-        """The newest."""
+        """The newest. Each transaction is in a block of its own before anybody asks again."""
+        if self._block_used:
+            self._new_block()
         return next(reversed(self._blockhashes))
 
     @property
@@ -136,6 +153,7 @@ class Validator:
 
     def _new_block(self) -> None:
         self._blocks += 1
+        self._block_used = False
         self._blockhashes[Hash.from_bytes(hashlib.sha256(f"block {self._blocks}".encode()).digest())] = self._blocks
         while len(self._blockhashes) > BLOCKHASHES:
             self._blockhashes.popitem(last=False)
@@ -175,16 +193,72 @@ class Validator:
         outcome, changed = self._try(parsed)
         if outcome.error is not None and (preflight or not outcome.fee):
             return replace(outcome, fee=0)
-        for key, account in changed.items():
-            if account is None:
-                self.accounts.pop(key, None)
-            else:
-                self.accounts[key] = account
+        self._put(changed)
+        self._block_used = True
         if outcome.signature is not None:
             self.outcomes[outcome.signature] = outcome
             while len(self.outcomes) > MAX_REMEMBERED:
                 self.outcomes.popitem(last=False)
         return outcome
+
+    def _put(self, changed: Mapping[str, Account | None]) -> None:
+        for key, account in changed.items():
+            if account is None:
+                self.accounts.pop(key, None)
+            else:
+                self.accounts[key] = account
+        for listener in self.listeners:
+            listener(frozenset(changed))
+
+    def host(self, run: Coordinator, account: Pubkey, *, main_authority: Pubkey, join_authority: Pubkey) -> None:
+        """Puts a run on the cluster as it is, whatever its phase and its model, and lets everybody in.
+
+        A run that is made by transactions starts halted, and must have a model that strangers can train.
+
+        Args:
+            run: its state.
+            account: where its big account is to be.
+            main_authority: key of its operator.
+            join_authority: key that lets wallets in.
+        """
+        instance, bump = self.programs.instance_and_bump(run.run_id)
+        zero = CoordinatorTwin().account
+        clients = replace(zero.state.clients_state, next_active=1)
+        state = replace(zero.state, coordinator=run, clients_state=clients, client_version="test")
+        small = CoordinatorInstance(bump, bytes(main_authority), bytes(join_authority), bytes(account), run.run_id)
+        seeds = [b"Authorization", bytes(join_authority), bytes(EVERYBODY), JOIN_SCOPE]
+        address, authorization_bump = Pubkey.find_program_address(seeds, self.programs.authorizer)
+        everybody = Authorization(
+            authorization_bump, bytes(join_authority), bytes(EVERYBODY), JOIN_SCOPE, True, (), self.clock.unix_timestamp
+        )
+        size = authorization_bytes(len(JOIN_SCOPE), 0)
+        coordinator, authorizer = str(self.programs.coordinator), str(self.programs.authorizer)
+        self._put(
+            {
+                str(account): Account(rent(ACCOUNT_SIZE), encoded(CoordinatorAccount(VERSION, state, 1)), coordinator),
+                str(instance): Account(rent(INSTANCE_BYTES), write_small_account(small, INSTANCE_BYTES), coordinator),
+                str(address): Account(rent(size), write_small_account(everybody, size), authorizer),
+            }
+        )
+
+    def run(self, run_id: str) -> CoordinatorAccount:
+        """The big account of a run, read.
+
+        Raises:
+            KeyError: there is no such run.
+        """
+        data = self.accounts[str(self.programs.instance(run_id))].data
+        instance = read_small_account(CoordinatorInstance, data)
+        return decoded(self.accounts[str(Pubkey.from_bytes(instance.coordinator_account))].data)
+
+    def snapshot(self) -> dict[str, Account]:
+        """The accounts as they are, for :meth:`restore`."""
+        return dict(self.accounts)
+
+    def restore(self, snapshot: Mapping[str, Account]) -> None:
+        """Takes everything back that happened since, as a cluster does when it leaves a fork."""
+        changed: dict[str, Account | None] = dict.fromkeys(self.accounts)
+        self._put({**changed, **snapshot})
 
     def simulate(self, transaction: Any) -> Outcome:
         """What would become of a transaction; nothing changes.

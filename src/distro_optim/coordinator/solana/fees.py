@@ -1,0 +1,78 @@
+"""What taking part has cost, and for how long the wallet lasts. No I/O."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...errors import ConfigurationError, CoordinatorLinkError
+
+__all__ = ["FEE_PER_SIGNATURE", "LAMPORTS_PER_SOL", "FeeMeter", "FeesSpentError", "shown_sol"]
+
+FEE_PER_SIGNATURE: Final = 5000
+"""Lamports; Solana's base fee."""
+
+LAMPORTS_PER_SOL: Final = 1_000_000_000
+
+WARN_EPOCHS_AHEAD: Final = 2
+"""A wallet that lasts for fewer epochs is told about: the one that begins, and one ahead."""
+
+
+def shown_sol(lamports: int) -> str:
+    """An amount as people read it."""
+    return f"{lamports / LAMPORTS_PER_SOL:.9f}".rstrip("0").rstrip(".") + " SOL"
+
+
+class FeesSpentError(CoordinatorLinkError):
+    """Another transaction would cost more than may be spent."""
+
+
+class FeeMeter:
+    """Counts lamports.
+
+    Args:
+        limit: what may be spent in all; None for no limit.
+
+    Raises:
+        ConfigurationError: the limit does not pay for one transaction.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < FEE_PER_SIGNATURE:
+            raise ConfigurationError(
+                f"max_fees is {limit} lamports, but one transaction costs {FEE_PER_SIGNATURE}",
+                name="max_fees",
+                value=limit,
+            )
+        self.limit = limit
+        self.spent = 0
+        self.transactions = 0
+        self._at_epoch = 0
+        self._of_epoch = 0
+
+    def check(self, fee: int = FEE_PER_SIGNATURE) -> None:
+        """Raises FeesSpentError if another transaction would go beyond the limit."""
+        if self.limit is not None and self.spent + fee > self.limit:
+            raise FeesSpentError(
+                f"taking part has cost {shown_sol(self.spent)}, and more than {shown_sol(self.limit)} may not be "
+                "spent: raise max_fees to go on"
+            )
+
+    def paid(self, fee: int = FEE_PER_SIGNATURE) -> None:
+        """A transaction was taken."""
+        self.spent += fee
+        self.transactions += 1
+
+    def epoch_begins(self, balance: int) -> str | None:
+        """An epoch begins; returns a warning if the wallet will not last for the next one.
+
+        Args:
+            balance: lamports of the wallet.
+        """
+        self._of_epoch, self._at_epoch = self.spent - self._at_epoch, self.spent
+        needed = max(self._of_epoch, FEE_PER_SIGNATURE)
+        if balance >= WARN_EPOCHS_AHEAD * needed:
+            return None
+        return (
+            f"the wallet holds {shown_sol(balance)} and an epoch costs about {shown_sol(needed)}: it does not last for "
+            "the next one"
+        )

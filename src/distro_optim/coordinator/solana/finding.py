@@ -1,0 +1,162 @@
+"""A run on the cluster: its accounts, whether this wallet may join, and what speaks against it.
+
+Everything here only reads, so that whatever is wrong is said before anything is paid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from solders.pubkey import Pubkey
+
+from ...errors import CoordinatorLinkError, JoinRefusedError, ProtocolError
+from ..formats.account import CoordinatorAccount
+from ..types import MAX_NUM_CLIENTS, RunState
+from .fees import FEE_PER_SIGNATURE, shown_sol
+from .programs import CLOCK_SYSVAR, EVERYBODY, JOIN_SCOPE, Programs
+from .rpc import RpcClient
+from .small_accounts import Authorization, CoordinatorInstance, read_clock, read_small_account
+
+__all__ = ["FoundRun", "check_balance", "check_room", "cluster_time", "find_authorization", "find_run"]
+
+TRANSACTIONS_TO_BEGIN: Final = 4
+"""A wallet must pay for a join, a report of the warm-up and a tick or two; chosen so that a first epoch is possible."""
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """The small account of a run.
+
+    Attributes:
+        run_id: name of the run.
+        account: address of the big account.
+        main_authority: key of the operator, or a treasury.
+        join_authority: key that lets wallets in.
+    """
+
+    run_id: str
+    account: Pubkey
+    main_authority: Pubkey
+    join_authority: Pubkey
+
+
+async def find_run(
+    rpc: RpcClient, programs: Programs, run_id: str, *, join_authority: Pubkey | None = None
+) -> FoundRun:
+    """Reads the small account of a run.
+
+    Args:
+        rpc: the cluster.
+        programs: the deployment.
+        run_id: name of the run.
+        join_authority: the key that must let wallets in; anybody can take any free name for a run.
+
+    Raises:
+        JoinRefusedError: there is no such run, or it belongs to somebody else.
+        CoordinatorLinkError, ProtocolError: see :class:`~.rpc.RpcClient`.
+    """
+    address = programs.instance(run_id)
+    read = await rpc.account(address)
+    if read.data is None or read.owner != programs.coordinator:
+        raise JoinRefusedError(
+            f"there is no run {run_id!r} at {rpc.name} under the program {programs.coordinator}: is the name right, "
+            "and is this the cluster and the program of the run?",
+            wanted=run_id,
+        )
+    try:
+        instance = read_small_account(CoordinatorInstance, read.data)
+    except ProtocolError as error:
+        raise ProtocolError(f"the account of the run {run_id!r} cannot be read ({error})") from error
+    found = FoundRun(
+        run_id,
+        Pubkey.from_bytes(instance.coordinator_account),
+        Pubkey.from_bytes(instance.main_authority),
+        Pubkey.from_bytes(instance.join_authority),
+    )
+    if join_authority is not None and found.join_authority != join_authority:
+        raise JoinRefusedError(
+            f"the run {run_id!r} belongs to somebody else: its join authority is {found.join_authority}, not "
+            f"{join_authority}",
+            wanted=run_id,
+        )
+    return found
+
+
+async def find_authorization(
+    rpc: RpcClient, programs: Programs, run: FoundRun, wallet: Pubkey, authorizer: Pubkey | None = None
+) -> Pubkey:
+    """The authorization that lets ``wallet`` in: everybody's, its own, or one whose grantee delegates to it.
+
+    Args:
+        rpc: the cluster.
+        programs: the deployment.
+        run: the run.
+        wallet: who wants in.
+        authorizer: the grantee of an authorization that may name the wallet as a delegate.
+
+    Raises:
+        JoinRefusedError: none does.
+    """
+    grantees = [EVERYBODY, wallet] if authorizer is None else [authorizer, EVERYBODY, wallet]
+    inactive = False
+    for grantee in grantees:
+        address = programs.authorization(run.join_authority, grantee)
+        read = await rpc.account(address)
+        if read.data is None or read.owner != programs.authorizer:
+            continue
+        value = read_small_account(Authorization, read.data)
+        if value.is_valid_for(bytes(run.join_authority), bytes(wallet), JOIN_SCOPE):
+            return address
+        inactive = inactive or not value.active
+    reason = "its authorization is not active" if inactive else "there is no authorization for it"
+    raise JoinRefusedError(
+        f"the wallet {wallet} may not join the run {run.run_id!r}: {reason}; give its address to the run's operator, "
+        "or name the key that has authorized it",
+        wanted=run.run_id,
+    )
+
+
+def check_room(account: CoordinatorAccount, run_id: str, wallet: bytes) -> None:
+    """Raises JoinRefusedError if the run is over, or full for this wallet."""
+    state, clients = account.state.coordinator, account.state.clients_state.clients
+    if state.run_state is RunState.FINISHED:
+        raise JoinRefusedError(f"the run {run_id!r} is finished", wanted=run_id)
+    if any(client.id.signer == wallet for client in clients):
+        return
+    if len(clients) >= MAX_NUM_CLIENTS:
+        raise JoinRefusedError(
+            f"the run {run_id!r} is full for good: {MAX_NUM_CLIENTS} wallets have joined it, and only those can join "
+            "again",
+            wanted=run_id,
+        )
+    if state.run_state is not RunState.UNINITIALIZED and len(clients) == state.config.global_batch_size_end:
+        raise JoinRefusedError(
+            f"the run {run_id!r} is full: as many wallets have joined it as a batch has sequences, {len(clients)}; its "
+            "operator can make the batches larger",
+            wanted=run_id,
+        )
+
+
+async def check_balance(rpc: RpcClient, wallet: Pubkey) -> int:
+    """The wallet's lamports.
+
+    Raises:
+        CoordinatorLinkError: they do not pay for the first transactions.
+    """
+    balance = await rpc.balance(wallet)
+    needed = TRANSACTIONS_TO_BEGIN * FEE_PER_SIGNATURE
+    if balance < needed:
+        raise CoordinatorLinkError(
+            f"the wallet {wallet} holds {shown_sol(balance)} at {rpc.name}, and taking part begins with "
+            f"{shown_sol(needed)}: send it some SOL"
+        )
+    return balance
+
+
+async def cluster_time(rpc: RpcClient) -> int:
+    """The cluster's Unix time in seconds."""
+    read = await rpc.account(CLOCK_SYSVAR)
+    if read.data is None:
+        raise ProtocolError(f"{rpc.name} has no clock")
+    return read_clock(read.data)[1]
