@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -65,6 +66,7 @@ class ConnectionPool:
         self._schedule = DialSchedule(policy or BackoffPolicy(), (random or Random()).random)
         self._entries: dict[_Key, _Entry] = {}
         self._dials: dict[_Key, asyncio.Task[_Entry]] = {}
+        self._waiting: Counter[_Key] = Counter()  # callers for whom a dial is made, and who have not come for it yet
         self._watchers: set[asyncio.Task[None]] = set()
         self._closed = False
         node.on_close(self.aclose)
@@ -130,8 +132,14 @@ class ConnectionPool:
             task = asyncio.get_running_loop().create_task(self._dial(key, attempts))
             self._dials[key] = task
             task.add_done_callback(lambda done: self._dial_done(key, done))
-        # Shielded: others may wait for the same dial, and one that comes too late still fills the pool.
-        return await asyncio.shield(task)
+        self._waiting[key] += 1
+        try:
+            # Shielded: others may wait for the same dial, and one that comes too late still fills the pool.
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
 
     def _dial_done(self, key: _Key, task: asyncio.Task[_Entry]) -> None:
         self._dials.pop(key, None)
@@ -184,7 +192,9 @@ class ConnectionPool:
             return
 
         def idle() -> None:
-            if not entry.leases:
+            if self._waiting[peer, alpn]:  # on a busy loop they come later than this
+                self._release(peer, alpn, entry)
+            elif not entry.leases:
                 self._drop((peer, alpn), entry)
                 entry.connection.close(_IDLE_CODE, _IDLE_REASON)
 
