@@ -119,19 +119,26 @@ _TOGETHER: Final = 31
 def _to_integers(value: Tensor) -> tuple[Tensor, Tensor]:
     """``(n, m)`` values to integers of at most ``2**VALUE_BITS``, in units ``2**unit`` that the tile shares.
 
-    From the bits, by shifts: no float operation, so that neither rounding nor the flushing of small numbers to zero
-    can matter.
+    Multiplying with powers of two is exact for all that does not round to 0, and so is what the rounding is made of.
+    Only the largest value of a tile is taken apart by its bits. Values below the normal numbers count as 0, and so does
+    not matter whether a device flushes them.
     """
     double = value.dtype == torch.float64
-    fraction, mask, longest, bias = (52, 0x7FF, 62, 1023) if double else (23, 0xFF, 31, 127)
-    bits = value.contiguous().view(torch.int64 if double else torch.int32)
-    exponent = (bits >> fraction) & mask
-    largest = exponent.amax(1, keepdim=True)
-    shift = (largest - exponent + (fraction + 1 - VALUE_BITS)).clamp_(max=longest)
-    mantissa = torch.where(exponent > 0, (bits & ((1 << fraction) - 1)) | (1 << fraction), 0)
-    magnitude = (mantissa + torch.ones_like(shift).bitwise_left_shift_(shift - 1)) >> shift
-    unit = largest - bias + 1 - VALUE_BITS
-    return torch.where(bits < 0, -magnitude, magnitude), unit.to(torch.int32)
+    fraction, bias, integer = (52, 1023, torch.int64) if double else (23, 127, torch.int32)
+    magnitude = value.abs()
+    largest = magnitude.amax(1, keepdim=True).view(integer) >> fraction
+    power = bias + VALUE_BITS - 1 - largest
+    half = power >> 1  # in two steps: 2**power itself may be too large
+    scaled = (
+        magnitude
+        * ((half + bias) << fraction).view(value.dtype)
+        * ((power - half + bias) << fraction).view(value.dtype)
+    )
+    if value.device.type != "cpu" or bool((largest <= VALUE_BITS + 1).any()):
+        scaled.masked_fill_(magnitude < torch.finfo(value.dtype).tiny, 0)
+    whole = scaled.floor()
+    rounded = whole.add_(scaled.sub_(whole) >= 0.5)
+    return torch.copysign(rounded, value), (-power).to(torch.int32)
 
 
 def _divided(total: Tensor, count: Tensor) -> Tensor:
