@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -66,6 +67,13 @@ _UNDERFLOW: Final = 1e-35
 
 _SLACK: Final = 1.02
 """For the roundings of the bound itself and of what stands in a column."""
+
+_FEW_COEFFICIENTS: Final = 64
+"""Per tile of all contributors together, up to which those of all blocks are prepared before the first block: they
+take some 20 bytes each until the next step. Chosen so that this is a sixth of bfloat16 weights in large tiles."""
+
+_PREPARED_AT_A_TIME: Final = 1 << 18
+"""Coefficients; chosen so that they stay in the cache."""
 
 _POSITIONS_AT_A_TIME: Final = 1 << 14
 """Sums that are repeated together; bounds the memory that a hostile result can ask for."""
@@ -131,9 +139,7 @@ class PsycheMerge(Merge):
         in_sums = (columns * _RUNNING_SUMS + _running_sums(h)[rows]) * h + rows
         in_order = columns * _RUNNING_SUMS * h + rows
         self._orders = torch.stack([in_sums, in_order]).to(device)
-        tiles = torch.arange(max(block.tiles for block in batch.blocks), device=device)
-        self._beginnings = tiles.unsqueeze(1) * (w * _RUNNING_SUMS * h)
-        self._small = {block.start: _small_products(batch, block) for block in batch.blocks}
+        self._prepared: dict[int, _Prepared] = {}
         self._sums_of_columns = np.stack([_running_sums(w).numpy(), np.zeros(w, dtype=np.int64)])
 
     @override
@@ -144,20 +150,49 @@ class PsycheMerge(Merge):
                 name="arithmetic",
                 value="psyche",
             )
+        # Many small tensors of indices take longer than few large ones.
+        self._prepared = {}
+        each = max(1, len(updates) * self.batch.k)
+        group: list[Block] = []
+        for block in self.batch.blocks if each <= _FEW_COEFFICIENTS else ():
+            group.append(block)
+            if block is self.batch.blocks[-1] or (block.stop - group[0].start) * each >= _PREPARED_AT_A_TIME:
+                self._prepared.update(dict.fromkeys((b.start for b in group), self._prepare(group, updates)))
+                group = []
 
     @override
     def decode_block(
         self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
     ) -> Tensor:
         """The signs are Psyche's; the values only nearly so. NaN where Psyche's is."""
+        return self._decode(block, scratch, updates)[0]
+
+    def _decode(
+        self, block: Block, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
+    ) -> tuple[Tensor, Tensor]:
+        """The tiles in the compute dtype and in that of the parameters, both ``(n, h, w)`` in ``scratch``."""
         tiles, spare = scratch[0], scratch[1]
-        n, m, w = block.tiles, len(updates) * self.batch.k, self.batch.w
-        key, mean = self._means(block, updates)
-        column, filled = self._columns(key, mean)
-        torch.bmm(filled.transpose(1, 2), self._bw.index_select(0, column).view(n, m, w), out=tiles)
-        if self._rounds:
-            self._settle(block, tiles, spare, mean, column.view(n, m), filled)
-        return tiles
+        batch = self.batch
+        known = self._prepared.get(block.start) or self._prepare([block], updates)
+        m = known.mean.shape[1]
+        here = slice(block.start - known.start, block.stop - known.start)
+        entries = slice(here.start * m, here.stop * m)
+        columns, rows = known.columns[entries], known.rows[entries]
+        filled = known.mean[here].reshape(-1, 1)
+        if batch.h > 1:
+            filled = self._bh.index_select(0, rows).mul_(filled)
+            if self._rounds:
+                known.fold(filled, entries)
+                filled = filled.to(batch.value_dtype).to(batch.compute_dtype)
+        shape = (block.tiles, m)
+        filled = filled.view(*shape, batch.h)
+        torch.bmm(filled.transpose(1, 2), self._bw.index_select(0, columns).view(*shape, batch.w), out=tiles)
+        if not self._rounds:
+            return tiles, tiles
+        halves = spare.view(-1).view(batch.value_dtype)[: tiles.numel()].view(tiles.shape)
+        halves.copy_(tiles)
+        self._settle(block, tiles, halves, known.bound[here], columns.view(shape), filled)
+        return tiles, halves
 
     @override
     def merge_block(
@@ -169,83 +204,84 @@ class PsycheMerge(Merge):
         params: Sequence[Tensor],
         lr: float,
     ) -> None:
-        signs = self.decode_block(block, worker, scratch, updates).sign_()
-        if self._rounds:
-            # In the parameters' own dtype, which decides how the learning rate is rounded.
-            room = scratch[1].view(-1).view(self.batch.value_dtype)[: signs.numel()].view(signs.shape)
-            signs = room.copy_(signs)
-        descend(block, signs, params, lr, params)
+        # In the parameters' own dtype, which decides how the learning rate is rounded.
+        descend(block, self._decode(block, scratch, updates)[1].sign_(), params, lr, params)
 
     # -- coefficients of all contributors ------------------------------------------------------------------------------
 
-    def _means(self, block: Block, updates: Sequence[CompressedUpdate]) -> tuple[Tensor, Tensor]:
-        """What everybody's coefficients mean together, in the order in which they are summed.
-
-        Returns:
-            keys, ``(n * m,) int64``, ascending: ``((tile * w + column) * 4 + running sum) * h + row``; and the means,
-            ``(n, m)`` of the compute dtype. Where a position occurs several times, all but the first have the mean 0.
-        """
+    def _prepare(self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate]) -> _Prepared:
+        """What everybody's coefficients mean together, for neighbouring blocks."""
         batch, number, dtype = self.batch, self.number, self.batch.value_dtype
-        rows = slice(block.start, block.stop)
-        position = joined([u.index[number][rows] for u in updates], dim=1)
-        values = [u.value[number][rows] for u in updates]
+        start, stop = blocks[0].start, blocks[-1].stop
+        position = joined([u.index[number][start:stop] for u in updates], dim=1)
+        values = [u.value[number][start:stop] for u in updates]
         if any(v.dtype != values[0].dtype for v in values):
             values = [signs_to_values(v, dtype) if v.dtype == torch.bool else v for v in values]
         value = joined(values, dim=1)
         order = self._orders[0].index_select(0, position.view(-1)).view_as(position)
-        if (small := self._small[block.start][0]) is not None:
+        if (small := self._small_products(blocks, 0)) is not None:
             order = torch.where(small.unsqueeze(1), self._orders[1][position], order)
         order, by = order.sort(dim=1, stable=True)  # equal positions stay in the order of the contributions
         value = value.gather(1, by)
-        value = (
-            signs_to_values(value, batch.compute_dtype)
-            if value.dtype == torch.bool
-            else value.to(dtype).to(batch.compute_dtype)
-        )
-        key = order.add_(self._beginnings[: block.tiles]).view(-1)
-        weight = presence_of(block, batch, updates)
-        if len(updates) == 1 and weight is None:
-            return key, value
-        weight = torch.ones_like(value) if weight is None else weight.gather(1, by)
-        pairs = torch.stack([torch.where(weight > 0, value, 0), weight], dim=2).view(-1, 2)
-        _fold(pairs, key, None)
-        total, count = pairs.to(dtype).unbind(1)
-        return key, (total / count.clamp_(min=1)).to(batch.compute_dtype).view_as(value)
-
-    def _columns(self, key: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """``y``: column numbers ``(n * m,) int64``, ascending in each tile, and what stands in them, ``(n, m, h)``.
-
-        Where a column occurs several times, all but the first are 0.
-        """
-        h, w = self.batch.h, self.batch.w
-        in_sums = torch.div(key, h, rounding_mode="floor")
+        signs = value.dtype == torch.bool
+        mean = (signs_to_values(value, dtype) if signs else value.to(dtype)).to(batch.compute_dtype)
+        beginnings = torch.arange(stop - start, device=batch.device).unsqueeze(1) * (batch.w * _RUNNING_SUMS * batch.h)
+        key = order.add_(beginnings).view(-1)
+        weights = [presence_of(block, batch, updates) for block in blocks]
+        if len(updates) > 1 or weights != [None] * len(blocks):
+            weight = torch.cat(
+                [
+                    mean.new_ones(block.tiles, mean.shape[1]) if weight is None else weight
+                    for block, weight in zip(blocks, weights, strict=True)
+                ]
+            ).gather(1, by)
+            pairs = torch.stack([torch.where(weight > 0, mean, 0), weight], dim=2).view(-1, 2)
+            _Fold.of(key).add_up(pairs, slice(0, len(pairs)))
+            total, count = pairs.to(dtype).unbind(1)
+            mean = (total / count.clamp_(min=1)).to(batch.compute_dtype).view_as(mean)
+        in_sums = torch.div(key, batch.h, rounding_mode="floor")
         columns = torch.div(in_sums, _RUNNING_SUMS, rounding_mode="floor")
-        if h == 1:
-            filled = mean.view(-1, 1)
-        else:
-            filled = self._bh.index_select(0, key - in_sums * h).mul_(mean.view(-1, 1))
-            if self._rounds:
-                heads = _fold(filled, in_sums, None)
-                _fold(filled, columns, heads)
-                filled = filled.to(self.batch.value_dtype).to(self.batch.compute_dtype)
-        return columns.remainder_(w), filled.view(*mean.shape, h)
+        folds = []
+        if self._rounds and batch.h > 1:
+            first = _Fold.of(in_sums)
+            folds = [first, _Fold.of(columns, first.heads)]
+        return _Prepared(
+            start=start,
+            rows=key - in_sums * batch.h,
+            columns=columns.remainder_(batch.w),
+            mean=mean,
+            bound=self._bound(mean),
+            folds=folds,
+        )
 
-    def _settle(self, block: Block, tiles: Tensor, spare: Tensor, mean: Tensor, column: Tensor, filled: Tensor) -> None:
-        """Sums again, in the right order, what is so near to 0 in ``tiles`` that the order may decide its sign."""
-        h, w, dtype = self.batch.h, self.batch.w, self.batch.value_dtype
-        # Two sums of m exact products differ by at most m - 1 roundings each; a few more make up for what is neglected.
+    def _bound(self, mean: Tensor) -> Tensor:
+        """How far two sums of the same terms can be apart in each tile, ``(n,)``."""
+        # At most m - 1 roundings in each; a few more make up for what is neglected.
         share = 2 * (mean.shape[1] + 1) * _UNIT_ROUNDOFF * _SLACK * self._largest
         size = torch.where(mean.isfinite(), mean.abs(), 0).sum(dim=1)
-        bound = torch.where(size > 0, size * share + self._tiny, 0)
-        torch.abs(tiles, out=spare)
-        near = (spare.view(len(spare), -1).amin(dim=1) < bound).logical_or_(bound.isinf()).nonzero().squeeze(1)
-        if not len(near):
+        return torch.where(size > 0, size * share + self._tiny, 0)
+
+    def _settle(
+        self, block: Block, tiles: Tensor, halves: Tensor, bound: Tensor, column: Tensor, filled: Tensor
+    ) -> None:
+        """Sums again, in the right order, what is so near to 0 that the order may decide its sign.
+
+        Args:
+            block: of the batch.
+            tiles: ``(n, h, w)``, changed in place.
+            halves: the same rounded to the dtype of the parameters, changed likewise.
+            bound: ``(n,)``, what is near.
+            column, filled: ``(n, m)`` and ``(n, m, h)``: the terms are products of these with rows of the basis.
+        """
+        h, w, dtype = self.batch.h, self.batch.w, self.batch.value_dtype
+        near = (_least_magnitudes(halves) < bound * _SLACK).logical_or_(bound.isinf()).nonzero().squeeze(1)
+        if not near.numel():
             return
         # Where the bound overflows, the sums may have done so, too: all of them are summed again.
-        near_in = (spare[near] < bound[near].view(-1, 1, 1)).logical_or_(bound[near].isinf().view(-1, 1, 1))
-        which = near_in.view(-1).nonzero().squeeze(1)
+        limit = bound[near].view(-1, 1, 1)
+        which = (tiles[near].abs_() < limit).logical_or_(limit.isinf()).view(-1).nonzero().squeeze(1)
         near = near[torch.div(which, h * w, rounding_mode="floor")] * (h * w) + which % (h * w)
-        small = self._small[block.start][1]
+        small = self._small_products([block], 1)
         for at in near.split(_POSITIONS_AT_A_TIME):
             tile, i, j = at // (h * w), at // w % h, at % w
             columns = column[tile]
@@ -253,46 +289,119 @@ class PsycheMerge(Merge):
             plain = 0 if small is None else small[tile].long().cpu().numpy()[:, None]
             running = self._sums_of_columns[plain, columns.cpu().numpy()]
             again = torch.from_numpy(sum_in_order(terms.cpu().numpy(), running)).to(dtype)
-            tiles.view(-1)[at] = again.to(device=tiles.device, dtype=tiles.dtype)
+            for values in (tiles, halves):
+                values.view(-1)[at] = again.to(device=values.device, dtype=values.dtype)
+
+    def _small_products(self, blocks: Sequence[Block], which: int) -> Tensor | None:
+        """Which tiles ``(n,) bool`` are of tensors whose first or second product is summed in plain order; None: none.
+
+        Args:
+            blocks: neighbours.
+            which: 0 or 1.
+        """
+        batch = self.batch
+        rows, side = (batch.w, batch.h) if which == 0 else (batch.h, batch.w)
+        small = {
+            number
+            for number, (start, stop) in batch.ranges.items()
+            if (stop - start) * rows * side * side < _SMALL_PRODUCT
+        }
+        if not small:
+            return None
+        mark = torch.zeros(blocks[-1].stop - blocks[0].start, dtype=torch.bool, device=batch.device)
+        for block in blocks:
+            before = block.start - blocks[0].start
+            for piece in block.pieces:
+                if piece.param in small:
+                    mark[before + piece.block_start : before + piece.block_stop] = True
+        return mark
 
 
-def _small_products(batch: Batch, block: Block) -> tuple[Tensor | None, Tensor | None]:
-    """Which tiles ``(n,) bool`` are of tensors whose first, and whose second, product is summed in plain order."""
-    marks = [torch.zeros(block.tiles, dtype=torch.bool, device=batch.device) for _ in range(2)]
-    for piece in block.pieces:
-        start, stop = batch.ranges[piece.param]
-        for mark, rows, side in zip(marks, (batch.w, batch.h), (batch.h, batch.w), strict=True):
-            if (stop - start) * rows * side * side < _SMALL_PRODUCT:
-                mark[piece.block_start : piece.block_stop] = True
-    first, second = (mark if bool(mark.any()) else None for mark in marks)
-    return first, second
+def _least_magnitudes(halves: Tensor) -> Tensor:
+    """The least magnitude of each tile of 16-bit floats ``(n, h, w)``, ``(n,) float32``; NaN counts as the largest."""
+    bits = halves.view(torch.int16).view(len(halves), -1)
+    if halves.device.type == "cpu":  # numpy has vector instructions for it
+        least = torch.from_numpy(np.bitwise_and(bits.numpy(), 0x7FFF).min(axis=1))
+    else:
+        least = bits.bitwise_and(0x7FFF).amin(dim=1)
+    return least.view(halves.dtype).float()  # without a sign, floats are in the order of their bits
 
 
-def _fold(rows: Tensor, key: Tensor, among: Tensor | None) -> Tensor:
-    """Adds rows with equal keys to the first of them, one after the other, and makes the others 0.
+@dataclass(frozen=True)
+class _Prepared:
+    """The coefficients of neighbouring blocks, of each tile in the order in which they are summed.
 
-    Args:
-        rows: ``(n, d)``, changed in place.
-        key: ``(n,) int64``; equal keys are neighbours.
-        among: the rows that count, ``(a,) int64``, ascending; the others are 0. None is all.
-
-    Returns:
-        which rows are the first of their key, ``(b,) int64``.
+    Attributes:
+        start: number of the first tile.
+        rows, columns: ``(n * m,) int64``, where they stand in their tiles.
+        mean: ``(n, m)`` of the compute dtype; where a position occurs several times, all but the first have 0.
+        bound: ``(n,)``; see :meth:`PsycheMerge._bound`.
+        folds: of what shares a running sum of a column, and of what shares a column.
     """
-    if among is not None:
-        key = key[among]
-    first = torch.ones(len(key), dtype=torch.bool, device=key.device)
-    torch.ne(key[1:], key[:-1], out=first[1:])
-    rest = (~first).nonzero().squeeze(1)
-    if not len(rest):
-        return torch.arange(len(key), device=key.device) if among is None else among
-    left, far = rest, 1
-    while len(left):  # those that stand `far` behind the first of their key
-        now = first[left - far]
-        here = left[now]
-        source, target = (here, here - far) if among is None else (among[here], among[here - far])
-        rows.index_copy_(0, target, rows.index_select(0, target).add_(rows.index_select(0, source)))
-        left, far = left[~now], far + 1
-    rows.index_fill_(0, rest if among is None else among[rest], 0)
-    heads = first.nonzero().squeeze(1)
-    return heads if among is None else among[heads]
+
+    start: int
+    rows: Tensor
+    columns: Tensor
+    mean: Tensor
+    bound: Tensor
+    folds: Sequence[_Fold]
+
+    def fold(self, filled: Tensor, entries: slice) -> None:
+        """Adds up what shares a column, in the first of it, in the right order; the others become 0.
+
+        Args:
+            filled: ``(b, h)``, the products of the coefficients ``entries`` with rows of the basis; changed in place.
+        """
+        for fold in self.folds:
+            fold.add_up(filled, entries)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Which rows are added to which.
+
+    Attributes:
+        heads: those that take, and those that are alone, ``(a,) int64``.
+        pairs: one after the other: takers and givers, ascending, ``(b,) int64`` each. No two of one pair have the same
+            taker.
+        givers: all of them.
+    """
+
+    heads: Tensor
+    pairs: Sequence[tuple[Tensor, Tensor]]
+    givers: Tensor
+
+    @classmethod
+    def of(cls, key: Tensor, among: Tensor | None = None) -> _Fold:
+        """Each row is added to the first with the same key, in order.
+
+        Args:
+            key: ``(n,) int64``; equal keys are neighbours.
+            among: the rows that count, ``(a,) int64``, ascending; the others are 0. None is all.
+        """
+        if among is None:
+            among = torch.arange(len(key), device=key.device)
+        else:
+            key = key[among]
+        first = torch.ones(len(key), dtype=torch.bool, device=key.device)
+        torch.ne(key[1:], key[:-1], out=first[1:])
+        rest = left = (~first).nonzero().squeeze(1)
+        pairs, far = [], 1
+        while left.numel():  # those that stand `far` behind the first of their key
+            now = first[left - far]
+            here = left[now]
+            pairs.append((among[here - far], among[here]))
+            left, far = left[~now], far + 1
+        return cls(among[first], pairs, among[rest])
+
+    def add_up(self, rows: Tensor, part: slice) -> None:
+        """Does it to ``rows``, ``(b, d)``, which are the rows ``part`` of all."""
+        ends = torch.tensor([part.start, part.stop], device=rows.device)
+        for takers, givers in self.pairs:
+            start, stop = torch.searchsorted(givers, ends).tolist()
+            if start < stop:
+                to, source = takers[start:stop] - part.start, givers[start:stop] - part.start
+                rows.index_copy_(0, to, rows.index_select(0, to).add_(rows.index_select(0, source)))
+        start, stop = torch.searchsorted(self.givers, ends).tolist()
+        if start < stop:
+            rows.index_fill_(0, self.givers[start:stop] - part.start, 0)
