@@ -42,6 +42,7 @@ from distro_optim.models.causal_lm import CausalLM
 from distro_optim.strategy.fabric import FabricPsycheStrategy
 from distro_optim.strategy.frameworks.first_sample import look_at_first_sample
 from distro_optim.strategy.frameworks.samples import samples_of
+from distro_optim.strategy.psyche import PsycheStrategy
 from distro_optim.strategy.session import SwarmSession
 
 pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
@@ -332,6 +333,33 @@ def test_a_dataset_that_is_too_small_or_a_run_that_cannot_be_trained_is_found_be
             script_of(fake, Sentences()).start()
         assert fake.lost.wait(10)
         assert fake.said == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_script_with_lightning_looks_first_as_well(state: Coordinator, tmp_path: Path, entered: ExitStack) -> None:
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Script(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise AssertionError("nothing is trained")
+
+        def configure_optimizers(self) -> DisTrO:
+            return DisTrO(self.parameters(), lr=1e-3)
+
+    fake = refusing(entered, state)
+    strategy = PsycheStrategy(run=f"{fake.address}/proof", relay="none", bind_addr="127.0.0.1:0")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_steps=4, default_root_dir=tmp_path, **quiet
+    )
+    with pytest.raises(ConfigurationError, match="the disk is gone"):
+        trainer.fit(Script(), DataLoader(Sentences(error=OSError("the disk is gone")), batch_size=2))
+    assert fake.lost.wait(10)
+    assert fake.said == []
 
 
 def test_a_loop_with_fabric_looks_first_as_well(state: Coordinator, entered: ExitStack) -> None:
