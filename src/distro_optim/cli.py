@@ -11,6 +11,7 @@ from ._version import __version__
 from .client import command as join_command
 from .client import replaying as replay_command
 from .errors import ConfigurationError, DistroError
+from .operate import command as run_command
 from .serve import command as serve_command
 from .testnet import command as testnet_command
 
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.set_defaults(command=replay_command.run)
     replay_command.add_options(replay)
+
+    run = commands.add_parser("run", help="look at runs that Solana coordinates")
+    run.set_defaults(command=run_command.run)
+    run_command.add_options(run)
 
     testnet = commands.add_parser(
         "testnet",

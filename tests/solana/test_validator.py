@@ -10,7 +10,7 @@ from solders.instruction import AccountMeta, Instruction
 from solders.keypair import Keypair
 from solders.message import Message
 from solders.pubkey import Pubkey
-from solders.system_program import TransferParams, transfer
+from solders.system_program import CreateAccountParams, TransferParams, create_account, transfer
 from solders.transaction import Transaction, VersionedTransaction
 
 from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, read_account
@@ -19,7 +19,15 @@ from distro_optim.coordinator.solana.instructions import (
     RunInstructions,
     create_run_account,
 )
-from distro_optim.coordinator.solana.programs import EVERYBODY, SYSTEM_PROGRAM, TOKEN_PROGRAM, Programs
+from distro_optim.coordinator.solana.programs import (
+    ASSOCIATED_TOKEN_PROGRAM,
+    EVERYBODY,
+    SYSTEM_PROGRAM,
+    TOKEN_PROGRAM,
+    Programs,
+    associated_token_account,
+)
+from distro_optim.coordinator.solana.small_accounts import MINT_BYTES, TokenAccount
 from distro_optim.coordinator.types import NodeIdentity
 from distro_optim.testing import Validator
 from distro_optim.testing.solana.ledger import rent
@@ -199,3 +207,76 @@ def test_time_moves_only_when_it_is_moved() -> None:
     validator = Validator(unix_timestamp=100, slot=7)
     validator.advance(10)
     assert (validator.clock.unix_timestamp, validator.clock.slot) == (110, 32)
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+MINT = key(40)
+
+
+def mint_instruction(tag: int, amount: int, metas: list[tuple[Pubkey, bool, bool]], more: bytes = b"") -> Instruction:
+    data = bytes([tag]) + amount.to_bytes(8, "little") + more
+    return Instruction(TOKEN_PROGRAM, data, [AccountMeta(*meta) for meta in metas])
+
+
+def with_tokens(validator: Validator) -> tuple[Pubkey, Pubkey]:
+    """Two accounts of tokens, PAYER's with 100 and OTHER's without any."""
+    made = create_account(
+        CreateAccountParams(
+            from_pubkey=PAYER.pubkey(),
+            to_pubkey=MINT.pubkey(),
+            lamports=rent(MINT_BYTES),
+            space=MINT_BYTES,
+            owner=TOKEN_PROGRAM,
+        )
+    )
+    initialized = Instruction(
+        TOKEN_PROGRAM, b"\x14\x06" + bytes(PAYER.pubkey()) + b"\0", [AccountMeta(MINT.pubkey(), False, True)]
+    )
+    assert validator.process(signed(validator, [made, initialized], PAYER, MINT)).error is None
+    holders = []
+    for owner in (PAYER.pubkey(), OTHER.pubkey()):
+        account = associated_token_account(owner, MINT.pubkey())
+        metas = [
+            AccountMeta(PAYER.pubkey(), True, True),
+            AccountMeta(account, False, True),
+            *(AccountMeta(other, False, False) for other in (owner, MINT.pubkey(), SYSTEM_PROGRAM, TOKEN_PROGRAM)),
+        ]
+        for _ in range(2):  # the second time it is there already
+            make = Instruction(ASSOCIATED_TOKEN_PROGRAM, b"\1", metas)
+            assert validator.process(signed(validator, [make], PAYER)).error is None
+            validator.advance_blocks(1)
+        holders.append(account)
+    minted = mint_instruction(
+        7, 100, [(MINT.pubkey(), False, True), (holders[0], False, True), (PAYER.pubkey(), True, False)]
+    )
+    assert validator.process(signed(validator, [minted], PAYER)).error is None
+    return holders[0], holders[1]
+
+
+def amounts(validator: Validator, *accounts: Pubkey) -> list[int]:
+    return [TokenAccount.read(validator.accounts[str(account)].data).amount for account in accounts]
+
+
+def test_tokens_are_made_and_moved_by_their_owners(validator: Validator) -> None:
+    mine, other = with_tokens(validator)
+    plain = mint_instruction(3, 30, [(mine, False, True), (other, False, True), (PAYER.pubkey(), True, False)])
+    checked = mint_instruction(
+        12,
+        20,
+        [(mine, False, True), (MINT.pubkey(), False, False), (other, False, True), (PAYER.pubkey(), True, False)],
+        b"\x06",
+    )
+    assert validator.process(signed(validator, [plain, checked], PAYER)).error is None
+    assert amounts(validator, mine, other) == [50, 50]
+
+
+@pytest.mark.parametrize(("amount", "owner", "error"), [(101, PAYER, "Custom(1)"), (5, OTHER, "Custom(4)")])
+def test_tokens_that_are_not_there_or_not_ours_stay(
+    validator: Validator, amount: int, owner: Keypair, error: str
+) -> None:
+    mine, other = with_tokens(validator)
+    validator.fund(OTHER.pubkey(), SOL)
+    moved = mint_instruction(3, amount, [(mine, False, True), (other, False, True), (owner.pubkey(), True, False)])
+    assert validator.process(signed(validator, [moved], owner)).error == f"InstructionError(0, {error})"
+    assert amounts(validator, mine, other) == [100, 0]

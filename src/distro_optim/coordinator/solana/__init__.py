@@ -13,6 +13,8 @@
 ``newest``          which of many copies of an account is the newest
 ``feed``            the newest copy, by subscription and by reading
 ``finding``         whether there is such a run, and whether this wallet may join it
+``clusters``        where clusters are reached
+``viewing``         what anybody can see of a run
 ``ticking``         when to say that time has passed
 ``client``          all of it: a participant of a run
 ==================  ==========================================================================

@@ -1,7 +1,7 @@
 """The programs of the cluster itself that Psyche's stand on: accounts, lamports and tokens.
 
 Only the instructions that a run needs: of the system program ``CreateAccount`` and ``Transfer``; of the token program
-``InitializeMint``, ``MintTo`` and ``Transfer``; of the associated token program both ways to create an account.
+``InitializeMint``, ``MintTo`` and both transfers; of the associated token program both ways to create an account.
 https://docs.rs/solana-system-interface, https://docs.rs/spl-token.
 """
 
@@ -45,6 +45,7 @@ _OWNER_MISMATCH: Final = 4
 _FIXED_SUPPLY: Final = 5
 _ALREADY_IN_USE: Final = 6
 _OVERFLOW: Final = 14
+_DECIMALS_MISMATCH: Final = 18
 
 # Where things are in a token account and in a mint
 _AMOUNT: Final = slice(64, 72)
@@ -123,7 +124,13 @@ def token_has_delegate(data: bytes) -> bool:
 
 def token_program(call: Call) -> None:
     """Makes tokens and moves them."""
-    actions: dict[int, Callable[[Call], None]] = {0: _initialize_mint, 3: _transfer_tokens, 7: _mint_to}
+    actions: dict[int, Callable[[Call], None]] = {
+        0: _initialize_mint,
+        3: _transfer_tokens,
+        7: _mint_to,
+        12: _transfer_checked,
+        20: _initialize_mint,
+    }
     action = actions.get(call.data[0]) if call.data else None
     if action is None:
         raise Failure("InvalidInstructionData")
@@ -169,6 +176,20 @@ def _transfer_tokens(call: Call) -> None:
     if source != target:
         call.write(source, _added(giver.data, _AMOUNT, -amount))
         call.write(target, _added(taker.data, _AMOUNT, amount))
+
+
+def _transfer_checked(call: Call) -> None:
+    """A transfer that names the mint and its decimals."""
+    source, mint, _, _ = _keys(call, 4)
+    made = _of_token_program(call, mint, MINT_BYTES)
+    if len(call.data) < 10:
+        raise Failure("InvalidInstructionData")
+    if token_mint(_of_token_program(call, source, TOKEN_ACCOUNT_BYTES).data) != bytes(mint):
+        raise Failure(_MINT_MISMATCH)
+    if made.data[44] != call.data[9]:
+        raise Failure(_DECIMALS_MISMATCH)
+    metas = [meta for meta in call.metas if meta.pubkey != mint]
+    _transfer_tokens(replace(call, data=b"\3" + call.data[1:9], metas=metas))
 
 
 def transfer_tokens(call: Call, source: Pubkey, target: Pubkey, authority: Pubkey, amount: int) -> None:
