@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from distro_optim.compress import TilePlan
@@ -45,6 +45,8 @@ INSTRUMENTED: Final = (
     "compress.wire",
     "compress.wire_bulk",
     "compress.wire_tensor",
+    "coordinator.formats.borsh",
+    "coordinator.formats.raw",
     "strategy.results",
 )
 
@@ -185,6 +187,39 @@ def result(data: bytes) -> None:
         update.check()
 
 
+def solana_instruction(data: bytes) -> None:
+    from distro_optim.coordinator.solana import arguments
+
+    tables = [
+        arguments.COORDINATOR_INSTRUCTIONS,
+        arguments.AUTHORIZER_INSTRUCTIONS,
+        arguments.TREASURER_INSTRUCTIONS,
+    ]
+    for table in tables:
+        # The first byte chooses the instruction; hardly any input would begin with one of their names.
+        kind = list(table.values())[data[0] % len(table)] if data else None
+        given = b"" if kind is None else arguments.discriminator_of(kind) + data[1:]
+        found = arguments.decode_arguments(table, given)[1]
+        if found is not None:
+            again = arguments.encode_arguments(found)
+            assert arguments.encode_arguments(arguments.decode_arguments(table, again)[1]) == again
+
+
+def solana_account(data: bytes) -> None:
+    from distro_optim.coordinator.solana import small_accounts
+
+    kinds: list[type[Any]] = [
+        small_accounts.CoordinatorInstance,
+        small_accounts.Authorization,
+        small_accounts.Treasury,
+        small_accounts.Participant,
+    ]
+    kind = kinds[data[0] % len(kinds) if data else 0]
+    value: Any = small_accounts.read_small_account(kind, small_accounts.discriminator_of(kind) + data[1:])
+    written = small_accounts.write_small_account(value, 0)
+    assert small_accounts.read_small_account(kind, written) == value
+
+
 TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
@@ -199,6 +234,8 @@ TARGETS: Final[dict[str, Target]] = {
     "tensor-program": tensor_program,
     "announcement": announcement,
     "result": result,
+    "solana-instruction": solana_instruction,
+    "solana-account": solana_account,
 }
 
 
@@ -217,7 +254,8 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.sharing.torchscript import write_tensor
     from distro_optim.comm.signing import SecretKey, SignedMessage
     from distro_optim.comm.tickets import BlobTicket, EndpointTicket
-    from distro_optim.coordinator.types import BatchId
+    from distro_optim.coordinator.solana import arguments, small_accounts
+    from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.testing.updates import random_update
 
@@ -257,6 +295,20 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "archive": [tensor],
         "tensor-program": [bytes(read_entries(tensor)["archive/data.pkl"])[2:]],
+        "solana-instruction": [
+            b"\6" + arguments.encode_arguments(arguments.JoinRun(NodeIdentity(key, key)))[8:],
+            b"\11" + arguments.encode_arguments(arguments.WarmupWitness.of(Witness(WitnessProof(1, 2, True))))[8:],
+            b"\2" + arguments.encode_arguments(arguments.AuthorizationGranteeUpdate(True, (key,)))[8:],
+            b"\1" + arguments.encode_arguments(arguments.RunUpdate(paused=True, client_version="v"))[8:],
+        ],
+        "solana-account": [
+            b"\0"
+            + small_accounts.write_small_account(small_accounts.CoordinatorInstance(1, key, key, key, "run"), 173)[8:],
+            b"\1"
+            + small_accounts.write_small_account(
+                small_accounts.Authorization(1, key, key, b"scope", True, (key,), 5), 200
+            )[8:],
+        ],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
         "result": [
             encode_result(

@@ -11,6 +11,7 @@ import pytest
 from solders.keypair import Keypair
 
 from distro_optim.comm.backoff import BackoffPolicy
+from distro_optim.coordinator.solana import feed as feed_module
 from distro_optim.coordinator.solana import rpc as rpc_module
 from distro_optim.coordinator.solana.finding import cluster_time
 from distro_optim.coordinator.solana.rpc import (
@@ -101,6 +102,30 @@ def test_an_unreachable_cluster_is_named_by_its_host_alone() -> None:
         assert "127.0.0.1:9" in str(caught.value)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"jsonrpc": "2.0", "method": "slotNotification"}',
+        '{"jsonrpc": "2.0", "method": "accountNotification", "params": {"subscription": 1, "result": 5}}',
+    ],
+)
+def test_news_that_make_no_sense_are_passed_over(text: str) -> None:
+    assert list(feed_module._parsed(text)) == []
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(server: ValidatorServer, client: RpcClient) -> None:
+        monkeypatch.setattr(rpc_module, "MAX_ANSWER_BYTES", 50)
+        with pytest.raises(CoordinatorLinkError, match="an answer of more than 50 bytes"):
+            await client.account(KEY)
+
+    with_server(check)
 
 
 def test_an_unknown_method_is_not_tried_again() -> None:

@@ -53,6 +53,7 @@ __all__ = [
     "WarmupWitness",
     "WitnessRound",
     "decode_arguments",
+    "discriminator_of",
     "encode_arguments",
 ]
 
@@ -301,6 +302,11 @@ def encode_arguments(arguments: Arguments) -> bytes:
         ConfigurationError: an argument does not fit its declaration.
     """
     return _DISCRIMINATORS[type(arguments)] + borsh.encode(arguments)
+
+
+def discriminator_of(kind: type) -> bytes:
+    """The 8 bytes that name an instruction."""
+    return _DISCRIMINATORS[kind]
 
 
 def decode_arguments(table: dict[str, type], data: bytes) -> tuple[str, Arguments | None]:

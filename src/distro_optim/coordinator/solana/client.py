@@ -426,7 +426,10 @@ class SolanaCoordinator(CoordinatorClient):
     async def _watch_clock(self) -> None:
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
-            self._clock_offset = await cluster_time(self._rpc) - self._unix_time()
+            try:
+                self._clock_offset = await cluster_time(self._rpc) - self._unix_time()
+            except (CoordinatorLinkError, ProtocolError) as error:
+                _log.info("the cluster's clock cannot be read: %s", error)
 
     async def _tick_when_due(self) -> None:
         loop = asyncio.get_running_loop()

@@ -28,6 +28,7 @@ __all__ = [
     "TokenAccount",
     "Treasury",
     "authorization_bytes",
+    "discriminator_of",
     "mint_decimals",
     "read_clock",
     "read_small_account",
@@ -134,6 +135,11 @@ _KINDS: Final[dict[type, bytes]] = {
     Treasury: account_discriminator("Run"),
     Participant: account_discriminator("Participant"),
 }
+
+
+def discriminator_of(kind: type) -> bytes:
+    """The 8 bytes that name a kind of account."""
+    return _KINDS[kind]
 
 
 def read_small_account(kind: type[T], data: bytes) -> T:
