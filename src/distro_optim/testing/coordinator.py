@@ -53,7 +53,7 @@ from ..verify.merkle import merkle_root
 
 __all__ = ["CHECKS", "DUMMY_CONFIG", "Arena", "Follower", "dummy_run", "metadata", "report"]
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 60.0
 """How long a check waits for a state before it fails; never reached when all is well."""
 
 DUMMY_CONFIG: Final = CoordinatorConfig(
