@@ -18,14 +18,13 @@ ROUNDS = 50
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork and SIGKILL")
-@pytest.mark.timeout(120)
 def test_after_fifty_kills_every_acknowledged_blob_is_there_and_whole(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_a_writer.py")
     done = warm_python.run(
         [sys.executable, str(script), str(tmp_path / "store"), str(ROUNDS)],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
     )

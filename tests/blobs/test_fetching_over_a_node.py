@@ -17,7 +17,7 @@ from distro_optim.comm.iroh.blobs.encoder import encoded_len
 from distro_optim.comm.iroh.blobs.store import Blob, MemoryStore
 from distro_optim.errors import BlobUnavailableError, ConfigurationError, PeerUnreachableError, StoreFullError
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 MIB = 2**20
 

@@ -16,7 +16,7 @@ from distro_optim.comm.iroh.blobs.provider import ProviderStream, Send
 from distro_optim.comm.iroh.blobs.span import SPAN_WIRE_LEN
 from distro_optim.errors import BlobUnavailableError, HashMismatchError, LimitExceededError, ProtocolError
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 MIB = 2**20
 KIB = 2**10

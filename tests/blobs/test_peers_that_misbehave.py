@@ -27,7 +27,7 @@ from distro_optim.errors import (
     TruncatedError,
 )
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.waiting]
 
 MIB = 2**20
 QUICK = ServeLimits(request_seconds=0.5, write_seconds=0.5)

@@ -22,7 +22,7 @@ from distro_optim.errors import BlobUnavailableError, HashMismatchError, StreamR
 
 rust = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting]
 
 MIB = 2**20
 SIZES = [0, 1, 1023, 1024, 1025, 16384, 16385, MIB + 1]

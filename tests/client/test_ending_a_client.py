@@ -17,7 +17,7 @@ from distro_optim.coordinator.model import P2P, HubRepo
 from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.models.causal_lm import CausalLM
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 INTERRUPTED = 130
 PATIENCE = 30.0

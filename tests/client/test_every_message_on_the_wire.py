@@ -32,7 +32,7 @@ from distro_optim.models import building
 from distro_optim.models.causal_lm import CausalLM
 from reference import wire_messages as wire
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 SECONDS = 120.0
 RUN_STEPS = 18

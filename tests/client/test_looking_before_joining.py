@@ -45,7 +45,7 @@ from distro_optim.strategy.frameworks.samples import samples_of
 from distro_optim.strategy.psyche import PsycheStrategy
 from distro_optim.strategy.session import SwarmSession
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 VOCABULARY = 64
 CONFIG = {**TINY_LLAMA, "vocab_size": VOCABULARY, "num_hidden_layers": 1}

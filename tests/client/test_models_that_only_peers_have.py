@@ -140,7 +140,6 @@ LIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("lie", LIES)
 def test_one_liar_among_many_peers_does_not_keep_us_out(state: Coordinator, theirs: SharedModel, lie: str) -> None:
     port = ScriptedPort([initialize(PEER, bytes(32))], [replace(theirs, **LIES[lie]), theirs])

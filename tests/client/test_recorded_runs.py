@@ -17,7 +17,7 @@ from distro_optim.client.options import JoinOptions
 from distro_optim.client.replay import Recording, replay
 from distro_optim.models.causal_lm import CausalLM
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 def test_a_recorded_run_is_repeated_to_the_weights_that_were_saved(tmp_path: Path) -> None:

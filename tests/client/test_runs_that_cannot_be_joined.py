@@ -37,7 +37,7 @@ from distro_optim.coordinator.types import Coordinator
 from distro_optim.models import memory
 from distro_optim.models.causal_lm import CausalLM
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 VOCABULARY = 64
 SEQ_LEN = 32

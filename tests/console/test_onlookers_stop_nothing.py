@@ -54,7 +54,7 @@ from distro_optim.testnet.network import LocalNetwork, NetworkOptions
 from distro_optim.testnet.watching import SwarmWatch
 from runs import client, clients
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.waiting]
 
 ERRORS = [BrokenPipeError, ValueError]
 SENTENCE = "the checkpoint of step 3 could not be saved"

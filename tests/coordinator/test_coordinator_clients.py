@@ -13,7 +13,6 @@ from distro_optim.testing.coordinator import CHECKS, Arena
 pytestmark = pytest.mark.waiting
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("arena", [EmbeddedArena, HostedArena, MemoryArena, TcpArena, IrohArena])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_client_keeps_its_promises(

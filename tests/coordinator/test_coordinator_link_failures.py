@@ -51,7 +51,7 @@ WORDS = [
     b"\xff" * 40,
 ]
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 def state_frame(state: Coordinator) -> bytes:

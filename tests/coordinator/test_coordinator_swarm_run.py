@@ -317,7 +317,6 @@ def check_training(conductor: Conductor, members: set[Member]) -> None:
     assert set(applied) == announced
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("arena", [TcpArena, IrohArena])
 def test_eight_clients_train_three_epochs_while_members_come_and_go(arena: type[ServedArena]) -> None:
     asyncio.run(run_swarm(arena(dummy_run(config=CONFIG))))

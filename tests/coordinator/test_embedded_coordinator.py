@@ -15,7 +15,7 @@ from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.testing.coordinator import dummy_run
 from runs import client, clients
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.waiting]
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

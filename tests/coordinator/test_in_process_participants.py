@@ -15,7 +15,7 @@ from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState, 
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError
 from distro_optim.testing.coordinator import Follower, dummy_run, joined, until_true
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.waiting]
 
 FLOOD = 500
 """Messages in a row; five times as many as the burst of one stranger."""

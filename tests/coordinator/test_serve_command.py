@@ -161,7 +161,6 @@ def participant(port: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_server_killed_after_an_epoch_goes_on_from_it(tmp_path: Path) -> None:
     state, saved = state_file(tmp_path), tmp_path / "saved"
     with served(state, "--save-dir", str(saved)) as server:

@@ -18,7 +18,7 @@ from distro_optim.strategy.rounds import actions as act
 from frameworks.lightning_runs import QUIET, Runs, loader, make_module, make_trainer
 from optimizer.models import all_same_bits, copies
 
-pytestmark = [pytest.mark.waiting, *QUIET, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, *QUIET]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

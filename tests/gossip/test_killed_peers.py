@@ -15,7 +15,7 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.net import GossipService
 from distro_optim.comm.loop import LoopThread
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 TOPIC = b"k" * 32
 KEY = b"\x0b" * 32

@@ -86,7 +86,6 @@ async def hold(connection: Connection) -> None:
     await connection.closed()
 
 
-@pytest.mark.timeout(180)
 def test_a_mixed_swarm_delivers_every_message_of_every_node_once_to_all_others(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
@@ -146,7 +145,6 @@ def test_a_mixed_swarm_delivers_every_message_of_every_node_once_to_all_others(
         assert set(received.values()) == {1}
 
 
-@pytest.mark.timeout(120)
 def test_the_largest_message_passes_both_ways_and_a_longer_one_is_refused_before_it_is_sent(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:
@@ -177,7 +175,6 @@ def test_the_largest_message_passes_both_ways_and_a_longer_one_is_refused_before
     loop_thread.run(scenario(), 90)
 
 
-@pytest.mark.timeout(120)
 def test_a_rust_node_that_ends_is_noticed_and_the_others_go_on(
     make_node: Callable[[], Node], loop_thread: LoopThread
 ) -> None:

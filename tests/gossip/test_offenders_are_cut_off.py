@@ -17,7 +17,7 @@ from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import DistroError, PeerUnreachableError
 from gossip.live import CALL_SECONDS, RawPeer, count_messages, until
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting]
 
 TOPIC = b"t" * 32
 OUTBOX = 2 << 20

@@ -19,7 +19,7 @@ from distro_optim.comm.signing import SecretKey
 from distro_optim.errors import ConfigurationError, NodeClosedError, PeerTimeoutError
 from gossip.live import CALL_SECONDS, count_messages, until
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.waiting]
 
 TOPIC = b"t" * 32
 NOBODY = EndpointAddr(SecretKey(b"\x07" * 32).public, (), (SocketAddr.parse("127.0.0.1:1"),))

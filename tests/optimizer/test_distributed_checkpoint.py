@@ -85,6 +85,5 @@ def test_a_checkpoint_on_disk_is_loaded_in_place(style: str, into: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_two_ranks_save_and_resume_each_its_own_momentum(tmp_path: Path) -> None:
     mp.spawn(ranks.save_and_resume, args=(2, str(tmp_path)), nprocs=2)

@@ -66,7 +66,6 @@ def test_in_lock_step(overlap: bool, quantize: bool, count: int, dtype: torch.dt
 @pytest.mark.slow
 @OVERLAP
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
-@pytest.mark.timeout(120)
 def test_in_threads_with_plain_steps_and_the_lookahead_on(overlap: bool, closure: bool) -> None:
     peers = make(3, overlap=overlap)
     seen: dict[int, list[list[torch.Tensor]]] = {0: [], 1: [], 2: []}
@@ -101,7 +100,6 @@ def test_in_threads_with_plain_steps_and_the_lookahead_on(overlap: bool, closure
         assert all_same_bits(a, c)
 
 
-@pytest.mark.timeout(120)
 def test_the_first_gradient_of_a_closure_is_taken_at_the_weights_that_all_have() -> None:
     peers = make(2)
     assert not all_same_bits(copies(peers[0][0].parameters()), copies(peers[1][0].parameters()))

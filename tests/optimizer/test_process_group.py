@@ -13,7 +13,7 @@ import pytest
 from optimizer import process_group_ranks as ranks
 from optimizer.process_group_ranks import RankPool
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from rounds.simulator import PLAN, secret
 from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread, assert_equal_weights
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.waiting]
 
 STEPS = 7
 HARMLESS = {DropReason.DUPLICATE, DropReason.WRONG_STEP, DropReason.NOT_RUNNING}

@@ -15,7 +15,7 @@ from distro_optim.strategy.network.runtime import Runtime
 from runtime.live import LOOPBACK, config, live_run
 from runtime.test_leaving_a_run import threads_of_runs
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from rounds.simulator import secret
 OWNER, FIRST, SECOND = (secret(number).public for number in (1, 2, 3))
 DATA = b"result"
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.waiting]
 
 
 def fetch_of(step: int) -> act.FetchBlob:

@@ -22,7 +22,7 @@ from runtime.live import LOOPBACK, config, live_run
 from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread, assert_equal_weights
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting]
 
 
 def threads_of_runs() -> list[str]:

@@ -20,7 +20,7 @@ from runtime.live import config, live_run
 from runtime.memory import MemoryRun
 from runtime.training import assert_equal_weights, changed_weights
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 HERE = Path(__file__).parent
 

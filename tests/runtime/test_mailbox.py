@@ -11,7 +11,7 @@ from distro_optim.errors import RunError
 from distro_optim.strategy.network.mailbox import Mailbox
 from distro_optim.strategy.rounds.actions import Desynced, HashWeights, TrainBatch
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.waiting]
 
 
 class Clock:

@@ -8,7 +8,7 @@ from distro_optim.strategy.rounds import actions as act
 from runtime.memory import MemoryRun
 from runtime.training import assert_equal_weights, changed_weights
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 def test_one_peer_alone_goes_through_the_whole_run() -> None:

@@ -14,7 +14,7 @@ from distro_optim.strategy.rounds import actions as act
 from runtime.live import config, live_run, served_run
 from runtime.training import assert_equal_weights, changed_weights
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
 def test_three_peers_train_together_with_nothing_but_the_hosts_ticket() -> None:

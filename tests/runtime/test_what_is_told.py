@@ -14,7 +14,7 @@ from distro_optim.strategy.rounds import actions as act
 from distro_optim.testing.swarm import MemoryNetwork
 from runtime.memory import MemoryRun
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from runtime.live import served_run
 
 from .scripts import SAMPLES, new_model, new_optimizer, samples
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 CONFIG = RunConfig(
     total_steps=12, global_batch_size=12, min_peers=2, epoch_time=100, warmup_time=30, max_round_train_time=20

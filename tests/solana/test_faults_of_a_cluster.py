@@ -15,7 +15,7 @@ from distro_optim.testing.coordinator import Follower, joined, metadata, report,
 from distro_optim.testing.solana.validator import BLOCKHASHES
 from solana.solana_arena import SolanaArena
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 def in_arena(check: Callable[[SolanaArena], Awaitable[None]]) -> None:

@@ -20,7 +20,7 @@ from distro_optim.testing.coordinator import Follower, until_true
 from distro_optim.testing.solana.ledger import encoded
 from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL, SolanaArena, wallet
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 def in_arena(check: Callable[[SolanaArena], Awaitable[None]], arena: SolanaArena | None = None) -> None:

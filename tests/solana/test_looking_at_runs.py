@@ -18,7 +18,7 @@ from distro_optim.testing import dummy_run
 from distro_optim.testing.coordinator import training
 from solana.solana_arena import OPERATOR, SolanaArena
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 def in_arena(check: Callable[[SolanaArena], Awaitable[None]]) -> None:

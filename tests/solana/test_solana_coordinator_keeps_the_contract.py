@@ -13,7 +13,6 @@ from solana.solana_arena import SolanaArena
 pytestmark = pytest.mark.waiting
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_client_keeps_its_promises(check: Callable[[Arena], Awaitable[None]]) -> None:
     async def run() -> None:

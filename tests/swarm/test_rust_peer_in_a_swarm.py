@@ -19,7 +19,7 @@ from distro_optim.comm.tickets import BlobTicket
 
 rust: Any = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from rounds.simulator import secret
 from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 STEPS = 20
 LIAR = 9

@@ -50,7 +50,7 @@ from token_data.web_server import WebServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mixture.json"
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from distro_optim.data.token_files import TokenFiles
 from distro_optim.errors import ConfigurationError, DataUnavailableError, InvalidDataError
 from token_data.arenas import RunningDataServer, ServerArena, ShuffledFilesArena, member_state, never_wait
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 SEQ_LEN = 3
 BATCH = BatchId(4, 5)

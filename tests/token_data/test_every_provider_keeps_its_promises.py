@@ -12,7 +12,6 @@ from token_data.arenas import ARENAS
 pytestmark = pytest.mark.waiting
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("arena", ARENAS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_provider_keeps_its_promises(

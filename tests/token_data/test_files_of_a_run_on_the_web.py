@@ -28,7 +28,7 @@ from distro_optim.errors import ConfigurationError, InvalidDataError
 from token_data.arenas import never_wait
 from token_data.web_server import Handler, WebServer
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 
 @pytest.fixture(autouse=True)

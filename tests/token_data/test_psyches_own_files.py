@@ -52,7 +52,6 @@ def test_token_files_have_two_sequences_in_this_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-@pytest.mark.timeout(60)
 def test_the_same_files_behind_a_web_server_do_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (path,) = [found for found in (VECTORS / name / "data").iterdir() if found.suffix in (".npy", ".ds")]

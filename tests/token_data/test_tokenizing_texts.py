@@ -93,7 +93,6 @@ def test_the_output_is_no_text_of_its_own(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("batches", [1, 2, 5])
 def test_a_killed_process_is_continued_to_the_same_bytes(folder: Path, tmp_path: Path, batches: int) -> None:
     (folder / "long.txt").write_text("".join(f"line {number}\n" for number in range(3000)))

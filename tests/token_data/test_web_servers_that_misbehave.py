@@ -16,7 +16,7 @@ from distro_optim.errors import ConfigurationError, DataUnavailableError, Invali
 from token_data import web_server
 from token_data.web_server import Handler, Trick, WebServer
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 SEQ_LEN = 4
 TOKENS = np.arange(5000, 5000 + 10 * SEQ_LEN + 2, dtype="<u2")

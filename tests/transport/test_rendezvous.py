@@ -21,7 +21,7 @@ from distro_optim.comm.iroh.rendezvous import (
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ExchangeError, PeerRefusedError, ProtocolError
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 SECONDS = 30.0
 
 

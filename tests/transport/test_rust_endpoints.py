@@ -32,7 +32,7 @@ from distro_optim.errors import NotSharedError
 
 rust = pytest.importorskip("aster._aster", reason="the Rust peer: pip install aster-rpc==0.1.2")
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting]
 
 ECHO = b"distro-optim/test/0"
 SECONDS = 30.0
