@@ -16,7 +16,9 @@ from distro_optim.strategy.model.still_weights import StillWeights, WeightsGone
 from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.model.weights_hash import WeightsHasher
 from distro_optim.strategy.rounds.weights import TensorDigest, tensor_digest
+from session.scripts import Script
 from session.test_trainer_actions import apply, decay, give_gradients, train, trained, trainer_of
+from session.world import SessionWorld
 
 SECONDS = 60.0
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
@@ -274,3 +276,19 @@ def test_pieces_give_the_digest_of_the_whole(tensor: Tensor, monkeypatch: pytest
     digest = TensorDigest("t", tensor)
     still.read(3, "t", digest.update)
     assert digest.digest() == tensor_digest("t", tensor)
+
+
+def test_a_script_that_is_stopped_in_mid_training_leaves_no_thread(make_world: Callable[..., SessionWorld]) -> None:
+    def stop(script: Script) -> None:
+        round_ = script.session.round
+        if round_ is not None and round_.step == 3:
+            raise KeyboardInterrupt
+
+    world = make_world(total_steps=8, epoch_time=200, init_min_clients=1, min_clients=1)
+    script = Script(during=stop)
+    world.run(world.port(1), script)
+    with pytest.raises(KeyboardInterrupt):
+        world.until_all_ended()
+    # The fixture looks for threads; and the model has its true weights.
+    assert not script.optimizer.param_groups[0]["looks_ahead"]
+    assert script.trained == [1, 2]
