@@ -204,8 +204,10 @@ class PsycheMerge(Merge):
         params: Sequence[Tensor],
         lr: float,
     ) -> None:
+        tiles, halves = self._decode(block, scratch, updates)
+        signs = tiles.sign_()
         # In the parameters' own dtype, which decides how the learning rate is rounded.
-        descend(block, self._decode(block, scratch, updates)[1].sign_(), params, lr, params)
+        descend(block, halves.copy_(signs) if self._rounds else signs, params, lr, params)
 
     # -- coefficients of all contributors ------------------------------------------------------------------------------
 
