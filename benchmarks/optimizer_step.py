@@ -2,11 +2,13 @@
 
     python benchmarks/optimizer_step.py            # all cases, about 5 minutes on 2 cores
     python benchmarks/optimizer_step.py --quick    # the 20M model only
+    NUMBA_CPU_NAME=haswell python benchmarks/optimizer_step.py   # as on a machine with AVX2 and no AVX-512
 
 Whole step = gradients to coefficients, decoding of everybody's coefficients, new weights. Contributors beyond the
 first are made up and held locally: no network time is in any number. Compared optimizers take turns in one process,
-so that a machine that slows down slows all of them; the ratios are taken turn by turn. Every run first checks that
-both implementations of DeMo choose the same coefficients and take the same step.
+so that a machine that slows down slows all of them; the ratios are taken turn by turn. Ours is measured with the
+compiled kernels of ``distro-optim[fast]``, if they are there, and without. Every run first checks that both
+implementations of DeMo choose the same coefficients and take the same step.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from shapes import MODELS, gpt2_small, make_params, one_tensor
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, compressor, extraction
 from distro_optim.compress.exact import merge as exact_merge
+from distro_optim.compress.fast.loading import kernel
 from distro_optim.optim import momentum as optimizer_momentum
 
 Tensors = list[torch.nn.Parameter]
@@ -58,9 +61,9 @@ def made_up(optimizer: DisTrO, count: int) -> list[CompressedUpdate]:
 
 
 class Ours:
-    """DisTrO with ``contributors`` updates held locally."""
+    """DisTrO with ``contributors`` updates held locally; without ``fast`` all of it is done by torch."""
 
-    def __init__(self, params: Tensors, k: int, contributors: int, *, psyche: bool) -> None:
+    def __init__(self, params: Tensors, k: int, contributors: int, *, psyche: bool, fast: bool = True) -> None:
         self.optimizer = DisTrO(
             params,
             lr=LR,
@@ -69,12 +72,18 @@ class Ours:
             overlap=psyche,
             tiling="divisor",
         )
+        self._psyche = psyche
+        self._setting = "" if fast else "0"
+        self._choose_engine()
         self._others = made_up(self.optimizer, contributors - 1) if contributors > 1 else []
 
-        self._psyche = psyche
+    def _choose_engine(self) -> None:
+        os.environ["DISTRO_OPTIM_FAST"] = self._setting
 
     def step(self) -> None:
-        if not self._others:
+        self._choose_engine()
+        # With the lookahead on between steps, the others' steps on the same parameters would be found and kept.
+        if not self._others and not self._psyche:
             self.optimizer.step()
             return
         if self._psyche:
@@ -260,9 +269,12 @@ def main() -> None:
     results: list[dict[str, object]] = []
 
     table = Table(title=f"One step, milliseconds (median of {args.rounds}), {args.threads} threads")
-    for column in ("model", "k", "contributors", "published DeMo", "ours, DeMo", "ours, Psyche", "AdamW"):
+    table.title = f"{table.title}; compiled kernels: {'yes' if kernel('merge') is not None else 'no'}"
+    ours = ("DeMo", "Psyche", "DeMo, by torch", "Psyche, by torch")
+    for column in ("model", "k", "contributors", "published DeMo", *(f"ours, {name}" for name in ours), "AdamW"):
         table.add_column(column, justify="right")
     table.add_column("times faster than DeMo: DeMo / Psyche settings", justify="right")
+    table.add_column("than by torch", justify="right")
     models = ["20M"] if args.quick else ["20M", "124M"]
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("optimizer steps", total=len(models) * 6)
@@ -276,6 +288,8 @@ def main() -> None:
                         "published": Published(params, k, contributors).step,
                         "demo": Ours(params, k, contributors, psyche=False).step,
                         "psyche": Ours(params, k, contributors, psyche=True).step,
+                        "demo by torch": Ours(params, k, contributors, psyche=False, fast=False).step,
+                        "psyche by torch": Ours(params, k, contributors, psyche=True, fast=False).step,
                         "adamw": AdamW(params).step,
                     }
                     times = time_in_turns(runners, args.rounds)
@@ -285,13 +299,25 @@ def main() -> None:
                         name: statistics.median(p / o for p, o in zip(times["published"], times[name], strict=True))
                         for name in ("demo", "psyche")
                     }
-                    results.append({"model": model, "k": k, "contributors": contributors, "ms": ms, "ratio": ratio})
+                    gain = {
+                        name: statistics.median(
+                            t / o for t, o in zip(times[f"{name} by torch"], times[name], strict=True)
+                        )
+                        for name in ("demo", "psyche")
+                    }
+                    results.append(
+                        {"model": model, "k": k, "contributors": contributors, "ms": ms, "ratio": ratio, "gain": gain}
+                    )
                     table.add_row(
                         model,
                         str(k),
                         str(contributors),
-                        *(f"{ms[name]:.0f}" for name in ("published", "demo", "psyche", "adamw")),
+                        *(
+                            f"{ms[name]:.0f}"
+                            for name in ("published", "demo", "psyche", "demo by torch", "psyche by torch", "adamw")
+                        ),
                         f"{ratio['demo']:.1f} / {ratio['psyche']:.1f}",
+                        f"{gain['demo']:.1f} / {gain['psyche']:.1f}",
                     )
                     progress.console.print(
                         f"{model} k={k}, {contributors} contributors: "
@@ -303,12 +329,12 @@ def main() -> None:
 
     model = models[-1]
     shapes = MODELS[model]()
-    stages = Table(title=f"Stages of a step without sharing out blocks, {model}, k=8, Psyche settings, ms")
+    stages = Table(title=f"Stages of a step by torch without sharing out blocks, {model}, k=8, Psyche settings, ms")
     for column in ("stage", "1 contributor", "16 contributors"):
         stages.add_column(column, justify="left" if column == "stage" else "right")
     columns = []
     for contributors in (1, 16):
-        ours = Ours(make_params(shapes), 8, contributors, psyche=True)
+        ours = Ours(make_params(shapes), 8, contributors, psyche=True, fast=False)
         ours.step()
         # One block after the other: in threads, the stages of several blocks would overlap.
         ours.optimizer._run.compressor = compressor.Compressor(ours.optimizer.plan, "dct")

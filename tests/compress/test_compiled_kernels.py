@@ -204,6 +204,29 @@ def test_a_training_alone_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(ends[0], start)
 
 
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (1 << 19,), ((1 << 19) + 9,), (33, 65)])
+def test_the_lookahead_shifts_by_the_same_bits(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    r = torch.Generator().manual_seed(0)
+    start, grad = torch.randn(shape, generator=r), torch.randn(shape, generator=r)
+    grad.view(-1)[::3] = 0
+    start.view(-1)[::4] = -0.0
+    ends = []
+    for setting in (FAST, TORCH):
+        monkeypatch.setenv(loading.SETTING, setting)
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = DisTrO([weight], transform="identity")
+        weight.grad = grad
+        optimizer.generate()
+        version = weight._version
+        optimizer.lookahead(1e-2)
+        assert weight._version > version
+        ends.append(weight.detach().clone())
+        optimizer.undo_lookahead()
+        assert torch.equal(weight.view(torch.int32), start.view(torch.int32))
+    assert torch.equal(ends[0].view(torch.int32), ends[1].view(torch.int32))
+    assert shape == (1,) or not torch.equal(ends[0], start)
+
+
 # -- where they are used -----------------------------------------------------------------------------------------------
 
 

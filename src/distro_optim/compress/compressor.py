@@ -159,7 +159,9 @@ class Compressor:
             then = None
             if weights is not None and not fused:
                 alone = CompressedUpdate(self.plan, update.index, update.value, tuple(g is not None for g in grads))
-                then = partial(self._merge_block, self._merges[number], [alone], weights.tensors, rates)
+                updates = [alone]
+                self._merges[number].check(updates)
+                then = partial(self._merge_block, self._merges[number], updates, weights.tensors, rates)
             works.append(partial(self._extract_block, extraction, then))
         self._for_each_block(works)
         if weights is not None:

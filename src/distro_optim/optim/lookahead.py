@@ -13,13 +13,14 @@ copied back.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..compress.fast import can_shift, shift_part
 from ..errors import DistroError
 
 __all__ = ["Edits", "Lookahead"]
@@ -30,6 +31,16 @@ _CHUNK: Final = 1 << 19
 _ALWAYS_COMPARED: Final = 1024
 """Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
 are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing."""
+
+
+_Part = tuple[Tensor, Tensor, Tensor, int, int, float]
+"""Parameter, momentum, saved weights, the first element and the one after the last, learning rate."""
+
+
+class ShareOut(Protocol):
+    """Calls ``work(part, worker)`` for every part, several at a time."""
+
+    def __call__(self, work: Callable[[_Part, int], None], parts: Sequence[_Part], /) -> None: ...
 
 
 class Edits(enum.Enum):
@@ -62,7 +73,12 @@ class Lookahead:
         return self._on
 
     def put_on(
-        self, params: Sequence[Tensor], deltas: Sequence[Tensor], saved: Sequence[Tensor], lr: Sequence[float]
+        self,
+        params: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        share: ShareOut | None = None,
     ) -> None:
         """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``. Frozen parameters are not shifted.
 
@@ -71,12 +87,22 @@ class Lookahead:
             deltas: the momenta, shaped as ``params``, float32 or float64.
             saved: shaped as ``params`` and of their types; overwritten.
             lr: one learning rate per tensor.
+            share: shares out parts of tensors among threads, where compiled kernels do them.
         """
         self._shifted = [_is_trained(param) for param in params]
-        for param, delta, keep, rate, shifts in zip(params, deltas, saved, lr, self._shifted, strict=True):
+        parts: list[_Part] = []
+        for param, delta, keep, rate, shifted in zip(params, deltas, saved, lr, self._shifted, strict=True):
+            if shifted and share is not None and can_shift(param, delta, keep):
+                size = param.numel()
+                parts += [
+                    (param, delta, keep, start, min(start + _CHUNK, size), rate) for start in range(0, size, _CHUNK)
+                ]
+                continue
             keep.copy_(param)
-            if shifts:
+            if shifted:
                 _shift(param, delta, rate)
+        if share is not None and parts:
+            share(_shift_part, parts)
         self._versions = [p._version for p in params]
         self._on = True
 
@@ -131,6 +157,10 @@ class Lookahead:
 def _is_trained(param: Tensor) -> bool:
     # Plain tensors, whose gradients are set by hand, need not require any.
     return param.requires_grad or not isinstance(param, Parameter)
+
+
+def _shift_part(part: _Part, worker: int) -> None:
+    shift_part(*part)
 
 
 def _shift(param: Tensor, delta: Tensor, lr: float) -> None:

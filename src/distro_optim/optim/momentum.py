@@ -179,7 +179,7 @@ class DecoupledMomentum(Optimizer):
                     )
         # Also where the state was cleared.
         if self._run.compressor is None or not all(self.state.get(param) for param in params):
-            workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
+            workers = _workers()
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
                 self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
@@ -409,7 +409,7 @@ class DecoupledMomentum(Optimizer):
         """Puts the lookahead on at the learning rates it had last."""
         for group in self.param_groups:
             group["looks_ahead"] = True
-        self._run.lookahead.put_on(*self._lookahead_args())
+        self._run.lookahead.put_on(*self._lookahead_args(), share=_workers().run)
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
         params = self._params()
@@ -424,6 +424,10 @@ class DecoupledMomentum(Optimizer):
             [self.state[p][WEIGHT] for p in params],
             [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
         )
+
+
+def _workers() -> Workers:
+    return Workers(min(torch.get_num_threads(), MAX_WORKERS))
 
 
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:

@@ -16,11 +16,12 @@ the same bits in the weights. ``DISTRO_OPTIM_FAST=0`` in the environment turns i
 ``passes``     a tile in the memory of its tensor
 ``momentum``   kernels: gradients to coefficients
 ``weights``    kernel: everybody's coefficients to weights
+``shifting``   kernel: the lookahead
 =============  =====================================================================================
 """
 
 from __future__ import annotations
 
-from .engine import FastExtraction, FastMerge, has_kernels
+from .engine import FastExtraction, FastMerge, can_shift, has_kernels, shift_part
 
-__all__ = ["FastExtraction", "FastMerge", "has_kernels"]
+__all__ = ["FastExtraction", "FastMerge", "can_shift", "has_kernels", "shift_part"]

@@ -25,7 +25,7 @@ from ..plan import Batch, Block
 from ..update import CompressedUpdate
 from .loading import kernel, setting
 
-__all__ = ["FastExtraction", "FastMerge", "has_kernels"]
+__all__ = ["FastExtraction", "FastMerge", "can_shift", "has_kernels", "shift_part"]
 
 _SIDE: Final = 64
 """Longest side of the tiles that kernels are made for: the default of ``compression_chunk``."""
@@ -243,3 +243,30 @@ class FastMerge(ExactMerge):
             if not params[n].is_inference():
                 torch.autograd.graph.increment_version(params[n])
         return None
+
+
+# -- the lookahead -----------------------------------------------------------------------------------------------------
+
+
+def can_shift(param: Tensor, delta: Tensor, kept: Tensor) -> bool:
+    """Whether :func:`shift_part` is for these, wanted and there; loads it."""
+    said = setting()
+    return (
+        said != "0"
+        and (param.numel() >= _FEWEST_TILES * _SIDE * _SIDE or said == "1")
+        and all(map(_usable, (param, delta, kept)))
+        and kernel("shift") is not None
+    )
+
+
+def shift_part(param: Tensor, delta: Tensor, kept: Tensor, start: int, stop: int, rate: float) -> None:
+    """``kept = param``, then ``param -= rate * sign(delta)``, for the elements ``[start, stop)``, in the same bits.
+
+    Args:
+        param, delta, kept: of the same shape, as :func:`can_shift` wants them; ``param`` and ``kept`` are changed.
+        rate: of learning.
+    """
+    addresses = (tensor.data_ptr() + 4 * start for tensor in (param, delta, kept))
+    kernel("shift")(*addresses, stop - start, np.float32(rate))
+    if not param.is_inference():
+        torch.autograd.graph.increment_version(param)

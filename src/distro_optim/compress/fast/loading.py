@@ -32,7 +32,7 @@ def setting() -> str:
 
 
 def kernel(name: str) -> Any:
-    """The compiled ``merge``, ``extract_from_weights`` or ``extract_from_coefficients``; None where torch has to do it.
+    """The compiled ``merge``, ``shift`` or ``extract_from_weights``, say; None where torch has to do it.
 
     Compiles it, or loads what was compiled before, when it is first asked for: so a call of it cannot fail half-way.
     Warns once where that fails.
@@ -44,9 +44,9 @@ def kernel(name: str) -> Any:
 
 def _loaded(name: str) -> Any:
     try:
-        from . import momentum, weights
+        from . import momentum, shifting, weights
 
-        for module in (momentum, weights):
+        for module in (momentum, shifting, weights):
             if hasattr(module, name) and name in module.__all__:
                 return _tried(module, name)
         raise LookupError(name)
@@ -71,6 +71,8 @@ def _tried(module: ModuleType, name: str) -> Callable[..., Any]:
     if name == "merge":
         everybody = addresses, addresses, True, np.zeros((0, 0), np.bool_), np.zeros(1), 0, 0
         function(*tiles, addresses, zero, 1, *everybody, basis, basis)
+    elif name == "shift":
+        function(0, 0, 0, 0, zero)
     elif name == "extract_from_weights":
         function(*tiles, *[addresses] * 4, zero, zero, 1, *[floats] * 4, *out)
     else:
