@@ -87,6 +87,21 @@ def test_a_weight_that_is_a_step_off_is_found(capsys: pytest.CaptureFixture[str]
     assert clients[1]["max"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_tensors_that_are_not_trained_are_told_by_the_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(LIVE / "replay_1", tmp_path / "run")
+    for name in ("initial", "client-1-step-8", "client-2-step-8"):
+        path = tmp_path / "run" / f"{name}.safetensors"
+        save_file({**load_file(path), "a.bias.of.experts": torch.ones(4)}, path)
+    status, clients = replayed(capsys, tmp_path / "run")
+    assert status == 0
+    assert [(c["elements"], c["beyond"]) for c in clients] == [(133_444, 0)] * 2
+    (tmp_path / "run" / "config.json").unlink()
+    assert main(["replay", str(tmp_path / "run")]) != 0
+    assert "config.json" in capsys.readouterr().err
+
+
 def psyche_run(folder: Path, *, flat: bool) -> dict[str, Tensor]:
     """Three steps of two trainers by Psyche's own operations, with a schedule and decay. Returns the weights."""
     settings = write_state(folder)
