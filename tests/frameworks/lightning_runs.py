@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from distro_optim import DisTrO
+from distro_optim.strategy.frameworks import run_ahead
 from distro_optim.strategy.session import SwarmSession
 from frameworks.quiet_run import QuietRun
 from optimizer.models import copies
@@ -156,6 +157,11 @@ class Runs:
         self.ports.append(port)
         return port
 
+    def connect_to(self, run: str, *_: Any) -> QuietRun:
+        """What looks at a run before its session is made."""
+        self.ports.append(QuietRun(self.settings["config"], is_host=False, **self.of_port))
+        return self.port
+
     @property
     def of_port(self) -> dict[str, Any]:
         return {name: value for name, value in self.settings.items() if name != "config"}
@@ -168,4 +174,5 @@ class Runs:
 def quiet_runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs()
     monkeypatch.setattr(SwarmSession, "connect", lambda session: runs.connect(session))
+    monkeypatch.setattr(run_ahead, "connect_to_run", runs.connect_to)
     return runs

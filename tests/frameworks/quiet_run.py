@@ -64,6 +64,7 @@ class QuietRun(RunPort):
         self.error, self.error_at = error, error_at
         self.before_round = before_round
         self.started = self.closed = 0
+        self.looked_at = False
         self.ended = False
         self.updates: dict[int, CompressedUpdate] = {}
         self.own: dict[int, object] = {}
@@ -97,7 +98,11 @@ class QuietRun(RunPort):
     @property
     @override
     def state(self) -> Coordinator | None:
-        return self._state if self.started else None
+        return self._state if self.started or self.looked_at else None
+
+    @override
+    def look(self) -> None:
+        self.looked_at = True
 
     @override
     def start(self) -> None:

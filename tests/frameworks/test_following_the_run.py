@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +16,10 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from distro_optim import DisTrO
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.frameworks.framework_session import FrameworkSession
 from frameworks.lightning_runs import QUIET, SAFE, Runs, loader, make_module, make_trainer
 from optimizer.models import all_same_bits, copies
 
@@ -108,8 +112,6 @@ def test_the_length_of_an_epoch_is_that_of_the_run_that_is_joined(
 
 def test_estimated_steps_are_there_for_a_schedule(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     def configure_optimizers(self: Any) -> Any:
-        from distro_optim import DisTrO
-
         optimizer = DisTrO(self.parameters(), lr=0.01)
         steps = self.trainer.estimated_stepping_batches
         assert steps == 16
@@ -120,6 +122,137 @@ def test_estimated_steps_are_there_for_a_schedule(pl: ModuleType, strategy: Any,
     trainer = make_trainer(pl, tmp_path, strategy(pl))
     trainer.fit(module, loader())
     assert trainer.global_step == 16
+
+
+@pytest.mark.parametrize(
+    ("limits", "asks_in", "leaves_at"),
+    [
+        ({"max_epochs": 2}, "configure_optimizers", 8),  # an epoch of the run has 4 rounds
+        ({"max_epochs": 50}, "setup", 11),
+        ({"max_epochs": -1, "max_steps": 600}, "configure_optimizers", 11),
+        ({"max_epochs": 9, "max_steps": 5}, "setup", 5),
+    ],
+)
+def test_who_joins_is_told_the_steps_of_the_run(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, limits: dict[str, int], asks_in: str, leaves_at: int
+) -> None:
+    told: list[Any] = []
+
+    def setup(self: Any, stage: str) -> None:
+        if asks_in == "setup":
+            told.append(self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self: Any) -> Any:
+        if asks_in == "configure_optimizers":
+            told.append(self.trainer.estimated_stepping_batches)
+        told.append(self.trainer.max_steps)
+        return DisTrO(self.parameters(), lr=0.01)
+
+    runs.settings = {"config": RunConfig(total_steps=11, global_batch_size=16), "first_step": 3}
+    module = make_module(pl, setup=setup, configure_optimizers=configure_optimizers)
+    trainer = make_trainer(
+        pl, tmp_path, strategy(pl, run="127.0.0.1:20000/quiet"), **{**limits, "accumulate_grad_batches": 2}
+    )
+    trainer.fit(module, loader())
+    assert told == [11, 11]
+    assert trainer.max_steps == limits.get("max_steps", -1)
+    assert trainer.global_step == leaves_at
+    assert len(runs.ports) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_host_and_a_joiner_with_other_settings_have_the_same_schedule(
+    pl: ModuleType, strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_optimizers(self: Any) -> Any:
+        optimizer = DisTrO(self.parameters(), lr=0.01)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=int(steps), cycle_momentum=False)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    monkeypatch.delenv("DISTRO_OPTIM_RUN", raising=False)
+    reach = {"relay": "none", "bind_addr": "127.0.0.1:0"}
+    tickets: Queue[str | None] = Queue()
+    monkeypatch.setattr(FrameworkSession, "invite", lambda session, code: tickets.put(session.ticket))
+    hosting = strategy(pl, config=RunConfig(min_peers=2), **reach)
+    modules = [make_module(pl, configure_optimizers=configure_optimizers) for _ in range(2)]
+    trainers = [make_trainer(pl, tmp_path / "host", hosting)]
+    host = Thread(target=trainers[0].fit, args=(modules[0], loader()), daemon=True)
+    host.start()
+    trainers.append(make_trainer(pl, tmp_path / "joiner", strategy(pl, run=tickets.get(timeout=60), **reach)))
+    trainers[1].fit(modules[1], loader())
+    host.join(timeout=60)
+    assert not host.is_alive()
+    assert [trainer.global_step for trainer in trainers] == [8, 8]
+    steps = [trainer.lr_scheduler_configs[0].scheduler.total_steps for trainer in trainers]
+    assert steps == [8, 8]
+    first, second = (dict(zip(module.steps, module.rates, strict=True)) for module in modules)
+    assert len(first) == 8
+    assert first == second
+    assert all_same_bits(*(copies(module.parameters()) for module in modules))
+
+
+def test_a_host_is_told_the_steps_of_its_settings(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTRO_OPTIM_CONFIG", '{"global_batch_size": 16}')
+    told: list[Any] = []
+
+    def configure_optimizers(self: Any) -> Any:
+        told.append((self.trainer.estimated_stepping_batches, self.trainer.max_epochs))
+        return DisTrO(self.parameters(), lr=0.01)
+
+    module = make_module(pl, configure_optimizers=configure_optimizers)
+    trainer = make_trainer(pl, tmp_path, strategy(pl, config=RunConfig(total_steps=7)), max_epochs=9)
+    trainer.fit(module, loader())
+    assert told == [(7, 2)]
+    assert trainer.global_step == 7
+
+
+def test_a_run_that_is_looked_at_is_left_if_the_script_fails(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    def configure_optimizers(self: Any) -> Any:
+        raise ValueError("the script's own")
+
+    runs.settings = {"config": RunConfig(total_steps=8, global_batch_size=8)}
+    trainer = make_trainer(pl, tmp_path, strategy(pl, run="127.0.0.1:20000/quiet"), max_epochs=3)
+    with pytest.raises(ValueError, match="the script's own"):
+        trainer.fit(make_module(pl, configure_optimizers=configure_optimizers), loader())
+    assert (runs.port.started, runs.port.closed) == (0, 1)
+    assert (trainer.max_steps, trainer.max_epochs) == (-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "totals"),
+    [
+        ({"max_steps": 600}, [(2, 8, 3), (3, 6, 3)]),
+        ({"max_steps": 29}, [(2, 8, 3), (3, 5, 3)]),
+        ({"max_epochs": 50}, [(2, 8, 3), (3, 6, 3)]),
+        ({"max_epochs": 3}, [(2, 8, 2)]),
+    ],
+)
+def test_the_bar_of_a_late_joiner_counts_the_whole_epoch(
+    both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, limits: dict[str, int], totals: list[tuple[int, ...]]
+) -> None:
+    progress = importlib.import_module(f"{both.__name__}.callbacks")
+    shown: list[tuple[int, ...]] = []
+    done: list[int] = []
+
+    class Bar(progress.ProgressBar):  # type: ignore[misc, name-defined]
+        def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+            shown.append((trainer.current_epoch, self.total_train_batches, trainer.max_epochs - 1))
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+            done.append(number + 1)
+
+    runs.settings = {"config": RunConfig(total_steps=30, global_batch_size=8), "first_step": 20}
+    settings = {"enable_progress_bar": True, "callbacks": [Bar()], **limits}
+    make_trainer(both, tmp_path, strategy(both), **{"max_epochs": None, **settings}).fit(make_module(both), loader())
+    assert shown == totals
+    assert done[0] == 4  # of the epoch that was under way
+    assert done[-1] == totals[-1][1]
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

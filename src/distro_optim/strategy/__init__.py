@@ -17,6 +17,7 @@ What the rooms below share:
 
 =================  =================================================
 ``port``           what the training thread sees of a run
+``connecting``     the way into a run, by arguments and environment
 ``options``        the arguments that sessions, strategies and connections share
 ``forwarding``     an access to a run that stands before another one
 ``polling``        how often a wait looks whether to go on

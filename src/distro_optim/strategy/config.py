@@ -159,6 +159,13 @@ class RunConfig:
         return replace(self, total_steps=step if self._is_prompt else step + 1)
 
     @property
+    def last_step(self) -> int | None:
+        """The last step that is trained, counted from 1; None if ``total_steps`` is open."""
+        if self.total_steps is None or self._is_prompt:
+            return self.total_steps
+        return self.total_steps - 1
+
+    @property
     def _is_prompt(self) -> bool:
         return self.round_witness_time == 0
 

@@ -46,9 +46,18 @@ from .frameworks.framework_session import FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
 from .frameworks.lightning_passes import RoundPasses
-from .frameworks.lightning_progress import ScheduleFollower, align_counters, end_training, rounds_in_epoch
+from .frameworks.lightning_progress import (
+    RunLimits,
+    ScheduleFollower,
+    align_counters,
+    end_training,
+    rounds_in_epoch,
+    rounds_within,
+    whole_epoch_shown,
+)
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.round_loader import RoundLoader
+from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
 from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
@@ -121,6 +130,8 @@ class PsycheStrategy(RoundPasses):
     def _forget(self) -> None:
         """What exists only while ``fit`` runs."""
         self._session: FrameworkSession | None = None
+        self._ahead: RunAhead | None = None
+        self._limits: RunLimits | None = None  # while the script is set up
         self._saved_place: object = None
         self._next_data_index: int | None = None
         self._round = None
@@ -196,13 +207,30 @@ class PsycheStrategy(RoundPasses):
     # -- set-up --------------------------------------------------------------------------------------------------------
 
     @override
+    def setup_environment(self) -> None:
+        """Looks at the run, if one is to be joined: what the script sets up next may depend on its steps."""
+        super().setup_environment()
+        trainer = self._trainer
+        if trainer.state.fn != "fit":
+            return
+        # How many batches make a step is for the run to say: see `RunConfig.global_batch_size`.
+        if self._accumulate is None:
+            self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+        ranks = None if self._alone else LocalRanks()
+        self._ahead = RunAhead.look(self.run, self._options, interrupt=self._heed_sigterm, ranks=ranks)
+        self._limits = RunLimits(trainer, self._ahead.last_step)
+
+    @override
     def setup(self, trainer: Any) -> None:
         if trainer.state.fn == "fit":
             check_fit(trainer)
-            # How many batches make a step is for the run to say: see `RunConfig.global_batch_size`.
-            if self._accumulate is None:
-                self._accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
         super().setup(trainer)
+        self._end_set_up()
+
+    def _end_set_up(self) -> None:
+        if self._limits is not None:
+            self._limits.remove()
+            self._limits = None
 
     @override
     def setup_optimizers(self, trainer: Any) -> None:
@@ -217,6 +245,8 @@ class PsycheStrategy(RoundPasses):
         by_index = trainer._accelerator_connector.use_distributed_sampler
         self._loader = RoundLoader(samples_of(dataloader, by_index=by_index), self)
         self._length = len(self._loader)
+        if self._limits is not None:
+            self._limits.rounds_known(rounds_within(self._length, trainer.limit_train_batches))
         return self._loader
 
     # -- joining -------------------------------------------------------------------------------------------------------
@@ -232,6 +262,8 @@ class PsycheStrategy(RoundPasses):
                 "combine yours with torch.utils.data.ConcatDataset or StackDataset",
                 name="train_dataloader",
             )
+        if (ahead := self._ahead) is None:
+            raise DistroError("the strategy's environment was not set up: fit() of a Trainer does so")
         self._session = session = FrameworkSession(
             module,
             self._optimizer,
@@ -239,7 +271,8 @@ class PsycheStrategy(RoundPasses):
             dataset_size=loader.samples.size,
             complete=self._completed,
             interrupt=self._heed_sigterm,
-            ranks=None if self._alone else LocalRanks(),
+            ranks=ahead.ranks,
+            ahead=ahead,
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
             **self._options,
         )
@@ -254,6 +287,11 @@ class PsycheStrategy(RoundPasses):
             trainer.fit_loop.setup_data()
         self._spare_rounds_from_hooks(module)
         self._batch_hooks.stand_in([*trainer.callbacks, module])
+        for bar in trainer.callbacks:
+            if hasattr(type(bar), "total_train_batches"):
+                self._batch_hooks.within(
+                    bar, "on_train_epoch_start", lambda: whole_epoch_shown(trainer, session.total_steps)
+                )
         if session.clip_grad_norm is not None and trainer.gradient_clip_val is not None:
             warn(
                 f"the run clips gradients to a norm of {session.clip_grad_norm:g}, in place of "
@@ -276,9 +314,10 @@ class PsycheStrategy(RoundPasses):
     @property
     def _batch_size(self) -> int:
         """Samples of a round: the run's, or before we know it, what we would host."""
-        if self._session is not None and (state := self._session.state) is not None:
+        source = self._session if self._session is not None else self._ahead
+        if source is not None and (state := source.state) is not None:
             return state.config.global_batch_size_end
-        return self._own_batch_size(self.config or RunConfig())
+        return self._own_batch_size(self._ahead.config if self._ahead is not None else self.config or RunConfig())
 
     def _own_batch_size(self, config: RunConfig) -> int:
         """Of a round that we host."""
@@ -322,7 +361,7 @@ class PsycheStrategy(RoundPasses):
             return int(trainer.limit_train_batches)
         if self._session is not None and self._session.total_steps:
             return self._session.total_steps
-        configured = self.config.total_steps if self.config is not None else None
+        configured = self._ahead.last_step if self._ahead is not None else None
         if configured is None and trainer.max_steps == -1:
             raise ConfigurationError(
                 "the training dataset has no length, so nobody knows how long an epoch is: set Trainer(max_steps=...), "
@@ -403,7 +442,10 @@ class PsycheStrategy(RoundPasses):
         try:
             if session is not None:
                 session.close()
+            if self._ahead is not None:
+                self._ahead.close()
         finally:
+            self._end_set_up()
             self._batch_hooks.remove()
             if module is not None:
                 vars(module).pop("_on_before_batch_transfer", None)

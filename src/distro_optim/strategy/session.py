@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -30,6 +30,7 @@ from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
+from .connecting import connect_to_run, settings_to_host
 from .environment import RunEnvironment, write_ticket
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints
@@ -40,7 +41,7 @@ from .model.resuming import StartingPoint, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
 from .news import News
-from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, fill_in, shows
+from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
 from .round import Round
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
@@ -131,27 +132,12 @@ class SwarmSession:
         Raises:
             ConfigurationError: an argument is wrong, or the dataset is shorter than a round.
         """
-        from .network.runtime import Runtime
-
         options = self._options
         config = self.hosting_config() if self._run is None else None
         if config is not None and config.global_batch_size is not None:
             check_dataset_size(options["dataset_size"], config.global_batch_size)
-        options = fill_in(options, self._environment.connection)
-        return Runtime.connect(
-            self._run,
-            config=config,
-            state=self.state_to_host(config) if config is not None else None,
-            secret_key=options["secret_key"],
-            relay=options["relay"],
-            discovery=options["discovery"],
-            external_addr=options["external_addr"],
-            bind_addr=options["bind_addr"],
-            tcp=options["tcp"],
-            peers=options["peers"],
-            allow=options["allow"],
-            give_up_seconds=options["give_up_seconds"],
-        )
+        state = self.state_to_host(config) if config is not None else None
+        return connect_to_run(self._run, options, self._environment, config=config, state=state)
 
     def hosting_config(self) -> RunConfig:
         """The settings of a hosted run. Override it to fill in what they leave open.
@@ -159,14 +145,7 @@ class SwarmSession:
         Raises:
             ConfigurationError: the environment has a setting that no run has.
         """
-        config = self._options["config"] or RunConfig()
-        untouched = RunConfig()
-        known = {field.name for field in fields(RunConfig)}
-        for name, value in self._environment.config.items():
-            if name not in known:
-                raise ConfigurationError(f"a run has no setting {name!r}; it has {', '.join(sorted(known))}", name=name)
-            if getattr(config, name) == getattr(untouched, name):
-                config = replace(config, **{name: value})
+        config = settings_to_host(self._options["config"], self._environment)
         if config.optimizer is None:
             config = replace(config, optimizer=settings_of(self._optimizer))
         if config.lr_schedule is None:

@@ -2,6 +2,7 @@
 
 =======================  ===============================================================
 ``framework_session``    a session inside of a framework's loop
+``run_ahead``              the run, looked at before the script is asked for its schedules
 ``invitation``           what a host tells people so that they can join
 ``hosting_defaults``     what a hosted run takes from the script
 ``samples``              batches of a round from the user's own ``DataLoader``

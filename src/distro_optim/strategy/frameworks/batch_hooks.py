@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final
 
@@ -31,6 +32,11 @@ class BatchHooks:
                 self._before.append((owner, name, vars(owner).get(name)))
                 setattr(owner, name, partial(self._call, getattr(owner, name)))
 
+    def within(self, owner: Any, name: str, context: Callable[[], AbstractContextManager[object]]) -> None:
+        """Lets a hook of ``owner`` run within a context."""
+        self._before.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, partial(_within, context, getattr(owner, name)))
+
     def remove(self) -> None:
         """Leaves the owners as they were."""
         while self._before:
@@ -42,3 +48,8 @@ class BatchHooks:
 
     def _call(self, hook: Callable[..., Any], *args: Any) -> Any:
         return hook(*(self._show(each) if isinstance(each, RoundBatch) else each for each in args))
+
+
+def _within(context: Callable[[], AbstractContextManager[object]], hook: Callable[..., Any], *args: Any) -> Any:
+    with context():
+        return hook(*args)

@@ -26,6 +26,7 @@ from ..port import RunAccess
 from ..session import SwarmSession
 from .invitation import invitation, print_unbroken
 from .local_ranks import FollowerPort, LocalRanks, leading
+from .run_ahead import RunAhead
 
 __all__ = ["FrameworkSession", "split_options"]
 
@@ -87,6 +88,7 @@ class FrameworkSession(SwarmSession):
         interrupt: asked several times a second while the session waits; raises if the wait is to end.
         complete: fills in what the settings of a hosted run leave open.
         ranks: the processes of this machine, if they are several: only the leader is in the run, and saves and reports.
+        ahead: what is known of the run already; a run that was looked at is joined through the same access.
         begin_at: where a hosted run goes on, whose weights and momentum a checkpoint of the framework's had; None
             starts at the first step.
         options: of the session.
@@ -101,10 +103,12 @@ class FrameworkSession(SwarmSession):
         interrupt: Callable[[], None],
         complete: Callable[[RunConfig], RunConfig],
         ranks: LocalRanks | None = None,
+        ahead: RunAhead | None = None,
         begin_at: StartingPoint | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         self._ranks = ranks
+        self._ahead = ahead
         self._interrupt = interrupt
         self._complete = complete
         super().__init__(model, optimizer, run=run, begin_at=begin_at, **options)
@@ -125,6 +129,8 @@ class FrameworkSession(SwarmSession):
 
     @override
     def connect(self) -> RunAccess:
+        if self._ahead is not None and self._ahead.access is not None:
+            return self._ahead.access
         if self._ranks is not None and not self._ranks.leads:
             return FollowerPort(self._ranks)
         access = interruptible(super().connect(), self._interrupt)

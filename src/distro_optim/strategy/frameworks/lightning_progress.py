@@ -9,7 +9,8 @@ in 2.4 to 2.6 under both of its names; nothing but this module touches them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -17,7 +18,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ...errors import ConfigurationError
 
-__all__ = ["ScheduleFollower", "align_counters", "end_training", "rounds_in_epoch"]
+__all__ = [
+    "RunLimits",
+    "ScheduleFollower",
+    "align_counters",
+    "end_training",
+    "rounds_in_epoch",
+    "rounds_within",
+    "whole_epoch_shown",
+]
 
 
 def rounds_in_epoch(trainer: Any) -> int:
@@ -51,6 +60,69 @@ def end_training(trainer: Any) -> None:
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
     trainer.should_stop = True
+
+
+def rounds_within(length: int, limit: int | float | None) -> int:
+    """Batches of an epoch, as Lightning will count them: ``length`` and its ``limit_train_batches``."""
+    if isinstance(limit, float):
+        return max(1, int(length * limit))
+    return max(1, length if limit is None else min(length, limit))
+
+
+class RunLimits:
+    """While a script is set up, the trainer's ``max_steps`` and ``max_epochs`` are those of the run.
+
+    So whatever a script makes of them, and of ``estimated_stepping_batches``, is the same on all peers. When training
+    begins, they are the script's own again: a peer may leave before the run ends.
+
+    Args:
+        trainer: whose.
+        last_step: the last step that the run trains; None if that is for the script to say.
+    """
+
+    def __init__(self, trainer: Any, last_step: int | None) -> None:
+        self._loop = trainer.fit_loop
+        self._last_step = last_step
+        self._before = self._loop.epoch_loop.max_steps, self._loop.max_epochs
+        if last_step is not None:
+            self._loop.epoch_loop.max_steps = last_step
+
+    def rounds_known(self, rounds_in_epoch: int) -> None:
+        """The rounds of an epoch are known, and with them the run's epochs."""
+        max_steps, max_epochs = self._before
+        if self._last_step is None or max_epochs in (None, -1):
+            return
+        own = max_epochs * rounds_in_epoch
+        if self._last_step != (own if max_steps == -1 else min(own, max_steps)):
+            self._loop.max_epochs = -(-self._last_step // rounds_in_epoch)
+
+    def remove(self) -> None:
+        """Gives the script its own back."""
+        self._loop.epoch_loop.max_steps, self._loop.max_epochs = self._before
+
+
+@contextmanager
+def whole_epoch_shown(trainer: Any, last_step: int) -> Iterator[None]:
+    """Lets a progress bar that asks how long the epoch is, and how many there are, count all of the run's.
+
+    By itself it would count the steps that are left, as if an epoch always began with its first batch.
+
+    Args:
+        trainer: whose epoch begins.
+        last_step: the last step that the run trains.
+    """
+    loop, rounds = trainer.fit_loop, rounds_in_epoch(trainer)
+    before = loop.max_epochs, loop.max_batches
+    if trainer.max_steps != -1:
+        last_step = min(last_step, trainer.max_steps)
+    if loop.max_epochs not in (None, -1):
+        last_step = min(last_step, loop.max_epochs * rounds)
+    loop.max_epochs = max(1, -(-last_step // rounds))
+    loop.max_batches = max(1, min(rounds, last_step - trainer.current_epoch * rounds))
+    try:
+        yield
+    finally:
+        loop.max_epochs, loop.max_batches = before
 
 
 class ScheduleFollower:

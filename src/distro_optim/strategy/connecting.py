@@ -1,0 +1,69 @@
+"""The way into a run, as the arguments and the environment say together."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from ..coordinator.types import Coordinator
+from ..errors import ConfigurationError
+from .config import RunConfig
+from .environment import RunEnvironment
+from .options import SessionOptions, fill_in
+from .port import RunAccess
+
+__all__ = ["connect_to_run", "settings_to_host"]
+
+
+def connect_to_run(
+    run: str | None,
+    options: SessionOptions,
+    environment: RunEnvironment,
+    *,
+    config: RunConfig | None = None,
+    state: Coordinator | None = None,
+) -> RunAccess:
+    """An access to a run, not started.
+
+    Args:
+        run: a ticket, or ``host:port/run-id``; None hosts.
+        options: complete; what they leave at its default, ``environment`` may say.
+        config: of a run that is hosted.
+        state: where that begins; None starts at its beginning.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+    from .network.runtime import Runtime
+
+    options = fill_in(options, environment.connection)
+    return Runtime.connect(
+        run,
+        config=config,
+        state=state,
+        secret_key=options["secret_key"],
+        relay=options["relay"],
+        discovery=options["discovery"],
+        external_addr=options["external_addr"],
+        bind_addr=options["bind_addr"],
+        tcp=options["tcp"],
+        peers=options["peers"],
+        allow=options["allow"],
+        give_up_seconds=options["give_up_seconds"],
+    )
+
+
+def settings_to_host(config: RunConfig | None, environment: RunEnvironment) -> RunConfig:
+    """The settings of a hosted run: the script's, and where those are the defaults, the environment's.
+
+    Raises:
+        ConfigurationError: the environment has a setting that no run has.
+    """
+    config = config or RunConfig()
+    untouched = RunConfig()
+    known = {field.name for field in fields(RunConfig)}
+    for name, value in environment.config.items():
+        if name not in known:
+            raise ConfigurationError(f"a run has no setting {name!r}; it has {', '.join(sorted(known))}", name=name)
+        if getattr(config, name) == getattr(untouched, name):
+            config = replace(config, **{name: value})
+    return config
