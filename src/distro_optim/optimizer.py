@@ -73,8 +73,9 @@ class DisTrO(ResumableOptimizer):
     ``overlap=True`` the weights keep looking ahead. Call :meth:`eval` before you evaluate, average or save the model,
     and :meth:`train` before you go on. Do the same before you write to weights: while they look ahead they are each
     peer's own guess, and what is written through ``.data`` may be lost. With a closure (as Lightning passes it) they
-    look ahead only while it runs. At the end of training, :meth:`flush` applies the last update, which is still on its
-    way.
+    look ahead only while it runs. In a loop that calls :meth:`train` before every gradient, as ``transformers.Trainer``
+    does, they look ahead only from there to the step, and what it saves is true by itself. At the end of training,
+    :meth:`flush` applies the last update, which is still on its way.
 
     Learning rate. An update changes each weight by ``lr``. A bfloat16 weight larger than 256 to 512 times ``lr`` is
     too coarse to change at all, a float16 one from 2048 to 4096 times: keep float32 weights under autocast.
@@ -210,7 +211,7 @@ class DisTrO(ResumableOptimizer):
         self.begin_step()
         self.finish_step()
         if self._overlap and closure is None:
-            self.lookahead()
+            self._prepare_next_gradient()
         return loss
 
     def hand_over(self, takes_step: Callable[[Callable[[], float] | None], float | None] | None) -> None:
@@ -273,10 +274,16 @@ class DisTrO(ResumableOptimizer):
         for group in self.param_groups:
             if group["training"]:
                 group["training"] = False
-                group["resumes_ahead"] = ahead
+                group["resumes_ahead"] = ahead or group["resumes_ahead"]
 
     def train(self) -> None:
-        """Back to training: puts the lookahead on again if :meth:`eval` took it off."""
+        """Back to training: puts the lookahead on again if :meth:`eval` took it off.
+
+        A loop that calls this before every gradient, as ``transformers.Trainer`` does, has the true weights between
+        steps by itself: there it is this call that puts the lookahead on.
+        """
+        self._run.asked_to_train = True
+        self._run.asked_again = self._run.asked_again or self.param_groups[0]["training"]
         ahead = self.param_groups[0]["resumes_ahead"]
         for group in self.param_groups:
             group["training"], group["resumes_ahead"] = True, False
@@ -345,6 +352,19 @@ class DisTrO(ResumableOptimizer):
                 return closure()
         finally:
             self.undo_lookahead()
+
+    def _prepare_next_gradient(self) -> None:
+        """Looks ahead, unless :meth:`train` will be called before the next gradient as it was before all until now.
+
+        A loop that calls it only once, before its first step, is found out by its second: the one gradient between them
+        is taken at the true weights.
+        """
+        on_request = self._run.count_request()
+        rates = self._rates(None)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["resumes_ahead"], group["lookahead_lr"] = on_request, rate
+        if not on_request:
+            self.lookahead()
 
     def _apply_arrived(self) -> None:
         if self._run.arrived is not None:

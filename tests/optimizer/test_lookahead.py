@@ -98,6 +98,54 @@ def test_eval_and_train_do_not_disturb_a_run(style: str) -> None:
         assert all_same_bits(copies(visited.parameters()), copies(left_alone.parameters()))
 
 
+def test_a_loop_that_calls_train_before_every_gradient_has_true_weights_between_steps() -> None:
+    asked, plain = EveryShape(), EveryShape()
+    a, b = DisTrO(asked.parameters(), lr=0.01), DisTrO(plain.parameters(), lr=0.01)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) for optimizer in (a, b)]
+    for step in range(6):
+        a.train()
+        a.train()  # as where gradients are accumulated
+        assert all_same_bits(copies(asked.parameters()), copies(plain.parameters()))
+        plain_step(asked, a, step)
+        plain_step(plain, b, step)
+        for schedule in schedules:
+            schedule.step()
+        if step == 3:
+            a.eval()
+        b.undo_lookahead()
+        assert all_same_bits(copies(asked.parameters()), copies(plain.parameters()))
+        b._look_ahead_again()
+        assert not all_same_bits(copies(asked.parameters()), copies(plain.parameters()))
+
+
+def test_such_a_loop_goes_on_from_what_was_saved() -> None:
+    whole, resumed = EveryShape(), EveryShape()
+    a = DisTrO(whole.parameters(), lr=0.01)
+    for step in range(6):
+        if step == 3:
+            resumed.load_state_dict(whole.state_dict())
+            b = DisTrO(resumed.parameters(), lr=0.01)
+            b.load_state_dict(a.state_dict())
+        a.train()
+        plain_step(whole, a, step)
+        if step >= 3:
+            b.train()
+            plain_step(resumed, b, step)
+            assert all_same_bits(copies(whole.parameters()), copies(resumed.parameters()))
+
+
+def test_a_loop_that_calls_train_once_looks_ahead_from_its_second_step_on() -> None:
+    model = EveryShape()
+    optimizer = DisTrO(model.parameters(), lr=0.01)
+    optimizer.train()
+    for step in range(3):
+        plain_step(model, optimizer, step)
+        assert optimizer.param_groups[0]["looks_ahead"] == (step > 0)
+    optimizer.train()
+    plain_step(model, optimizer, 3)
+    assert optimizer.param_groups[0]["looks_ahead"]
+
+
 @pytest.mark.slow
 def test_eval_shows_the_weights_that_a_closure_leaves() -> None:
     plain, closured = EveryShape(), EveryShape()

@@ -55,10 +55,14 @@ def test_a_loop_like_hugging_faces_trainer_calls_train_clips_evaluates_and_saves
             scheduler.step()
         if step % 3 == 2:
             a.eval()
-            assert all_same_bits(copies(visited.parameters()), [b.state[p]["weight"] for p in plain.parameters()])
             a.state_dict()
+        # Evaluated or not, between steps the weights are the true ones: what is saved there is.
+        assert not any(optimizer.param_groups[0]["looks_ahead"] for optimizer in (a, b))
+        assert all_same_bits(copies(visited.parameters()), copies(plain.parameters()))
     a.train()
+    b.train()
     assert all_same_bits(copies(visited.parameters()), copies(plain.parameters()))
+    assert a.param_groups[0]["looks_ahead"]
 
 
 def test_averaged_weights_in_evaluation_mode_average_the_true_ones() -> None:

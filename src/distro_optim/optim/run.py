@@ -51,6 +51,9 @@ class Run:
         begun: a step is between its two halves.
         published: the exchange that has our update and from which none were collected since; None while nothing is out.
         arrived: all peers' updates, collected and not yet applied.
+        asked_to_train: ``train()`` was called since the last step.
+        asked_again: so it was, and not to end an evaluation.
+        trains_on_request: ``train()`` was called before every step of this run; None as long as that says nothing.
         takes_step: what ``step()`` calls instead of stepping itself.
     """
 
@@ -64,7 +67,22 @@ class Run:
     begun: bool = False
     published: Exchange | None = None
     arrived: list[CompressedUpdate] | None = None
+    asked_to_train: bool = False
+    asked_again: bool = False
+    trains_on_request: bool | None = None
     takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
+
+    def count_request(self) -> bool:
+        """A step without a closure ends. Whether all until now, this one too, came after a call of ``train()``.
+
+        A call that ends an evaluation says nothing of what the loop does without one.
+        """
+        if self.trains_on_request is None:
+            self.trains_on_request = True if self.asked_again else None if self.asked_to_train else False
+        else:
+            self.trains_on_request = self.trains_on_request and self.asked_to_train
+        self.asked_to_train = self.asked_again = False
+        return self.trains_on_request is True
 
     def forget_plan(self) -> None:
         """After a change of the parameters: plan and compressor are made again when they are needed."""
