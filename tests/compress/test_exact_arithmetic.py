@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, make_plan
+from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, engines, make_plan
 from distro_optim.compress.exact import definition, filtered, means, merge
 from distro_optim.cosine import cosine, rounded_cosine
 from distro_optim.errors import ConfigurationError
@@ -68,6 +68,12 @@ def test_cosines_are_the_nearest_doubles() -> None:
     assert cosine(0.1) == 0.9950041652780258
     assert cosine(math.pi / 2) == 6.123233995736766e-17
     assert [rounded_cosine(n, 3, 12) for n in range(7)] == [4096, 2048, -2048, -4096, -2048, 2048, 4096]
+
+
+@pytest.fixture(autouse=True)
+def plain_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where compiled kernels are installed, which have tests of their own."""
+    monkeypatch.setattr(engines, "has_kernels", lambda *_: False)
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------
