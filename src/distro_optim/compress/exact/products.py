@@ -72,7 +72,7 @@ def factors(index: Tensor, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     if h > 1:
         row = torch.div(index, w, rounding_mode="floor")
         column = index - row * w
-        left = basis_rows(h, q.dtype, q.device).index_select(0, row.view(-1)).view(n, m, h)
+        left = basis_rows(h, q.dtype, q.device).index_select(0, row.reshape(-1)).view(n, m, h)
         left.mul_(q.unsqueeze(-1))
     else:
         column = index
