@@ -625,3 +625,21 @@ def test_a_state_that_is_sent_again_is_not_decoded_again() -> None:
     with pytest.raises(ProtocolError):
         codec.decode(second + b"x")
     assert codec.decode(first) == decoded
+
+
+def test_two_clients_with_one_key_are_told_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with MemoryArena() as arena:
+            patient, hasty = (
+                RemoteCoordinator(arena.connect, KEY, "dummy", backoff=backoff)
+                for backoff in (BackoffPolicy(first=0.2, longest=0.2), AT_ONCE)
+            )
+            await patient.join()
+            await hasty.join()  # which ends the link of the other
+            while "closed 3 links in a row" not in caplog.text:
+                await asyncio.sleep(0.001)
+            await patient.close()
+            await hasty.close()
+
+    asyncio.run(run())
+    assert "another process is in the run with the same secret key: give each process a key of its own" in caplog.text

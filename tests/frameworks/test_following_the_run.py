@@ -295,6 +295,22 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_dataset_that_has_grown_since_the_checkpoint_is_told(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    callbacks = [saver(pl, tmp_path, every_n_train_steps=5)]
+    trainer = make_trainer(pl, tmp_path, strategy(pl), enable_checkpointing=True, callbacks=callbacks, max_epochs=1)
+    trainer.fit(make_module(pl), loader(64))
+    runs.settings = {"first_step": 6}
+    told: dict[int, list[str]] = {64: [], 80: []}
+    for size, news in told.items():
+        resumed = make_trainer(pl, tmp_path, strategy(pl, on_event=news.append), max_epochs=1)
+        resumed.fit(make_module(pl), loader(size), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", **SAFE)
+        assert resumed.global_step == size // 8
+    assert [len([text for text in news if "has 80 samples, and had 64" in text]) for news in told.values()] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_who_joins_with_a_checkpoint_takes_what_the_run_has(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
 ) -> None:

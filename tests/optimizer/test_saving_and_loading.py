@@ -192,13 +192,18 @@ def test_a_state_loads_across_overlap_settings(saved_overlap: bool, mode: str, s
     through_a_file(other[1].state_dict())
 
 
-def test_a_state_of_another_optimizer_starts_with_fresh_momentum() -> None:
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_state_of_another_optimizer_starts_with_fresh_momentum(kind: Any) -> None:
     model = EveryShape()
-    adam = torch.optim.AdamW(model.parameters(), lr=0.5)
+    other = kind(model.parameters(), lr=0.5, weight_decay=0.25)
     model.loss(0).backward()
-    adam.step()
+    other.step()
     optimizer = DisTrO(model.parameters())
-    optimizer.load_state_dict(adam.state_dict())
+    with pytest.warns(
+        UserWarning, match=r"another optimizer's, .* starts from zero, with the lr=0\.5, weight_decay=0\.25"
+    ):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.5
     assert "exp_avg" not in optimizer.state[model.scale]
     assert not optimizer.state[model.scale]["delta"].any()
     plain_step(model, optimizer, 0)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from distro_optim.comm.addresses import EndpointAddr
+from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError, ExchangeError, JoinRefusedError
 from distro_optim.strategy.config import RunConfig
@@ -143,3 +145,11 @@ def test_a_run_that_was_saved_is_gone_on_with_or_left_alone(tmp_path: Path) -> N
         assert host.error is None
         steps = [action.step for action in host.log if type(action).__name__ == "TrainBatch"]
         assert steps == list(range(9, 13))
+
+
+def test_a_joiner_with_the_key_of_the_host_is_refused_before_anything_is_opened() -> None:
+    key = SecretKey(bytes(31) + b"\x07")
+    ticket = str(RunTicket("run", (), EndpointAddr(key.public)))
+    with pytest.raises(ConfigurationError, match="secret_key is the key of the run's host"):
+        Runtime.connect(ticket, secret_key=key)
+    Runtime.connect(ticket, secret_key=SecretKey(bytes(31) + b"\x08")).close()

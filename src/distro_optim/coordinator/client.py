@@ -57,6 +57,14 @@ STATES_TO_JOIN: Final = 2
 """States to wait for after asking to join. A server sends the first as soon as our key is proved, and closes the
 connection if it refuses us. The second, sent with its next tick, shows that it has read our join and accepts it."""
 
+SHORT_LINKS: Final = 3
+"""Links in a row that the coordinator closed soon. Twice can be a restart of the coordinator, or of ours after a crash
+that it had not noticed. Chosen arbitrarily."""
+
+SHORT_LINK_SECONDS: Final = 10.0
+"""A link that ends within so many seconds was short; two clients with one key drive each other out in less. Chosen
+arbitrarily."""
+
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
 
@@ -251,6 +259,7 @@ class RemoteCoordinator(CoordinatorClient):
         self._asked = False
         self._joining: _Joining | None = None
         self._closed = False
+        self._short_links = 0
 
     @property
     @override
@@ -353,8 +362,10 @@ class RemoteCoordinator(CoordinatorClient):
     async def _follow(self, connection: _Connection) -> None:
         """Reads states for as long as there is a link, and opens new ones."""
         lost: WitnessMessage | None = None
+        loop = asyncio.get_running_loop()
         while True:
             self._connection = connection
+            opened_at = loop.time()
             try:
                 if self._asked and not connection.asked:  # join() came while this link was being opened
                     await self._ask(connection)
@@ -364,6 +375,10 @@ class RemoteCoordinator(CoordinatorClient):
                 await self._read(connection)
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.warning("link to %s lost, reconnecting: %s", self._name, error)
+                if isinstance(error, _StreamEnded) and loop.time() - opened_at < SHORT_LINK_SECONDS:
+                    self._closed_soon()
+                else:
+                    self._short_links = 0
                 if self._joining is not None and self._joining.sent:
                     self._give_up(self._refused())
                     return
@@ -377,6 +392,17 @@ class RemoteCoordinator(CoordinatorClient):
             if self._joining is not None and connection.asked:
                 self._joining.succeed(state)
             lost = self._report.missing_in(state)
+
+    def _closed_soon(self) -> None:
+        """The coordinator closed a link that had hardly been opened."""
+        self._short_links += 1
+        if self._short_links == SHORT_LINKS:
+            _log.warning(
+                "%s has closed %d links in a row soon after they were opened, as it does when another process is in "
+                "the run with the same secret key: give each process a key of its own, or end the other",
+                self._name,
+                SHORT_LINKS,
+            )
 
     async def _ask(self, connection: _Connection) -> None:
         """Joins over a link that is open."""
@@ -428,6 +454,8 @@ class RemoteCoordinator(CoordinatorClient):
                 if other_run or loop.time() >= give_up_at:
                     self._give_up(error)
                     return None
+                if isinstance(error.__cause__, _StreamEnded):
+                    self._closed_soon()
                 _log.info("no link to %s yet: %s", self._name, error)
         return None
 
@@ -505,7 +533,7 @@ class RemoteCoordinator(CoordinatorClient):
         when = f"when we asked to join {self.run_id!r}" if self._asked else f"before it told of {self.run_id!r}"
         return JoinRefusedError(
             f"{self._name} closed the connection {when}: it hosts another run, is full, or the key "
-            f"{self.identity.signer.hex()} is not on its list",
+            f"{self.identity.signer.hex()} is not on its list, or is in use by another process",
             wanted=self.run_id,
         )
 

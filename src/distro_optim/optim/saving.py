@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import torch
@@ -14,7 +15,7 @@ from ..errors import ConfigurationError
 from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
 from .run import ARITHMETIC, Run
-from .state import WEIGHT, pack_in_flight, restore_state, unpack_in_flight
+from .state import COEFFICIENTS, DELTA, WEIGHT, pack_in_flight, restore_state, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
 
@@ -52,6 +53,9 @@ class ResumableOptimizer(DecoupledMomentum):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where the saved optimizer stood. Replaces the weights if it was looking ahead.
 
+        Of another optimizer's state, such as AdamW's, the settings count that both have, and the momentum starts from
+        zero; a warning says so.
+
         Raises:
             ConfigurationError: the state belongs to parameters of other shapes, or to another arithmetic.
         """
@@ -84,6 +88,7 @@ class ResumableOptimizer(DecoupledMomentum):
             if ahead:
                 self._look_ahead_again()
             raise
+        _warn_of_another_optimizer(state_dict)
         self._run.arrived, self._run.started_with = arrived, None
         self._flag_in_flight(arrived is not None)
         if self.param_groups[0]["looks_ahead"]:
@@ -148,3 +153,20 @@ class ResumableOptimizer(DecoupledMomentum):
         return CompressedUpdate.from_tensors(
             plan, entries + CompressedUpdate.empty(plan, quantized=self._quantize).tensors()[len(entries) :]
         )
+
+
+def _warn_of_another_optimizer(state_dict: dict[str, Any]) -> None:
+    """Warns where a state that was loaded has nothing of ours in it, neither settings nor momentum."""
+    groups, entries = state_dict["param_groups"], state_dict["state"].values()
+    if any("compression_decay" in group for group in groups) or any(
+        DELTA in entry or COEFFICIENTS in entry for entry in entries
+    ):
+        return
+    kept = sorted({f"{name}={group[name]}" for group in groups for name in ("lr", "weight_decay") if name in group})
+    warnings.warn(
+        "distro_optim: the loaded state is another optimizer's, so the momentum starts from zero"
+        + (f", with the {', '.join(kept)} that is saved there" if kept else "")
+        + ". Other values are set in optimizer.param_groups after loading.",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -401,7 +401,12 @@ class PsycheStrategy(RoundPasses):
         """Also where the run is, so that ``fit(ckpt_path=...)`` can host it from there on."""
         if self._session is not None:
             step = checkpoint.get("global_step", 0) + 1
-            place = StartingPoint(run_id=self._session.run_id, step=step, data_index=self._next_data_index)
+            place = StartingPoint(
+                run_id=self._session.run_id,
+                step=step,
+                data_index=self._next_data_index,
+                dataset_size=self._samples.size,
+            )
             checkpoint[_PLACE_KEY] = place.saved()
         try:
             with whole_file(filepath, self.checkpoint_io) as file:

@@ -37,7 +37,7 @@ from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheck
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
-from .model.resuming import StartingPoint, state_to_resume
+from .model.resuming import StartingPoint, other_dataset, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
 from .news import News
@@ -179,6 +179,12 @@ class SwarmSession:
         checkpoints = self._checkpoints()
         resumes_from = checkpoints if self._options["resume"] else NoCheckpoints()
         self._restored = resumes_from.restore()
+        if self._restored is not None:
+            size_before = self._restored.identity.data.get("size")
+        else:
+            size_before = self._begin_at.dataset_size if self._begin_at is not None else None
+        if (change := other_dataset(size_before, self._options["dataset_size"])) is not None:
+            self._tell(change)
         if self._access is None:
             self._access = self.connect()
         access = self._access

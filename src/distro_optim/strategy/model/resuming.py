@@ -12,7 +12,7 @@ from ...coordinator.types import Coordinator, CoordinatorProgress, RunState
 from ..config import RunConfig
 from .checkpoint import Checkpoint
 
-__all__ = ["StartingPoint", "state_to_resume"]
+__all__ = ["StartingPoint", "other_dataset", "state_to_resume"]
 
 _RUN_ID_BYTES: Final = 4
 """Of randomness in the name of a run that got none."""
@@ -26,26 +26,29 @@ class StartingPoint:
         run_id: its name, from which the order of the data follows; None draws one.
         step: the first to be trained.
         data_index: the first of that step; None counts as many for each step before.
+        dataset_size: samples there were; None if nobody knows.
     """
 
     run_id: str | None
     step: int
     data_index: int | None
+    dataset_size: int | None = None
 
     @classmethod
     def of(cls, saved: object, step: int) -> Self:
         """What :meth:`saved` returned; anything else, as of a checkpoint from before the run, says nothing."""
         fields: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
-        run_id, data_index = fields.get("run_id"), fields.get("data_index")
+        run_id, data_index, size = fields.get("run_id"), fields.get("data_index"), fields.get("dataset_size")
         return cls(
             run_id=run_id if isinstance(run_id, str) else None,
             step=step,
             data_index=data_index if isinstance(data_index, int) and data_index >= 0 else None,
+            dataset_size=size if isinstance(size, int) and size > 0 else None,
         )
 
     def saved(self) -> dict[str, str | int | None]:
         """To be saved beside the step."""
-        return {"run_id": self.run_id, "data_index": self.data_index}
+        return {"run_id": self.run_id, "data_index": self.data_index, "dataset_size": self.dataset_size}
 
     def state(self, config: RunConfig) -> Coordinator:
         """The coordinator's state there, under the settings of ``config``, which is complete."""
@@ -75,6 +78,21 @@ def state_to_resume(checkpoint: Checkpoint | None, config: RunConfig) -> Coordin
         progress=CoordinatorProgress(
             epoch=before.progress.epoch + 1, step=checkpoint.step, epoch_start_data_index=_next_data_index(before)
         ),
+    )
+
+
+def other_dataset(before: int | None, size: int | None) -> str | None:
+    """What a person should know if the dataset of a run that goes on has changed; None if nobody knows of a change.
+
+    Args:
+        before: its samples when the run was saved; None if nobody knows.
+        size: its samples now; likewise.
+    """
+    if before is None or size is None or before == size:
+        return None
+    return (
+        f"the dataset has {size} samples, and had {before} when the run was saved: the order of the samples is another "
+        "from here on, so in the pass that is under way some are trained twice or not at all"
     )
 
 

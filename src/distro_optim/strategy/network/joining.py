@@ -129,11 +129,20 @@ class JoinedRun(RunSource):
         options: how to open our endpoint.
         loop: the event loop of the network.
         patience: seconds without a link to the coordinator after which the run counts as lost.
+
+    Raises:
+        ConfigurationError: our key is that of the host.
     """
 
     is_host = False
 
     def __init__(self, ticket: RunTicket, options: NodeOptions, *, loop: LoopThread, patience: float) -> None:
+        if ticket.endpoint is not None and ticket.endpoint.id == options.key.public:
+            raise ConfigurationError(
+                "secret_key is the key of the run's host, and a key stands for one peer: leave secret_key out, or give "
+                "each process on this machine a key, or a file for its key, of its own",
+                name="secret_key",
+            )
         self.key = options.key
         self.run_id = ticket.run_id
         self._ticket = ticket
