@@ -56,6 +56,7 @@ from .frameworks.lightning_progress import (
     whole_epoch_shown,
 )
 from .frameworks.local_ranks import LocalRanks
+from .frameworks.one_line import tell_mistakes_in_one_line
 from .frameworks.round_loader import RoundLoader
 from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
@@ -115,6 +116,7 @@ class PsycheStrategy(RoundPasses):
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
     def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+        tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
         super().__init__(**others)
         if run is not None:
