@@ -48,6 +48,10 @@ __all__ = [
     "tied_sources",
 ]
 
+_BUILDING: Final = threading.RLock()
+"""Held while the default type, or what a module does with parameters, is not what it is: both are of all threads, and
+two that built at a time would leave each other's behind."""
+
 Shape = tuple[int, ...]
 
 _ATTENTION: Final = "sdpa"
@@ -150,12 +154,13 @@ def _construct(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedMod
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with _BUILDING:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager
@@ -174,7 +179,7 @@ def _parameters_in(dtype: torch.dtype, device: torch.device | None = None) -> It
     With the meta device they take no memory, while buffers are computed. ``torch.device("meta")`` would take the
     buffers too, and what they hold is known only to each model's code.
     """
-    register, thread = nn.Module.register_parameter, threading.get_ident()
+    thread = threading.get_ident()
 
     def register_as_asked(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and threading.get_ident() == thread:
@@ -184,11 +189,13 @@ def _parameters_in(dtype: torch.dtype, device: torch.device | None = None) -> It
                 param = nn.Parameter(wanted, requires_grad=param.requires_grad)
         register(module, name, param)
 
-    nn.Module.register_parameter = register_as_asked  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with _BUILDING:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = register_as_asked  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _settled(
