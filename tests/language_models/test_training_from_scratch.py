@@ -64,7 +64,7 @@ def test_an_update_has_an_entry_for_each_parameter_in_the_order_of_names(
 ) -> None:
     definition = Distro(None, None, 0.999, 8, 64, quantized)
     model = CausalLM(config, architecture)
-    optimizer = model.make_optimizer(lr=1e-3, definition=definition)
+    optimizer = model.make_optimizer(lr=1e-3, definition=definition, arithmetic="psyche")
     train_batch(model, sentences(4))
     update = optimizer.generate()
     data = encode_download(TransmittableDistroResult.from_update(update, step=7, trainer_nonce=0, batch_id=(0, 3)))

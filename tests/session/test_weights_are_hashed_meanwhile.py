@@ -292,3 +292,18 @@ def test_a_script_that_is_stopped_in_mid_training_leaves_no_thread(make_world: C
     # The fixture looks for threads; and the model has its true weights.
     assert not script.optimizer.param_groups[0]["looks_ahead"]
     assert script.trained == [1, 2]
+
+
+def test_ctrl_c_while_the_thread_starts_is_all_that_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    still = StillWeights()
+    tensor = torch.ones(8)
+    still.lay_down(3, {"t": tensor})
+    hasher = WeightsHasher(still, lambda step, digests: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hasher.start(3, [TensorDigest("t", tensor)])
+    hasher.stop()

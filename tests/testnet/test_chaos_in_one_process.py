@@ -16,7 +16,7 @@ from distro_optim.coordinator.types import RunState
 from distro_optim.strategy.network.link import RunLink
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds import actions as act
-from distro_optim.strategy.rounds import announcer
+from distro_optim.strategy.rounds import announcer, phases
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testnet.disturbed import DisturbedRun
 from distro_optim.testnet.lies import LIES, LyingSwarm
@@ -55,8 +55,9 @@ def join(run: MemoryRun, source: MemorySource, disturb: Callable[[Swarm], Swarm]
 
 def test_the_honest_end_with_equal_weights_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     # What takes seconds on the internet takes milliseconds here.
-    monkeypatch.setattr(announcer, "FIRST_REPEAT_SECONDS", 0.1)
-    monkeypatch.setattr(announcer, "REBROADCAST_SECONDS", 1.0)
+    quick = announcer.Pace(first=0.1, longest=1.0, in_warm_up=1.0)
+    monkeypatch.setattr(announcer, "PROMPT", quick)
+    monkeypatch.setattr(phases, "PROMPT", quick)
     liars: list[LyingSwarm] = []
 
     def lying(swarm: Swarm) -> Swarm:

@@ -52,7 +52,9 @@ def plan_of(parameters: Mapping[str, Tensor], optimizer: Distro) -> TilePlan:
     """How the parameters are tiled in a Psyche run; they may be on the meta device."""
     chunk, topk = optimizer.compression_chunk, optimizer.compression_topk
     return make_plan(
-        [ParamSpec(tuple(p.shape), p.dtype, p.device, 0, chunk, topk) for p in parameters.values()], "divisor"
+        [ParamSpec(tuple(p.shape), p.dtype, p.device, 0, chunk, topk) for p in parameters.values()],
+        "divisor",
+        arithmetic="psyche",
     )
 
 

@@ -41,7 +41,11 @@ class WeightsHasher:
         self._thread = threading.Thread(
             target=self._hash, args=(step, tuple(tensors)), name=f"{_THREAD_NAME}-{step}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C: perhaps it runs already, and ends by itself when the weights are taken up
+            self._thread = None
+            raise
 
     def wait(self) -> tuple[bytes, ...]:
         """The digests of the last step, as soon as they are there; those before it, if hashing was stopped."""
