@@ -38,7 +38,7 @@ def dct_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        basis: Tensor = torch_dct.dct(torch.eye(size, dtype=exact), norm="ortho")
+        basis: Tensor = torch_dct.dct(torch.eye(size, dtype=exact, device="cpu"), norm="ortho")
     return basis.to(dtype=dtype, device=device).contiguous()
 
 

@@ -76,7 +76,7 @@ def encode_flat(update: CompressedUpdate) -> bytes:
     writer.push_u8(_FORMAT)
     writer.push_bool(update.quantized)
     writer.push_bytes(update.plan.layout)
-    writer.push_bytes(pack_signs(torch.tensor(update.present, dtype=torch.bool)))
+    writer.push_bytes(pack_signs(torch.tensor(update.present, dtype=torch.bool, device="cpu")))
     for batch, index, value in zip(update.plan.batches, update.index, update.value, strict=True):
         rows = _present_rows(batch, update.present)
         indices = _gather(index, rows, batch).cpu().numpy()
@@ -123,7 +123,11 @@ def decode_flat(data: bytes | bytearray | memoryview, plan: TilePlan, *, check: 
         else:
             # frombuffer takes no empty buffer.
             kind = batch.value_dtype
-            value = torch.frombuffer(bytearray(packed), dtype=kind) if value_size else torch.empty(0, dtype=kind)
+            value = (
+                torch.frombuffer(bytearray(packed), dtype=kind)
+                if value_size
+                else torch.empty(0, dtype=kind, device="cpu")
+            )
             value = value.view(-1, batch.k)
         position = 0
         for r in held:

@@ -119,7 +119,7 @@ def sum_in_order(terms: npt.NDArray[np.float32], running: npt.NDArray[np.integer
 
 def _running_sums(size: int) -> Tensor:
     """To which running sum each of ``size`` terms belongs, ``(size,) int64``."""
-    number = torch.arange(size)
+    number = torch.arange(size, device="cpu")
     return torch.where(number < size // _RUNNING_SUMS * _RUNNING_SUMS, number % _RUNNING_SUMS, 0)
 
 
@@ -135,7 +135,8 @@ class PsycheMerge(Merge):
         self._largest = float(self._bh.abs().max() * self._bw.abs().max())
         # What rounds to 0 or nearly so, for which bounds on relative errors say nothing.
         self._tiny = max(_UNDERFLOW, torch.finfo(batch.value_dtype).tiny)
-        rows, columns = torch.arange(h * w) // w, torch.arange(h * w) % w
+        position = torch.arange(h * w, device="cpu")
+        rows, columns = position // w, position % w
         in_sums = (columns * _RUNNING_SUMS + _running_sums(h)[rows]) * h + rows
         in_order = columns * _RUNNING_SUMS * h + rows
         self._orders = torch.stack([in_sums, in_order]).to(device)

@@ -83,8 +83,9 @@ class CompressedUpdate:
             shape = grid.coded_shape
             rows = grid.tile_counts
             if home is None or not self.present[number]:
-                index = torch.zeros(*rows, 0, dtype=torch.int32)
-                value = torch.zeros(*rows, 0, dtype=torch.bool if self.quantized else self.plan.specs[number].dtype)
+                index = torch.zeros(*rows, 0, dtype=torch.int32, device="cpu")
+                kind = torch.bool if self.quantized else self.plan.specs[number].dtype
+                value = torch.zeros(*rows, 0, dtype=kind, device="cpu")
             else:
                 start, stop = self.plan.batches[home].ranges[number]
                 index = self.index[home][start:stop].view(*rows, -1)

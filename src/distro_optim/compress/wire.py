@@ -154,7 +154,9 @@ class SerializedDistroResult:
             value = unpack_signs(memoryview(data), math.prod(dims)).view(dims)
         else:
             dtype = VALUE_DTYPES[self.sparse_val.kind]
-            value = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            value = (
+                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype, device="cpu")
+            )
             value = value.view(dims)
         return CompressedTensor(index, value, self.xshape, self.totalk)
 

@@ -166,7 +166,8 @@ def _to_batch(layout: BatchLayout, results: memoryview) -> _BatchData:
     index = np.frombuffer(b"".join(layout.from_index(results)), dtype=layout.index_dtype).reshape(shape)
     packed = bytearray().join(layout.from_value(results))
     if not packed:  # frombuffer takes no empty buffer
-        return _BatchData(index, torch.empty(shape, dtype=torch.bool if layout.quantized else layout.batch.value_dtype))
+        kind = torch.bool if layout.quantized else layout.batch.value_dtype
+        return _BatchData(index, torch.empty(shape, dtype=kind, device="cpu"))
     if not layout.quantized:
         return _BatchData(index, torch.frombuffer(packed, dtype=layout.batch.value_dtype).view(shape))
     signs = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
@@ -179,7 +180,7 @@ def _spread(layout: BatchLayout, rows: Tensor) -> Tensor:
     """The rows of the present tensors, on the batch's device and with rows of zeros for the absent ones."""
     if not layout.complete:
         present, position = rows, 0
-        rows = torch.zeros(layout.batch.tiles, layout.batch.k, dtype=present.dtype)
+        rows = torch.zeros(layout.batch.tiles, layout.batch.k, dtype=present.dtype, device="cpu")
         for run in layout.rows:
             stop = position + run.stop - run.start
             rows[run] = present[position:stop]

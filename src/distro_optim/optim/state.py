@@ -187,10 +187,10 @@ def pack_in_flight(
     held = updates if updates is not None else [CompressedUpdate.empty(plan, quantized=quantized)] * peers
     packed = []
     for number, home in enumerate(plan.home):
-        present = torch.tensor([u.present[number] for u in held])
+        present = torch.tensor([u.present[number] for u in held], device="cpu")
         if home is None:
-            index = torch.zeros(len(held), 0, plan.topk[number], dtype=torch.int32)
-            value = torch.zeros(len(held), 0, plan.topk[number])
+            index = torch.zeros(len(held), 0, plan.topk[number], dtype=torch.int32, device="cpu")
+            value = torch.zeros(len(held), 0, plan.topk[number], device="cpu")
         else:
             start, stop = plan.batches[home].ranges[number]
             index = torch.stack([u.index[home][start:stop] for u in held])

@@ -91,7 +91,7 @@ def filtered_signs(means: Means, tiles: Tensor, coefficients: Tensor, spare: Ten
 def _longest_row(index: Tensor, h: int, w: int) -> int:
     """The most coefficients that a row of a tile has: adding the zeros between them rounds nothing."""
     row = torch.div(index, w, rounding_mode="floor")
-    row += torch.arange(len(index)).mul_(h).unsqueeze(1)
+    row += torch.arange(len(index), device="cpu").mul_(h).unsqueeze(1)
     return min(int(torch.bincount(row.view(-1)).max()), w)
 
 
