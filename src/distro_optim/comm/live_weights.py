@@ -17,10 +17,22 @@ from ..errors import ExchangeError, ProtocolError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DIGEST_SIZE", "FetchedTensors", "LiveWeights", "TensorSource", "WantedTensors", "fetch_differing"]
+__all__ = [
+    "DIGEST_SIZE",
+    "MAX_WRONG_SHARE",
+    "FetchedTensors",
+    "LiveWeights",
+    "TensorSource",
+    "WantedTensors",
+    "fetch_differing",
+]
 
 DIGEST_SIZE: Final = 32
 """Bytes of a tensor's hash."""
+
+MAX_WRONG_SHARE: Final = 0.5
+"""Of the tensors of a step, as many are asked for and given. Where more are wrong, more has happened to them than a
+flipped bit, and the model is loaded as a whole. Chosen arbitrarily."""
 
 
 class LiveWeights(ABC):

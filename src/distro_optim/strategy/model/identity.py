@@ -34,7 +34,7 @@ from ..rounds.weights import tensor_digest
 from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
 
-__all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "weights_root"]
+__all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "some_names", "weights_root"]
 
 FORMAT: Final = 2
 """Version of the text that travels with a model. Format 1 had SHA-256 where BLAKE3 stands now."""
@@ -172,7 +172,7 @@ class ModelIdentity:
             missing = [name for name in other if name not in set(own)]
             extra = [name for name in own if name not in set(other)]
             if missing or extra:
-                yield "what only one side has", _some(extra), _some(missing), same_model
+                yield "what only one side has", some_names(extra), some_names(missing), same_model
             yield "number of tensors", len(own), len(other), same_model
             place = next(n for n, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
             yield f"tensor {place}", own[place], other[place], "give the optimizer its parameters in the same order"
@@ -301,7 +301,8 @@ def _show(value: object) -> str:
     return str(value)
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """The first names of tensors, and how many more there are."""
     if not names:
         return "nothing"
     shown = ", ".join(names[:_SHOWN])

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor, uint8
 from typing_extensions import override
 
-from ...comm.live_weights import LiveWeights, WantedTensors
+from ...comm.live_weights import MAX_WRONG_SHARE, LiveWeights, WantedTensors
 from ...errors import ExchangeError, ProtocolError
 from ...verify.merkle import merkle_root
 from ..port import ModelSharing, RunAnswers
 from ..rounds.actions import RepairWeights
-from ..rounds.repair import MAX_WRONG_SHARE
 from ..rounds.weights import tensor_digest
 from .handover import message_bytes
+from .identity import some_names
 from .still_weights import WeightsGone
 from .trainer import SwarmTrainer
 from .weights_hash import WeightsHasher
 
 __all__ = ["WeightsInTraining", "WeightsRepair"]
-
-_SHOWN: Final = 3
-"""Names of tensors in a sentence."""
 
 
 class WeightsInTraining(LiveWeights):
@@ -118,11 +114,10 @@ class WeightsRepair:
         for liar in fetched.liars:
             self._tell(f"peer {liar.hex()[:10]} gave other weights than it had reported")
         changed = list(fetched.tensors)
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         size = sum(tensor.numel() * tensor.element_size() for tensor in fetched.tensors.values())
         self._tell(
             f"step {action.step}: of {len(names)} tensors, {len(changed)} differed from those of the others "
-            f"({', '.join(changed[:_SHOWN])}{more}) and came again from them, {size} bytes; training goes on. If this "
+            f"({some_names(changed)}) and came again from them, {size} bytes; training goes on. If this "
             "happens again, test the memory of this machine"
         )
         self._answers.weights_repaired(action.step, fetched.digests)

@@ -18,18 +18,15 @@ import enum
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from ...comm.live_weights import MAX_WRONG_SHARE
 from .actions import Desynced, Outbox, RepairWeights
 from .weights import Finding, Verdict, WeightsWatch
 
-__all__ = ["MAX_FETCH_SECONDS", "MAX_REPAIRS", "MAX_WRONG_SHARE", "Repair"]
+__all__ = ["MAX_FETCH_SECONDS", "MAX_REPAIRS", "Repair"]
 
 MAX_REPAIRS: Final = 4
 """Rounds in an epoch that begin with a repair, or with the attempt. Each may cost all peers some seconds, and a machine
 that needs more has a fault that this hides. Chosen arbitrarily."""
-
-MAX_WRONG_SHARE: Final = 0.5
-"""Of the tensors. Where more are wrong, more has happened to them than a flipped bit. Chosen arbitrarily."""
-
 
 MAX_FETCH_SECONDS: Final = 30.0
 """For the repair itself, in which the round waits for us; at most a quarter of its time, too. The embedding of GPT-2

@@ -21,24 +21,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
 
-from ....errors import ExchangeError, PeerTimeoutError, ProtocolError
+from ....errors import ExchangeError, ProtocolError
 from ... import postcard
-from ...live_weights import DIGEST_SIZE, LiveWeights, TensorSource, WantedTensors
+from ...live_weights import DIGEST_SIZE, MAX_WRONG_SHARE, LiveWeights, TensorSource, WantedTensors
 from ...postcard import U32
 from ...swarm import Swarm
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
 from .messages import (
-    MAX_ANSWER,
-    MAX_REQUEST,
     ParametersNotInitialized,
     ParameterUnknown,
     SerializationError,
     TensorName,
-    decode_answer,
-    encode_answer,
 )
+from .requests import answer_request, send_request
 from .transfer import parameter_blob, parameter_tensor
 
 if TYPE_CHECKING:
@@ -56,12 +53,6 @@ MAX_STEPS_PER_PEER: Final = 16
 
 MAX_PEERS: Final = 1024
 """Of which we remember what they asked; an epoch has 256 at most."""
-
-MAX_GIVEN_SHARE: Final = 0.5
-"""Of the tensors of a step. A peer with more wrong tensors loads the model as a whole."""
-
-_REQUEST_SECONDS: Final = 10.0
-"""One request with its answer, as in :mod:`.transfer`."""
 
 _TAG_PREFIX: Final = "weights-"
 """Of the tags of what is given."""
@@ -146,32 +137,13 @@ class LiveSharing(TensorSource):
         return await asyncio.to_thread(read)
 
     async def _request(self, peer: bytes, request: LiveRequest) -> BlobTicket:
-        try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                connection = await self._node.connect(peer, ALPN)
-                try:
-                    send, recv = await connection.open_bi()
-                    await send.write(encode_live_request(request))
-                    await send.finish()
-                    return decode_answer(await recv.read_to_end(MAX_ANSWER))
-                finally:
-                    connection.close()
-        except PeerTimeoutError:
-            raise
-        except TimeoutError:
-            raise PeerTimeoutError(f"no answer about the weights within {_REQUEST_SECONDS} s") from None
+        return await send_request(self._node, peer, ALPN, encode_live_request(request), about="the weights")
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, connection: Connection) -> None:
-        send, recv = await connection.accept_bi(timeout=_REQUEST_SECONDS)
-        request = decode_live_request(await recv.read_to_end(MAX_REQUEST, timeout=_REQUEST_SECONDS))
-        await send.write(encode_answer(await self._answer(connection.remote_id, request)), timeout=_REQUEST_SECONDS)
-        await send.finish()
-        try:  # the requester closes when it has read
-            await asyncio.wait_for(connection.closed(), _REQUEST_SECONDS)
-        except TimeoutError:
-            pass
+        peer = connection.remote_id
+        await answer_request(connection, lambda data: self._answer(peer, decode_live_request(data)))
 
     async def _answer(self, peer: bytes, request: LiveRequest) -> Any:
         live = self._live
@@ -184,7 +156,7 @@ class LiveSharing(TensorSource):
         task = self._tickets.get(key)
         if task is None:
             # Tickets of the hashes and of half of the tensors.
-            if key is not None and len(self._tickets.keys() - {None}) >= MAX_GIVEN_SHARE * len(digests):
+            if key is not None and len(self._tickets.keys() - {None}) >= MAX_WRONG_SHARE * len(digests):
                 return ParameterUnknown("too many tensors of one step")
             make = self._give_tensor(live, key) if key is not None else self._give_digests(b"".join(digests))
             task = self._tickets[key] = asyncio.get_running_loop().create_task(make)

@@ -16,16 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ....callbacks import SafeCallback
-from ....errors import ExchangeError, PeerTimeoutError, ProtocolError
+from ....errors import ExchangeError, ProtocolError
 from ...model_exchange import Check, Patience, SharedModel
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
 from .messages import (
     ALPN,
-    MAX_ANSWER,
     MAX_CONFIG_BLOB,
-    MAX_REQUEST,
     ConfigRequest,
     ModelConfig,
     ModelConfigNotInitialized,
@@ -34,14 +32,13 @@ from .messages import (
     ParametersNotInitialized,
     ParameterUnknown,
     SerializationError,
-    decode_answer,
     decode_blob,
     decode_request,
-    encode_answer,
     encode_blob,
     encode_request,
 )
 from .peers import SharingPeers
+from .requests import answer_request, send_request
 from .search import find_sharers
 
 if TYPE_CHECKING:
@@ -55,9 +52,6 @@ Publish = Callable[[bytes, str], Awaitable[BlobTicket]]
 """Puts bytes in the own blob store under a tag, and returns a ticket for them."""
 Fetch = Callable[[BlobTicket, int], Awaitable[bytes]]
 """Gets the bytes of a ticket, verified, at most so many; raises ExchangeError or ProtocolError."""
-
-_REQUEST_SECONDS: Final = 10.0
-"""One request with its answer (``shared/client/src/state/init.rs``)."""
 
 _CONCURRENT: Final = 8
 """``max_concurrent_parameter_requests`` (``shared/client/src/cli.rs``)."""
@@ -120,31 +114,10 @@ class ModelSharing:
         return await self._request(peer, ParameterRequest(name))
 
     async def _request(self, peer: bytes, request: ConfigRequest | ParameterRequest) -> BlobTicket:
-        try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                connection = await self._node.connect(peer, ALPN)
-                try:
-                    send, recv = await connection.open_bi()
-                    await send.write(encode_request(request))
-                    await send.finish()
-                    return decode_answer(await recv.read_to_end(MAX_ANSWER))
-                finally:
-                    connection.close()
-        except PeerTimeoutError:
-            raise
-        except TimeoutError:
-            raise PeerTimeoutError(f"no answer about the model within {_REQUEST_SECONDS} s") from None
+        return await send_request(self._node, peer, ALPN, encode_request(request), about="the model")
 
     async def _serve(self, connection: Connection) -> None:
-        send, recv = await connection.accept_bi(timeout=_REQUEST_SECONDS)
-        request = decode_request(await recv.read_to_end(MAX_REQUEST, timeout=_REQUEST_SECONDS))
-        await send.write(encode_answer(await self._answer(request)), timeout=_REQUEST_SECONDS)
-        await send.finish()
-        # The requester closes when it has read; if we did, the answer could be lost.
-        try:
-            await asyncio.wait_for(connection.closed(), _REQUEST_SECONDS)
-        except TimeoutError:
-            pass
+        await answer_request(connection, lambda data: self._answer(decode_request(data)))
 
     async def _answer(self, request: ConfigRequest | ParameterRequest) -> Any:
         model = self._model
