@@ -131,6 +131,8 @@ class Compressor:
         spoken: list[Tensor] = []
         works: list[Work] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
+        present = [grad is not None for grad in grads]
+        alone = [CompressedUpdate(self.plan, update.index, update.value, tuple(present))]
         for number, (batch, transform) in enumerate(zip(self.plan.batches, self._transforms, strict=True)):
             spoken.append(torch.ones(batch.tiles, dtype=torch.bool, device=batch.device))
             as_coefficients = in_coefficients[min(batch.ranges)]
@@ -158,15 +160,12 @@ class Compressor:
             )
             then = None
             if weights is not None and not fused:
-                alone = CompressedUpdate(self.plan, update.index, update.value, tuple(g is not None for g in grads))
-                updates = [alone]
-                self._merges[number].check(updates)
-                then = partial(self._merge_block, self._merges[number], updates, weights.tensors, rates)
+                self._merges[number].check(alone)
+                then = partial(self._merge_block, self._merges[number], alone, weights.tensors, rates)
             works.append(partial(self._extract_block, extraction, then))
         self._for_each_block(works)
         if weights is not None:
             weights.write_back()
-        present = [grad is not None for grad in grads]
         if quantize:
             self._silence(present, spoken)
         return CompressedUpdate(self.plan, update.index, update.value, tuple(present))

@@ -21,12 +21,23 @@ import torch_dct
 from torch import Tensor
 from typing_extensions import override
 
-__all__ = ["DCT", "TRANSFORMS", "Identity", "Transform", "TransformName", "dct_basis", "make_transform"]
+__all__ = [
+    "DCT",
+    "LONGEST_SMALL_SIDE",
+    "TRANSFORMS",
+    "Identity",
+    "Transform",
+    "TransformName",
+    "dct_basis",
+    "make_transform",
+    "multiply_small",
+    "sparse_factors",
+]
 
 TransformName = Literal["dct", "identity"]
 TRANSFORMS: Final[tuple[str, ...]] = get_args(TransformName)
 
-_LONGEST_SMALL_SIDE: Final = 64
+LONGEST_SMALL_SIDE: Final = 64
 """Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
 
 
@@ -100,7 +111,7 @@ class DCT(Transform):
         super().__init__(h, w, dtype, device)
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
-        self._by_numpy = device.type == "cpu" and max(h, w) <= _LONGEST_SMALL_SIDE
+        self._by_numpy = device.type == "cpu" and max(h, w) <= LONGEST_SMALL_SIDE
         self.takes_views = h > 1 and self._by_numpy
 
     @override
@@ -118,9 +129,9 @@ class DCT(Transform):
             start = 0
             for part in parts:
                 stop = start + part.shape[:-2].numel()
-                _multiply(part, right, scratch[start:stop].view(part.shape))
+                multiply_small(part, right, scratch[start:stop].view(part.shape))
                 start = stop
-            _multiply(left, scratch, out)
+            multiply_small(left, scratch, out)
             return out
         [x] = parts
         n = x.shape[0]
@@ -135,30 +146,42 @@ class DCT(Transform):
 
     @override
     def decode_sparse(self, index: Tensor, value: Tensor, *, out: Tensor) -> Tensor:
-        n, m = index.shape
-        if self.h > 1:
-            row = torch.div(index, self.w, rounding_mode="floor")
-            column = index - row * self.w
-            left = self._fh_rows.index_select(0, row.view(-1)).view(n, m, self.h)
-            left.mul_(value.unsqueeze(-1))
-        else:
-            column = index
-            left = value.reshape(n, m, 1)
-        right = self._fw_rows.index_select(0, column.reshape(-1)).view(n, m, self.w)
+        left, right = sparse_factors(index, value, self._fh_rows, self._fw_rows)
         if self._by_numpy:
-            _multiply(left.transpose(1, 2), right, out)
+            multiply_small(left.transpose(1, 2), right, out)
         else:
             torch.bmm(left.transpose(1, 2), right, out=out)
         return out
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+def multiply_small(left: Tensor, right: Tensor, out: Tensor) -> None:
     """``out = left @ right`` for batches of small matrices on the CPU.
 
     By numpy, since OpenBLAS has kernels for small matrices: with two threads at work, 64 x 64 takes it two thirds of
     the time that MKL's batched product takes, and half of it in float64. Both give the same bits there.
     """
     np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+
+
+def sparse_factors(index: Tensor, value: Tensor, rows_h: Tensor, rows_w: Tensor) -> tuple[Tensor, Tensor]:
+    """``(n, m, h)`` and ``(n, m, w)``, of which the first transposed times the second are tiles, term by term.
+
+    Args:
+        index: ``(n, m) int64`` positions in the flattened tile.
+        value: ``(n, m)`` coefficients at these positions.
+        rows_h, rows_w: ``(h, h)`` and ``(w, w)`` of the type of ``value``: row k is the k-th basis function. Tiles of
+            one row have no first factor.
+    """
+    (n, m), h, w = index.shape, len(rows_h), len(rows_w)
+    if h > 1:
+        row = torch.div(index, w, rounding_mode="floor")
+        column = index - row * w
+        left = rows_h.index_select(0, row.reshape(-1)).view(n, m, h)
+        left.mul_(value.unsqueeze(-1))
+    else:
+        column = index
+        left = value.reshape(n, m, 1)
+    return left, rows_w.index_select(0, column.reshape(-1)).view(n, m, w)
 
 
 class Identity(Transform):

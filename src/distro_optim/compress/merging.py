@@ -22,7 +22,7 @@ from .topk import contributor_mean, contributor_weights
 from .update import CompressedUpdate
 from .windows import descend
 
-__all__ = ["FloatMerge", "Merge", "presence_of"]
+__all__ = ["FloatMerge", "Merge", "presence_of", "values_of"]
 
 
 class Merge(ABC):
@@ -98,7 +98,7 @@ class FloatMerge(Merge):
         n, parts = block.tiles, len(updates)
         rows = slice(block.start, block.stop)
         index = joined([u.index[number][rows] for u in updates], dim=1).long()
-        value = _values([u.value[number][rows] for u in updates], batch.compute_dtype)
+        value = values_of([u.value[number][rows] for u in updates], batch.compute_dtype)
         weight = presence_of(block, batch, updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
         if parts * batch.k <= SPARSE_DECODE_LIMIT:
@@ -110,7 +110,7 @@ class FloatMerge(Merge):
         return tiles
 
 
-def _values(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+def values_of(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Signs and values of all contributors as numbers, side by side."""
     if any(p.dtype != parts[0].dtype for p in parts):
         parts = [signs_to_values(p, dtype) if p.dtype == torch.bool else p.to(dtype) for p in parts]

@@ -141,6 +141,11 @@ class PsycheMerge(Merge):
         in_order = columns * _RUNNING_SUMS * h + rows
         self._orders = torch.stack([in_sums, in_order]).to(device)
         self._prepared: dict[int, _Prepared] = {}
+        # Tensors whose first, and whose second, product is summed in plain order.
+        self._small = [
+            {n for n, (start, stop) in batch.ranges.items() if (stop - start) * times * side * side < _SMALL_PRODUCT}
+            for times, side in ((w, h), (h, w))
+        ]
         self._sums_of_columns = np.stack([_running_sums(w).numpy(), np.zeros(w, dtype=np.int64)])
 
     @override
@@ -302,13 +307,7 @@ class PsycheMerge(Merge):
             blocks: neighbours.
             which: 0 or 1.
         """
-        batch = self.batch
-        rows, side = (batch.w, batch.h) if which == 0 else (batch.h, batch.w)
-        small = {
-            number
-            for number, (start, stop) in batch.ranges.items()
-            if (stop - start) * rows * side * side < _SMALL_PRODUCT
-        }
+        batch, small = self.batch, self._small[which]
         if not small:
             return None
         mark = torch.zeros(blocks[-1].stop - blocks[0].start, dtype=torch.bool, device=batch.device)

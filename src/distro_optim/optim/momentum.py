@@ -33,7 +33,7 @@ from .quarantine import usable_gradients
 from .run import ARITHMETIC, PROGRESS, Run
 from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, momentum, restore_state
 from .weight_decay import shrink
-from .workers import MAX_WORKERS, Workers
+from .workers import workers_of_a_step
 
 __all__ = ["DecoupledMomentum", "Rates"]
 
@@ -179,7 +179,7 @@ class DecoupledMomentum(Optimizer):
                     )
         # Also where the state was cleared.
         if self._run.compressor is None or not all(self.state.get(param) for param in params):
-            workers = _workers()
+            workers = workers_of_a_step()
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
                 self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
@@ -409,7 +409,7 @@ class DecoupledMomentum(Optimizer):
         """Puts the lookahead on at the learning rates it had last."""
         for group in self.param_groups:
             group["looks_ahead"] = True
-        self._run.lookahead.put_on(*self._lookahead_args(), share=_workers().run)
+        self._run.lookahead.put_on(*self._lookahead_args(), share=workers_of_a_step().run)
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
         params = self._params()
@@ -424,10 +424,6 @@ class DecoupledMomentum(Optimizer):
             [self.state[p][WEIGHT] for p in params],
             [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
         )
-
-
-def _workers() -> Workers:
-    return Workers(min(torch.get_num_threads(), MAX_WORKERS))
 
 
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import torch
 
-__all__ = ["MAX_WORKERS", "Workers"]
+__all__ = ["MAX_WORKERS", "Workers", "workers_of_a_step"]
 
 MAX_WORKERS: Final = 8
 """Each has some 6 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured."""
@@ -105,3 +105,8 @@ def _started(count: int) -> ThreadPoolExecutor:
                 torch.set_num_threads(threads)
             _pools[count] = pool
         return pool
+
+
+def workers_of_a_step() -> Workers:
+    """As many as PyTorch may use threads, up to :data:`MAX_WORKERS`."""
+    return Workers(min(torch.get_num_threads(), MAX_WORKERS))

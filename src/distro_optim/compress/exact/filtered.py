@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..dct import LONGEST_SMALL_SIDE, multiply_small
 from .definition import BASIS_BITS, basis, basis_rows, integer_basis
 from .means import Means
 from .products import exact_tiles, factors
@@ -26,9 +27,6 @@ __all__ = ["filtered_signs", "fits_filter"]
 
 Places = npt.NDArray[np.intp]
 """Rows or columns of elements, ``(u,)``."""
-
-_LONGEST_SIDE: Final = 64
-"""Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
 
 _SPARSE_LIMIT: Final = 48
 """Up to this many coefficients per tile, summing basis functions one by one is faster than whole products."""
@@ -49,7 +47,7 @@ cost of what an attacker could send is bounded."""
 
 def fits_filter(h: int, w: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether :func:`filtered_signs` serves tiles of this kind."""
-    return device.type == "cpu" and dtype == torch.float32 and h > 1 and max(h, w) <= _LONGEST_SIDE
+    return device.type == "cpu" and dtype == torch.float32 and h > 1 and max(h, w) <= LONGEST_SMALL_SIDE
 
 
 def filtered_signs(means: Means, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> Tensor:
@@ -70,12 +68,12 @@ def filtered_signs(means: Means, tiles: Tensor, coefficients: Tensor, spare: Ten
     scaled = q * torch.where(weight > 0, 0.5 / bound, 0)
     if sparse:
         left, right = factors(means.index, scaled, h, w)
-        np.matmul(left.transpose(1, 2).numpy(), right.numpy(), out=tiles.numpy())
+        multiply_small(left.transpose(1, 2), right, tiles)
     else:
         flat = coefficients.view(n, -1)
         flat.zero_().scatter_(1, means.index, scaled)
-        np.matmul(coefficients.numpy(), basis_rows(w, q.dtype, q.device).numpy(), out=spare.numpy())
-        np.matmul(basis(h, q.dtype, q.device).numpy(), spare.numpy(), out=tiles.numpy())
+        multiply_small(coefficients, basis_rows(w, q.dtype, q.device), spare)
+        multiply_small(basis(h, q.dtype, q.device), spare, tiles)
     tiles.clamp_(-1, 1).round_()
     flat_tiles = tiles.view(n, -1).numpy()
     proven = np.matmul(flat_tiles[:, None, :], flat_tiles[:, :, None]).ravel()  # how many elements are not 0

@@ -12,9 +12,8 @@ from typing_extensions import override
 from ...errors import ConfigurationError
 from ..dct import Identity, Transform
 from ..extraction import joined
-from ..merging import Merge, presence_of
+from ..merging import Merge, presence_of, values_of
 from ..plan import Batch, Block
-from ..sign import signs_to_values
 from ..update import CompressedUpdate
 from ..windows import descend
 from .definition import BASIS_BITS, MAX_CONTRIBUTORS, MAX_TERMS, SIGN_SCALE
@@ -104,9 +103,8 @@ class ExactMerge(Merge):
         flat = scratch.view(block.tiles, -1)
         if all(value.dtype == torch.bool for value in values):
             return means_of_signs(index, joined(values, dim=1), weight, parts=parts, scratch=flat)
-        dtype = batch.compute_dtype
-        numbers = [signs_to_values(v, dtype) if v.dtype == torch.bool else v.to(dtype) for v in values]
-        return means_of_values(index, joined(numbers, dim=1), weight, parts=parts, scratch=flat)
+        numbers = values_of(values, batch.compute_dtype)
+        return means_of_values(index, numbers, weight, parts=parts, scratch=flat)
 
     def _decode(self, means: Means, tiles: Tensor, scratch: Tensor) -> Tensor:
         """``tiles`` as numbers with the exact sign."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..dct import LONGEST_SMALL_SIDE, multiply_small, sparse_factors
 from .definition import basis, basis_rows
 
 __all__ = ["exact_tiles"]
@@ -20,9 +20,6 @@ _ELEMENTS_ACCELERATOR: Final = 1024 * 4096
 
 _SPARSE_LIMIT: Final = 24
 """Up to so many coefficients of 64 x 64 tiles, summing basis functions one by one is faster than whole products."""
-
-_LONGEST_SMALL_SIDE: Final = 64
-"""Longest side of matrices whose products OpenBLAS, with which numpy comes, does not share out among threads."""
 
 
 def exact_tiles(index: Tensor, q: Tensor, out: Tensor) -> Tensor:
@@ -68,16 +65,7 @@ def _sparse(index: Tensor, q: Tensor, tiles: Tensor, spare: Tensor) -> None:
 
 def factors(index: Tensor, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     """``(n, m, h)`` and ``(n, m, w)`` of the type of ``q``: what :func:`multiply` makes tiles of, term by term."""
-    n, m = index.shape
-    if h > 1:
-        row = torch.div(index, w, rounding_mode="floor")
-        column = index - row * w
-        left = basis_rows(h, q.dtype, q.device).index_select(0, row.reshape(-1)).view(n, m, h)
-        left.mul_(q.unsqueeze(-1))
-    else:
-        column = index
-        left = q.reshape(n, m, 1)
-    return left, basis_rows(w, q.dtype, q.device).index_select(0, column.reshape(-1)).view(n, m, w)
+    return sparse_factors(index, q, basis_rows(h, q.dtype, q.device), basis_rows(w, q.dtype, q.device))
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -85,8 +73,8 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
 
     By torch only with ``out``, which autocast leaves alone.
     """
-    if out.device.type == "cpu" and max(*left.shape[-2:], *right.shape[-2:]) <= _LONGEST_SMALL_SIDE:
-        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+    if out.device.type == "cpu" and max(*left.shape[-2:], *right.shape[-2:]) <= LONGEST_SMALL_SIDE:
+        multiply_small(left, right, out)
     elif out.dim() == 2:
         torch.mm(left, right, out=out)
     else:

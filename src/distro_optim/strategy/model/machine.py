@@ -23,7 +23,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from ...compress import CompressedUpdate
-from ...optim.workers import MAX_WORKERS, Workers
+from ...optim.workers import workers_of_a_step
 from ...optimizer import DisTrO
 from ..rounds.weights import tensor_digest
 
@@ -152,8 +152,7 @@ def merge_hash(
 def _decoded(optimizer: DisTrO, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
     """The updates before their sign, on one thread as in a merge: sums on several threads have other last bits."""
     decoded: list[Tensor] = []
-    workers = Workers(min(torch.get_num_threads(), MAX_WORKERS))
-    workers.run(lambda these, _: decoded.extend(optimizer.decode(these)), [updates])
+    workers_of_a_step().run(lambda these, _: decoded.extend(optimizer.decode(these)), [updates])
     return decoded
 
 
