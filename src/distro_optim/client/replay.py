@@ -39,7 +39,7 @@ from ..compress import Arithmetic, CompressedUpdate, Compressor, ParamSpec, Tile
 from ..compress.engines import ARITHMETICS
 from ..compress.wire import SerializedDistroResult, decode_distro_result
 from ..coordinator.model import Distro, LLMArchitecture
-from ..coordinator.rules.checkpoints import is_shared_by_peers
+from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.schedule import effective_learning_rate
 from ..coordinator.server.store import read_state_file
 from ..coordinator.types import BatchId, Coordinator
@@ -47,6 +47,7 @@ from ..errors import ConfigurationError, InvalidDataError, ModelWeightsError, Pr
 from ..models.building import build_shapes, sorted_parameters
 from ..models.config import one_line, read_config
 from ..models.optimization import distro_settings
+from ..optim.weight_decay import shrink
 from ..strategy.rounds.results import max_result_size
 
 __all__ = ["Comparison", "Recording", "Replayed", "compare", "replay"]
@@ -131,7 +132,7 @@ class Recording:
             folder=folder,
             state=state,
             settings=definition,
-            as_psyche=not is_shared_by_peers(state.model.checkpoint),
+            as_psyche=is_run_of_psyche(state),
             results={step: dict(sorted(results[step].items())) for step in sorted(results)},
             checkpoints=dict(sorted(checkpoints.items(), key=lambda item: (item[0][1], item[0][0]))),
         )
@@ -209,7 +210,7 @@ def replay(recording: Recording, *, progress: Callable[[int, int], None] | None 
         compressor.merge([_update(path, plan) for path in files.values()], params, lr=[rate])
         if recording.settings.weight_decay and step in recording.results:
             for param in params:
-                param.mul_(1 - rate * recording.settings.weight_decay)
+                shrink(param, 1 - rate * recording.settings.weight_decay)
         if progress is not None:
             progress(step, recording.steps[-1])
         yield Replayed(step, weights)

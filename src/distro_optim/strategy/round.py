@@ -77,21 +77,27 @@ class Round:
         """The round is over before we were: what is computed for it now is of no use. Cheap; ask between batches."""
         return self._owner.is_cancelled(self.step)
 
-    def finish(self, loss: float | Tensor | None = None, *, in_step: bool = False) -> bool:
+    def finish(self, loss: float | Tensor | None = None) -> bool:
         """Publishes what the gradients say, and takes the lookahead off. Calling it again does nothing.
 
         It is a step of the optimizer: hooks of ``register_step_pre_hook`` and ``register_step_post_hook`` are called.
 
         Args:
             loss: mean over our samples, for logs and :meth:`SwarmSession.view`.
-            in_step: ``optimizer.step()`` is what calls this, and has hooks called itself.
 
         Returns:
             False if the round was cancelled, so that nothing was published.
         """
-        number = float(loss.detach()) if isinstance(loss, Tensor) else loss
-        return self._owner.finish_round(self, loss=number, skip=False, in_step=in_step)
+        return self._owner.finish_round(self, loss=_number(loss), skip=False, in_step=False)
+
+    def finish_in_step(self, loss: float | Tensor | None = None) -> bool:
+        """What ``optimizer.step()`` does: as :meth:`finish`, without the hooks, which it calls itself."""
+        return self._owner.finish_round(self, loss=_number(loss), skip=False, in_step=True)
 
     def skip(self) -> bool:
         """As :meth:`finish`, but without the gradients: takes part with a contribution that says nothing."""
         return self._owner.finish_round(self, loss=None, skip=True, in_step=False)
+
+
+def _number(loss: float | Tensor | None) -> float | None:
+    return float(loss.detach()) if isinstance(loss, Tensor) else loss

@@ -43,7 +43,7 @@ from .model.trainer import check_overlap
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
-from .round import Round
+from .round import Round, SampleOrder
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
@@ -219,11 +219,14 @@ class SwarmSession:
 
     def sample_of(self, data_index: int) -> int | None:
         """The sample of the dataset that an index of the coordinator means; None if the dataset has no length."""
-        size, seed, access = self._options["dataset_size"], self._options["data_seed"], self._access
-        if size is None or access is None:
+        order = self._sample_order(self._access) if self._access is not None else None
+        return None if order is None else sample_indices(range(data_index, data_index + 1), *order)[0]
+
+    def _sample_order(self, access: RunAccess) -> SampleOrder | None:
+        size, seed = self._options["dataset_size"], self._options["data_seed"]
+        if size is None:
             return None
-        seed = shuffle_seed(access.facts.run_id) if seed is None else seed
-        return sample_indices(range(data_index, data_index + 1), size, seed)[0]
+        return size, shuffle_seed(access.facts.run_id) if seed is None else seed
 
     def _checkpoints(self) -> CheckpointKeeper:
         folder = self._options["checkpoint_dir"]
@@ -236,11 +239,10 @@ class SwarmSession:
         self, access: RunAccess, checkpoints: CheckpointKeeper, resumes_from: CheckpointKeeper
     ) -> Participant:
         """What exists while we are in the run."""
-        state, size, seed = access.facts.state, self._options["dataset_size"], self._options["data_seed"]
+        state = access.facts.state
         if state is not None:
-            check_dataset_size(size, state.config.global_batch_size_end)
+            check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
         terms = RunTerms.adopt(state, self._optimizer, learning_rates=self._options["learning_rates"], tell=self._tell)
-        seed = shuffle_seed(access.facts.run_id) if seed is None else seed
         local = LocalModel(
             model=self._model,
             optimizer=self._optimizer,
@@ -249,7 +251,7 @@ class SwarmSession:
             resumes_from=resumes_from,
             restored=self._restored,
             begin_at=self._begin_at,
-            order=None if size is None else (size, seed),
+            order=self._sample_order(access),
         )
         return Participant(
             access, local, terms, news=self._news, tell=self._tell, follow_schedule=self._follow_schedule
@@ -340,7 +342,7 @@ class SwarmSession:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        round_.finish(loss, in_step=True)
+        round_.finish_in_step(loss)
         return loss
 
     # -- what there is to know -----------------------------------------------------------------------------------------

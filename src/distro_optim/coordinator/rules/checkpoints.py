@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Final
 
 from ..model import P2P, Checkpoint, DummyCheckpoint, Gcs, Hub, HubRepo, P2PGcs
+from ..types import Coordinator
 
 __all__ = [
     "SHARED_BY_PEERS",
+    "is_run_of_psyche",
     "is_shared_by_peers",
     "is_with_peers",
     "shared_checkpoint",
@@ -40,6 +42,11 @@ def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
         case Hub(repo) | P2P(repo):
             return repo == SHARED_BY_PEERS
     return False
+
+
+def is_run_of_psyche(state: Coordinator) -> bool:
+    """Whether a run is one of Psyche's, and not of our own kind, in which nobody but the peers has the weights."""
+    return not is_shared_by_peers(state.model.checkpoint)
 
 
 def shared_checkpoint(present: Checkpoint) -> Checkpoint:

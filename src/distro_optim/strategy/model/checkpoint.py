@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...coordinator.formats.text import to_toml
-from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.server.store import read_state_file
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError, ModelWeightsError, ProtocolError
@@ -231,7 +231,7 @@ class CheckpointStore:
         Raises:
             OSError: it could not be written; what was saved before is untouched.
         """
-        as_psyche = state is not None and not is_shared_by_peers(state.model.checkpoint)
+        as_psyche = state is not None and is_run_of_psyche(state)
         path = self._path_of(identity.step, run_id, as_psyche=as_psyche)
         unfinished = self.directory / f"{_UNFINISHED}{os.getpid()}-{identity.step}"
         try:

@@ -10,7 +10,7 @@ from typing import Self
 from torch import nn
 
 from ...coordinator.model import Distro
-from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.rules.steps import last_trained_step
 from ...coordinator.types import Coordinator
 from ...errors import RunError
@@ -65,7 +65,7 @@ class RunTerms:
             learning_rates: whose count, ``"script"`` or ``"run"``; None goes by the kind of run.
             tell: told each setting that changes.
         """
-        as_psyche = state is not None and not is_shared_by_peers(state.model.checkpoint)
+        as_psyche = state is not None and is_run_of_psyche(state)
         script_rates = learning_rates == "script" or (learning_rates is None and not as_psyche)
         if not as_psyche or state is None or not isinstance(state.model.optimizer, Distro):
             return cls(as_psyche=as_psyche, script_rates=script_rates)
@@ -258,8 +258,8 @@ class Participant:
         published = not self._actions.is_cancelled(round_.step)
         with self._tearing():
             if published:
-                finish = self.trainer.finish if skip or in_step else self.trainer.finish_with_hooks
-                update, own = finish(skip=skip)
+                has_hooks = not (skip or in_step)
+                update, own = self.trainer.finish_with_hooks() if has_hooks else self.trainer.finish(skip=skip)
                 self._answers.trained(round_.step, update, own, loss=loss)
             else:
                 self.trainer.cancel()

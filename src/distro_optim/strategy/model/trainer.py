@@ -162,9 +162,9 @@ class SwarmTrainer:
         self._generated = action.step
         return self._outgoing(update), action.step
 
-    def finish_with_hooks(self, *, skip: bool = False) -> tuple[CompressedUpdate, object]:
+    def finish_with_hooks(self) -> tuple[CompressedUpdate, object]:
         """As :meth:`finish`, as a step of the optimizer: its step hooks are called, and those of all optimizers."""
-        with_hooks = torch.optim.Optimizer.profile_hook_step(lambda _: self.finish(skip=skip))
+        with_hooks = torch.optim.Optimizer.profile_hook_step(lambda _: self.finish())
         return with_hooks(self.optimizer)
 
     def cancel(self) -> None:

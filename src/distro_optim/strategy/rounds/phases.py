@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ...compress import TilePlan
-from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.types import NodeIdentity, RunState
 from ...errors import CoordinatorError
 from . import actions as act
@@ -98,8 +98,7 @@ class Phases:
 
     def follow(self, at: Moment) -> None:
         """Does what the phase of the run asks for."""
-        is_psyches = not is_shared_by_peers(at.state.model.checkpoint)
-        self._announcer.repeats.pace = AMONG_PSYCHES if is_psyches else PROMPT
+        self._announcer.repeats.pace = AMONG_PSYCHES if is_run_of_psyche(at.state) else PROMPT
         try:
             if at.is_in(_S.ROUND_TRAIN, _S.ROUND_WITNESS):
                 if self.stage is Stage.RUNNING and self._plan is not None:

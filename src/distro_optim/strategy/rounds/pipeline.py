@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...compress import TilePlan
-from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
 from ...coordinator.types import BatchId, Coordinator, MerkleRoot, NodeIdentity, RunState
 from ...verify.commitment import finished_hash
@@ -74,7 +74,7 @@ class RoundPipeline:
         self._me = me
         self._draw = draw
         self._peers = peers
-        self._is_psyches = not is_shared_by_peers(state.model.checkpoint)
+        self._is_psyches = is_run_of_psyche(state)
         self._downloads = Downloads(plan, peers, outbox, finite=not self._is_psyches)
         self._own_result = own_result
         self._announcer = announcer

@@ -15,6 +15,7 @@ from solders.pubkey import Pubkey
 from solders.system_program import CreateAccountParams, create_account
 
 from ...coordinator.formats.account import DISCRIMINATOR, VERSION, CoordinatorAccount
+from ...coordinator.solana.arguments import Arguments, decode_arguments
 from ...coordinator.solana.program_errors import ANCHOR_ERRORS
 from ...coordinator.solana.programs import SYSTEM_PROGRAM, TOKEN_PROGRAM, associated_token_account
 from ...coordinator.solana.small_accounts import read_small_account
@@ -23,7 +24,7 @@ from .coordinator_twin import Panic, ProgramError, Refused
 from .ledger import Call, Failure, decoded, rent
 from .native_programs import TOKEN_ACCOUNT_BYTES, token_owner
 
-__all__ = ["Accounts", "fail", "finish"]
+__all__ = ["Accounts", "fail", "finish", "instruction_of"]
 
 T = TypeVar("T")
 
@@ -46,6 +47,18 @@ def finish(call: Call, error: Refused | Panic) -> Failure:
         return fail(call, error.error)
     call.logs.append(f"Program log: panicked at '{error}'")
     return Failure("ProgramFailedToComplete")
+
+
+def instruction_of(call: Call, table: dict[str, type]) -> tuple[str, Arguments | None]:
+    """The instruction that is called, see :func:`~distro_optim.coordinator.solana.arguments.decode_arguments`.
+
+    Raises:
+        Failure: the program has no such instruction.
+    """
+    try:
+        return decode_arguments(table, call.data)
+    except ProtocolError:
+        raise fail(call, ProgramError(101, "InstructionFallbackNotFound")) from None
 
 
 @dataclass

@@ -12,8 +12,7 @@ from ...coordinator.solana import arguments as args
 from ...coordinator.solana.program_errors import AUTHORIZER_ERRORS, FIRST_CUSTOM
 from ...coordinator.solana.programs import SYSTEM_PROGRAM
 from ...coordinator.solana.small_accounts import Authorization, authorization_bytes, write_small_account
-from ...errors import ProtocolError
-from .anchor import Accounts, fail
+from .anchor import Accounts, fail, instruction_of
 from .coordinator_twin import ProgramError
 from .ledger import Call, Failure, rent
 
@@ -27,10 +26,7 @@ MAX_SEED: Final = 32
 
 def authorizer_program(call: Call) -> None:
     """Runs one instruction."""
-    try:
-        _, arguments = args.decode_arguments(args.AUTHORIZER_INSTRUCTIONS, call.data)
-    except ProtocolError:
-        raise fail(call, ProgramError(101, "InstructionFallbackNotFound")) from None
+    _, arguments = instruction_of(call, args.AUTHORIZER_INSTRUCTIONS)
     accounts = Accounts(call)
     match arguments:
         case args.AuthorizationCreate():

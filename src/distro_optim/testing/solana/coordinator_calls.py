@@ -16,8 +16,8 @@ from ...coordinator.solana.small_accounts import (
     CoordinatorInstance,
     write_small_account,
 )
-from ...errors import ConfigurationError, ProtocolError
-from .anchor import Accounts, fail, finish
+from ...errors import ConfigurationError
+from .anchor import Accounts, fail, finish, instruction_of
 from .coordinator_twin import CoordinatorTwin, Panic, ProgramError, Refused, check_free, run_instruction
 from .ledger import Call, Failure, encoded
 
@@ -28,10 +28,7 @@ _OPERATORS = (args.Update, args.UpdateClientVersion, args.SetFutureEpochRates, a
 
 def coordinator_program(call: Call) -> None:
     """Runs one instruction."""
-    try:
-        name, arguments = args.decode_arguments(args.COORDINATOR_INSTRUCTIONS, call.data)
-    except ProtocolError:
-        raise fail(call, ProgramError(101, "InstructionFallbackNotFound")) from None
+    name, arguments = instruction_of(call, args.COORDINATOR_INSTRUCTIONS)
     call.logs.append(f"Program log: Instruction: {''.join(part.title() for part in name.split('_'))}")
     if arguments is None:
         raise fail(call, ProgramError(102, "InstructionDidNotDeserialize"))

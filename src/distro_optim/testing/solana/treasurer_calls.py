@@ -25,8 +25,7 @@ from ...coordinator.solana.small_accounts import (
     write_small_account,
 )
 from ...coordinator.types import RUN_ID_MAX_LEN
-from ...errors import ProtocolError
-from .anchor import Accounts, fail
+from .anchor import Accounts, fail, instruction_of
 from .coordinator_twin import ProgramError
 from .ledger import Call, Failure
 from .native_programs import token_has_delegate, token_mint, token_owner, transfer_tokens
@@ -38,10 +37,7 @@ _U64: Final = 1 << 64
 
 def treasurer_program(call: Call) -> None:
     """Runs one instruction."""
-    try:
-        _, arguments = args.decode_arguments(args.TREASURER_INSTRUCTIONS, call.data)
-    except ProtocolError:
-        raise fail(call, ProgramError(101, "InstructionFallbackNotFound")) from None
+    _, arguments = instruction_of(call, args.TREASURER_INSTRUCTIONS)
     accounts = Accounts(call)
     match arguments:
         case args.RunCreate():
