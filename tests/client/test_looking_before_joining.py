@@ -21,7 +21,6 @@ from typing_extensions import override
 from client.fake_coordinator import FakeCoordinator, coordinator_of, state_payload
 from client.processes import DISTRO, TINY_LLAMA, write_state
 from distro_optim import DisTrO
-from distro_optim.cli import main
 from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
@@ -91,17 +90,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     added = [{"id": VOCABULARY + 1, "content": "<pad>"}]
     (folder / "tokenizer.json").write_text(json.dumps({"model": vocabulary, "added_tokens": added}))
     return folder
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Path:
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    (texts / "a.txt").write_bytes(bytes(range(32, 64)) * 64)
-    out = tmp_path / "tokens" / "a.bin"
-    out.parent.mkdir()
-    assert main(["tokenize", str(texts), "--tokenizer", "bytes", "--out", str(out)]) == 0
-    return out
 
 
 def with_model(state: Coordinator, **changes: Any) -> Coordinator:

@@ -69,17 +69,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tokens(tmp_path: Path) -> Path:
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    (texts / "a.txt").write_bytes(bytes(range(32, 64)) * 64)
-    out = tmp_path / "tokens" / "a.bin"
-    out.parent.mkdir()
-    assert main(["tokenize", str(texts), "--tokenizer", "bytes", "--out", str(out)]) == 0
-    return out
-
-
 def answer(capsys: pytest.CaptureFixture[str], address: str, *arguments: str, status: int) -> str:
     """What the command says."""
     capsys.readouterr()

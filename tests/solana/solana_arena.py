@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 from solders.instruction import Instruction
 from solders.keypair import Keypair
@@ -122,3 +123,13 @@ class SolanaArena(Arena):
         self.validator.advance(seconds)
         self.process(self.instructions.tick(ANYBODY.pubkey()))
         await asyncio.sleep(0)
+
+
+def in_arena(check: Callable[[SolanaArena], Awaitable[None]], arena: SolanaArena | None = None) -> None:
+    """Runs ``check`` against ``arena``, or one of its own."""
+
+    async def run() -> None:
+        async with arena or SolanaArena() as entered:
+            await check(entered)
+
+    asyncio.run(run())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-
 import pytest
 from solders.pubkey import Pubkey
 
@@ -13,17 +10,9 @@ from distro_optim.coordinator.types import RunState, Witness, WitnessProof
 from distro_optim.errors import CoordinatorLinkError
 from distro_optim.testing.coordinator import Follower, joined, metadata, report, training, until_true, witnessed_round
 from distro_optim.testing.solana.validator import BLOCKHASHES
-from solana.solana_arena import SolanaArena
+from solana.solana_arena import SolanaArena, in_arena
 
 pytestmark = [pytest.mark.waiting]
-
-
-def in_arena(check: Callable[[SolanaArena], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with SolanaArena() as arena:
-            await check(arena)
-
-    asyncio.run(run())
 
 
 async def one_round(arena: SolanaArena) -> list[Follower]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -18,17 +16,9 @@ from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRe
 from distro_optim.testing import dummy_run
 from distro_optim.testing.coordinator import Follower, until_true
 from distro_optim.testing.solana.ledger import encoded
-from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL, SolanaArena, wallet
+from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL, SolanaArena, in_arena, wallet
 
 pytestmark = [pytest.mark.waiting]
-
-
-def in_arena(check: Callable[[SolanaArena], Awaitable[None]], arena: SolanaArena | None = None) -> None:
-    async def run() -> None:
-        async with arena or SolanaArena() as made:
-            await check(made)
-
-    asyncio.run(run())
 
 
 def change(arena: SolanaArena, account: CoordinatorAccount) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 
 import pytest
 from solders.keypair import Keypair
@@ -16,17 +14,9 @@ from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.operate.looking import LookOptions, look
 from distro_optim.testing import dummy_run
 from distro_optim.testing.coordinator import training
-from solana.solana_arena import OPERATOR, SolanaArena
+from solana.solana_arena import OPERATOR, SolanaArena, in_arena
 
 pytestmark = [pytest.mark.waiting]
-
-
-def in_arena(check: Callable[[SolanaArena], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with SolanaArena() as arena:
-            await check(arena)
-
-    asyncio.run(run())
 
 
 def request(arena: SolanaArena, run_id: str | None, *, as_json: bool = False) -> LookOptions:

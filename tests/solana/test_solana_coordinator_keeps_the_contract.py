@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from distro_optim.testing.coordinator import CHECKS, Arena
-from solana.solana_arena import SolanaArena
+from solana.solana_arena import in_arena
 
 pytestmark = pytest.mark.waiting
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_client_keeps_its_promises(check: Callable[[Arena], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with SolanaArena() as arena:
-            await check(arena)
-
-    asyncio.run(run())
+    in_arena(check)

@@ -12,7 +12,7 @@ from distro_optim.testing.coordinator import DUMMY_CONFIG, Follower, metadata, r
 from distro_optim.testing.solana.validator import FEE_PER_SIGNATURE
 from solana.solana_arena import SOL, SolanaArena
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.waiting]
 
 CLIENTS, ROUNDS = 4, 3
 
