@@ -21,8 +21,7 @@ from distro_optim.client.devices import LocalTrainers
 from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
-from distro_optim.comm.iroh.sharing import messages
-from distro_optim.comm.iroh.sharing import transfer as sharing
+from distro_optim.comm.iroh.sharing import messages, requests, transfer
 from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.streams import split_address
 from distro_optim.comm.swarm import Channel
@@ -109,8 +108,8 @@ class PeerTap:
         monkeypatch.setattr(IrohSwarm, "_listen", listening)
         monkeypatch.setattr(IrohSwarm, "publish", published)
         monkeypatch.setattr(IrohSwarm, "fetch", fetched)
-        monkeypatch.setattr(sharing, "decode_request", self._keeping(self.requests, for_request))
-        monkeypatch.setattr(sharing, "decode_answer", self._keeping(self.answers, for_answer))
+        monkeypatch.setattr(transfer, "decode_request", self._keeping(self.requests, for_request))
+        monkeypatch.setattr(requests, "decode_answer", self._keeping(self.answers, for_answer))
 
     @staticmethod
     def _keeping(kept: list[bytes], read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
