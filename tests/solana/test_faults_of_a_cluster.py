@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from solders.pubkey import Pubkey
 
@@ -114,7 +116,7 @@ def test_a_phase_that_was_never_seen() -> None:
     in_arena(check)
 
 
-def test_websockets_that_drop_are_opened_again_and_the_account_is_read() -> None:
+def test_websockets_that_drop_are_opened_again_and_the_account_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(arena: SolanaArena) -> None:
         client = arena.client(1)
         await client.join()
@@ -122,10 +124,17 @@ def test_websockets_that_drop_are_opened_again_and_the_account_is_read() -> None
         assert feed is not None
         feed._first_pause = 0.01
         await until_true(lambda: feed.subscribed == 1)
+        opened: list[str] = []
+        listen = feed._listen
+
+        def noted(url: str) -> AsyncIterator[None]:
+            opened.append(url)
+            return listen(url)
+
+        monkeypatch.setattr(feed, "_listen", noted)
         await arena.server.drop_websockets()
-        await until_true(lambda: feed.subscribed == 0)
         arena.process(arena.instructions.tick(Pubkey.from_bytes(client.identity.signer)))
-        await until_true(lambda: feed.subscribed == 1)
+        await until_true(lambda: bool(opened) and feed.subscribed == 1)
         await until_true(lambda: client.account is not None and client.account.nonce == arena.account.nonce)
 
     in_arena(check)

@@ -363,9 +363,8 @@ async def who_closes_leaves_the_epoch(arena: Arena) -> None:
         assert [listed.id for listed in arena.state.epoch_state.clients][1] == gone.client.identity
         await close_all(followers)
         return
-    await until_true(
-        lambda: any(listed.state is ClientState.WITHDRAWN for listed in arena.state.epoch_state.clients),
-    )
+    # As withdrawn it is listed only until the next tick, which may come before anybody looks.
+    await until_true(lambda: gone.client.identity not in healthy(arena.state))
     await arena.advance(1)
     for follower in followers:
         state = await follower.until(lambda state: len(state.epoch_state.clients) == 3)
@@ -378,7 +377,7 @@ async def who_left_can_come_back_for_the_next_epoch(arena: Arena) -> None:
     followers = await warmed_up(arena)
     await close_all(followers[1:])
     if arena.can_leave:
-        await until_true(lambda: sum(c.state is ClientState.HEALTHY for c in arena.state.epoch_state.clients) == 1)
+        await until_true(lambda: len(healthy(arena.state)) == 1)
         await arena.advance(1)
     else:
         await arena.advance(DUMMY_CONFIG.warmup_time)
@@ -482,6 +481,11 @@ CHECKS: Final[list[Callable[[Arena], Awaitable[None]]]] = [
 ]
 
 
+def healthy(state: Coordinator) -> list[NodeIdentity]:
+    """The clients of the epoch that have neither left nor been dropped."""
+    return [listed.id for listed in state.epoch_state.clients if listed.state is ClientState.HEALTHY]
+
+
 async def failure(attempt: Awaitable[Any], expected: type[CoordinatorLinkError]) -> Any:
     """The error of an attempt that must fail in this way.
 
@@ -497,7 +501,7 @@ async def failure(attempt: Awaitable[Any], expected: type[CoordinatorLinkError])
 
 
 async def until_true(condition: Callable[[], bool]) -> None:
-    """Lets other tasks run until ``condition()`` holds."""
+    """Lets other tasks run until ``condition()`` holds; for what stays so, since much can happen between two looks."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.001)
