@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .coordinator.server.embedded import EmbeddedCoordinator as EmbeddedCoordinator
     from .coordinator.server.server import CoordinatorServer as CoordinatorServer
     from .coordinator.ticket import RunTicket as RunTicket
+    from .coordinator.solana_options import SolanaOptions as SolanaOptions
     from .data.lightning import TokenDataModule as TokenDataModule
     from .data.opening import open_token_data as open_token_data
     from .data.provider import TokenProvider as TokenProvider
@@ -72,6 +73,7 @@ __all__ = [
     "RunView",
     "Runtime",
     "SecretKey",
+    "SolanaOptions",
     "SwarmSession",
     "TokenFiles",
     "TokenProvider",
@@ -105,6 +107,7 @@ _HOMES = {
     "Runtime": "distro_optim.strategy.network.runtime",
     "RunView": "distro_optim.strategy.port",
     "SecretKey": "distro_optim.comm.signing",
+    "SolanaOptions": "distro_optim.coordinator.solana_options",
     "SwarmSession": "distro_optim.strategy.session",
     "TokenDataModule": "distro_optim.data.lightning",
     "TokenFiles": "distro_optim.data.token_files",

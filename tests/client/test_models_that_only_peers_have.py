@@ -205,4 +205,4 @@ def test_who_comes_in_the_midst_of_the_first_epoch_waits_for_peers(
     )
     clients = (Client(NodeIdentity.from_single_key(KEY.public)),) if is_member else ()
     state = replace(state, run_state=phase, epoch_state=replace(state.epoch_state, clients=clients))
-    assert comes_through_peers(state, KEY.public) is expected
+    assert comes_through_peers(state, NodeIdentity.from_single_key(KEY.public)) is expected

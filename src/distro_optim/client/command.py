@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
-from ..coordinator.ticket_text import WHAT_TO_COPY, check_text
+from ..coordinator.solana_options import SolanaOptions, lamports
+from ..coordinator.ticket_text import SOLANA, WHAT_TO_COPY, check_text, run_on_solana
 from ..errors import ConfigurationError, ProtocolError
 
 __all__ = ["add_options", "options_from", "run"]
@@ -30,7 +31,7 @@ _DEFAULT: Final = object()
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser, without defaults: the environment may say what is not given."""
     parser.description = DESCRIPTION
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a ticket, host:port/run-id, or host:port")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a ticket, host:port/run-id, host:port, or solana:run-id")
     parser.add_argument("run_name", nargs="?", metavar="RUN-ID", help="the run's name, after host:port")
 
     def add(*names: str, **settings: Any) -> None:
@@ -38,6 +39,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add("--server-addr", metavar="HOST:PORT", help="of the coordinator, in place of RUN")
     add("--run-id", metavar="NAME", help="of the run there")
+    add("--wallet", metavar="FILE", help="pays and signs in a run on Solana (~/.config/solana/id.json)")
+    add("--cluster", metavar="NAME", help="of a run on Solana: devnet, mainnet or localhost (devnet)")
+    add("--rpc", metavar="URL[,URL]", help="nodes of your own in place of the cluster's public ones")
+    add("--ws-rpc", metavar="URL[,URL]", help="their websockets (the same with ws in place of http)")
+    add("--authorizer", metavar="KEY", help="that was authorized, and has the wallet among its delegates")
+    add("--join-authority", metavar="KEY", help="that must let wallets in, to be sure whose run it is")
+    add("--client-version", metavar="TEXT", help="which client the run on Solana must be for (any)")
+    add("--max-fees", metavar="SOL", help="what the wallet may spend in all, such as 0.05 (no limit)")
+    add("--program", metavar="KEY", help="id of the coordinator program, if not that of Psyche's source")
+    add("--authorizer-program", metavar="KEY", help="likewise of the authorizer")
     add(
         "-i",
         "--identity-secret-key-path",
@@ -115,9 +126,32 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "metrics_port": given("metrics_local_port", _port),
         "dummy_training_delay_secs": given("dummy_training_delay_secs", float),
     }
+    run = _run(options, given)
     return JoinOptions(
-        run=_run(options, given), **{name: value for name, value in settings.items() if value is not None}
+        run=run, solana=_solana(run, given), **{name: value for name, value in settings.items() if value is not None}
     )
+
+
+def _solana(run: str, given: Callable[..., Any]) -> SolanaOptions | None:
+    """What is said about a run on Solana; None for any other, whose environment may be full of it."""
+    try:
+        if run_on_solana(run) is None:
+            return None
+    except ProtocolError as error:
+        raise ConfigurationError(str(error), name="run", value=run) from None
+    settings = {
+        "wallet": given("wallet", Path),
+        "cluster": given("cluster"),
+        "rpc": given("rpc", _several),
+        "websockets": given("ws_rpc", _several),
+        "authorizer": given("authorizer"),
+        "join_authority": given("join_authority"),
+        "client_version": given("client_version"),
+        "max_fees": given("max_fees", lamports),
+        "coordinator_program": given("program"),
+        "authorizer_program": given("authorizer_program"),
+    }
+    return SolanaOptions(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _run(options: argparse.Namespace, given: Callable[[str], Any]) -> str:
@@ -128,6 +162,10 @@ def _run(options: argparse.Namespace, given: Callable[[str], Any]) -> str:
             "which run? Write distro-optim join TICKET, or distro-optim join HOST:PORT RUN-ID", name="run"
         )
     run = str(run).strip()
+    if run.lower() == SOLANA and name is not None:
+        return f"{SOLANA}{str(name).strip().strip(chr(34) + chr(39))}"
+    if run.lower().startswith(SOLANA) and options.run_name is None:
+        return run
     if name is None:
         if "/" not in run and ":" in run:
             raise ConfigurationError(f"which run at {run}? Write distro-optim join {run} RUN-ID", name="run_id")
@@ -167,6 +205,10 @@ def _boolean(text: str) -> bool:
     return value in ("1", "true", "yes")
 
 
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 _EXPECTED: Final[Mapping[Callable[[str], Any], str]] = {
     str: "give text",
     Path: "give a path",
@@ -174,6 +216,8 @@ _EXPECTED: Final[Mapping[Callable[[str], Any], str]] = {
     float: "give a number",
     _port: "give a port, 0 to 65535",
     _boolean: "give true or false",
+    _several: "give an address, or several with commas between them",
+    lamports: "give an amount in SOL, such as 0.05",
 }
 
 

@@ -17,7 +17,7 @@ from typing_extensions import override
 from ..comm.model_exchange import Check, SharedModel
 from ..coordinator.model import LLM
 from ..coordinator.rules.checkpoints import is_with_peers
-from ..coordinator.types import Coordinator, RunState
+from ..coordinator.types import Coordinator, NodeIdentity, RunState
 from ..errors import (
     ExchangeError,
     ModelConfigError,
@@ -53,16 +53,16 @@ _UNDER_WAY: Final = frozenset({RunState.WARMUP, RunState.ROUND_TRAIN, RunState.R
 """An epoch is under way; a client that is not in it waits for the next."""
 
 
-def comes_through_peers(state: Coordinator, key: bytes) -> bool:
+def comes_through_peers(state: Coordinator, me: NodeIdentity) -> bool:
     """Whether a client that joins now gets the model from peers, as far as the state tells: they train already.
 
     Args:
         state: of the run.
-        key: public key of the client.
+        me: the client.
     """
     if is_with_peers(state.model.checkpoint):
         return True
-    ours = any(client.id.signer == key for client in state.epoch_state.clients)
+    ours = any(client.id == me for client in state.epoch_state.clients)
     return state.run_state in _UNDER_WAY and not ours
 
 

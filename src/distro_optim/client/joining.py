@@ -13,7 +13,7 @@ from typing import Final, Self
 import torch
 
 from ..callbacks import SafeCallback
-from ..comm.iroh.keys import generate_secret_key, load_secret_key
+from ..comm.iroh.keys import load_secret_key
 from ..comm.signing import SecretKey
 from ..console import Display, display_for
 from ..coordinator.rules.outlook import check_newcomer
@@ -59,10 +59,11 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
     if options.metrics_port is not None:
         load_prometheus()
     devices = parse_devices(options.device, options.data_parallelism)
-    key = _key(options.identity_secret_key_path)
+    key_file = options.identity_secret_key_path
     access = Runtime.connect(
         options.run,
-        secret_key=key,
+        secret_key=None if key_file is None else _key(key_file),
+        solana=options.solana,
         relay=options.relay,
         discovery=options.discovery,
         external_addr=options.external_addr,
@@ -70,6 +71,7 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         peers=options.peers,
         give_up_seconds=options.give_up_seconds,
     )
+    key = access.secret_key
     progress = Progress(key.public)
     with ExitStack() as stack:
         stack.enter_context(_log_file(options.write_log))
@@ -203,9 +205,7 @@ class _Monitor:
             self._show()
 
 
-def _key(path: Path | None) -> SecretKey:
-    if path is None:
-        return generate_secret_key()
+def _key(path: Path) -> SecretKey:
     try:
         return load_secret_key(path)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..comm.iroh.reach import Discovery
 from ..console import Mode
+from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
 
 __all__ = ["JoinOptions"]
@@ -23,8 +24,10 @@ class JoinOptions:
     """Names are those of Psyche's client where they mean the same (``shared/client/src/cli.rs``).
 
     Attributes:
-        run: a ticket, or ``host:port/run-id``.
-        identity_secret_key_path: file with our secret key, made if there is none; None makes a new one each time.
+        run: a ticket, ``host:port/run-id`` or ``solana:run-id``.
+        solana: cluster, wallet and limits of a run on Solana; None for any other.
+        identity_secret_key_path: file with our secret key, made if there is none; None makes a new one each time,
+            or on Solana takes the one that follows from wallet and run.
         relay: ``"default"``, ``"psyche"``, ``"none"`` or URLs of relay servers.
         discovery: ``"n0"``, ``"local"`` or ``"none"``; None is ``"n0"`` with public relay servers.
         external_addr: where else others reach our endpoint; None leaves it to iroh to find out.
@@ -54,6 +57,7 @@ class JoinOptions:
     """
 
     run: str
+    solana: SolanaOptions | None = None
     identity_secret_key_path: Path | None = None
     relay: str | Sequence[str] = "default"
     discovery: Discovery | None = None

@@ -121,7 +121,7 @@ def prepare(
         tell(f"the model comes from {where}")
         model = CausalLM.from_run(run, where, device=device)
     except ModelWeightsError:
-        if folder is not None or not comes_through_peers(state, key.public):
+        if folder is not None or not comes_through_peers(state, access.facts.identity):
             raise
     if model is not None:
         _check_tokenizer(model, tell)

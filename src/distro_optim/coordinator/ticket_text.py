@@ -13,9 +13,22 @@ from typing import Final
 
 from ..errors import ProtocolError
 
-__all__ = ["MAX_TEXT", "WHAT_TO_COPY", "check_text", "decode_text", "encode_text", "is_ticket", "pasted"]
+__all__ = [
+    "MAX_TEXT",
+    "SOLANA",
+    "WHAT_TO_COPY",
+    "check_text",
+    "decode_text",
+    "encode_text",
+    "is_ticket",
+    "pasted",
+    "run_on_solana",
+]
 
 PREFIX: Final = "psyche1"
+
+SOLANA: Final = "solana:"
+"""In front of the name of a run that is coordinated on Solana."""
 
 MAX_TEXT: Final = 4096
 """Characters; room for as many ways to a coordinator as a ticket has."""
@@ -24,6 +37,11 @@ WHAT_TO_COPY: Final = "Copy all of the ticket that the host printed (psyche1...)
 """What to do about a text that names no run."""
 
 _CHECK_SIZE: Final = 4
+
+_MAX_NAME: Final = 32
+"""Bytes; the name of a run on Solana is part of an address, and those are made of parts of at most 32."""
+
+_HOST_CALLED_SOLANA: Final = re.compile(r"solana:\d{1,5}/", re.IGNORECASE)
 
 _QUOTES: Final = "\"'`\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb\u2039\u203a"
 """Straight ones, and those that word processors and messengers put in their place."""
@@ -70,10 +88,26 @@ def check_text(text: str) -> None:
     """Looks whether ``text`` can name a run, as far as that is seen without reading what it says.
 
     Raises:
-        ProtocolError: it is a damaged ticket, or neither a ticket nor ``host:port/run-id``.
+        ProtocolError: it is a damaged ticket, or neither a ticket nor ``host:port/run-id`` nor ``solana:run-id``.
     """
-    if "/" not in pasted(text):
+    if run_on_solana(text) is None and "/" not in pasted(text):
         decode_text(text)
+
+
+def run_on_solana(text: str) -> str | None:
+    """The name of the run on Solana that ``text`` means, as in ``solana:my-run``; None if it means another kind.
+
+    Raises:
+        ProtocolError: no run on Solana can have this name.
+    """
+    found = pasted(text)
+    if not found.lower().startswith(SOLANA) or _HOST_CALLED_SOLANA.match(found):
+        return None
+    name = found[len(SOLANA) :].strip()
+    size = len(name.encode(errors="surrogatepass"))
+    if not 0 < size <= _MAX_NAME:
+        raise ProtocolError(f"the name of a run on Solana has 1 to {_MAX_NAME} bytes, got {size}: write {SOLANA}RUN-ID")
+    return name
 
 
 def is_ticket(text: str) -> bool:

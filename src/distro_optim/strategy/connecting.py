@@ -25,7 +25,7 @@ def connect_to_run(
     """An access to a run, not started.
 
     Args:
-        run: a ticket, or ``host:port/run-id``; None hosts.
+        run: a ticket, ``host:port/run-id`` or ``solana:run-id``; None hosts.
         options: complete; what they leave at its default, ``environment`` may say.
         config: of a run that is hosted.
         state: where that begins; None starts at its beginning.
@@ -48,6 +48,7 @@ def connect_to_run(
         tcp=options["tcp"],
         peers=options["peers"],
         allow=options["allow"],
+        solana=options["solana"],
         give_up_seconds=options["give_up_seconds"],
     )
 

@@ -44,7 +44,7 @@ from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
-from .network.joining import parse_run
+from .network.on_solana import check_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
@@ -130,7 +130,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     Several devices of this machine are one peer. Reductions and barriers stay on this machine.
 
     Args:
-        run: a ticket or ``"host:port/run-id"``; None hosts.
+        run: a ticket, ``"host:port/run-id"`` or ``"solana:run-id"``; None hosts.
         **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
             ``config`` leaves open is taken from :meth:`rounds`. Other arguments go to ``DDPStrategy``; they matter with
             several devices.
@@ -144,7 +144,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         self._options, others = split_options(options, of=type(self).__name__)
         super().__init__(**others)
         if run is not None:
-            parse_run(run)
+            check_run(run, self._options.get("solana"))
         self.run = run
         self.config = options.get("config")
         self._backward_sync_control = _SyncAmongDevices()

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypedDict, TypeVar, cast
 
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..comm.signing import SecretKey
+from ..coordinator.solana_options import SolanaOptions
 from .config import RunConfig
 from .port import RunAccess
 
@@ -61,6 +62,9 @@ class ConnectionOptions(TypedDict, total=False):
         tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``; None, the default, does not.
         peers: endpoint tickets of peers that nothing else leads to; none by default.
         allow: public keys that a host lets in; None, the default, lets everybody in.
+        solana: of a run on Solana, ``run="solana:RUN-ID"``: cluster, wallet, limits. None, the default, takes
+            :class:`~distro_optim.coordinator.solana_options.SolanaOptions` as it is: devnet, and the wallet of
+            ``solana-keygen``. There, the default of ``secret_key`` is the key that follows from wallet and run.
         give_up_seconds: seconds without a link to the coordinator after which the run counts as lost; 120 by default.
         patience: the older name of ``give_up_seconds``.
     """
@@ -73,6 +77,7 @@ class ConnectionOptions(TypedDict, total=False):
     tcp: str | None
     peers: Sequence[str]
     allow: Sequence[bytes] | None
+    solana: SolanaOptions | None
     give_up_seconds: float
     patience: float
 
@@ -156,6 +161,7 @@ CONNECTION_DEFAULTS: Final[ConnectionOptions] = {
     "tcp": None,
     "peers": (),
     "allow": None,
+    "solana": None,
     "give_up_seconds": GIVE_UP_SECONDS,
 }
 """Of :class:`ConnectionOptions`."""

@@ -5,6 +5,7 @@
     Trainer(strategy=PsycheStrategy())  # hosts, and prints a ticket
     Trainer(strategy=PsycheStrategy(run="psyche1..."))  # joins, from anywhere
     Trainer(strategy=PsycheStrategy(run="host:20000/my-run"))  # joins at a Psyche coordinator
+    Trainer(strategy=PsycheStrategy(run="solana:my-run"))  # joins a run that Solana coordinates
 
 One batch of Lightning's is one round of the run and one step of the optimizer, so ``max_steps``, ``global_step``,
 schedules and checkpoints mean what they mean elsewhere, and all peers agree on them::
@@ -62,7 +63,7 @@ from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
 from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
-from .network.joining import parse_run
+from .network.on_solana import check_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
@@ -96,7 +97,7 @@ class PsycheStrategy(RoundPasses):
     machine, and every peer writes its own checkpoints. Validation, testing and prediction go without the network.
 
     Args:
-        run: a ticket or ``"host:port/run-id"``; None hosts.
+        run: a ticket, ``"host:port/run-id"`` or ``"solana:run-id"``; None hosts.
         **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
             ``config`` leaves open is taken from the trainer: ``total_steps`` from ``max_steps`` or ``max_epochs``,
             ``global_batch_size`` from the batch size, times ``accumulate_grad_batches``, devices and ``min_peers``.
@@ -120,7 +121,7 @@ class PsycheStrategy(RoundPasses):
         self._options, others = split_options(options, of=type(self).__name__)
         super().__init__(**others)
         if run is not None:
-            parse_run(run)
+            check_run(run, self._options.get("solana"))
         self.run = run
         self.config = options.get("config")
         self._accumulate: int | None = None  # these two: what the trainer had, to be given back

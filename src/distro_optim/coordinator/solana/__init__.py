@@ -17,6 +17,7 @@
 ``viewing``         what anybody can see of a run
 ``ticking``         when to say that time has passed
 ``client``          all of it: a participant of a run
+``participation``   that participant, made of what a user says
 ==================  ==========================================================================
 
 Everything here needs solders, which brings Solana's keys, messages and transactions:

@@ -52,6 +52,7 @@ from .rpc import RETRYING, RpcClient, TransactionFailedError
 from .sending import POLL_SECONDS as CONFIRM_SECONDS
 from .sending import Sender, TransactionExpiredError
 from .ticking import is_tick_due, should_tick
+from .viewing import printable
 from .wallet import derive_peer_secret
 
 __all__ = ["SolanaCoordinator", "without_nan"]
@@ -90,6 +91,7 @@ class SolanaCoordinator(CoordinatorClient):
         programs: the deployment; Psyche's own ids by default.
         authorizer: a key that was authorized and names this wallet as a delegate.
         join_authority: the key that must let wallets in, to be sure whose run it is.
+        client_version: which client the run must be for, in its own words; None takes any.
         max_fees: lamports that may be spent in all.
         ticks: whether to tell the chain, when it is due, that time has passed. Somebody has to.
         poll_seconds: between two readings of the account.
@@ -114,6 +116,7 @@ class SolanaCoordinator(CoordinatorClient):
         programs: Programs | None = None,
         authorizer: Pubkey | None = None,
         join_authority: Pubkey | None = None,
+        client_version: str | None = None,
         max_fees: int | None = None,
         ticks: bool = True,
         poll_seconds: float = POLL_SECONDS,
@@ -136,6 +139,7 @@ class SolanaCoordinator(CoordinatorClient):
         self._wallet = wallet
         self._authorizer = authorizer
         self._join_authority = join_authority
+        self._client_version = client_version
         self._ticks = ticks
         self._poll_seconds, self._confirm_seconds, self._tick_seconds = poll_seconds, confirm_seconds, tick_seconds
         self._unix_time = unix_time
@@ -187,6 +191,26 @@ class SolanaCoordinator(CoordinatorClient):
         self._spawn(self._watch_clock)
         return state
 
+    async def check_admission(self) -> None:
+        """Finds what speaks against a join, after :meth:`look`. Reads only, and costs nothing.
+
+        Raises:
+            JoinRefusedError: the run is over, full, for another client, or does not want this wallet.
+            CoordinatorLinkError: the wallet cannot pay, or the cluster does not answer.
+        """
+        run = await find_run(self._rpc, self.programs, self.run_id, join_authority=self._join_authority)
+        account = self._known()
+        check_room(account, self.run_id, self.identity.signer)
+        if self._client_version is not None and account.state.client_version != self._client_version:
+            raise JoinRefusedError(
+                f"the run {self.run_id!r} is for the client {printable(account.state.client_version)!r}, not "
+                f"{self._client_version!r}: update, or leave the version out to try it all the same",
+                wanted=self.run_id,
+            )
+        wallet = self._wallet.pubkey()
+        self._authorization = await find_authorization(self._rpc, self.programs, run, wallet, self._authorizer)
+        await check_balance(self._rpc, wallet)
+
     @override
     async def join(self) -> Coordinator:
         if self._asked or self._closed:
@@ -196,12 +220,7 @@ class SolanaCoordinator(CoordinatorClient):
         self._states.skip()
         if self._states.error is not None:
             raise self._states.error
-        run = await find_run(self._rpc, self.programs, self.run_id, join_authority=self._join_authority)
-        account = self._known()
-        check_room(account, self.run_id, self.identity.signer)
-        wallet = self._wallet.pubkey()
-        self._authorization = await find_authorization(self._rpc, self.programs, run, wallet, self._authorizer)
-        await check_balance(self._rpc, wallet)
+        await self.check_admission()
         self._asked = True
         if self._must_join():
             try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from ...errors import ConfigurationError, CoordinatorLinkError
+from ..solana_options import LAMPORTS_PER_SOL
 
 __all__ = ["FEE_PER_SIGNATURE", "LAMPORTS_PER_SOL", "FeeMeter", "FeesSpentError", "shown_sol"]
 
 FEE_PER_SIGNATURE: Final = 5000
 """Lamports; Solana's base fee."""
-
-LAMPORTS_PER_SOL: Final = 1_000_000_000
 
 WARN_EPOCHS_AHEAD: Final = 2
 """A wallet that lasts for fewer epochs is told about: the one that begins, and one ahead."""

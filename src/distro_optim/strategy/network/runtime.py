@@ -30,6 +30,7 @@ from ...comm.iroh.reach import parse_discovery, parse_relays
 from ...comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
+from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
@@ -54,6 +55,7 @@ from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
 from .journal import Journal, with_state
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
+from .on_solana import SolanaRun, participation_in
 
 __all__ = ["Runtime"]
 
@@ -118,7 +120,7 @@ class Runtime(RunPort):
         """The access to a run. Nothing is opened before :meth:`start`.
 
         Args:
-            run: a ticket, or ``host:port/run-id``, to join; None hosts a run of our own.
+            run: a ticket, ``host:port/run-id`` or ``solana:run-id``, to join; None hosts a run of our own.
             config: of the run that we host.
             state: where it begins, such as a checkpoint has it; None begins with what ``config`` resumes, or from the
                 start.
@@ -134,9 +136,13 @@ class Runtime(RunPort):
             raise ConfigurationError(
                 f"give_up_seconds must be above 0, got {give_up_seconds}", name="give_up_seconds", value=give_up_seconds
             )
+        on_solana = participation_in(run, given["solana"]) if run is not None else None
+        secret_key = given["secret_key"]
+        if on_solana is not None and secret_key is None:
+            secret_key = on_solana.peer_key
         loop = LoopThread("distro-optim-run")
         # A node that is made checks its arguments and opens nothing.
-        key = Node(secret_key=given["secret_key"], external_addr=external, bind_addr=bind_addr, loop=loop).secret_key
+        key = Node(secret_key=secret_key, external_addr=external, bind_addr=bind_addr, loop=loop).secret_key
         node = NodeOptions(
             key=key,
             relays=relays,
@@ -154,7 +160,11 @@ class Runtime(RunPort):
                         name=name,
                         value=value,
                     )
-            source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
+            source: RunSource
+            if on_solana is not None:
+                source = SolanaRun(on_solana, node, loop=loop)
+            else:
+                source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
             return cls(source, loop=loop, owns_loop=True)
         config = config if config is not None else RunConfig()
         run_id = config.run_id or (state.run_id if state is not None else f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
@@ -167,6 +177,11 @@ class Runtime(RunPort):
     @override
     def identity(self) -> NodeIdentity:
         return self._source.identity
+
+    @property
+    def secret_key(self) -> SecretKey:
+        """The key by which peers know us."""
+        return self._source.key
 
     @property
     @override

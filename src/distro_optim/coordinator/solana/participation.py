@@ -1,0 +1,90 @@
+"""A wallet's part in a run, as a user describes it: names, addresses and keys in text become what the client takes."""
+
+from __future__ import annotations
+
+from solders.pubkey import Pubkey
+
+from ...comm.signing import SecretKey
+from ...errors import ConfigurationError
+from ..solana_options import SolanaOptions
+from ..types import NodeIdentity
+from .client import SolanaCoordinator
+from .clusters import cluster_of
+from .fees import FeeMeter
+from .programs import Programs, parse_key
+from .wallet import derive_peer_secret, read_wallet
+
+__all__ = ["Participation", "programs_of"]
+
+
+def programs_of(options: SolanaOptions) -> Programs:
+    """The deployment: Psyche's own programs, but for those that are named.
+
+    Raises:
+        ConfigurationError: one of them is no key.
+    """
+    named = {
+        "coordinator": options.coordinator_program,
+        "authorizer": options.authorizer_program,
+        "treasurer": options.treasurer_program,
+    }
+    return Programs(**{name: parse_key(text, f"{name}_program") for name, text in named.items() if text is not None})
+
+
+class Participation:
+    """Reads the wallet and checks the rest; no network.
+
+    Args:
+        run_id: name of the run.
+        options: the cluster, the wallet and the limits.
+
+    Raises:
+        ConfigurationError: no run can have this name, the wallet cannot be used, or an option makes no sense.
+    """
+
+    def __init__(self, run_id: str, options: SolanaOptions) -> None:
+        self.run_id = run_id
+        self._options = options
+        self._programs = programs_of(options)
+        self._programs.instance(run_id)  # says if no run can have this name
+        self._cluster = cluster_of(options.cluster, options.rpc, options.websockets)
+        self._authorizer = _key(options.authorizer, "authorizer")
+        self._join_authority = _key(options.join_authority, "join_authority")
+        FeeMeter(options.max_fees)  # says if the limit pays for nothing
+        if not self._cluster.rpc or not all(url.startswith(("http://", "https://")) for url in self._cluster.rpc):
+            raise ConfigurationError("rpc takes addresses that begin with http:// or https://", name="rpc")
+        if not all(url.startswith(("ws://", "wss://")) for url in self._cluster.websockets):
+            raise ConfigurationError("websockets takes addresses that begin with ws:// or wss://", name="websockets")
+        self._wallet = read_wallet(str(options.wallet))
+
+    @property
+    def peer_key(self) -> SecretKey:
+        """The key by which peers know the wallet's owner, if it is given no other."""
+        return SecretKey(derive_peer_secret(self.run_id, self._wallet))
+
+    def identity(self, peer: bytes) -> NodeIdentity:
+        """Ours in the run: the wallet, and the public key of our endpoint."""
+        return NodeIdentity(bytes(self._wallet.pubkey()), peer)
+
+    def coordinator(self, peer: bytes) -> SolanaCoordinator:
+        """The client of the chain, not used yet.
+
+        Args:
+            peer: public key of our endpoint.
+        """
+        return SolanaCoordinator(
+            self._cluster.rpc,
+            self._cluster.websockets,
+            self._wallet,
+            self.run_id,
+            peer_key=peer,
+            programs=self._programs,
+            authorizer=self._authorizer,
+            join_authority=self._join_authority,
+            client_version=self._options.client_version,
+            max_fees=self._options.max_fees,
+        )
+
+
+def _key(text: str | None, name: str) -> Pubkey | None:
+    return None if text is None else parse_key(text, name)
