@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .coordinator.client import RemoteCoordinator as RemoteCoordinator
     from .coordinator.server.embedded import EmbeddedCoordinator as EmbeddedCoordinator
     from .coordinator.server.server import CoordinatorServer as CoordinatorServer
-    from .coordinator.ticket import RunTicket as RunTicket
     from .coordinator.solana_options import SolanaOptions as SolanaOptions
+    from .coordinator.ticket import RunTicket as RunTicket
     from .data.lightning import TokenDataModule as TokenDataModule
     from .data.opening import open_token_data as open_token_data
     from .data.provider import TokenProvider as TokenProvider
