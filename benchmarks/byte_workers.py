@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
-from distro_optim.compress import Arithmetic
+from distro_optim.compress import Arithmetic, UpdateRule
 from distro_optim.optim.reference import ReferenceTensor, Sent
+from distro_optim.optim.rules import Direction
 
 __all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "PlainWorkers", "Workers"]
 
@@ -45,6 +46,9 @@ class Method:
     decay: float = 0.0
     quantize: bool = False
     overlap: bool = False
+    direction: Direction = "momentum"
+    update: UpdateRule = "sign"
+    gain: float | None = None
 
 
 class Workers(ABC):
@@ -114,6 +118,9 @@ class DistroWorkers(Workers):
                 compression_chunk=CHUNK,
                 quantize_1bit=method.quantize,
                 overlap=method.overlap,
+                direction=method.direction,
+                update=method.update,
+                gain=method.gain,
                 exchange=exchange,
                 arithmetic=arithmetic,
             )

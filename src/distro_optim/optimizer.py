@@ -16,13 +16,15 @@ from typing_extensions import override
 from .comm.exchange import Exchange, LocalExchange
 from .compress.dct import TRANSFORMS, TransformName
 from .compress.engines import ARITHMETICS
-from .compress.plan import Arithmetic
+from .compress.plan import Arithmetic, UpdateRule
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
 from .optim.arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
+from .optim.rules import Direction
 from .optim.run import Run
 from .optim.saving import ResumableOptimizer
-from .optim.state import OWN_VALUE, QUARANTINED, momentum
+from .optim.state import DIRECTION, MOMENTUM_BUFFER, OWN_VALUE, QUARANTINED
+from .optim.state import momentum as momentum_of
 
 __all__ = ["DisTrO"]
 
@@ -43,6 +45,16 @@ class DisTrO(ResumableOptimizer):
     was generated in one step travels while the next one computes and is applied at its end, what was sent leaves
     ``delta`` one step later, and gradients are taken at ``p - lr * sign(delta)`` to make up for the delay.
 
+    Two of these lines can be chosen otherwise, for all parameters or for each group, and together they make a recipe
+    that learns better from the same bytes (``docs/learning.md``)::
+
+        direction="orthogonal"   delta <- beta * delta + lr * o,  with o of Muon: the momentum of g, orthogonalised
+        update="rms"             p     <- p - gain * lr * u / rms(u),  with u = decode(mean over senders), per tensor
+
+    Gradients are taken at ``p - lr * o`` then, at this peer's own direction that is on its way. Matrices have Muon's
+    direction, embeddings and heads too; convolutions are flattened as they are for their tiles; vectors and scalars
+    have the sign of their momentum.
+
     Alone it trains alone. Under ``torchrun`` it uses the default process group, and makes one where the script has
     not; do not wrap the model in DistributedDataParallel then. With ``exchange`` it uses that.
 
@@ -50,7 +62,14 @@ class DisTrO(ResumableOptimizer):
         params: parameters, named parameters, or dicts of parameter groups.
         lr: learning rate; the size of a weight's change in a step, since the update is a sign. In a schedule the
             current value of the group is used, for momentum and update alike.
-        compression_decay: the share of the momentum that a step keeps, in (0, 1].
+        direction: what goes into the momentum that is sent: ``"momentum"``, the gradients, or ``"orthogonal"``, Muon's
+            direction (Jordan et al., 2024; as in ``torch.optim.Muon``).
+        update: what a step is made of: ``"sign"`` of the decoded update, or ``"rms"``, the update itself over its root
+            mean square, tensor by tensor.
+        gain: what the learning rate of a step is multiplied with; by default 1 with ``"sign"`` and 2 with ``"rms"``.
+        momentum: with ``"orthogonal"``, the share of Muon's own momentum that a step keeps, in [0, 1).
+        compression_decay: the share of the momentum that a step keeps, in (0, 1]; by default 0.999, and 0.7 with
+            ``direction="orthogonal"``, whose directions have a momentum of their own.
         compression_topk: coefficients sent per tile, at least 1.
         compression_chunk: longest side of a tile, in elements.
         weight_decay: decoupled, as in AdamW: ``p *= 1 - lr * weight_decay``.
@@ -82,6 +101,10 @@ class DisTrO(ResumableOptimizer):
     A sign cannot say 0: with ``quantize_1bit=True`` a tile without any gradient of its own, such as the rows
     of an embedding that the data never names, still moves in a tensor that has one; values do not move it.
 
+    Memory, beside weights and gradients: ``delta``, and with ``overlap`` a copy of the weights; with
+    ``direction="orthogonal"`` also Muon's momentum and, with ``overlap``, the direction. Each is as large as the
+    parameters in float32 (float64 for float64; the copy of the weights as they are).
+
     The momentum of a parameter is in ``state[p]["delta"]``, or as ``state[p]["coefficients"]``: :meth:`delta` is a copy
     of it in the shape of the parameter.
 
@@ -97,7 +120,11 @@ class DisTrO(ResumableOptimizer):
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
         *,
-        compression_decay: float = 0.999,
+        direction: Direction = "momentum",
+        update: UpdateRule = "sign",
+        gain: float | None = None,
+        momentum: float = 0.95,
+        compression_decay: float | None = None,
         compression_topk: int = 8,
         compression_chunk: int = 64,
         weight_decay: float = 0.0,
@@ -122,8 +149,14 @@ class DisTrO(ResumableOptimizer):
                 name="process_group",
                 value=process_group,
             )
+        # What None stands for depends on the rules, which a parameter group may choose for itself.
+        by_rule = {"gain": gain, "compression_decay": compression_decay}
         settings = normal_settings(
             {
+                "direction": direction,
+                "update": update,
+                "gain": gain,
+                "momentum": momentum,
                 "lr": lr,
                 "compression_decay": compression_decay,
                 "compression_topk": compression_topk,
@@ -131,6 +164,7 @@ class DisTrO(ResumableOptimizer):
                 "weight_decay": weight_decay,
             }
         )
+        settings |= {name: None for name, value in by_rule.items() if value is None}
         super().__init__(
             params,
             settings,
@@ -242,6 +276,7 @@ class DisTrO(ResumableOptimizer):
         exchange = self._connect()
         # Alone, without delay and in full values: nobody can have a say in the update.
         at_once = isinstance(exchange, LocalExchange) and not self._overlap and not self._quantize
+        at_once = at_once and all(group["update"] == "sign" for group in self.param_groups)
         update = self._generate(None, alone=exchange.num_peers == 1, at_once=at_once)
         # The update of the step before may still be out; with it collected, at most one is on its way.
         self._run.collect()
@@ -313,9 +348,11 @@ class DisTrO(ResumableOptimizer):
         """
         self.undo_lookahead()
         for param in self._params():
-            momentum(self.state[param]).zero_()
-            if OWN_VALUE in self.state[param]:
-                self.state[param][OWN_VALUE].zero_()
+            state = self.state[param]
+            momentum_of(state).zero_()
+            for key in (OWN_VALUE, MOMENTUM_BUFFER, DIRECTION):
+                if key in state:
+                    state[key].zero_()
 
     @property
     def quarantined(self) -> int:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, make_plan
+from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, UpdateRule, make_plan
 from distro_optim.compress.exact import oracle
 from distro_optim.compress.tiling import Tiling
 
 CPU = torch.device("cpu")
 LR = 1e-3
+GAIN = 1.7
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Case:
         pattern: ``"random"`` positions; ``"all"`` positions alike; ``"pairs"`` of opposite coefficients, whose tiles
             have elements that are exactly 0.
         absent: some contributors say nothing about some tensors.
+        update: the rule of a step; with ``"rms"``, times :data:`GAIN`.
     """
 
     shapes: tuple[tuple[int, ...], ...] = ((70, 40), (40,), (16, 16), ())
@@ -41,9 +43,11 @@ class Case:
     pattern: str = "random"
     absent: bool = True
     seed: int = 0
+    update: UpdateRule = "sign"
 
     def plan(self, arithmetic: Any = "exact") -> TilePlan:
-        specs = [ParamSpec(shape, self.dtype, CPU, 0, self.chunk, self.k) for shape in self.shapes]
+        gain = GAIN if self.update == "rms" else 1.0
+        specs = [ParamSpec(shape, self.dtype, CPU, 0, self.chunk, self.k, self.update, gain) for shape in self.shapes]
         return make_plan(specs, self.tiling, arithmetic=arithmetic)
 
     def updates(self, plan: TilePlan) -> list[CompressedUpdate]:
@@ -93,30 +97,42 @@ def merged(case: Case, order: Sequence[int] | None = None) -> list[Tensor]:
 
 
 def by_the_oracle(case: Case) -> tuple[list[Tensor], list[Tensor]]:
-    """``X`` of every tensor, ``int64``-valued as Python's whole numbers allow, and the weights after the step."""
+    """The signs of ``X`` of every tensor, and the weights after the step."""
     plan, weights = case.plan(), case.weights()
     updates = case.updates(plan)
-    signs = []
+    signs, after = [], []
+    double = case.dtype == torch.float64
     for number, (grid, home) in enumerate(zip(plan.grids, plan.home, strict=True)):
         assert home is not None
         start, stop = plan.batches[home].ranges[number]
+        parts = [u for u in updates if u.present[number]]
+        said = [[_contribution(u.index[home][tile], u.value[home][tile]) for u in parts] for tile in range(start, stop)]
+        largest = None
+        if case.update == "rms" and case.kind != "signs":  # a tensor has one unit
+            largest = max((oracle.largest_exponent(c, double=double) for c in said), default=0)
+        squares = 0
         whole = torch.zeros(grid.batch, grid.rows * grid.h, grid.cols * grid.w, dtype=torch.int64)
         for tile in range(start, stop):
-            parts = [u for u in updates if u.present[number]]
-            contributions = [_contribution(u.index[home][tile], u.value[home][tile]) for u in parts]
-            double = case.dtype == torch.float64
+            contributions = said[tile - start]
             q = (
                 oracle.coefficients_of_signs(contributions)
                 if case.kind == "signs"
-                else oracle.coefficients_of_values(contributions, double=double)
+                else oracle.coefficients_of_values(contributions, double=double, largest=largest)
             )
-            x = [[(v > 0) - (v < 0) for v in row] for row in oracle.decoded(q, grid.h, grid.w)]
+            squares += sum(v * v for v in q.values())
+            x = oracle.decoded(q, grid.h, grid.w)
             matrix, rest = divmod(tile - start, grid.rows * grid.cols)
             row, column = divmod(rest, grid.cols)
             place = whole[matrix, row * grid.h : (row + 1) * grid.h, column * grid.w : (column + 1) * grid.w]
             place.copy_(torch.tensor(x))
-        signs.append(whole[:, : grid.height, : grid.width].reshape(case.shapes[number]))
-    return signs, [stepped(weight, sign) for weight, sign in zip(weights, signs, strict=True)]
+        exact = whole[:, : grid.height, : grid.width].reshape(case.shapes[number])
+        signs.append(exact.sign())
+        if case.update == "sign":
+            after.append(stepped(weights[number], exact.sign(), LR))
+        else:
+            factor = oracle.rms_factor(squares, stop - start, grid.h, grid.w, LR * GAIN, double=double)
+            after.append(stepped(weights[number], exact, factor))
+    return signs, after
 
 
 def _contribution(index: Tensor, value: Tensor) -> list[tuple[int, int]]:
@@ -127,11 +143,12 @@ def _contribution(index: Tensor, value: Tensor) -> list[tuple[int, int]]:
     return [(p, oracle.float_bits(v, double=double)) for p, v in zip(positions, value.tolist(), strict=True)]
 
 
-def stepped(weight: Tensor, sign: Tensor) -> Tensor:
-    """By numpy, and for bfloat16 by whole numbers: not by the operations under test."""
+def stepped(weight: Tensor, x: Tensor, factor: float) -> Tensor:
+    """``weight - factor * x`` by numpy, and for bfloat16 by whole numbers: not by the operations under test."""
     if weight.dtype == torch.float64:
-        return torch.from_numpy(np.asarray(weight.numpy() - LR * sign.numpy()))
-    exact = np.asarray(weight.to(torch.float32).numpy() - np.float32(LR) * sign.numpy().astype(np.float32))
+        return torch.from_numpy(np.asarray(weight.numpy() - factor * x.numpy()))
+    step = np.float32(factor) * x.numpy().astype(np.float32)
+    exact = np.asarray(weight.to(torch.float32).numpy() - step)
     if weight.dtype == torch.float32:
         return torch.from_numpy(exact)
     if weight.dtype == torch.float16:
@@ -172,6 +189,16 @@ SMALL = [
     Case(shapes=((64, 64),), chunk=64, k=32, contributors=3, seed=14),
 ]
 """Small enough for Python's integers."""
+
+BY_RMS = [
+    replace(case, update="rms")
+    for case in (
+        *SMALL,
+        Case(shapes=((5, 1), (1, 7), (1,), (9, 15)), chunk=5, k=2, contributors=2, seed=15),
+        Case(shapes=((5, 1), (1, 7), (1,), (9, 15)), chunk=5, k=2, contributors=2, kind="values", seed=16),
+    )
+]
+"""The same and others, by steps of a fixed size."""
 
 LARGE = [
     *(

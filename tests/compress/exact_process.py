@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import torch
 
-from compress.exact_cases import LARGE, SMALL, digest, merged
+from compress.exact_cases import BY_RMS, LARGE, SMALL, digest, merged
 
 
 def main(threads: int, backwards: bool) -> None:
     torch.set_num_threads(threads)
     hashes = []
-    for case in (*SMALL, *LARGE):
+    for case in (*SMALL, *LARGE, *BY_RMS):
         order = list(range(case.contributors))
         hashes.append(digest(merged(case, order[::-1] if backwards else order)))
     # That the environment had an effect: a product of floats, whose bits depend on the kernel.

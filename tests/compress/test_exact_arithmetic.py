@@ -183,7 +183,7 @@ def test_the_filter_proves_most_signs_and_is_not_always_right_by_itself(monkeypa
 # -- without float64 ---------------------------------------------------------------------------------------------------
 
 
-class _RefusesFloat64(TorchFunctionMode):
+class RefusesFloat64(TorchFunctionMode):
     """As Apple's GPUs do: nothing that is given to an operation, or comes out of it, is float64."""
 
     @override
@@ -207,13 +207,13 @@ def test_one_engine_uses_no_float64(case: Case, monkeypatch: pytest.MonkeyPatch)
     updates = case.updates(plan)
     for cached in (definition.basis, definition.basis_rows):
         cached.cache_clear()
-    with _RefusesFloat64():
+    with RefusesFloat64():
         Compressor(plan, "dct").merge(updates, weights, lr=[LR])
     assert digest(weights) == digest(right)
 
 
 def test_float64_is_really_refused() -> None:
-    with pytest.raises(TypeError, match="float64"), _RefusesFloat64():
+    with pytest.raises(TypeError, match="float64"), RefusesFloat64():
         torch.zeros(3).to(torch.float64)
 
 

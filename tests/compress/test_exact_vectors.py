@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 
 from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, make_plan
 
-from .exact_cases import CPU, LR, Case, by_the_oracle, digest
+from .exact_cases import CPU, GAIN, LR, Case, by_the_oracle, digest
 
-FILE = Path(__file__).parents[1] / "vectors" / "exact" / "steps.json"
+FOLDER = Path(__file__).parents[1] / "vectors" / "exact"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -32,6 +33,8 @@ CASES = [
     Case(shapes=((4, 4),), chunk=4, k=3, contributors=2, kind="extreme", dtype=torch.float64, absent=False, seed=9),
     Case(shapes=((8, 8),), chunk=8, k=8, contributors=2, pattern="pairs", absent=False, seed=10),
 ]
+
+FILES = {"steps.json": CASES, "rms_steps.json": [replace(case, update="rms") for case in CASES]}
 
 
 def bits(tensor: torch.Tensor) -> list[str]:
@@ -64,7 +67,9 @@ def written(case: Case) -> dict[str, Any]:
             rows = [signs_or_bits[n : n + k] for n in range(0, len(signs_or_bits), k)]
             entries.append({"index": entry.index.reshape(-1, k).tolist(), "value": rows})
         contributors.append(entries)
+    rule = {"update": "rms", "gain": GAIN} if case.update == "rms" else {}
     return {
+        **rule,
         "dtype": name,
         "tiling": case.tiling,
         "compression_chunk": case.chunk,
@@ -79,19 +84,21 @@ def written(case: Case) -> dict[str, Any]:
     }
 
 
-def read() -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = json.loads(FILE.read_text())
+def read(file: str) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads((FOLDER / file).read_text())
     return content
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_a_step_that_is_written_down_comes_out_again(number: int) -> None:
+def test_a_step_that_is_written_down_comes_out_again(number: int, file: str) -> None:
     """From the file alone: what stands there is all that another implementation needs."""
-    vector = read()[number]
+    vector = read(file)[number]
     dtype = DTYPES[vector["dtype"]]
     shapes = [tuple(shape) for shape in vector["shapes"]]
     k = max(len(e["index"][0]) for update in vector["contributors"] for e in update if e is not None)
-    specs = [ParamSpec(shape, dtype, CPU, 0, vector["compression_chunk"], k) for shape in shapes]
+    rule = vector.get("update", "sign"), vector.get("gain", 1.0)
+    specs = [ParamSpec(shape, dtype, CPU, 0, vector["compression_chunk"], k, *rule) for shape in shapes]
     plan = make_plan(specs, vector["tiling"], arithmetic="exact")
     assert [[grid.h, grid.w] for grid in plan.grids] == vector["tiles"]
     weights = [tensor_of(w, dtype).view(shape) for w, shape in zip(vector["before"], shapes, strict=True)]
@@ -117,9 +124,11 @@ def test_a_step_that_is_written_down_comes_out_again(number: int) -> None:
     assert digest(weights) == vector["sha256"]
 
 
-def test_the_file_is_what_the_oracle_writes() -> None:
-    assert read() == [written(case) for case in CASES]
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_is_what_the_oracle_writes(file: str) -> None:
+    assert read(file) == [written(case) for case in FILES[file]]
 
 
 if __name__ == "__main__":
-    FILE.write_text("[\n" + ",\n".join(json.dumps(written(case)) for case in CASES) + "\n]\n")
+    for name, cases in FILES.items():
+        (FOLDER / name).write_text("[\n" + ",\n".join(json.dumps(written(case)) for case in cases) + "\n]\n")

@@ -17,12 +17,16 @@ from distro_optim.errors import ConfigurationError, DistroError
 
 NUMBERS: dict[str, list[Any]] = {
     "lr": [-1e-3, math.nan, math.inf, "fast", None, True, 1j, torch.tensor([0.1, 0.2]), torch.tensor(-1.0)],
-    "compression_decay": [0, -0.1, 1.1, 999, math.nan, "0.9", None, False],
+    "compression_decay": [0, -0.1, 1.1, 999, math.nan, "0.9", False],
+    "gain": [0, -1, math.nan, math.inf, "2", True],
+    "momentum": [-0.1, 1, 1.5, math.nan, "0.95", None, False],
     "compression_topk": [0, -1, 8.0, "8", None, True, math.nan, 1 << 40],
     "compression_chunk": [0, -64, 64.0, "64", None, True, 65536],
     "weight_decay": [-0.1, math.nan, math.inf, "0.1", None, True],
 }
 CHOICES: dict[str, list[Any]] = {
+    "direction": ["muon", "", None, 3, ["momentum"]],
+    "update": ["adam", "", None, torch.sign],
     "tiling": ["pad", "", None, 3, ["padded"]],
     "transform": ["fft", None, torch.fft],
     "quantize_1bit": [1, 0, None, "yes"],

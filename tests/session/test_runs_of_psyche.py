@@ -149,6 +149,16 @@ def test_settings_that_fit_already_are_not_told() -> None:
     assert adopt_settings(optimizer, settings_of(optimizer)) == []
 
 
+def test_the_recipe_of_a_script_becomes_psyches_rules() -> None:
+    optimizer = DisTrO(nn.Linear(4, 4).parameters(), direction="orthogonal", update="rms")
+    changes = adopt_settings(optimizer, SETTINGS)
+    assert "direction is momentum (the script says orthogonal)" in changes
+    assert "update is sign (the script says rms)" in changes
+    [group] = optimizer.param_groups
+    assert (group["direction"], group["update"], group["gain"]) == ("momentum", "sign", 1.0)
+    assert "momentum_buffer" not in optimizer.state[group["params"][0]]
+
+
 def test_another_transform_than_psyches_is_refused() -> None:
     optimizer = DisTrO(nn.Linear(4, 4).parameters(), transform="identity")
     with pytest.raises(ConfigurationError, match="leave transform out"):

@@ -363,3 +363,22 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
 def test_momentum_of_another_shape_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"momentum of 0\.bias has shape \(9,\)"):
         trainer_of().load_momentum({"0.bias": torch.zeros(9)})
+
+
+def test_the_momentum_of_the_recipe_goes_through_a_checkpoint() -> None:
+    def trainer_of(seed: int) -> SwarmTrainer:
+        torch.manual_seed(seed)
+        net = nn.Linear(4, 4)
+        optimizer = DisTrO(net.parameters(), lr=0.1, direction="orthogonal", update="rms")
+        for param in net.parameters():
+            param.grad = torch.randn_like(param)
+        optimizer.generate()
+        return SwarmTrainer(NamedTensors.of(net, optimizer), optimizer)
+
+    first, second = trainer_of(1), trainer_of(2)
+    saved = first.momentum()
+    assert set(saved) == {"weight", "bias", "momentum_buffer/weight", "momentum_buffer/bias"}
+    second.load_momentum(saved)
+    assert all(torch.equal(value, saved[name]) for name, value in second.momentum().items())
+    with pytest.raises(ConfigurationError, match="has shape"):
+        second.load_momentum({"momentum_buffer/bias": torch.zeros(3)})

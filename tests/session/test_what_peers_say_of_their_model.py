@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from distro_optim import DisTrO
 from distro_optim.errors import ProtocolError
-from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
+from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity, describe
+from distro_optim.strategy.model.named_tensors import NamedTensors
 
 # A machine that is busy with other things is no finding.
 UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -183,3 +186,34 @@ def test_peers_that_compute_by_other_definitions_do_not_train_together() -> None
     assert error is not None
     assert "arithmetic is exact here and float in the run; use the same settings of DisTrO" in str(error)
     assert floats.first_difference(older) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("direction", "orthogonal"), ("update", "rms"), ("gain", 3.0)], ids=lambda v: str(v)
+)
+def test_peers_of_other_rules_are_told_and_who_says_nothing_has_the_published_ones(name: str, value: Any) -> None:
+    def identity(**settings: Any) -> ModelIdentity:
+        model = nn.Linear(3, 2)
+        optimizer = DisTrO(model.parameters(), **{"direction": "momentum", "update": "sign", "gain": 1, **settings})
+        tensors = NamedTensors.of(model, optimizer)
+        about: dict[str, Any] = {"epoch": 0, "step": 0, "weights": bytes(32), "script_rates": False, "data": {}}
+        written = describe(tensors, optimizer, **about).encode()
+        read = ModelIdentity.decode(written)
+        assert read is not None
+        return read
+
+    published, other = identity(compression_decay=0.7), identity(compression_decay=0.7, **{name: value})
+    assert not {"direction", "update", "gain"} & set(published.groups[0])
+    error = published.first_difference(other)
+    assert error is not None
+    assert error.what == name
+    assert str(value) in str(error)
+    assert other.first_difference(other) is None
+
+
+@pytest.mark.parametrize("value", ["x" * 33, "\n", "\u2603"])
+def test_a_rule_that_could_not_be_shown_is_refused(value: str) -> None:
+    content = good()
+    content["distro_optim"]["optimizer"]["groups"][0]["update"] = value
+    with pytest.raises(ProtocolError, match="too long, or not printable"):
+        ModelIdentity.decode(json.dumps(content))

@@ -29,6 +29,7 @@ from ..coordinator.formats.text import to_toml
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, ProtocolError
 from ..models.config import CONFIG_FILE, one_line
+from ..optim.rules import PUBLISHED
 from ..optim.state import WEIGHT
 from ..optimizer import DisTrO
 from .replay import INITIAL_FILE, STATE_FILE
@@ -116,6 +117,8 @@ class Recorder:
             "order": json.dumps(list(parameters)),
             "step": str(step),
         }
+        group = optimizer.param_groups[0]
+        metadata |= {name: str(group[name]) for name in ("update", "gain") if group[name] != PUBLISHED[name]}
         ahead = optimizer.param_groups[0]["looks_ahead"]
         weights = {
             name: (optimizer.state[p][WEIGHT] if ahead else p.detach()).to("cpu", copy=True).contiguous()

@@ -35,7 +35,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..buffer import Reader
-from ..compress import Arithmetic, CompressedUpdate, Compressor, ParamSpec, TilePlan, Tiling, make_plan
+from ..compress import (
+    UPDATES,
+    Arithmetic,
+    CompressedUpdate,
+    Compressor,
+    ParamSpec,
+    TilePlan,
+    Tiling,
+    UpdateRule,
+    make_plan,
+)
 from ..compress.engines import ARITHMETICS
 from ..compress.wire import SerializedDistroResult, decode_distro_result
 from ..coordinator.model import Distro, LLMArchitecture
@@ -269,12 +279,15 @@ class _Terms:
     Attributes:
         order: names of the tensors in the order of results; None is that of their bytes.
         step: with which the weights begin: they have everything in them that came before it.
+        update, gain: the rule of a step.
     """
 
     tiling: Tiling
     arithmetic: Arithmetic
     order: list[str] | None
     step: int = 0
+    update: UpdateRule = "sign"
+    gain: float = 1.0
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], names: Collection[str], path: Path) -> _Terms:
@@ -285,11 +298,19 @@ class _Terms:
         arithmetic = next((known for known in ARITHMETICS if known == metadata["arithmetic"]), None)
         try:
             order, step = json.loads(metadata["order"]), int(metadata.get("step", "0"))
+            gain = float(metadata.get("gain", "1"))
         except ValueError:
-            order, step = None, 0
-        if tiling is None or arithmetic is None or not isinstance(order, list) or set(order) - set(names):
+            order, step, gain = None, 0, 1.0
+        update = next((known for known in UPDATES if known == metadata.get("update", "sign")), None)
+        if (
+            update is None
+            or tiling is None
+            or arithmetic is None
+            or not isinstance(order, list)
+            or set(order) - set(names)
+        ):
             raise ModelWeightsError(f"{path} has metadata of another version of distro-optim, or they are damaged")
-        return cls(tiling, arithmetic, order, step)
+        return cls(tiling, arithmetic, order, step, update, gain)
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -342,7 +363,16 @@ def _trained(recording: Recording, weights: Mapping[str, Tensor], count: int) ->
 
 def _plan(settings: Distro, params: Sequence[Tensor], terms: _Terms) -> TilePlan:
     specs = [
-        ParamSpec(tuple(p.shape), p.dtype, p.device, 0, settings.compression_chunk, settings.compression_topk)
+        ParamSpec(
+            tuple(p.shape),
+            p.dtype,
+            p.device,
+            0,
+            settings.compression_chunk,
+            settings.compression_topk,
+            terms.update,
+            terms.gain,
+        )
         for p in params
     ]
     return make_plan(specs, terms.tiling, arithmetic=terms.arithmetic)

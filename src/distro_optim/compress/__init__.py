@@ -30,11 +30,12 @@ from __future__ import annotations
 from .coefficients import from_coefficients, to_coefficients
 from .compressor import Compressor
 from .extraction import OwnPart
-from .plan import Arithmetic, ParamSpec, TilePlan, compute_dtype, make_plan
+from .plan import UPDATES, Arithmetic, ParamSpec, TilePlan, UpdateRule, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
 
 __all__ = [
+    "UPDATES",
     "Arithmetic",
     "CompressedTensor",
     "CompressedUpdate",
@@ -44,6 +45,7 @@ __all__ = [
     "TileGrid",
     "TilePlan",
     "Tiling",
+    "UpdateRule",
     "compute_dtype",
     "from_coefficients",
     "make_plan",

@@ -71,15 +71,20 @@ class Compressor:
             for worker in range(workers if device.type == "cpu" else 1)
         }
 
+    @property
+    def needs_whole_updates(self) -> bool:
+        """Whether a step depends on all of an update, so that weights cannot take it tile by tile as it is made."""
+        return any(merge.measures for merge in self._merges)
+
     def _buffers(self, batch: Batch, block: Block, worker: int) -> list[Tensor]:
         shape = (block.tiles, batch.h, batch.w)
         size = block.tiles * batch.tile_size
         return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
 
-    def _for_each_block(self, works: Sequence[Work]) -> None:
+    def _for_each_block(self, works: Sequence[tuple[Batch, Work]]) -> None:
         """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
         on_cpu: list[tuple[int, Job]] = []
-        for batch, work in zip(self.plan.batches, works, strict=True):
+        for batch, work in works:
             if batch.device.type == "cpu":
                 on_cpu += [(block.tiles * batch.tile_size, (work, block)) for block in batch.blocks]
             else:
@@ -120,8 +125,10 @@ class Compressor:
                 the momentum is the whole update then, so the parameters take it at once, in place.
 
         Raises:
-            ValueError: ``step`` together with ``quantize`` or ``own``.
+            ValueError: ``step`` together with ``quantize`` or ``own``, or a step needs the whole update first.
         """
+        if step is not None and self.needs_whole_updates:
+            raise ValueError("a step of a fixed size needs the whole update first: merge it")
         if step is not None and (quantize or own is not None):
             raise ValueError("step needs values that leave the momentum at once: it goes with neither quantize nor own")
         # In the arithmetic of floats, what is taken out of the momentum is decoded once for both.
@@ -129,7 +136,7 @@ class Compressor:
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         update = CompressedUpdate.empty(self.plan, quantized=quantize)
         spoken: list[Tensor] = []
-        works: list[Work] = []
+        works: list[tuple[Batch, Work]] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in grads]
         present = [grad is not None for grad in grads]
         alone = [CompressedUpdate(self.plan, update.index, update.value, tuple(present))]
@@ -153,7 +160,7 @@ class Compressor:
                 rate=lr[batch.group],
                 keep=decay[batch.group],
                 own=own,
-                step=None if weights is None or not fused else (weights.tensors, rates[batch.group]),
+                step=None if weights is None or not fused else (weights.tensors, rates[batch.group] * batch.gain),
                 index_out=update.index[number],
                 value_out=update.value[number],
                 spoken_out=spoken[-1],
@@ -162,7 +169,7 @@ class Compressor:
             if weights is not None and not fused:
                 self._merges[number].check(alone)
                 then = partial(self._merge_block, self._merges[number], alone, weights.tensors, rates)
-            works.append(partial(self._extract_block, extraction, then))
+            works.append((batch, partial(self._extract_block, extraction, then)))
         self._for_each_block(works)
         if weights is not None:
             weights.write_back()
@@ -188,8 +195,9 @@ class Compressor:
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
     def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
-        """``param -= lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
+        """``param -= gain * lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
 
+        Or, where the plan's rule is ``"rms"``, by the decoded update over its root mean square, in place of the sign.
         By the definition that the plan names. In the arithmetic of floats the result depends on the order of
         ``updates`` by rounding: all peers must pass the same order.
 
@@ -206,7 +214,13 @@ class Compressor:
         for merge in self._merges:
             merge.check(updates)
         weights = Contiguous(params)
-        self._for_each_block([partial(self._merge_block, m, updates, weights.tensors, lr) for m in self._merges])
+        measuring = [merge for merge in self._merges if merge.measures]
+        self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])
+        for merge in measuring:
+            merge.end_measuring()
+        self._for_each_block(
+            [(m.batch, partial(self._merge_block, m, updates, weights.tensors, lr)) for m in self._merges]
+        )
         weights.write_back()
 
     def _merge_block(
@@ -219,7 +233,11 @@ class Compressor:
         worker: int,
     ) -> None:
         batch = merge.batch
-        merge.merge_block(block, worker, self._buffers(batch, block, worker), updates, params, lr[batch.group])
+        rate = lr[batch.group] * batch.gain
+        merge.merge_block(block, worker, self._buffers(batch, block, worker), updates, params, rate)
+
+    def _measure_block(self, merge: Merge, updates: Sequence[CompressedUpdate], block: Block, worker: int) -> None:
+        merge.measure_block(block, worker, self._buffers(merge.batch, block, worker), updates)
 
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in its shape and compute dtype; for tests."""

@@ -23,7 +23,8 @@ ARITHMETICS: Final[tuple[Arithmetic, ...]] = tuple(_MERGES)
 def make_merge(arithmetic: Arithmetic, number: int, batch: Batch, transform: Transform, workers: int) -> Merge:
     """What merges batch ``number`` of a plan; arguments as for :class:`~distro_optim.compress.merging.Merge`."""
     merge = _MERGES[arithmetic]
-    if merge is ExactMerge and has_kernels(batch, transform, "merge"):
+    # The kernel knows signs only; steps of a fixed size are torch's.
+    if merge is ExactMerge and batch.update == "sign" and has_kernels(batch, transform, "merge"):
         merge = FastMerge
     return merge(number, batch, transform, workers)
 

@@ -7,6 +7,7 @@ engine of the same definition is another class with the same bits.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -43,6 +44,15 @@ class Merge(ABC):
         self.batch = batch
         self.transform = transform
         self.workers = workers
+        self.measures = batch.update == "rms"
+        self._squares = torch.zeros(
+            batch.tiles if self.measures else 0, dtype=self.type_of_squares(), device=batch.device
+        )
+        self._measured: dict[int, float | int] = {}
+
+    def type_of_squares(self) -> torch.dtype:
+        """Of the sums of squares of a tile."""
+        return self.batch.compute_dtype
 
     def check(self, updates: Sequence[CompressedUpdate]) -> None:  # noqa: B027
         """Called once a step, before any block; ``updates`` are of this plan, at least one.
@@ -78,12 +88,61 @@ class Merge(ABC):
     ) -> None:
         """``param -= lr * sign(decoded)`` for the elements of a block, in place.
 
+        Where the merge :attr:`measures`, ``param -= lr * decoded / rms(decoded)``.
+
         Args:
             block, worker, scratch, updates: as for :meth:`decode_block`.
             params: all tensors of the model by number, contiguous, of the planned shapes and dtypes.
-            lr: of the batch's parameter group.
+            lr: of the batch's parameter group, its gain included.
         """
-        descend(block, self.decode_block(block, worker, scratch, updates).sign_(), params, lr, params)
+        tiles = self.decode_block(block, worker, scratch, updates)
+        if self.measures:
+            self.descend_measured(block, tiles, params, lr)
+        else:
+            descend(block, tiles.sign_(), params, lr, params)
+
+    # -- steps of a fixed size -----------------------------------------------------------------------------------------
+
+    def squares_of_block(
+        self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
+    ) -> Tensor:
+        """The sum of squares of each tile's merged coefficients, ``(n,)``; arguments as for :meth:`decode_block`.
+
+        The transform is orthonormal, so these are those of the tiles themselves.
+        """
+        raise NotImplementedError
+
+    def measure_block(
+        self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
+    ) -> None:
+        """Takes the squares of a block; before any is merged, for all blocks. Arguments as for :meth:`decode_block`."""
+        self._squares[block.start : block.stop].copy_(self.squares_of_block(block, worker, scratch, updates))
+
+    def end_measuring(self) -> None:
+        """All blocks are measured: adds up the squares of each tensor."""
+        ranges = self.batch.ranges
+        sums = torch.stack([self._squares[start:stop].sum() for start, stop in ranges.values()]).tolist()
+        self._measured = dict(zip(ranges, sums, strict=True))
+
+    def factor(self, number: int, lr: float) -> float:
+        """What tensor ``number``, as :meth:`decode_block` gives it, is multiplied with to be a step; 0 of nothing.
+
+        The root mean square is over all elements of its tiles, those beyond its edge too: a tile that is partly
+        outside, and of which as much is sent, steps as the others do.
+        """
+        squares = float(self._measured[number])
+        start, stop = self.batch.ranges[number]
+        return lr / math.sqrt(squares / ((stop - start) * self.batch.tile_size)) if squares > 0 else 0.0
+
+    def descend_measured(self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float) -> None:
+        """``param -= factor * tiles``: a product that is rounded once, and a difference that is rounded once.
+
+        The product is an operation of its own, and the difference has no other: a fused one would round differently.
+        """
+        for piece in block.pieces:
+            # What is added to it makes +0 of -0, whose subtraction would change the sign of a weight that is -0.
+            tiles[piece.block_start : piece.block_stop].mul_(self.factor(piece.param, lr)).add_(0.0)
+        descend(block, tiles, params, 1.0, params)
 
 
 class FloatMerge(Merge):
@@ -108,6 +167,18 @@ class FloatMerge(Merge):
             contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
             transform.decode(coefficients, out=tiles, scratch=spare)
         return tiles
+
+    @override
+    def squares_of_block(
+        self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
+    ) -> Tensor:
+        _, coefficients, spare = (part.view(block.tiles, -1) for part in scratch)
+        batch, rows = self.batch, slice(block.start, block.stop)
+        index = joined([u.index[self.number][rows] for u in updates], dim=1).long()
+        value = values_of([u.value[self.number][rows] for u in updates], batch.compute_dtype)
+        weight = presence_of(block, batch, updates)
+        contributor_mean(index, value, weight, out=coefficients, scratch=spare, parts=len(updates))
+        return coefficients.square_().sum(1)
 
 
 def values_of(parts: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 
 __all__ = [
     "PLACE_COLUMNS",
+    "UPDATES",
     "Arithmetic",
     "Batch",
     "Block",
@@ -38,6 +39,7 @@ __all__ = [
     "Piece",
     "Region",
     "TilePlan",
+    "UpdateRule",
     "compute_dtype",
     "make_plan",
 ]
@@ -45,8 +47,16 @@ __all__ = [
 Arithmetic = Literal["exact", "float", "psyche"]
 """By which definition everybody's coefficients become a step on the weights."""
 
+UpdateRule = Literal["sign", "rms"]
+"""What the step on a tensor is made of: the signs of everybody's update, or the update itself in a fixed size."""
+
+UPDATES: Final[tuple[UpdateRule, ...]] = get_args(UpdateRule)
+
 _DEFINITIONS: Final[dict[Arithmetic, str]] = {"exact": "exact-1", "float": "", "psyche": "psyche-1"}
 """What goes into the layout: a definition that changes its results gets another name."""
+
+_STEPS: Final[dict[UpdateRule, str]] = {"sign": "sign", "rms": "rms-1"}
+"""What goes into the layout where a step is not the published one."""
 
 BLOCK_ELEMENTS_CPU: Final = 128 * 4096
 """128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (64 to 256 tiles are equally fast)."""
@@ -73,6 +83,8 @@ class ParamSpec:
         group: settings it shares with others (index of its parameter group).
         chunk: longest side of a tile.
         topk: coefficients kept per tile.
+        update: what a step is made of.
+        gain: what its learning rate is multiplied with.
     """
 
     shape: tuple[int, ...]
@@ -81,6 +93,8 @@ class ParamSpec:
     group: int
     chunk: int
     topk: int
+    update: UpdateRule = "sign"
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,7 @@ class Batch:
         compute_dtype: of the arithmetic, by :func:`compute_dtype`.
         value_dtype: of a transmitted value: that of the tensors.
         ranges: tensor -> its tiles ``[start, stop)`` in the batch.
+        update, gain: as in :class:`ParamSpec`.
     """
 
     group: int
@@ -180,6 +195,8 @@ class Batch:
     tiles: int
     ranges: dict[int, tuple[int, int]]
     blocks: tuple[Block, ...] = field(repr=False)
+    update: UpdateRule = "sign"
+    gain: float = 1.0
 
     @property
     def tile_size(self) -> int:
@@ -257,8 +274,14 @@ def make_plan(
         arithmetic: by which definition updates are merged; goes into the layout too.
 
     Raises:
-        ConfigurationError: a tile is too large.
+        ConfigurationError: a tile is too large, or Psyche's clients know no such step.
     """
+    if arithmetic == "psyche" and any((s.update, s.gain) != ("sign", 1.0) for s in specs):
+        raise ConfigurationError(
+            "Psyche's clients step by signs of the size of the learning rate: give update='sign' and gain=1 with "
+            "arithmetic='psyche'",
+            name="update",
+        )
     grids = tuple(tile_grid(s.shape, s.chunk, tiling) for s in specs)
     for spec, grid in zip(specs, grids, strict=True):
         if grid.tile_size > _MAX_TILE_SIZE:
@@ -272,7 +295,17 @@ def make_plan(
     members: dict[tuple[object, ...], list[int]] = {}
     for number, (spec, grid) in enumerate(zip(specs, grids, strict=True)):
         if grid.tiles:
-            key = (spec.group, grid.h, grid.w, grid.exact, topk[number], spec.dtype, spec.device)
+            key = (
+                spec.group,
+                spec.update,
+                spec.gain,
+                grid.h,
+                grid.w,
+                grid.exact,
+                topk[number],
+                spec.dtype,
+                spec.device,
+            )
             members.setdefault(key, []).append(number)
 
     home: list[int | None] = [None] * len(specs)
@@ -317,6 +350,8 @@ def _make_batch(
         tiles=total,
         ranges=ranges,
         blocks=tuple(blocks),
+        update=spec.update,
+        gain=spec.gain,
     )
 
 
@@ -393,4 +428,6 @@ def _layout_hash(specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Se
     digest = hashlib.sha256(agreed.encode())
     for spec, grid, k in zip(specs, grids, topk, strict=True):
         digest.update(repr((spec.shape, str(spec.dtype), grid.h, grid.w, k)).encode())
+        if (spec.update, spec.gain) != ("sign", 1.0):
+            digest.update(repr((_STEPS[spec.update], spec.gain)).encode())
     return digest.digest()

@@ -11,6 +11,7 @@ from torch import nn
 from ..coordinator.model import AdamW, Distro, DummyOptimizer, LearningRateSchedule, OptimizerDefinition
 from ..coordinator.rules.schedule import learning_rate
 from ..errors import ConfigurationError
+from ..optim.rules import PUBLISHED
 from ..optimizer import DisTrO
 
 __all__ = ["DEFAULT_OPTIMIZER", "distro_settings", "make_optimizer", "make_scheduler"]
@@ -45,6 +46,7 @@ def distro_settings(definition: OptimizerDefinition) -> dict[str, Any]:
             value=name,
         )
     return {
+        **PUBLISHED,
         "compression_decay": definition.compression_decay,
         "compression_topk": definition.compression_topk,
         "compression_chunk": definition.compression_chunk,

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..comm.exchange import Exchange
+from ..compress import UPDATES
 from ..errors import ConfigurationError
+from .rules import DIRECTIONS, with_defaults
 
 __all__ = [
     "check_choice",
@@ -34,6 +36,8 @@ _MAX_CHUNK: Final = 65535
 
 _MAX_TOPK: Final = 1 << 31
 """More than any tile has: positions are held as int32."""
+
+_BELOW_ONE: Final = math.nextafter(1, 0)
 
 TORCH_KEEPS_NAMES: Final = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
 """Whether ``torch.optim.Optimizer`` takes ``(name, tensor)`` and keeps the names; before 2.6 it refuses them."""
@@ -182,7 +186,14 @@ def normal_settings(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigurationError: for the first one that is out of its range.
     """
+    check_choice("direction", settings["direction"], DIRECTIONS)
+    check_choice("update", settings["update"], UPDATES)
+    settings = with_defaults(settings)
     return {
+        "direction": settings["direction"],
+        "update": settings["update"],
+        "gain": float(_number(settings, "gain", math.nextafter(0, 1), math.inf, "give a factor above 0, such as 2")),
+        "momentum": float(_number(settings, "momentum", 0, _BELOW_ONE, "give what stays of it, such as 0.95")),
         "lr": _number(settings, "lr", 0, math.inf, "give a learning rate of 0 or more, such as 4e-4"),
         "compression_decay": _number(
             settings,

@@ -78,21 +78,27 @@ class Lookahead:
         deltas: Sequence[Tensor],
         saved: Sequence[Tensor],
         lr: Sequence[float],
+        whole: Sequence[bool],
         share: ShareOut | None = None,
     ) -> None:
         """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``. Frozen parameters are not shifted.
+
+        What is not a momentum but a direction already is taken as a ``whole``, not its sign.
 
         Args:
             params: one per tensor, of any shapes and float types; changed in place.
             deltas: the momenta, shaped as ``params``, float32 or float64.
             saved: shaped as ``params`` and of their types; overwritten.
             lr: one learning rate per tensor.
+            whole: one per tensor.
             share: shares out parts of tensors among threads, where compiled kernels do them.
         """
         self._shifted = [_is_trained(param) for param in params]
         parts: list[_Part] = []
-        for param, delta, keep, rate, shifted in zip(params, deltas, saved, lr, self._shifted, strict=True):
-            if shifted and share is not None and can_shift(param, delta, keep):
+        for param, delta, keep, rate, as_it_is, shifted in zip(
+            params, deltas, saved, lr, whole, self._shifted, strict=True
+        ):
+            if shifted and share is not None and not as_it_is and can_shift(param, delta, keep):
                 size = param.numel()
                 parts += [
                     (param, delta, keep, start, min(start + _CHUNK, size), rate) for start in range(0, size, _CHUNK)
@@ -100,7 +106,7 @@ class Lookahead:
                 continue
             keep.copy_(param)
             if shifted:
-                _shift(param, delta, rate)
+                _shift(param, delta, rate, as_it_is)
         if share is not None and parts:
             share(_shift_part, parts)
         self._versions = [p._version for p in params]
@@ -112,6 +118,7 @@ class Lookahead:
         deltas: Sequence[Tensor],
         saved: Sequence[Tensor],
         lr: Sequence[float],
+        whole: Sequence[bool],
         *,
         edits: Edits = Edits.MERGE,
         alone: bool = True,
@@ -119,7 +126,8 @@ class Lookahead:
         """Copies ``saved`` back to ``params``, where no other code has written meanwhile.
 
         Args:
-            params, deltas, saved, lr: as in :meth:`put_on`; ``params`` may be on other devices and of other types now.
+            params, deltas, saved, lr, whole: as in :meth:`put_on`; ``params`` may be on other devices and of
+                other types now.
             edits: what becomes of tensors that other code wrote to.
             alone: there are no other peers, whose weights could become different.
 
@@ -129,8 +137,8 @@ class Lookahead:
         """
         versions = self._versions if self._versions is not None else [-1] * len(params)
         shifted_ones = self._shifted if self._shifted is not None else [_is_trained(param) for param in params]
-        for param, delta, keep, rate, version, shifts in zip(
-            params, deltas, saved, lr, versions, shifted_ones, strict=True
+        for param, delta, keep, rate, as_it_is, version, shifts in zip(
+            params, deltas, saved, lr, whole, versions, shifted_ones, strict=True
         ):
             if not shifts and edits is not Edits.DISCARD:
                 continue
@@ -138,7 +146,7 @@ class Lookahead:
                 param.copy_(keep)
                 continue
             shifted = keep.clone()
-            _shift(shifted, delta, rate)
+            _shift(shifted, delta, rate, as_it_is)
             # The parameter may be on another device and of another type by now: module.to(...) writes through .data.
             unwritten = param == shifted.to(param)
             count = int(unwritten.sum())
@@ -163,7 +171,10 @@ def _shift_part(part: _Part, worker: int) -> None:
     shift_part(*part)
 
 
-def _shift(param: Tensor, delta: Tensor, lr: float) -> None:
+def _shift(param: Tensor, delta: Tensor, lr: float, as_it_is: bool) -> None:
+    if as_it_is:
+        param.add_(delta, alpha=-lr)
+        return
     if not param.is_contiguous():
         param.add_(torch.sign(delta), alpha=-lr)
         return

@@ -29,9 +29,22 @@ from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, check_rate, normal_settings, unique_params
 from .lookahead import Edits
+from .orthogonal import orthogonalize, take_direction
 from .quarantine import usable_gradients
+from .rules import is_orthogonal
 from .run import ARITHMETIC, PROGRESS, Run
-from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, momentum, restore_state
+from .state import (
+    COEFFICIENTS,
+    DELTA,
+    DIRECTION,
+    MOMENTUM_BUFFER,
+    OWN_INDEX,
+    OWN_VALUE,
+    QUARANTINED,
+    WEIGHT,
+    momentum,
+    restore_state,
+)
 from .weight_decay import shrink
 from .workers import workers_of_a_step
 
@@ -98,14 +111,19 @@ class DecoupledMomentum(Optimizer):
             plan = self.plan
             first = len(plan) - len(group["params"])
             for number, param in enumerate(group["params"], start=first):
-                self.state[param] = restore_state({}, param, plan, number, self._overlap, self._transform)
+                self.state[param] = self._restored({}, number, param)
         finally:
             if ahead:
                 self._look_ahead_again()
 
     @torch.no_grad()
     def reconfigure(
-        self, *, tiling: Tiling, quantize_1bit: bool, arithmetic: Arithmetic | None = None, **settings: float | int
+        self,
+        *,
+        tiling: Tiling,
+        quantize_1bit: bool,
+        arithmetic: Arithmetic | None = None,
+        **settings: float | int | str,
     ) -> None:
         """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
 
@@ -124,10 +142,17 @@ class DecoupledMomentum(Optimizer):
         for group, changed in zip(self.param_groups, groups, strict=True):
             group.update(changed, **{ARITHMETIC: self._arithmetic})
         self._run.forget_plan()
-        plan = self.plan
         for number, (param, delta) in enumerate(zip(self._params(), deltas, strict=True)):
             kept = {DELTA: delta, QUARANTINED: self.state[param][QUARANTINED]}
-            self.state[param] = restore_state(kept, param, plan, number, self._overlap, self._transform)
+            self.state[param] = self._restored(kept, number, param)
+
+    def _restored(self, saved: dict[str, Any], number: int, param: Tensor) -> dict[str, Tensor]:
+        orthogonal = self._is_orthogonal()[number]
+        return restore_state(saved, param, self.plan, number, self._overlap, self._transform, orthogonal)
+
+    def _is_orthogonal(self) -> list[bool]:
+        """Of every parameter, whether its group has Muon's direction."""
+        return [is_orthogonal(group) for group in self.param_groups for _ in group["params"]]
 
     @property
     def plan(self) -> TilePlan:
@@ -136,17 +161,29 @@ class DecoupledMomentum(Optimizer):
             self._run.plan = make_plan(
                 [
                     ParamSpec(
-                        tuple(p.shape), p.dtype, p.device, number, group["compression_chunk"], group["compression_topk"]
+                        tuple(p.shape),
+                        p.dtype,
+                        p.device,
+                        number,
+                        group["compression_chunk"],
+                        group["compression_topk"],
+                        group["update"],
+                        group["gain"],
                     )
                     for number, group in enumerate(self.param_groups)
                     for p in group["params"]
                 ],
                 self._tiling,
                 # Coefficients of another transform mean nothing here; the default adds nothing to the layout.
-                agreed="" if self._transform == "dct" else self._transform,
+                agreed=("" if self._transform == "dct" else self._transform) + self._other_directions(),
                 arithmetic=self._arithmetic,
             )
         return self._run.plan
+
+    def _other_directions(self) -> str:
+        """Which groups have another direction than the published one; goes into the plan's layout."""
+        numbers = [str(number) for number, group in enumerate(self.param_groups) if is_orthogonal(group)]
+        return f"\0orthogonal {' '.join(numbers)}" if numbers else ""
 
     def _ready_compressor(self) -> Compressor:
         """The compressor for the parameters as they are now.
@@ -169,7 +206,12 @@ class DecoupledMomentum(Optimizer):
                 )
         for spec in {spec.group: spec for spec in plan.specs}.values():
             group = self.param_groups[spec.group]
-            for name, planned in (("compression_topk", spec.topk), ("compression_chunk", spec.chunk)):
+            for name, planned in (
+                ("compression_topk", spec.topk),
+                ("compression_chunk", spec.chunk),
+                ("update", spec.update),
+                ("gain", spec.gain),
+            ):
                 if group[name] != planned:
                     raise ConfigurationError(
                         f"{name}={group[name]!r} was set in a parameter group that began with {planned}: it cannot "
@@ -184,9 +226,7 @@ class DecoupledMomentum(Optimizer):
             with torch.inference_mode(False), torch.no_grad():
                 self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
                 for number, param in enumerate(params):
-                    self.state[param] = restore_state(
-                        self.state[param], param, plan, number, self._overlap, self._transform
-                    )
+                    self.state[param] = self._restored(self.state[param], number, param)
         return self._run.compressor
 
     @torch.no_grad()
@@ -233,6 +273,8 @@ class DecoupledMomentum(Optimizer):
     @torch.no_grad()
     def lookahead(self, lr: Rates = None) -> None:
         """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass, unless they are shifted.
+
+        With ``direction="orthogonal"`` by ``-lr * direction``, of what this peer sent last.
 
         Args:
             lr: for all groups, or one for each; by default each group's own. Psyche uses that of the round before.
@@ -311,16 +353,49 @@ class DecoupledMomentum(Optimizer):
         grad_scale = getattr(self, "grad_scale", None)
         scale = 1.0 if grad_scale is None else float(grad_scale)
         own = self._own_parts() if self._overlap else None
+        directions = self._directions(grads, scale)
         return compressor.extract(
-            grads,
+            directions,
             [momentum(self.state[p]) for p in params],
             in_coefficients=[COEFFICIENTS in self.state[p] for p in params],
-            lr=[rate / scale for rate in rates],
+            # A direction has its size already.
+            lr=[
+                rate if is_orthogonal(group) else rate / scale
+                for group, rate in zip(self.param_groups, rates, strict=True)
+            ],
             decay=[group["compression_decay"] for group in self.param_groups],
             quantize=self._quantize,
             own=own,
             step=(params, rates) if at_once else None,
         )
+
+    def _directions(self, grads: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
+        """What goes into ``delta``: the gradients, or what Muon makes of them, in place in the state."""
+        taken, matrices = list(grads), []
+        momenta = [group["momentum"] for group in self.param_groups for _ in group["params"]]
+        for number, (param, grad, orthogonal) in enumerate(
+            zip(self._params(), grads, self._is_orthogonal(), strict=True)
+        ):
+            if not orthogonal:
+                continue
+            state = self.state[param]
+            if grad is None:
+                self._forget_direction(param)
+                continue
+            out = state[DIRECTION] if DIRECTION in state else torch.empty_like(state[MOMENTUM_BUFFER])
+            taken[number] = out
+            matrix = take_direction(
+                grad, state[MOMENTUM_BUFFER], out, momentum=momenta[number], scale=scale, grid=self.plan.grids[number]
+            )
+            if matrix is not None:
+                matrices.append(matrix)
+        orthogonalize(matrices)
+        return taken
+
+    def _forget_direction(self, param: Tensor) -> None:
+        """Nothing of ours is on its way, so there is nothing to look ahead to."""
+        if DIRECTION in self.state[param]:
+            self.state[param][DIRECTION].zero_()
 
     @torch.no_grad()
     def decay_weights(self, lr: Rates = None) -> None:
@@ -351,6 +426,7 @@ class DecoupledMomentum(Optimizer):
         for param in self._params():
             if OWN_VALUE in self.state[param]:
                 self.state[param][OWN_VALUE].zero_()
+            self._forget_direction(param)
 
     @torch.no_grad()
     def remove_own(self) -> None:
@@ -371,13 +447,17 @@ class DecoupledMomentum(Optimizer):
                 quantize=self._quantize,
                 own=self._own_parts(),
             )
+            for param in self._params():
+                self._forget_direction(param)
 
     def _own_parts(self) -> list[OwnPart]:
         return [OwnPart(self.state[p][OWN_INDEX], self.state[p][OWN_VALUE]) for p in self._params()]
 
     @torch.no_grad()
     def apply(self, updates: Sequence[CompressedUpdate], lr: Rates = None) -> None:
-        """``p -= lr * sign(decode(mean over senders))``. Undoes the lookahead. No updates: nothing changes.
+        """``p -= gain * lr * sign(decode(mean over senders))``, or by the group's other rule.
+
+        Undoes the lookahead. No updates: nothing changes.
 
         Args:
             updates: everybody's, in the same order on every peer.
@@ -411,7 +491,7 @@ class DecoupledMomentum(Optimizer):
             group["looks_ahead"] = True
         self._run.lookahead.put_on(*self._lookahead_args(), share=workers_of_a_step().run)
 
-    def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
+    def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float], list[bool]]:
         params = self._params()
         if not all(WEIGHT in self.state.get(p, ()) for p in params):
             raise DistroError(
@@ -420,9 +500,10 @@ class DecoupledMomentum(Optimizer):
             )
         return (
             params,
-            [self.state[p][DELTA] for p in params],
+            [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params],
             [self.state[p][WEIGHT] for p in params],
             [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
+            [DIRECTION in self.state[p] for p in params],
         )
 
 

@@ -16,6 +16,16 @@ That is DeMo (Peng et al., 2024, https://arxiv.org/abs/2411.19870; bloc97/DeMo `
 (PsycheFoundation/psyche ``shared/modeling/src/distro.rs``) differs in three points, here under ``overlap=True``:
 ``q`` leaves ``delta`` one step later, ``p`` changes one step later, and to make up for that delay the gradient is taken
 at ``p - lr * sign(delta)`` (``error_correction`` there).
+
+Two lines can be other ones. ``direction="orthogonal"`` puts Muon's direction ``o`` in the place of ``g`` (Jordan et
+al., 2024, https://kellerjordan.github.io/posts/muon), and gradients are taken at ``p - lr * o``::
+
+    m < -mu * m + (1 - mu) * g
+    o < -sqrt(max(rows, columns)) * newton_schulz(mu * m + (1 - mu) * g)
+
+``update="rms"`` steps by the decoded update itself, in a size that is fixed::
+
+    p     <- p - gain * lr * u / rms(u)                u = idct(mean of q over those who sent it)
 """
 
 from __future__ import annotations
@@ -31,9 +41,13 @@ from torch.nn.functional import pad
 from torch.optim import Optimizer
 from typing_extensions import override
 
-__all__ = ["Exchange", "ReferenceDisTrO", "ReferenceTensor", "Sent", "Tiling"]
+__all__ = ["Direction", "Exchange", "ReferenceDisTrO", "ReferenceTensor", "Sent", "Tiling", "Update"]
 
 Tiling = Literal["padded", "divisor"]
+
+Direction = Literal["momentum", "orthogonal"]
+
+Update = Literal["sign", "rms"]
 
 Sent = tuple[Tensor, Tensor]
 """What one peer sends of one tensor: positions in their tiles ``(tiles, k) int64``, and values ``(tiles, k)``. A value
@@ -130,6 +144,30 @@ def placed(index: Tensor, value: Tensor, tiles: Tensor) -> Tensor:
     return flat.scatter_reduce(1, index, value, reduce="mean", include_self=False).view_as(tiles)
 
 
+# -- another direction -------------------------------------------------------------------------------------------------
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """``(rows, columns)`` with all singular values brought near 1; of zeros, zeros."""
+    x: Tensor = matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+    if x.shape[0] > x.shape[1]:
+        return newton_schulz(matrix.T).T
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def orthogonal(x: Tensor, tiling: Tiling) -> Tensor:
+    """Muon's direction of a tensor of any shape, in a size like that of signs; where it is no matrix, its signs."""
+    matrices = as_matrices(x, tiling)
+    rows, columns = matrices.shape[1:]
+    if min(rows, columns) <= 1:
+        return x.sign()
+    size = math.sqrt(max(rows, columns))
+    return torch.stack([size * newton_schulz(matrix) for matrix in matrices]).reshape(x.shape)
+
+
 # -- one tensor --------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +186,11 @@ class ReferenceTensor:
         overlap: Psyche's variant; False is DeMo.
         weight_decay: as in AdamW.
         own: what was sent last and is still in ``delta``, with values before quantization. Only with ``overlap``.
+        direction, update: the rules; see the module.
+        gain: of a step.
+        momentum: what stays of ``buffer``.
+        buffer: Muon's momentum, shaped as ``param``, of the type of ``delta``; None before the first gradient.
+        ahead: Muon's direction that is on its way, shaped alike; None if there is none.
         select: chooses coefficients, as :func:`largest` does; a test may settle ties.
     """
 
@@ -161,11 +204,20 @@ class ReferenceTensor:
     overlap: bool
     weight_decay: float = 0.0
     own: Sent | None = None
+    direction: Direction = "momentum"
+    update: Update = "sign"
+    gain: float = 1.0
+    momentum: float = 0.95
+    buffer: Tensor | None = None
+    ahead: Tensor | None = None
     select: Callable[[Tensor, int], Sent] = largest
 
     def looking_ahead(self, previous_lr: float) -> Tensor:
         """The weights at which the gradient is taken with ``overlap``, of the shape and type of ``param``."""
-        return (self.param.to(self.delta.dtype) - previous_lr * self.delta.sign()).to(self.param.dtype)
+        shift = self.delta.sign()
+        if self.direction == "orthogonal":
+            shift = torch.zeros_like(self.delta) if self.ahead is None else self.ahead
+        return (self.param.to(self.delta.dtype) - previous_lr * shift).to(self.param.dtype)
 
     def generate(self, grad: Tensor | None, lr: float, *, alone: bool = True) -> Sent | None:
         """Takes ``grad``, shaped as ``param``, into the momentum and returns what is sent, or None for nothing.
@@ -179,9 +231,16 @@ class ReferenceTensor:
         usable = grad is not None and bool(grad.isfinite().all())
         if usable or not alone:
             self.param.mul_(1 - lr * self.weight_decay)
+        self.ahead = None
         if grad is None or not usable:
             return None
-        self.delta = self.decay * self.delta + lr * grad.to(self.delta.dtype)
+        taken = grad.to(self.delta.dtype)
+        if self.direction == "orthogonal":
+            before = torch.zeros_like(taken) if self.buffer is None else self.buffer
+            self.buffer = self.momentum * before + (1 - self.momentum) * taken
+            taken = orthogonal(self.momentum * self.buffer + (1 - self.momentum) * taken, self.tiling)
+            self.ahead = taken
+        self.delta = self.decay * self.delta + lr * taken
         index, value = self.select(encode(to_tiles(self.delta, self.chunk, self.tiling)), self.topk)
         if not self.quantize:
             limit = torch.finfo(self.param.dtype).max  # of float16, that is 65504
@@ -199,14 +258,27 @@ class ReferenceTensor:
         """The update before its sign, shaped as ``param`` in the dtype of ``delta``; 0 where nobody sent anything."""
         if not sent:
             return torch.zeros_like(self.delta)
-        index = torch.cat([i for i, _ in sent], dim=1)
-        value = torch.cat([1.0 - 2.0 * v.to(self.delta.dtype) if v.dtype == torch.bool else v for _, v in sent], dim=1)
-        return self._decoded(index, value.to(self.delta.dtype))
+        return self._decoded(*self._together(sent))
 
     def apply(self, sent: Sequence[Sent], lr: float) -> None:
-        """``p -= lr * sign(decoded)``, with what all peers sent of this tensor, in the same order on every peer."""
-        moved = self.param.to(self.delta.dtype) - lr * self.decoded(sent).sign()
+        """``p -= gain * lr * sign(decoded)``, with what all peers sent of this tensor, in the same order everywhere."""
+        step = self.decoded(sent).sign() if self.update == "sign" else self._of_fixed_size(sent)
+        moved = self.param.to(self.delta.dtype) - self.gain * lr * step
         self.param.copy_(moved.to(self.param.dtype))
+
+    def _together(self, sent: Sequence[Sent]) -> Sent:
+        index = torch.cat([i for i, _ in sent], dim=1)
+        value = torch.cat([1.0 - 2.0 * v.to(self.delta.dtype) if v.dtype == torch.bool else v for _, v in sent], dim=1)
+        return index, value.to(self.delta.dtype)
+
+    def _of_fixed_size(self, sent: Sequence[Sent]) -> Tensor:
+        """The update over its root mean square, which is that of whole tiles: what lies beyond the tensor counts."""
+        if not sent:
+            return torch.zeros_like(self.delta)
+        tiles = to_tiles(torch.zeros_like(self.delta), self.chunk, self.tiling)
+        whole = decode(placed(*self._together(sent), tiles))
+        size = whole.square().mean().sqrt()
+        return from_tiles(whole / size, self.delta, self.tiling) if size > 0 else torch.zeros_like(self.delta)
 
     def _decoded(self, index: Tensor, value: Tensor) -> Tensor:
         tiles = to_tiles(torch.zeros_like(self.delta), self.chunk, self.tiling)
@@ -235,7 +307,11 @@ class ReferenceDisTrO(Optimizer):
         params: Iterable[Any],
         lr: float = 1e-3,
         *,
-        compression_decay: float = 0.999,
+        direction: Direction = "momentum",
+        update: Update = "sign",
+        gain: float | None = None,
+        momentum: float = 0.95,
+        compression_decay: float | None = None,
         compression_topk: int = 8,
         compression_chunk: int = 64,
         weight_decay: float = 0.0,
@@ -246,7 +322,13 @@ class ReferenceDisTrO(Optimizer):
     ) -> None:
         settings = {
             "lr": lr,
-            "compression_decay": compression_decay,
+            "direction": direction,
+            "update": update,
+            "gain": (2.0 if update == "rms" else 1.0) if gain is None else gain,
+            "momentum": momentum,
+            "compression_decay": (0.7 if direction == "orthogonal" else 0.999)
+            if compression_decay is None
+            else compression_decay,
             "compression_topk": compression_topk,
             "compression_chunk": compression_chunk,
             "weight_decay": weight_decay,
@@ -264,6 +346,10 @@ class ReferenceDisTrO(Optimizer):
                 tiling,
                 quantize_1bit,
                 overlap,
+                direction=group["direction"],
+                update=group["update"],
+                gain=group["gain"],
+                momentum=group["momentum"],
             )
             for param, group in self._params()
         ]

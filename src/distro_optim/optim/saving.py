@@ -14,6 +14,7 @@ from ..compress import CompressedUpdate
 from ..errors import ConfigurationError
 from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
+from .rules import PUBLISHED, RULES, is_orthogonal
 from .run import ARITHMETIC, Run
 from .state import COEFFICIENTS, DELTA, WEIGHT, pack_in_flight, restore_state, unpack_in_flight
 
@@ -74,12 +75,24 @@ class ResumableOptimizer(DecoupledMomentum):
                         name="state_dict",
                         value=group[ARITHMETIC],
                     )
+            for group, own in zip(self.param_groups, before[1], strict=True):
+                for name in RULES:
+                    if group[name] != own[name]:
+                        raise ConfigurationError(
+                            f"the saved state was made with {name}={group[name]!r}, this optimizer has {own[name]!r}: "
+                            "make it with the same one, as all its peers",
+                            name="state_dict",
+                            value=group[name],
+                        )
             self._run.forget_plan()
             plan = self.plan
+            orthogonal = [is_orthogonal(group) for group in self.param_groups for _ in group["params"]]
             for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):
                 # Copies: the saved tensors may be those of an optimizer that goes on.
                 copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
-                self.state[param] = restore_state(copied, param, plan, number, self._overlap, self._transform)
+                self.state[param] = restore_state(
+                    copied, param, plan, number, self._overlap, self._transform, orthogonal[number]
+                )
             in_flight = self._overlap and self.param_groups[0]["in_flight"]
             arrived = unpack_in_flight(plan, originals) if in_flight else None
         except BaseException:
@@ -109,7 +122,13 @@ class ResumableOptimizer(DecoupledMomentum):
         seen: dict[str, Any] = {}
 
         def complete_and_keep(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            groups = [{**self.defaults, **group} for group in loaded["param_groups"]]
+            # A state that says nothing of rules is of a version that had none, or of another optimizer.
+            own = [{key: group[key] for key in (*RULES, "compression_decay")} for group in self.param_groups]
+            own += [{}] * (len(loaded["param_groups"]) - len(own))
+            groups = [
+                {**self.defaults, **kept, **(PUBLISHED if "compression_decay" in group else {}), **group}
+                for kept, group in zip(own, loaded["param_groups"], strict=False)
+            ]
             seen.update(loaded, param_groups=groups)
             return seen
 

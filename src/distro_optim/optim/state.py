@@ -9,6 +9,14 @@ Always in ``state[p]``, from construction, and saved; float32, or float64 for a 
 ``quarantined``   0-D int64 on the CPU: gradients left out because they were not finite
 ================  ===============================================================================================
 
+With ``direction="orthogonal"`` also, and saved:
+
+===================  ============================================================================================
+``momentum_buffer``  Muon's momentum of the gradients, shaped as the parameter; ``delta`` gathers the directions
+                     that are made of it
+``direction``        the last of them, whose update is on its way; only with ``overlap=True``
+===================  ============================================================================================
+
 With ``overlap=True`` also, and saved:
 
 ===============  ================================================================================================
@@ -44,6 +52,8 @@ from ..errors import ConfigurationError, DistroError
 __all__ = [
     "COEFFICIENTS",
     "DELTA",
+    "DIRECTION",
+    "MOMENTUM_BUFFER",
     "OWN_INDEX",
     "OWN_VALUE",
     "QUARANTINED",
@@ -56,6 +66,8 @@ __all__ = [
 
 DELTA: Final = "delta"
 COEFFICIENTS: Final = "coefficients"
+MOMENTUM_BUFFER: Final = "momentum_buffer"
+DIRECTION: Final = "direction"
 QUARANTINED: Final = "quarantined"
 OWN_INDEX: Final = "own_index"
 OWN_VALUE: Final = "own_value"
@@ -73,7 +85,7 @@ def momentum(state: dict[str, Tensor]) -> Tensor:
 
 
 def _templates(
-    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
+    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName, orthogonal: bool
 ) -> dict[str, Tensor]:
     """Tensors without memory that have the shapes and dtypes of the state."""
     grid = plan.grids[number]
@@ -88,6 +100,10 @@ def _templates(
     else:
         state = {DELTA: template(*param.shape, dtype=dtype)}
     state[QUARANTINED] = template(dtype=torch.int64)
+    if orthogonal:
+        state[MOMENTUM_BUFFER] = template(*param.shape, dtype=dtype)
+        if overlap:
+            state[DIRECTION] = template(*param.shape, dtype=dtype)
     if overlap:
         state[OWN_INDEX] = template(*rows, dtype=torch.int32)
         state[OWN_VALUE] = template(*rows, dtype=dtype)
@@ -109,7 +125,13 @@ def _device(key: str, param: Tensor) -> torch.device:
 
 
 def restore_state(
-    saved: dict[str, Any], param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName
+    saved: dict[str, Any],
+    param: Tensor,
+    plan: TilePlan,
+    number: int,
+    overlap: bool,
+    transform: TransformName,
+    orthogonal: bool = False,
 ) -> dict[str, Tensor]:
     """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
 
@@ -122,12 +144,13 @@ def restore_state(
         plan: of the model.
         number: the parameter's place in ``plan``.
         overlap, transform: of the optimizer.
+        orthogonal: its direction in the group of the parameter.
 
     Raises:
         ConfigurationError: a tensor has another shape, or an index lies outside its tile.
     """
     state = {}
-    for key, template in _templates(param, plan, number, overlap, transform).items():
+    for key, template in _templates(param, plan, number, overlap, transform, orthogonal).items():
         value = saved.get(key)
         if value is None and key in (DELTA, COEFFICIENTS):
             value = _in_the_other_form(saved, key, param, plan.grids[number])
@@ -151,7 +174,7 @@ def restore_state(
                 name="state_dict",
             )
         value = value.to(device=_device(key, param), dtype=template.dtype)
-        if key in (DELTA, COEFFICIENTS) and not _is_finite(value):
+        if key in (DELTA, COEFFICIENTS, MOMENTUM_BUFFER, DIRECTION) and not _is_finite(value):
             warnings.warn(
                 f"distro_optim: the saved {key} of parameter {number} is not finite; its momentum starts from zero.",
                 UserWarning,

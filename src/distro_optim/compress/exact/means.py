@@ -84,12 +84,18 @@ def _table(parts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=dtype, device=device)
 
 
-def means_of_values(index: Tensor, value: Tensor, weight: Tensor | None, *, parts: int, scratch: Tensor) -> Means:
-    """Of values; arguments as for :func:`means_of_signs`, but ``value`` is ``(n, m)`` float32 or float64."""
+def means_of_values(
+    index: Tensor, value: Tensor, weight: Tensor | None, *, parts: int, scratch: Tensor, largest: Tensor | None = None
+) -> Means:
+    """Of values; arguments as for :func:`means_of_signs`, but ``value`` is ``(n, m)`` float32 or float64.
+
+    Args:
+        largest: ``(n, 1)`` of the type of ``value``: the magnitude of which the unit is made; None is that of the tile.
+    """
     if weight is not None:
         # Not by a product: what absent contributors hold is not looked at, and may be anything.
         value = torch.where(weight.to(torch.bool), value, 0)
-    rounded, unit = _to_integers(value)
+    rounded, unit = _to_integers(value, largest)
     if parts == 1:
         return Means(index, rounded.to(scratch.dtype), True, unit)
     total, count = _sum_and_count(index, rounded.to(scratch.dtype), weight, parts, scratch)
@@ -116,7 +122,7 @@ _TOGETHER: Final = 31
 """Contributors up to which a sum of values and a count fit into the 24 bits of a float32 together."""
 
 
-def _to_integers(value: Tensor) -> tuple[Tensor, Tensor]:
+def _to_integers(value: Tensor, at_most: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``(n, m)`` values to integers of at most ``2**VALUE_BITS``, in units ``2**unit`` that the tile shares.
 
     Multiplying with powers of two is exact for all that does not round to 0, and so is what the rounding is made of.
@@ -126,7 +132,8 @@ def _to_integers(value: Tensor) -> tuple[Tensor, Tensor]:
     double = value.dtype == torch.float64
     fraction, bias, integer = (52, 1023, torch.int64) if double else (23, 127, torch.int32)
     magnitude = value.abs()
-    largest = magnitude.amax(1, keepdim=True).view(integer) >> fraction
+    most = magnitude.amax(1, keepdim=True) if at_most is None else at_most
+    largest = most.view(integer) >> fraction
     power = bias + VALUE_BITS - 1 - largest
     half = power >> 1  # in two steps: 2**power itself may be too large
     scaled = (

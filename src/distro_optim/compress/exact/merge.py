@@ -21,6 +21,7 @@ from .filtered import filtered_signs, fits_filter
 from .limbs import integer_tiles
 from .means import Means, means_of_signs, means_of_values
 from .products import exact_tiles
+from .rms import MAX_SQUARES, exponent_of, factor_of
 
 __all__ = ["ExactMerge"]
 
@@ -46,6 +47,16 @@ class ExactMerge(Merge):
                 name="compression_chunk",
                 value=max(batch.h, batch.w),
             )
+        most_tiles = max(stop - start for start, stop in batch.ranges.values())
+        if self.measures and most_tiles * terms > MAX_SQUARES:
+            raise ConfigurationError(
+                f"update='rms' with arithmetic='exact' is proven for {MAX_SQUARES} coefficients of a tensor, those of "
+                f"{MAX_CONTRIBUTORS} peers together: one of {most_tiles} tiles with compression_topk={batch.k} can "
+                f"have {most_tiles * terms}; give it a group with update='sign'",
+                name="update",
+                value="rms",
+            )
+        self._largest: Tensor | None = None
         self._plain = isinstance(transform, Identity)
         self._filters = fits_filter(batch.h, batch.w, batch.compute_dtype, batch.device)
         self._in_float64 = batch.device.type in _HAVE_FLOAT64
@@ -58,6 +69,40 @@ class ExactMerge(Merge):
                 name="updates",
                 value=len(updates),
             )
+        self._largest = self._largest_of_tensors(updates) if self.measures else None
+
+    def _largest_of_tensors(self, updates: Sequence[CompressedUpdate]) -> Tensor | None:
+        """The largest magnitude of a tensor at all of its tiles, ``(tiles, 1)``: they share a unit. None for signs."""
+        values = [u.value[self.number] for u in updates]
+        if all(value.dtype == torch.bool for value in values):
+            return None
+        largest = torch.zeros(self.batch.tiles, 1, dtype=self.batch.compute_dtype, device=self.batch.device)
+        for update, value in zip(updates, values, strict=True):
+            magnitude = values_of([value], self.batch.compute_dtype).abs().amax(1, keepdim=True)
+            for number, (start, stop) in self.batch.ranges.items():
+                if update.present[number]:
+                    part = largest[start:stop]
+                    torch.maximum(part, magnitude[start:stop].amax(), out=part)
+        return largest
+
+    @override
+    def type_of_squares(self) -> torch.dtype:
+        return torch.int64
+
+    @override
+    def squares_of_block(
+        self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
+    ) -> Tensor:
+        means = self._means(block, updates, scratch[1])
+        return means.once(scratch[1].view(block.tiles, -1)).to(torch.int64).square_().sum(1)
+
+    @override
+    def factor(self, number: int, lr: float) -> float:
+        start, stop = self.batch.ranges[number]
+        h, w = self.batch.h, self.batch.w
+        exponent, count = (0, h * w) if self._plain else (exponent_of(h, w), 1)
+        double = self.batch.compute_dtype == torch.float64
+        return factor_of(int(self._measured[number]), (stop - start) * count, exponent, lr, double=double)
 
     @override
     def merge_block(
@@ -71,6 +116,9 @@ class ExactMerge(Merge):
     ) -> None:
         tiles, coefficients, spare = scratch
         means = self._means(block, updates, coefficients)
+        if self.measures:
+            self.descend_measured(block, self._decode(means, tiles, coefficients), params, lr)
+            return
         if self._filters and not self._plain:
             filtered_signs(means, tiles, coefficients, spare)
         else:
@@ -104,7 +152,8 @@ class ExactMerge(Merge):
         if all(value.dtype == torch.bool for value in values):
             return means_of_signs(index, joined(values, dim=1), weight, parts=parts, scratch=flat)
         numbers = values_of(values, batch.compute_dtype)
-        return means_of_values(index, numbers, weight, parts=parts, scratch=flat)
+        largest = None if self._largest is None else self._largest[rows]
+        return means_of_values(index, numbers, weight, parts=parts, scratch=flat, largest=largest)
 
     def _decode(self, means: Means, tiles: Tensor, scratch: Tensor) -> Tensor:
         """``tiles`` as numbers with the exact sign."""

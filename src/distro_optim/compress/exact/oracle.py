@@ -6,14 +6,24 @@ as IEEE 754 says.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from .definition import VALUE_BITS, integer_basis, mean_of_signs
 
-__all__ = ["coefficients_of_signs", "coefficients_of_values", "decoded", "float_bits", "stepped"]
+__all__ = [
+    "coefficients_of_signs",
+    "coefficients_of_values",
+    "decoded",
+    "float_bits",
+    "largest_exponent",
+    "rms_factor",
+    "stepped",
+]
 
 Contribution = Sequence[tuple[int, int]]
 """One contributor's part of one tile: a position, and a sign of +1 or -1, or the bits of a float."""
@@ -30,16 +40,25 @@ def coefficients_of_signs(contributions: Sequence[Contribution]) -> dict[int, in
     return {position: mean_of_signs(sums[position], counts[position]) for position in sums}
 
 
-def coefficients_of_values(contributions: Sequence[Contribution], *, double: bool = False) -> dict[int, int]:
+def largest_exponent(contributions: Sequence[Contribution], *, double: bool = False) -> int:
+    """The largest biased exponent of the values."""
+    fraction, exponents = (52, 0x7FF) if double else (23, 0xFF)
+    return max((bits >> fraction & exponents for c in contributions for _, bits in c), default=0)
+
+
+def coefficients_of_values(
+    contributions: Sequence[Contribution], *, double: bool = False, largest: int | None = None
+) -> dict[int, int]:
     """The mean value at each position that somebody named, in units that all contributors of the tile share.
 
     Args:
         contributions: with the bits of float32 values, or of float64 values where ``double``.
         double: which.
+        largest: of the biased exponents that count; None is that of the tile.
     """
     fraction, exponents = (52, 0x7FF) if double else (23, 0xFF)
     longest = 62 if double else 31
-    largest = max((bits >> fraction & exponents for c in contributions for _, bits in c), default=0)
+    largest = largest_exponent(contributions, double=double) if largest is None else largest
     sums: dict[int, int] = {}
     counts: dict[int, int] = {}
     for contribution in contributions:
@@ -84,3 +103,34 @@ def stepped(weight: float, x: int, lr: float) -> float:
     """A float32 weight after the step: ``weight - fl32(lr)`` where ``x`` is positive, and so on, rounded once."""
     step = np.float32(lr) * np.float32((x > 0) - (x < 0))
     return float(np.float32(weight) - step) if x else float(np.float32(weight))
+
+
+def rms_factor(squares: int, tiles: int, h: int, w: int, rate: float, *, double: bool = False) -> float:
+    """What a tensor's ``X`` is multiplied with, all roundings written out.
+
+    Args:
+        squares: the sum of the squares of its integer coefficients.
+        tiles: how many it has, of ``h`` x ``w``.
+        rate: of learning, with its gain.
+        double: for float64 weights.
+    """
+    if not squares:
+        return 0.0
+    # rms(X)**2 = squares * 2**e / tiles; an odd e leaves a factor of 2 under the root.
+    e = {(False, False): 24, (False, True): 23, (True, False): 47, (True, True): 46}[h > 1, w > 1]
+    mean = float(Fraction(squares << e % 2, tiles))
+    root = _rounded_root(mean)
+    factor = float(Fraction(rate) / Fraction(root)) / 2.0 ** (e // 2)
+    if not double:
+        factor = float(np.float32(factor))
+    return factor if factor >= 2.0**-102 else 0.0
+
+
+def _rounded_root(value: float) -> float:
+    """The square root, rounded to the nearest double, by whole numbers."""
+    numerator, denominator = value.as_integer_ratio()  # of which the denominator is a power of two
+    bits = 80 + denominator.bit_length()
+    root = math.isqrt((numerator << 2 * bits) // denominator)  # 2**bits times as large, and with 70 bits at the least
+    # A root of a double is never half-way between two doubles: one bit more stands for all that was cut off.
+    cut_off = root * root * denominator != numerator << 2 * bits
+    return float(Fraction(2 * root + cut_off, 2 << bits))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..._version import __version__
 from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
+from ...optim.rules import PUBLISHED
 from ...optimizer import DisTrO
 from ...verify.merkle import merkle_root
 from ..rounds.weights import tensor_digest
@@ -56,6 +57,9 @@ _KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 _SHARED_SETTINGS: Final = ("compression_chunk", "compression_topk", "weight_decay")
 """Settings of a parameter group that all peers must have, in the order in which they are compared."""
+
+_MAX_RULE: Final = 32
+"""Characters of a rule's name."""
 
 _PRIVATE_SETTINGS: Final = ("compression_decay",)
 """Those that may differ: they shape what a peer sends, not what is made of it."""
@@ -89,7 +93,8 @@ class ModelIdentity:
             counts for itself.
         tensors: trained ones in the optimizer's order, then frozen ones, then buffers.
         settings: of the whole optimizer.
-        groups: settings of each parameter group; ``lr`` is that of the step, if the script decides it.
+        groups: settings of each parameter group, with its rules where they are other than the published;
+            ``lr`` is that of the step, if the script decides it.
         data: size of the dataset and seed of its order, where they are known.
         machine: the self-test of the peer's arithmetic, and what it may depend on; see :mod:`.machine`. Empty where it
             is not said.
@@ -101,7 +106,7 @@ class ModelIdentity:
     weights: bytes
     tensors: tuple[TensorIdentity, ...]
     settings: Mapping[str, str | bool]
-    groups: tuple[Mapping[str, float | int], ...]
+    groups: tuple[Mapping[str, float | int | str], ...]
     data: Mapping[str, int] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
@@ -190,10 +195,11 @@ class ModelIdentity:
         for number, (ours_, theirs_) in enumerate(zip(self.groups, theirs.groups, strict=True)):
             where = f" of parameter group {number}" if len(self.groups) > 1 else ""
             for name in sorted({*ours_, *theirs_} - set(_PRIVATE_SETTINGS)):
+                assumed = PUBLISHED.get(name)
                 yield (
                     f"{name}{where}",
-                    ours_.get(name),
-                    theirs_.get(name),
+                    ours_.get(name, assumed),
+                    theirs_.get(name, assumed),
                     (
                         f"at step {self.step}: use the same schedule, and let it follow the run (session.follow)"
                         if name == "lr"
@@ -263,7 +269,11 @@ def describe(
             "arithmetic": optimizer.arithmetic,
         },
         groups=tuple(
-            {"parameters": len(group["params"]), **{name: _plain(group[name]) for name in names}}
+            {
+                "parameters": len(group["params"]),
+                **{name: group[name] for name, published in PUBLISHED.items() if group[name] != published},
+                **{name: _plain(group[name]) for name in names},
+            }
             for group in optimizer.param_groups
         ),
         data=data,
@@ -386,6 +396,10 @@ def _decode_tensor(item: object) -> TensorIdentity:
     raise ProtocolError("no description of a tensor", field="distro_optim.tensors")
 
 
-def _decode_group(item: object) -> dict[str, float | int]:
+def _decode_group(item: object) -> dict[str, float | int | str]:
     group = _Fields(item, "distro_optim.optimizer.groups")
-    return {name: group.get(name, int, float) for name in group.content}
+    settings: dict[str, float | int | str] = {name: group.get(name, int, float, str) for name in group.content}
+    for value in settings.values():
+        if isinstance(value, str) and not (len(value) <= _MAX_RULE and value.isascii() and value.isprintable()):
+            raise ProtocolError("too long, or not printable", field=group.where)
+    return settings

@@ -67,6 +67,7 @@ def machine_facts(optimizer: DisTrO) -> dict[str, str]:
         optimizer.transform,
         optimizer.quantize_1bit,
         optimizer.arithmetic,
+        group["update"],
         int(group["compression_chunk"]),
         int(group["compression_topk"]),
         device,
@@ -113,6 +114,7 @@ def merge_hash(
     transform: str,
     quantize: bool,
     arithmetic: str,
+    update: str,
     chunk: int,
     topk: int,
     device: torch.device,
@@ -126,6 +128,8 @@ def merge_hash(
     optimizer = DisTrO(
         params,
         _RATE,
+        direction="momentum",
+        update=update,  # type: ignore[arg-type]
         weight_decay=_DECAY,
         compression_chunk=side,
         compression_topk=topk,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...coordinator.model import ConstantLR, Distro, LearningRateSchedule
 from ...errors import ConfigurationError
+from ...optim.rules import PUBLISHED
 from ...optimizer import DisTrO
 
 __all__ = ["adopt_settings", "changes_of_schedule", "schedule_of", "settings_of"]
@@ -58,6 +59,7 @@ def adopt_settings(optimizer: DisTrO, run: Distro) -> list[str]:
             value=optimizer.transform,
         )
     settings: dict[str, Any] = {
+        **PUBLISHED,
         "weight_decay": run.weight_decay or 0.0,
         "compression_decay": run.compression_decay,
         "compression_topk": run.compression_topk,

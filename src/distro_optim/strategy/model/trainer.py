@@ -23,7 +23,7 @@ from torch import Tensor
 from ...compress import CompressedUpdate, TilePlan, make_plan
 from ...coordinator.rules.schedule import cold_start_factor
 from ...errors import ConfigurationError, DistroError
-from ...optim.state import WEIGHT, momentum
+from ...optim.state import MOMENTUM_BUFFER, WEIGHT, momentum
 from ...optimizer import DisTrO
 from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
 from ..rounds.weights import TensorDigest, tensor_digest
@@ -31,6 +31,9 @@ from .named_tensors import NamedTensors
 from .still_weights import StillWeights
 
 __all__ = ["SwarmTrainer", "check_overlap"]
+
+_BUFFERS: Final = "momentum_buffer/"
+"""Before a tensor's name: its momentum of gradients, with ``direction="orthogonal"``."""
 
 _KEPT_RATES: Final = 2
 """The lookahead wants the rates of the step before."""
@@ -229,11 +232,14 @@ class SwarmTrainer:
         self.tensors.load(values)
 
     def momentum(self) -> dict[str, Tensor]:
-        """Copies of the momentum of each tensor, on the CPU."""
-        return {
-            name: momentum(self.optimizer.state[tensor]).to("cpu", copy=True)
-            for name, tensor in self.tensors.trained.items()
-        }
+        """Copies of the momentum of each tensor, on the CPU, and of Muon's where it has one (:data:`_BUFFERS`)."""
+        copies = {}
+        for name, tensor in self.tensors.trained.items():
+            state = self.optimizer.state[tensor]
+            copies[name] = momentum(state).to("cpu", copy=True)
+            if MOMENTUM_BUFFER in state:
+                copies[_BUFFERS + name] = state[MOMENTUM_BUFFER].to("cpu", copy=True)
+        return copies
 
     @torch.no_grad()
     def load_momentum(self, values: Mapping[str, Tensor]) -> None:
@@ -244,15 +250,20 @@ class SwarmTrainer:
         """
         self.forget_momentum()
         for name, tensor in self.tensors.trained.items():
-            delta = momentum(self.optimizer.state[tensor])
-            if name in values:
-                if values[name].shape != delta.shape:
+            state = self.optimizer.state[tensor]
+            parts = {name: momentum(state)}
+            if MOMENTUM_BUFFER in state:
+                parts[_BUFFERS + name] = state[MOMENTUM_BUFFER]
+            for key, part in parts.items():
+                if key not in values:
+                    continue
+                if values[key].shape != part.shape:
                     raise ConfigurationError(
-                        f"the saved momentum of {name} has shape {tuple(values[name].shape)}, the tensor "
-                        f"{tuple(delta.shape)}",
+                        f"the saved momentum of {name} has shape {tuple(values[key].shape)}, the tensor "
+                        f"{tuple(part.shape)}",
                         name="momentum",
                     )
-                delta.copy_(values[name])
+                part.copy_(values[key])
 
     def forget_momentum(self) -> None:
         """Momentum starts at zero again."""

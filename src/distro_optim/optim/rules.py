@@ -1,0 +1,51 @@
+"""The rules of a parameter group, and what counts where it does not say.
+
+Two choices that do not depend on each other:
+
+``direction``  what a peer takes into what it sends. ``"momentum"``: its gradients, as DeMo and Psyche do.
+               ``"orthogonal"``: the direction in which Muon would step, see :mod:`~distro_optim.optim.orthogonal`.
+``update``     what everybody makes of what was sent. ``"sign"``: the sign of the decoded update, as DeMo and Psyche do.
+               ``"rms"``: the decoded update itself, over its root mean square.
+
+All peers must have the same ``update`` and ``gain``, which decide on the weights. A direction shapes only what a peer
+sends, but a swarm in which it differs learns less than either, so that it is compared as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
+
+__all__ = ["DIRECTIONS", "PUBLISHED", "RULES", "Direction", "is_orthogonal", "with_defaults"]
+
+Direction = Literal["momentum", "orthogonal"]
+"""What is taken into the momentum that is sent."""
+
+DIRECTIONS: Final[tuple[str, ...]] = get_args(Direction)
+
+PUBLISHED: Final[dict[str, Any]] = {"direction": "momentum", "update": "sign", "gain": 1.0}
+"""The rules of DeMo and of Psyche: also those of whoever does not say."""
+
+RULES: Final = tuple(PUBLISHED)
+"""Settings of a parameter group in which all peers are alike."""
+
+_DECAYS: Final = {"momentum": 0.999, "orthogonal": 0.7}
+"""What is left of the momentum after a step. What was not sent of an orthogonal direction is soon out of date."""
+
+_GAINS: Final = {"sign": 1.0, "rms": 2.0}
+"""One rate served best with them, of those tried, in each rule."""
+
+
+def is_orthogonal(group: Mapping[str, Any]) -> bool:
+    """Whether a parameter group has Muon's direction."""
+    return bool(group["direction"] == "orthogonal")
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those that are None replaced by what suits the rules, which are valid."""
+    chosen = dict(settings)
+    if chosen["compression_decay"] is None:
+        chosen["compression_decay"] = _DECAYS[chosen["direction"]]
+    if chosen["gain"] is None:
+        chosen["gain"] = _GAINS[chosen["update"]]
+    return chosen
