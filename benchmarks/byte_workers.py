@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from examples.byte_model import ByteTransformer, next_byte_loss
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
@@ -22,7 +23,7 @@ from distro_optim.compress import Arithmetic, UpdateRule
 from distro_optim.optim.reference import ReferenceTensor, Sent
 from distro_optim.optim.rules import Direction
 
-__all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "PlainWorkers", "Workers"]
+__all__ = ["WORKERS", "AdamWWorkers", "Batch", "DistroWorkers", "Method", "MuonWorkers", "PlainWorkers", "Workers"]
 
 # Inputs and targets, (windows, context) int64.
 Batch = tuple[Tensor, Tensor]
@@ -86,6 +87,33 @@ class AdamWWorkers(Workers):
 
     def sent_per_step(self) -> float:
         return sum(p.numel() for p in self._model.parameters()) * BF16_BYTES
+
+
+class MuonWorkers(AdamWWorkers):
+    """Muon for matrices, embeddings too, and AdamW for vectors, on averaged gradients.
+
+    Its learning rate is scaled as ``match_rms_adamw`` does, so that ``lr`` means to a matrix what it means to AdamW.
+
+    Raises:
+        SystemExit: PyTorch is older than 2.9.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method)
+        if not hasattr(torch.optim, "Muon"):
+            raise SystemExit("torch.optim.Muon came with PyTorch 2.9: run this with the versions of constraints.txt")
+        matrices = [p for p in self._model.parameters() if p.ndim == 2]
+        self._optimizer = torch.optim.AdamW(
+            [p for p in self._model.parameters() if p.ndim != 2], lr=method.lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self._muon = torch.optim.Muon(matrices, lr=method.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    @override
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        self._muon.zero_grad()
+        super().step(batches, lr)
+        self._muon.param_groups[0]["lr"] = lr
+        self._muon.step()
 
 
 def gradients(model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> list[Tensor]:
@@ -190,6 +218,9 @@ class PlainWorkers(Workers):
             "padded",
             method.quantize,
             method.overlap,
+            direction=method.direction,
+            update=method.update,
+            gain=(2.0 if method.update == "rms" else 1.0) if method.gain is None else method.gain,
         )
 
     def _where(self, plain: ReferenceTensor) -> Tensor:

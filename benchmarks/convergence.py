@@ -1,4 +1,4 @@
-"""How well four workers learn from the same bytes: AdamW on averaged gradients, DeMo, and DisTrO.
+"""How well four workers learn from the same bytes: AdamW and Muon on averaged gradients, DeMo, DisTrO, the recipe.
 
     python benchmarks/convergence.py --quick        # about two minutes, to see that it runs
     python benchmarks/convergence.py                # three seeds
@@ -9,7 +9,7 @@ same bytes. With weights and momentum in float64 it must end within 0.03 nats pe
 otherwise the status is 1. In float32, as it is used, the means over the seeds are shown side by side: there, two runs
 of the same method part after some ten steps, twin or not, since the last bit decides which of two nearly equal
 coefficients is sent, and that changes the signs of a whole tile. The table also shows how far rounding alone moves the
-end of a run. Losses over steps and a plot go to ``out/``.
+end of a run. Losses and a plot of them, over steps and over the bytes that a worker has sent, go to ``out/``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from byte_workers import WORKERS, AdamWWorkers, DistroWorkers, Method, PlainWorkers, Workers
+from byte_workers import WORKERS, AdamWWorkers, DistroWorkers, Method, MuonWorkers, PlainWorkers, Workers
 from examples.byte_data import SourceBytes
 from examples.byte_model import next_byte_loss
 from rich.console import Console
@@ -53,16 +53,29 @@ TOLERANCE = 0.03
 SEARCH_SEED = 1000  # not one of the table
 SEARCH_LRS = (5e-4, 1e-3, 2e-3, 3e-3)
 # Where the best rate lies at an edge of those, the next one beyond is tried too, so long as there is one here.
-BELOW, ABOVE = (2.5e-4, 1e-4), (5e-3, 8e-3)
+BELOW, ABOVE = (2.5e-4, 1e-4), (5e-3, 8e-3, 1e-2, 2e-2)
 
 ADAMW = Method("AdamW + DDP", lr=5e-4)
+MUON = Method("Muon + DDP", lr=1e-2)
+BASELINES = (ADAMW, MUON)
+WORKERS_OF = {ADAMW.name: AdamWWorkers, MUON.name: MuonWorkers}
 OURS = (
     Method("DeMo k=32 values", lr=1e-3, topk=32, decay=0.999),
     Method("DeMo k=32 1-bit", lr=1e-3, topk=32, decay=0.999, quantize=True),
     Method("DisTrO k=8 1-bit overlap", lr=1e-3, topk=8, decay=0.99, quantize=True, overlap=True),
+    Method(
+        "recipe k=8 1-bit overlap",
+        lr=3e-3,
+        topk=8,
+        decay=0.7,
+        quantize=True,
+        overlap=True,
+        direction="orthogonal",
+        update="rms",
+    ),
 )
 
-ADAMW_RUN, USED, EXACT = "baseline", "float32", "float64"
+BASELINE, USED, EXACT = "baseline", "float32", "float64"
 PLAIN_USED, PLAIN = "plain twin, float32", "plain twin, float64"
 
 
@@ -71,7 +84,7 @@ class Run:
     """One training.
 
     Attributes:
-        kind: AdamW; ours as it is used, and its plain twin; both without the chance of rounding.
+        kind: a baseline; ours as it is used, and its plain twin; both without the chance of rounding.
     """
 
     method: Method
@@ -117,8 +130,8 @@ def execute(run: Run) -> Result:
     """Trains. Bytes, first weights and learning rates depend on the seed, the steps and the method's ``lr`` alone."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
-    if run.kind == ADAMW_RUN:
-        workers: Workers = AdamWWorkers(run.method)
+    if run.kind == BASELINE:
+        workers: Workers = WORKERS_OF[run.method.name](run.method)
     else:
         dtype = torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64
         if run.kind in (PLAIN, PLAIN_USED):
@@ -222,8 +235,11 @@ def summarize(results: Sequence[Result]) -> list[Row]:
     def sent(method: Method, kind: str) -> float:
         return next(r.sent_per_step for r in results if (r.run.method, r.run.kind) == (method, kind))
 
-    adamw = list(finals(ADAMW, ADAMW_RUN).values())
-    rows = [Row(ADAMW, sent(ADAMW, ADAMW_RUN), adamw, 0.0)]
+    adamw = statistics.mean(finals(ADAMW, BASELINE).values())
+    rows = []
+    for method in BASELINES:
+        losses = list(finals(method, BASELINE).values())
+        rows.append(Row(method, sent(method, BASELINE), losses, statistics.mean(losses) - adamw))
     for method in OURS:
         used, exact = finals(method, USED), finals(method, EXACT)
         rows.append(
@@ -231,7 +247,7 @@ def summarize(results: Sequence[Result]) -> list[Row]:
                 method=method,
                 sent_per_step=sent(method, USED),
                 losses=list(used.values()),
-                behind_adamw=statistics.mean(used.values()) - statistics.mean(adamw),
+                behind_adamw=statistics.mean(used.values()) - adamw,
                 twin_losses=list(finals(method, PLAIN_USED).values()),
                 twin_gap=farthest(exact, finals(method, PLAIN)),
                 rounding=farthest(exact, used),
@@ -241,33 +257,38 @@ def summarize(results: Sequence[Result]) -> list[Row]:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Mean loss over the seeds against steps, in float32; plain twins dotted."""
+    """Mean loss over the seeds, in float32, against steps and against bytes that a worker has sent; twins dotted."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    for number, method in enumerate((ADAMW, *OURS)):
-        for kind in (ADAMW_RUN, USED, PLAIN_USED):
+    figure, (by_steps, by_bytes) = plt.subplots(1, 2, figsize=(13, 4.8), sharey=True, layout="constrained")
+    for number, method in enumerate((*BASELINES, *OURS)):
+        for kind in (BASELINE, USED, PLAIN_USED):
             runs = [r for r in results if (r.run.method, r.run.kind) == (method, kind)]
             if not runs:
                 continue
             means = [statistics.mean(losses) for losses in zip(*(r.losses for r in runs), strict=True)]
             label: str | None = f"{method.name} ({runs[0].sent_per_step:,.0f} B/step)"
             if kind == PLAIN_USED:  # one entry in the legend for all twins
-                label = "plain twins" if number == 1 else None
+                label = "plain twins" if method is OURS[0] else None
             style, color = (":", "black") if kind == PLAIN_USED else ("-", f"C{number}")
-            axes.plot(runs[0].steps, means, linestyle=style, color=color, label=label)
+            by_steps.plot(runs[0].steps, means, linestyle=style, color=color, label=label)
+            if kind != PLAIN_USED:  # twins send nothing; nor has anybody at step 0
+                sent = [step * runs[0].sent_per_step for step in runs[0].steps[1:]]
+                by_bytes.plot(sent, means[1:], color=color)
     seeds = len({r.run.seed for r in results})
-    axes.set(
+    by_steps.set(
         xlabel="step",
         ylabel="validation loss, nats per byte",
-        title=f"{WORKERS} workers, same bytes, mean of {seeds} seed(s)",
+        title=f"{WORKERS} workers, same bytes of text, mean of {seeds} seed(s)",
     )
-    axes.set_ylim(top=4)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    by_bytes.set(xlabel="bytes sent by each worker", xscale="log", title="the same, by what it cost the network")
+    by_steps.set_ylim(top=4)
+    for axes in (by_steps, by_bytes):
+        axes.grid(alpha=0.3)
+    by_steps.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -300,7 +321,7 @@ def run_all(todo: Sequence[Run], pool: ProcessPoolExecutor, console: Console, ou
 
 def search(steps: int, pool: ProcessPoolExecutor, console: Console, out: Path) -> None:
     """Every method at every rate, as it is used; prints and writes a table of the losses at the end."""
-    losses: dict[str, dict[float, float]] = {method.name: {} for method in (ADAMW, *OURS)}
+    losses: dict[str, dict[float, float]] = {method.name: {} for method in (*BASELINES, *OURS)}
 
     def wanted(method: Method) -> list[float]:
         tried = losses[method.name]
@@ -312,8 +333,8 @@ def search(steps: int, pool: ProcessPoolExecutor, console: Console, out: Path) -
 
     results: list[Result] = []
     while todo := [
-        Run(replace(method, lr=lr), ADAMW_RUN if method is ADAMW else USED, SEARCH_SEED, steps)
-        for method in (ADAMW, *OURS)
+        Run(replace(method, lr=lr), BASELINE if method in BASELINES else USED, SEARCH_SEED, steps)
+        for method in (*BASELINES, *OURS)
         for lr in wanted(method)
     ]:
         results += run_all(todo, pool, console, out / "learning_rates.json")
@@ -335,7 +356,7 @@ def compare(steps: int, seeds: int, pool: ProcessPoolExecutor, console: Console,
     todo = []
     for seed in range(seeds):
         todo += [Run(method, kind, seed, steps) for method in OURS for kind in (PLAIN, EXACT, PLAIN_USED, USED)]
-        todo.append(Run(ADAMW, ADAMW_RUN, seed, steps))
+        todo += [Run(method, BASELINE, seed, steps) for method in BASELINES]
     results = run_all(todo, pool, console, out / "convergence.json")
     return report(results, steps, seeds, console, out)
 
