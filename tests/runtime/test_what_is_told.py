@@ -26,13 +26,16 @@ def test_a_view_of_a_run_that_is_over_tells_how_it_went() -> None:
         for index, peer in enumerate(peers):
             peer.close()
             view = peer.port.view()
-            assert (view.run_state, view.stage, view.step, view.total_steps) == ("FINISHED", "ENDED", 13, 13)
+            assert (view.run_state, view.stage, view.step, view.total_steps) == ("FINISHED", "ENDED", 10, 10)
             assert view.fault is None
             assert view.rounds_trained == 10
             assert view.rounds_cancelled == 0
             assert view.weights_step is not None
             assert view.losses[peer.port.identity.p2p_identity].step == 10
-            assert view.last_events[-1] == "step 13: the run is finished"
+            assert view.last_events[-1] == "step 10: the run is finished"
+            given = view.contributions
+            assert {key: given[key].rounds for key in given} == {p.port.identity.p2p_identity: 10 for p in peers}
+            assert all(contribution.bytes for contribution in given.values())
             assert any("epoch 0 forms, with 2 peers" in event for event in view.last_events)
             assert view.bytes_sent > 0
             assert view.seconds_waiting > 0

@@ -286,8 +286,10 @@ class SimulatedPort(RunPort):
 
     @override
     def view(self) -> RunView:
-        state, member = self.world.state, self._member
+        state, member = self.world.state, self.member
         clients = [client.id for client in state.epoch_state.clients]
+        if member is None:  # it has looked at the run and not joined
+            return RunView(run_id=state.run_id, step=state.progress.step, num_peers=len(clients))
         return RunView(
             run_id=state.run_id,
             run_state=state.run_state.name,
@@ -295,6 +297,7 @@ class SimulatedPort(RunPort):
             step=state.progress.step,
             total_steps=state.config.total_steps,
             num_peers=len(clients),
+            clients=tuple(client.p2p_identity for client in clients),
             peer_index=clients.index(member.id) if member.id in clients else None,
             stage=member.rounds.stage.name,
             fault=member.rounds.fault.reason if member.rounds.fault else None,

@@ -17,6 +17,7 @@ from ..comm.iroh.keys import load_secret_key
 from ..comm.signing import SecretKey
 from ..console import Display, display_for
 from ..coordinator.rules.outlook import check_newcomer
+from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
 from ..models.building import sorted_parameters
@@ -88,7 +89,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         state = access.state
         if state is None:
             raise RunError("the coordinator took our connection but sent no state")
-        news.tell(f"the run {state.run_id!r} is at step {state.progress.step} of {state.config.total_steps}")
+        step, total_steps = counted_steps(state)
+        news.tell(f"the run {state.run_id!r} is at step {step} of {total_steps}")
         if state.run_state is RunState.FINISHED:
             news.tell("the run is finished already")
             return

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from ..coordinator.rules.steps import counted_steps
 from ..coordinator.server.host import EpochAbandoned, EpochEnded, Joined, Left, PhaseChanged, Refused
 from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent
 from ..coordinator.types import ClientState, NodeIdentity, RunState
@@ -86,6 +87,7 @@ def status_of(service: CoordinatorService, now: float) -> RunStatus:
     """
     host, state = service.host, service.host.state
     members = {member.id: member.state for member in state.epoch_state.clients}
+    step, total_steps = counted_steps(state)
     everybody = dict.fromkeys([*members, *service.clients, *host.pending])
     clients = tuple(_client_status(service, client, members.get(client)) for client in everybody)
     return RunStatus(
@@ -93,8 +95,8 @@ def status_of(service: CoordinatorService, now: float) -> RunStatus:
         phase=PHASE_NAMES[state.run_state],
         phase_seconds=max(0, service.unix_time(now) - state.run_state_start_unix_timestamp),
         epoch=state.progress.epoch,
-        step=state.progress.step,
-        total_steps=state.config.total_steps,
+        step=step,
+        total_steps=total_steps,
         round=state.current_round.height,
         witnesses=len(state.current_round.witnesses),
         connected=len(service.clients),

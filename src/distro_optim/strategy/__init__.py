@@ -27,5 +27,6 @@ What the rooms below share:
 =================  =================================================
 
 ``rounds`` decides and does no I/O, ``network`` is the thread that carries it out, ``model`` is what happens to the
-model in the training thread, ``frameworks`` what Lightning and Fabric need besides.
+model in the training thread, ``frameworks`` what Lightning and Fabric need besides, ``monitor`` what people and
+machines see of a run.
 """

@@ -19,6 +19,7 @@ from ..coordinator.model import (
     OptimizerDefinition,
 )
 from ..coordinator.rules.checkpoints import SHARED_BY_PEERS
+from ..coordinator.rules.outlook import USUAL_WAIT_SECONDS
 from ..coordinator.rules.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
     MAX_NUM_CLIENTS,
@@ -90,7 +91,7 @@ class RunConfig:
     warmup_time: int = 120
     cooldown_time: int = 1
     epoch_time: int = 600
-    joiner_wait_time: int | None = 20
+    joiner_wait_time: int | None = USUAL_WAIT_SECONDS
     max_round_train_time: int = 60
     round_witness_time: int = 0
     waiting_for_members_extra_time: int = 1

@@ -37,7 +37,7 @@ from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .frameworks.first_sample import look_at_first_sample
-from .frameworks.framework_session import FrameworkSession, split_options
+from .frameworks.framework_session import Ended, FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_optimizers
 from .frameworks.local_ranks import LocalRanks
@@ -151,6 +151,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         self._module: nn.Module | None = None
         self._optimizer: DisTrO | None = None
         self._loader: RoundLoader | None = None
+        self._last = Ended()
         self._forget()
 
     def _forget(self) -> None:
@@ -219,15 +220,19 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         return None if self._session is None else self._session.ticket
 
     def view(self) -> RunView | None:
-        """A snapshot of the run for logs and live tables, from any thread."""
-        return None if self._session is None else self._session.view()
+        """A snapshot of the run for logs and live tables, from any thread; after the rounds the last one."""
+        return self._last.view if self._session is None else self._session.view()
+
+    def summary(self) -> str | None:
+        """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights; None before one."""
+        return self._last.summary if self._session is None else self._session.summary()
 
     def leave(self) -> None:
         """Leaves the run. The model has its true weights then. May be called again."""
         session = self._session
         self._forget()
         if session is not None:
-            session.close()
+            self._last = session.end()
         if self._loader is not None:
             self._loader.samples.close()
 

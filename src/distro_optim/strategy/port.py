@@ -57,6 +57,7 @@ from .rounds.actions import (
 )
 
 __all__ = [
+    "Contribution",
     "LossReport",
     "ModelSharing",
     "RunAccess",
@@ -93,16 +94,35 @@ class LossReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What an identity has given to the run, as far as this peer has seen it: since it joined.
+
+    Attributes:
+        rounds: in which a result of it counted.
+        samples: that these results are of.
+        bytes: that these results have on the wire.
+        dropped: messages and results of it that were not taken.
+    """
+
+    rounds: int = 0
+    samples: int = 0
+    bytes: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A snapshot of a run for logs and live tables.
 
     Attributes:
         run_id: the run.
         run_state: name of the coordinator's phase, such as ``"ROUND_TRAIN"``; ``"CONNECTING"`` before the first state.
-        epoch, step, total_steps: of the run, as the coordinator counts: a run that is hosted ends with two steps that
-            train nothing, and stops at ``total_steps``.
+        epoch: of the run.
+        step, total_steps: of the run, as people count them: see
+            :func:`~distro_optim.coordinator.rules.steps.counted_steps`.
         height: rounds since the epoch began.
         num_peers: clients of the present epoch, ourselves included.
+        clients: their public keys, in their order.
         peer_index: our place in their list; None if we are not in the epoch.
         waits_for: what we wait for until we are in an epoch, in words; None if we are in one.
         waiting_peers: clients that wait for the next epoch; None where that is not known, as it is only to the host.
@@ -121,6 +141,7 @@ class RunView:
         weights_root: root over the hashes of our weights; None before the first.
         weights_step: at whose start they were those.
         losses: the latest reports known, by public key; ours is among them.
+        contributions: what each identity has given, by public key; ours is among them.
         last_events: the latest news in words, the newest last.
     """
 
@@ -131,6 +152,7 @@ class RunView:
     total_steps: int = 0
     height: int = 0
     num_peers: int = 0
+    clients: tuple[bytes, ...] = ()
     peer_index: int | None = None
     waits_for: str | None = None
     waiting_peers: int | None = None
@@ -150,6 +172,7 @@ class RunView:
     weights_root: bytes | None = None
     weights_step: int | None = None
     losses: Mapping[bytes, LossReport] = field(default_factory=dict)
+    contributions: Mapping[bytes, Contribution] = field(default_factory=dict)
     last_events: tuple[str, ...] = ()
 
 
@@ -286,7 +309,7 @@ class ModelSharing(ABC):
             check: called with the text of a peer's configuration and the names of its parameters before any of them is
                 asked for, from another thread. If it raises ProtocolError, another peer is asked. May return bounds
                 below ``max_parameter_bytes``, one for all or one for each name.
-            progress: called with parameters done and in all, from another thread.
+            progress: called with parameters done and in all, by the thread that waits.
             patience: with peers that have nothing to share yet.
 
         Raises:

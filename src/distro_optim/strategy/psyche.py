@@ -43,7 +43,7 @@ from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
 from .frameworks.batch_hooks import BatchHooks
 from .frameworks.first_sample import look_at_first_sample
-from .frameworks.framework_session import FrameworkSession, split_options
+from .frameworks.framework_session import Ended, FrameworkSession, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
 from .frameworks.lightning_passes import RoundPasses
@@ -126,6 +126,7 @@ class PsycheStrategy(RoundPasses):
         self.config = options.get("config")
         self._accumulate: int | None = None  # these two: what the trainer had, to be given back
         self._clip: float | None = None
+        self._last = Ended()
         self._loader: RoundLoader | None = None  # Lightning asks it for its length also after the end of fit
         self._length = 0
         self._forget()
@@ -204,8 +205,12 @@ class PsycheStrategy(RoundPasses):
         return None if self._session is None else self._session.ticket
 
     def view(self) -> RunView | None:
-        """A snapshot of the run for logs and live tables, from any thread; None but during ``fit``."""
-        return None if self._session is None else self._session.view()
+        """A snapshot of the run for logs and live tables, from any thread; after ``fit`` the last; None before one."""
+        return self._last.view if self._session is None else self._session.view()
+
+    def summary(self) -> str | None:
+        """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights; None before one."""
+        return self._last.summary if self._session is None else self._session.summary()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -449,7 +454,7 @@ class PsycheStrategy(RoundPasses):
         self._session = None
         try:
             if session is not None:
-                session.close()
+                self._last = session.end()
             if self._ahead is not None:
                 self._ahead.close()
         finally:

@@ -40,10 +40,13 @@ from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
+from .monitor.narration import Narration
+from .monitor.summary import summary
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
 from .round import Round, SampleOrder
+from .run_report import ddp_bytes
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
@@ -111,10 +114,14 @@ class SwarmSession:
             quiet=not self.speaks_for_the_peer,
         )
         self._tensors = NamedTensors.of(model, optimizer)
+        self._num_parameters = sum(tensor.numel() for tensor in self._tensors.trained.values())
         self._restored: Checkpoint | None = None
         self._access = given["port"]
         self._participant: Participant | None = None
         self._closed = False
+        self._narration = Narration(self._tell)
+        self._last_view: RunView | None = None
+        self._ddp_bytes = 0
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -192,14 +199,15 @@ class SwarmSession:
             access.life.look()
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
+                self._narration.found(access.facts.view())
             access.life.start()
-            if not access.facts.is_host and (wait := access.facts.view().waits_for) is not None:
-                self._tell(f"in the run {access.facts.run_id!r}; waiting for {wait}")
+            if not access.facts.is_host:
+                self._look_around(access)
             participant = self._take_part(access, checkpoints, resumes_from)
             facts = access.facts
             if facts.is_host and facts.ticket is not None and self._environment.ticket_file is not None:
                 write_ticket(self._environment.ticket_file, facts.ticket)
-            self._news.joined(facts, sum(tensor.numel() for tensor in self._tensors.trained.values()))
+            self._news.joined(facts, self._num_parameters)
         except BaseException:
             access.life.close()
             raise
@@ -254,7 +262,13 @@ class SwarmSession:
             order=self._sample_order(access),
         )
         return Participant(
-            access, local, terms, news=self._news, tell=self._tell, follow_schedule=self._follow_schedule
+            access,
+            local,
+            terms,
+            news=self._news,
+            tell=self._tell,
+            follow_schedule=self._follow_schedule,
+            progress=self._narration.downloaded if self.speaks_for_the_peer else None,
         )
 
     def close(self, timeout: float = 5.0) -> None:
@@ -282,6 +296,7 @@ class SwarmSession:
         access.life.close(timeout)
         if fault is None:
             participant.save_at_the_end(run_id, state)
+        self._last_view = facts.view()
         text = "" if participant.ended else "left before the end"
         self._news.ended(facts, participant.step, participant.trainer.digests, text)
 
@@ -323,8 +338,22 @@ class SwarmSession:
             if action is not None:
                 participant.carry_out(action)
             if participant.round is not None:
+                self._enter(access, participant.round)
                 return participant.round
+            self._look_around(access)
         return None
+
+    def _enter(self, access: RunAccess, round_: Round) -> None:
+        """A round begins."""
+        view = access.facts.view()
+        self._ddp_bytes += ddp_bytes(self._num_parameters, view.num_peers)
+        if self.speaks_for_the_peer:
+            self._narration.entered(view, round_.step, is_host=access.facts.is_host)
+
+    def _look_around(self, access: RunAccess) -> None:
+        """Nothing is to be done: what is there to say?"""
+        if self.speaks_for_the_peer:
+            self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
 
     @property
     def round(self) -> Round | None:
@@ -420,8 +449,14 @@ class SwarmSession:
         """The run's name."""
         return self.view().run_id
 
+    def summary(self) -> str:
+        """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights."""
+        return summary(self.view(), ddp_bytes=self._ddp_bytes)
+
     def view(self) -> RunView:
-        """A snapshot for logs and live tables. For any thread."""
+        """A snapshot for logs and live tables, after :meth:`close` the last one. For any thread."""
+        if self._last_view is not None:
+            return self._last_view
         return self._access.facts.view() if self._access is not None else RunView(run_id="")
 
 

@@ -7,8 +7,13 @@ from typing import Final
 from ...errors import ConfigurationError
 from ..model import AdamW
 from ..types import MAX_NUM_CLIENTS, Coordinator, NodeIdentity, RunState
+from .steps import is_prompt
 
 __all__ = ["check_newcomer", "first_data_index", "waits_for"]
+
+USUAL_WAIT_SECONDS: Final = 20
+"""After which a run that a script hosts lets newcomers in, unless its host says otherwise
+(:attr:`~distro_optim.strategy.config.RunConfig.joiner_wait_time`)."""
 
 _UNDER_WAY: Final = frozenset({RunState.WARMUP, RunState.ROUND_TRAIN, RunState.ROUND_WITNESS, RunState.COOLDOWN})
 """An epoch is under way; a client that is not in it waits for the next."""
@@ -62,9 +67,19 @@ def waits_for(state: Coordinator, me: NodeIdentity, now: float) -> str | None:
         case phase if phase in _UNDER_WAY and all(client.id != me for client in clients):
             if len(clients) >= MAX_NUM_CLIENTS:
                 return f"a free place: an epoch has {MAX_NUM_CLIENTS} clients at most"
-            return f"the next epoch: {len(clients)} clients are in epoch {state.progress.epoch}{_left(state, now)}"
+            are = f"{len(clients)} clients are" if len(clients) != 1 else "1 client is"
+            return f"the next epoch{_soon(state)}: {are} in epoch {state.progress.epoch}{_left(state, now)}"
         case _:
             return None
+
+
+def _soon(state: Coordinator) -> str:
+    """When it usually begins, where that is not when the present one's time is over."""
+    if not is_prompt(state):
+        return ""
+    if state.epoch_state.last_step:
+        return f", after step {state.epoch_state.last_step}"
+    return f", usually within {USUAL_WAIT_SECONDS} s"
 
 
 def _left(state: Coordinator, now: float) -> str:

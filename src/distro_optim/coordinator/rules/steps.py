@@ -57,6 +57,19 @@ def round_train_seconds(state: Coordinator) -> int:
     return state.config.max_round_train_time + (1 if is_prompt(state) else 0)
 
 
+def counted_steps(state: Coordinator) -> tuple[int, int]:
+    """The run's step and its last one, as people count them.
+
+    Who asks for 20 steps is told 20: the steps after them, in which a prompt run only applies its last results, are not
+    counted. A run of Psyche's is counted as its own clients do.
+    """
+    config, step = state.config, state.progress.step
+    if not is_prompt(state):
+        return step, config.total_steps
+    last = last_trained_step(config)
+    return min(step, last), last
+
+
 def last_trained_step(config: CoordinatorConfig) -> int:
     """The run's last step in which anybody trains, if all goes well.
 

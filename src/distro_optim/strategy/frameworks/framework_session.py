@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Unpack, cast
 
 from torch import nn
@@ -22,13 +23,13 @@ from ..options import (
     check_reach,
     with_present_names,
 )
-from ..port import RunAccess
+from ..port import RunAccess, RunView
 from ..session import SwarmSession
 from .invitation import invitation, print_unbroken
 from .local_ranks import FollowerPort, LocalRanks, leading
 from .run_ahead import RunAhead
 
-__all__ = ["FrameworkSession", "split_options"]
+__all__ = ["Ended", "FrameworkSession", "split_options"]
 
 _NOT_IN_SESSION_ARGUMENTS: Final = frozenset(
     {
@@ -78,6 +79,19 @@ def split_options(options: StrategyOptions, *, of: str) -> tuple[TrainingOptions
     return cast(TrainingOptions, session), given
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What a strategy keeps of a run that it has left; nothing but words and numbers, so that it can be pickled.
+
+    Attributes:
+        view: the last one.
+        summary: see :meth:`.SwarmSession.summary`.
+    """
+
+    view: RunView | None = None
+    summary: str | None = None
+
+
 class FrameworkSession(SwarmSession):
     """A :class:`~.session.SwarmSession` that a framework can interrupt, and whose momentum it may have restored.
 
@@ -121,6 +135,16 @@ class FrameworkSession(SwarmSession):
         """
         if self.is_host and self.ticket is not None:
             print_unbroken(invitation(self.run_id, self.ticket, code))
+
+    def end(self) -> Ended:
+        """Leaves the run, and shows what remains of it."""
+        try:
+            self.close()
+        finally:
+            ended = Ended(self.view(), self.summary())
+        if self.speaks_for_the_peer and ended.view is not None and ended.view.rounds_trained:
+            print_unbroken(str(ended.summary))
+        return ended
 
     @property
     @override

@@ -54,6 +54,7 @@ class ModelHandover:
         data: see :class:`~.model_identity.ModelIdentity`.
         as_psyche: parameters travel without buffers and in bfloat16, and a peer need not describe its model.
         tell: told what differs without harm.
+        progress: called with parameters that have come, and in all.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class ModelHandover:
         data: Mapping[str, int],
         as_psyche: bool,
         tell: Callable[[str], None],
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._sharing = sharing
+        self._progress = progress
         self._trainer = trainer
         self._model = model
         self._script_rates = script_rates
@@ -173,7 +176,9 @@ class ModelHandover:
     ) -> tuple[dict[str, Tensor], ModelIdentity]:
         """The model from these peers, each giving some of its tensors."""
         tensors = self._trainer.tensors
-        shared = self._sharing.download_model(providers, max_parameter_bytes=largest, check=check, patience=patience)
+        shared = self._sharing.download_model(
+            providers, max_parameter_bytes=largest, check=check, patience=patience, progress=self._progress
+        )
         theirs = ModelIdentity.decode(shared.config)
         self._check(ours, theirs, list(shared.parameters))
         values = {}

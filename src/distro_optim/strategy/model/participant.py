@@ -114,6 +114,7 @@ class Participant:
         tell: told what a person should know, one sentence each.
         follow_schedule: called with each new step, before any of it is carried out, so that the script's learning rates
             are those of the step; never with a step after the last that is trained.
+        progress: called with parameters of the model that have come from peers, and in all.
 
     Attributes:
         trainer: the model and its optimizer.
@@ -131,6 +132,7 @@ class Participant:
         news: News,
         tell: Callable[[str], None],
         follow_schedule: Callable[[int], None],
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._facts = access.facts
         self._actions = access.actions
@@ -159,6 +161,7 @@ class Participant:
             data={} if local.order is None else {"size": local.order[0], "seed": local.order[1]},
             as_psyche=terms.as_psyche,
             tell=tell,
+            progress=progress,
         )
         self._loader = ModelLoader(
             access.facts,

@@ -253,6 +253,7 @@ class RoundDriver:
                 self._to_coordinator.put_nowait(lambda: self.coordinator.send(Join(self.coordinator.run_id)))
             case act.Dropped():
                 _log.debug("dropped: %s", action)
+                self._journal.contributions.dropped(action.sender)
             case act.ResultMissing() | act.Desynced():
                 self._journal.event(action)
                 self._mailbox.put_event(action)
@@ -261,6 +262,9 @@ class RoundDriver:
                 self._mailbox.put(action)
                 if not self._over.done():
                     self._over.set_result(None)
+            case act.ApplyResults():
+                self._journal.contributions.counted(action.counted)
+                self._mailbox.put(action)
             case _:
                 self._mailbox.put(action)
 

@@ -12,12 +12,14 @@ from ...comm.swarm import PeerInfo
 from ...coordinator.rules.assignment import round_batch_size
 from ...coordinator.rules.outlook import waits_for
 from ...coordinator.rules.schedule import effective_learning_rate
+from ...coordinator.rules.steps import counted_steps
 from ...coordinator.types import Coordinator, NodeIdentity, RunState, WitnessMetadata
 from ...errors import CoordinatorError
 from ...verify.merkle import merkle_root
 from ..port import LossReport, RunView
 from ..rounds.actions import Desynced, ResultMissing, RunEnded
 from ..rounds.rounds import Rounds
+from .contributions import Contributions
 from .mailbox import Mailbox
 
 __all__ = ["Journal", "with_state"]
@@ -67,12 +69,14 @@ class Journal:
         self._bandwidth = 0.0
         self._loss: LossReport | None = None
         self._weights: tuple[int, bytes] | None = None
+        self.contributions = Contributions()
+        """Of all peers."""
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def tell(self, words: str) -> None:
         """A line among the last events of :meth:`view`."""
-        step = self._state.progress.step if self._state is not None else 0
+        step = counted_steps(self._state)[0] if self._state is not None else 0
         self._notes.append(f"step {step}: {words}")
 
     def state(self, state: Coordinator) -> None:
@@ -169,6 +173,7 @@ class Journal:
             weights_step=self._weights[0] if self._weights is not None else None,
             waiting_peers=self._waiting(),
             losses=self._losses(),
+            contributions=self.contributions.seen(),
             last_events=tuple(self._notes),
         )
         return view if self._state is None else with_state(view, self._state, self._me)
@@ -187,6 +192,7 @@ class Journal:
 def with_state(view: RunView, state: Coordinator, me: NodeIdentity) -> RunView:
     """``view``, with what the state of the coordinator says; ``me`` is the client that looks."""
     clients = [client.id for client in state.epoch_state.clients]
+    step, total_steps = counted_steps(state)
     try:
         lr = effective_learning_rate(state, state.progress.step) if state.run_state in _ROUND else None
     except CoordinatorError:
@@ -195,10 +201,11 @@ def with_state(view: RunView, state: Coordinator, me: NodeIdentity) -> RunView:
         view,
         run_state=state.run_state.name,
         epoch=state.progress.epoch,
-        step=state.progress.step,
-        total_steps=state.config.total_steps,
+        step=step,
+        total_steps=total_steps,
         height=state.current_round.height,
         num_peers=len(clients),
+        clients=tuple(client.p2p_identity for client in clients),
         peer_index=clients.index(me) if me in clients else None,
         waits_for=waits_for(state, me, time.time()),
         lr=lr,

@@ -378,6 +378,13 @@ class Runtime(RunPort):
         link = self._opened()
         state = link.coordinator.state
         warmup = state.config.warmup_time if state is not None else 0
+        latest: list[tuple[int, int]] = []
+
+        def tell() -> None:
+            if progress is not None and latest:
+                progress(*latest.pop())
+                latest.clear()
+
         return self._wait(
             download_patiently(
                 link.models,
@@ -386,8 +393,9 @@ class Runtime(RunPort):
                 seconds=max(MIN_DOWNLOAD_SECONDS, warmup),
                 max_parameter_bytes=max_parameter_bytes,
                 check=check,
-                progress=progress,
-            )
+                progress=lambda done, total: latest.append((done, total)),
+            ),
+            meanwhile=tell,
         )
 
     @override
@@ -459,16 +467,22 @@ class Runtime(RunPort):
         except (NodeClosedError, RuntimeError):
             pass  # closed: next_action says so
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs ``work`` on the loop and waits, in slices, so that Ctrl-C gets through everywhere, and ``interrupt``."""
+    def _wait(self, work: Coroutine[Any, Any, T], meanwhile: Callable[[], None] = lambda: None) -> T:
+        """Runs ``work`` on the loop and waits, in slices, so that Ctrl-C gets through everywhere, and ``interrupt``.
+
+        ``meanwhile`` is called, in this thread, after each slice and at the end.
+        """
         future = self._loop.submit(work)
         try:
             while True:
                 try:
-                    return future.result(POLL_SECONDS)
+                    result = future.result(POLL_SECONDS)
+                    meanwhile()
+                    return result
                 except (TimeoutError, concurrent.futures.TimeoutError):
                     if future.done():
                         return future.result()
+                    meanwhile()
                     if self._closed:
                         raise ExchangeError("we have left the run") from None
                     if self.interrupt is not None:

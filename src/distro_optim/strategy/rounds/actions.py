@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...comm.model_exchange import Patience
 from ...comm.tickets import BlobTicket
@@ -104,6 +104,21 @@ class CancelTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountedResult:
+    """A result that counts, for people to look at.
+
+    Attributes:
+        owner: public key of the peer that trained it.
+        samples: it is of so many.
+        bytes: that it has on the wire.
+    """
+
+    owner: bytes
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApplyResults:
     """Change the weights by these contributions; an empty list changes nothing.
 
@@ -112,12 +127,14 @@ class ApplyResults:
         lr: learning rate.
         bounds: of the cold start.
         updates: in ascending order of their batches, on the model's own plan.
+        counted: whose they are, in the same order.
     """
 
     step: int
     lr: float
     bounds: tuple[int, int] | None
     updates: tuple[CompressedUpdate, ...]
+    counted: tuple[CountedResult, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_
 from ...coordinator.types import BatchId, Coordinator, NodeIdentity, Witness
 from ...errors import CoordinatorError
 from ...verify.bloom import BloomFilter
+from .actions import CountedResult
 from .round_state import Claim, ClaimState, RoundState
 
 __all__ = ["Choice", "DueResults"]
@@ -33,6 +34,7 @@ class Choice:
 
     Attributes:
         updates: contributions in ascending order of their batches.
+        counted: whose they are.
         waiting: batches for which the witnesses saw a result that has not come here.
         wanted: results that count and that we have not asked for yet.
     """
@@ -40,6 +42,7 @@ class Choice:
     updates: tuple[CompressedUpdate, ...]
     waiting: tuple[BatchId, ...]
     wanted: tuple[Claim, ...] = ()
+    counted: tuple[CountedResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class DueResults:
 
     def choose(self) -> Choice:
         """Applies the rule to each batch of the round."""
-        updates, waiting, wanted = [], [], []
+        updates, waiting, wanted, counted = [], [], [], []
         for batch, owner in sorted(self.round.assignments.items()):
             claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
             picked = select_commitment([claim.commitment for claim in claims], self.witnesses, self.quorum)
@@ -101,7 +104,9 @@ class DueResults:
                     wanted.append(claim)
             elif claim.result is not None and claim.result.trainer_nonce >= self.least_nonce:
                 updates.append(claim.result.update)
-        return Choice(tuple(updates), tuple(waiting), tuple(wanted))
+                bytes_ = claim.result.num_bytes
+                counted.append(CountedResult(owner=owner.p2p_identity, samples=len(batch), bytes=bytes_))
+        return Choice(tuple(updates), tuple(waiting), tuple(wanted), tuple(counted))
 
     def _seen_elsewhere(self, owner: NodeIdentity, claims: Sequence[Claim]) -> bool:
         """Whether a quorum of witnesses saw ``owner`` take part with something that is not among ``claims``.

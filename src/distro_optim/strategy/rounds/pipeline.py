@@ -275,7 +275,11 @@ class RoundPipeline:
             self._watch.suspect(self.current.step)
             self._outbox.put(act.ResultMissing(step=self.current.step, batches=choice.waiting))
         self._due = None
-        self._outbox.put(act.ApplyResults(step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates))
+        self._outbox.put(
+            act.ApplyResults(
+                step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates, counted=choice.counted
+            )
+        )
         return True
 
     def _train(self, state: Coordinator, batch: BatchId) -> None:

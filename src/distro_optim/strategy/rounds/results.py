@@ -56,10 +56,12 @@ class ReceivedResult:
     Attributes:
         trainer_nonce: how often its sender had trained before.
         update: the contribution, on our plan.
+        num_bytes: that it has on the wire.
     """
 
     trainer_nonce: int
     update: CompressedUpdate
+    num_bytes: int = 0
 
 
 def max_result_size(plan: TilePlan) -> int:
@@ -129,7 +131,7 @@ def encode_own_result(
         # Its form need not be checked: it was taken from the layout that it would be compared with.
         own = download.to_update() if update.plan is plan else None
         if own is not None:
-            return EncodedResult(step, blob, data_hash, ReceivedResult(trainer_nonce, own))
+            return EncodedResult(step, blob, data_hash, ReceivedResult(trainer_nonce, own, len(blob)))
     result = read_result(blob, step=step, batch=batch, data_hash=data_hash, plan=plan)
     return EncodedResult(step, blob, data_hash, result)
 
@@ -162,7 +164,7 @@ def read_result(
         _check_announced(bulk, step=step, batch=batch, data_hash=data_hash)
         update = bulk.to_update(finite=finite)
         if update is not None:
-            return ReceivedResult(bulk.trainer_nonce, update)
+            return ReceivedResult(bulk.trainer_nonce, update, len(data))
     return read_any_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan, finite=finite)
 
 
@@ -178,7 +180,7 @@ def read_any_result(
     result = decode_download(data, max_results=max(1, len(plan)))
     _check_announced(result, step=step, batch=batch, data_hash=data_hash)
     try:
-        return ReceivedResult(result.trainer_nonce, result.to_update(plan, finite=finite))
+        return ReceivedResult(result.trainer_nonce, result.to_update(plan, finite=finite), len(data))
     except ProtocolError as error:
         raise InvalidResultError(str(error)) from error
 

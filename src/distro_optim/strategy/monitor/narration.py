@@ -1,0 +1,117 @@
+"""What a peer says of a run while it goes: how it gets in, and who comes and leaves. One sentence each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Final
+
+from ..port import RunView
+
+__all__ = ["Narration", "peers"]
+
+STILL_SECONDS: Final = 15.0
+"""Between two sentences about the same wait. Chosen arbitrarily."""
+
+DOWNLOAD_SECONDS: Final = 2.0
+"""Between two sentences about a download: what takes longer should be seen to go on."""
+
+NAMED: Final = 3
+"""Peers that a sentence names; of more the rest is counted."""
+
+_KEY_DIGITS: Final = 8
+"""Of a public key, in a sentence."""
+
+_WITH_PEERS: Final = frozenset({"WARMUP", "ROUND_TRAIN", "ROUND_WITNESS", "COOLDOWN"})
+"""Phases in which the list of clients is that of an epoch."""
+
+
+def peers(count: int) -> str:
+    """``count`` peers, in words."""
+    return f"{count} peer{'s' if count != 1 else ''}"
+
+
+class Narration:
+    """Looks at a run now and then, and says what has changed. Belongs to the training thread.
+
+    Args:
+        tell: told the sentences.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._others: frozenset[bytes] | None = None
+        self._waiting_since: float | None = None
+        self._told_wait_at = 0.0
+        self._told_download_at: float | None = None
+        self._waiting_peers = 0
+        self._is_in = False
+
+    def found(self, view: RunView) -> None:
+        """We have looked at a run that is to be joined, and nobody there knows of us yet."""
+        self._tell(
+            f"found the run {view.run_id!r}: step {view.step} of {view.total_steps}, {peers(view.num_peers)} in it"
+        )
+
+    def downloaded(self, done: int, total: int) -> None:
+        """So many parameters of the model have come, of so many in all."""
+        now = self._clock()
+        if self._told_download_at is None or now >= self._told_download_at + DOWNLOAD_SECONDS or done == total:
+            self._told_download_at = None if done == total else now
+            self._tell(f"the model comes from peers: {100 * done // max(1, total)} %")
+
+    def entered(self, view: RunView, step: int, *, is_host: bool) -> None:
+        """A round begins in which we train."""
+        if not self._is_in:
+            self._is_in = True
+            others = view.num_peers - 1
+            if not is_host:
+                whom = f"with {peers(others)}" if others > 0 else "as the only peer"
+                self._tell(f"in the run {whom}, from step {step} of {view.total_steps}")
+        self._waiting_since = None
+        self.look(view, me=None)
+
+    def look(self, view: RunView, me: bytes | None) -> None:
+        """The run is like this now.
+
+        Args:
+            view: of it.
+            me: our public key; None if we are in it for sure.
+        """
+        self._see_wait(view, self._clock())
+        if view.run_state in _WITH_PEERS and (me is None or me in view.clients):
+            self._see_peers(view)
+        elif self._is_in and view.waits_for is not None and view.run_state in _WITH_PEERS:
+            self._is_in, self._others = False, None  # an epoch goes on without us
+        waiting = view.waiting_peers or 0
+        if waiting > self._waiting_peers:
+            self._tell(f"{peers(waiting)} joined and will be in the next epoch")
+        self._waiting_peers = waiting
+
+    def _see_wait(self, view: RunView, now: float) -> None:
+        if view.waits_for is None:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = self._told_wait_at = now
+            self._tell(f"waiting for {view.waits_for}")
+        elif now >= self._told_wait_at + STILL_SECONDS:
+            self._told_wait_at = now
+            self._tell(f"waiting for {view.waits_for}; {now - self._waiting_since:.0f} s so far")
+
+    def _see_peers(self, view: RunView) -> None:
+        now, before = frozenset(view.clients), self._others
+        self._others = now
+        if before is None:
+            return
+        for which, did in ((now - before, "came"), (before - now, "left")):
+            if which:
+                self._tell(f"{_named(which)} {did}: {peers(len(now))} now")
+
+
+def _named(keys: Collection[bytes]) -> str:
+    names = sorted(key.hex()[:_KEY_DIGITS] for key in keys)
+    shown = ", ".join(names[:NAMED])
+    more = len(names) - NAMED
+    return f"peer{'s' if len(names) > 1 else ''} {shown}{f' and {more} more' if more > 0 else ''}"

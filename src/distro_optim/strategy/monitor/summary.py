@@ -1,0 +1,41 @@
+"""What remains of a run when training is over, in a few lines."""
+
+from __future__ import annotations
+
+from ..port import RunView
+from .narration import peers
+
+__all__ = ["in_bytes", "summary"]
+
+
+def summary(view: RunView, *, ddp_bytes: int = 0) -> str:
+    """The run as this peer saw it.
+
+    Args:
+        view: the last one.
+        ddp_bytes: what gradients in bfloat16 would have taken, sent by us; 0 if that is not known.
+    """
+    is_over = view.run_state == "FINISHED"
+    state = "is finished" if is_over else f"was left at step {view.step} of {view.total_steps}"
+    instead = f" in place of {in_bytes(ddp_bytes)} of gradients" if ddp_bytes else ""
+    givers = sum(given.rounds > 0 for given in view.contributions.values())
+    counted = f"; results of {peers(givers)} counted" if givers else ""
+    lines = [
+        f"the run {view.run_id!r} {state}",
+        f"  trained here  {view.rounds_trained} rounds{counted}",
+        f"  sent          {in_bytes(view.bytes_sent)}{instead}; received {in_bytes(view.bytes_received)}",
+        f"  time          {view.seconds_training:.0f} s training, {view.seconds_waiting:.0f} s waiting for the run",
+    ]
+    if view.weights_root is not None:
+        lines.append(f"  weights       {view.weights_root.hex()[:16]} at the start of step {view.weights_step}")
+    if view.fault is not None:
+        lines.append(f"  in doubt      {view.fault}")
+    return "\n".join(lines)
+
+
+def in_bytes(count: float) -> str:
+    """``count`` bytes in words, 1 kB being 1000 bytes."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"

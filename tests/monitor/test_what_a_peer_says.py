@@ -1,0 +1,147 @@
+"""A peer says how it gets into a run, who comes and who leaves, and at the end what remains of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distro_optim.coordinator.rules.outlook import waits_for
+from distro_optim.coordinator.rules.steps import counted_steps
+from distro_optim.coordinator.types import Client, ClientState, NodeIdentity, RunState
+from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.monitor.narration import Narration
+from distro_optim.strategy.monitor.summary import summary
+from distro_optim.strategy.network.contributions import MAX_IDENTITIES, Contributions
+from distro_optim.strategy.port import Contribution, RunView
+from distro_optim.strategy.rounds.actions import CountedResult
+
+ME, A, B, C, D = (bytes([number] * 32) for number in range(5))
+VIEW = RunView(run_id="run", run_state="ROUND_TRAIN", step=40, total_steps=120)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.told: list[str] = []
+        self.narration = Narration(self.told.append, lambda: self.now)
+
+    def among(self, *others: bytes, **facts: object) -> RunView:
+        clients = (*others, ME)
+        return replace(VIEW, clients=clients, num_peers=len(clients), **facts)  # type: ignore[arg-type]
+
+    def heard(self) -> list[str]:
+        told = list(self.told)
+        self.told.clear()
+        return told
+
+
+def test_a_joiner_says_what_it_found_what_it_waits_for_and_that_it_is_in() -> None:
+    listener = Listener()
+    narration = listener.narration
+    narration.found(replace(VIEW, num_peers=1))
+    assert listener.heard() == ["found the run 'run': step 40 of 120, 1 peer in it"]
+    waiting = replace(VIEW, clients=(A,), num_peers=1, waits_for="the next epoch")
+    narration.look(waiting, ME)
+    narration.look(waiting, ME)
+    assert listener.heard() == ["waiting for the next epoch"]
+    listener.now = 20.0
+    narration.look(waiting, ME)
+    assert listener.heard() == ["waiting for the next epoch; 20 s so far"]
+    for now, done in ((20.0, 1), (20.5, 2), (22.5, 40), (22.6, 100)):
+        listener.now = now
+        narration.downloaded(done, 100)
+    assert listener.heard() == [f"the model comes from peers: {percent} %" for percent in (1, 40, 100)]
+    narration.entered(listener.among(A, B), 46, is_host=False)
+    narration.entered(listener.among(A, B), 47, is_host=False)
+    assert listener.heard() == ["in the run with 2 peers, from step 46 of 120"]
+
+
+def test_who_comes_and_who_leaves_is_said_once() -> None:
+    listener = Listener()
+    narration = listener.narration
+    narration.entered(listener.among(), 1, is_host=True)
+    assert listener.heard() == []
+    narration.look(listener.among(waiting_peers=1), ME)
+    narration.look(listener.among(waiting_peers=1), ME)
+    assert listener.heard() == ["1 peer joined and will be in the next epoch"]
+    narration.look(listener.among(A, B, C, D), ME)
+    narration.look(listener.among(A), ME)
+    assert listener.heard() == [
+        "peers 01010101, 02020202, 03030303 and 1 more came: 5 peers now",
+        "peers 02020202, 03030303, 04040404 left: 2 peers now",
+    ]
+    # Between two epochs the list means nothing.
+    narration.look(listener.among(run_state="WAITING_FOR_MEMBERS"), ME)
+    assert listener.heard() == []
+
+
+def test_who_falls_out_of_an_epoch_says_when_it_is_back() -> None:
+    listener = Listener()
+    listener.narration.entered(listener.among(A), 5, is_host=False)
+    listener.heard()
+    listener.narration.look(replace(VIEW, clients=(A,), num_peers=1, waits_for="the next epoch"), ME)
+    listener.narration.entered(listener.among(A), 9, is_host=False)
+    assert listener.heard() == ["waiting for the next epoch", "in the run with 1 peer, from step 9 of 120"]
+
+
+def test_as_many_steps_are_said_as_were_asked_for() -> None:
+    state = RunConfig(total_steps=20, global_batch_size=4).coordinator_state("run")
+    assert counted_steps(state) == (state.progress.step, 20)
+    over = replace(state, progress=replace(state.progress, step=state.config.total_steps))
+    assert counted_steps(over) == (20, 20)
+    of_psyche = replace(over, config=replace(over.config, round_witness_time=5))
+    assert counted_steps(of_psyche) == (of_psyche.config.total_steps,) * 2
+
+
+def test_a_joiner_hears_when_a_run_of_a_script_lets_it_in() -> None:
+    state = RunConfig(total_steps=20, global_batch_size=4).coordinator_state("run")
+    clients = (Client(NodeIdentity.from_single_key(A), ClientState.HEALTHY, 0),)
+    begun = replace(
+        state, run_state=RunState.ROUND_TRAIN, epoch_state=replace(state.epoch_state, clients=clients, last_step=0)
+    )
+    me = NodeIdentity.from_single_key(ME)
+    said = waits_for(begun, me, 0)
+    assert said is not None
+    assert said.startswith("the next epoch, usually within 20 s: 1 client is in epoch 0")
+    ending = replace(begun, epoch_state=replace(begun.epoch_state, last_step=9))
+    assert (waits_for(ending, me, 0) or "").startswith("the next epoch, after step 9: 1 client is in epoch 0")
+
+
+def test_what_remains_of_a_run() -> None:
+    view = replace(
+        VIEW,
+        run_state="FINISHED",
+        rounds_trained=118,
+        bytes_sent=1_500_000,
+        bytes_received=20_000,
+        seconds_training=30.0,
+        seconds_waiting=4.0,
+        weights_root=bytes(32),
+        weights_step=120,
+        contributions={ME: Contribution(rounds=118), A: Contribution(rounds=3), B: Contribution(dropped=1)},
+    )
+    assert summary(view, ddp_bytes=800_000_000).splitlines() == [
+        "the run 'run' is finished",
+        "  trained here  118 rounds; results of 2 peers counted",
+        "  sent          1.5 MB in place of 800.0 MB of gradients; received 20.0 kB",
+        "  time          30 s training, 4 s waiting for the run",
+        "  weights       0000000000000000 at the start of step 120",
+    ]
+    assert summary(replace(VIEW, fault="too late")).splitlines()[0] == "the run 'run' was left at step 40 of 120"
+    assert summary(replace(VIEW, fault="too late")).splitlines()[-1] == "  in doubt      too late"
+
+
+def test_contributions_are_counted_by_identity_and_bounded() -> None:
+    contributions = Contributions()
+    for _ in range(2):
+        contributions.counted(
+            [CountedResult(owner=A, samples=4, bytes=100), CountedResult(owner=B, samples=2, bytes=9)]
+        )
+    contributions.dropped(A)
+    assert contributions.seen() == {
+        A: Contribution(rounds=2, samples=8, bytes=200, dropped=1),
+        B: Contribution(rounds=2, samples=4, bytes=18),
+    }
+    for number in range(2 * MAX_IDENTITIES):
+        contributions.dropped(number.to_bytes(32, "big"))
+    assert len(contributions.seen()) == MAX_IDENTITIES
+    assert {A, B} <= contributions.seen().keys()
