@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from client.processes import TINY_LLAMA
 from distro_optim.client.devices import LocalTrainers
-from distro_optim.client.figures import Progress
 from distro_optim.client.training import MAX_FAILURES, train_language_model
 from distro_optim.coordinator.types import BatchId
 from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.errors import DataUnavailableError, OutOfDataError
 from distro_optim.models.causal_lm import CausalLM
+from distro_optim.strategy.monitor.figures import Progress
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 

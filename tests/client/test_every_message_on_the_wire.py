@@ -18,7 +18,6 @@ from typing_extensions import override
 
 from client.processes import DISTRO, TINY_LLAMA, Server, write_state, write_tokens
 from distro_optim.client.devices import LocalTrainers
-from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
 from distro_optim.comm.iroh.sharing import messages, requests, transfer
@@ -29,6 +28,7 @@ from distro_optim.console import NO_FACTS, Display, Facts
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.models import building
 from distro_optim.models.causal_lm import CausalLM
+from distro_optim.strategy.monitor.figures import Figures
 from reference import wire_messages as wire
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]

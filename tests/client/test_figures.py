@@ -14,14 +14,14 @@ from rich.console import Console
 
 from distro_optim.cli import main
 from distro_optim.client.display import FORMS, record, render, status_line
-from distro_optim.client.figures import Figures, Progress, StepClock
 from distro_optim.client.joining import join
-from distro_optim.client.metrics import MetricsServer
 from distro_optim.client.options import JoinOptions
 from distro_optim.comm.swarm import PeerInfo
 from distro_optim.console import JsonLines, PlainLines
 from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, MissingDependencyError
+from distro_optim.strategy.monitor.figures import Figures, Progress, StepClock
+from distro_optim.strategy.monitor.metrics import MetricsServer, metrics_of
 from distro_optim.strategy.port import LossReport, RunView
 from distro_optim.strategy.rounds.actions import DropReason
 
@@ -134,7 +134,7 @@ def test_lines_from_strangers_have_no_control_characters() -> None:
 
 
 def test_prometheus_reads_the_figures() -> None:
-    with MetricsServer(0, moment) as server:
+    with MetricsServer(0, lambda: metrics_of(moment())) as server:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
     assert "psyche_training_loss 2.0" in text
@@ -145,8 +145,11 @@ def test_prometheus_reads_the_figures() -> None:
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
-    with MetricsServer(0, moment) as server, pytest.raises(ConfigurationError, match="give another one"):
-        MetricsServer(server.port, moment)
+    with (
+        MetricsServer(0, lambda: metrics_of(moment())) as server,
+        pytest.raises(ConfigurationError, match="give another one"),
+    ):
+        MetricsServer(server.port, list)
 
 
 def test_without_the_extra_the_command_says_how_to_install_it_and_starts_nothing(

@@ -21,7 +21,6 @@ from typing_extensions import override
 from client.fake_coordinator import FakeCoordinator, coordinator_of, state_payload
 from client.processes import DISTRO, TINY_LLAMA, write_state
 from distro_optim import DisTrO
-from distro_optim.client.figures import Figures
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
 from distro_optim.client.tokenizers import tokens_of
@@ -41,6 +40,7 @@ from distro_optim.models.causal_lm import CausalLM
 from distro_optim.strategy.fabric import FabricPsycheStrategy
 from distro_optim.strategy.frameworks.first_sample import look_at_first_sample
 from distro_optim.strategy.frameworks.samples import samples_of
+from distro_optim.strategy.monitor.figures import Figures
 from distro_optim.strategy.psyche import PsycheStrategy
 from distro_optim.strategy.session import SwarmSession
 

@@ -21,7 +21,6 @@ import warm_python
 from client.processes import Process, Server, write_state
 from distro_optim.callbacks import SafeCallback
 from distro_optim.client.display import FORMS as CLIENT_FORMS
-from distro_optim.client.figures import Figures, Progress
 from distro_optim.client.joining import _Monitor, _News
 from distro_optim.comm.serving.limits import ServerLimits
 from distro_optim.console import (
@@ -45,6 +44,7 @@ from distro_optim.serve.console import FORMS as SERVE_FORMS
 from distro_optim.serve.console import Reporter
 from distro_optim.serve.status import status_of
 from distro_optim.strategy.environment import RunEnvironment
+from distro_optim.strategy.monitor.figures import Figures, Progress
 from distro_optim.strategy.news import News
 from distro_optim.strategy.port import RunView
 from distro_optim.testing.coordinator import dummy_run

@@ -13,8 +13,6 @@
 ``training``      rounds of a language model
 ``devices``       where it computes; several of them as one client
 ``dummy``         test runs without any tensors
-``figures``       how it goes: loss, tokens a second, bytes, role
-``display``       that as a live picture, lines, or JSON
-``metrics``       the same for Prometheus
+``display``       how it goes as a live picture, lines, or JSON
 ================  ============================================================================================
 """

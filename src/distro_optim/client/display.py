@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..console import Forms, printable
-from .figures import Figures
+from ..strategy.monitor.figures import Figures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

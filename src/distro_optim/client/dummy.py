@@ -13,10 +13,10 @@ from typing import Final
 
 from ..compress import CompressedUpdate, make_plan
 from ..errors import RunError
+from ..strategy.monitor.figures import Progress
 from ..strategy.polling import POLL_SECONDS
 from ..strategy.port import RunPort
 from ..strategy.rounds import actions as act
-from .figures import Progress
 
 __all__ = ["train_dummy"]
 

@@ -22,14 +22,14 @@ from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
 from ..models.building import sorted_parameters
 from ..strategy.model.checkpoint import CheckpointStore
+from ..strategy.monitor.figures import Figures, Progress
+from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
 from .display import FORMS
 from .dummy import train_dummy
-from .figures import Figures, Progress
-from .metrics import MetricsServer, load_prometheus
 from .options import JoinOptions
 from .preparing import is_without_tensors, load_libraries, prepare
 from .recording import Recorder
@@ -58,7 +58,7 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         RunError: the run cannot go on with us.
     """
     if options.metrics_port is not None:
-        load_prometheus()
+        load_prometheus("--metrics-local-port")
     devices = parse_devices(options.device, options.data_parallelism)
     key_file = options.identity_secret_key_path
     access = Runtime.connect(
@@ -81,7 +81,11 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         stack.callback(access.close)
         monitor = stack.enter_context(_Monitor(access, progress, display))
         if options.metrics_port is not None:
-            server = stack.enter_context(MetricsServer(options.metrics_port, monitor.figures))
+            server = stack.enter_context(
+                MetricsServer(
+                    options.metrics_port, lambda: metrics_of(monitor.figures()), option="--metrics-local-port"
+                )
+            )
             news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
         news.tell(f"looking at {options.run[:60]}")

@@ -10,10 +10,10 @@ import torch
 from ..data.provider import TokenProvider
 from ..errors import DataUnavailableError
 from ..models.batches import TokenBatch, collate
+from ..strategy.monitor.figures import Progress
 from ..strategy.round import Round
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers
-from .figures import Progress
 
 __all__ = ["train_language_model"]
 

@@ -5,5 +5,6 @@
 ``serving``   files, server and console put together
 ``console``   what it shows: a live table, lines, or JSON
 ``status``    how the run is doing
+``watch``     what its page and Prometheus see of it
 ============  ===========================================
 """

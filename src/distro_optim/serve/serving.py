@@ -33,8 +33,10 @@ from ..data.data_file import read_data_file
 from ..data.remote.server import DataServer
 from ..data.remote.service import DataService
 from ..errors import ConfigurationError, CoordinatorError
+from ..strategy.monitor.metrics import MetricsServer, load_prometheus
 from .console import Reporter
 from .status import status_of
+from .watch import Watch
 
 __all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
 
@@ -65,6 +67,7 @@ class ServeOptions:
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         limits: what one stranger may ask.
+        metrics_port: port on this machine for Prometheus; None has none.
     """
 
     state: Path
@@ -83,6 +86,7 @@ class ServeOptions:
     init_warmup_time: int | None = None
     withdraw_on_disconnect: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
+    metrics_port: int | None = None
 
 
 def initial_state(configured: Coordinator, store: StateStore | None, *, resume: bool) -> tuple[Coordinator, str]:
@@ -151,6 +155,8 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
     Raises:
         ConfigurationError: a file or the address cannot be used; nothing was started.
     """
+    if options.metrics_port is not None:
+        load_prometheus("--metrics-local-port")
     configured = read_state_file(options.state)
     check_run(configured)
     allowed = read_allow_list(options.allow)
@@ -186,6 +192,11 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
             await servers.enter_async_context(server)
             stack.enter_context(reporter)
+            watch = Watch(service)
+            if options.metrics_port is not None:
+                metrics = MetricsServer(options.metrics_port, watch.metrics, option="--metrics-local-port")
+                stack.enter_context(metrics)
+                reporter.tell(f"metrics at http://127.0.0.1:{metrics.port}/metrics", metrics_port=metrics.port)
             reporter.tell(f"run {state.run_id}: {note}", run_id=state.run_id, step=state.progress.step)
             reporter.tell(f"listening on {listener.address}", address=listener.address)
             if ways:
@@ -201,7 +212,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
                 await servers.enter_async_context(DataServer(data, files, [way_in]))
                 reporter.tell(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
-            await _report_until(stop, server, reporter)
+            await _report_until(stop, server, reporter, watch)
             reporter.tell("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
 
 
@@ -243,13 +254,15 @@ def _data_port(state: Coordinator) -> int:
     return int(port)
 
 
-async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter) -> None:
+async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter, watch: Watch) -> None:
     """Reports until the server is to stop, the run is finished, or the server breaks."""
     ends = [asyncio.create_task(end) for end in (stop.wait(), server.wait_finished(), server.wait_failed())]
     try:
         done: set[asyncio.Task[Any]] = set()
         while not done:
-            reporter.status(status_of(server.service, time.monotonic()))
+            status = status_of(server.service, time.monotonic())
+            watch.see(status)
+            reporter.status(status)
             done, _ = await asyncio.wait(ends, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for end in done:
             end.result()

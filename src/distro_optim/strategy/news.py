@@ -8,6 +8,7 @@ from typing import Final
 
 from ..callbacks import SafeCallback
 from .environment import RunEnvironment
+from .monitor.figures import Progress
 from .port import RunEvent, RunFacts
 from .rounds import actions as act
 from .run_report import RunReporter, weights_hash
@@ -37,6 +38,8 @@ class News:
         self._environment = environment
         self._level = logging.INFO if quiet or on_event is not None else logging.WARNING
         self._reporter = RunReporter(None)
+        self.progress: Progress | None = None
+        """Told how rounds end, and the sentences; for those who look at the run."""
 
     def joined(self, run: RunFacts, num_parameters: int) -> None:
         """We are in the run."""
@@ -58,6 +61,8 @@ class News:
         """
         _log.log(logging.INFO if routine else self._level, "%s", text)
         self._reporter.tell(text, step=step)
+        if self.progress is not None:
+            self.progress.tell(text)
         if self._on_event is not None:
             self._on_event(text)
 
@@ -81,6 +86,8 @@ class News:
             digests: gives those of the weights at the start of the round, 32 bytes for each tensor, and waits for them
                 if need be; called if they are wanted.
         """
+        if self.progress is not None:
+            self.progress.ends(loss)
         if not self._reporter.is_writing:
             return
         view = run.view()

@@ -98,6 +98,8 @@ class TrainingOptions(ConnectionOptions, total=False):
         learning_rates: ``"script"``: those of the parameter groups, which must be the same on all peers; ``"run"``: the
             coordinator's. None, the default, takes the script's unless it is a run of Psyche's.
         on_event: called with news in words, one sentence each; they are logged besides. None by default.
+        metrics_port: a port of this machine, 0 for any free one, that Prometheus reads at ``/metrics``; None, the
+            default, has none.
     """
 
     config: RunConfig | None
@@ -107,6 +109,7 @@ class TrainingOptions(ConnectionOptions, total=False):
     resume: bool
     learning_rates: LearningRates | None
     on_event: Callable[[str], None] | None
+    metrics_port: int | None
 
 
 class SessionOptions(TrainingOptions, total=False):
@@ -174,6 +177,7 @@ STRATEGY_DEFAULTS: Final[TrainingOptions] = {
     "resume": False,
     "learning_rates": None,
     "on_event": None,
+    "metrics_port": None,
     **CONNECTION_DEFAULTS,
 }
 """Of :class:`TrainingOptions`."""

@@ -63,6 +63,7 @@ from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
 from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
+from .monitor.figures import run_numbers
 from .network.on_solana import check_run
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
@@ -395,12 +396,23 @@ class PsycheStrategy(RoundPasses):
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         # Still open if the scaler of 16-mixed found an overflow, or there was no loss: the others need not wait for us.
         round_.skip()
+        self._log_run(session)
         if round_.step >= session.total_steps:
             # What the end of the run does to the weights should be done before validation and checkpoints.
             self._round, self._round_waits = session.next_round(), True
             if self._round is None:
                 end_training(self._trainer)
         return output
+
+    def _log_run(self, session: FrameworkSession) -> None:
+        """Numbers of the run for the progress bar and the script's loggers, as if the module had logged them."""
+        trainer = self._trainer
+        if trainer.barebones:
+            return
+        numbers = run_numbers(session.figures())
+        self._module.log("peers", numbers["run/peers"], prog_bar=True, logger=False, batch_size=1)
+        if trainer.loggers:
+            self._module.log_dict(numbers, batch_size=1)
 
     # -- checkpoints and the end ---------------------------------------------------------------------------------------
 

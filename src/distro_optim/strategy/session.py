@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
@@ -40,13 +41,14 @@ from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
+from .monitor.figures import Figures, Progress
+from .monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from .monitor.narration import Narration
 from .monitor.summary import summary
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
 from .round import Round, SampleOrder
-from .run_report import ddp_bytes
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
@@ -121,7 +123,8 @@ class SwarmSession:
         self._closed = False
         self._narration = Narration(self._tell)
         self._last_view: RunView | None = None
-        self._ddp_bytes = 0
+        self._progress: Progress | None = None
+        self._windows = ExitStack()  # what others look at the run through
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -195,7 +198,9 @@ class SwarmSession:
         if self._access is None:
             self._access = self.connect()
         access = self._access
+        self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
         try:
+            self._open_windows()
             access.life.look()
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
@@ -209,10 +214,22 @@ class SwarmSession:
                 write_ticket(self._environment.ticket_file, facts.ticket)
             self._news.joined(facts, self._num_parameters)
         except BaseException:
+            self._windows.close()
             access.life.close()
             raise
         self._participant = participant
         self._optimizer.hand_over(self._optimizer_step)
+
+    def _open_windows(self) -> None:
+        """Opens what others look at the run through.
+
+        Raises:
+            ConfigurationError: a port is taken.
+        """
+        port = self._options["metrics_port"]
+        if port is not None and self.speaks_for_the_peer:
+            server = self._windows.enter_context(MetricsServer(port, lambda: metrics_of(self.figures())))
+            self._tell(f"metrics at http://127.0.0.1:{server.port}/metrics")
 
     def _check_before_joining(self, state: Coordinator) -> None:
         """Finds what stands in our way.
@@ -282,6 +299,7 @@ class SwarmSession:
         if self._closed:
             return
         self._closed = True
+        self._windows.close()
         self._optimizer.hand_over(None)
         self._optimizer.undo_lookahead(discard_edits=True)
         access, participant = self._access, self._participant
@@ -346,7 +364,10 @@ class SwarmSession:
     def _enter(self, access: RunAccess, round_: Round) -> None:
         """A round begins."""
         view = access.facts.view()
-        self._ddp_bytes += ddp_bytes(self._num_parameters, view.num_peers)
+        if self._progress is not None:
+            self._progress.begins(
+                round_.step, round_.batch, num_parameters=self._num_parameters, num_peers=view.num_peers
+            )
         if self.speaks_for_the_peer:
             self._narration.entered(view, round_.step, is_host=access.facts.is_host)
 
@@ -449,9 +470,15 @@ class SwarmSession:
         """The run's name."""
         return self.view().run_id
 
+    def figures(self) -> Figures:
+        """How it goes, in numbers: those of the view and more. For any thread, after :meth:`start`."""
+        if self._progress is None:
+            raise DistroError("a session has figures from start() on")
+        return self._progress.figures(self.view(), self.state)
+
     def summary(self) -> str:
         """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights."""
-        return summary(self.view(), ddp_bytes=self._ddp_bytes)
+        return summary(self.view(), ddp_bytes=self._progress.ddp_bytes if self._progress is not None else 0)
 
     def view(self) -> RunView:
         """A snapshot for logs and live tables, after :meth:`close` the last one. For any thread."""
@@ -470,6 +497,8 @@ def _check(optimizer: object, options: SessionOptions) -> None:
             value=optimizer,
         )
     check_reach(options)
+    if options["metrics_port"] is not None:
+        load_prometheus()
     learning_rates, size = options["learning_rates"], options["dataset_size"]
     if learning_rates not in (None, "script", "run"):
         raise ConfigurationError(

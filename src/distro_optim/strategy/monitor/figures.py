@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ..coordinator.rules.assignment import round_batch_size
-from ..coordinator.rules.committee import CommitteeSelection
-from ..coordinator.types import BatchId, Coordinator, RunState
-from ..errors import CoordinatorError
-from ..strategy.port import RunView
+from ...coordinator.rules.assignment import round_batch_size
+from ...coordinator.rules.committee import CommitteeSelection
+from ...coordinator.rules.outlook import first_data_index
+from ...coordinator.types import BatchId, Coordinator, RunState
+from ...errors import CoordinatorError
+from ..port import RunView
+from ..run_report import ddp_bytes
 
-__all__ = ["Figures", "Progress", "StepClock"]
+__all__ = ["Figures", "Progress", "StepClock", "run_numbers"]
 
 KEPT_STEPS: Final = 16
 """Durations of steps that the speed is an average of (``stats.rs``)."""
@@ -38,11 +41,12 @@ class Figures:
         batch: that we train, or trained last.
         loss: of our latest batch, in nats per token; None before.
         global_batch_size: sequences of the present round.
-        total_tokens: that the run has trained before this round.
+        total_tokens: that the run has trained before this round; never falls.
         tokens_per_second: of the whole run; None before two rounds.
         efficiency: share of the time that we computed, of the latest steps.
         last_train_seconds: that our latest batch took.
-        total_loads: parts of the model downloaded, and in all; None if none are.
+        downloaded: parts of the model downloaded, and in all; None if none are.
+        ddp_bytes: that we would have sent, had the gradients of our rounds been summed by a ring all-reduce in bf16.
     """
 
     view: RunView
@@ -57,6 +61,7 @@ class Figures:
     last_train_seconds: float | None
     downloaded: tuple[int, int] | None
     events: tuple[str, ...]
+    ddp_bytes: int = 0
 
     @property
     def perplexity(self) -> float | None:
@@ -64,6 +69,26 @@ class Figures:
         if self.loss is None or not math.isfinite(self.loss) or self.loss > math.log(1e300):
             return None
         return math.exp(self.loss)
+
+
+def run_numbers(figures: Figures) -> dict[str, float]:
+    """What belongs into the logs of an experiment, under names that begin with ``run/``.
+
+    Sums count from the start of this process, in bytes and seconds.
+    """
+    view = figures.view
+    return {
+        "run/peers": float(view.num_peers),
+        "run/epoch": float(view.epoch),
+        "run/bytes_sent": float(view.bytes_sent),
+        "run/bytes_received": float(view.bytes_received),
+        "run/ddp_bytes": float(figures.ddp_bytes),
+        "run/seconds_training": view.seconds_training,
+        "run/seconds_waiting": view.seconds_waiting,
+        "run/rounds_missed": float(view.rounds_cancelled),
+        "run/dropped": float(sum(view.dropped.values())),
+        "run/weights_in_doubt": float(view.fault is not None),
+    }
 
 
 class StepClock:
@@ -109,10 +134,15 @@ class Progress:
         self._train_seconds: float | None = None
         self._downloaded: tuple[int, int] | None = None
         self._events: deque[str] = deque(maxlen=KEPT_EVENTS)
+        self._total_tokens = 0
+        self._lock = threading.Lock()
+        self.ddp_bytes = 0
+        """See :class:`Figures`."""
 
-    def begins(self, step: int, batch: BatchId) -> None:
-        """We train ``batch``."""
+    def begins(self, step: int, batch: BatchId, *, num_parameters: int = 0, num_peers: int = 0) -> None:
+        """We train ``batch``, of a model of ``num_parameters``, with ``num_peers`` in all."""
         self._began, self._batch = self._clock(), batch
+        self.ddp_bytes += ddp_bytes(num_parameters, num_peers)
 
     def ends(self, loss: float | None) -> None:
         """That is over; ``loss`` is None if it was cancelled."""
@@ -131,13 +161,20 @@ class Progress:
         self._events.append(text)
 
     def figures(self, view: RunView, state: Coordinator | None) -> Figures:
-        """The present moment."""
+        """The present moment. For any thread."""
+        with self._lock:
+            return self._figures(view, state)
+
+    def _figures(self, view: RunView, state: Coordinator | None) -> Figures:
         in_round = state is not None and state.run_state in _ROUND
-        size = tokens = 0
+        size = 0
+        if state is not None:
+            tokens = first_data_index(state) * state.model.max_seq_len
+            # A run that was started again from an earlier checkpoint trains what it trained before.
+            self._total_tokens = max(self._total_tokens, tokens)
         if state is not None and in_round:
             self._steps.saw(state.progress.epoch, state.progress.step, self._clock(), self._train_seconds or 0.0)
             size = round_batch_size(state, state.current_round)
-            tokens = state.current_round.data_index * state.model.max_seq_len
         seq_len = state.model.max_seq_len if state is not None else 0
         return Figures(
             view=view,
@@ -146,12 +183,13 @@ class Progress:
             batch=self._batch,
             loss=self._loss,
             global_batch_size=size,
-            total_tokens=tokens,
+            total_tokens=self._total_tokens,
             tokens_per_second=self._steps.per_second(size * seq_len) if size else None,
             efficiency=self._steps.efficiency,
             last_train_seconds=self._train_seconds,
             downloaded=self._downloaded,
             events=tuple(self._events),
+            ddp_bytes=self.ddp_bytes,
         )
 
 

@@ -1,0 +1,120 @@
+"""The numbers of a run, under the same names wherever a run is looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from distro_optim.coordinator.rules.steps import with_round
+from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.service import CoordinatorService
+from distro_optim.coordinator.types import RunState
+from distro_optim.serve.status import status_of
+from distro_optim.serve.watch import Watch
+from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.monitor.figures import Progress, run_numbers
+from distro_optim.strategy.monitor.metrics import metrics_of
+from distro_optim.strategy.port import Contribution, RunView
+from distro_optim.testing.coordinator import dummy_run
+from frameworks.lightning_runs import QUIET, Runs, loader, make_module, make_trainer
+
+pytestmark = [pytest.mark.waiting, *QUIET]
+
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
+PEER = bytes([7]) * 32
+
+
+def scraped(port: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def test_tokens_never_fall() -> None:
+    state = RunConfig(total_steps=20, global_batch_size=4).coordinator_state("run")
+    seen = Progress(bytes(32))
+    begun = replace(state, run_state=RunState.ROUND_TRAIN)
+    in_round = with_round(begun, replace(begun.current_round, data_index=40))
+    trained = seen.figures(RunView(run_id="run"), in_round).total_tokens
+    assert trained == 40 * state.model.max_seq_len
+    assert seen.figures(RunView(run_id="run"), state).total_tokens == trained
+    assert seen.figures(RunView(run_id="run"), None).total_tokens == trained
+
+
+def test_a_script_has_the_metrics_of_join_while_it_trains_and_logs_numbers_of_the_run(
+    pl: ModuleType, runs: Runs, tmp_path: Path, strategy: Any
+) -> None:
+
+    told: list[str] = []
+    pages: list[str] = []
+
+    class Listener(pl.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 3:
+                [port] = [match[1] for text in told if (match := re.search(r"127.0.0.1:(\d+)/metrics", text))]
+                pages.append(scraped(port))
+
+    logger_class = load_csv_logger(pl)
+    trainer = make_trainer(
+        pl,
+        tmp_path,
+        strategy(pl, metrics_port=0, on_event=told.append),
+        max_epochs=1,
+        logger=logger_class(tmp_path),
+        log_every_n_steps=1,
+        callbacks=[Listener()],
+    )
+    trainer.fit(make_module(pl), loader())
+    assert "psyche_total_tokens" in pages[0]
+    assert "distro_optim_clients 1.0" in pages[0]
+    assert trainer.progress_bar_metrics["peers"] == 1.0
+    assert trainer.logged_metrics["run/peers"] == 1.0
+    assert {name for name in trainer.logged_metrics if name.startswith("run/")} == set(
+        run_numbers(Progress(PEER).figures(RunView(run_id="run"), None))
+    )
+    assert trainer.strategy.view().run_id == "quiet", "the view stays after fit"
+    assert "the run 'quiet'" in trainer.strategy.summary()
+
+
+def load_csv_logger(pl: ModuleType) -> Any:
+    return __import__(f"{pl.__name__}.loggers", fromlist=["CSVLogger"]).CSVLogger
+
+
+def test_a_server_has_the_same_names_for_the_same_things() -> None:
+    service = CoordinatorService(RunHost(dummy_run()), draw=lambda size: bytes(size), unix_offset=0.0)
+    watch = Watch(service)
+    assert watch.metrics() == []
+    watch.see(status_of(service, 0.0))
+    of_server = {metric.name for metric in watch.metrics()}
+    view = RunView(run_id="run", waiting_peers=0, contributions={PEER: Contribution(rounds=1)})
+    assert of_server <= {metric.name for metric in metrics_of(Progress(PEER).figures(view, None))}
+    assert {"psyche_round_step", "psyche_total_tokens", "distro_optim_clients"} <= of_server
+
+
+def test_contributions_are_labelled_with_the_identity() -> None:
+    view = RunView(run_id="run", contributions={PEER: Contribution(rounds=3, samples=12, bytes=99, dropped=1)})
+    by_name = {metric.name: metric.values for metric in metrics_of(Progress(PEER).figures(view, None))}
+    assert by_name["distro_optim_contributed_samples"] == {"07" * 8: 12.0}
+    assert by_name["distro_optim_contributed_dropped"] == {"07" * 8: 1.0}
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    view = RunView(run_id="run", lr=0.1, waiting_peers=0, contributions={PEER: Contribution(rounds=1)})
+    figures = replace(Progress(PEER).figures(view, None), loss=1.0, tokens_per_second=1.0, efficiency=0.5)
+    there = {m.name + ("_total" if m.kind == "counter" else "") for m in metrics_of(figures)}
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+        for name in re.findall(r"(?:psyche|distro_optim)_\w+", target["expr"])
+    }
+    assert asked
+    assert asked - there == set()
