@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .data.opening import open_token_data as open_token_data
     from .data.provider import TokenProvider as TokenProvider
     from .data.token_files import TokenFiles as TokenFiles
+    from .integrations.huggingface import SwarmTrainer as SwarmTrainer
+    from .integrations.huggingface import SwarmTraining as SwarmTraining
     from .models.causal_lm import CausalLM as CausalLM
     from .models.lightning_module import PsycheCausalLM as PsycheCausalLM
     from .optimizer import DisTrO as DisTrO
@@ -109,11 +111,14 @@ _HOMES = {
     "SecretKey": "distro_optim.comm.signing",
     "SolanaOptions": "distro_optim.coordinator.solana_options",
     "SwarmSession": "distro_optim.strategy.session",
+    "SwarmTrainer": "distro_optim.integrations.huggingface",
+    "SwarmTraining": "distro_optim.integrations.huggingface",
     "TokenDataModule": "distro_optim.data.lightning",
     "TokenFiles": "distro_optim.data.token_files",
     "TokenProvider": "distro_optim.data.provider",
 }
-"""Public name -> the module that defines it. Those that need Lightning are not in __all__: a star would import it."""
+"""Public name -> the module that defines it. Those that need Lightning or transformers' Trainer are not in
+__all__: a star would import it."""
 
 _RUN = "DISTRO_OPTIM_RUN"
 """That of ``strategy/environment.py``, which takes long to import."""

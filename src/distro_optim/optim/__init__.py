@@ -12,6 +12,7 @@
 ``lookahead``    Psyche's error correction: gradients are taken where the weights will be
 ``weight_decay`` with the same bits on every device
 ``quarantine``   which gradients may touch the momentum
+``wrapped``      finds a DistributedDataParallel around the parameters
 ``workers``      threads that share out the blocks of a step among the cores
 ===============  ========================================================================
 """

@@ -18,6 +18,7 @@ from ..comm.process_group import ProcessGroupExchange, ambient_process_group
 from ..compress import CompressedUpdate, Compressor, TilePlan
 from ..errors import DistroError
 from .lookahead import Lookahead
+from .wrapped import warn_of_wrapper
 
 __all__ = ["ARITHMETIC", "PROGRESS", "Run"]
 
@@ -113,6 +114,8 @@ class Run:
                     "optimizer.exchange"
                 )
             group, peers = ambient_process_group(self.process_group, initialize=True, params=params)
+            if peers > 1:
+                warn_of_wrapper(params)
             self.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
         return self.exchange
 

@@ -24,6 +24,7 @@ from typing import Any, Final, Self, Unpack
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
@@ -101,7 +102,7 @@ class SwarmSession:
         **options: Unpack[SessionOptions],
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
-        _check(optimizer, given)
+        _check(model, optimizer, given)
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
         self._model = model
@@ -487,8 +488,16 @@ class SwarmSession:
         return self._access.facts.view() if self._access is not None else RunView(run_id="")
 
 
-def _check(optimizer: object, options: SessionOptions) -> None:
+def _check(model: object, optimizer: object, options: SessionOptions) -> None:
     """Raises :class:`~distro_optim.errors.ConfigurationError` if something is wrong that needs no network to see."""
+    if isinstance(model, DistributedDataParallel):
+        raise ConfigurationError(
+            "the model is wrapped in DistributedDataParallel, which averages gradients of processes that are in "
+            "different rounds: pass the model in it, model.module, and start one process for each peer; several "
+            "devices as one peer are possible with PsycheStrategy, FabricPsycheStrategy and SwarmTrainer",
+            name="model",
+            value=model,
+        )
     if not isinstance(optimizer, DisTrO):
         raise ConfigurationError(
             f"a run needs the optimizer DisTrO, got {type(optimizer).__name__}: write "

@@ -1,0 +1,58 @@
+"""What of a ``transformers.Trainer`` cannot work in a run, each with what can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import ConfigurationError
+from ...optimizer import DisTrO
+
+__all__ = ["check_optimizer", "check_trainer", "unwrapped"]
+
+
+def check_trainer(trainer: Any) -> None:
+    """Looks at the arguments of a trainer that is about to train.
+
+    Raises:
+        ConfigurationError: they want something that a run cannot give.
+    """
+    args = trainer.args
+    if getattr(trainer, "is_deepspeed_enabled", False) or getattr(trainer, "is_fsdp_enabled", False):
+        raise ConfigurationError(
+            "DeepSpeed and FSDP cut parameters into pieces, but peers of a run exchange updates of whole ones: leave "
+            "out deepspeed and fsdp, and train a model that fits on one device, or a LoRA of it",
+            name="fsdp",
+        )
+    if args.auto_find_batch_size:
+        raise ConfigurationError(
+            "auto_find_batch_size=True starts training again with other batches, but a run is joined once: set "
+            "per_device_train_batch_size to what fits; how many samples a step has is RunConfig(global_batch_size=...)",
+            name="auto_find_batch_size",
+            value=True,
+        )
+    if trainer.optimizer is not None:
+        check_optimizer(trainer.optimizer)
+
+
+def check_optimizer(optimizer: Any) -> DisTrO:
+    """The DisTrO that a trainer has, under the wrapper that accelerate puts around it.
+
+    Raises:
+        ConfigurationError: it is another optimizer.
+    """
+    optimizer = unwrapped(optimizer)
+    if not isinstance(optimizer, DisTrO):
+        raise ConfigurationError(
+            f"the optimizer is {type(optimizer).__name__}, which has nothing to send to peers: leave it out, or give "
+            "optimizers=(DisTrO(model.parameters(), lr=4e-4), None)",
+            name="optimizers",
+            value=optimizer,
+        )
+    return optimizer
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer under accelerate's ``AcceleratedOptimizer``."""
+    while not isinstance(optimizer, DisTrO) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer

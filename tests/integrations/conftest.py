@@ -1,0 +1,1 @@
+from session.conftest import make_world as make_world
