@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(command=replay_command.run)
     replay_command.add_options(replay)
 
-    run = commands.add_parser("run", help="look at runs that Solana coordinates")
+    run = commands.add_parser("run", help="look at runs on Solana; pause, resume and change one that is hosted here")
     run.set_defaults(command=run_command.run)
     run_command.add_options(run)
 

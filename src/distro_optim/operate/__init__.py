@@ -1,7 +1,8 @@
-"""``distro-optim run``: what there is to see of the runs that a blockchain coordinates.
+"""``distro-optim run``: looks at runs that a blockchain coordinates, and asks servers of this machine.
 
 ===========  =======================================
 ``command``  its options
-``looking``  what it does
+``looking``  what there is to see of runs on Solana
+``asking``   pause, resume, and other settings for a run that is hosted here
 ===========  =======================================
 """

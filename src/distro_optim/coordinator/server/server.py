@@ -25,6 +25,7 @@ from ...errors import CoordinatorLinkError
 from ..client import CoordinatorClient, StateFeed
 from ..messages import ClientToServerMessage
 from ..types import Coordinator, NodeIdentity, RunState
+from .control import ControlFolder
 from .host import EpochEnded
 from .in_process import InProcessClient, InProcessCoordinator
 from .service import CoordinatorService, ServiceEvent
@@ -65,6 +66,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         super().__init__(service, listeners, on_event=on_event, clock=clock, tick_seconds=tick_seconds)
         self.service = service
         self._store = store
+        self._control = None if store is None else ControlFolder(store.directory, store.run_id)
         self._finished = asyncio.Event()
         self._unsaved = asyncio.Event()
 
@@ -117,6 +119,12 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
 
     @override
     def _tick(self) -> None:
+        if self._control is not None:
+            now = self._clock()
+            events = self._control.carry_out(self.service.host, self.service.unix_time(now))
+            if events is not None:
+                self.service.note(events, now)
+                self._unsaved.set()
         was_finished = self.service.host.state.run_state is RunState.FINISHED
         super()._tick()
         if was_finished:  # so all clients were told with the tick before

@@ -84,6 +84,16 @@ class StateStore:
         for leftover in self._directory.glob(f"{self._glob_stem}-step*.toml.tmp"):
             leftover.unlink(missing_ok=True)  # of a server that was killed while it wrote
 
+    @property
+    def directory(self) -> Path:
+        """The folder."""
+        return self._directory
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._run_id
+
     def __enter__(self) -> StateStore:
         return self
 
