@@ -21,6 +21,7 @@ from distro_optim.errors import ProtocolError
 from distro_optim.strategy.rounds.announcer import Repeats
 from distro_optim.strategy.rounds.broadcasts import MAX_MARKS, Broadcast, Finished, TrainingResult, WeightsReport
 from distro_optim.strategy.rounds.results import encode_result, max_result_size, read_result
+from distro_optim.strategy.rounds.trust.votes import Electorate
 from distro_optim.strategy.rounds.weights import WeightsTable, differing_tensors, tensor_digest, weights_report
 from distro_optim.testing.updates import random_update, same_update
 from distro_optim.verify.commitment import Commitment, finished_hash
@@ -112,18 +113,18 @@ def test_a_tensor_hash_tells_names_types_shapes_and_the_sign_of_zero_apart() -> 
     assert tensor_digest("s", torch.tensor(1.0)) != tensor_digest("s", torch.tensor(2.0))
 
 
-def test_the_largest_group_is_right_and_of_equal_ones_that_of_the_first_client() -> None:
+def test_where_nobody_has_standing_the_largest_group_is_right_and_of_equal_ones_that_of_the_first_client() -> None:
     a, b = weights_report(0, 1, [bytes(32)], 0), weights_report(0, 1, [b"\x01" * 32], 0)
-    table = WeightsTable()
+    table, all_vote = WeightsTable(), Electorate((b"1", b"2", b"3"))
     table.add(b"2", b)
-    verdict = table.judge(b"1", a, [b"1", b"2", b"3"])
+    verdict = table.judge(b"1", a, all_vote, final=True)
     assert verdict.agrees
     assert not verdict.confirmed
-    assert not table.judge(b"1", a, [b"2", b"1", b"3"]).agrees
+    assert not table.judge(b"1", a, Electorate((b"2", b"1", b"3")), final=True).agrees
     table.add(b"3", b)
-    verdict = table.judge(b"1", a, [b"1", b"2", b"3"])
+    verdict = table.judge(b"1", a, all_vote, final=True)
     assert (verdict.agrees, verdict.right, verdict.report) == (False, (b"2", b"3"), b)
-    assert table.judge(b"9", b, [b"1", b"2", b"3"]).confirmed
+    assert table.judge(b"9", b, all_vote, final=True).confirmed
 
 
 def test_what_was_said_is_said_again_soon_and_then_ever_more_rarely_with_a_new_nonce() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Final
+from typing import Final, Literal
 
 from ..coordinator.model import (
     LLM,
@@ -18,7 +18,7 @@ from ..coordinator.model import (
     LLMTrainingDataType,
     OptimizerDefinition,
 )
-from ..coordinator.rules.checkpoints import SHARED_BY_PEERS
+from ..coordinator.rules.checkpoints import SHARED_BY_PEERS, TRUSTING_PEERS
 from ..coordinator.rules.outlook import USUAL_WAIT_SECONDS
 from ..coordinator.rules.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
@@ -74,6 +74,9 @@ class RunConfig:
         max_seq_len: tokens of a sample, where samples are sequences.
         start_step: where the run begins; above 1 if the weights were trained before.
         start_data_index: first sample of that step.
+        trust: ``"host"``: while the host trains, its weights are right, whatever the others report, since anybody may
+            have come; ``"peers"``: those of most peers that have trained are, and a host whose weights differ takes
+            theirs.
         save_dir: folder in which the run's state is kept; None keeps nothing.
         resume: go on from what is saved there, with the settings given now; starts from the beginning if nothing is.
 
@@ -101,6 +104,7 @@ class RunConfig:
     max_seq_len: int = 1
     start_step: int = 1
     start_data_index: int = 0
+    trust: Literal["host", "peers"] = "host"
     save_dir: str | PathLike[str] | None = None
     resume: bool = False
 
@@ -146,6 +150,10 @@ class RunConfig:
                     name=name,
                     value=getattr(self, name),
                 )
+        if self.trust not in ("host", "peers"):
+            raise ConfigurationError(
+                f'trust must be "host" or "peers", got {self.trust!r}', name="trust", value=self.trust
+            )
         if self.resume and self.save_dir is None:
             raise ConfigurationError(
                 "resume needs the folder to resume from: set save_dir", name="resume", value=self.resume
@@ -189,7 +197,7 @@ class RunConfig:
                 max_seq_len=self.max_seq_len,
                 cold_start_warmup_steps=self.cold_start_warmup_steps,
                 architecture=LLMArchitecture.HF_AUTO,
-                checkpoint=Hub(SHARED_BY_PEERS),
+                checkpoint=Hub(SHARED_BY_PEERS if self.trust == "host" else TRUSTING_PEERS),
                 data_type=LLMTrainingDataType.PRETRAINING,
                 data_location=DummyData(),
                 lr_schedule=self.lr_schedule or ConstantLR(base_lr=1e-3, warmup_init_lr=0.0, warmup_steps=0),

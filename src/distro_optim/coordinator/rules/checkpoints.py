@@ -18,6 +18,8 @@ from ..types import Coordinator
 
 __all__ = [
     "SHARED_BY_PEERS",
+    "TRUSTING_PEERS",
+    "believes_host",
     "is_run_of_psyche",
     "is_shared_by_peers",
     "is_with_peers",
@@ -30,6 +32,9 @@ SHARED_BY_PEERS: Final = HubRepo("distro_optim/shared-by-peers")
 """Stands where a run of Psyche names its weights. The coordinator's rules turn ``P2P`` into ``Hub`` in an epoch without
 any client of the epoch before. Under this name that means: the first client of the list has the weights."""
 
+TRUSTING_PEERS: Final = HubRepo(SHARED_BY_PEERS.repo_id, "trust-peers")
+"""The same, in a run whose host does not claim that its weights are right; see :func:`believes_host`."""
+
 
 def is_with_peers(checkpoint: Checkpoint) -> bool:
     """Whether a peer of the last epoch has the weights, so that joiners ask for them."""
@@ -38,6 +43,14 @@ def is_with_peers(checkpoint: Checkpoint) -> bool:
 
 def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
     """Whether the run has no storage for its weights, so that a client without them must ask a peer."""
+    match checkpoint:
+        case Hub(repo) | P2P(repo):
+            return repo in (SHARED_BY_PEERS, TRUSTING_PEERS)
+    return False
+
+
+def believes_host(checkpoint: Checkpoint) -> bool:
+    """Whether the weights of the host of such a run count, if it trains, whatever the others report."""
     match checkpoint:
         case Hub(repo) | P2P(repo):
             return repo == SHARED_BY_PEERS

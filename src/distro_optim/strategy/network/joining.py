@@ -150,6 +150,11 @@ class JoinedRun(RunSource):
         self._loop = loop
         self._patience = patience
 
+    @property
+    @override
+    def host(self) -> bytes | None:
+        return self._ticket.endpoint.id if self._ticket.endpoint is not None else None
+
     @override
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:

@@ -53,6 +53,11 @@ class RunSource(ABC):
     is_host: bool
 
     @property
+    def host(self) -> bytes | None:
+        """Public key of the run's host; None if we do not know it."""
+        return self.key.public if self.is_host else None
+
+    @property
     def identity(self) -> NodeIdentity:
         """Our identity in the run."""
         return NodeIdentity.from_single_key(self.key.public)

@@ -308,7 +308,14 @@ class Runtime(RunPort):
 
     def _new_rounds(self, link: RunLink) -> Rounds:
         """What decides. A test may put another kind of client here."""
-        return Rounds(identity=self._source.identity, key=self._source.key, address=link.swarm.address, draw=os.urandom)
+        source = self._source
+        return Rounds(
+            identity=source.identity,
+            key=source.key,
+            address=link.swarm.address,
+            draw=os.urandom,
+            host=source.host,
+        )
 
     def _show(self, view: RunView) -> None:
         self._view = view

@@ -21,4 +21,6 @@
 ``actions``            what is to be done, as plain data, and the outbox for it
 ``moment``             the time and the coordinator's state, as each input meets them
 =====================  ============================================================================
+
+``trust`` says who is believed about the weights.
 """

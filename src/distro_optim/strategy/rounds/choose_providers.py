@@ -8,6 +8,7 @@ from ...comm.model_exchange import Patience
 from ...coordinator.rules.checkpoints import is_shared_by_peers, is_with_peers
 from ...coordinator.types import Coordinator, NodeIdentity
 from .actions import Initialize
+from .trust.votes import Electorate
 
 __all__ = ["whom_to_ask"]
 
@@ -17,6 +18,8 @@ def whom_to_ask(
     me: NodeIdentity,
     *,
     right: Collection[bytes],
+    electorate: Electorate,
+    has_standing: bool,
     ready: Collection[NodeIdentity],
     had_the_weights: bool,
     vain_attempts: int,
@@ -27,6 +30,8 @@ def whom_to_ask(
         state: of the coordinator, in warm-up.
         me: our own identity.
         right: public keys of peers whose weights were found right where ours were not.
+        electorate: whose word about weights counts.
+        has_standing: we have trained in this run: then we take no weights from others than those.
         ready: the clients that have said in this warm-up that they have the weights.
         had_the_weights: ours were once those of the run, and the run is one whose peers share them.
         vain_attempts: in a row, over all warm-ups, in which nobody gave us the model.
@@ -34,6 +39,9 @@ def whom_to_ask(
     clients = [client.id for client in state.epoch_state.clients]
     others = [client.p2p_identity for client in clients if client != me]
     healing = [peer for peer in right if peer in others]
+    # Somebody who has only just come may give whatever it likes.
+    first = [peer for peer in electorate.deciding if peer in others]
+    others = first if has_standing and first else [*first, *others]
     checkpoint = state.model.checkpoint
     shared = is_with_peers(checkpoint)
     if is_shared_by_peers(checkpoint) and not shared:
@@ -41,7 +49,8 @@ def whom_to_ask(
         # way does not know whether the others still have them.
         shared = clients[0] != me or had_the_weights
     attempts_left = _attempts_left(clients, me, ready, vain_attempts) if had_the_weights else None
-    asks = (healing or shared) and attempts_left != 0
+    gives_its_own = electorate.host == me.p2p_identity and had_the_weights
+    asks = (healing or shared) and attempts_left != 0 and not gives_its_own
     return Initialize(
         epoch=state.progress.epoch,
         step=state.progress.step,

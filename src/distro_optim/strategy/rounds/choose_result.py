@@ -34,15 +34,19 @@ class Choice:
 
     Attributes:
         updates: contributions in ascending order of their batches.
-        counted: whose they are.
+        applied: whose they are.
         waiting: batches for which the witnesses saw a result that has not come here.
         wanted: results that count and that we have not asked for yet.
+        counted: clients whose results count and fit, and we, if we made one that fits.
+        silent: clients that had work, and of whom nothing that fits is here or on its way.
     """
 
     updates: tuple[CompressedUpdate, ...]
     waiting: tuple[BatchId, ...]
     wanted: tuple[Claim, ...] = ()
-    counted: tuple[CountedResult, ...] = ()
+    counted: tuple[NodeIdentity, ...] = ()
+    silent: tuple[NodeIdentity, ...] = ()
+    applied: tuple[CountedResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,21 @@ class DueResults:
             least_nonce=state.model.cold_start_warmup_steps if shared_by_peers else 0,
         )
 
-    def choose(self) -> Choice:
-        """Applies the rule to each batch of the round."""
-        updates, waiting, wanted, counted = [], [], [], []
+    def choose(self, me: NodeIdentity | None = None) -> Choice:
+        """Applies the rule to each batch of the round.
+
+        Args:
+            me: whose results are known to fit, whether a quorum says that it saw them or not.
+        """
+        updates, waiting, wanted, counted, silent, applied = [], [], [], [], [], []
         for batch, owner in sorted(self.round.assignments.items()):
             claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
             picked = select_commitment([claim.commitment for claim in claims], self.witnesses, self.quorum)
+            fits = any(claim.state is ClaimState.VALID for claim in claims)
+            if fits and (picked is not None or owner == me):
+                counted.append(owner)
+            if not fits and all(claim.state is not ClaimState.FETCHING for claim in claims):
+                silent.append(owner)
             if picked is None:
                 if self._seen_elsewhere(owner, claims):
                     waiting.append(batch)
@@ -105,8 +118,9 @@ class DueResults:
             elif claim.result is not None and claim.result.trainer_nonce >= self.least_nonce:
                 updates.append(claim.result.update)
                 bytes_ = claim.result.num_bytes
-                counted.append(CountedResult(owner=owner.p2p_identity, samples=len(batch), bytes=bytes_))
-        return Choice(tuple(updates), tuple(waiting), tuple(wanted), tuple(counted))
+                applied.append(CountedResult(owner=owner.p2p_identity, samples=len(batch), bytes=bytes_))
+        lost = set(silent).difference(self.round.assignments[batch] for batch in waiting)
+        return Choice(tuple(updates), tuple(waiting), tuple(wanted), tuple(counted), tuple(lost), tuple(applied))
 
     def _seen_elsewhere(self, owner: NodeIdentity, claims: Sequence[Claim]) -> bool:
         """Whether a quorum of witnesses saw ``owner`` take part with something that is not among ``claims``.

@@ -116,6 +116,7 @@ class Phases:
         warm_up = self.warm_up
         if warm_up.begin(at.state):
             self._watch.clear()
+            self._watch.standing.begin_epoch(client.p2p_identity for client in at.clients)
             self.repair.begin_epoch()
         if not at.lists(self._me):
             if self.stage is Stage.RUNNING:
@@ -263,7 +264,7 @@ class Phases:
 
     def _load(self, at: Moment) -> None:
         self.stage = Stage.LOADING
-        self.warm_up.load(at.state)
+        self.warm_up.load(at.state, self._watch.electorate(at.state), has_standing=self._watch.standing.is_ours_earned)
 
     def _load_if_possible(self, at: Moment) -> None:
         if at.is_in(_S.WARMUP) and at.lists(self._me) and self.warm_up.may_load:
@@ -273,8 +274,7 @@ class Phases:
         """Compares our weights at ``step`` with the others'."""
         if self._watch.fault is not None or self.stage is not Stage.RUNNING:
             return
-        clients = [client.p2p_identity for client in at.clients]
-        finding = self._watch.judge(step, clients, final=final)
+        finding = self._watch.judge(step, self._watch.electorate(at.state), final=final)
         if finding is None:
             return
         self.warm_up.source = finding.right

@@ -259,13 +259,13 @@ class RoundPipeline:
         if self._repair.fault is None or self._watch.fault is not None:
             return False
         self._watch.hash(at.state.progress.epoch, at.step)
-        clients = [client.p2p_identity for client in at.clients]
+        electorate = self._watch.electorate(at.state)
         longest = min(MAX_FETCH_SECONDS, UNHEARD_SHARE * at.state.config.max_round_train_time)
-        return self._repair.holds_back(at.step, clients, at.now, seconds=self._unheard_seconds(at), longest=longest)
+        return self._repair.holds_back(at.step, electorate, at.now, seconds=self._unheard_seconds(at), longest=longest)
 
     def _apply(self, due: DueResults, *, too_late: bool) -> bool:
         """Applies what is due; False if it has to wait for a result, which is asked for."""
-        choice = due.choose()
+        choice = due.choose(self._me)
         if choice.waiting and not too_late:
             for claim in choice.wanted:
                 claim.state = ClaimState.FETCHING
@@ -274,10 +274,13 @@ class RoundPipeline:
         if choice.waiting:
             self._watch.suspect(self.current.step)
             self._outbox.put(act.ResultMissing(step=self.current.step, batches=choice.waiting))
+        self._watch.standing.end_round(
+            {owner.p2p_identity for owner in choice.counted}, [owner.p2p_identity for owner in choice.silent]
+        )
         self._due = None
         self._outbox.put(
             act.ApplyResults(
-                step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates, counted=choice.counted
+                step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates, counted=choice.applied
             )
         )
         return True

@@ -15,11 +15,11 @@ cannot be repaired so, or not for long, is left to the next warm-up, which loads
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
 from typing import Final
 
 from ...comm.live_weights import MAX_WRONG_SHARE
 from .actions import Desynced, Outbox, RepairWeights
+from .trust.votes import Electorate
 from .weights import Finding, Verdict, WeightsWatch
 
 __all__ = ["MAX_FETCH_SECONDS", "MAX_REPAIRS", "Repair"]
@@ -107,12 +107,12 @@ class Repair:
 
     # -- the round that begins with it ---------------------------------------------------------------------------------
 
-    def holds_back(self, step: int, clients: Sequence[bytes], now: float, *, seconds: float, longest: float) -> bool:
+    def holds_back(self, step: int, electorate: Electorate, now: float, *, seconds: float, longest: float) -> bool:
         """Whether the round of ``step``, whose weights are being hashed, must not begin to train yet.
 
         Args:
             step: of the round.
-            clients: public keys of the epoch's clients, in the order of its list.
+            electorate: whose reports count.
             now: monotonic time in seconds.
             seconds: to wait for reports at most.
             longest: seconds that fetching may take.
@@ -122,11 +122,13 @@ class Repair:
             self._rounds += 1
         if self._stage is not _Stage.WAITING:
             return False
-        verdict = self._watch.verdict(step, clients)
-        if verdict is not None and verdict.confirmed and 2 * (len(verdict.right) + 1) > len(clients):
+        verdict = self._watch.verdict(step, electorate, final=False)
+        if verdict is not None and verdict.confirmed and verdict.certain:
             self.give_up()  # it was not ours that were wrong, or they are not any more
             return False
-        if verdict is not None and self._is_clear(verdict, clients):
+        if verdict is not None and verdict.report is None and not electorate.deciding:
+            verdict = self._as_before(step, electorate)
+        if verdict is not None and verdict.report is not None:
             self._ask(step, verdict, longest)
             return False
         if self._waits_until is not None and now < self._waits_until:
@@ -134,15 +136,15 @@ class Repair:
         self._stage = _Stage.WANTED  # in the next round again
         return False
 
-    def _is_clear(self, verdict: Verdict, clients: Collection[bytes]) -> bool:
-        """Whether the reports that have come say who is right: most clients, or most of those that were right before.
+    def _as_before(self, step: int, electorate: Electorate) -> Verdict | None:
+        """The verdict by the reports that have come, if they are of most of those that were right before.
 
-        In a run of two there never is a majority, and the rule for equal groups believes one of them.
+        For a run in which nobody has standing yet: of two peers neither is ever a majority.
         """
-        if verdict.report is None:
-            return False
-        still_right = len(set(verdict.right).intersection(self._right))
-        return 2 * len(verdict.right) > len(clients) or 2 * still_right > len(self._right)
+        verdict = self._watch.verdict(step, electorate, final=True)
+        if verdict is None or 2 * len(set(verdict.right).intersection(self._right)) <= len(self._right):
+            return None
+        return verdict
 
     def _ask(self, step: int, verdict: Verdict, longest: float) -> None:
         if verdict.report is not None:

@@ -45,13 +45,20 @@ class Rounds:
         key: of our endpoint; signs commitments.
         address: where peers can fetch blobs that we offer.
         draw: gives so many random bytes, from a source that peers cannot guess.
+        host: public key of the peer that hosts the run, if we know it; see :mod:`.trust.votes`.
 
     Raises:
         ConfigurationError: identity, key and address are not of one peer.
     """
 
     def __init__(
-        self, *, identity: NodeIdentity, key: SecretKey, address: EndpointAddr, draw: Callable[[int], bytes]
+        self,
+        *,
+        identity: NodeIdentity,
+        key: SecretKey,
+        address: EndpointAddr,
+        draw: Callable[[int], bytes],
+        host: bytes | None = None,
     ) -> None:
         if identity.p2p_identity != key.public or address.id != key.public:
             raise ConfigurationError("identity, key and address must be of one peer", name="key")
@@ -59,7 +66,7 @@ class Rounds:
         self._outbox = Outbox()
         self._announcer = Announcer(key, draw, self._outbox)
         self._peers = Peers(identity, self._outbox)
-        self._watch = WeightsWatch(key.public, self._outbox)
+        self._watch = WeightsWatch(key.public, self._outbox, host)
         self._own_result = OwnResult(identity, address, self._announcer, self._watch, self._outbox)
         self._phases = Phases(
             identity,

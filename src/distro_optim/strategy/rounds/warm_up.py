@@ -18,6 +18,7 @@ from .announcer import Announcer
 from .broadcasts import Broadcast, Finished
 from .choose_providers import whom_to_ask
 from .moment import Moment
+from .trust.votes import Electorate
 from .witness_reports import warmup_witness
 
 __all__ = ["MAX_LOADS", "WarmUp"]
@@ -79,8 +80,8 @@ class WarmUp:
         """Whether our weights were once the run's, in a run that its peers share: then they are not far from it."""
         return self._was_loaded and is_shared_by_peers(state.model.checkpoint)
 
-    def load(self, state: Coordinator) -> None:
-        """Asks for the model. Until it is here we are not ready."""
+    def load(self, state: Coordinator, electorate: Electorate, *, has_standing: bool) -> None:
+        """Asks for the model. Until it is here we are not ready. For the rest see :func:`.whom_to_ask`."""
         self._loads += 1
         self._load_step = state.progress.step
         self._ready.discard(self._me)
@@ -89,6 +90,8 @@ class WarmUp:
                 state,
                 self._me,
                 right=self.source,
+                electorate=electorate,
+                has_standing=has_standing,
                 ready=self._ready,
                 had_the_weights=self.had_the_weights(state),
                 vain_attempts=self._vain_loads,

@@ -1,15 +1,14 @@
 """Do all peers have the same weights? And if not: which of them are right, and which tensors differ? No I/O.
 
-Psyche does not ask. Here peers of our own kind say at the start of each step what their weights hash to. The largest
-group of equal reports is right; of equal groups, the one with the first client of the list. That proves nothing about a
-single peer, which may report what it likes. But while honest peers outnumber any group of liars that agree, a peer
-whose weights have drifted from the others' learns of it, and in which tensors.
+Psyche does not ask. Here peers of our own kind say at the start of each step what their weights hash to. Which reports
+are right is decided by the rule of :mod:`.trust.votes`: the host's, or those of the peers that have trained. A peer
+whose weights have drifted from theirs learns of it, and in which tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,9 +16,13 @@ from blake3 import blake3
 from torch import Tensor, uint8
 
 from ...comm import postcard
+from ...coordinator.rules.checkpoints import believes_host, is_run_of_psyche
+from ...coordinator.types import Coordinator
 from ...verify.merkle import merkle_root
 from .actions import AnnounceWeights, Desynced, HashWeights, Outbox
 from .broadcasts import MARK_SIZE, MAX_MARKS, WeightsReport
+from .trust.standing import Standing
+from .trust.votes import Electorate, decide
 
 __all__ = [
     "Finding",
@@ -41,15 +44,17 @@ class Verdict:
 
     Attributes:
         agrees: we are in the group that is right.
-        others: how many other peers have reported.
+        others: how many other peers have reported, of those that count.
         right: public keys of the group that is right, without ours.
         report: a report of that group; None if we are in it.
+        certain: no report that is still out could change it.
     """
 
     agrees: bool
     others: int
     right: tuple[bytes, ...]
     report: WeightsReport | None = None
+    certain: bool = False
 
     @property
     def confirmed(self) -> bool:
@@ -137,22 +142,21 @@ class WeightsTable:
         """Forgets all reports."""
         self._reports.clear()
 
-    def judge(self, me: bytes, ours: WeightsReport, clients: Iterable[bytes]) -> Verdict:
-        """Compares ``ours`` with the reports of ``clients``, which are in the order of the epoch's list."""
+    def judge(self, me: bytes, ours: WeightsReport, electorate: Electorate, *, final: bool) -> Verdict:
+        """Compares ``ours`` with the others' reports on its step, by :func:`.trust.votes.decide`.
+
+        Args:
+            me: our own public key.
+            ours: our report.
+            electorate: whose reports count.
+            final: no further report is waited for.
+        """
         reports: Mapping[bytes, WeightsReport] = self._reports.get((ours.epoch, ours.step), {})
-        groups: dict[tuple[bytes, bytes], list[bytes]] = {}
-        # If we were taken off the list, we stand last in it.
-        for client in dict.fromkeys([*clients, me]):
-            report = ours if client == me else reports.get(client)
-            if report is not None:
-                groups.setdefault((report.root, report.marks), []).append(client)
-        # max() keeps the first of equals, and groups stand in the order of their first members.
-        right = max(groups.values(), key=len)
-        others = sum(map(len, groups.values())) - 1
-        peers = tuple(client for client in right if client != me)
-        if me in right:
-            return Verdict(True, others, peers)
-        return Verdict(False, others, peers, reports[right[0]])
+        said = {key: (report.root, report.marks) for key, report in reports.items()}
+        outcome = decide(me, (ours.root, ours.marks), said, electorate, final=final)
+        agrees = outcome.right == (ours.root, ours.marks)
+        report = None if agrees else reports[outcome.members[0]]
+        return Verdict(agrees, outcome.heard, outcome.members, report, outcome.certain)
 
 
 @dataclass(frozen=True)
@@ -176,14 +180,18 @@ class WeightsWatch:
     Args:
         me: our own public key.
         outbox: where what is to be done goes.
+        host: public key of the peer that hosts the run; None if we do not know it.
 
     Attributes:
         fault: why our weights are not those of the others; None if they are, as far as we know.
+        standing: who has trained.
     """
 
-    def __init__(self, me: bytes, outbox: Outbox) -> None:
+    def __init__(self, me: bytes, outbox: Outbox, host: bytes | None = None) -> None:
         self.fault: Desynced | None = None
+        self.standing = Standing(me)
         self._me = me
+        self._host = host
         self._outbox = outbox
         self._names: tuple[str, ...] = ()
         # The step since which our weights may be wrong because results did not come; None if there is no such doubt.
@@ -268,33 +276,44 @@ class WeightsWatch:
         self._ours.clear()
         self._asked.clear()
 
-    def verdict(self, step: int, clients: Sequence[bytes]) -> Verdict | None:
+    def electorate(self, state: Coordinator) -> Electorate:
+        """Whose reports count in ``state``."""
+        clients = tuple(client.id.p2p_identity for client in state.epoch_state.clients)
+        if is_run_of_psyche(state):
+            return Electorate(clients)
+        host = self._host if self._host in clients and believes_host(state.model.checkpoint) else None
+        return Electorate(clients, self.standing.voters(clients), host)
+
+    def verdict(self, step: int, electorate: Electorate, *, final: bool) -> Verdict | None:
         """What the reports that have come say of ours at ``step``; None if our own is not there yet."""
         ours = self._ours.get(step)
-        return None if ours is None else self._table.judge(self._me, ours, clients)
+        return None if ours is None else self._table.judge(self._me, ours, electorate, final=final)
 
-    def judge(self, step: int, clients: Sequence[bytes], *, final: bool) -> Finding | None:
+    def judge(self, step: int, electorate: Electorate, *, final: bool) -> Finding | None:
         """What is wrong with our weights at ``step``; None if nothing is known.
 
         Args:
             step: of the reports.
-            clients: public keys of the epoch's clients, in the order of its list.
-            final: no further report on that step is waited for. Before, only a majority of all clients convinces.
+            electorate: whose reports count.
+            final: no further report on that step is waited for.
         """
+        if electorate.host == self._me:
+            self._doubt = None  # ours are the run's
+        verdict = self.verdict(step, electorate, final=final)
         ours = self._ours.get(step)
-        if ours is None:
+        if verdict is None or ours is None:
             if final and self._doubt is not None and self._doubt < step:
                 return Finding("results are missing, and our weights were never compared")
             return None
-        verdict = self._table.judge(self._me, ours, clients)
-        if verdict.report is not None and (final or 2 * len(verdict.right) > len(clients)):
+        if verdict.report is not None:
             tensors = differing_tensors(ours, verdict.report, self._names)
             count = len(verdict.right)
             reason = f"{count} peer{'s have' if count > 1 else ' has'} other weights at step {step}"
             return Finding(reason, verdict.right, tensors)
         if self._doubt is not None and self._doubt <= step:
             # Where no two peers agree, ours may be right by the rule: if all gave theirs up, nobody would have any.
-            if verdict.confirmed or (final and verdict.agrees and 2 * (verdict.others + 1) > len(clients)):
+            deciding = len(electorate.voters or electorate.clients)
+            if verdict.confirmed or (final and 2 * (verdict.others + 1) > deciding):
                 self._doubt = None
             elif final and verdict.others == 0:
                 return Finding("results are missing, and nobody says what weights the others have")
