@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from distro_optim.strategy.frameworks.invitation import invitation, print_unbroken, shell_line
+from distro_optim.strategy.frameworks.invitation import invitation, print_unbroken
+from distro_optim.strategy.monitor.shell import shell_line
 
 TICKET = "psyche1" + "a2" * 60
 CODE = "Trainer(strategy=PsycheStrategy(run={ticket!r}))"

@@ -73,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as --logs json")
     add("--write-log", metavar="FILE", help="add log lines to a file")
     add("--metrics-local-port", metavar="N", help="serve Prometheus metrics on this port of 127.0.0.1")
+    add("--web", metavar="[HOST:]PORT", help="show the run on a page, on this machine unless told")
     add("--dummy-training-delay-secs", metavar="S", help="duration of a batch in runs without a model (0)")
 
 
@@ -124,6 +125,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "logs": "json" if options.json else given("logs"),
         "write_log": given("write_log", Path),
         "metrics_port": given("metrics_local_port", _port),
+        "web": given("web"),
         "dummy_training_delay_secs": given("dummy_training_delay_secs", float),
     }
     run = _run(options, given)

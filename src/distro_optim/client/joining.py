@@ -24,6 +24,8 @@ from ..models.building import sorted_parameters
 from ..strategy.model.checkpoint import CheckpointStore
 from ..strategy.monitor.figures import Figures, Progress
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_of
+from ..strategy.monitor.page import PageServer
+from ..strategy.monitor.picture import picture_of
 from ..strategy.network.runtime import Runtime
 from ..strategy.port import RunPort
 from ..strategy.session import SwarmSession
@@ -87,6 +89,9 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
                 )
             )
             news.tell(f"metrics at http://127.0.0.1:{server.port}/metrics", metrics_port=server.port)
+        if options.web is not None:
+            page = stack.enter_context(PageServer(options.web, lambda: _picture(monitor.figures(), options.run)))
+            news.tell(f"the run is shown at {page.url}", web=page.url)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
         news.tell(f"looking at {options.run[:60]}")
         access.look()
@@ -160,6 +165,11 @@ def _train(
             recorder.begin(state, prepared.model.config.to_json(), parameters, prepared.optimizer, step)
 
     train_language_model(session, trainers, prepared.data, progress, tell=news.tell, begins=begins)
+
+
+def _picture(figures: Figures, run: str) -> dict[str, object]:
+    """What the page shows."""
+    return picture_of(figures, ticket=run, is_host=False, how_to_join=f"distro-optim join {run}")
 
 
 class _News:

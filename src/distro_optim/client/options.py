@@ -48,6 +48,7 @@ class JoinOptions:
         logs: what is shown.
         write_log: file to which log lines are added.
         metrics_port: port on this machine for Prometheus; None has none.
+        web: where the run is shown on a page: a port, or ``host:port``; None shows it nowhere.
         dummy_training_delay_secs: how long the training of a run without a model takes.
         give_up_seconds: without a link to the coordinator, after which the run counts as lost.
         patience: the former name of ``give_up_seconds``.
@@ -77,6 +78,7 @@ class JoinOptions:
     logs: Mode = "tui"
     write_log: Path | None = None
     metrics_port: int | None = None
+    web: str | None = None
     dummy_training_delay_secs: float = 0.0
     give_up_seconds: float = GIVE_UP_SECONDS
     patience: InitVar[float | None] = None

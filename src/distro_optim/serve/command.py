@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave a client that disconnects in its epoch (else it is withdrawn at once)",
     )
+    parser.add_argument("--web", metavar="[HOST:]PORT", help="show the run on a page, on this machine unless told")
     parser.add_argument("--metrics-local-port", type=_port, metavar="N", help="Prometheus metrics at 127.0.0.1:N")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
         init_warmup_time=options.init_warmup_time,
         withdraw_on_disconnect=not options.keep_disconnected,
         limits=ServerLimits(connections=options.max_connections),
+        web=options.web,
         metrics_port=options.metrics_local_port,
     )
     asyncio.run(serve(request, reporter_for(as_json=options.json, plain=options.plain)))

@@ -21,11 +21,12 @@ from ..comm.serving.limits import ServerLimits
 from ..comm.serving.stream_server import TICK_SECONDS
 from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
+from ..console import printable
 from ..coordinator.model import ServerData
 from ..coordinator.rules.validation import check_run
 from ..coordinator.server.host import RunHost, restartable
 from ..coordinator.server.server import CoordinatorServer, unix_offset
-from ..coordinator.server.service import CoordinatorService
+from ..coordinator.server.service import CoordinatorService, ServiceEvent
 from ..coordinator.server.store import StateStore, read_state_file
 from ..coordinator.ticket import RunTicket
 from ..coordinator.types import Coordinator, RunState
@@ -34,8 +35,10 @@ from ..data.remote.server import DataServer
 from ..data.remote.service import DataService
 from ..errors import ConfigurationError, CoordinatorError
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus
+from ..strategy.monitor.page import PageServer
+from .acting import acts_on
 from .console import Reporter
-from .status import status_of
+from .status import describe, status_of
 from .watch import Watch
 
 __all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
@@ -67,6 +70,7 @@ class ServeOptions:
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         limits: what one stranger may ask.
+        web: where the run is shown on a page, a port or ``host:port``; None shows it nowhere.
         metrics_port: port on this machine for Prometheus; None has none.
     """
 
@@ -86,6 +90,7 @@ class ServeOptions:
     init_warmup_time: int | None = None
     withdraw_on_disconnect: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
+    web: str | int | None = None
     metrics_port: int | None = None
 
 
@@ -189,10 +194,15 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 listeners.append(IrohListener(node))
                 Rendezvous(node, host.is_pending)
                 endpoint = node.addr()
-            server = CoordinatorServer(service, listeners, store=store, on_event=reporter.event)
+            watch = Watch(service)
+
+            def on_event(event: ServiceEvent) -> None:
+                watch.events.append(printable(describe(event)))
+                reporter.event(event)
+
+            server = CoordinatorServer(service, listeners, store=store, on_event=on_event)
             await servers.enter_async_context(server)
             stack.enter_context(reporter)
-            watch = Watch(service)
             if options.metrics_port is not None:
                 metrics = MetricsServer(options.metrics_port, watch.metrics, option="--metrics-local-port")
                 stack.enter_context(metrics)
@@ -207,11 +217,17 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             if endpoint is not None:
                 ticket = str(RunTicket(state.run_id, tuple(ways), endpoint))
                 reporter.tell(f"join from anywhere with {ticket}", ticket=ticket)
+            if options.web is not None:
+                way_in = ticket if endpoint is not None else f"{ways[0]}/{state.run_id}" if ways else None
+                page = stack.enter_context(
+                    PageServer(options.web, lambda: watch.picture(way_in), acts_on(service, asyncio.get_running_loop()))
+                )
+                reporter.tell(f"the run is shown at {page.url}", web=page.url)
             if files is not None:
-                way_in = await TcpListener.bind(options.host, data_port)
+                door = await TcpListener.bind(options.host, data_port)
                 data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
-                await servers.enter_async_context(DataServer(data, files, [way_in]))
-                reporter.tell(f"{len(files)} sequences of training data at {way_in.address}", address=way_in.address)
+                await servers.enter_async_context(DataServer(data, files, [door]))
+                reporter.tell(f"{len(files)} sequences of training data at {door.address}", address=door.address)
             await _report_until(stop, server, reporter, watch)
             reporter.tell("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from ..coordinator.rules.outlook import first_data_index
 from ..coordinator.server.service import CoordinatorService
 from ..coordinator.types import NodeIdentity
+from ..errors import DistroError
 from ..strategy.monitor.metrics import Metric, contribution_metrics
+from ..strategy.monitor.picture import MAX_EVENTS, MAX_PEERS
 from ..strategy.port import Contribution
 from .status import RunStatus
 
@@ -30,6 +34,8 @@ class Watch:
         self._tokens = 0
         self._reported: dict[str, int] = {}  # the last step of each key
         self._rounds: dict[str, int] = {}
+        self.events: deque[str] = deque(maxlen=MAX_EVENTS)
+        """The latest news, in words."""
 
     def see(self, status: RunStatus) -> None:
         """The run is like this now; called about twice a second."""
@@ -58,6 +64,59 @@ class Watch:
     def contributions(self) -> dict[bytes, Contribution]:
         """Rounds on which each client has reported, as far as they were seen; a server sees no results."""
         return {bytes.fromhex(key): Contribution(rounds=rounds) for key, rounds in list(self._rounds.items())}
+
+    def picture(self, ticket: str | None) -> dict[str, Any]:
+        """What the page shows; see :mod:`~distro_optim.strategy.monitor.picture`.
+
+        Args:
+            ticket: what clients join with.
+
+        Raises:
+            DistroError: nothing was seen yet.
+        """
+        status = self._status
+        if status is None:
+            raise DistroError("the server has not begun")
+        given = self.contributions
+        peers = [
+            {
+                "id": client.key[:8],
+                "key": client.key,
+                "is_me": False,
+                "in_epoch": client.state not in ("Pending", "Watching"),
+                "path": client.state,
+                "rtt": None,
+                "loss": client.loss,
+                "rounds": given[bytes.fromhex(client.key)].rounds if bytes.fromhex(client.key) in given else None,
+                "samples": None,
+                "bytes": None,
+                "dropped": None,
+            }
+            for client in status.clients[:MAX_PEERS]
+        ]
+        return {
+            "run_id": status.run_id,
+            "phase": status.phase,
+            "epoch": status.epoch,
+            "step": status.step,
+            "total_steps": status.total_steps,
+            "is_host": True,
+            "connected": True,
+            "fault": None,
+            "waits_for": None,
+            "waiting_peers": max(0, status.pending - status.in_epoch),
+            "ticket": ticket,
+            "how_to_join": None if ticket is None else f"distro-optim join {ticket}",
+            "tokens": self._tokens,
+            "tokens_per_second": status.tokens_per_second,
+            "lr": None,
+            "bytes": None,
+            "seconds": None,
+            "rounds": None,
+            "weights": None,
+            "peers": peers,
+            "events": list(self.events),
+        }
 
     def metrics(self) -> list[Metric]:
         """All numbers of the run, under the names that clients have for them; none before the first status."""

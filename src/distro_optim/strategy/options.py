@@ -98,6 +98,9 @@ class TrainingOptions(ConnectionOptions, total=False):
         learning_rates: ``"script"``: those of the parameter groups, which must be the same on all peers; ``"run"``: the
             coordinator's. None, the default, takes the script's unless it is a run of Psyche's.
         on_event: called with news in words, one sentence each; they are logged besides. None by default.
+        web: a port, 0 for any free one, or ``"host:port"``: a page that shows the run live. Without a host it can be
+            opened on this machine alone; a host that others reach wants the key that is part of the page's address.
+            None, the default, has none.
         metrics_port: a port of this machine, 0 for any free one, that Prometheus reads at ``/metrics``; None, the
             default, has none.
     """
@@ -109,6 +112,7 @@ class TrainingOptions(ConnectionOptions, total=False):
     resume: bool
     learning_rates: LearningRates | None
     on_event: Callable[[str], None] | None
+    web: int | str | None
     metrics_port: int | None
 
 
@@ -177,6 +181,7 @@ STRATEGY_DEFAULTS: Final[TrainingOptions] = {
     "resume": False,
     "learning_rates": None,
     "on_event": None,
+    "web": None,
     "metrics_port": None,
     **CONNECTION_DEFAULTS,
 }

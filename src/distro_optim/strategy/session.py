@@ -45,6 +45,8 @@ from .model.trainer import check_overlap
 from .monitor.figures import Figures, Progress
 from .monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from .monitor.narration import Narration
+from .monitor.picture import picture_of
+from .monitor.shell import shell_line
 from .monitor.summary import summary
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
@@ -227,10 +229,26 @@ class SwarmSession:
         Raises:
             ConfigurationError: a port is taken.
         """
-        port = self._options["metrics_port"]
-        if port is not None and self.speaks_for_the_peer:
+        if not self.speaks_for_the_peer:
+            return
+        if (place := self._options["web"]) is not None:
+            from .monitor.page import PageServer  # brings a web server, which few sessions need
+
+            page = self._windows.enter_context(PageServer(place, self._picture))
+            self._tell(f"the run is shown at {page.url}")
+        if (port := self._options["metrics_port"]) is not None:
             server = self._windows.enter_context(MetricsServer(port, lambda: metrics_of(self.figures())))
             self._tell(f"metrics at http://127.0.0.1:{server.port}/metrics")
+
+    def _picture(self) -> dict[str, Any]:
+        """What the page shows."""
+        ticket = self.ticket
+        return picture_of(
+            self.figures(),
+            ticket=ticket,
+            is_host=self.is_host,
+            how_to_join=None if ticket is None else shell_line(ticket),
+        )
 
     def _check_before_joining(self, state: Coordinator) -> None:
         """Finds what stands in our way.
@@ -508,6 +526,10 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
     check_reach(options)
     if options["metrics_port"] is not None:
         load_prometheus()
+    if options["web"] is not None:
+        from .monitor.page import parse_place
+
+        parse_place(options["web"])
     learning_rates, size = options["learning_rates"], options["dataset_size"]
     if learning_rates not in (None, "script", "run"):
         raise ConfigurationError(

@@ -143,6 +143,7 @@ class RunHost:
         self.state = state
         self.reports: dict[NodeIdentity, WitnessMetadata] = {}
         self._allowed = None if allowed is None else frozenset(allowed)
+        self._banned: set[bytes] = set()
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
         self._patience = (
@@ -168,7 +169,12 @@ class RunHost:
 
     def is_allowed(self, public: bytes) -> bool:
         """Whether the owner of this key may take part."""
-        return self._allowed is None or public in self._allowed
+        return (self._allowed is None or public in self._allowed) and public not in self._banned
+
+    def ban(self, client: NodeIdentity) -> list[Event]:
+        """A client leaves, and may not come back while this process lives."""
+        self._banned.add(client.signer)
+        return self.disconnect(client)
 
     def snapshot(self, now: int) -> Coordinator:
         """What to save of the present state; see :func:`restartable`."""

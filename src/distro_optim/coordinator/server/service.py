@@ -195,6 +195,13 @@ class CoordinatorService(ConnectionService):
         """Reports what was done to the host from elsewhere, such as a pause by the operator."""
         self._note(events, now)
 
+    def turn_away(self, client: NodeIdentity, now: float) -> None:
+        """The operator wants a client gone: it leaves its epoch, and its key is refused while this process lives."""
+        self._note(self.host.ban(client), now)
+        connection = self._by_client.get(client)
+        if connection is not None:
+            self._close(connection, "the operator turned it away")
+
     # -- inputs from this process --------------------------------------------------------------------------------------
 
     def join_locally(self, client: NodeIdentity, run_id: str, feed: StateFeed, now: float) -> None:

@@ -7,18 +7,12 @@ since what was cut is copied in pieces. Two libraries draw such bars: ``rich`` p
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
-from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
-from ..environment import RUN
+from ..monitor.shell import shell_line
 
-__all__ = ["invitation", "print_unbroken", "shell_line"]
-
-ANY_SCRIPT: Final = "script.py"
-"""In the place of a name, where the host is no script: a notebook, or a prompt."""
+__all__ = ["invitation", "print_unbroken"]
 
 
 def invitation(run_id: str, ticket: str, code: str) -> str:
@@ -34,23 +28,6 @@ def invitation(run_id: str, ticket: str, code: str) -> str:
         f"    {shell_line(ticket)}\n\n"
         f"or with the ticket in it:\n\n    {code.format(ticket=ticket)}\n"
     )
-
-
-def shell_line(ticket: str, main: ModuleType | None = None) -> str:
-    """What others type to run this script as a peer of the run.
-
-    Args:
-        ticket: the way in.
-        main: the module that the script is; by default that of this process.
-    """
-    main = sys.modules.get("__main__") if main is None else main
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    if spec is not None:
-        what = f"-m {spec.name.removesuffix('.__main__')}"
-    else:
-        # Others have it in another folder.
-        what = shlex.quote(os.path.basename(file)) if file is not None else ANY_SCRIPT
-    return f"{RUN}={ticket} python {what}"
 
 
 def print_unbroken(text: str) -> None:
