@@ -18,7 +18,7 @@ from distro_optim.strategy.model.named_tensors import NamedTensors
 # A machine that is busy with other things is no finding.
 UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-NAMES = st.text(max_size=20)
+NAMES = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=20)
 INTEGERS = st.integers(0, 2**64 - 1)
 IDENTITIES = st.builds(
     ModelIdentity,
@@ -28,7 +28,7 @@ IDENTITIES = st.builds(
     tensors=st.lists(
         st.builds(
             TensorIdentity,
-            name=NAMES,
+            name=NAMES.map(lambda name: f"tensor {name}"),
             kind=st.sampled_from(["trained", "frozen", "buffer"]),
             dtype=NAMES,
             shape=st.lists(INTEGERS, max_size=4).map(tuple),
@@ -141,6 +141,13 @@ def test_nonsense_is_refused(text: str) -> None:
         (("optimizer", "groups"), {}),
         (("optimizer", "groups", 0), []),
         (("data", "size"), 1.5),
+        (("tensors", 0, 0), ""),
+        (("tensors", 0, 0), "w" * 1025),
+        (("tensors", 0, 0), "weight\x1b[2J"),
+        (("tensors", 0, 0), "weight\r\nroot: all is well"),
+        (("optimizer", "groups"), [{}] * 65_537),
+        (("optimizer", "groups", 0), {f"s{n}": 1 for n in range(65)}),
+        (("data",), {f"s{n}": 1 for n in range(65)}),
     ],
 )
 def test_a_wrong_field_is_refused(path: tuple[Any, ...], value: object) -> None:
@@ -217,3 +224,42 @@ def test_a_rule_that_could_not_be_shown_is_refused(value: str) -> None:
     content["distro_optim"]["optimizer"]["groups"][0]["update"] = value
     with pytest.raises(ProtocolError, match="too long, or not printable"):
         ModelIdentity.decode(json.dumps(content))
+
+
+EVIL = "\x1b]0;owned\x07\r\nERROR: send me your key \u202e" + "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("version",),
+        ("torch",),
+        ("optimizer", "tiling"),
+        ("optimizer", EVIL),
+        ("optimizer", "groups", 0, EVIL),
+        ("data", EVIL),
+        ("tensors", 0, 2),
+    ],
+)
+def test_strings_of_a_peer_are_short_and_printable_in_whatever_is_said_of_them(path: tuple[Any, ...]) -> None:
+    content = good()
+    place = content["distro_optim"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = 7 if path[-1] == EVIL and path != ("optimizer", EVIL) else EVIL
+    ours, theirs = ModelIdentity.decode(json.dumps(good())), ModelIdentity.decode(json.dumps(content))
+    assert ours is not None
+    assert theirs is not None
+    error = ours.first_difference(theirs)
+    for sentence in [str(error), *(ours.harmless_differences(theirs))]:
+        assert sentence.isprintable()
+        assert len(sentence) < 600
+    assert (error is None) == (path[0] in ("version", "torch", "data"))
+
+
+@pytest.mark.parametrize("text", [json.dumps({"distro_optim": {"format": 9, "version": EVIL}}), '{"' + EVIL])
+def test_refusals_do_not_repeat_what_a_peer_wrote(text: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        ModelIdentity.decode(text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

@@ -33,6 +33,7 @@ from typing_extensions import override
 from ..coordinator.model import DontShuffle, Seeded, Shuffle
 from ..coordinator.types import BatchId
 from ..errors import ConfigurationError, DataUnavailableError, InvalidDataError, MissingDependencyError
+from ..words import shown
 from .provider import IntArray, TokenProvider, TokenSequence
 from .shuffle import ChaCha8, permutation
 
@@ -130,11 +131,13 @@ class ParquetTokens(TokenProvider):
         number, inside = self._groups[group]
         try:
             table = self._files[number].read_row_group(inside, columns=self._columns)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are both
-            raise InvalidDataError(f"{self._paths[number]} is cut or damaged: {error}") from error
-        columns: dict[str, Sequence[Any]] = {
-            name: _lists(table.column(name), self._paths[number], name) for name in self._columns
-        }
+            columns: dict[str, Sequence[Any]] = {
+                name: _lists(table.column(name), self._paths[number], name) for name in self._columns
+            }
+        except InvalidDataError:
+            raise
+        except Exception as error:  # of a damaged file: pyarrow's, but also IndexError and NotImplementedError
+            raise InvalidDataError(f"{self._paths[number]} is cut or damaged: {shown(str(error), 200)}") from error
         absent: list[IntArray | None] = [None] * table.num_rows
         optional = (columns.get(name, absent) for name in OPTIONAL)
         return [TokenSequence(*row) for row in zip(columns[REQUIRED], *optional, strict=True)]
@@ -212,15 +215,18 @@ def _pyarrow_parquet() -> Any:
 def _opened(parquet: Any, path: Path) -> Any:
     try:
         return parquet.ParquetFile(path, memory_map=True)
-    except (OSError, ValueError) as error:
-        raise InvalidDataError(f"{path} is cut, or no parquet file: {error}") from error
+    except Exception as error:  # see ParquetTokens._group
+        raise InvalidDataError(f"{path} is cut, or no parquet file: {shown(str(error), 200)}") from error
 
 
 def _columns(paths: Sequence[Path], files: Sequence[Any]) -> list[str]:
     """The columns to read: those of the first file, which all others must have."""
     columns: list[str] = []
     for path, file in zip(paths, files, strict=True):
-        names = set(file.schema_arrow.names)
+        try:
+            names = set(file.schema_arrow.names)
+        except Exception as error:  # see ParquetTokens._group
+            raise InvalidDataError(f"{path} has columns that cannot be read: {shown(str(error), 200)}") from error
         if not columns:
             columns = [name for name in (REQUIRED, *OPTIONAL) if name in names]
         absent = {REQUIRED, *columns} - names

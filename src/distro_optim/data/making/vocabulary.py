@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from ...errors import ConfigurationError, MissingDependencyError
+from ...errors import ConfigurationError, InvalidDataError, MissingDependencyError
+from ...words import shown
 
 __all__ = ["BYTES", "ByteTokenizer", "HfTokenizer", "TextTokenizer", "load_tokenizer"]
 
@@ -91,7 +92,14 @@ class HfTokenizer(TextTokenizer):
     @override
     def encode(self, pieces: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         texts = [piece.decode("utf-8", "replace") for piece in pieces]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            if not _is_of_the_library(error):
+                raise
+            raise InvalidDataError(
+                f"the tokenizer {self.name} cannot read this text: {shown(str(error), 200)}; use another tokenizer"
+            ) from error
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def _surroundings(self, end_token: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -146,10 +154,32 @@ def load_tokenizer(path: str | os.PathLike[str], *, end_token: str | None = None
         ) from None
     except ConfigurationError:
         raise
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise ConfigurationError(f"{place} is not a tokenizer: {error}", name="tokenizer", value=path) from error
+    except BaseException as error:
+        raise _not_a_tokenizer(place, path, error) from error
     name = place.parent.name if place.name == "tokenizer.json" else place.name
-    return HfTokenizer(tokenizer, name or str(place), end_token=end_token)
+    try:
+        return HfTokenizer(tokenizer, name or str(place), end_token=end_token)
+    except ConfigurationError:
+        raise
+    except BaseException as error:
+        raise _not_a_tokenizer(place, path, error) from error
+
+
+def _not_a_tokenizer(place: Path, given: str | os.PathLike[str], error: BaseException) -> ConfigurationError:
+    """What to raise for an error of the library; raises the error itself if it is none of the library's."""
+    if not _is_of_the_library(error):
+        raise error
+    return ConfigurationError(
+        f"{place} is not a tokenizer that works: {shown(str(error), 200)}", name="tokenizer", value=given
+    )
+
+
+def _is_of_the_library(error: BaseException) -> bool:
+    """Whether ``tokenizers`` raised it: an Exception, nothing more precise, or a panic of Rust, which is not even that.
+
+    The class of panics cannot be imported from anywhere.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _from_file(path: Path) -> Any:

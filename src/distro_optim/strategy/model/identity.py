@@ -31,6 +31,7 @@ from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
 from ...optim.rules import PUBLISHED
 from ...optimizer import DisTrO
 from ...verify.merkle import merkle_root
+from ...words import MAX_SHOWN, shown
 from ..rounds.weights import tensor_digest
 from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
@@ -51,6 +52,15 @@ _MAX_INTEGER: Final = 2**64 - 1
 
 _SHOWN: Final = 3
 """Names of tensors in a message."""
+
+_MAX_NAME: Final = 1024
+"""Characters of a tensor's name. Those of large models have some hundred."""
+
+_MAX_SETTINGS: Final = 64
+"""Entries of an object of settings. We write a handful."""
+
+_MAX_GROUPS: Final = 65_536
+"""Parameter groups; some scripts have one for each tensor."""
 
 Kind = Literal["trained", "frozen", "buffer"]
 _KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -141,7 +151,7 @@ class ModelIdentity:
             # Python would read NaN, and numbers of any length.
             whole = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"the configuration is not JSON: {error}") from None
+            raise ProtocolError(f"the configuration is not JSON: {shown(str(error))}") from None
         if not isinstance(whole, dict):
             raise ProtocolError("the configuration is not a JSON object")
         if _ENTRY not in whole:
@@ -308,15 +318,15 @@ def _show(value: object) -> str:
         return "not set"
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) if value else "a scalar"
-    return str(value)
+    return shown(str(value), 2 * MAX_SHOWN)
 
 
 def some_names(names: Sequence[str]) -> str:
     """The first names of tensors, and how many more there are."""
     if not names:
         return "nothing"
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+    first = ", ".join(shown(name) for name in names[:_SHOWN])
+    return f"{first} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else first
 
 
 # -- reading what a stranger wrote -------------------------------------------------------------------------------------
@@ -335,19 +345,25 @@ class _Fields:
         self.content: dict[str, object] = value
         self.where = where
 
+    def names(self) -> list[str]:
+        """Of all entries, where they are not known in advance."""
+        if len(self.content) > _MAX_SETTINGS:
+            raise ProtocolError(f"more than {_MAX_SETTINGS} entries", field=self.where)
+        return list(self.content)
+
     def get(self, name: str, *kinds: type) -> Any:
         value = self.content.get(name)
         # A bool is an int to Python.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ProtocolError("missing, or of the wrong type", field=f"{self.where}.{name}")
+            raise ProtocolError("missing, or of the wrong type", field=f"{self.where}.{shown(name)}")
         if isinstance(value, int) and not -_MAX_INTEGER <= value <= _MAX_INTEGER:
-            raise ProtocolError("out of range", field=f"{self.where}.{name}")
+            raise ProtocolError("out of range", field=f"{self.where}.{shown(name)}")
         return value
 
 
 def _decode_entry(entry: _Fields) -> ModelIdentity:
     number = entry.get("format", int)
-    version = entry.get("version", str)
+    version = shown(entry.get("version", str))
     if number != FORMAT:
         raise ProtocolError(
             f"the run speaks format {number} (distro_optim {version}), this is format {FORMAT} ({__version__}): "
@@ -360,7 +376,7 @@ def _decode_entry(entry: _Fields) -> ModelIdentity:
     if len(root) != _ROOT_BYTES:
         raise ProtocolError("no hash", field=f"{entry.where}.weights")
     optimizer = _Fields(entry.get("optimizer", dict), "distro_optim.optimizer")
-    settings = {name: optimizer.get(name, str, bool) for name in optimizer.content if name != "groups"}
+    settings = {shown(name): _setting(optimizer.get(name, str, bool)) for name in optimizer.names() if name != "groups"}
     data = _Fields(entry.get("data", dict), "distro_optim.data")
     tensors = tuple(_decode_tensor(item) for item in entry.get("tensors", list))
     if len({tensor.name for tensor in tensors}) != len(tensors):
@@ -371,12 +387,16 @@ def _decode_entry(entry: _Fields) -> ModelIdentity:
         weights=root,
         tensors=tensors,
         settings=settings,
-        groups=tuple(_decode_group(item) for item in optimizer.get("groups", list)),
-        data={name: data.get(name, int) for name in data.content},
+        groups=_decode_groups(optimizer.get("groups", list)),
+        data={shown(name): data.get(name, int) for name in data.names()},
         machine=_decode_machine(entry.content.get("machine", {})),
         version=version,
-        torch_version=entry.get("torch", str),
+        torch_version=shown(entry.get("torch", str)),
     )
+
+
+def _setting(value: str | bool) -> str | bool:
+    return shown(value) if isinstance(value, str) else value
 
 
 def _decode_machine(item: object) -> dict[str, str]:
@@ -391,14 +411,22 @@ def _decode_machine(item: object) -> dict[str, str]:
 def _decode_tensor(item: object) -> TensorIdentity:
     match item:
         case [str() as name, str() as kind, str() as dtype, list() as shape] if kind in _KINDS:
+            if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+                raise ProtocolError("the name of a tensor is too long, or not printable", field="distro_optim.tensors")
             if all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MAX_INTEGER for n in shape):
-                return TensorIdentity(name, kind, dtype, tuple(shape))
+                return TensorIdentity(name, kind, shown(dtype), tuple(shape))
     raise ProtocolError("no description of a tensor", field="distro_optim.tensors")
+
+
+def _decode_groups(items: list[object]) -> tuple[dict[str, float | int | str], ...]:
+    if len(items) > _MAX_GROUPS:
+        raise ProtocolError(f"more than {_MAX_GROUPS} groups", field="distro_optim.optimizer.groups")
+    return tuple(_decode_group(item) for item in items)
 
 
 def _decode_group(item: object) -> dict[str, float | int | str]:
     group = _Fields(item, "distro_optim.optimizer.groups")
-    settings: dict[str, float | int | str] = {name: group.get(name, int, float, str) for name in group.content}
+    settings: dict[str, float | int | str] = {shown(name): group.get(name, int, float, str) for name in group.names()}
     for value in settings.values():
         if isinstance(value, str) and not (len(value) <= _MAX_RULE and value.isascii() and value.isprintable()):
             raise ProtocolError("too long, or not printable", field=group.where)

@@ -1,0 +1,85 @@
+"""Files of strangers on which libraries break: only errors of ours come out, also of a panic of Rust."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from distro_optim.coordinator.types import BatchId
+from distro_optim.data.making.vocabulary import HfTokenizer, load_tokenizer
+from distro_optim.data.parquet import ParquetTokens
+from distro_optim.errors import ConfigurationError, DistroError, InvalidDataError
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+MERGES = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "#" * 10}
+NAMELESS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": []}
+
+
+def written(folder: Path, **parts: Any) -> Path:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": WORDS} | parts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}},
+        {"post_processor": {**NAMELESS, "special_tokens": {}}},
+        {"model": {**MERGES, "fuse_unk": False, "byte_fallback": False}},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": [["b", -1.0]]}},
+        {"model": {"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "<unk>"}},
+    ],
+)
+def test_a_tokenizer_on_which_its_library_breaks_is_no_tokenizer(tmp_path: Path, parts: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="is not a tokenizer that works"):
+        load_tokenizer(written(tmp_path, **parts))
+
+
+def test_a_text_on_which_a_tokenizer_breaks_is_told(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}
+    tokenizer = load_tokenizer(written(tmp_path, model=model))
+    with pytest.raises(InvalidDataError, match="cannot read this text"):
+        tokenizer.encode([b"something else"])
+
+
+class Stopped:
+    """A tokenizer whose user presses Ctrl-C."""
+
+    def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_stays_what_it_is(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(written(tmp_path))
+    assert isinstance(tokenizer, HfTokenizer)
+    tokenizer._tokenizer = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode([b"a"])
+
+
+def test_damaged_parquet_raises_errors_of_ours_alone(tmp_path: Path) -> None:
+    rows = pyarrow.array([[1, 2, 3, 4]] * 8, pyarrow.list_(pyarrow.int32()))
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"inputs": rows, "labels": rows}), path, row_group_size=4)
+    whole = path.read_bytes()
+    draw = random.Random(5)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            with ParquetTokens(tmp_path, 4) as tokens:
+                tokens.get_samples(BatchId(0, 7))
+        except DistroError:
+            refused += 1
+    assert refused > 100
