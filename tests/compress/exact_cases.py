@@ -158,8 +158,9 @@ def stepped(weight: Tensor, x: Tensor, factor: float) -> Tensor:
 
 def rounded_to_bfloat16(values: npt.NDArray[np.float32]) -> Tensor:
     """To the nearest, ties to even, by the bits."""
-    bits = np.asarray(values).view(np.uint32)
-    upper = np.asarray((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    # At least one dimension: numpy 1 takes a number alone for one of any type, and shifts no uint64 by an int.
+    bits = np.atleast_1d(values).view(np.uint32).astype(np.uint64)
+    upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).reshape(np.shape(values))
     return torch.from_numpy(np.asarray(upper.view(np.int16))).view(torch.bfloat16)
 
 
