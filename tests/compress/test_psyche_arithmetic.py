@@ -96,6 +96,21 @@ def test_a_step_has_the_bits_of_psyches_operations(
     assert_same_bits(ours, theirs)
 
 
+@pytest.mark.parametrize("exponent", [-130, -80, 126])
+def test_values_at_the_ends_of_the_range_have_the_bits_too(exponent: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    plan = make_psyche_plan(torch.bfloat16, 64, 6)
+    updates = [some_update(plan, "values", generator) for _ in range(2)]
+    for update in updates:
+        for value in update.value:
+            value.copy_(torch.ldexp(value.float(), torch.tensor(exponent)).clamp_(-3e38, 3e38))
+    ours = some_params(torch.bfloat16, generator)
+    theirs = [param.clone() for param in ours]
+    Compressor(plan, "dct").merge(updates, ours, lr=[LR])
+    literal.apply(theirs, updates, LR, in_order)
+    assert_same_bits(ours, theirs)
+
+
 @pytest.mark.skipif(not literal.sums_in_that_order(), reason="this machine sums products of bfloat16 in another order")
 @pytest.mark.parametrize("kind", ["low", "no numbers"])
 def test_the_order_of_sums_is_that_of_pytorchs_einsum(kind: str) -> None:

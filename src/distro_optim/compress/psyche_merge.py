@@ -20,9 +20,10 @@ the definition here, on all machines (:func:`sum_in_order`). A product of two bf
 else can differ.
 
 The engine below keeps to it without dense products. Of each tile only the coefficients that somebody sent are looked
-at. What shares a column is added up in the order above, and rounded: ``y``. For ``z`` only the sign counts, so it is
-summed in any order, as fast as the machine can; where the sum is so small that rounding might decide its sign, it is
-summed again in the right order.
+at. What shares a column is added up in the order above, and rounded: ``y``. PyTorch's ``embedding_bag`` does that: it
+adds up rows of a table, times weights, one after the other. For ``z`` only the sign counts, so it is summed in any
+order, as fast as the machine can; where the sum is so small that rounding might decide its sign, it is summed again in
+the right order.
 
 In float32 and float64 Psyche leaves the order to a BLAS, and so does this: nothing is rounded but the sums.
 """
@@ -55,6 +56,9 @@ __all__ = ["PsycheMerge", "inverse_basis", "sum_in_order"]
 _RUNNING_SUMS: Final = 4
 """Of PyTorch's product of half-precision matrices (``sum`` in ``aten/src/ATen/native/cpu/BlasKernel.cpp``)."""
 
+_SUM_BITS: Final = 2
+"""To number them."""
+
 _SMALL_PRODUCT: Final = 400
 """Rows times inner size times columns below which it sums in plain order (``bmm_out_or_baddbmm_`` in
 ``aten/src/ATen/native/LinearAlgebra.cpp``)."""
@@ -65,12 +69,19 @@ _UNIT_ROUNDOFF: Final = 2.0**-24
 _UNDERFLOW: Final = 1e-35
 """Added to bounds on errors, for terms that are too small for relative ones. Chosen arbitrarily, far above them."""
 
+_SMALL_COEFFICIENT: Final = 1e-20
+"""From here on, products with the basis, whose least elements are about 1e-9, are exact in float32: it does not matter
+whether their sums are fused with them. Chosen arbitrarily, far above where it would matter."""
+
+_MOST_COUNTED: Final = 1 << 24
+"""Elements of a tile that float32 can count."""
+
 _SLACK: Final = 1.02
 """For the roundings of the bound itself and of what stands in a column."""
 
 _FEW_COEFFICIENTS: Final = 64
 """Per tile of all contributors together, up to which those of all blocks are prepared before the first block: they
-take some 20 bytes each until the next step. Chosen so that this is a sixth of bfloat16 weights in large tiles."""
+take some 24 bytes each until the next step. Chosen so that this is a fifth of bfloat16 weights in large tiles."""
 
 _PREPARED_AT_A_TIME: Final = 1 << 18
 """Coefficients; chosen so that they stay in the cache."""
@@ -123,6 +134,9 @@ def _running_sums(size: int) -> Tensor:
     return torch.where(number < size // _RUNNING_SUMS * _RUNNING_SUMS, number % _RUNNING_SUMS, 0)
 
 
+Places = npt.NDArray[np.intp]
+
+
 class PsycheMerge(Merge):
     """Psyche's definition; see the module. For the transform ``"dct"``, the only one that Psyche has."""
 
@@ -135,18 +149,26 @@ class PsycheMerge(Merge):
         self._largest = float(self._bh.abs().max() * self._bw.abs().max())
         # What rounds to 0 or nearly so, for which bounds on relative errors say nothing.
         self._tiny = max(_UNDERFLOW, torch.finfo(batch.value_dtype).tiny)
+        # The places of a tile in the order of its sums: column, running sum and row, in so many bits each.
+        self._row_bits, self._column_bits = (h - 1).bit_length(), (w - 1).bit_length()
         position = torch.arange(h * w, device="cpu")
         rows, columns = position // w, position % w
-        in_sums = (columns * _RUNNING_SUMS + _running_sums(h)[rows]) * h + rows
-        in_order = columns * _RUNNING_SUMS * h + rows
-        self._orders = torch.stack([in_sums, in_order]).to(device)
+        in_order = (columns << (_SUM_BITS + self._row_bits)) + rows
+        in_sums = in_order + (_running_sums(h)[rows] << self._row_bits)
+        self._order_bits = self._row_bits + _SUM_BITS + self._column_bits
+        self._orders = torch.stack([in_sums, in_order]).to(_integers(self._order_bits)).to(device)
         self._prepared: dict[int, _Prepared] = {}
         # Tensors whose first, and whose second, product is summed in plain order.
         self._small = [
             {n for n, (start, stop) in batch.ranges.items() if (stop - start) * times * side * side < _SMALL_PRODUCT}
             for times, side in ((w, h), (h, w))
         ]
+        # Half of the smallest number: what is no larger is rounded to 0.
+        kind = torch.finfo(batch.value_dtype)
+        self._rounds_to_zero = kind.tiny * kind.eps / 2
+        self._bw_of_host = self._bw.cpu().numpy()
         self._sums_of_columns = np.stack([_running_sums(w).numpy(), np.zeros(w, dtype=np.int64)])
+        self._longest_sum = w if self._small[1] else w // _RUNNING_SUMS + 2 * (_RUNNING_SUMS - 1)
 
     @override
     def check(self, updates: Sequence[CompressedUpdate]) -> None:
@@ -170,35 +192,16 @@ class PsycheMerge(Merge):
     def decode_block(
         self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
     ) -> Tensor:
-        """The signs are Psyche's; the values only nearly so. NaN where Psyche's is."""
-        return self._decode(block, scratch, updates)[0]
-
-    def _decode(
-        self, block: Block, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
-    ) -> tuple[Tensor, Tensor]:
-        """The tiles in the compute dtype and in that of the parameters, both ``(n, h, w)`` in ``scratch``."""
-        tiles, spare = scratch[0], scratch[1]
-        batch = self.batch
-        known = self._prepared.get(block.start) or self._prepare([block], updates)
-        m = known.mean.shape[1]
-        here = slice(block.start - known.start, block.stop - known.start)
-        entries = slice(here.start * m, here.stop * m)
-        columns, rows = known.columns[entries], known.rows[entries]
-        filled = known.mean[here].reshape(-1, 1)
-        if batch.h > 1:
-            filled = self._bh.index_select(0, rows).mul_(filled)
-            if self._rounds:
-                known.fold(filled, entries)
-                filled = filled.to(batch.value_dtype).to(batch.compute_dtype)
-        shape = (block.tiles, m)
-        filled = filled.view(*shape, batch.h)
-        torch.bmm(filled.transpose(1, 2), self._bw.index_select(0, columns).view(*shape, batch.w), out=tiles)
-        if not self._rounds:
-            return tiles, tiles
-        halves = spare.view(-1).view(batch.value_dtype)[: tiles.numel()].view(tiles.shape)
-        halves.copy_(tiles)
-        self._settle(block, tiles, halves, known.bound[here], columns.view(shape), filled)
-        return tiles, halves
+        """The signs are Psyche's; the values only nearly so, and 1 where they are next to 0. NaN where Psyche's is."""
+        tiles = scratch[0]
+        known = self._known(block, updates)
+        filled = self._multiply(known, block, tiles, scaled=False)
+        if self._rounds:
+            limit = known.bound[known.tiles_of(block)].view(-1, 1, 1)
+            near = ((tiles.abs() < limit) | limit.isinf()).cpu().numpy().reshape(block.tiles, -1)
+            tile, position = near.nonzero()
+            self._sum_again(block, tiles, tile, position, known.columns[known.tiles_of(block)], filled)
+        return tiles
 
     @override
     def merge_block(
@@ -210,95 +213,230 @@ class PsycheMerge(Merge):
         params: Sequence[Tensor],
         lr: float,
     ) -> None:
-        tiles, halves = self._decode(block, scratch, updates)
-        signs = tiles.sign_()
+        tiles, spare = scratch[0], scratch[1]
+        known = self._known(block, updates)
+        if not self._rounds:
+            self._multiply(known, block, tiles, scaled=False)
+            descend(block, tiles.sign_(), params, lr, params)
+            return
+        # Scaled so that less than a half is what may have the wrong sign.
+        filled = self._multiply(known, block, tiles, scaled=True)
+        tiles.clamp_(-1, 1).round_()
+        self._settle(block, tiles, known, filled)
         # In the parameters' own dtype, which decides how the learning rate is rounded.
-        descend(block, halves.copy_(signs) if self._rounds else signs, params, lr, params)
+        halves = spare.view(-1).view(self.batch.value_dtype)[: tiles.numel()].view(tiles.shape)
+        descend(block, halves.copy_(tiles), params, lr, params)
+
+    def _known(self, block: Block, updates: Sequence[CompressedUpdate]) -> _Prepared:
+        return self._prepared.get(block.start) or self._prepare([block], updates)
+
+    def _multiply(self, known: _Prepared, block: Block, tiles: Tensor, *, scaled: bool) -> Tensor:
+        """``z`` of all tiles of a block, summed in any order, scaled for :meth:`_settle` or not; returns ``y``.
+
+        Args:
+            known: of this block.
+            block: of the batch.
+            tiles: ``(n, h, w)`` of the compute dtype, overwritten.
+            scaled: whether.
+
+        Returns:
+            ``(n, slots, h)``.
+        """
+        batch = self.batch
+        filled = known.columns_summed(self._bh, block)
+        if self._rounds:
+            filled = filled.to(batch.value_dtype).to(batch.compute_dtype)
+        column = known.columns[known.tiles_of(block)].view(-1)
+        if scaled:
+            factor = known.scale[known.tiles_of(block)].view(-1)
+            along = _in_turn(self._bw, column, known.numbers[: len(column)], factor)
+        else:
+            along = self._bw.index_select(0, column)
+        filled = filled.view(block.tiles, -1, batch.h)
+        torch.bmm(filled.transpose(1, 2), along.view(block.tiles, -1, batch.w), out=tiles)
+        return filled
 
     # -- coefficients of all contributors ------------------------------------------------------------------------------
 
     def _prepare(self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate]) -> _Prepared:
         """What everybody's coefficients mean together, for neighbouring blocks."""
-        batch, number, dtype = self.batch, self.number, self.batch.value_dtype
+        batch = self.batch
         start, stop = blocks[0].start, blocks[-1].stop
-        position = joined([u.index[number][start:stop] for u in updates], dim=1)
-        values = [u.value[number][start:stop] for u in updates]
-        if any(v.dtype != values[0].dtype for v in values):
-            values = [signs_to_values(v, dtype) if v.dtype == torch.bool else v for v in values]
-        value = joined(values, dim=1)
-        order = self._orders[0].index_select(0, position.view(-1)).view_as(position)
+        n = stop - start
+        position = joined([u.index[self.number][start:stop] for u in updates], dim=1)
+        order = self._orders[0].index_select(0, position.view(-1)).view(position.shape)
         if (small := self._small_products(blocks, 0)) is not None:
             order = torch.where(small.unsqueeze(1), self._orders[1][position], order)
-        order, by = order.sort(dim=1, stable=True)  # equal positions stay in the order of the contributions
-        value = value.gather(1, by)
+        # Equal positions stay in the order of the contributions.
+        number_bits = (position.shape[1] - 1).bit_length()
+        kind = _integers(self._order_bits + number_bits)
+        number = torch.arange(position.shape[1], dtype=kind, device=batch.device)
+        packed = _sorted_rows((order.to(kind) << number_bits) + number)
+        by = packed & ((1 << number_bits) - 1)
+        kind = _integers(self._order_bits + n.bit_length())
+        tile = torch.arange(n, dtype=kind, device=batch.device).unsqueeze(1)
+        key = ((packed >> number_bits).to(kind) + (tile << self._order_bits)).view(-1)
+        firsts = _beginnings(key)
+        mean = self._means(blocks, updates, by.long(), firsts)
+        if len(firsts) - 1 < len(key):
+            key = key.index_select(0, firsts[:-1])
+        return self._sums(blocks, key, mean)
+
+    def _means(
+        self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate], by: Tensor, firsts: Tensor
+    ) -> Tensor:
+        """What is the mean at each position that somebody named, ``(u,)``.
+
+        Args:
+            blocks: neighbours.
+            updates: of all contributors.
+            by: ``(n, m) int64``, in which order their coefficients come.
+            firsts: ``(u + 1,)``, where in this order each position begins.
+        """
+        batch, dtype = self.batch, self.batch.value_dtype
+        values = [u.value[self.number][blocks[0].start : blocks[-1].stop] for u in updates]
+        if any(v.dtype != values[0].dtype for v in values):
+            values = [signs_to_values(v, dtype) if v.dtype == torch.bool else v for v in values]
+        value = joined(values, dim=1).gather(1, by)
         signs = value.dtype == torch.bool
-        mean = (signs_to_values(value, dtype) if signs else value.to(dtype)).to(batch.compute_dtype)
-        beginnings = torch.arange(stop - start, device=batch.device).unsqueeze(1) * (batch.w * _RUNNING_SUMS * batch.h)
-        key = order.add_(beginnings).view(-1)
+        value = signs_to_values(value, batch.compute_dtype) if signs else value.to(dtype).to(batch.compute_dtype)
         weights = [presence_of(block, batch, updates) for block in blocks]
-        if len(updates) > 1 or weights != [None] * len(blocks):
+        silent = any(weight is not None for weight in weights)
+        if len(firsts) - 1 == value.numel() and not silent:
+            return value.view(-1)
+        every = torch.arange(value.numel(), dtype=torch.int32, device=value.device)
+        if silent:
             weight = torch.cat(
                 [
-                    mean.new_ones(block.tiles, mean.shape[1]) if weight is None else weight
+                    value.new_ones(block.tiles, by.shape[1]) if weight is None else weight
                     for block, weight in zip(blocks, weights, strict=True)
                 ]
             ).gather(1, by)
-            pairs = torch.stack([torch.where(weight > 0, mean, 0), weight], dim=2).view(-1, 2)
-            _Fold.of(key).add_up(pairs, slice(0, len(pairs)))
-            total, count = pairs.to(dtype).unbind(1)
-            mean = (total / count.clamp_(min=1)).to(batch.compute_dtype).view_as(mean)
-        in_sums = torch.div(key, batch.h, rounding_mode="floor")
-        columns = torch.div(in_sums, _RUNNING_SUMS, rounding_mode="floor")
-        folds = []
-        if self._rounds and batch.h > 1:
-            first = _Fold.of(in_sums)
-            folds = [first, _Fold.of(columns, first.heads)]
+            pairs = torch.stack([torch.where(weight > 0, value, 0), weight], dim=2).view(-1, 2)
+            total, count = _in_turn(pairs, every, firsts[:-1]).to(dtype).unbind(1)
+        else:
+            total = _in_turn(value.view(-1, 1), every, firsts[:-1]).to(dtype).squeeze(1)
+            count = firsts.diff().to(dtype)
+        return (total / count.clamp_(min=1)).to(batch.compute_dtype)
+
+    def _sums(self, blocks: Sequence[Block], key: Tensor, mean: Tensor) -> _Prepared:
+        """Which coefficients are added up to what.
+
+        Args:
+            blocks: neighbours.
+            key: ``(u,)``, ascending: tile, column, running sum and row of each coefficient.
+            mean: ``(u,)``, the coefficients.
+        """
+        start, n = blocks[0].start, blocks[-1].stop - blocks[0].start
+        sums = key >> self._row_bits
+        first = _beginnings(sums)
+        columns = sums.index_select(0, first[:-1]) >> _SUM_BITS
+        begin = _beginnings(columns)
+        columns = columns.index_select(0, begin[:-1])
+        counts = torch.bincount(columns >> self._column_bits, minlength=n)
+        slots = int(counts.max())
+        slot = torch.arange(slots, device=key.device)
+        counts = counts.unsqueeze(1)
+        at = counts.cumsum(0) - counts + torch.minimum(slot, counts)
+        second = begin[at]  # an empty slot begins where the next one does
+        # Of each block by itself.
+        edges = [b.start - start for b in blocks]
+        sums_before = [*second[edges, 0].tolist(), len(first) - 1]
+        entries_before = first[sums_before].tolist()
+        for number, (block, before) in enumerate(zip(blocks, sums_before, strict=False)):
+            second[edges[number] : edges[number] + block.tiles] -= before
+            first[before : sums_before[number + 1]] -= entries_before[number]
+        spans = list(zip(sums_before, sums_before[1:], entries_before, entries_before[1:], strict=False))
+        most = max(max(b.tiles * slots, end - entry) for b, (_, _, entry, end) in zip(blocks, spans, strict=True))
+        columns = torch.cat([columns & ((1 << self._column_bits) - 1), columns.new_zeros(1)])
+        magnitude = mean.abs()
+        # A term of 0 takes part in no rounding. A few more make up for what is neglected, and for the scale.
+        roundings = slots + 2 + min(slots + 3, self._longest_sum) + 2
+        size = torch.zeros(n, dtype=mean.dtype, device=mean.device)
+        size.index_add_(0, (key >> self._order_bits).int(), torch.where(magnitude.isfinite(), magnitude, 0))
+        bound = torch.where(size > 0, size * (roundings * _UNIT_ROUNDOFF * _SLACK * self._largest) + self._tiny, 0)
         return _Prepared(
             start=start,
-            rows=key - in_sums * batch.h,
-            columns=columns.remainder_(batch.w),
+            slots=slots,
+            rows=(key & ((1 << self._row_bits) - 1)).int(),
             mean=mean,
-            bound=self._bound(mean),
-            folds=folds,
+            first=first,
+            second=second,
+            parts=dict(zip((b.start for b in blocks), spans, strict=True)),
+            numbers=torch.arange(most, dtype=torch.int32, device=key.device),
+            columns=torch.where(slot < counts, columns[at], 0).int(),
+            bound=bound,
+            scale=torch.where(bound > 0, 0.5 / bound, 1).unsqueeze(1).repeat(1, slots),
+            fuses=not self._rounds or not bool(((magnitude < _SMALL_COEFFICIENT) & (magnitude > 0)).any()),
         )
 
-    def _bound(self, mean: Tensor) -> Tensor:
-        """How far two sums of the same terms can be apart in each tile, ``(n,)``."""
-        # At most m - 1 roundings in each; a few more make up for what is neglected.
-        share = 2 * (mean.shape[1] + 1) * _UNIT_ROUNDOFF * _SLACK * self._largest
-        size = torch.where(mean.isfinite(), mean.abs(), 0).sum(dim=1)
-        return torch.where(size > 0, size * share + self._tiny, 0)
+    # -- signs that rounding decides -----------------------------------------------------------------------------------
 
-    def _settle(
-        self, block: Block, tiles: Tensor, halves: Tensor, bound: Tensor, column: Tensor, filled: Tensor
-    ) -> None:
+    def _settle(self, block: Block, tiles: Tensor, known: _Prepared, filled: Tensor) -> None:
         """Sums again, in the right order, what is so near to 0 that the order may decide its sign.
 
         Args:
             block: of the batch.
-            tiles: ``(n, h, w)``, changed in place.
-            halves: the same rounded to the dtype of the parameters, changed likewise.
-            bound: ``(n,)``, what is near.
-            column, filled: ``(n, m)`` and ``(n, m, h)``: the terms are products of these with rows of the basis.
+            tiles: ``(n, h, w)`` of 1, -1, 0 for what is near, and NaN; changed to signs in place.
+            known: of this block.
+            filled: ``y``.
         """
-        h, w, dtype = self.batch.h, self.batch.w, self.batch.value_dtype
-        near = (_least_magnitudes(halves) < bound * _SLACK).logical_or_(bound.isinf()).nonzero().squeeze(1)
-        if not near.numel():
+        n, size, here = block.tiles, self.batch.tile_size, known.tiles_of(block)
+        flat = tiles.view(n, size)
+        on_cpu = tiles.device.type == "cpu"
+        if on_cpu:
+            rows = flat.numpy()
+            counted = np.matmul(rows[:, None, :], rows[:, :, None]).reshape(n)
+        else:
+            counted = torch.bmm(flat.unsqueeze(1), flat.unsqueeze(2)).view(n).cpu().numpy()
+        if size > _MOST_COUNTED:
+            counted = np.full(n, -1, dtype=np.float32)
+        odd = np.flatnonzero(counted != size)
+        if not odd.size:
             return
-        # Where the bound overflows, the sums may have done so, too: all of them are summed again.
-        limit = bound[near].view(-1, 1, 1)
-        which = (tiles[near].abs_() < limit).logical_or_(limit.isinf()).view(-1).nonzero().squeeze(1)
-        near = near[torch.div(which, h * w, rounding_mode="floor")] * (h * w) + which % (h * w)
+        bound = known.bound[here].cpu().numpy()[odd]
+        nothing = (bound == 0) & (counted[odd] == 0)
+        if nothing.any():
+            flat[torch.from_numpy(odd[nothing]).to(flat.device)] = 0  # not -0
+            odd, bound = odd[~nothing], bound[~nothing]
+        signs = rows[odd] if on_cpu else flat[torch.from_numpy(odd).to(flat.device)].cpu().numpy()
+        near = signs == 0
+        if np.isnan(counted).any():
+            # The sign of NaN is 0. But where the bound overflows, the sums may have done so, too.
+            near |= np.isnan(signs) & np.isinf(bound)[:, None]
+            flat.nan_to_num_(0.0)
+        number, position = np.divmod(np.flatnonzero(near), size)
+        self._sum_again(block, tiles, odd[number], position, known.columns[here], filled)
+
+    def _sum_again(
+        self, block: Block, tiles: Tensor, tile: Places, position: Places, columns: Tensor, filled: Tensor
+    ) -> None:
+        """Puts into tiles the signs of Psyche's sums, rounded as Psyche does.
+
+        Args:
+            block: of the batch.
+            tiles: ``(n, h, w)``, changed in place.
+            tile, position: ``(u,)``, which elements, by their tile and where they are in it.
+            columns, filled: ``(n, slots)`` and ``(n, slots, h)``: the terms are products of these with rows of the
+                basis.
+        """
+        h, w = self.batch.h, self.batch.w
         small = self._small_products([block], 1)
-        for at in near.split(_POSITIONS_AT_A_TIME):
-            tile, i, j = at // (h * w), at // w % h, at % w
-            columns = column[tile]
-            terms = filled[tile, :, i] * self._bw[columns, j.unsqueeze(1)]
-            plain = 0 if small is None else small[tile].long().cpu().numpy()[:, None]
-            running = self._sums_of_columns[plain, columns.cpu().numpy()]
-            again = torch.from_numpy(sum_in_order(terms.cpu().numpy(), running)).to(dtype)
-            for values in (tiles, halves):
-                values.view(-1)[at] = again.to(device=values.device, dtype=values.dtype)
+        plain_of = None if small is None else small.cpu().numpy().astype(np.intp)
+        flat, column_of, left = tiles.view(-1, h * w), columns.cpu().numpy(), filled.cpu().numpy()
+        for start in range(0, len(tile), _POSITIONS_AT_A_TIME):
+            t, at = tile[start : start + _POSITIONS_AT_A_TIME], position[start : start + _POSITIONS_AT_A_TIME]
+            i, j = np.divmod(at, w)
+            column = column_of[t]
+            with np.errstate(invalid="ignore"):  # infinity times 0
+                terms = left[t, :, i] * self._bw_of_host[column, j[:, None]]
+            sums = sum_in_order(terms, self._sums_of_columns[0 if plain_of is None else plain_of[t, None], column])
+            signs = np.where(np.abs(sums) > self._rounds_to_zero, np.sign(sums), np.float32(0))
+            if tiles.device.type == "cpu":
+                flat.numpy()[t, at] = signs
+            else:
+                where = torch.from_numpy(t).to(flat.device), torch.from_numpy(at).to(flat.device)
+                flat[where] = torch.from_numpy(signs).to(flat.device)
 
     def _small_products(self, blocks: Sequence[Block], which: int) -> Tensor | None:
         """Which tiles ``(n,) bool`` are of tensors whose first or second product is summed in plain order; None: none.
@@ -319,91 +457,90 @@ class PsycheMerge(Merge):
         return mark
 
 
-def _least_magnitudes(halves: Tensor) -> Tensor:
-    """The least magnitude of each tile of 16-bit floats ``(n, h, w)``, ``(n,) float32``; NaN counts as the largest."""
-    bits = halves.view(torch.int16).view(len(halves), -1)
-    if halves.device.type == "cpu":  # numpy has vector instructions for it
-        least = torch.from_numpy(np.bitwise_and(bits.numpy(), 0x7FFF).min(axis=1))
-    else:
-        least = bits.bitwise_and(0x7FFF).amin(dim=1)
-    return least.view(halves.dtype).float()  # without a sign, floats are in the order of their bits
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """The coefficients of neighbouring blocks, of each tile in the order in which they are summed.
 
+    In the columns of a tile that have any, its ``slots``, they are added up: first what shares a running sum of a
+    column, then these. Tiles with fewer such columns have empty slots at the end.
+
     Attributes:
         start: number of the first tile.
-        rows, columns: ``(n * m,) int64``, where they stand in their tiles.
-        mean: ``(n, m)`` of the compute dtype; where a position occurs several times, all but the first have 0.
-        bound: ``(n,)``; see :meth:`PsycheMerge._bound`.
-        folds: of what shares a running sum of a column, and of what shares a column.
+        slots: the most columns of a tile that have a coefficient.
+        rows: ``(u,) int32``, where in its column each coefficient stands.
+        mean: ``(u,)`` of the compute dtype, the coefficients.
+        first: ``(a,) int32``: with which coefficient of its block each running sum begins.
+        second: ``(n, slots) int32``: with which running sum of its block each slot begins.
+        parts: for the number of the first tile of each block: its running sums, from one to another, and its
+            coefficients.
+        numbers: int32 from 0 on, as many as a block has coefficients.
+        columns: ``(n, slots) int32``, which columns these are.
+        bound: ``(n,)``: how far two sums of the same terms can be apart in each tile.
+        scale: ``(n, slots)``: half its reciprocal; 1 where it is 0.
+        fuses: products of ``mean`` with the basis are exact in float32.
     """
 
     start: int
+    slots: int
     rows: Tensor
-    columns: Tensor
     mean: Tensor
+    first: Tensor
+    second: Tensor
+    parts: dict[int, tuple[int, int, int, int]]
+    numbers: Tensor
+    columns: Tensor
     bound: Tensor
-    folds: Sequence[_Fold]
+    scale: Tensor
+    fuses: bool
 
-    def fold(self, filled: Tensor, entries: slice) -> None:
-        """Adds up what shares a column, in the first of it, in the right order; the others become 0.
+    def tiles_of(self, block: Block) -> slice:
+        """Where the tiles of ``block`` are."""
+        return slice(block.start - self.start, block.stop - self.start)
 
-        Args:
-            filled: ``(b, h)``, the products of the coefficients ``entries`` with rows of the basis; changed in place.
-        """
-        for fold in self.folds:
-            fold.add_up(filled, entries)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """Which rows are added to which.
-
-    Attributes:
-        heads: those that take, and those that are alone, ``(a,) int64``.
-        pairs: one after the other: takers and givers, ascending, ``(b,) int64`` each. No two of one pair have the same
-            taker.
-        givers: all of them.
-    """
-
-    heads: Tensor
-    pairs: Sequence[tuple[Tensor, Tensor]]
-    givers: Tensor
-
-    @classmethod
-    def of(cls, key: Tensor, among: Tensor | None = None) -> _Fold:
-        """Each row is added to the first with the same key, in order.
+    def columns_summed(self, down: Tensor, block: Block) -> Tensor:
+        """The columns of its tiles after the first product, ``(n * slots, h)``, not yet rounded.
 
         Args:
-            key: ``(n,) int64``; equal keys are neighbours.
-            among: the rows that count, ``(a,) int64``, ascending; the others are 0. None is all.
+            down: ``(h, h)``, the basis of columns.
+            block: one of those that this was made for.
         """
-        if among is None:
-            among = torch.arange(len(key), device=key.device)
+        begin, end, entry, entry_end = self.parts[block.start]
+        rows, mean, first = self.rows[entry:entry_end], self.mean[entry:entry_end], self.first[begin:end]
+        if self.fuses:
+            sums = _in_turn(down, rows, first, mean)
         else:
-            key = key[among]
-        first = torch.ones(len(key), dtype=torch.bool, device=key.device)
-        torch.ne(key[1:], key[:-1], out=first[1:])
-        rest = left = (~first).nonzero().squeeze(1)
-        pairs, far = [], 1
-        while left.numel():  # those that stand `far` behind the first of their key
-            now = first[left - far]
-            here = left[now]
-            pairs.append((among[here - far], among[here]))
-            left, far = left[~now], far + 1
-        return cls(among[first], pairs, among[rest])
+            sums = _in_turn(down.index_select(0, rows).mul_(mean.unsqueeze(1)), self.numbers[: len(rows)], first)
+        return _in_turn(sums, self.numbers[: len(sums)], self.second[self.tiles_of(block)].view(-1))
 
-    def add_up(self, rows: Tensor, part: slice) -> None:
-        """Does it to ``rows``, ``(b, d)``, which are the rows ``part`` of all."""
-        ends = torch.tensor([part.start, part.stop], device=rows.device)
-        for takers, givers in self.pairs:
-            start, stop = torch.searchsorted(givers, ends).tolist()
-            if start < stop:
-                to, source = takers[start:stop] - part.start, givers[start:stop] - part.start
-                rows.index_copy_(0, to, rows.index_select(0, to).add_(rows.index_select(0, source)))
-        start, stop = torch.searchsorted(self.givers, ends).tolist()
-        if start < stop:
-            rows.index_fill_(0, self.givers[start:stop] - part.start, 0)
+
+def _in_turn(rows: Tensor, which: Tensor, beginnings: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sums of rows of a table, ``(b, d)``, each from 0 on and one row after the other.
+
+    Args:
+        rows: ``(a, d)``, the table.
+        which: ``(c,) int32``, rows of it.
+        beginnings: ``(b,) int32``, ascending from 0: where in ``which`` each sum begins; it ends where the next begins.
+        weight: ``(c,)``, factors of the rows.
+    """
+    return torch.embedding_bag(rows, which, beginnings, False, 0, False, weight)[0]
+
+
+def _beginnings(key: Tensor) -> Tensor:
+    """Where in ``key``, ``(n,)`` with equals side by side, another one begins, and ``n``: ``(b + 1,) int32``."""
+    another = torch.ones(len(key) + 1, dtype=torch.bool, device=key.device)
+    torch.ne(key[1:], key[:-1], out=another[1:-1])
+    if key.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(another.numpy()).astype(np.int32))
+    return another.nonzero().squeeze(1).int()
+
+
+def _sorted_rows(numbers: Tensor) -> Tensor:
+    """Each row of integers ``(n, m)`` in ascending order."""
+    if numbers.device.type == "cpu":  # numpy has vector instructions for it
+        return torch.from_numpy(np.sort(numbers.numpy(), axis=1))
+    return numbers.sort(dim=1).values
+
+
+def _integers(bits: int) -> torch.dtype:
+    """The type for numbers of so many bits."""
+    return torch.int32 if bits <= 31 else torch.int64
