@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(command=replay_command.run)
     replay_command.add_options(replay)
 
-    run = commands.add_parser("run", help="look at runs on Solana; pause, resume and change one that is hosted here")
+    run = commands.add_parser(
+        "run", help="look at runs on Solana and operate your own; pause and change one hosted here"
+    )
     run.set_defaults(command=run_command.run)
     run_command.add_options(run)
 

@@ -1,8 +1,9 @@
 """``distro-optim run``: looks at runs that a blockchain coordinates, and asks servers of this machine.
 
-===========  =======================================
-``command``  its options
-``looking``  what there is to see of runs on Solana
-``asking``   pause, resume, and other settings for a run that is hosted here
-===========  =======================================
+============  ================================================================
+``command``   its options
+``looking``   what there is to see of runs on Solana
+``changing``  what an operator does with one
+``asking``    pause, resume, and other settings for a run that is hosted here
+============  ================================================================
 """

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any, Final
+
+from ..coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
 
 __all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
-    parser.description = "Looks at runs on Solana, at no cost; pauses, resumes and changes a run hosted here."
+    parser.description = (
+        "Looks at runs on Solana, which needs no wallet, and changes those of your own. What would be done and what it "
+        "costs is printed; --yes does it. With --save-dir: pauses, resumes and changes a run hosted on this machine."
+    )
     actions = parser.add_subparsers(required=True, metavar="action")
 
     show = actions.add_parser("show", help="a run: its phase, its clients, their points")
@@ -22,25 +28,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     listed.set_defaults(action="list", run_id=None)
     _add_cluster(listed)
 
-    for action, text in (
-        ("pause", "stop a run that is hosted on this machine, after its present epoch"),
-        ("resume", "let a paused run go on"),
-        ("set", "change settings of a paused run"),
-    ):
-        asked = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        asked.set_defaults(action=action, settings=[])
-        asked.add_argument("run_id", metavar="RUN-ID")
-        if action == "set":
-            asked.add_argument(
-                "settings",
-                metavar="NAME=VALUE",
-                nargs="+",
-                type=_setting,
-                help="such as total_steps=20000 or global_batch_size=64; names as in state files",
+    changed = actions.add_parser("set", help="change settings of a paused run that is hosted on this machine")
+    changed.set_defaults(action="set")
+    changed.add_argument("run_id", metavar="RUN-ID")
+    changed.add_argument(
+        "settings",
+        metavar="NAME=VALUE",
+        nargs="+",
+        type=_setting,
+        help="such as total_steps=20000 or global_batch_size=64; names as in state files",
+    )
+    changed.add_argument("--save-dir", type=Path, required=True, metavar="DIR", help=_SAVE_DIR)
+
+    for name, (text, arguments) in _CHANGES.items():
+        action = actions.add_parser(name, help=text)
+        action.set_defaults(action=name, save_dir=None)
+        action.add_argument("run_id", metavar="RUN-ID")
+        for names, settings in arguments.items():
+            action.add_argument(names, **settings)
+        if name in ("pause", "resume"):
+            action.add_argument(
+                "--save-dir", type=Path, metavar="DIR", help=f"for a run hosted on this machine: {_SAVE_DIR}"
             )
-        asked.add_argument(
-            "--save-dir", type=Path, required=True, metavar="DIR", help="that of the server, or of RunConfig(save_dir)"
-        )
+        _add_cluster(action, as_json=False)
+        action.add_argument("--wallet", type=Path, default=Path(DEFAULT_WALLET), metavar="FILE", help="(%(default)s)")
+        action.add_argument("--authorizer-program", metavar="KEY", help="id of the authorizer, likewise")
+        action.add_argument("--yes", action="store_true", help="do it")
+
+
+_SAVE_DIR: Final = "that of the server, or of RunConfig(save_dir)"
 
 
 def _setting(text: str) -> tuple[str, int]:
@@ -51,7 +67,34 @@ def _setting(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, got {text!r}") from None
 
 
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
+_CHANGES: Final[dict[str, tuple[str, dict[str, dict[str, Any]]]]] = {
+    "create": (
+        "make a run, which has neither model nor settings yet",
+        {"--client-version": {"default": "distro-optim", "metavar": "TEXT", "help": "(%(default)s)"}},
+    ),
+    "configure": (
+        "give a halted run its settings and its model",
+        {"file": {"type": Path, "metavar": "FILE", "help": "TOML with [config] and [model.LLM], as Psyche's"}},
+    ),
+    "pause": ("stop a run after its epoch", {}),
+    "resume": ("let a run begin, or go on", {}),
+    "rates": (
+        "points that the clients of an epoch share, from the next one on",
+        {"points": {"type": int, "metavar": "POINTS"}},
+    ),
+    "tick": ("tell the chain that time has passed", {}),
+    "authorize": (
+        "let a wallet in",
+        {
+            "key": {"metavar": "KEY", "help": "of the wallet, or: everybody"},
+            "--revoke": {"action": "store_true", "help": "no longer let it in"},
+        },
+    ),
+    "close": ("remove a halted run for good; its deposit comes back", {}),
+}
+
+
+def _add_cluster(parser: argparse.ArgumentParser, *, as_json: bool = True) -> None:
     parser.add_argument(
         "--cluster", default="devnet", metavar="NAME", help="devnet, mainnet or localhost (%(default)s)"
     )
@@ -65,21 +108,25 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--program", metavar="KEY", help="id of the coordinator program, if not that of Psyche's source"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a run")
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="print one JSON object a run")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Looks or asks, and prints.
+    """Looks, changes or asks, and prints.
 
     Raises:
         ConfigurationError: an option cannot work.
         DistroError: there is no such run, or it cannot be read.
     """
-    if options.action in ("pause", "resume", "set"):
+    if options.action == "set" or (options.action in _CHANGES and options.save_dir is not None):
         from .asking import ask
 
-        print(ask(options.save_dir, options.run_id, options.action, dict(options.settings)))
+        settings = dict(options.settings) if options.action == "set" else {}
+        print(ask(options.save_dir, options.run_id, options.action, settings))
         return 0
+    if options.action in _CHANGES:
+        return _change(options)
     import asyncio  # here, so that the other commands do without all this
 
     from .looking import LookOptions, look
@@ -92,5 +139,33 @@ def run(options: argparse.Namespace) -> int:
         as_json=options.json,
     )
     for text in asyncio.run(look(request)):
+        print(text)
+    return 0
+
+
+def _change(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from .changing import ChangeOptions, change
+
+    given = {
+        name: getattr(options, name)
+        for name in ("file", "key", "revoke", "client_version", "points")
+        if hasattr(options, name)
+    }
+    request = ChangeOptions(
+        action=options.action,
+        run_id=options.run_id,
+        options=SolanaOptions(
+            wallet=options.wallet,
+            cluster=options.cluster,
+            rpc=tuple(options.rpc),
+            coordinator_program=options.program,
+            authorizer_program=options.authorizer_program,
+        ),
+        send=options.yes,
+        **given,
+    )
+    for text in asyncio.run(change(request)):
         print(text)
     return 0

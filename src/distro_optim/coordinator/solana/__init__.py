@@ -14,6 +14,7 @@
 ``feed``            the newest copy, by subscription and by reading
 ``finding``         whether there is such a run, and whether this wallet may join it
 ``clusters``        where clusters are reached
+``operating``       what an operator does with a run
 ``viewing``         what anybody can see of a run
 ``ticking``         when to say that time has passed
 ``client``          all of it: a participant of a run

@@ -73,25 +73,30 @@ class Sender:
         self._sent: set[str] = set()
         """Signatures under the newest blockhash."""
 
-    async def send(self, instructions: Sequence[Instruction]) -> str:
+    async def send(self, instructions: Sequence[Instruction], signers: Sequence[Keypair] = ()) -> str:
         """Sends a transaction and waits until the cluster has confirmed it; returns its signature.
+
+        Args:
+            instructions: in it.
+            signers: who signs besides the wallet.
 
         Raises:
             TransactionFailedError: it cannot be carried out.
             TransactionExpiredError: it was not taken in time.
             CoordinatorLinkError: no node answers, or the fees are beyond their limit.
         """
-        self.fees.check()
-        blockhash, data, signature = await self._signed(list(instructions))
+        fee = FEE_PER_SIGNATURE * (1 + len(signers))
+        self.fees.check(fee)
+        blockhash, data, signature = await self._signed(list(instructions), signers)
         if len(data) > MAX_TRANSACTION_BYTES:
             raise CoordinatorLinkError(
                 f"a transaction of {len(data)} bytes does not fit in the {MAX_TRANSACTION_BYTES} of a packet"
             )
         await self._submit(data)
-        await self._confirm(data, signature, blockhash)
+        await self._confirm(data, signature, blockhash, fee)
         return signature
 
-    async def _signed(self, instructions: list[Instruction]) -> tuple[Hash, bytes, str]:
+    async def _signed(self, instructions: list[Instruction], signers: Sequence[Keypair]) -> tuple[Hash, bytes, str]:
         """A transaction that was not sent before: blockhash, bytes, signature.
 
         The same instructions under the same blockhash, such as a second tick, would be the same transaction, which the
@@ -100,7 +105,7 @@ class Sender:
         while True:
             blockhash = await self._recent_blockhash()
             message = Message.new_with_blockhash(instructions, self.wallet.pubkey(), blockhash)
-            transaction = Transaction([self.wallet], message, blockhash)
+            transaction = Transaction([self.wallet, *signers], message, blockhash)
             signature = str(transaction.signatures[0])
             if signature not in self._sent:
                 self._sent.add(signature)
@@ -141,13 +146,13 @@ class Sender:
         except CoordinatorLinkError as error:
             _log.info("%s", error)
 
-    async def _confirm(self, data: bytes, signature: str, blockhash: Hash) -> None:
+    async def _confirm(self, data: bytes, signature: str, blockhash: Hash, fee: int) -> None:
         polls = 0
         while True:
             valid = await self._is_valid(blockhash)  # asked first: what is unknown after it was too old never comes
             status = await self._status(signature)
             if status is not None:
-                self.fees.paid(FEE_PER_SIGNATURE)
+                self.fees.paid(fee)
                 if status.get("err") is not None:
                     raise failure_of(status["err"])
                 return

@@ -35,6 +35,9 @@ MAX_SUBSCRIPTIONS: Final = 64
 MAX_UNSENT: Final = 256
 """Notifications that wait for one websocket; older ones are dropped."""
 
+_CLOCK_SECONDS: Final = 0.1
+"""Between two looks at the clock; a cluster's has whole seconds."""
+
 _CLOSED: Final = Account(0)
 """What subscribers get of an account that is gone."""
 
@@ -78,15 +81,18 @@ class ValidatorServer:
     Args:
         validator: the cluster.
         port: 0 takes any that is free.
+        real_time: the validator's clock goes as this machine's; by default it stands still until it is moved.
     """
 
-    def __init__(self, validator: Validator, port: int = 0) -> None:
+    def __init__(self, validator: Validator, port: int = 0, *, real_time: bool = False) -> None:
         self.validator = validator
         self.methods = RpcMethods(validator)
         self.faults = Faults()
         self.requests: dict[str, int] = {}
         """How often each method was called."""
         self._port = port
+        self._real_time = real_time
+        self._ageing: asyncio.Task[None] | None = None
         self._sockets: dict[web.WebSocketResponse, _Subscriber] = {}
         self._runner: web.AppRunner | None = None
 
@@ -100,13 +106,28 @@ class ValidatorServer:
         await site.start()
         self._port = self._runner.addresses[0][1]
         self.validator.listeners.append(self._changed)
+        if self._real_time:
+            self._ageing = asyncio.create_task(self._grow_older())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.validator.listeners.remove(self._changed)
+        if self._ageing is not None:
+            self._ageing.cancel()
         await self.drop_websockets()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _grow_older(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            await asyncio.sleep(_CLOCK_SECONDS)
+            # What moves the clock besides stays, and time goes on from there.
+            passed = int(loop.time() - began)
+            if passed:
+                began += passed
+                self.validator.advance(passed)
 
     @property
     def url(self) -> str:
