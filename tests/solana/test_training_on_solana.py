@@ -1,0 +1,170 @@
+"""``distro-optim join solana:...``: a Llama trained in a run on a cluster, with all that happens to a run."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+
+from client.processes import DISTRO, TINY_LLAMA, Process, write_state, write_tokens
+from distro_optim.coordinator.server.store import read_state_file
+from distro_optim.coordinator.solana.instructions import AuthorizerInstructions, RunInstructions
+from distro_optim.coordinator.solana.programs import EVERYBODY
+from distro_optim.coordinator.types import ClientState, Coordinator, RunState
+from distro_optim.models.causal_lm import CausalLM
+from distro_optim.testing import Validator
+from distro_optim.testing.solana.ledger import rent
+from distro_optim.testing.solana.transactions import Transaction
+from solana.cluster import Cluster
+from solana.solana_arena import OPERATOR, RUN, SOL, wallet
+
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+
+POINTS = 1001
+FEW_TRANSACTIONS = 5
+
+
+class TheRun:
+    """A run on chain, its operator, and what happened in it."""
+
+    def __init__(self, folder: Path) -> None:
+        data, vocab_size = write_tokens(folder, seq_len=32)
+        CausalLM({**TINY_LLAMA, "vocab_size": vocab_size}, "HfLlama").save_pretrained(folder / "tiny-llama")
+        toml = write_state(
+            folder / "state.toml",
+            total_steps=12,
+            epoch_time=8,
+            warmup_time=7,
+            max_round_train_time=7,
+            init_min_clients=3,
+            checkpoint='{ Hub = { repo_id = "somebody/tiny-llama" } }',
+            data_location='{ Local = "wherever" }',
+            optimizer=DISTRO,
+        )
+        state = read_state_file(toml)
+        # More wallets than that can never join.
+        config = replace(state.config, global_batch_size_start=8, global_batch_size_end=8)
+        self.folder, self.data = folder, data
+        self.validator = Validator()
+        self.validator.host(
+            replace(state, run_state=RunState.PAUSED, config=config),
+            RUN.pubkey(),
+            main_authority=OPERATOR.pubkey(),
+            join_authority=OPERATOR.pubkey(),
+        )
+        self.validator.fund(OPERATOR.pubkey(), SOL)
+        self.run = RunInstructions(self.validator.programs, state.run_id, RUN.pubkey())
+        everybody = AuthorizerInstructions(self.validator.programs, OPERATOR.pubkey(), EVERYBODY)
+        self.process(everybody.set_active(False))
+        self.process(self.run.set_future_epoch_rates(OPERATOR.pubkey(), POINTS, None))
+        self.points: Counter[bytes] = Counter()
+        """By hand, from the states before and after each epoch's end."""
+        self.ends: list[tuple[RunState, RunState]] = []
+        self._before = self.state
+        self.validator.listeners.append(self._happened)
+        self.cluster = Cluster(self.validator)
+        self.clients: dict[str, Process] = {}
+
+    @property
+    def state(self) -> Coordinator:
+        return self.validator.run("proof").state.coordinator
+
+    def process(self, *instructions: object) -> None:
+        outcome = self.validator.process(Transaction(OPERATOR.pubkey(), instructions))  # type: ignore[arg-type]
+        assert outcome.error is None, outcome.logs
+
+    def authorize(self, key: Pubkey) -> None:
+        mine = AuthorizerInstructions(self.validator.programs, OPERATOR.pubkey(), key)
+        self.process(mine.create(OPERATOR.pubkey()), mine.set_active(True))
+
+    def pause(self, paused: bool) -> None:
+        self.cluster.do(lambda: self.process(self.run.set_paused(OPERATOR.pubkey(), paused)))
+
+    def _happened(self, changed: frozenset[str]) -> None:
+        if str(RUN.pubkey()) not in changed:
+            return
+        before, after = self._before, self.state
+        self._before = after
+        waiting = (RunState.WAITING_FOR_MEMBERS, RunState.FINISHED, RunState.PAUSED)
+        if before.run_state in waiting or after.run_state not in waiting:
+            return
+        self.ends.append((before.run_state, after.run_state))
+        if after.run_state is RunState.PAUSED:
+            return
+        for client in before.epoch_state.clients:
+            if client.state is ClientState.HEALTHY:
+                self.points[client.id.signer] += POINTS // len(before.epoch_state.clients)
+
+    def client(self, stack: ExitStack, name: str, keys: Keypair, *arguments: str) -> Process:
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps(list(bytes(keys))))
+        file.chmod(0o600)
+        made = self.clients[name] = Process(
+            self.folder / f"{name}.log",
+            *("join", "solana:proof", "--rpc", self.cluster.server.url, "--wallet", str(file)),
+            *("--iroh-relay", "none", "--iroh-discovery", "local", "--logs", "json", "--device", "cpu"),
+            *("--data", str(self.data), *arguments),
+        )
+        stack.callback(made.end)
+        return made
+
+    def until(self, done: Callable[[Coordinator], bool], what: str) -> None:
+        next(iter(self.clients.values())).until(lambda: self.cluster.do(lambda: done(self.state)), what, 240)
+
+
+def test_a_llama_is_trained_by_clients_that_come_go_and_cannot_pay(tmp_path: Path) -> None:
+    names = ("one", "two", "victim", "poor", "late", "stranger")
+    wallets = {name: wallet(3000 + number) for number, name in enumerate(names)}
+    run = TheRun(tmp_path)
+    for name, keys in wallets.items():
+        is_poor = name == "poor"
+        run.validator.fund(keys.pubkey(), rent(0) + FEW_TRANSACTIONS * 5000 if is_poor else SOL)
+        if name != "stranger":
+            run.authorize(keys.pubkey())
+    model = ("--model", str(tmp_path / "tiny-llama"))
+    with ExitStack() as stack:
+        stack.enter_context(run.cluster)
+        stranger = run.client(stack, "stranger", wallets["stranger"], *model)
+        for name in names[:4]:
+            run.client(stack, name, wallets[name], *model)
+        assert stranger.wait() == 1
+        run.clients.pop("stranger")
+        assert "may not join the run 'proof': its authorization is not active" in stranger.log.read_text()
+        assert run.validator.balance(wallets["stranger"].pubkey()) == SOL
+
+        run.pause(False)
+        run.until(lambda state: state.progress.step >= 2, "step 2")
+        poor = run.clients.pop("poor")
+        assert poor.wait() == 1
+        assert "cannot pay any more" in poor.log.read_text()
+        run.client(stack, "late", wallets["late"])
+        late = bytes(wallets["late"].pubkey())
+        run.until(lambda state: late in [c.id.signer for c in state.epoch_state.clients], "an epoch with the late one")
+        run.clients.pop("victim").send(signal.SIGKILL)
+        run.pause(True)
+        run.until(lambda state: state.run_state is RunState.PAUSED, "the pause")
+        run.pause(False)
+        trained = [run.clients[name] for name in ("one", "two", "late")]
+        assert [client.wait(240) for client in trained] == [0, 0, 0]
+
+        account = run.cluster.do(lambda: run.validator.run("proof"))
+        assert account.state.coordinator.run_state is RunState.FINISHED
+        assert len(run.ends) >= 3
+        assert any(after is RunState.PAUSED for _, after in run.ends)
+        earned = {client.id.signer: client.earned for client in account.state.clients_state.clients}
+        assert earned == {signer: run.points[signer] for signer in earned}
+        assert earned[late] > 0
+        by_step = [{r["weights_step"]: r["weights"] for r in c.records() if r.get("weights")} for c in trained]
+        shared = set.intersection(*map(set, by_step))
+        assert shared
+        assert all(len({weights[step] for weights in by_step}) == 1 for step in shared)
+        last = max(by_step[0])
+        assert all(max(weights) == last for weights in by_step)
