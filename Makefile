@@ -65,7 +65,7 @@ test: setup
 
 # Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup
-	$(BIN)/distro-optim testnet --peers 3 --kill 1@220 --join-at 240 --target 2.4 \
+	$(BIN)/distro-optim testnet --peers 3 --kill 1@220 --join-at 240 --target 2.1 \
 		--set global_batch_size=12 --set joiner_wait_time=5 --timeout 480 --out out/demo examples/lightning_bytes.py
 
 # The optimizer alone, under torchrun.

@@ -32,7 +32,7 @@ class BytePredictor(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = DisTrO(self.parameters(), lr=1e-3, compression_decay=0.99, compression_topk=32)
+        optimizer = DisTrO(self.parameters(), lr=3e-3, direction="orthogonal", update="rms")
         schedule = LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -193,3 +193,24 @@ def test_the_last_losses_are_passed_on(make_world: MakeWorld) -> None:
     world.until_all_ended()
     assert sorted(world.ports[0].losses) == scripts[0].trained
     assert world.ports[0].losses[5] < world.ports[0].losses[1]
+
+
+@pytest.mark.slow
+def test_peers_of_the_recipe_stay_equal_with_one_that_has_no_batch_in_some_rounds(make_world: MakeWorld) -> None:
+    world = make_world(
+        total_steps=14,
+        epoch_time=200,
+        init_min_clients=3,
+        min_clients=2,
+        global_batch_size_start=2,
+        global_batch_size_end=2,
+    )
+    recipe = {"direction": "orthogonal", "update": "rms"}
+    scripts = [Script(seed=n, norm_in_eval=True, optimizer_settings=recipe) for n in range(3)]
+    begin(world, *scripts)
+    world.until_all_ended()
+    assert equal_weights(*scripts)
+    world.assert_equal_hashes()
+    assert 0 < min(len(script.trained) for script in scripts) < 13
+    assert any(script.optimizer.state[script.model.first.weight]["momentum_buffer"].any() for script in scripts)
+    assert not any(script.news for script in scripts)
