@@ -80,6 +80,7 @@ def test_a_script_has_the_metrics_of_join_while_it_trains_and_logs_numbers_of_th
         run_numbers(Progress(PEER).figures(RunView(run_id="run"), None))
     )
     assert trainer.strategy.view().run_id == "quiet", "the view stays after fit"
+    assert not any("waiting for" in text for text in told), "a host that needs nobody waits for nobody"
     assert "the run 'quiet'" in trainer.strategy.summary()
 
 

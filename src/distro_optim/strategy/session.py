@@ -392,8 +392,12 @@ class SwarmSession:
 
     def _look_around(self, access: RunAccess) -> None:
         """Nothing is to be done: what is there to say?"""
-        if self.speaks_for_the_peer:
-            self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
+        if not self.speaks_for_the_peer:
+            return
+        view, state = access.facts.view(), access.facts.state
+        if access.facts.is_host and state is not None and state.config.init_min_clients <= 1:
+            view = replace(view, waits_for=None)  # the host itself is all that an epoch needs
+        self._narration.look(view, access.facts.identity.p2p_identity)
 
     @property
     def round(self) -> Round | None:
