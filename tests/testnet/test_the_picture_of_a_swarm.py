@@ -13,7 +13,8 @@ from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.run_report import ENDED, JOINED, ROUND, ReportLine
 from distro_optim.testnet.display import FORMS, Situation, render
 from distro_optim.testnet.faults import FaultPlan, Join, Kill, Restart
-from distro_optim.testnet.network import parse_setting
+from distro_optim.testnet.network import Outcome, parse_setting
+from distro_optim.testnet.summary import summary_table
 from distro_optim.testnet.watching import COMPARED_ROUNDS, PeerState, SwarmWatch
 
 pytestmark = pytest.mark.waiting
@@ -153,3 +154,19 @@ def test_a_setting_is_json_or_a_word(text: str, setting: tuple[str, Any]) -> Non
 def test_anything_else_is_no_setting(text: str) -> None:
     with pytest.raises(ConfigurationError, match="NAME=VALUE"):
         parse_setting(text)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [(("", ""), "not known"), (("a", ""), "not known"), (("a", "b"), "they DIFFER"), (("a", "a"), "equal")],
+)
+def test_weights_of_a_script_that_broke_are_not_said_to_differ(ends: tuple[str, str], said: str) -> None:
+    watch = swarm(2)
+    for number, weights in enumerate(ends):
+        if weights:
+            tell(watch, number, ENDED, weights_hash=weights)
+    console = Console(width=120, file=io.StringIO())
+    console.print(summary_table(Outcome(watch=watch, seconds=1.0, faults=(), problems=(), target=None)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    line = next(line for line in text.splitlines() if "weights of the peers that are left" in line)
+    assert said in line

@@ -80,6 +80,8 @@ def _weights(outcome: Outcome) -> str:
     survivors = outcome.watch.survivors
     if outcome.watch.equal_at_the_end:
         return f"{printable(survivors[0].final_hash[:16])}, equal on all {len(survivors)}"
+    if not survivors or not all(peer.final_hash for peer in survivors):
+        return "[red]not known: not all peers came to the end[/red]"
     return "[red]they DIFFER[/red]"
 
 
