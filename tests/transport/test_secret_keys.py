@@ -87,3 +87,13 @@ def test_many_who_start_at_once_get_the_same_key(tmp_path: Path) -> None:
     assert len(keys) == 8
     assert len(set(keys)) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("as exFAT does")
+
+    monkeypatch.setattr(os, "link", refuse)
+    secret = load_secret_key(tmp_path / "key")
+    assert load_secret_key(tmp_path / "key").to_bytes() == secret.to_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]

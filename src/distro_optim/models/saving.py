@@ -138,9 +138,9 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """To the disk, where the system can: Windows does not open folders."""
+    """To the disk, where the system can: Windows does not open folders, and syncs only what is open for writing."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     except OSError:
         if path.is_dir():
             return

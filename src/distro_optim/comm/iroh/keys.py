@@ -55,9 +55,23 @@ def load_secret_key(path: str | os.PathLike[str]) -> SecretKey:
             os.link(partial, target)
         except FileExistsError:
             return SecretKey(_read(target))
+        except OSError:  # a file system without hard links, such as exFAT
+            _write_new(target, fresh.to_bytes())
     finally:
         partial.unlink()
     return fresh
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Writes a file that nobody else has made meanwhile.
+
+    Raises:
+        OSError: somebody has, or it cannot be written.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> bytes:

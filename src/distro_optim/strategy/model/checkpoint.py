@@ -343,7 +343,8 @@ def _sync(path: Path) -> None:
     """Makes what was written last through a power cut; where folders cannot be synced, the system sees to it."""
     if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows syncs only what was opened for writing; elsewhere a folder cannot be opened so.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
