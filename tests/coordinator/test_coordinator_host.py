@@ -15,6 +15,7 @@ from distro_optim.coordinator.messages import (
     WitnessMessage,
     WitnessStep,
 )
+from distro_optim.coordinator.rules import machine
 from distro_optim.coordinator.server.host import (
     EpochAbandoned,
     EpochEnded,
@@ -28,6 +29,8 @@ from distro_optim.coordinator.server.host import (
 from distro_optim.coordinator.types import (
     P2P,
     ClientState,
+    Committee,
+    CommitteeProof,
     Coordinator,
     Hub,
     HubRepo,
@@ -127,6 +130,60 @@ def test_only_keys_on_the_list_may_join() -> None:
     assert list(stage.host.pending) == clients(1)
     assert stage.host.is_allowed(client(1).signer)
     assert not stage.host.is_allowed(client(2).signer)
+
+
+def test_who_is_banned_or_taken_off_the_list_may_not_join() -> None:
+    stage = Stage()
+    stage.host.ban(client(1).signer)
+    stage.join(1, 2)
+    assert list(stage.host.pending) == clients(2)
+    stage.host.unban(client(1).signer)
+    stage.host.let_in([client(1).signer])
+    stage.join(1, 3)
+    assert list(stage.host.pending) == clients(2, 1)
+    stage.host.let_in(None)
+    stage.join(3)
+    assert list(stage.host.pending) == clients(2, 1, 3)
+
+
+def test_who_is_kicked_leaves_its_epoch_also_where_it_could_have_come_back() -> None:
+    stage = Stage(withdraw_on_disconnect=False)
+    stage.train(1, 2)
+    assert stage.host.kick(client(2)) == [Left(client=client(2))]
+    assert stage.state.epoch_state.clients[1].state is ClientState.WITHDRAWN
+    assert stage.host.kick(client(2)) == []
+    stage.join(2)
+    assert client(2) in stage.host.pending
+
+
+def test_health_checks_are_looked_at_once_a_round_from_each_and_name_nobody_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+
+    def look(state: Coordinator, checks: tuple[object, ...]) -> tuple[Coordinator, int]:
+        looked.append(len(checks))
+        return state, 0
+
+    stage = Stage()
+    stage.train(1, 2)
+    monkeypatch.setattr(machine, "health_check", look)
+    proofs = [CommitteeProof(Committee.TRAINER, 0, index) for index in range(2)]
+    many = HealthCheckMessage(((client(2), proofs[1]),) * 256)
+    (event,) = stage.say(1, many)
+    assert isinstance(event, Refused)
+    assert "more than once" in event.reason
+    for _ in range(3):
+        stage.say(1, HealthCheckMessage(((client(2), proofs[1]),)))
+    stage.say(2, HealthCheckMessage(((client(1), proofs[0]),)))
+    assert looked == [1, 1]
+    stage.host.kick(client(1))
+    stage.say(1, HealthCheckMessage(()))
+    assert looked == [1, 1]
+    stage.witness()
+    stage.tick(20)
+    stage.say(2, HealthCheckMessage(()))
+    assert looked == [1, 1, 0]
 
 
 def test_the_waiting_list_is_bounded() -> None:

@@ -119,6 +119,28 @@ def test_a_key_that_is_not_on_the_list_is_let_go_after_its_proof() -> None:
     assert any("list of this run" in reason for reason in swarm.reasons)
 
 
+def test_the_operator_takes_clients_out_of_a_running_run_and_keeps_them_out() -> None:
+    swarm = Swarm()
+    first, second, third = swarm.join(1, 2, 3)
+    swarm.until(RunState.WARMUP)
+    swarm.service.kick(key(2).public, swarm.now)
+    swarm.collect()
+    assert not second.connected
+    assert "the operator took it out of the run" in swarm.reasons
+    assert swarm.state.epoch_state.clients[1].state is ClientState.WITHDRAWN
+    back = swarm.connect(2)
+    back.read()
+    swarm.collect()
+    assert back.connected
+    swarm.service.ban(key(2).public, swarm.now)
+    swarm.service.let_in([key(1).public], swarm.now)
+    again = swarm.connect(2)
+    again.read()
+    swarm.collect()
+    assert (first.connected, third.connected, back.connected, again.connected) == (True, False, False, False)
+    assert list(swarm.service.host.pending) == [first.identity]
+
+
 def test_challenges_are_fresh() -> None:
     swarm = Swarm()
     openings = {swarm.connect(number).connection.next_frame() for number in range(20)}

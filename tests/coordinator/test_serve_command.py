@@ -45,7 +45,7 @@ from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ConfigurationError
 from distro_optim.serve.console import FORMS, Reporter, Situation, render, reporter_for
-from distro_optim.serve.serving import read_allow_list
+from distro_optim.serve.guests import read_allow_list
 from distro_optim.serve.status import ClientStatus, RunStatus
 from runs import client, elected, ready, report, waiting_run
 

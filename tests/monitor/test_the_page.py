@@ -201,6 +201,6 @@ def test_who_was_turned_away_does_not_come_back(make_service: Callable[[], Coord
     service = make_service()
     client = NodeIdentity.from_single_key(OTHER)
     assert service.host.is_allowed(OTHER)
-    service.turn_away(client, 0.0)
+    service.ban(client.signer, 0.0)
     assert not service.host.is_allowed(OTHER)
     assert service.host.is_allowed(ME)

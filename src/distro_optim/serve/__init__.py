@@ -7,5 +7,6 @@
 ``status``    how the run is doing
 ``acting``    what can be done to the run from its page
 ``watch``     what its page and Prometheus see of it
+``guests``    who may join, from files that may change
 ============  ===========================================
 """

@@ -40,7 +40,7 @@ def acts_on(service: CoordinatorService, loop: asyncio.AbstractEventLoop) -> dic
         known = {client.signer.hex(): client for client in [*service.clients, *service.host.pending]}
         if peer not in known:
             raise DistroError("this client is not here (any more)")
-        service.turn_away(known[peer], time.monotonic())
+        service.ban(known[peer].signer, time.monotonic())
         return f"{peer[:8]} was turned away"
 
     def on_the_loop(act: Callable[[str], str]) -> Act:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.reach import Discovery, parse_relays
@@ -19,7 +18,6 @@ from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
 from ..comm.serving.limits import ServerLimits
 from ..comm.serving.stream_server import TICK_SECONDS
-from ..comm.signing import PUBLIC_KEY_SIZE
 from ..comm.streams import StreamListener, TcpListener
 from ..console import printable
 from ..coordinator.model import ServerData
@@ -38,13 +36,11 @@ from ..strategy.monitor.metrics import MetricsServer, load_prometheus
 from ..strategy.monitor.page import PageServer
 from .acting import acts_on
 from .console import Reporter
-from .status import describe, status_of
+from .guests import GuestList, read_allow_list
+from .status import RunStatus, describe, status_of
 from .watch import Watch
 
-__all__ = ["ServeOptions", "initial_state", "read_allow_list", "serve"]
-
-_HEX_KEY: Final = re.compile(rf"[0-9a-fA-F]{{{2 * PUBLIC_KEY_SIZE}}}")
-"""A public key as users write it."""
+__all__ = ["ServeOptions", "initial_state", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,8 @@ class ServeOptions:
         port: TCP port; 0 takes any free one.
         save_dir: folder to keep the run in; None keeps nothing.
         resume: go on from what is saved there.
-        allow: keys in hexadecimal, and files with one a line; empty lets everybody join.
+        allow: keys in hexadecimal, and files with one a line, which are read again when they change; empty lets
+            everybody join.
         iroh: whether to be reached over iroh, too, also behind a NAT.
         key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
             ``save_dir``, or a fresh key each time.
@@ -112,40 +109,6 @@ def initial_state(configured: Coordinator, store: StateStore | None, *, resume: 
     if resume:
         return configured, "nothing is saved yet: the run begins"
     return configured, "the run begins"
-
-
-def read_allow_list(entries: Iterable[str]) -> frozenset[bytes] | None:
-    """Public keys from hexadecimal keys and names of files with one a line (``#`` begins a comment).
-
-    Returns:
-        None if there are no entries, and everybody may join.
-
-    Raises:
-        ConfigurationError: an entry is neither; names it.
-    """
-    entries = list(entries)
-    if not entries:
-        return None
-    keys: set[bytes] = set()
-    for entry in entries:
-        if _HEX_KEY.fullmatch(entry):
-            keys.add(bytes.fromhex(entry))
-            continue
-        try:
-            lines = Path(entry).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigurationError(
-                f"--allow {entry}: neither a key of {2 * PUBLIC_KEY_SIZE} hexadecimal digits nor a file with such keys",
-                name="allow",
-                value=entry,
-            ) from None
-        for number, line in enumerate(lines, start=1):
-            text = line.partition("#")[0].strip()
-            if text and not _HEX_KEY.fullmatch(text):
-                raise ConfigurationError(f"{entry}, line {number}: {text!r} is not a key", name="allow", value=text)
-            if text:
-                keys.add(bytes.fromhex(text))
-    return frozenset(keys)
 
 
 async def serve(options: ServeOptions, reporter: Reporter) -> None:
@@ -228,7 +191,13 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 data = DataService(files, lambda: host.state, draw=os.urandom, limits=options.limits)
                 await servers.enter_async_context(DataServer(data, files, [door]))
                 reporter.tell(f"{len(files)} sequences of training data at {door.address}", address=door.address)
-            await _report_until(stop, server, reporter, watch)
+            guests = GuestList(options.allow, allowed)
+
+            def on_look(status: RunStatus) -> None:
+                watch.see(status)
+                _look_at_guests(guests, service, reporter)
+
+            await _report_until(stop, server, reporter, on_look)
             reporter.tell("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
 
 
@@ -270,15 +239,29 @@ def _data_port(state: Coordinator) -> int:
     return int(port)
 
 
-async def _report_until(stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter, watch: Watch) -> None:
+def _look_at_guests(guests: GuestList, service: CoordinatorService, reporter: Reporter) -> None:
+    """Takes a new list of who may join, and out of the run who is not on it."""
+    try:
+        if not guests.has_changed():
+            return
+    except ConfigurationError as error:
+        reporter.tell(f"{error}; the list from before counts")
+        return
+    service.let_in(guests.keys, time.monotonic())
+    reporter.tell(f"{len(guests.keys or ())} keys may join now")
+
+
+async def _report_until(
+    stop: asyncio.Event, server: CoordinatorServer, reporter: Reporter, on_look: Callable[[RunStatus], None]
+) -> None:
     """Reports until the server is to stop, the run is finished, or the server breaks."""
     ends = [asyncio.create_task(end) for end in (stop.wait(), server.wait_finished(), server.wait_failed())]
     try:
         done: set[asyncio.Task[Any]] = set()
         while not done:
             status = status_of(server.service, time.monotonic())
-            watch.see(status)
             reporter.status(status)
+            on_look(status)
             done, _ = await asyncio.wait(ends, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for end in done:
             end.result()

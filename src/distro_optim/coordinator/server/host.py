@@ -20,6 +20,7 @@ from ..messages import (
     CheckpointMessage,
     ClientToServerMessage,
     HealthCheckMessage,
+    HealthChecks,
     Join,
     WarmupStep,
     WitnessMessage,
@@ -143,7 +144,7 @@ class RunHost:
         self.state = state
         self.reports: dict[NodeIdentity, WitnessMetadata] = {}
         self._allowed = None if allowed is None else frozenset(allowed)
-        self._banned: set[bytes] = set()
+        self._banned: frozenset[bytes] = frozenset()
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
         self._patience = (
@@ -153,6 +154,9 @@ class RunHost:
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
+        # Who has sent health checks in the present round, and which that is.
+        self._checkers: set[NodeIdentity] = set()
+        self._checked_in: tuple[int, int] | None = None
         self._configured_warmup_time: int | None = None
         if init_warmup_time is not None:
             self._configured_warmup_time = state.config.warmup_time
@@ -169,12 +173,19 @@ class RunHost:
 
     def is_allowed(self, public: bytes) -> bool:
         """Whether the owner of this key may take part."""
-        return (self._allowed is None or public in self._allowed) and public not in self._banned
+        return public not in self._banned and (self._allowed is None or public in self._allowed)
 
-    def ban(self, client: NodeIdentity) -> list[Event]:
-        """A client leaves, and may not come back while this process lives."""
-        self._banned.add(client.signer)
-        return self.disconnect(client)
+    def let_in(self, allowed: Collection[bytes] | None) -> None:
+        """From now on only the owners of these keys may join; None lets everybody in that is not banned."""
+        self._allowed = None if allowed is None else frozenset(allowed)
+
+    def ban(self, *keys: bytes) -> None:
+        """The owners of these keys may not join any more, whatever the list says."""
+        self._banned |= frozenset(keys)
+
+    def unban(self, *keys: bytes) -> None:
+        """Takes a ban back."""
+        self._banned -= frozenset(keys)
 
     def snapshot(self, now: int) -> Coordinator:
         """What to save of the present state; see :func:`restartable`."""
@@ -217,9 +228,9 @@ class RunHost:
                 case WitnessMessage(WarmupStep(report)):
                     self.state = machine.warmup_witness(before, client, report, now, seed)
                 case HealthCheckMessage(checks):
-                    if self._index_of(client) < 0:
-                        # Psyche takes them from anybody; each makes us look into the filters of every witness.
-                        return [Refused(client=client, reason="health check refused: it is not in this epoch")]
+                    reason = self._why_not_check(client, checks)
+                    if reason is not None:
+                        return [Refused(client=client, reason=f"health check refused: {reason}")]
                     self.state, _ = machine.health_check(before, checks)
                 case CheckpointMessage(checkpoint):
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
@@ -235,10 +246,17 @@ class RunHost:
 
     def disconnect(self, client: NodeIdentity) -> list[Event]:
         """A client is gone."""
+        return self._remove(client, withdraw=self._withdraw_on_disconnect)
+
+    def kick(self, client: NodeIdentity) -> list[Event]:
+        """The operator takes a client out of the run. It may join again, unless it is banned or not on the list."""
+        return self._remove(client, withdraw=True)
+
+    def _remove(self, client: NodeIdentity, *, withdraw: bool) -> list[Event]:
         known = client in self._pending
         self._pending.pop(client, None)
         self.reports.pop(client, None)
-        if self._withdraw_on_disconnect:
+        if withdraw:
             try:
                 self.state = machine.withdraw(self.state, self._index_of(client))
             except CoordinatorError:
@@ -295,6 +313,25 @@ class RunHost:
             return [Refused(client=client, reason=f"join refused: {self._max_pending} clients are waiting already")]
         self._pending[client] = now
         return [Joined(client=client)]
+
+    def _why_not_check(self, client: NodeIdentity, checks: HealthChecks) -> str | None:
+        """Why the health checks of ``client`` are not looked at; None if they are, for the one time in this round.
+
+        Psyche takes them from anybody, and each makes us look into the filters of every witness.
+        """
+        index = self._index_of(client)
+        if index < 0 or self.state.epoch_state.clients[index].state is not ClientState.HEALTHY:
+            return "it is not in this epoch"
+        if len({proof.index for _, proof in checks}) < len(checks):
+            return "it names a client more than once"
+        progress = self.state.progress
+        which = (progress.epoch, progress.step)
+        if which != self._checked_in:
+            self._checked_in, self._checkers = which, set()
+        if client in self._checkers:
+            return "it has sent some in this round"
+        self._checkers.add(client)
+        return None
 
     def _forget_dropped(self) -> None:
         """A client that was dropped has to join again; once it has, it is pending like any other.

@@ -12,7 +12,7 @@ client that goes is forgotten on every path.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -195,12 +195,32 @@ class CoordinatorService(ConnectionService):
         """Reports what was done to the host from elsewhere, such as a pause by the operator."""
         self._note(events, now)
 
-    def turn_away(self, client: NodeIdentity, now: float) -> None:
-        """The operator wants a client gone: it leaves its epoch, and its key is refused while this process lives."""
-        self._note(self.host.ban(client), now)
+    # -- inputs of the operator ----------------------------------------------------------------------------------------
+
+    def kick(self, public: bytes, now: float, reason: str = "the operator took it out of the run") -> None:
+        """Takes the owner of a key out of the run and closes its connection. It may come again.
+
+        A participant of this process stays.
+        """
+        client = NodeIdentity.from_single_key(public)
+        if client in self.local:
+            return
         connection = self._by_client.get(client)
+        self._note(self.host.kick(client), now)
         if connection is not None:
-            self._close(connection, "the operator turned it away")
+            self._close(connection, reason)
+
+    def ban(self, public: bytes, now: float) -> None:
+        """:meth:`kick`, and it may not come again."""
+        self.host.ban(public)
+        self.kick(public, now, "the operator banned it")
+
+    def let_in(self, allowed: Collection[bytes] | None, now: float) -> None:
+        """From now on only the owners of these keys may take part; the others are taken out. None: everybody may."""
+        self.host.let_in(allowed)
+        for client in {*self._by_client, *self.host.pending}:
+            if not self.host.is_allowed(client.signer):
+                self.kick(client.signer, now, "the key is not on the list of this run any more")
 
     # -- inputs from this process --------------------------------------------------------------------------------------
 
