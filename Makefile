@@ -23,6 +23,9 @@ EXTRAS ?= test,bench,docs
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# The tests start many Pythons, and each would compile all files anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup constraints fast test check demo demo-optimizer docs clean
 
 setup: $(VENV)/.ready
