@@ -26,7 +26,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # The tests start many Pythons, and each would compile all files anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup constraints fast test check demo demo-optimizer docs clean
+.PHONY: setup constraints fast test fuzz check demo demo-optimizer docs clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +65,11 @@ test: setup
 	wait $$beside; checks=$$?; \
 	echo; echo "The checks, which ran beside:"; cat .checks.log; \
 	exit $$((tests ? tests : checks))
+
+# Every decoder gets changed and invented bytes, for so many seconds each. What takes new paths is kept in out/fuzz.
+SECONDS ?= 10
+fuzz: setup
+	$(BIN)/python tests/fuzz/fuzz_decoders.py --seconds $(SECONDS) --corpus out/fuzz
 
 # Three peers on this machine run the same Lightning script, the first hosts. One is killed, a fourth joins.
 demo: setup

@@ -2,12 +2,12 @@
 
 ::
 
-    $ pip install atheris
-    $ python tests/fuzz/fuzz_decoders.py                  every target, 10 seconds each
-    $ python tests/fuzz/fuzz_decoders.py archive --seconds 600
+    $ make fuzz SECONDS=60                                every target, 60 seconds each
+    $ python tests/fuzz/fuzz_decoders.py archive --seconds 600 --corpus out/fuzz
 
-A target may raise ProtocolError and nothing else. An input that takes 5 seconds or a gigabyte is a finding as well;
-libFuzzer leaves it in a file and prints the name.
+A target may raise ProtocolError and nothing else. With ``pip install atheris`` paths through the decoders are watched,
+and an input that takes 5 seconds or a gigabyte is a finding as well; libFuzzer leaves it in a file and prints the name.
+What it found of new paths is kept in the corpus. Without atheris valid inputs are changed at random.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import importlib.util
+import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,15 +42,20 @@ INSTRUMENTED: Final = (
     "comm.iroh.gossip.messages",
     "comm.iroh.gossip.peer_data",
     "comm.iroh.local_discovery",
-    "comm.iroh.sharing_messages",
-    "comm.iroh.tickets",
-    "comm.iroh.torchscript",
+    "comm.iroh.sharing.messages",
+    "comm.iroh.sharing.torchscript",
+    "comm.postcard",
+    "comm.tickets",
     "compress.wire",
     "compress.wire_bulk",
     "compress.wire_tensor",
     "coordinator.formats.borsh",
     "coordinator.formats.raw",
-    "strategy.results",
+    "coordinator.messages",
+    "coordinator.ticket",
+    "strategy.model.identity",
+    "strategy.rounds.broadcasts",
+    "strategy.rounds.results",
 )
 
 Target = Callable[[bytes], object]
@@ -220,6 +228,44 @@ def solana_account(data: bytes) -> None:
     assert small_accounts.read_small_account(kind, written) == value
 
 
+def client_message(data: bytes) -> None:
+    from distro_optim.coordinator.messages import CLIENT_TO_SERVER
+
+    message = CLIENT_TO_SERVER.decode(data)
+    assert CLIENT_TO_SERVER.decode(CLIENT_TO_SERVER.encode(message)) == message
+
+
+def coordinator_state(data: bytes) -> None:
+    from distro_optim.coordinator.messages import SERVER_TO_CLIENT
+
+    SERVER_TO_CLIENT.decode(data)  # floats may be NaN, which equal nothing
+
+
+def run_ticket(data: bytes) -> None:
+    from distro_optim.coordinator.ticket import RunTicket
+
+    ticket = RunTicket.parse(data.decode("latin-1"))
+    assert RunTicket.parse(str(ticket)) == ticket
+
+
+def broadcast(data: bytes) -> None:
+    from distro_optim.comm import postcard
+    from distro_optim.strategy.rounds.broadcasts import Broadcast, WeightsReport
+
+    kind: type[Any] = (Broadcast, WeightsReport)[data[0] & 1 if data else 0]
+    value = postcard.decode(kind, data[1:])
+    assert postcard.decode(kind, postcard.encode(value)) == value
+
+
+def model_identity(data: bytes) -> None:
+    from distro_optim.strategy.model.identity import ModelIdentity
+
+    identity = ModelIdentity.decode(data.decode("utf-8", "replace"))
+    if identity is not None:
+        for sentence in [str(identity.first_difference(identity)), *identity.harmless_differences(identity)]:
+            assert sentence.isprintable()
+
+
 TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
@@ -236,15 +282,22 @@ TARGETS: Final[dict[str, Target]] = {
     "result": result,
     "solana-instruction": solana_instruction,
     "solana-account": solana_account,
+    "client-message": client_message,
+    "coordinator-state": coordinator_state,
+    "run-ticket": run_ticket,
+    "broadcast": broadcast,
+    "model-identity": model_identity,
 }
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Valid inputs to begin with."""
+    """Inputs to begin with; at least one of each is valid."""
     import torch
+    from blake3 import blake3
 
     from distro_optim.comm import postcard
     from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+    from distro_optim.comm.framing import Else
     from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
     from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
     from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
@@ -254,11 +307,19 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.sharing.torchscript import write_tensor
     from distro_optim.comm.signing import SecretKey, SignedMessage
     from distro_optim.comm.tickets import BlobTicket, EndpointTicket
+    from distro_optim.coordinator.messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
     from distro_optim.coordinator.solana import arguments, small_accounts
+    from distro_optim.coordinator.ticket import RunTicket
     from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
+    from distro_optim.strategy.config import RunConfig
+    from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
     from distro_optim.strategy.rounds.results import encode_result
+    from distro_optim.strategy.rounds.weights import weights_report
     from distro_optim.testing.updates import random_update
 
+    state = RunConfig(total_steps=5, global_batch_size=4).coordinator_state("run")
+    weight = TensorIdentity("weight", "trained", "float32", (2, 3))
+    identity = ModelIdentity(1, 2, bytes(32), (weight,), {"tiling": "padded"}, ({"lr": 0.1},), {"size": 5})
     places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))
     address = EndpointAddr(b"\xaa" * 32, ("https://r.example./",), places)
     ticket = BlobTicket.raw(address, b"\xbb" * 32)
@@ -283,7 +344,10 @@ def seeds() -> dict[str, list[bytes]]:
         "local-file": [encode_local_file(address)],
         "peer-data": [encode_peer_data(address), b"\0\0"],
         "blob-request": [push_request(GetRequest.blob(key)), b"\x09\1" + key + b"\2\0\1\0\1\0"],
-        "blob-response": [key + (5).to_bytes(8, "little") + b"hello", key + (40000).to_bytes(8, "little") + bytes(128)],
+        "blob-response": [
+            blake3(b"hello").digest() + (5).to_bytes(8, "little") + b"hello",
+            key + (40000).to_bytes(8, "little") + bytes(128),
+        ],
         "blob-ticket": [postcard.encode(ticket)],
         "ticket-text": [str(ticket).encode(), str(EndpointTicket(address)).encode()],
         "model-messages": [
@@ -309,6 +373,11 @@ def seeds() -> dict[str, list[bytes]]:
                 small_accounts.Authorization(1, key, key, b"scope", True, (key,), 5), 200
             )[8:],
         ],
+        "client-message": [CLIENT_TO_SERVER.encode(Else(Join("run")))],
+        "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
+        "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
+        "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],
+        "model-identity": [identity.encode().encode()],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
         "result": [
             encode_result(
@@ -321,6 +390,46 @@ def seeds() -> dict[str, list[bytes]]:
             for present in (None, [False, True, True])
         ],
     }
+
+
+def mutate(seed: bytes, draw: random.Random) -> bytes:
+    """A valid input with some bytes changed, cut out, doubled or put in."""
+    data = bytearray(seed)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        at = draw.randrange(len(data) + 1)
+        match draw.randrange(5):
+            case 0 if at < len(data):
+                data[at] ^= 1 << draw.randrange(8)
+            case 1:
+                data[at : at + 1] = bytes([draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))])
+            case 2:
+                del data[at : at + draw.choice((1, 2, 8, len(data)))]
+            case 3:
+                data[at:at] = draw.randbytes(draw.choice((1, 4, 32)))
+            case _:
+                data[at:at] = data[at : at + 16]
+    return bytes(data[:MAX_INPUT])
+
+
+def try_changed(name: str, seeds_: list[bytes], draw: random.Random, *, count: int | None, seconds: float = 0.0) -> int:
+    """Gives a target seeds and changed seeds, ``count`` of them or for some seconds; returns how many it refused.
+
+    Raises:
+        AssertionError: something other than ProtocolError came out; names the input.
+    """
+    from distro_optim.errors import ProtocolError
+
+    until, done, refused = time.monotonic() + seconds, 0, 0
+    while (done < count) if count is not None else (time.monotonic() < until):
+        data = seeds_[done] if done < len(seeds_) else mutate(draw.choice(seeds_), draw)
+        done += 1
+        try:
+            TARGETS[name](data)
+        except ProtocolError:
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"{name} of {data.hex()} raised {type(error).__name__}: {error}") from error
+    return refused
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
@@ -349,13 +458,28 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all if none is named")
     parser.add_argument("--seconds", type=int, default=10, help="for each target")
     parser.add_argument("--seed", type=int, default=1, help="of libFuzzer's mutations")
+    parser.add_argument("--corpus", type=Path, help="folder in which inputs that take new paths are kept")
     options = parser.parse_args()
     unknown = set(options.targets) - TARGETS.keys()
     if unknown:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     corpus = seeds()
     failed = []
+    is_watched = importlib.util.find_spec("atheris") is not None
     for name in options.targets or TARGETS:
+        if not is_watched:
+            kept = (
+                [path.read_bytes() for path in sorted(Path(options.corpus, name).glob("*"))] if options.corpus else []
+            )
+            try:
+                refused = try_changed(
+                    name, corpus[name] + kept, random.Random(options.seed), count=None, seconds=options.seconds
+                )
+                print(f"{name:18} ok, {refused} refused", flush=True)
+            except AssertionError as error:
+                failed.append(name)
+                print(f"{name:18} FAILED {error}", flush=True)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             for number, seed in enumerate(corpus[name]):
                 Path(folder, str(number)).write_bytes(seed)
@@ -366,7 +490,12 @@ def main() -> int:
                 f"-max_len={MAX_INPUT}",
                 f"-seed={options.seed}",
             ]
-            command = [sys.executable, __file__, "--run", name, *limits, folder]
+            folders = [folder]
+            if options.corpus is not None:
+                # libFuzzer writes into the first folder that it is given.
+                folders.insert(0, str(options.corpus / name))
+                Path(folders[0]).mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, __file__, "--run", name, *limits, *folders]
             process = subprocess.run(command, capture_output=True, text=True, check=False)
         last = [line for line in process.stderr.splitlines() if line.startswith(("Done", "#"))][-1:]
         print(f"{name:16} {'ok' if process.returncode == 0 else 'FAILED'} {''.join(last)}")
