@@ -120,7 +120,7 @@ def test_a_misspelt_argument_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="compresion_topk"):
         DisTrO([nn.Parameter(torch.ones(2))], compresion_topk=8)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        DisTrO([nn.Parameter(torch.ones(2))], 1e-3, 0.999)  # type: ignore[call-arg]
+        DisTrO([nn.Parameter(torch.ones(2))], 1e-3, 0.999)  # type: ignore[call-arg, arg-type]
 
 
 def test_the_limits_themselves_are_allowed() -> None:
