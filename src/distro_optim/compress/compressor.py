@@ -40,6 +40,10 @@ def _perform(job: Job, worker: int) -> None:
     work(block, worker)
 
 
+def _prepare(preparation: Callable[[], None], block: Block, worker: int) -> None:
+    preparation()
+
+
 class Compressor:
     """Scratch memory and transforms for one plan.
 
@@ -213,6 +217,14 @@ class Compressor:
             return
         for merge in self._merges:
             merge.check(updates)
+        for on_cpu in (True, False):
+            jobs: list[Job] = [
+                (partial(_prepare, preparation), merge.batch.blocks[0])
+                for merge in self._merges
+                if (merge.batch.device.type == "cpu") is on_cpu
+                for preparation in merge.preparations(updates)
+            ]
+            (self._share if on_cpu else _one_by_one)(_perform, jobs)
         weights = Contiguous(params)
         measuring = [merge for merge in self._merges if merge.measures]
         self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])

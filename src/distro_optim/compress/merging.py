@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,12 @@ class Merge(ABC):
         Raises:
             ConfigurationError: they cannot be merged by this definition, too many of them, say.
         """
+
+    def preparations(self, updates: Sequence[CompressedUpdate]) -> Sequence[Callable[[], None]]:
+        """What is better done for many blocks together, after :meth:`check` and before any block: in any order, by
+        several threads. Blocks that nobody prepared for are merged all the same.
+        """
+        return ()
 
     @abstractmethod
     def decode_block(

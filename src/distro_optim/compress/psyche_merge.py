@@ -31,9 +31,9 @@ In float32 and float64 Psyche leaves the order to a BLAS, and so does this: noth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
@@ -178,15 +178,24 @@ class PsycheMerge(Merge):
                 name="arithmetic",
                 value="psyche",
             )
-        # Many small tensors of indices take longer than few large ones.
         self._prepared = {}
+
+    @override
+    def preparations(self, updates: Sequence[CompressedUpdate]) -> Sequence[Callable[[], None]]:
+        # Many small tensors of indices take longer than few large ones.
         each = max(1, len(updates) * self.batch.k)
-        group: list[Block] = []
-        for block in self.batch.blocks if each <= _FEW_COEFFICIENTS else ():
-            group.append(block)
-            if block is self.batch.blocks[-1] or (block.stop - group[0].start) * each >= _PREPARED_AT_A_TIME:
-                self._prepared.update(dict.fromkeys((b.start for b in group), self._prepare(group, updates)))
-                group = []
+        if each > _FEW_COEFFICIENTS:
+            return ()
+        most = min(_PREPARED_AT_A_TIME, -(-self.batch.tiles * each // self.workers))
+        groups: list[list[Block]] = [[]]
+        for block in self.batch.blocks:
+            if groups[-1] and (block.stop - groups[-1][0].start) * each > most:
+                groups.append([])
+            groups[-1].append(block)
+        return [partial(self._prepare_ahead, group, updates) for group in groups]
+
+    def _prepare_ahead(self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate]) -> None:
+        self._prepared.update(dict.fromkeys((block.start for block in blocks), self._prepare(blocks, updates)))
 
     @override
     def decode_block(
