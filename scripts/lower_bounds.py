@@ -13,6 +13,9 @@ from pathlib import Path
 EXTRAS = ("fast", "metrics", "parquet", "plot", "solana")
 """Extras whose packages the library itself imports."""
 
+ALSO = ("accelerate",)
+"""What only tests install, but users bring along: transformers.Trainer works with it."""
+
 SAME = {"pytorch-lightning": "lightning"}
 """Packages that come with one of ours and must have its version: Lightning under its other name."""
 
@@ -28,7 +31,8 @@ def lower_bounds(pyproject: str) -> list[str]:
     project = tomllib.loads(pyproject)["project"]
     extras = project["optional-dependencies"]
     bounds: dict[str, str] = {}
-    for requirement in [*project["dependencies"], *(one for extra in EXTRAS for one in extras[extra])]:
+    beside = [one for one in extras["test"] if one.startswith(ALSO)]
+    for requirement in [*project["dependencies"], *(one for extra in EXTRAS for one in extras[extra]), *beside]:
         found = BOUND.match(requirement)
         if found is None:
             raise ValueError(f"{requirement!r} has no lower bound: write name>=version first")
