@@ -215,5 +215,6 @@ class Client(Process):
             "json",
             "--device",
             "cpu",
+            *(() if "--checkpoint-dir" in arguments else ("--no-checkpoints",)),
             *arguments,
         )

@@ -222,7 +222,10 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         through_tap = str(RunTicket(ticket.run_id, (tap.address,), ticket.endpoint))
 
         def client(own_model: Path | None) -> ClientThread:
-            return ClientThread(JoinOptions(run=through_tap, relay="none", device="cpu", logs="none", model=own_model))
+            options = JoinOptions(
+                run=through_tap, relay="none", device="cpu", logs="none", model=own_model, no_checkpoints=True
+            )
+            return ClientThread(options)
 
         clients = [client(model), client(model)]
         server.until(lambda: (server.latest("step") or 0) >= 2 or any(each.error for each in clients), "step 2")

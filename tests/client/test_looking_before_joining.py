@@ -109,7 +109,8 @@ def refusing(entered: ExitStack, state: Coordinator) -> FakeCoordinator:
 def attempt(fake: FakeCoordinator, expected: type[Exception], **options: Any) -> tuple[str, Told]:
     """The error of joining, and what was told before it."""
     told = Told()
-    settings: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0", "device": "cpu", **options}
+    settings: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0", "device": "cpu"}
+    settings |= {"no_checkpoints": "checkpoint_dir" not in options, **options}
     with pytest.raises(expected) as caught:
         join(JoinOptions(run=f"{fake.address}/proof", **settings), told)
     assert fake.lost.wait(10)

@@ -75,6 +75,12 @@ def test_the_endpoint_listens_where_it_is_told() -> None:
     assert options.bind_addr == "127.0.0.1:4433"
 
 
+def test_the_model_is_kept_unless_told() -> None:
+    assert not asked("psyche1abc").no_checkpoints
+    assert asked("psyche1abc", "--no-checkpoints").no_checkpoints
+    assert asked("psyche1abc", NO_CHECKPOINTS="true").no_checkpoints
+
+
 def test_files_are_paths() -> None:
     options = asked("psyche1abc", "-i", "me.key", "--checkpoint-dir", "out")
     assert (options.identity_secret_key_path, options.checkpoint_dir) == (Path("me.key"), Path("out"))
@@ -90,6 +96,7 @@ def test_files_are_paths() -> None:
         (["psyche1abc", "--micro-batch-size", "two"], {}, "--micro-batch-size 'two'"),
         (["psyche1abc"], {"MICRO_BATCH_SIZE": "two"}, "MICRO_BATCH_SIZE 'two'"),
         (["psyche1abc", "--micro-batch-size", "0"], {}, "at least 1"),
+        (["psyche1abc", "--no-checkpoints", "--checkpoint-dir", "out"], {}, "leave out one"),
         (["psyche1abc", "--metrics-local-port", "70000"], {}, "0 to 65535"),
         (["psyche1abc", "--iroh-relay", "near"], {}, "^--iroh-relay must be default, psyche, none or a URL"),
         (["psyche1abc"], {"IROH_RELAY": "near"}, "^IROH_RELAY must be"),

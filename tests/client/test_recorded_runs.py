@@ -44,8 +44,11 @@ def test_a_recorded_run_is_repeated_to_the_weights_that_were_saved(tmp_path: Pat
             data=data,
             model=tmp_path / "tiny-llama",
             logs="none",
+            no_checkpoints=True,
         )
-        records = replace(plain, write_gradients_dir=folder, checkpoint_dir=tmp_path / "checkpoints")
+        records = replace(
+            plain, write_gradients_dir=folder, checkpoint_dir=tmp_path / "checkpoints", no_checkpoints=False
+        )
         # In this process, since programs take their time to start.
         with ThreadPoolExecutor(2) as pool:
             for client in [pool.submit(join, options) for options in (records, plain)]:

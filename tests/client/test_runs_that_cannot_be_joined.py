@@ -73,7 +73,8 @@ def answer(capsys: pytest.CaptureFixture[str], address: str, *arguments: str, st
     """What the command says."""
     capsys.readouterr()
     options = ("--iroh-relay", "none", "--bind-p2p-interface", "127.0.0.1", "--device", "cpu", "--logs", "none")
-    assert main(["join", address, "proof", *options, *arguments]) == status
+    keeping = () if "--checkpoint-dir" in arguments else ("--no-checkpoints",)
+    assert main(["join", address, "proof", *options, *keeping, *arguments]) == status
     said = capsys.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()

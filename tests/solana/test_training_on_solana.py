@@ -111,7 +111,7 @@ class TheRun:
             self.folder / f"{name}.log",
             *("join", "solana:proof", "--rpc", self.cluster.server.url, "--wallet", str(file)),
             *("--iroh-relay", "none", "--iroh-discovery", "local", "--logs", "json", "--device", "cpu"),
-            *("--data", str(self.data), *arguments),
+            *("--data", str(self.data), "--no-checkpoints", *arguments),
         )
         stack.callback(made.end)
         return made

@@ -65,7 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
     add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
     add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that wants them on your disk")
-    add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch")
+    add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch (out/join/RUN-ID)")
+    add("--no-checkpoints", action="store_const", const="true", help="save it nowhere: it is lost when this ends")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
     add("--write-gradients-dir", metavar="DIR", help="write every result here, for distro-optim replay")
     add("--gradients", metavar="N", help="so many of the latest steps stay there (all)")
@@ -119,6 +120,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "model": given("model", Path),
         "data": given("data", Path),
         "checkpoint_dir": given("checkpoint_dir", Path),
+        "no_checkpoints": given("no_checkpoints", _boolean),
         "keep_steps": given("keep_steps", int),
         "write_gradients_dir": given("write_gradients_dir", Path),
         "gradients": given("gradients", int),

@@ -15,13 +15,12 @@ import torch
 from ..callbacks import SafeCallback
 from ..comm.iroh.keys import load_secret_key
 from ..comm.signing import SecretKey
-from ..console import Display, display_for
+from ..console import Display, display_for, printable
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
 from ..models.building import sorted_parameters
-from ..strategy.model.checkpoint import CheckpointStore
 from ..strategy.monitor.figures import Figures, Progress
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from ..strategy.monitor.page import PageServer
@@ -32,6 +31,7 @@ from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
 from .display import FORMS
 from .dummy import train_dummy
+from .keeping import kept_in
 from .options import JoinOptions
 from .preparing import is_without_tensors, load_libraries, prepare
 from .recording import Recorder
@@ -130,8 +130,12 @@ def _train(
     recorder: Recorder | None,
 ) -> None:
     load_libraries()
-    if options.checkpoint_dir is not None:
-        CheckpointStore(options.checkpoint_dir, keep=options.keep_steps)  # refuses a folder that it cannot write to
+    folder = stack.enter_context(kept_in(options, state.run_id))
+    news.tell(
+        "the model is not kept: --no-checkpoints"
+        if folder is None
+        else f"the model is kept in {printable(str(folder))}: the last {options.keep_steps} checkpoints, one an epoch"
+    )
     prepared = prepare(
         access,
         state,
@@ -151,7 +155,7 @@ def _train(
         prepared.model,
         prepared.optimizer,
         port=prepared.access,
-        checkpoint_dir=options.checkpoint_dir,
+        checkpoint_dir=folder,
         keep_checkpoints=options.keep_steps,
         learning_rates="run",
         on_event=news.tell,

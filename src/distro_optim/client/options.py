@@ -40,7 +40,9 @@ class JoinOptions:
         model: folder with the model, in place of the run's own name for it, which is looked up among the hub's
             downloads only.
         data: file, folder or ``data.toml`` with the training data, where the run has them on the disk of each client.
-        checkpoint_dir: where the model is saved at the end of each epoch; None saves nothing.
+        checkpoint_dir: where the model is saved at the end of each epoch; None is a folder of the run's name in
+            ``out/join`` (:mod:`.keeping`).
+        no_checkpoints: saves nothing.
         keep_steps: how many of them stay.
         write_gradients_dir: folder for every result of the run, and for what :mod:`.replay` needs beside them; None
             has none.
@@ -54,7 +56,7 @@ class JoinOptions:
         patience: the former name of ``give_up_seconds``.
 
     Raises:
-        ConfigurationError: a count is below 1, or the time is not above 0.
+        ConfigurationError: a count is below 1, the time is not above 0, or checkpoints are wanted and not wanted.
     """
 
     run: str
@@ -72,6 +74,7 @@ class JoinOptions:
     model: Path | None = None
     data: Path | None = None
     checkpoint_dir: Path | None = None
+    no_checkpoints: bool = False
     keep_steps: int = 3
     write_gradients_dir: Path | None = None
     gradients: int | None = None
@@ -92,6 +95,12 @@ class JoinOptions:
                 f"give_up_seconds must be above 0, got {self.give_up_seconds}",
                 name="give_up_seconds",
                 value=self.give_up_seconds,
+            )
+        if self.no_checkpoints and self.checkpoint_dir is not None:
+            raise ConfigurationError(
+                f"--no-checkpoints keeps nothing, and --checkpoint-dir {self.checkpoint_dir} would: leave out one",
+                name="no_checkpoints",
+                value=True,
             )
         for name in ("data_parallelism", "micro_batch_size", "keep_steps", "gradients"):
             value = getattr(self, name)
