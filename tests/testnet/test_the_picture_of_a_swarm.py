@@ -170,3 +170,15 @@ def test_weights_of_a_script_that_broke_are_not_said_to_differ(ends: tuple[str, 
     text = console.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in text.splitlines() if "weights of the peers that are left" in line)
     assert said in line
+
+
+@pytest.mark.parametrize("with_peers", [True, False])
+def test_the_summary_leaves_out_the_table_that_the_live_picture_has_left(with_peers: bool) -> None:
+    watch = swarm(2)
+    tell(watch, 0, step=41, loss=2.5)
+    stream = io.StringIO()
+    outcome = Outcome(watch=watch, seconds=1.0, faults=(), problems=("peer 1 is late",), target=None)
+    Console(width=120, file=stream).print(summary_table(outcome, with_peers=with_peers))
+    assert ("0 host" in stream.getvalue()) is with_peers
+    assert "41 in 1 s" in stream.getvalue()
+    assert "peer 1 is late" in stream.getvalue()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
-from ..console import JsonLines, Mode, display_for, print_lines, print_picture
+from ..console import JsonLines, LivePicture, Mode, display_for, print_lines, print_picture
 from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
 
 __all__ = ["add_options", "run"]
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(display, JsonLines):
         display.write({**summary_record(outcome), "plot": str(image) if drawn else None})
     else:
-        print_picture(summary_table(outcome))
+        print_picture(summary_table(outcome, with_peers=not isinstance(display, LivePicture)))
         lack = "no plot: there are no losses, or matplotlib is missing (pip install 'distro-optim[plot]')"
         print_lines(f"plot: {image}" if drawn else lack, f"logs and reports: {options.out}")
     return 0 if outcome.succeeded else 1

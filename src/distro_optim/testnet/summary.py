@@ -44,8 +44,13 @@ def summary_record(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def summary_table(outcome: Outcome) -> RenderableType:
-    """For people."""
+def summary_table(outcome: Outcome, *, with_peers: bool = True) -> RenderableType:
+    """For people.
+
+    Args:
+        outcome: of a run.
+        with_peers: with the table of the peers; without it where a live picture has just left that on the screen.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -73,7 +78,8 @@ def summary_table(outcome: Outcome) -> RenderableType:
     if waited + trained:
         facts.add_row("waiting for others and the network", f"{100 * waited / (waited + trained):.0f} % of the time")
     lines = [line for problem in outcome.problems for line in problem.splitlines()]
-    return Group(peer_table(watch), facts, *(Text(printable(line), style="bold red") for line in lines))
+    peers = [peer_table(watch)] if with_peers else []
+    return Group(*peers, facts, *(Text(printable(line), style="bold red") for line in lines))
 
 
 def _weights(outcome: Outcome) -> str:
