@@ -21,7 +21,8 @@
         │   ├── InvalidDataError        they are there and wrong: cut, beyond the vocabulary, of another size
         │   └── OutOfDataError          they end before this index (also an IndexError)
         ├── CoordinatorLinkError        the coordinator cannot be reached, or the link to it is lost for good
-        │   └── JoinRefusedError        it was reached, and does not let us into the run
+        │   ├── JoinRefusedError        it was reached, and does not let us into the run
+        │   └── PaymentError            the run costs fees, and the wallet cannot or may not pay any more
         ├── RunError                    this peer cannot go on in the run
         │   ├── RunLostError            the run's coordinator is gone; what was trained is still here
         │   └── ModelMismatchError      our model is not the run's; carries the first difference
@@ -68,6 +69,7 @@ __all__ = [
     "NodeClosedError",
     "NotSharedError",
     "OutOfDataError",
+    "PaymentError",
     "PeerRefusedError",
     "PeerTimeoutError",
     "PeerUnreachableError",
@@ -262,6 +264,10 @@ class JoinRefusedError(CoordinatorLinkError):
         self.hosted = hosted
 
 
+class PaymentError(CoordinatorLinkError):
+    """A run costs fees, and the wallet is empty, or what may be spent is spent. The message says how much is needed."""
+
+
 class RunError(DistroError):
     """A run cannot go on, or not with this peer.
 
@@ -272,7 +278,8 @@ class RunError(DistroError):
 class RunLostError(RunError):
     """The coordinator of the run is gone for good. What was trained so far is in the model, and can be saved.
 
-    Join again once the host is back; ``resume=True`` goes on from the newest checkpoint.
+    Join again once the host is back; ``resume=True`` goes on from the newest checkpoint. If the money for the fees has
+    run out, ``__cause__`` is a :class:`PaymentError`.
     """
 
 

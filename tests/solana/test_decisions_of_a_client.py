@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distro_optim.coordinator.formats.account import ACCOUNT_SIZE
 from distro_optim.coordinator.rules import machine
 from distro_optim.coordinator.solana.client import without_nan
-from distro_optim.coordinator.solana.fees import FeeMeter, FeesSpentError, shown_sol
+from distro_optim.coordinator.solana.fees import KEPT_IN_A_WALLET, FeeMeter, FeesSpentError, shown_sol
 from distro_optim.coordinator.solana.newest import NewestAccount
 from distro_optim.coordinator.solana.ticking import is_tick_due, should_tick
 from distro_optim.coordinator.types import NodeIdentity, RunState, WitnessEvalResult, WitnessMetadata
@@ -124,10 +124,10 @@ def test_a_wallet_that_does_not_last_is_told_an_epoch_ahead() -> None:
     assert fees.epoch_begins(10**9) is None
     for _ in range(10):
         fees.paid()
-    assert "does not last for the next one" in str(fees.epoch_begins(99_999))
+    assert "does not last for the next one" in str(fees.epoch_begins(KEPT_IN_A_WALLET + 99_999))
     for _ in range(10):
         fees.paid()
-    assert fees.epoch_begins(100_000) is None
+    assert fees.epoch_begins(KEPT_IN_A_WALLET + 100_000) is None
 
 
 def test_amounts_are_shown_without_rounding() -> None:

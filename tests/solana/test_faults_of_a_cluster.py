@@ -9,7 +9,8 @@ from solders.pubkey import Pubkey
 
 from distro_optim.coordinator.solana.client import SolanaCoordinator
 from distro_optim.coordinator.types import RunState, Witness, WitnessProof
-from distro_optim.errors import CoordinatorLinkError
+from distro_optim.errors import PaymentError
+from distro_optim.strategy.network.runtime import _lost
 from distro_optim.testing.coordinator import Follower, joined, metadata, report, training, until_true, witnessed_round
 from distro_optim.testing.solana.validator import BLOCKHASHES
 from solana.solana_arena import SolanaArena, in_arena
@@ -179,8 +180,12 @@ def test_a_wallet_that_runs_out_of_money() -> None:
         key = str(Pubkey.from_bytes(client.identity.signer))
         del arena.validator.accounts[key]
         await client.witness(report(followers[0].proof(), []), metadata(1))
-        with pytest.raises(CoordinatorLinkError, match=f"the wallet {key} cannot pay any more"):
+        with pytest.raises(PaymentError, match=f"the wallet {key} cannot pay any more") as caught:
             await followers[0].until(lambda state: False)
+        assert str(_lost(caught.value, is_host=False)).startswith(
+            f"money has run out: the wallet {key} cannot pay any more: put at least 0.00091088 SOL into it, then start "
+            "again with the same run"
+        )
 
     in_arena(check)
 
@@ -190,9 +195,10 @@ def test_fees_end_at_their_limit() -> None:
         client = arena.participant(0, max_fees=9_000)
         await client.join()
         await client.warmup_witness(Witness(WitnessProof(0, 0, False)))
-        with pytest.raises(CoordinatorLinkError, match=r"has cost 0\.000005 SOL"):
+        with pytest.raises(PaymentError, match=r"has cost 0\.000005 SOL") as caught:
             async for _ in client.states():
                 pass
+        assert "raise max_fees, then start again" in str(_lost(caught.value, is_host=False))
 
     in_arena(check)
 

@@ -9,13 +9,14 @@ from solders.pubkey import Pubkey
 
 from distro_optim.coordinator.formats.account import CoordinatorAccount
 from distro_optim.coordinator.solana.client import SolanaCoordinator
+from distro_optim.coordinator.solana.fees import FEE_PER_SIGNATURE, KEPT_IN_A_WALLET
 from distro_optim.coordinator.solana.instructions import AuthorizerInstructions
 from distro_optim.coordinator.solana.programs import EVERYBODY, Programs
 from distro_optim.coordinator.types import NodeIdentity, RunState
-from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, ProtocolError
+from distro_optim.errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, PaymentError, ProtocolError
 from distro_optim.testing import dummy_run
 from distro_optim.testing.coordinator import Follower, until_true
-from distro_optim.testing.solana.ledger import encoded
+from distro_optim.testing.solana.ledger import encoded, rent
 from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL, SolanaArena, in_arena, wallet
 
 pytestmark = [pytest.mark.waiting]
@@ -110,6 +111,22 @@ def test_a_wallet_without_money() -> None:
     in_arena(check)
 
 
+def test_a_wallet_whose_money_cannot_be_spent() -> None:
+    """What must stay in a wallet pays no fee."""
+
+    async def check(arena: SolanaArena) -> None:
+        needed = KEPT_IN_A_WALLET + 4 * FEE_PER_SIGNATURE
+        poor = arena.participant(1, lamports=needed - 1)
+        error = await refused(arena, poor, r"begins with 0\.00091088 SOL: put at least 0\.000000001 SOL into it")
+        assert isinstance(error, PaymentError)
+        rich_enough = arena.participant(2, lamports=needed)
+        await rich_enough.join()
+        assert arena.account.state.clients_state.pending() == (rich_enough.identity,)
+
+    assert rent(0) == KEPT_IN_A_WALLET
+    in_arena(check)
+
+
 def close_the_door(arena: SolanaArena) -> AuthorizerInstructions:
     """Nobody is let in but who is authorized from now on."""
     everybody = AuthorizerInstructions(arena.validator.programs, OPERATOR.pubkey(), EVERYBODY)
@@ -121,8 +138,20 @@ def test_a_wallet_that_nobody_has_authorized() -> None:
     async def check(arena: SolanaArena) -> None:
         close_the_door(arena)
         client = arena.client(1)
-        error = await refused(arena, client, "its authorization is not active")
+        error = await refused(arena, client, "there is no authorization for it")
         assert str(Pubkey.from_bytes(client.identity.signer)) in str(error)
+
+    in_arena(check)
+
+
+def test_a_wallet_whose_own_authorization_is_not_active() -> None:
+    async def check(arena: SolanaArena) -> None:
+        close_the_door(arena)
+        own = AuthorizerInstructions(arena.validator.programs, OPERATOR.pubkey(), wallet(2).pubkey())
+        arena.process(own.create(OPERATOR.pubkey()), payer=OPERATOR)
+        client = arena.participant(1)
+        assert client.identity.signer == bytes(wallet(2).pubkey())
+        await refused(arena, client, "its authorization is not active")
 
     in_arena(check)
 
@@ -133,7 +162,7 @@ def test_a_delegate_names_the_key_that_has_authorized_it() -> None:
         arena.process(mine.create(OPERATOR.pubkey()), mine.set_active(True), payer=OPERATOR)
         arena.validator.fund(wallet(50).pubkey(), SOL)
         client = arena.participant(1, authorizer=wallet(50).pubkey())
-        await refused(arena, client, "there is no authorization|not active")
+        await refused(arena, client, "there is no authorization for it")
         me = Pubkey.from_bytes(client.identity.signer)
         arena.process(mine.delegate(wallet(50).pubkey(), [me]), payer=wallet(50))
         again = arena.participant(1, authorizer=wallet(50).pubkey())

@@ -12,10 +12,12 @@ import pytest
 from client.processes import DISTRO, write_state
 from distro_optim.cli import main
 from distro_optim.coordinator.solana.programs import EVERYBODY
+from distro_optim.coordinator.solana.small_accounts import TREASURY_BYTES
 from distro_optim.coordinator.types import RunState
-from distro_optim.testing import Validator
+from distro_optim.testing import Validator, dummy_run
+from distro_optim.testing.solana.ledger import Account, rent
 from solana.cluster import Cluster
-from solana.solana_arena import ANYBODY, OPERATOR, SOL
+from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL
 
 pytestmark = pytest.mark.waiting
 
@@ -80,3 +82,15 @@ def test_the_life_of_a_run(cluster: Cluster, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(KeyError):
         validator.run("mine")
     assert "there is no run 'mine'" in run("pause", status=1)
+
+
+def test_a_run_with_a_treasury_is_closed_by_nobody(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validator = cluster.validator
+    treasury = validator.programs.treasury(5)
+    validator.accounts[str(treasury)] = Account(rent(TREASURY_BYTES), b"", str(validator.programs.treasurer))
+    key = OPERATOR.pubkey()
+    validator.host(dummy_run("mine"), RUN.pubkey(), main_authority=treasury, join_authority=key)
+    said = Command(cluster, tmp_path, capsys)("close", "--yes", status=2)
+    assert f"the run 'mine' has a treasury, {treasury}, and no program of Psyche's closes such a run" in said

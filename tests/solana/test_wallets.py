@@ -9,7 +9,15 @@ import pytest
 from solders.keypair import Keypair
 
 from distro_optim.comm.signing import SecretKey
-from distro_optim.coordinator.solana.wallet import derive_peer_secret, parse_wallet, read_wallet
+from distro_optim.coordinator.solana.participation import Participation
+from distro_optim.coordinator.solana.wallet import (
+    RAW_WALLET,
+    derive_peer_secret,
+    find_wallet,
+    parse_wallet,
+    read_wallet,
+)
+from distro_optim.coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
 from distro_optim.errors import ConfigurationError
 
 WALLET = Keypair.from_seed(bytes(range(32)))
@@ -28,6 +36,24 @@ def test_a_wallet_file_is_a_list_of_64_numbers(tmp_path: Path) -> None:
 
 def test_the_text_of_a_wallet_may_be_base58() -> None:
     assert parse_wallet(f" {WALLET} \n") == WALLET
+
+
+@pytest.mark.parametrize("text", [str(WALLET), json.dumps(list(bytes(WALLET)))])
+def test_a_wallet_may_stand_in_the_variable_of_psyches_containers(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_wallet(DEFAULT_WALLET, {RAW_WALLET: text}) == WALLET
+    other = Keypair.from_seed(bytes(32))
+    file = file_with(tmp_path, json.dumps(list(bytes(other))))
+    assert find_wallet(file, {RAW_WALLET: text}) == other, "a file that is named goes first"
+    monkeypatch.setenv("RAW_WALLET_PRIVATE_KEY", text)
+    assert Participation("a-run", SolanaOptions()).identity(bytes(32)).signer == bytes(WALLET.pubkey())
+
+
+def test_a_variable_that_holds_no_wallet_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="what stands in RAW_WALLET_PRIVATE_KEY is no wallet") as caught:
+        find_wallet(DEFAULT_WALLET, {RAW_WALLET: "secret" * 10})
+    assert "secretsecret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])

@@ -27,7 +27,9 @@ class SolanaOptions:
     """Keys are in base58.
 
     Attributes:
-        wallet: file with the wallet that signs and pays, as ``solana-keygen`` writes it.
+        wallet: file with the wallet that signs and pays, as ``solana-keygen`` writes it. If none is
+            named and ``RAW_WALLET_PRIVATE_KEY`` is set, as in the containers of Psyche's client, the wallet is its
+            text.
         cluster: ``"devnet"``, ``"mainnet"`` or ``"localhost"``.
         rpc: http addresses of nodes, in the order in which they are tried; in place of the cluster's public ones.
         websockets: ws addresses of the same; by default those of ``rpc`` with the other scheme.

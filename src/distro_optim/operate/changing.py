@@ -11,7 +11,7 @@ from ..coordinator.solana.operating import Operator, Step, read_run_file
 from ..coordinator.solana.participation import programs_of
 from ..coordinator.solana.programs import EVERYBODY, parse_key
 from ..coordinator.solana.rpc import RpcClient
-from ..coordinator.solana.wallet import read_wallet
+from ..coordinator.solana.wallet import find_wallet
 from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
 
@@ -52,7 +52,7 @@ async def change(asked: ChangeOptions) -> list[str]:
         ConfigurationError: an option cannot work, or the wallet is not the one that may.
         DistroError: there is no such run, or the cluster refuses.
     """
-    wallet = read_wallet(str(asked.options.wallet))
+    wallet = find_wallet(str(asked.options.wallet))
     rpc = RpcClient(cluster_of(asked.options.cluster, asked.options.rpc).rpc)
     try:
         operator = Operator(rpc, programs_of(asked.options), wallet, asked.run_id)

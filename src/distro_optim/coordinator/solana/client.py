@@ -28,6 +28,7 @@ from ...errors import (
     ConfigurationError,
     CoordinatorLinkError,
     JoinRefusedError,
+    PaymentError,
     ProtocolError,
 )
 from ..client import CoordinatorClient, StateFeed
@@ -44,7 +45,7 @@ from ..messages import (
 from ..types import Coordinator, NodeIdentity, RunState, WitnessMetadata
 from ..unconfirmed_report import UnconfirmedReport
 from .feed import POLL_SECONDS, AccountFeed
-from .fees import FeeMeter, FeesSpentError
+from .fees import NEEDED_TO_BEGIN, FeeMeter, FeesSpentError, shown_sol
 from .finding import check_balance, check_room, cluster_time, find_authorization, find_run
 from .instructions import RunInstructions
 from .programs import Programs
@@ -424,7 +425,12 @@ class SolanaCoordinator(CoordinatorClient):
 
     def _tell_failure(self, what: str, error: CoordinatorLinkError) -> None:
         if isinstance(error, TransactionFailedError) and error.name in _NO_MONEY:
-            self._end(CoordinatorLinkError(f"the wallet {self._wallet.pubkey()} cannot pay any more: {error}"))
+            self._end(
+                PaymentError(
+                    f"the wallet {self._wallet.pubkey()} cannot pay any more: put at least "
+                    f"{shown_sol(NEEDED_TO_BEGIN)} into it"
+                )
+            )
         elif isinstance(error, TransactionFailedError) and error.name in _EXPECTED:
             _log.info("%s was not taken: %s", what, error)
         else:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...errors import ConfigurationError, CoordinatorLinkError
+from ...errors import ConfigurationError, PaymentError
 from ..solana_options import LAMPORTS_PER_SOL
 
-__all__ = ["FEE_PER_SIGNATURE", "LAMPORTS_PER_SOL", "FeeMeter", "FeesSpentError", "shown_sol"]
+__all__ = [
+    "FEE_PER_SIGNATURE",
+    "KEPT_IN_A_WALLET",
+    "LAMPORTS_PER_SOL",
+    "NEEDED_TO_BEGIN",
+    "FeeMeter",
+    "FeesSpentError",
+    "shown_sol",
+]
 
 FEE_PER_SIGNATURE: Final = 5000
 """Lamports; Solana's base fee."""
+
+KEPT_IN_A_WALLET: Final = 890_880
+"""Lamports that no fee can be paid from: what an account without data must hold, 128 bytes at 6,960 lamports each."""
+
+TRANSACTIONS_TO_BEGIN: Final = 4
+"""A wallet must pay for a join, a report of the warm-up and a tick or two; chosen so that a first epoch is possible."""
+
+NEEDED_TO_BEGIN: Final = KEPT_IN_A_WALLET + TRANSACTIONS_TO_BEGIN * FEE_PER_SIGNATURE
+"""Lamports of a wallet that takes part."""
 
 WARN_EPOCHS_AHEAD: Final = 2
 """A wallet that lasts for fewer epochs is told about: the one that begins, and one ahead."""
@@ -21,7 +38,7 @@ def shown_sol(lamports: int) -> str:
     return f"{lamports / LAMPORTS_PER_SOL:.9f}".rstrip("0").rstrip(".") + " SOL"
 
 
-class FeesSpentError(CoordinatorLinkError):
+class FeesSpentError(PaymentError):
     """Another transaction would cost more than may be spent."""
 
 
@@ -53,7 +70,7 @@ class FeeMeter:
         if self.limit is not None and self.spent + fee > self.limit:
             raise FeesSpentError(
                 f"taking part has cost {shown_sol(self.spent)}, and more than {shown_sol(self.limit)} may not be "
-                "spent: raise max_fees to go on"
+                "spent: raise max_fees"
             )
 
     def paid(self, fee: int = FEE_PER_SIGNATURE) -> None:
@@ -69,9 +86,9 @@ class FeeMeter:
         """
         self._of_epoch, self._at_epoch = self.spent - self._at_epoch, self.spent
         needed = max(self._of_epoch, FEE_PER_SIGNATURE)
-        if balance >= WARN_EPOCHS_AHEAD * needed:
+        if balance - KEPT_IN_A_WALLET >= WARN_EPOCHS_AHEAD * needed:
             return None
         return (
-            f"the wallet holds {shown_sol(balance)} and an epoch costs about {shown_sol(needed)}: it does not last for "
-            "the next one"
+            f"the wallet holds {shown_sol(balance)}, of which {shown_sol(KEPT_IN_A_WALLET)} must stay in it, and an "
+            f"epoch costs about {shown_sol(needed)}: it does not last for the next one"
         )

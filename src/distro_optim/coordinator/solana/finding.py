@@ -5,23 +5,19 @@ Everything here only reads, so that whatever is wrong is said before anything is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 from solders.pubkey import Pubkey
 
-from ...errors import CoordinatorLinkError, JoinRefusedError, ProtocolError
+from ...errors import JoinRefusedError, PaymentError, ProtocolError
 from ..formats.account import CoordinatorAccount
 from ..types import MAX_NUM_CLIENTS, RunState
-from .fees import FEE_PER_SIGNATURE, shown_sol
+from .fees import NEEDED_TO_BEGIN, shown_sol
 from .programs import CLOCK_SYSVAR, EVERYBODY, JOIN_SCOPE, Programs
 from .rpc import RpcClient
 from .small_accounts import Authorization, CoordinatorInstance, read_clock, read_small_account
 
 __all__ = ["FoundRun", "check_balance", "check_room", "cluster_time", "find_authorization", "find_run"]
-
-TRANSACTIONS_TO_BEGIN: Final = 4
-"""A wallet must pay for a join, a report of the warm-up and a tick or two; chosen so that a first epoch is possible."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,11 @@ async def find_authorization(
         value = read_small_account(Authorization, read.data)
         if value.is_valid_for(bytes(run.join_authority), bytes(wallet), JOIN_SCOPE):
             return address
-        inactive = inactive or not value.active
+        # Everybody's, where nobody may come in just so, is no authorization of this wallet.
+        is_ours = grantee != EVERYBODY and replace(value, active=True).is_valid_for(
+            bytes(run.join_authority), bytes(wallet), JOIN_SCOPE
+        )
+        inactive = inactive or is_ours
     reason = "its authorization is not active" if inactive else "there is no authorization for it"
     raise JoinRefusedError(
         f"the wallet {wallet} may not join the run {run.run_id!r}: {reason}; give its address to the run's operator, "
@@ -142,14 +142,13 @@ async def check_balance(rpc: RpcClient, wallet: Pubkey) -> int:
     """The wallet's lamports.
 
     Raises:
-        CoordinatorLinkError: they do not pay for the first transactions.
+        PaymentError: they do not pay for the first transactions, besides what must stay in a wallet.
     """
     balance = await rpc.balance(wallet)
-    needed = TRANSACTIONS_TO_BEGIN * FEE_PER_SIGNATURE
-    if balance < needed:
-        raise CoordinatorLinkError(
+    if balance < NEEDED_TO_BEGIN:
+        raise PaymentError(
             f"the wallet {wallet} holds {shown_sol(balance)} at {rpc.name}, and taking part begins with "
-            f"{shown_sol(needed)}: send it some SOL"
+            f"{shown_sol(NEEDED_TO_BEGIN)}: put at least {shown_sol(NEEDED_TO_BEGIN - balance)} into it"
         )
     return balance
 

@@ -135,6 +135,13 @@ class Operator:
 
     async def close(self) -> list[Step]:
         """Removes a halted run for good; what lies in its accounts comes back."""
+        found = await find_run(self._rpc, self._programs, self._run_id)
+        if await self._is_treasury(found):
+            raise ConfigurationError(
+                f"the run {self._run_id!r} has a treasury, {found.main_authority}, and no program of Psyche's closes "
+                "such a run: pause it in place of that",
+                name="run_id",
+            )
         run = await self._mine()
         return [Step(f"close the run {self._run_id!r} for good", [run.free(self._me, self._me)])]
 
@@ -186,6 +193,10 @@ class Operator:
                 name="wallet",
             )
         return RunInstructions(self._programs, self._run_id, found.account)
+
+    async def _is_treasury(self, run: FoundRun) -> bool:
+        """Whether the run's operator is an account of the treasurer, for which nobody can sign."""
+        return (await self._rpc.account(run.main_authority)).owner == self._programs.treasurer
 
     async def _rent(self, size: int) -> int:
         answer = await self._rpc.call("getMinimumBalanceForRentExemption", [size])

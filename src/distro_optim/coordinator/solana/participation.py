@@ -12,7 +12,7 @@ from .client import SolanaCoordinator
 from .clusters import cluster_of
 from .fees import FeeMeter
 from .programs import Programs, parse_key
-from .wallet import derive_peer_secret, read_wallet
+from .wallet import derive_peer_secret, find_wallet
 
 __all__ = ["Participation", "programs_of"]
 
@@ -55,7 +55,7 @@ class Participation:
             raise ConfigurationError("rpc takes addresses that begin with http:// or https://", name="rpc")
         if not all(url.startswith(("ws://", "wss://")) for url in self._cluster.websockets):
             raise ConfigurationError("websockets takes addresses that begin with ws:// or wss://", name="websockets")
-        self._wallet = read_wallet(str(options.wallet))
+        self._wallet = find_wallet(str(options.wallet))
 
     @property
     def peer_key(self) -> SecretKey:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,37 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from solders.keypair import Keypair
 
 from ...errors import ConfigurationError
+from ..solana_options import DEFAULT_WALLET
 
-__all__ = ["derive_peer_secret", "parse_wallet", "read_wallet"]
+__all__ = ["RAW_WALLET", "derive_peer_secret", "find_wallet", "parse_wallet", "read_wallet"]
 
 _log = logging.getLogger(__name__)
+
+RAW_WALLET: Final = "RAW_WALLET_PRIVATE_KEY"
+"""The variable in which the containers of Psyche's client get the text of a wallet."""
 
 SECRET_BYTES: Final = 32
 WALLET_BYTES: Final = 64
 
 MAX_WALLET_FILE: Final = 4096
 """Bytes of a file that is read as a wallet; 64 numbers take less than 400."""
+
+
+def find_wallet(path: str | Path, environment: Mapping[str, str] | None = None) -> Keypair:
+    """The keys of a user: in the file that was named, else in the variable of Psyche's containers, else where
+    ``solana-keygen`` writes them.
+
+    Args:
+        path: of the file; the default one stands for none.
+        environment: None takes that of the process.
+
+    Raises:
+        ConfigurationError: see :func:`read_wallet` and :func:`parse_wallet`.
+    """
+    text = (os.environ if environment is None else environment).get(RAW_WALLET)
+    if text and Path(path) == Path(DEFAULT_WALLET):
+        return parse_wallet(text, name=f"what stands in {RAW_WALLET}")
+    return read_wallet(path)
 
 
 def read_wallet(path: str | Path) -> Keypair:

@@ -40,6 +40,7 @@ from ...errors import (
     ExchangeError,
     JoinRefusedError,
     NodeClosedError,
+    PaymentError,
     RunError,
     RunLostError,
 )
@@ -504,10 +505,14 @@ async def _done(work: Awaitable[None]) -> None:
 
 
 def _lost(error: DistroError, *, is_host: bool) -> RunLostError:
-    who = "our own coordinator stopped" if is_host else "the run's coordinator is gone"
-    lost = RunLostError(
-        f"{who}: {error}. What was trained is in the model and in the last checkpoint; start again with the same run "
-        "once it is back, or host the run yourself from that checkpoint"
-    )
+    kept = "What was trained is in the model and in the last checkpoint"
+    if isinstance(error, PaymentError):
+        lost = RunLostError(f"money has run out: {error}, then start again with the same run. {kept}")
+    else:
+        who = "our own coordinator stopped" if is_host else "the run's coordinator is gone"
+        lost = RunLostError(
+            f"{who}: {error}. {kept}; start again with the same run once it is back, or host the run yourself from "
+            "that checkpoint"
+        )
     lost.__cause__ = error
     return lost
