@@ -12,6 +12,7 @@ from .client import command as join_command
 from .client import replaying as replay_command
 from .errors import ConfigurationError, DistroError
 from .operate import command as run_command
+from .operate import localnet as localnet_command
 from .serve import command as serve_command
 from .testnet import command as testnet_command
 
@@ -64,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=run_command.run)
     run_command.add_options(run)
+
+    localnet = commands.add_parser("localnet", help="try runs on Solana on this machine, without a cluster or money")
+    localnet.set_defaults(command=localnet_command.run)
+    localnet_command.add_options(localnet)
 
     testnet = commands.add_parser(
         "testnet",

@@ -1,9 +1,11 @@
 """``distro-optim run``: looks at runs that a blockchain coordinates, and asks servers of this machine.
+``distro-optim localnet``: has such a blockchain on this machine.
 
 ============  ================================================================
 ``command``   its options
 ``looking``   what there is to see of runs on Solana
 ``changing``  what an operator does with one
 ``asking``    pause, resume, and other settings for a run that is hosted here
+``localnet``  a simulated cluster with a run, and what to type to use it
 ============  ================================================================
 """

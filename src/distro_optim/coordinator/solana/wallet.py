@@ -23,7 +23,7 @@ from solders.keypair import Keypair
 from ...errors import ConfigurationError
 from ..solana_options import DEFAULT_WALLET
 
-__all__ = ["RAW_WALLET", "derive_peer_secret", "find_wallet", "parse_wallet", "read_wallet"]
+__all__ = ["RAW_WALLET", "derive_peer_secret", "find_wallet", "new_wallet", "parse_wallet", "read_wallet"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ WALLET_BYTES: Final = 64
 
 MAX_WALLET_FILE: Final = 4096
 """Bytes of a file that is read as a wallet; 64 numbers take less than 400."""
+
+
+def new_wallet() -> Keypair:
+    """Keys that nobody had before."""
+    return Keypair()
 
 
 def find_wallet(path: str | Path, environment: Mapping[str, str] | None = None) -> Keypair:
