@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from .world import SimulatedPort
 
 SAMPLES = 60
 LR = 1e-2
+_NARRATION = re.compile(r"^(found the run|the model comes|in the run|waiting for)|(came|left): \d+ peers? now$|next epoch$")
 
 
 class Net(nn.Module):
@@ -67,7 +69,7 @@ class Script:
         norm_in_eval: use the norm's statistics, since a batch of one sample has none.
         schedule: factor of the learning rate, of a LambdaLR.
         session, model, optimizer: of the peer, once it runs.
-        news: what the session said.
+        news: what the session said, but for how it gets in and who else comes and leaves.
         trained, cancelled: steps.
     """
 
@@ -88,13 +90,17 @@ class Script:
     cancelled: list[int] = field(default_factory=list)
     samples_seen: list[int] = field(default_factory=list)
 
+    def _hear(self, text: str) -> None:
+        if _NARRATION.search(text) is None:
+            self.news.append(text)
+
     def __call__(self, port: SimulatedPort) -> None:
         self.port, port.script = port, self
         self.model = new_model(self.seed, self.dtype, self.model_class)
         self.model.norm.train(not self.norm_in_eval)
         self.optimizer = new_optimizer(self.model, backwards=self.reversed_parameters, **self.optimizer_settings)
         data = samples(self.dtype)
-        settings = {"dataset_size": SAMPLES, "on_event": self.news.append, **self.session_settings}
+        settings = {"dataset_size": SAMPLES, "on_event": self._hear, **self.session_settings}
         self.session = SwarmSession(self.model, self.optimizer, port=port, **settings)
         if self.schedule is not None:
             self.session.follow(LambdaLR(self.optimizer, self.schedule))

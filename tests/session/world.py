@@ -34,7 +34,7 @@ from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.weights import tensor_digest
-from rounds.simulator import TICK, Member, Weather, World
+from rounds.simulator import TICK, Member, Weather, World, secret
 
 TRAINER_ACTIONS = (
     act.Initialize,
@@ -134,7 +134,7 @@ class SimulatedPort(RunPort):
     @property
     @override
     def identity(self) -> NodeIdentity:
-        return self._member.id
+        return SessionMember.identity_of(secret(self.number))  # known before it is in the run
 
     @property
     @override

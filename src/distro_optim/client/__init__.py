@@ -10,6 +10,7 @@
 ``recording``     everybody's results and the first weights in a folder, for ``replay``
 ``replay``        a recorded run once more, compared with its clients' checkpoints
 ``replaying``     ``distro-optim replay``: that, from the command line
+``keeping``       where a client keeps its model, told before it trains
 ``training``      rounds of a language model
 ``devices``       where it computes; several of them as one client
 ``dummy``         test runs without any tensors

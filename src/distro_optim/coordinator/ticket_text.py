@@ -100,6 +100,8 @@ def run_on_solana(text: str) -> str | None:
     Raises:
         ProtocolError: no run on Solana can have this name.
     """
+    if len(text) > MAX_TEXT:
+        return None  # nor any other kind, as those who read it next say
     found = pasted(text)
     if not found.lower().startswith(SOLANA) or _HOST_CALLED_SOLANA.match(found):
         return None

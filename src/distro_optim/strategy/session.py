@@ -201,10 +201,11 @@ class SwarmSession:
         if self._access is None:
             self._access = self.connect()
         access = self._access
-        self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
         try:
-            self._open_windows()
             access.life.look()
+            # Only now does every process of this peer know whose it is.
+            self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
+            self._open_windows()
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
