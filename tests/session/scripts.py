@@ -21,7 +21,9 @@ from .world import SimulatedPort
 
 SAMPLES = 60
 LR = 1e-2
-_NARRATION = re.compile(r"^(found the run|the model comes|in the run|waiting for)|(came|left): \d+ peers? now$|next epoch$")
+_NARRATION = re.compile(
+    r"^(found the run|the model comes|in the run|waiting for)|(came|left): \d+ peers? now$|next epoch$"
+)
 
 
 class Net(nn.Module):
