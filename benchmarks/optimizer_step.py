@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from shapes import MODELS, gpt2_small, make_params, one_tensor
+from shapes import MODELS, gpt2_small, make_params, one_tensor, random_updates
 
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, compressor, extraction
@@ -41,23 +41,10 @@ LR = 1e-3
 
 
 def made_up(optimizer: DisTrO, count: int) -> list[CompressedUpdate]:
-    """Updates of ``count`` other peers, with distinct random positions in each tile."""
-    generator = torch.Generator().manual_seed(1)
-    plan = optimizer.plan
-    quantized = optimizer.generate().quantized
-    updates = []
-    for _ in range(count):
-        index, value = [], []
-        for batch in plan.batches:
-            # Distinct positions without sorting whole tiles: a random start and an odd stride.
-            start = torch.randint(batch.tile_size, (batch.tiles, 1), generator=generator)
-            stride = torch.randint(max(1, batch.tile_size // batch.k), (batch.tiles, 1), generator=generator) | 1
-            steps = torch.arange(batch.k)
-            index.append(((start + stride * steps) % batch.tile_size).int())
-            signs = torch.rand(batch.tiles, batch.k, generator=generator) < 0.5
-            value.append(signs if quantized else torch.where(signs, -1e-3, 1e-3))
-        updates.append(CompressedUpdate(plan, tuple(index), tuple(value), (True,) * len(plan)))
-    return updates
+    """Updates of ``count`` other peers, of the kind that ``optimizer`` sends."""
+    if optimizer.generate().quantized:
+        return random_updates(optimizer.plan, count)
+    return random_updates(optimizer.plan, count, lambda signs: torch.where(signs, -1e-3, 1e-3))
 
 
 class Ours:

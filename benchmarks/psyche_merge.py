@@ -18,9 +18,10 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
-from shapes import MODELS
+from shapes import MODELS, random_updates
+from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, make_plan
+from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, make_plan
 from distro_optim.optim.workers import Workers
 
 LR = 1e-3
@@ -29,20 +30,9 @@ MOST_UNEQUAL = 0.1
 """Share of the weights that may have stepped otherwise: 4 in 100 do, and one half would in a merge that is wrong."""
 
 
-def random_updates(plan: TilePlan, count: int, *, values: bool) -> list[CompressedUpdate]:
-    """Updates with k different places in each tile, as a peer sends them."""
-    generator = torch.Generator().manual_seed(1)
-    updates = []
-    for _ in range(count):
-        index, value = [], []
-        for batch in plan.batches:
-            start = torch.randint(batch.tile_size, (batch.tiles, 1), generator=generator)
-            stride = torch.randint(max(1, batch.tile_size // batch.k), (batch.tiles, 1), generator=generator) | 1
-            index.append(((start + stride * torch.arange(batch.k)) % batch.tile_size).int())
-            coefficients = torch.randn(batch.tiles, batch.k, generator=generator)
-            value.append(coefficients.bfloat16() if values else coefficients > 0)
-        updates.append(CompressedUpdate(plan, tuple(index), tuple(value), (True,) * len(plan)))
-    return updates
+def any_size(signs: Tensor) -> Tensor:
+    """Values of these signs, as DeMo without its 1 bit sends them."""
+    return torch.where(signs, 1, -1).mul(torch.randn(signs.shape).abs()).bfloat16()
 
 
 def main() -> None:
@@ -66,7 +56,8 @@ def main() -> None:
     }
     start = [(torch.randn(shape) * 0.02).bfloat16() for shape in shapes]
     weights = {kind: [tensor.clone() for tensor in start] for kind in KINDS}
-    updates = random_updates(merges["float"].plan, max(args.contributors), values=args.values)
+    plan, most = merges["float"].plan, max(args.contributors)
+    updates = random_updates(plan, most, any_size) if args.values else random_updates(plan, most)
     count = sum(tensor.numel() for tensor in start)
     table = Table(
         title=f"{count / 1e6:.0f}M parameters in bfloat16, k={args.k}, {'values' if args.values else 'signs'}, "

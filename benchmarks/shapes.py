@@ -1,10 +1,15 @@
-"""Parameter shapes of the models the benchmarks use."""
+"""Parameter shapes of the models the benchmarks use, and what peers send of them."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-__all__ = ["MODELS", "gpt2_small", "llama_20m", "make_params", "one_tensor"]
+import torch
+from torch import Tensor
+
+from distro_optim.compress import CompressedUpdate, TilePlan
+
+__all__ = ["MODELS", "gpt2_small", "llama_20m", "make_params", "one_tensor", "random_updates"]
 
 
 def gpt2_small() -> list[tuple[int, ...]]:
@@ -39,3 +44,29 @@ def make_params(shapes: list[tuple[int, ...]], seed: int = 0) -> list[torch.nn.P
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator) * 1e-3
     return params
+
+
+def random_updates(
+    plan: TilePlan, count: int, to_values: Callable[[Tensor], Tensor] = lambda signs: signs
+) -> list[CompressedUpdate]:
+    """Updates of ``count`` peers, with distinct random positions in each tile.
+
+    Args:
+        plan: of the tensors.
+        count: of peers.
+        to_values: makes of random signs, ``(n, k) bool``, what is sent; by default these themselves.
+    """
+    generator = torch.Generator().manual_seed(1)
+    updates = []
+    for _ in range(count):
+        index: list[Tensor] = []
+        value: list[Tensor] = []
+        for batch in plan.batches:
+            # Distinct positions without sorting whole tiles: a random start and an odd stride.
+            start = torch.randint(batch.tile_size, (batch.tiles, 1), generator=generator)
+            stride = torch.randint(max(1, batch.tile_size // batch.k), (batch.tiles, 1), generator=generator) | 1
+            index.append(((start + stride * torch.arange(batch.k)) % batch.tile_size).int())
+            signs = torch.rand(batch.tiles, batch.k, generator=generator) < 0.5
+            value.append(to_values(signs))
+        updates.append(CompressedUpdate(plan, tuple(index), tuple(value), (True,) * len(plan)))
+    return updates

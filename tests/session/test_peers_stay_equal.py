@@ -14,6 +14,15 @@ from distro_optim.strategy.round import Round
 from .scripts import SAMPLES, Script, equal_weights
 from .world import SessionWorld
 
+FEWER_SAMPLES_THAN_PEERS = {
+    "total_steps": 14,
+    "epoch_time": 200,
+    "init_min_clients": 3,
+    "min_clients": 2,
+    "global_batch_size_start": 2,
+    "global_batch_size_end": 2,
+}
+
 MakeWorld = Callable[..., SessionWorld]
 
 
@@ -41,14 +50,7 @@ def test_three_peers_with_different_first_weights_end_with_equal_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_has_no_batch_decays_its_weights_as_the_others_do(make_world: MakeWorld, dtype: torch.dtype) -> None:
-    world = make_world(
-        total_steps=14,
-        epoch_time=200,
-        init_min_clients=3,
-        min_clients=2,
-        global_batch_size_start=2,
-        global_batch_size_end=2,
-    )
+    world = make_world(**FEWER_SAMPLES_THAN_PEERS)
     scripts = [Script(seed=n, dtype=dtype, norm_in_eval=True) for n in range(3)]
     begin(world, *scripts)
     world.until_all_ended()
@@ -197,14 +199,7 @@ def test_the_last_losses_are_passed_on(make_world: MakeWorld) -> None:
 
 @pytest.mark.slow
 def test_peers_of_the_recipe_stay_equal_with_one_that_has_no_batch_in_some_rounds(make_world: MakeWorld) -> None:
-    world = make_world(
-        total_steps=14,
-        epoch_time=200,
-        init_min_clients=3,
-        min_clients=2,
-        global_batch_size_start=2,
-        global_batch_size_end=2,
-    )
+    world = make_world(**FEWER_SAMPLES_THAN_PEERS)
     recipe = {"direction": "orthogonal", "update": "rms"}
     scripts = [Script(seed=n, norm_in_eval=True, optimizer_settings=recipe) for n in range(3)]
     begin(world, *scripts)
