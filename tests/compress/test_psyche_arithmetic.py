@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.dct import dct_basis
-from distro_optim.compress.psyche_merge import PsycheMerge, inverse_basis
+from distro_optim.compress.psyche import inverse_basis, nearly_zero
 from distro_optim.errors import ConfigurationError
 from reference import psyche_merge as literal
 
@@ -134,7 +136,11 @@ def test_sums_that_cancel_are_decided_as_psyches_order_decides_them(monkeypatch:
     Compressor(plan, "dct").merge([update], [ours], lr=[LR])
     assert torch.equal(ours, theirs)
 
-    monkeypatch.setattr(PsycheMerge, "_settle", lambda *arguments: None)
+    def in_plain_order(terms: npt.NDArray[np.float32], running: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        total: npt.NDArray[np.float32] = np.add.accumulate(terms, axis=1)[:, -1]
+        return total
+
+    monkeypatch.setattr(nearly_zero, "sum_in_order", in_plain_order)
     careless = torch.zeros(shapes[0], dtype=torch.bfloat16)
     Compressor(plan, "dct").merge([update], [careless], lr=[LR])
     assert not torch.equal(careless, theirs)

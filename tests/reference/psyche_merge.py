@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distro_optim.compress import CompressedTensor, CompressedUpdate
-from distro_optim.compress.psyche_merge import inverse_basis
+from distro_optim.compress.psyche import inverse_basis
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """Of two matrices, in their dtype."""

@@ -11,7 +11,7 @@
 ``windows``      between tensors and the tiles of a block
 ``extraction``   gradients into the momentum of a batch, and coefficients out of it
 ``merging``      coefficients of all contributors into the step on the weights: :class:`~.merging.Merge`
-``psyche_merge`` that step as Psyche's clients do it, to the last bit
+``psyche``       a folder: that step as Psyche's clients do it, to the last bit
 ``exact``        a folder: the merge in integers, with equal bits on every machine
 ``fast``         a folder: both halves of a step by compiled kernels, where numba is installed
 ``engines``      which classes do the two halves of a step

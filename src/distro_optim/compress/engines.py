@@ -10,7 +10,7 @@ from .extraction import Extraction
 from .fast import FastExtraction, FastMerge, has_kernels
 from .merging import FloatMerge, Merge
 from .plan import Arithmetic, Batch
-from .psyche_merge import PsycheMerge
+from .psyche import PsycheMerge
 
 __all__ = ["ARITHMETICS", "extraction_class", "make_merge"]
 
