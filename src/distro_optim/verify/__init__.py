@@ -7,5 +7,6 @@
 ``similarity``   do two peers have the same result but for rounding: Jaccard, Manhattan, Hamming
 ``recompute``    test 1: does a result agree with the gradient of the batch that its sender was given
 ``quiet``        gradients for that beside a training, of which nothing can be seen afterwards
+``calibrate``    limits learnt from honest noise, and verdicts by them
 ===============  ==========================================================================================
 """
