@@ -10,6 +10,7 @@ from pathlib import Path
 from ._version import __version__
 from .client import command as join_command
 from .client import replaying as replay_command
+from .client import verifying as verify_command
 from .errors import ConfigurationError, DistroError
 from .operate import command as run_command
 from .operate import localnet as localnet_command
@@ -59,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.set_defaults(command=replay_command.run)
     replay_command.add_options(replay)
+
+    verify = commands.add_parser("verify", help="tell whether each peer of a recorded run trained what it was given")
+    verify.set_defaults(command=verify_command.run)
+    verify_command.add_options(verify)
 
     run = commands.add_parser(
         "run", help="look at runs on Solana and operate your own; pause and change one hosted here"

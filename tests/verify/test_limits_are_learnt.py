@@ -136,6 +136,7 @@ def test_where_nothing_was_learnt_most_peers_say_what_is_usual() -> None:
     peers = [evidence(0.95, 0.7), evidence(0.94, 0.7), evidence(0.7, 0.7), evidence(0.5, 0.5, total=10)]
     limits = of_peers(peers)
     assert limits.excess == pytest.approx(0.12)
+    assert limits.agreement == pytest.approx(0.72)
     assert [bool(judge(peer, limits, sigmas=3)) for peer in peers[:3]] == [False, False, True]
     assert of_peers([]).excess == 0
     assert of_peers([evidence(0.6, 0.8)] * 3).excess == 0

@@ -10,6 +10,8 @@
 ``recording``     everybody's results and the first weights in a folder, for ``replay``
 ``replay``        a recorded run once more, compared with its clients' checkpoints
 ``replaying``     ``distro-optim replay``: that, from the command line
+``verify``        test 1 on a recorded run: do results agree with the batches that their senders were given
+``verifying``     ``distro-optim verify``: that, from the command line
 ``keeping``       where a client keeps its model, told before it trains
 ``training``      rounds of a language model
 ``devices``       where it computes; several of them as one client

@@ -60,7 +60,7 @@ from ..models.optimization import distro_settings
 from ..optim.weight_decay import shrink
 from ..strategy.rounds.results import max_result_size
 
-__all__ = ["Comparison", "Recording", "Replayed", "compare", "replay"]
+__all__ = ["Beginning", "Comparison", "Recording", "Replayed", "compare", "read_update", "replay", "sender_of"]
 
 STATE_FILE: Final = "state.toml"
 INITIAL_FILE: Final = "initial.safetensors"
@@ -69,7 +69,7 @@ RESULTS_FOLDER: Final = "results"
 _RESULT_NAMES: Final = (
     re.compile(r"step-(?P<step>\d{1,10})-batch-(?P<start>\d{1,20})-(?P<end>\d{1,20})\.bin"),
     re.compile(
-        r"result-[0-9a-f]+-step(?P<step>\d{1,10})-batch"
+        r"result-(?P<sender>[0-9a-f]+)-step(?P<step>\d{1,10})-batch"
         r"B(?:\[(?P<start>\d{1,20}), (?P<end>\d{1,20})\]|(?P<only>\d{1,20}))\.vec-postcard"
     ),
 )
@@ -166,6 +166,23 @@ class Replayed:
     weights: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """With what the trainers of a step begin. The weights are changed in place afterwards.
+
+    Attributes:
+        step: of the run.
+        weights: by name, with everything in them that was applied up to now, and before this step's decay.
+        names: of the tensors that results speak of, in their order.
+        plan: how these are tiled.
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    names: Sequence[str]
+    plan: TilePlan
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A client's checkpoint beside the weights of the same step.
@@ -193,12 +210,18 @@ class Comparison:
         return {**vars(self), "client": client, "max": largest}
 
 
-def replay(recording: Recording, *, progress: Callable[[int, int], None] | None = None) -> Iterator[Replayed]:
+def replay(
+    recording: Recording,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    begins: Callable[[Beginning], None] | None = None,
+) -> Iterator[Replayed]:
     """The weights of each step of :attr:`Recording.steps`.
 
     Args:
         recording: from :meth:`Recording.open`.
         progress: told the step that is done, and the last one.
+        begins: told with what the training of each step begins.
 
     Raises:
         ConfigurationError, ModelWeightsError: the model cannot be read.
@@ -217,7 +240,9 @@ def replay(recording: Recording, *, progress: Callable[[int, int], None] | None 
         if step < terms.step:
             continue
         files = recording.results.get(step - _DELAY, {}) if step > terms.step else {}
-        compressor.merge([_update(path, plan) for path in files.values()], params, lr=[rate])
+        compressor.merge([read_update(path, plan) for path in files.values()], params, lr=[rate])
+        if begins is not None:
+            begins(Beginning(step, weights, names, plan))
         if recording.settings.weight_decay and step in recording.results:
             for param in params:
                 shrink(param, 1 - rate * recording.settings.weight_decay)
@@ -253,6 +278,26 @@ def compare(recording: Recording, replayed: Replayed) -> list[Comparison]:
             )
         )
     return found
+
+
+def read_update(path: Path, plan: TilePlan) -> CompressedUpdate:
+    """The result in a file.
+
+    Raises:
+        InvalidDataError: it is none, or not one of this plan; names the file.
+    """
+    entries = _read(path, max_result_size(plan))
+    try:
+        # Psyche's clients send NaN and infinities, and apply them.
+        return CompressedUpdate.from_tensors(plan, [entry.to_tensor() for entry in entries], finite=False)
+    except ProtocolError as error:
+        raise InvalidDataError(f"{path} does not fit the model of {INITIAL_FILE}: {error}") from error
+
+
+def sender_of(path: Path) -> str | None:
+    """The beginning of the key of a result's sender, in hexadecimal; None where the file's name does not say it."""
+    match = _RESULT_NAMES[1].fullmatch(path.name)
+    return None if match is None else match["sender"]
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
@@ -395,15 +440,6 @@ def _read(path: Path, limit: int = MAX_RESULT_BYTES) -> list[SerializedDistroRes
     except OSError as error:
         raise InvalidDataError(f"{path} cannot be read: {error.strerror or error}") from error
     return entries
-
-
-def _update(path: Path, plan: TilePlan) -> CompressedUpdate:
-    entries = _read(path, max_result_size(plan))
-    try:
-        # Psyche's clients send NaN and infinities, and apply them.
-        return CompressedUpdate.from_tensors(plan, [entry.to_tensor() for entry in entries], finite=False)
-    except ProtocolError as error:
-        raise InvalidDataError(f"{path} does not fit the model of {INITIAL_FILE}: {error}") from error
 
 
 def _differences(ours: Tensor, theirs: Tensor, near: float | None, name: str) -> tuple[int, int, float]:

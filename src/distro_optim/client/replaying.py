@@ -12,7 +12,7 @@ from typing import Final
 
 from ..errors import ConfigurationError
 
-__all__ = ["add_options", "run"]
+__all__ = ["Progress", "add_options", "run"]
 
 PROGRESS_SECONDS: Final = 2.0
 """Between two lines of progress."""
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     recording = Recording.open(options.folder)
     clients: list[Comparison] = []
-    for replayed in replay(recording, progress=_Progress()):
+    for replayed in replay(recording, progress=Progress()):
         if options.out is not None:
             target = options.out / f"step-{replayed.step}.safetensors"
             try:
@@ -72,7 +72,7 @@ def _line(record: Mapping[str, object]) -> str:
     )
 
 
-class _Progress:
+class Progress:
     """Says on stderr how far it is, where that takes long."""
 
     def __init__(self) -> None:

@@ -143,7 +143,7 @@ class Limits:
 
     def table(self) -> str:
         """For people."""
-        origin = f"learnt from {self.samples} honest audits" if self.samples else "not learnt: the loosest there are"
+        origin = f"learnt from {self.samples} honest audits" if self.samples else "not learnt from honest audits"
         rows = [
             ("test 1", "agreement with the assigned batch", ">=", self.agreement),
             ("", "excess over the control batch", ">=", self.excess),
@@ -202,12 +202,18 @@ def learn(noise: Mapping[bytes, Sequence[Noise]]) -> Limits:
 
 
 def of_peers(evidence: Iterable[Evidence]) -> Limits:
-    """Limits from the results of all peers of a run, where nobody has learnt any: half the excess that most of them
-    have. Right where more than half of the peers are honest.
+    """Limits from the results of all peers of a run, where nobody has learnt any: half of what most of them have, of
+    the excess and of what their agreement has above chance. Right where more than half of the peers are honest.
     """
-    found = sorted(e.excess for e in evidence if e.assigned.total >= MIN_COEFFICIENTS)
-    excess = max(0.0, found[len(found) // 2] / 2) if found else 0.0
-    return Limits(**{**asdict(LOOSEST), "excess": excess})
+    found = [e for e in evidence if e.assigned.total >= MIN_COEFFICIENTS]
+    if not found:
+        return LOOSEST
+    # The upper one where their number is even.
+    agreement, excess = (
+        sorted(values)[len(found) // 2] for values in ([e.assigned.share for e in found], [e.excess for e in found])
+    )
+    usual = {"agreement": max(0.5, (0.5 + agreement) / 2), "excess": max(0.0, excess / 2)}
+    return Limits(**{**asdict(LOOSEST), **usual})
 
 
 def judge(evidence: Evidence, limits: Limits, *, sigmas: float = 0.0) -> list[str] | None:
@@ -216,8 +222,8 @@ def judge(evidence: Evidence, limits: Limits, *, sigmas: float = 0.0) -> list[st
     Args:
         evidence: of one result, or of several of a peer that are added up.
         limits: of the run.
-        sigmas: so many standard errors beyond the limit of the excess it has to be; for limits that were not learnt
-            from results of this size.
+        sigmas: so many standard errors beyond the limits it has to be; for those that were not learnt from results
+            of this size.
     """
     if evidence.expected and evidence.coverage < limits.coverage:
         share = (
@@ -228,7 +234,7 @@ def judge(evidence: Evidence, limits: Limits, *, sigmas: float = 0.0) -> list[st
         return None
     reasons = []
     agreement = evidence.assigned.share
-    least = max(limits.agreement, 0.5 + SIGMAS * evidence.assigned.error)
+    least = max(limits.agreement - sigmas * evidence.assigned.error, 0.5 + SIGMAS * evidence.assigned.error)
     if agreement < least:
         reasons.append(f"agreement {agreement:.3f} with the assigned batch, at least {least:.3f} expected")
     # Where both batches say the same at every position, nothing tells them apart.

@@ -41,7 +41,10 @@ __all__ = [
     "Signs",
     "coefficients_at",
     "compare",
+    "compare_signs",
+    "expected_of",
     "group_of",
+    "signs_at",
     "signs_of",
     "tiles_of",
 ]
@@ -208,14 +211,38 @@ def compare(
     Raises:
         ConfigurationError: gradients are not those of the plan's tensors.
     """
+    return compare_signs(
+        update,
+        signs_at(update, assigned),
+        signs_at(update, control),
+        halves=None if halves is None else (signs_at(update, halves[0]), signs_at(update, halves[1])),
+        names=names,
+        expected=expected_of(update.plan, assigned),
+    )
+
+
+def compare_signs(
+    update: CompressedUpdate,
+    assigned: Signs,
+    control: Signs,
+    *,
+    halves: tuple[Signs, Signs] | None = None,
+    names: Sequence[str] | None = None,
+    expected: int = 0,
+) -> Evidence:
+    """:func:`compare`, where the gradients are gone and their signs at the update's positions are left.
+
+    Args:
+        update, assigned, control, halves, names: as there.
+        expected: coefficients that were to be sent, by :func:`expected_of`; 0 if that is unknown.
+    """
     sent = signs_of(update)
-    ours, theirs = _signs_at(update, assigned), _signs_at(update, control)
-    with_assigned, with_control = sent.agreements(ours), sent.agreements(theirs)
+    with_assigned, with_control = sent.agreements(assigned), sent.agreements(control)
     only_assigned = only_control = 0
     for number, known in enumerate(sent.known):
-        both = known & ours.known[number] & theirs.known[number]
-        first = sent.negative[number] == ours.negative[number]
-        second = sent.negative[number] == theirs.negative[number]
+        both = known & assigned.known[number] & control.known[number]
+        first = sent.negative[number] == assigned.negative[number]
+        second = sent.negative[number] == control.negative[number]
         only_assigned += int((both & first & ~second).sum())
         only_control += int((both & second & ~first).sum())
     groups: dict[str, tuple[Agreement, Agreement]] = {}
@@ -224,7 +251,7 @@ def compare(
         groups[group_of(name)] = before[0] + one, before[1] + other
     apart = None
     if halves is not None:
-        first_half, second_half = (_total(sent.agreements(_signs_at(update, half))) for half in halves)
+        first_half, second_half = (_total(sent.agreements(half)) for half in halves)
         apart = first_half, second_half
     return Evidence(
         assigned=_total(with_assigned),
@@ -233,7 +260,7 @@ def compare(
         only_control=only_control,
         halves=apart,
         sent=sum(int(known.sum()) for known in sent.known),
-        expected=_expected(update.plan, assigned),
+        expected=expected,
         by_group=groups,
     )
 
@@ -256,6 +283,26 @@ def signs_of(update: CompressedUpdate) -> Signs:
         known.append(said)
         negative.append(value if value.dtype == torch.bool else value < 0)
     return Signs(update.plan, tuple(negative), tuple(known))
+
+
+def signs_at(update: CompressedUpdate, gradients: Gradients) -> Signs:
+    """The signs of gradients where an update has its own. Much smaller than the gradients.
+
+    Raises:
+        ConfigurationError: gradients are not those of the plan's tensors.
+    """
+    found = coefficients_at(update, gradients)
+    known = tuple(value.isfinite() & (value != 0) for value in found)
+    return Signs(update.plan, tuple(value < 0 for value in found), known)
+
+
+def expected_of(plan: TilePlan, gradients: Gradients) -> int:
+    """Coefficients that a result has of the tensors whose gradient is not 0 all over."""
+    return sum(
+        grid.tiles * k
+        for grid, k, gradient in zip(plan.grids, plan.topk, gradients, strict=True)
+        if gradient is not None and bool(gradient.any())
+    )
 
 
 @torch.no_grad()
@@ -298,21 +345,6 @@ def tiles_of(batch: Batch, block: Block, tensors: Gradients) -> Tensor:
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
-
-
-def _signs_at(update: CompressedUpdate, gradients: Gradients) -> Signs:
-    found = coefficients_at(update, gradients)
-    known = tuple(value.isfinite() & (value != 0) for value in found)
-    return Signs(update.plan, tuple(value < 0 for value in found), known)
-
-
-def _expected(plan: TilePlan, gradients: Gradients) -> int:
-    """Coefficients of the tensors that have a gradient which is not 0 all over."""
-    return sum(
-        grid.tiles * k
-        for grid, k, gradient in zip(plan.grids, plan.topk, gradients, strict=True)
-        if gradient is not None and bool(gradient.any())
-    )
 
 
 def _total(agreements: Iterable[Agreement]) -> Agreement:
