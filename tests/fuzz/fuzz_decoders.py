@@ -56,6 +56,9 @@ INSTRUMENTED: Final = (
     "strategy.model.identity",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
+    "verify.calibrate",
+    "verify.momentum",
+    "verify.opening",
 )
 
 Target = Callable[[bytes], object]
@@ -266,6 +269,30 @@ def model_identity(data: bytes) -> None:
             assert sentence.isprintable()
 
 
+def audit_limits(data: bytes) -> None:
+    from distro_optim.verify.calibrate import Limits
+
+    limits = Limits.decode(data)
+    assert Limits.decode(limits.encode()) == limits
+
+
+def momentum_commitment(data: bytes) -> None:
+    from distro_optim.verify.momentum import MomentumCommitment
+
+    assert MomentumCommitment.decode(data).encode() == data
+
+
+def momentum_opening(data: bytes) -> None:
+    from distro_optim.verify.opening import decode_opening, encode_opening, max_opening_bytes
+
+    plan = results_plan()
+    opening = decode_opening(data, plan)
+    again = decode_opening(encode_opening(opening, plan), plan)
+    assert (again.step, again.leaves) == (opening.step, opening.leaves)
+    assert all((one == other).all() for one, other in zip(again.signs, opening.signs, strict=True))
+    assert len(data) <= max_opening_bytes(plan)
+
+
 TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
@@ -287,6 +314,9 @@ TARGETS: Final[dict[str, Target]] = {
     "run-ticket": run_ticket,
     "broadcast": broadcast,
     "model-identity": model_identity,
+    "audit-limits": audit_limits,
+    "momentum-commitment": momentum_commitment,
+    "momentum-opening": momentum_opening,
 }
 
 
@@ -316,7 +346,11 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.strategy.rounds.weights import weights_report
     from distro_optim.testing.updates import random_update
+    from distro_optim.verify.calibrate import LOOSEST
+    from distro_optim.verify.momentum import MomentumCommitment, Snapshot
+    from distro_optim.verify.opening import encode_opening, make_opening
 
+    momentum = Snapshot(results_plan(), [torch.arange(-5.0, 103).reshape(12, 9), torch.tensor(2.0), torch.zeros(0, 2)])
     state = RunConfig(total_steps=5, global_batch_size=4).coordinator_state("run")
     weight = TensorIdentity("weight", "trained", "float32", (2, 3))
     identity = ModelIdentity(1, 2, bytes(32), (weight,), {"tiling": "padded"}, ({"lr": 0.1},), {"size": 5})
@@ -378,6 +412,11 @@ def seeds() -> dict[str, list[bytes]]:
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],
         "model-identity": [identity.encode().encode()],
+        "audit-limits": [LOOSEST.encode()],
+        "momentum-commitment": [MomentumCommitment(7, key, key).encode()],
+        "momentum-opening": [
+            encode_opening(make_opening(7, leaves, momentum, momentum), results_plan()) for leaves in ((0, 1), ())
+        ],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
         "result": [
             encode_result(

@@ -7,6 +7,9 @@
 ``similarity``   do two peers have the same result but for rounding: Jaccard, Manhattan, Hamming
 ``recompute``    test 1: does a result agree with the gradient of the batch that its sender was given
 ``quiet``        gradients for that beside a training, of which nothing can be seen afterwards
+``momentum``     what a trainer remembers, bound to one hash, leaf by leaf
+``opening``      some of these leaves, as bytes, for an auditor
+``audit``        test 2: does the momentum follow from the one before, by the batch that the trainer was given
 ``calibrate``    limits learnt from honest noise, and verdicts by them
 ===============  ==========================================================================================
 """

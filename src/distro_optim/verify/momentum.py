@@ -1,0 +1,213 @@
+"""A peer's momentum, bound to one hash before anybody knows which part of it will be asked for.
+
+The momentum is cut into its tiles, in the order of the plan, and every four tiles of a shape are a leaf. A leaf's
+digest is BLAKE3 over its number and its elements; the digests are the items of a Merkle tree (:mod:`.merkle`). Since
+the number goes into the digest, a leaf cannot be shown in another one's place. The root travels in a
+:class:`MomentumCommitment`.
+
+A :class:`Snapshot` is made after a step has generated its update. From then until the next one the momentum rests, so
+another thread may make it beside the next forward and backward pass: copying and hashing let go of the interpreter. It
+is as large as the momentum, and has to be kept for as long as questions about it may come: two steps.
+
+Four tiles, and not more, because an opening holds whole leaves: of a model of 124 million parameters, in tiles of 64 x
+64, a leaf has 64 KiB, and 16 of them before and after a step have 2 MiB.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from ..buffer import Reader, Writer
+from ..compress import TilePlan
+from ..compress.plan import Batch
+from ..errors import ConfigurationError, ProtocolError
+from .merkle import MerkleTree, leaf_hash, node_hash
+from .recompute import tiles_of
+
+__all__ = ["TILES_PER_LEAF", "Leaves", "MomentumCommitment", "Snapshot", "leaf_digest", "leaves_of", "root_from"]
+
+TILES_PER_LEAF: Final = 4
+
+_LEAF: Final = b"distro-optim momentum leaf 1"
+_VERSION: Final = 1
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The leaves of a plan; made by :func:`leaves_of`.
+
+    Attributes:
+        first: of each batch of the plan, and one past the last leaf of all.
+        elements_before: elements of all leaves before each one, and of all.
+    """
+
+    plan: TilePlan
+    first: tuple[int, ...]
+    elements_before: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    @property
+    def depth(self) -> int:
+        """Siblings on the way from a leaf to the root."""
+        return max(0, len(self) - 1).bit_length()
+
+    def place(self, number: int) -> tuple[int, int, int]:
+        """The number of its batch, and its tiles ``[start, stop)`` there."""
+        batch = bisect.bisect_right(self.first, number) - 1
+        start = (number - self.first[batch]) * TILES_PER_LEAF
+        return batch, start, min(start + TILES_PER_LEAF, self.plan.batches[batch].tiles)
+
+    def size(self, number: int) -> int:
+        """Bytes of a leaf."""
+        batch = self.plan.batches[self.place(number)[0]]
+        return (self.elements_before[number + 1] - self.elements_before[number]) * batch.compute_dtype.itemsize
+
+    def holding(self, element: int) -> int:
+        """The leaf in which an element is, counted through all leaves."""
+        return bisect.bisect_right(self.elements_before, element) - 1
+
+
+def leaves_of(plan: TilePlan) -> Leaves:
+    """How the momentum of a plan is cut; computed once for a plan."""
+    return plan.derived(_leaves_of)
+
+
+def _leaves_of(plan: TilePlan) -> Leaves:
+    first, before = [0], [0]
+    for batch in plan.batches:
+        for start in range(0, batch.tiles, TILES_PER_LEAF):
+            before.append(before[-1] + min(TILES_PER_LEAF, batch.tiles - start) * batch.tile_size)
+        first.append(len(before) - 1)
+    return Leaves(plan, tuple(first), tuple(before))
+
+
+@dataclass(frozen=True)
+class MomentumCommitment:
+    """What a trainer says of its momentum after a step, to be sent signed. A fixed number of bytes.
+
+    Attributes:
+        step: after whose update; that before the first one for a trainer that has just come.
+        layout: of the plan, 32 bytes.
+        root: 32 bytes.
+    """
+
+    step: int
+    layout: bytes
+    root: bytes
+
+    def encode(self) -> bytes:
+        """A version, the step as four bytes, little endian, and the two hashes."""
+        writer = Writer()
+        writer.push_u8(_VERSION)
+        writer.push_u32(self.step)
+        writer.push_bytes(self.layout)
+        writer.push_bytes(self.root)
+        return writer.finish()
+
+    @classmethod
+    def decode(cls, data: Bytes) -> MomentumCommitment:
+        """The inverse.
+
+        Raises:
+            ProtocolError: it is none, or of another version.
+        """
+        reader = Reader(data)
+        if reader.pull_u8() != _VERSION:
+            raise ProtocolError("a commitment to a momentum of another version", offset=0)
+        commitment = cls(reader.pull_u32(), bytes(reader.pull_bytes(32)), bytes(reader.pull_bytes(32)))
+        reader.expect_end()
+        return commitment
+
+
+class Snapshot:
+    """The momentum of one moment and its tree.
+
+    Args:
+        plan: of the optimizer.
+        momenta: one per tensor, shaped as it (``delta``, with ``overlap=True``); read, and not changed.
+
+    Raises:
+        ConfigurationError: they are not those of the plan.
+
+    Attributes:
+        tiles: ``(tiles, h, w)`` for each batch of the plan, on the CPU.
+    """
+
+    def __init__(self, plan: TilePlan, momenta: Sequence[Tensor]) -> None:
+        if [tuple(m.shape) for m in momenta] != [spec.shape for spec in plan.specs]:
+            raise ConfigurationError("these momenta do not have the shapes of the plan's tensors", name="momenta")
+        self.plan = plan
+        with torch.no_grad():
+            momenta = [momentum.contiguous() for momentum in momenta]
+            self.tiles = tuple(_of_batch(batch, momenta) for batch in plan.batches)
+        leaves = leaves_of(plan)
+        self._tree = MerkleTree([leaf_digest(number, self.leaf(number)) for number in range(len(leaves))])
+
+    @property
+    def root(self) -> bytes:
+        """Of the tree."""
+        root = self._tree.root
+        return bytes(32) if root is None else root
+
+    def commitment(self, step: int) -> MomentumCommitment:
+        """To be sent, for the momentum after ``step``."""
+        return MomentumCommitment(step, self.plan.layout, self.root)
+
+    def leaf(self, number: int) -> memoryview:
+        """The elements of a leaf as bytes, of the order of this machine (little endian on all that torch supports)."""
+        batch, start, stop = leaves_of(self.plan).place(number)
+        elements: Any = self.tiles[batch][start:stop].numpy()
+        return memoryview(elements).cast("B")
+
+    @torch.no_grad()
+    def signs(self) -> list[Tensor]:
+        """Of the momentum, one per tensor and shaped as it, int8: -1, 0 or 1."""
+        found = [torch.zeros(spec.shape, dtype=torch.int8) for spec in self.plan.specs]
+        for batch, tiles in zip(self.plan.batches, self.tiles, strict=True):
+            for block in batch.blocks:
+                signs = tiles[block.start : block.stop].sign().to(torch.int8)
+                for piece in block.pieces:
+                    for region in piece.regions:
+                        region.of_tensor(found[piece.param]).copy_(region.of_block(signs))
+        return found
+
+    def path(self, number: int) -> tuple[bytes, ...]:
+        """The siblings on the way from a leaf to the root."""
+        proof = self._tree.prove(number)
+        if proof is None:
+            raise ConfigurationError(f"there is no leaf {number}", name="number", value=number)
+        return tuple(step.left_sibling or step.right_sibling or b"" for step in proof.steps)
+
+
+def _of_batch(batch: Batch, momenta: Sequence[Tensor]) -> Tensor:
+    out = torch.empty(batch.tiles, batch.h, batch.w, dtype=batch.compute_dtype)
+    for block in batch.blocks:
+        out[block.start : block.stop].copy_(tiles_of(batch, block, momenta))
+    return out
+
+
+def leaf_digest(number: int, data: Bytes) -> bytes:
+    """32 bytes over a leaf and its place."""
+    digest = blake3(_LEAF + number.to_bytes(4, "little"))
+    digest.update(data)
+    return digest.digest()
+
+
+def root_from(digest: bytes, number: int, path: Sequence[bytes]) -> bytes:
+    """The root to which a leaf's digest leads along its siblings; each is of 32 bytes."""
+    node = leaf_hash(digest)
+    for sibling in path:
+        node = node_hash(sibling, node) if number % 2 else node_hash(node, sibling)
+        number //= 2
+    return node
