@@ -8,8 +8,8 @@ import pytest
 from solders.keypair import Keypair
 
 from distro_optim import cli
-from distro_optim.coordinator.solana.clusters import CLUSTERS, cluster_of
 from distro_optim.coordinator.solana.viewing import printable
+from distro_optim.coordinator.solana_clusters import CLUSTERS, cluster_of
 from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.operate.looking import LookOptions, look
 from distro_optim.testing import dummy_run

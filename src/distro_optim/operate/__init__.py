@@ -5,6 +5,7 @@
 ``command``   its options
 ``looking``   what there is to see of runs on Solana
 ``changing``  what an operator does with one
+``run_file``  the file in which an operator describes it
 ``asking``    pause, resume, and other settings for a run that is hosted here
 ``localnet``  a simulated cluster with a run, and what to type to use it
 ============  ================================================================

@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
-from ..coordinator.solana.clusters import cluster_of
-from ..coordinator.solana.fees import shown_sol
-from ..coordinator.solana.operating import Operator, Step, read_run_file
+from ..coordinator.model import Gcs, GcsRepo, Hub, HubRepo
+from ..coordinator.solana.fees import KEPT_IN_A_WALLET, shown_sol
+from ..coordinator.solana.operating import Operator
 from ..coordinator.solana.participation import programs_of
-from ..coordinator.solana.programs import EVERYBODY, parse_key
+from ..coordinator.solana.programs import EVERYBODY, optional_key, parse_key
 from ..coordinator.solana.rpc import RpcClient
+from ..coordinator.solana.settings import Settings
+from ..coordinator.solana.steps import Step, needed_for
 from ..coordinator.solana.wallet import find_wallet
+from ..coordinator.solana_clusters import cluster_of
 from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
+from .run_file import read_run_file
 
 __all__ = ["ChangeOptions", "change"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeOptions:
-    """What to do with a run.
+    """What to do with a run. Keys are in base58.
 
     Attributes:
         action: name of the subcommand.
         run_id: the run.
         options: cluster, wallet and programs.
         send: whether to do it, and not only to say what would be done.
+        client_version: of ``create`` and ``configure``.
+        join_authority: of ``create``; None takes the wallet.
+        treasurer_collateral_mint: of ``create``, the tokens that pay for points.
+        treasurer_index: of ``create``, the number of the treasury.
         file: of ``configure``.
-        key: of ``authorize``, in base58 or ``everybody``.
-        revoke: no longer, in place of from now on.
-        client_version: of ``create``.
-        points: of ``rates``.
+        settings: of ``configure``, besides those in the file.
+        key: of ``authorize``, or ``everybody``.
+        keys: of ``delegate``.
+        clear: of ``delegate``.
+        revoke: of ``authorize``: no longer, in place of from now on.
+        close: of ``authorize``: remove the authorization.
+        repo, revision, bucket, prefix: of ``checkpoint``.
+        points: of ``rates`` and ``claim``.
+        slashing: of ``rates``.
+        tokens: of ``fund``, in base units.
     """
 
     action: str
     run_id: str
     options: SolanaOptions
     send: bool = False
+    client_version: str | None = None
+    join_authority: str | None = None
+    treasurer_collateral_mint: str | None = None
+    treasurer_index: int | None = None
     file: Path | None = None
+    settings: Settings = field(default_factory=Settings)
     key: str | None = None
+    keys: Sequence[str] = ()
+    clear: bool = False
     revoke: bool = False
-    client_version: str = "distro-optim"
-    points: int = 0
+    close: bool = False
+    repo: str | None = None
+    revision: str | None = None
+    bucket: str | None = None
+    prefix: str | None = None
+    points: int | None = None
+    slashing: int | None = None
+    tokens: int = 0
+
+
+DEFAULT_VERSION: Final = "distro-optim"
+"""Which client a new run is for, if nothing is said."""
 
 
 async def change(asked: ChangeOptions) -> list[str]:
@@ -57,36 +90,78 @@ async def change(asked: ChangeOptions) -> list[str]:
     try:
         operator = Operator(rpc, programs_of(asked.options), wallet, asked.run_id)
         steps = await _plan(operator, asked)
-        lines = [str(step) for step in steps]
         if not steps:
             return ["nothing is to be done: it is so already"]
-        if not asked.send:
-            return [*lines, "nothing was sent: add --yes to do it"]
-        fees = await operator.send(steps)
-        return [*lines, f"done, for {shown_sol(fees.spent)}"]
+        lines = [str(step) for step in steps]
+        if asked.send:
+            fees = await operator.send(steps)
+            return [*lines, f"done, for {shown_sol(fees.spent)}"]
+        return [*lines, _enough(steps, await operator.balance()), "nothing was sent: add --yes to do it"]
     finally:
         await rpc.close()
+
+
+def _enough(steps: Sequence[Step], balance: int) -> str:
+    """Whether the wallet pays for all of it, in words."""
+    needed = needed_for(steps)
+    text = (
+        f"in all {shown_sol(needed - KEPT_IN_A_WALLET)} of the {shown_sol(balance)} in the wallet, where "
+        f"{shown_sol(KEPT_IN_A_WALLET)} must stay"
+    )
+    return text if balance >= needed else f"{text}: {shown_sol(needed - balance)} are missing"
 
 
 async def _plan(operator: Operator, asked: ChangeOptions) -> list[Step]:
     match asked.action:
         case "create":
-            return await operator.create(asked.client_version)
-        case "configure" if asked.file is not None:
-            try:
-                text = asked.file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{asked.file} cannot be read: {error}", name="file") from None
-            return await operator.configure(read_run_file(text))
+            return await operator.create(
+                asked.client_version or DEFAULT_VERSION,
+                join_authority=optional_key(asked.join_authority, "join-authority"),
+                mint=optional_key(asked.treasurer_collateral_mint, "treasurer-collateral-mint"),
+                treasurer_index=asked.treasurer_index,
+            )
+        case "configure":
+            return await operator.configure(_settings(asked))
         case "pause" | "resume":
             return await operator.pause(asked.action == "pause")
         case "rates":
-            return await operator.rates(asked.points)
+            return await operator.rates(asked.points, asked.slashing)
         case "tick":
             return await operator.tick()
+        case "checkpoint":
+            return await operator.checkpoint(_checkpoint(asked))
         case "authorize" if asked.key is not None:
             key = EVERYBODY if asked.key == "everybody" else parse_key(asked.key, "key")
-            return await operator.authorize(key, not asked.revoke)
+            return await (operator.unauthorize(key) if asked.close else operator.authorize(key, not asked.revoke))
+        case "delegate":
+            keys = [parse_key(text, "key") for text in asked.keys]
+            if not keys and not asked.clear:
+                raise ConfigurationError("name the wallets to let in, or --clear", name="keys")
+            return await operator.delegate(keys, clear=asked.clear)
+        case "claim":
+            return await operator.claim(asked.points)
+        case "fund":
+            return await operator.fund(asked.tokens)
         case "close":
             return await operator.close()
     raise ConfigurationError(f"there is no action {asked.action!r}", name="action")
+
+
+def _settings(asked: ChangeOptions) -> Settings:
+    settings = replace(asked.settings, client_version=asked.client_version)
+    if asked.file is not None:
+        described = read_run_file(asked.file)
+        settings = replace(settings, config=described.config, model=described.model)
+    if settings == Settings():
+        raise ConfigurationError(
+            "nothing was said that is to change: name a file, or an option such as --name", name="file"
+        )
+    return settings
+
+
+def _checkpoint(asked: ChangeOptions) -> Hub | Gcs:
+    if (asked.repo is None) == (asked.bucket is None):
+        raise ConfigurationError("name where the model is: --repo for the hub, or --bucket", name="repo")
+    if asked.repo is not None:
+        return Hub(HubRepo(asked.repo, asked.revision))
+    return Gcs(GcsRepo(asked.bucket or "", asked.prefix))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         _add_cluster(action, as_json=False)
         action.add_argument("--wallet", type=Path, default=Path(DEFAULT_WALLET), metavar="FILE", help="(%(default)s)")
         action.add_argument("--authorizer-program", metavar="KEY", help="id of the authorizer, likewise")
+        action.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, likewise")
         action.add_argument("--yes", action="store_true", help="do it")
 
 
@@ -67,31 +69,84 @@ def _setting(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, got {text!r}") from None
 
 
+_KEY: Final[dict[str, Any]] = {"metavar": "KEY"}
+_NUMBER: Final[dict[str, Any]] = {"type": int, "metavar": "N"}
+_TEXT: Final[dict[str, Any]] = {"metavar": "TEXT"}
+
 _CHANGES: Final[dict[str, tuple[str, dict[str, dict[str, Any]]]]] = {
     "create": (
         "make a run, which has neither model nor settings yet",
-        {"--client-version": {"default": "distro-optim", "metavar": "TEXT", "help": "(%(default)s)"}},
+        {
+            "--client-version": {**_TEXT, "help": "which client it is for (distro-optim)"},
+            "--join-authority": {**_KEY, "help": "lets wallets in (this wallet)"},
+            "--treasurer-collateral-mint": {**_KEY, "help": "tokens that pay for points: the run has a treasury then"},
+            "--treasurer-index": {**_NUMBER, "help": "number of the treasury (follows from the run's name)"},
+        },
     ),
     "configure": (
-        "give a halted run its settings and its model",
-        {"file": {"type": Path, "metavar": "FILE", "help": "TOML with [config] and [model.LLM], as Psyche's"}},
+        "change a halted run: its settings and its model, and what people read about it",
+        {
+            "file": {
+                "type": Path,
+                "metavar": "FILE",
+                "nargs": "?",
+                "help": "TOML with [config] and [model.LLM], as Psyche's",
+            },
+            "--client-version": {**_TEXT, "help": "which client it is for from now on"},
+            "--name": {**_TEXT, "help": "what people call it"},
+            "--description": {**_TEXT, "help": "what it is about"},
+            "--num-parameters": {**_NUMBER, "help": "of the model, for people"},
+            "--vocab-size": {**_NUMBER, "help": "likewise"},
+            "--restart-from-step": {**_NUMBER, "help": "go on with this step"},
+            "--switch-to-hub": {"action": "store_true", "help": "load the model from the hub, not from peers"},
+        },
     ),
     "pause": ("stop a run after its epoch", {}),
     "resume": ("let a run begin, or go on", {}),
     "rates": (
         "points that the clients of an epoch share, from the next one on",
-        {"points": {"type": int, "metavar": "POINTS"}},
+        {
+            "points": {"type": int, "metavar": "POINTS"},
+            "--slashing": {**_NUMBER, "help": "points that each client loses that is ejected"},
+        },
     ),
     "tick": ("tell the chain that time has passed", {}),
+    "checkpoint": (
+        "say where the model was uploaded to, as a client of the epoch",
+        {
+            "--repo": {"metavar": "NAME", "help": "repository of the hub"},
+            "--revision": {**_TEXT, "help": "of it"},
+            "--bucket": {"metavar": "NAME", "help": "of Google Cloud Storage, in place of a repository"},
+            "--prefix": {**_TEXT, "help": "in it"},
+        },
+    ),
     "authorize": (
         "let a wallet in",
         {
             "key": {"metavar": "KEY", "help": "of the wallet, or: everybody"},
             "--revoke": {"action": "store_true", "help": "no longer let it in"},
+            "--close": {"action": "store_true", "help": "remove its authorization; the deposit comes back"},
         },
+    ),
+    "delegate": (
+        "let further wallets in by the authorization of this one",
+        {
+            "keys": {"metavar": "KEY", "nargs": "*", "help": "of wallets"},
+            "--clear": {"action": "store_true", "help": "no longer let in those that were named before"},
+        },
+    ),
+    "claim": (
+        "turn this wallet's points into tokens of the run's treasury",
+        {"--points": {**_NUMBER, "help": "so many (all that it can pay)"}},
+    ),
+    "fund": (
+        "give the run's treasury tokens of this wallet",
+        {"tokens": {"type": int, "metavar": "UNITS", "help": "base units; each pays for a point"}},
     ),
     "close": ("remove a halted run for good; its deposit comes back", {}),
 }
+
+_SETTINGS: Final = ("name", "description", "num_parameters", "vocab_size", "restart_from_step", "switch_to_hub")
 
 
 def _add_cluster(parser: argparse.ArgumentParser, *, as_json: bool = True) -> None:
@@ -146,13 +201,13 @@ def run(options: argparse.Namespace) -> int:
 def _change(options: argparse.Namespace) -> int:
     import asyncio
 
+    from ..coordinator.solana.settings import Settings
     from .changing import ChangeOptions, change
 
-    given = {
-        name: getattr(options, name)
-        for name in ("file", "key", "revoke", "client_version", "points")
-        if hasattr(options, name)
-    }
+    known = {field.name for field in fields(ChangeOptions)} - {"action", "run_id"}
+    given = {name: value for name, value in vars(options).items() if name in known}
+    if options.action == "configure":
+        given["settings"] = Settings(**{name: getattr(options, name) for name in _SETTINGS})
     request = ChangeOptions(
         action=options.action,
         run_id=options.run_id,
@@ -162,6 +217,7 @@ def _change(options: argparse.Namespace) -> int:
             rpc=tuple(options.rpc),
             coordinator_program=options.program,
             authorizer_program=options.authorizer_program,
+            treasurer_program=options.treasurer_program,
         ),
         send=options.yes,
         **given,

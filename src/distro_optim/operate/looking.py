@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ..coordinator.solana.clusters import cluster_of
 from ..coordinator.solana.programs import Programs, parse_key
 from ..coordinator.solana.rpc import RpcClient
 from ..coordinator.solana.viewing import as_json, as_text, list_runs, printable, see_run
+from ..coordinator.solana_clusters import cluster_of
 
 __all__ = ["LookOptions", "look"]
 

@@ -13,7 +13,9 @@
 ``newest``          which of many copies of an account is the newest
 ``feed``            the newest copy, by subscription and by reading
 ``finding``         whether there is such a run, and whether this wallet may join it
-``clusters``        where clusters are reached
+``settings``        what an operator changes of a halted run
+``steps``           transactions that are planned, and what they cost
+``treasury``        runs whose points are paid, and what a wallet can claim
 ``operating``       what an operator does with a run
 ``viewing``         what anybody can see of a run
 ``ticking``         when to say that time has passed

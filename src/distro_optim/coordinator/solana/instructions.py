@@ -33,7 +33,20 @@ from .programs import (
     associated_token_account,
 )
 
-__all__ = ["AuthorizerInstructions", "RunInstructions", "TreasurerInstructions", "create_run_account"]
+__all__ = [
+    "AuthorizerInstructions",
+    "RunInstructions",
+    "TreasurerInstructions",
+    "create_run_account",
+    "create_token_account",
+    "transfer_tokens",
+]
+
+_CREATE_IF_MISSING: Final = b"\1"
+"""Of the associated token program: the account may be there already."""
+
+_TRANSFER: Final = b"\3"
+"""Of the token program."""
 
 
 def _signs(key: Pubkey, *, writable: bool = False) -> AccountMeta:
@@ -61,6 +74,34 @@ def create_run_account(programs: Programs, payer: Pubkey, account: Pubkey, rent:
         CreateAccountParams(
             from_pubkey=payer, to_pubkey=account, lamports=rent, space=ACCOUNT_SIZE, owner=programs.coordinator
         )
+    )
+
+
+def create_token_account(payer: Pubkey, owner: Pubkey, mint: Pubkey) -> Instruction:
+    """Makes the account in which ``owner`` keeps its tokens of one kind, if it is not there yet."""
+    metas = [
+        _signs(payer, writable=True),
+        _writes(associated_token_account(owner, mint)),
+        _reads(owner),
+        _reads(mint),
+        _SYSTEM,
+        _TOKEN,
+    ]
+    return Instruction(ASSOCIATED_TOKEN_PROGRAM, _CREATE_IF_MISSING, metas)
+
+
+def transfer_tokens(owner: Pubkey, target: Pubkey, mint: Pubkey, units: int) -> Instruction:
+    """Moves tokens from one's own account to another; both are associated ones.
+
+    Args:
+        owner: who gives, and signs.
+        target: the owner of the other account.
+        mint: the kind of the tokens.
+        units: base units.
+    """
+    source, there = (associated_token_account(key, mint) for key in (owner, target))
+    return Instruction(
+        TOKEN_PROGRAM, _TRANSFER + units.to_bytes(8, "little"), [_writes(source), _writes(there), _signs(owner)]
     )
 
 

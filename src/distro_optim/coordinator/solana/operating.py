@@ -1,79 +1,41 @@
-"""What an operator does with a run: each action as transactions, with what they cost, to be shown before they are sent.
+"""What an operator does with a run, and a wallet with its points: each action as transactions, with what they cost, to
+be shown before they are sent.
 
-Runs whose points are paid by a treasury are refused: there the treasury is the operator.
+A run is changed by the wallet that made it; if its points are paid, through its treasury.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
-from typing_extensions import override
 
-from ...errors import ConfigurationError, CoordinatorLinkError, ProtocolError
+from ...errors import ConfigurationError
 from ..formats.account import ACCOUNT_SIZE
-from ..formats.text import from_toml
-from ..model import Model
-from ..types import CoordinatorConfig
-from .fees import FEE_PER_SIGNATURE, FeeMeter, shown_sol
+from ..model import Checkpoint, GcsRepo, HubRepo
+from ..rules import machine
+from .arguments import RunUpdate
+from .fees import FeeMeter, shown_sol
 from .finding import FoundRun, find_run
-from .instructions import AuthorizerInstructions, RunInstructions, create_run_account
-from .programs import JOIN_SCOPE, Programs
+from .instructions import AuthorizerInstructions, RunInstructions, TreasurerInstructions, create_run_account
+from .programs import JOIN_SCOPE, Programs, default_treasurer_index
 from .rpc import RpcClient
-from .sending import Sender
-from .small_accounts import INSTANCE_BYTES, Authorization, authorization_bytes, read_small_account
+from .sending import MAX_TRANSACTION_BYTES, Sender
+from .settings import Settings, changes_of, check_version, repository_of, words_for
+from .small_accounts import (
+    INSTANCE_BYTES,
+    TOKEN_ACCOUNT_BYTES,
+    TREASURY_BYTES,
+    Authorization,
+    authorization_bytes,
+    read_small_account,
+)
+from .steps import Step, in_parts, needed_for, transaction_bytes
+from .treasury import FoundTreasury, RunAuthority, decimals_of, find_treasury, plan_claim, plan_gift
+from .viewing import see_run
 
-__all__ = ["Operator", "RunFile", "Step", "read_run_file"]
-
-
-@dataclass(frozen=True)
-class RunFile:
-    """What a run's TOML says, as Psyche's operators write it: ``[config]`` and ``[model.LLM]``."""
-
-    config: CoordinatorConfig
-    model: Model
-
-
-def read_run_file(text: str) -> RunFile:
-    """Reads such a file.
-
-    Raises:
-        ConfigurationError: it does not describe a run; says which field is wrong.
-    """
-    try:
-        return from_toml(RunFile, text)
-    except ProtocolError as error:
-        raise ConfigurationError(f"the file does not describe a run: {error}", name="file") from None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One transaction.
-
-    Attributes:
-        what: it does, in words.
-        instructions: in it.
-        signers: who signs besides the wallet.
-        deposit: lamports that stay in accounts it makes; they come back when those are closed.
-    """
-
-    what: str
-    instructions: Sequence[Instruction]
-    signers: Sequence[Keypair] = ()
-    deposit: int = 0
-
-    @property
-    def fee(self) -> int:
-        """Lamports that are gone."""
-        return FEE_PER_SIGNATURE * (1 + len(self.signers))
-
-    @override
-    def __str__(self) -> str:
-        deposit = f", and {shown_sol(self.deposit)} stay in it until it is closed" if self.deposit else ""
-        return f"{self.what}: costs {shown_sol(self.fee)}{deposit}"
+__all__ = ["Operator"]
 
 
 class Operator:
@@ -82,7 +44,7 @@ class Operator:
     Args:
         rpc: the cluster.
         programs: the deployment.
-        wallet: the operator's, and the run's join authority.
+        wallet: signs and pays: the operator's, or whose the action is.
         run_id: the run.
 
     Raises:
@@ -97,35 +59,82 @@ class Operator:
         self._me = wallet.pubkey()
         programs.instance(run_id)
 
-    async def create(self, client_version: str, *, join_authority: Pubkey | None = None) -> list[Step]:
-        """Makes a run, which is halted and has neither model nor settings yet."""
+    # -- a run ---------------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        client_version: str,
+        *,
+        join_authority: Pubkey | None = None,
+        mint: Pubkey | None = None,
+        treasurer_index: int | None = None,
+    ) -> list[Step]:
+        """Makes a run, which is halted and has neither model nor settings yet.
+
+        Args:
+            client_version: which client it is for.
+            join_authority: lets wallets in; by default this wallet.
+            mint: the tokens that pay for points; None makes a run without a treasury.
+            treasurer_index: number of the treasury; by default it follows from the name of the run.
+        """
+        check_version(client_version)
         read = await self._rpc.account(self._programs.instance(self._run_id))
         if read.data is not None:
             raise ConfigurationError(f"there is a run {self._run_id!r} already: choose another name", name="run_id")
         account = Keypair()
-        rent = await self._rent(ACCOUNT_SIZE)
-        run = RunInstructions(self._programs, self._run_id, account.pubkey())
-        instructions = [
-            create_run_account(self._programs, self._me, account.pubkey(), rent),
-            run.init(self._me, self._me, join_authority or self._me, client_version),
-        ]
-        deposit = rent + await self._rent(INSTANCE_BYTES)
-        return [Step(f"make the run {self._run_id!r}", instructions, [account], deposit)]
+        rent = await self._rpc.rent(ACCOUNT_SIZE)
+        make = create_run_account(self._programs, self._me, account.pubkey(), rent)
+        deposit = rent + await self._rpc.rent(INSTANCE_BYTES)
+        joins = join_authority or self._me
+        if mint is None:
+            if treasurer_index is not None:
+                raise ConfigurationError(
+                    "a treasury has a number only if there is one: name the tokens that it pays with", name="mint"
+                )
+            run = RunInstructions(self._programs, self._run_id, account.pubkey())
+            init = run.init(self._me, self._me, joins, client_version)
+            return [Step(f"make the run {self._run_id!r}", [make, init], [account], deposit)]
+        index = default_treasurer_index(self._run_id) if treasurer_index is None else treasurer_index
+        if not 0 <= index < 1 << 64:
+            raise ConfigurationError("the number of a treasury has 64 bits", name="treasurer_index", value=index)
+        await decimals_of(self._rpc, mint)  # says if there are no such tokens
+        treasury = TreasurerInstructions(self._programs, index, mint, self._run_id, account.pubkey())
+        for key in (treasury.treasury, treasury.collateral):
+            if (await self._rpc.account(key)).lamports:
+                raise ConfigurationError(
+                    f"there is a treasury with the number {index} already: give this one another",
+                    name="treasurer_index",
+                    value=index,
+                )
+        deposit += await self._rpc.rent(TREASURY_BYTES) + await self._rpc.rent(TOKEN_ACCOUNT_BYTES)
+        init = treasury.create(self._me, self._me, joins, client_version)
+        what = f"make the run {self._run_id!r} with the treasury {treasury.treasury}"
+        return [Step(what, [make, init], [account], deposit, forever=True)]
 
-    async def configure(self, given: RunFile) -> list[Step]:
-        """Gives a halted run its settings and its model."""
-        run = await self._mine()
-        return [Step("set config and model", [run.update(self._me, None, given.config, given.model)])]
+    async def configure(self, given: Settings) -> list[Step]:
+        """Changes a halted run; in several transactions where one would be too long."""
+        seen = await see_run(self._rpc, self._programs, self._run_id)
+        authority = self._authority_of(seen.found, seen.treasury)
+        parts = in_parts(self._me, changes_of(seen.account, given), authority.change)
+        return [Step(words_for(part), authority.change(part)) for part in parts]
 
     async def pause(self, paused: bool) -> list[Step]:
         """Stops the run after its epoch, or lets it go on."""
-        run = await self._mine()
-        return [Step("pause the run" if paused else "resume the run", [run.set_paused(self._me, paused)])]
+        authority = await self._authority()
+        return [Step("pause the run" if paused else "resume the run", authority.change(RunUpdate(paused=paused)))]
 
-    async def rates(self, earning: int) -> list[Step]:
-        """Sets the points that the clients of an epoch share, from the next one on."""
-        run = await self._mine()
-        return [Step(f"{earning} points an epoch", [run.set_future_epoch_rates(self._me, earning, None)])]
+    async def rates(self, earning: int | None, slashing: int | None = None) -> list[Step]:
+        """Sets points from the next epoch on.
+
+        Args:
+            earning: that the clients of an epoch share.
+            slashing: that each client loses that is ejected.
+        """
+        authority = await self._authority()
+        change = RunUpdate(epoch_earning_rate_total_shared=earning, epoch_slashing_rate_per_client=slashing)
+        words = {"points an epoch": earning, "points lost by who is ejected": slashing}
+        what = " and ".join(f"{points} {word}" for word, points in words.items() if points is not None)
+        return [Step(what, authority.change(change))] if what else []
 
     async def tick(self) -> list[Step]:
         """Tells the chain that time has passed; anybody may."""
@@ -133,37 +142,137 @@ class Operator:
         run = RunInstructions(self._programs, self._run_id, found.account)
         return [Step("tick", [run.tick(self._me)])]
 
+    async def checkpoint(self, uploaded: Checkpoint) -> list[Step]:
+        """Says where the model was uploaded to; the run's clients of the present epoch may."""
+        seen = await see_run(self._rpc, self._programs, self._run_id)
+        state = seen.account.state.coordinator
+        clients = [client.id for client in state.epoch_state.clients]
+        index = next((at for at, client in enumerate(clients) if client.signer == bytes(self._me)), None)
+        if index is None:
+            raise ConfigurationError(
+                f"only a client of the present epoch says where the model is, and {self._me} is none: use the wallet "
+                "with which you train, or pause the run and use configure",
+                name="wallet",
+            )
+        after = machine.checkpoint(state, clients[index], index, uploaded).model.checkpoint
+        if after == state.model.checkpoint:
+            kind = type(after).__name__
+            if repository_of(after) == repository_of(uploaded):
+                return []
+            raise ConfigurationError(
+                f"the run's model is of the kind {kind}, which a checkpoint of the kind {type(uploaded).__name__} does "
+                "not change: pause the run and use configure",
+                name="checkpoint",
+            )
+        run = RunInstructions(self._programs, self._run_id, seen.found.account)
+        return [Step(f"say that the model is in {_place(uploaded)}", [run.checkpoint(self._me, uploaded)])]
+
     async def close(self) -> list[Step]:
         """Removes a halted run for good; what lies in its accounts comes back."""
-        found = await find_run(self._rpc, self._programs, self._run_id)
-        if await self._is_treasury(found):
+        authority = await self._authority()
+        if authority.treasury is not None:
             raise ConfigurationError(
-                f"the run {self._run_id!r} has a treasury, {found.main_authority}, and no program of Psyche's closes "
-                "such a run: pause it in place of that",
+                f"the run {self._run_id!r} has a treasury, {authority.treasury.treasury}, and no program of Psyche's "
+                "closes such a run: pause it in place of that",
                 name="run_id",
             )
-        run = await self._mine()
-        return [Step(f"close the run {self._run_id!r} for good", [run.free(self._me, self._me)])]
+        return [Step(f"close the run {self._run_id!r} for good", [authority.run.free(self._me, self._me)])]
+
+    # -- who may join --------------------------------------------------------------------------------------------------
 
     async def authorize(self, grantee: Pubkey, allowed: bool) -> list[Step]:
         """Lets a wallet in, or no longer; ``EVERYBODY`` stands for any wallet."""
-        found = await find_run(self._rpc, self._programs, self._run_id)
-        if found.join_authority != self._me:
-            raise ConfigurationError(
-                f"only {found.join_authority} lets wallets into the run {self._run_id!r}, and this wallet is "
-                f"{self._me}",
-                name="wallet",
-            )
-        authorizer = AuthorizerInstructions(self._programs, self._me, grantee)
+        authorizer = await self._authorizer(grantee)
         read = await self._rpc.account(authorizer.authorization)
         if read.data is None and not allowed:
             raise ConfigurationError(f"{grantee} was never authorized", name="key")
         if read.data is not None and read_small_account(Authorization, read.data).active == allowed:
             return []
         make = [authorizer.create(self._me)] if read.data is None else []
-        deposit = await self._rent(authorization_bytes(len(JOIN_SCOPE), 0)) if make else 0
+        deposit = await self._rpc.rent(authorization_bytes(len(JOIN_SCOPE), 0)) if make else 0
         word = "let in" if allowed else "no longer let in"
         return [Step(f"{word} {grantee}", [*make, authorizer.set_active(allowed)], (), deposit)]
+
+    async def unauthorize(self, grantee: Pubkey) -> list[Step]:
+        """Removes an authorization; what lies in its account comes back."""
+        authorizer = await self._authorizer(grantee)
+        read = await self._rpc.account(authorizer.authorization)
+        if read.data is None:
+            raise ConfigurationError(f"{grantee} was never authorized", name="key")
+        stop = [authorizer.set_active(False)] if read_small_account(Authorization, read.data).active else []
+        what = f"remove the authorization of {grantee}; {shown_sol(read.lamports)} come back"
+        return [Step(what, [*stop, authorizer.close(self._me)])]
+
+    async def delegate(self, wallets: Sequence[Pubkey], *, clear: bool = False) -> list[Step]:
+        """Lets further wallets in by this wallet's own authorization.
+
+        Args:
+            wallets: that may join from now on.
+            clear: forget those that could until now.
+        """
+        found = await find_run(self._rpc, self._programs, self._run_id)
+        authorizer = AuthorizerInstructions(self._programs, found.join_authority, self._me)
+        read = await self._rpc.account(authorizer.authorization)
+        if read.data is None:
+            raise ConfigurationError(
+                f"{self._me} has no authorization to share: have {found.join_authority} authorize it for the run "
+                f"{self._run_id!r} first",
+                name="wallet",
+            )
+        known = () if clear else read_small_account(Authorization, read.data).delegates
+        added = [key for key in dict.fromkeys(wallets) if bytes(key) not in known]
+        groups = self._groups(authorizer, added)
+        if not groups and clear:
+            groups = [[]]
+        steps = []
+        size, deposited = len(known), read.lamports
+        for number, group in enumerate(groups):
+            clears = clear and number == 0
+            size += len(group)
+            needed = await self._rpc.rent(authorization_bytes(len(JOIN_SCOPE), size))
+            words = (["forget the delegates until now"] if clears else []) + [f"let in {key}" for key in group]
+            instruction = authorizer.delegate(self._me, group, clear=clears)
+            steps.append(Step(", ".join(words), [instruction], (), max(0, needed - deposited)))
+            deposited = max(needed, deposited) if not clears else needed
+        return steps
+
+    def _groups(self, authorizer: AuthorizerInstructions, added: Sequence[Pubkey]) -> list[list[Pubkey]]:
+        """As many keys at a time as fit in a transaction."""
+        groups: list[list[Pubkey]] = []
+        for key in added:
+            both = [*groups[-1], key] if groups else [key]
+            fits = transaction_bytes(self._me, [authorizer.delegate(self._me, both)]) <= MAX_TRANSACTION_BYTES
+            if groups and fits:
+                groups[-1] = both
+            else:
+                groups.append([key])
+        return groups
+
+    # -- points --------------------------------------------------------------------------------------------------------
+
+    async def claim(self, points: int | None = None) -> list[Step]:
+        """Turns this wallet's points into tokens.
+
+        Args:
+            points: so many; None takes all that the treasury can pay.
+
+        Raises:
+            ConfigurationError: nobody pays for the run's points, or not for so many of this wallet.
+        """
+        seen = await see_run(self._rpc, self._programs, self._run_id)
+        return await plan_claim(self._rpc, self._paid_by(seen.treasury), seen.account, self._me, points)
+
+    async def fund(self, units: int) -> list[Step]:
+        """Gives the run's treasury tokens of this wallet, in base units: one pays for a point."""
+        found = await find_run(self._rpc, self._programs, self._run_id)
+        treasury = self._paid_by(await find_treasury(self._rpc, self._programs, found))
+        return await plan_gift(self._rpc, treasury, self._me, units)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    async def balance(self) -> int:
+        """Lamports of the wallet."""
+        return await self._rpc.balance(self._me)
 
     async def send(self, steps: Sequence[Step]) -> FeeMeter:
         """Carries out what was planned, one after the other; returns what it has cost.
@@ -172,11 +281,13 @@ class Operator:
             ConfigurationError: the wallet does not pay for all of it; nothing was sent.
             CoordinatorLinkError: a transaction was refused or got lost; those before it are done.
         """
-        needed = sum(step.fee + step.deposit for step in steps)
-        balance = await self._rpc.balance(self._me)
+        needed = needed_for(steps)
+        balance = await self.balance()
         if balance < needed:
             raise ConfigurationError(
-                f"the wallet {self._me} holds {shown_sol(balance)}, and {shown_sol(needed)} are needed", name="wallet"
+                f"the wallet {self._me} holds {shown_sol(balance)}, and {shown_sol(needed)} are needed, with what must "
+                f"stay in it: put {shown_sol(needed - balance)} into it",
+                name="wallet",
             )
         fees = FeeMeter()
         sender = Sender(self._rpc, self._wallet, fees)
@@ -184,22 +295,48 @@ class Operator:
             await sender.send(step.instructions, step.signers)
         return fees
 
-    async def _mine(self) -> RunInstructions:
-        """Instructions about the run, if it is ours."""
-        found: FoundRun = await find_run(self._rpc, self._programs, self._run_id)
-        if found.main_authority != self._me:
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def _authority(self) -> RunAuthority:
+        """Who changes the run, if that is this wallet."""
+        found = await find_run(self._rpc, self._programs, self._run_id)
+        return self._authority_of(found, await find_treasury(self._rpc, self._programs, found))
+
+    def _authority_of(self, found: FoundRun, treasury: FoundTreasury | None) -> RunAuthority:
+        operator = found.main_authority if treasury is None else treasury.operator
+        if operator != self._me:
             raise ConfigurationError(
-                f"the operator of the run {self._run_id!r} is {found.main_authority}, and this wallet is {self._me}",
+                f"the operator of the run {self._run_id!r} is {operator}, and this wallet is {self._me}",
                 name="wallet",
             )
-        return RunInstructions(self._programs, self._run_id, found.account)
+        run = RunInstructions(self._programs, self._run_id, found.account)
+        return RunAuthority(self._me, run, None if treasury is None else treasury.instructions)
 
-    async def _is_treasury(self, run: FoundRun) -> bool:
-        """Whether the run's operator is an account of the treasurer, for which nobody can sign."""
-        return (await self._rpc.account(run.main_authority)).owner == self._programs.treasurer
+    async def _authorizer(self, grantee: Pubkey) -> AuthorizerInstructions:
+        """Instructions about an authorization of the run, if this wallet grants it."""
+        found = await find_run(self._rpc, self._programs, self._run_id)
+        if found.join_authority != self._me:
+            raise ConfigurationError(
+                f"only {found.join_authority} lets wallets into the run {self._run_id!r}, and this wallet is "
+                f"{self._me}",
+                name="wallet",
+            )
+        return AuthorizerInstructions(self._programs, self._me, grantee)
 
-    async def _rent(self, size: int) -> int:
-        answer = await self._rpc.call("getMinimumBalanceForRentExemption", [size])
-        if not isinstance(answer, int) or answer < 0:
-            raise CoordinatorLinkError(f"{self._rpc.name} does not tell what an account of {size} bytes costs")
-        return answer
+    def _paid_by(self, treasury: FoundTreasury | None) -> FoundTreasury:
+        if treasury is None:
+            raise ConfigurationError(
+                f"the run {self._run_id!r} has no treasury: its points are counted, and nobody pays for them",
+                name="run_id",
+            )
+        return treasury
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint is, in words."""
+    match repository_of(checkpoint):
+        case HubRepo(name, revision):
+            return name if revision is None else f"{name} at {revision}"
+        case GcsRepo(bucket, prefix):
+            return f"gs://{bucket}/{prefix or ''}"
+    return "no repository"

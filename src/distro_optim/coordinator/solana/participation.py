@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from solders.pubkey import Pubkey
-
 from ...comm.signing import SecretKey
 from ...errors import ConfigurationError
+from ..solana_clusters import cluster_of
 from ..solana_options import SolanaOptions
 from ..types import NodeIdentity
 from .client import SolanaCoordinator
-from .clusters import cluster_of
 from .fees import FeeMeter
-from .programs import Programs, parse_key
+from .programs import Programs, optional_key, parse_key
 from .wallet import derive_peer_secret, find_wallet
 
 __all__ = ["Participation", "programs_of"]
@@ -48,8 +46,8 @@ class Participation:
         self._programs = programs_of(options)
         self._programs.instance(run_id)  # says if no run can have this name
         self._cluster = cluster_of(options.cluster, options.rpc, options.websockets)
-        self._authorizer = _key(options.authorizer, "authorizer")
-        self._join_authority = _key(options.join_authority, "join_authority")
+        self._authorizer = optional_key(options.authorizer, "authorizer")
+        self._join_authority = optional_key(options.join_authority, "join_authority")
         FeeMeter(options.max_fees)  # says if the limit pays for nothing
         if not self._cluster.rpc or not all(url.startswith(("http://", "https://")) for url in self._cluster.rpc):
             raise ConfigurationError("rpc takes addresses that begin with http:// or https://", name="rpc")
@@ -84,7 +82,3 @@ class Participation:
             client_version=self._options.client_version,
             max_fees=self._options.max_fees,
         )
-
-
-def _key(text: str | None, name: str) -> Pubkey | None:
-    return None if text is None else parse_key(text, name)

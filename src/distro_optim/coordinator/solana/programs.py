@@ -27,6 +27,7 @@ __all__ = [
     "associated_token_account",
     "default_treasurer_index",
     "instruction_discriminator",
+    "optional_key",
     "parse_key",
 ]
 
@@ -66,6 +67,11 @@ def parse_key(text: str, name: str = "key") -> Pubkey:
         raise ConfigurationError(
             f"{name} is {text!r}, which is no public key: 32 bytes in base58 are needed", name=name, value=text
         ) from None
+
+
+def optional_key(text: str | None, name: str) -> Pubkey | None:
+    """The same for a key that need not be given."""
+    return None if text is None else parse_key(text, name)
 
 
 def associated_token_account(owner: Pubkey, mint: Pubkey) -> Pubkey:

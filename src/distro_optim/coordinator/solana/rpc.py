@@ -258,6 +258,13 @@ class RpcClient:
             raise ProtocolError(f"{self.name} answers with something that is no balance")
         return value
 
+    async def rent(self, size: int) -> int:
+        """Lamports that must lie in an account of ``size`` bytes."""
+        answer = await self.call("getMinimumBalanceForRentExemption", [size])
+        if not isinstance(answer, int) or answer < 0:
+            raise ProtocolError(f"{self.name} does not tell what an account of {size} bytes costs")
+        return answer
+
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     try:

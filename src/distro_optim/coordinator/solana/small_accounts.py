@@ -29,6 +29,7 @@ __all__ = [
     "Treasury",
     "authorization_bytes",
     "discriminator_of",
+    "has_delegate",
     "mint_decimals",
     "read_clock",
     "read_small_account",
@@ -49,6 +50,7 @@ MAX_SMALL_ACCOUNT: Final = 1 << 20
 TOKEN_ACCOUNT_BYTES: Final = 165
 MINT_BYTES: Final = 82
 
+_DELEGATE_TAG: Final = slice(72, 76)
 _DECIMALS_AT: Final = 44
 _CLOCK_BYTES: Final = 40
 _KEY: Final = 32
@@ -189,6 +191,11 @@ class TokenAccount:
         if len(data) != TOKEN_ACCOUNT_BYTES:
             raise ProtocolError(f"a token account has {TOKEN_ACCOUNT_BYTES} bytes, not {len(data)}")
         return borsh.decode(cls, data, allow_trailing=True)
+
+
+def has_delegate(data: bytes) -> bool:
+    """Whether somebody beside its owner may spend what a token account holds."""
+    return any(data[_DELEGATE_TAG])
 
 
 def mint_decimals(data: bytes) -> int:

@@ -17,8 +17,9 @@ from .finding import FoundRun, find_run
 from .programs import Programs, account_discriminator
 from .rpc import RpcClient, RpcRefusedError
 from .small_accounts import INSTANCE_BYTES, CoordinatorInstance, read_small_account
+from .treasury import FoundTreasury, find_treasury
 
-__all__ = ["SeenRun", "as_json", "as_text", "list_runs", "printable", "see_run"]
+__all__ = ["SeenRun", "as_json", "as_plain", "as_text", "in_a_line", "list_runs", "printable", "rows_of", "see_run"]
 
 SHOWN_KEY: Final = 8
 """Characters of a key in a table."""
@@ -31,10 +32,12 @@ class SeenRun:
     Attributes:
         found: its addresses and authorities.
         account: its state.
+        treasury: that pays for points, if there is one.
     """
 
     found: FoundRun
     account: CoordinatorAccount
+    treasury: FoundTreasury | None = None
 
 
 async def see_run(rpc: RpcClient, programs: Programs, run_id: str) -> SeenRun:
@@ -48,7 +51,7 @@ async def see_run(rpc: RpcClient, programs: Programs, run_id: str) -> SeenRun:
     read = await rpc.account(found.account)
     if read.data is None:
         raise JoinRefusedError(f"the account {found.account} of the run {run_id!r} was closed", wanted=run_id)
-    return SeenRun(found, read_account(read.data))
+    return SeenRun(found, read_account(read.data), await find_treasury(rpc, programs, found))
 
 
 async def list_runs(rpc: RpcClient, programs: Programs) -> list[FoundRun]:
@@ -96,8 +99,13 @@ def _listed(entry: Any) -> FoundRun | None:
 
 def as_json(run: SeenRun) -> str:
     """Everything, on one line."""
-    state = run.account.state
-    plain = {
+    return json.dumps(as_plain(run))
+
+
+def as_plain(run: SeenRun) -> dict[str, Any]:
+    """Everything, in dicts, lists, strings and numbers."""
+    state, treasury = run.account.state, run.treasury
+    return {
         "run_id": run.found.run_id,
         "account": str(run.found.account),
         "main_authority": str(run.found.main_authority),
@@ -119,19 +127,26 @@ def as_json(run: SeenRun) -> str:
             }
             for client in state.clients_state.clients
         ],
+        "treasury": None
+        if treasury is None
+        else {
+            "address": str(treasury.instructions.treasury),
+            "operator": str(treasury.operator),
+            "mint": str(treasury.instructions.mint),
+            "tokens": treasury.tokens,
+        },
         "coordinator": json.loads(to_json(state.coordinator)),
     }
-    return json.dumps(plain)
 
 
-def as_text(run: SeenRun) -> str:
-    """What people want to know, some lines."""
-    state, found = run.account.state, run.found
+def rows_of(run: SeenRun) -> list[tuple[str, str]]:
+    """What people want to know: names and values."""
+    state, found, treasury = run.account.state, run.found, run.treasury
     coordinator, clients = state.coordinator, state.clients_state
     rows = [
         ("run", found.run_id),
         ("account", str(found.account)),
-        ("operator", str(found.main_authority)),
+        ("operator", str(found.main_authority if treasury is None else treasury.operator)),
         ("lets in", str(found.join_authority)),
         ("for client", printable(state.client_version)),
         ("phase", _phase(coordinator)),
@@ -143,8 +158,30 @@ def as_text(run: SeenRun) -> str:
         ("points an epoch", str(clients.current_epoch_rates.earning_rate_total_shared)),
         ("from the next on", str(clients.future_epoch_rates.earning_rate_total_shared)),
     ]
+    if treasury is not None:
+        rows.append(("treasury", f"{treasury.instructions.treasury}, with tokens for {treasury.tokens} points"))
+        rows.append(("its tokens", str(treasury.instructions.mint)))
     if state.metadata.name or state.metadata.description:
         rows.insert(1, ("is about", printable(f"{state.metadata.name}: {state.metadata.description}")))
+    return rows
+
+
+def in_a_line(run: SeenRun) -> str:
+    """How it goes."""
+    coordinator, clients = run.account.state.coordinator, run.account.state.clients_state
+    parts = [
+        _phase(coordinator),
+        f"epoch {coordinator.progress.epoch}, step {coordinator.progress.step} of {coordinator.config.total_steps}",
+        f"{_counted(coordinator)} in the epoch",
+        f"{len(clients.pending())} waiting to be in it",
+        f"{sum(client.earned for client in clients.clients)} points so far",
+    ]
+    return "; ".join(parts)
+
+
+def as_text(run: SeenRun) -> str:
+    """What people want to know, some lines."""
+    clients, rows = run.account.state.clients_state, rows_of(run)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     earners = [client for client in clients.clients if client.earned]

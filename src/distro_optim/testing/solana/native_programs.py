@@ -24,12 +24,15 @@ __all__ = [
     "TOKEN_ACCOUNT_BYTES",
     "associated_token_program",
     "create_associated",
+    "mint_data",
     "system_program",
-    "token_has_delegate",
+    "token_account_data",
     "token_mint",
     "token_owner",
     "token_program",
     "transfer_tokens",
+    "with_supply",
+    "with_tokens",
 ]
 
 # Errors of the system program
@@ -49,7 +52,6 @@ _DECIMALS_MISMATCH: Final = 18
 
 # Where things are in a token account and in a mint
 _AMOUNT: Final = slice(64, 72)
-_DELEGATE_TAG: Final = slice(72, 76)
 _STATE_AT: Final = 108
 _SUPPLY: Final = slice(36, 44)
 _INITIALIZED_AT: Final = 45
@@ -117,9 +119,26 @@ def token_owner(data: bytes) -> bytes:
     return data[32:64]
 
 
-def token_has_delegate(data: bytes) -> bool:
-    """Whether somebody else may spend them."""
-    return any(data[_DELEGATE_TAG])
+def mint_data(decimals: int, authority: bytes = bytes(36), freezer: bytes = b"") -> bytes:
+    """A kind of tokens of which there are none; who may make some, and stop them, are options of 36 bytes."""
+    return authority + bytes(8) + bytes([decimals, 1]) + freezer.ljust(36, b"\0")
+
+
+def token_account_data(mint: Pubkey, owner: Pubkey) -> bytes:
+    """An account without tokens."""
+    data = bytearray(bytes(mint) + bytes(owner) + bytes(TOKEN_ACCOUNT_BYTES - 64))
+    data[_STATE_AT] = 1
+    return bytes(data)
+
+
+def with_supply(mint: bytes, units: int) -> bytes:
+    """A kind of tokens of which there are so many more."""
+    return _added(mint, _SUPPLY, units)
+
+
+def with_tokens(account: bytes, units: int) -> bytes:
+    """An account that holds so many more."""
+    return _added(account, _AMOUNT, units)
 
 
 def token_program(call: Call) -> None:
@@ -148,7 +167,7 @@ def _initialize_mint(call: Call) -> None:
         raise Failure("InvalidInstructionData")
     decimals, authority, freezer = call.data[1], call.data[2:34], call.data[35:67] if call.data[34] else b""
     freeze = (b"\1\0\0\0" + freezer) if freezer else bytes(36)
-    call.write(mint, b"\1\0\0\0" + authority + bytes(8) + bytes([decimals, 1]) + freeze.ljust(36, b"\0"))
+    call.write(mint, mint_data(decimals, b"\1\0\0\0" + authority, freeze))
 
 
 def _mint_to(call: Call) -> None:
@@ -257,6 +276,4 @@ def create_associated(call: Call, payer: Pubkey, account: Pubkey, owner: Pubkey,
         CreateAccountParams(from_pubkey=payer, to_pubkey=account, lamports=rent(size), space=size, owner=TOKEN_PROGRAM)
     )
     call.invoke(made, [account])
-    data = bytearray(bytes(mint) + bytes(owner) + bytes(size - 64))
-    data[_STATE_AT] = 1
-    call.layer.put(account, replace(call.account(account), data=bytes(data)))
+    call.layer.put(account, replace(call.account(account), data=token_account_data(mint, owner)))

@@ -22,13 +22,14 @@ from ...coordinator.solana.small_accounts import (
     CoordinatorInstance,
     Participant,
     Treasury,
+    has_delegate,
     write_small_account,
 )
 from ...coordinator.types import RUN_ID_MAX_LEN
 from .anchor import Accounts, fail, instruction_of
 from .coordinator_twin import ProgramError
 from .ledger import Call, Failure
-from .native_programs import token_has_delegate, token_mint, token_owner, transfer_tokens
+from .native_programs import token_mint, token_owner, transfer_tokens
 
 __all__ = ["treasurer_program"]
 
@@ -157,7 +158,7 @@ def _claim(call: Call, accounts: Accounts, points: int) -> None:
     accounts.writable(user_collateral)
     accounts.must(token_mint(held) == value.collateral_mint, user_collateral)
     accounts.must(token_owner(held) == bytes(user), user_collateral)
-    accounts.must(not token_has_delegate(held), user_collateral)
+    accounts.must(not has_delegate(held), user_collateral)
     accounts.writable(treasury)
     accounts.must(value.coordinator_account == bytes(account), treasury)
     accounts.associated(collateral, treasury, Pubkey.from_bytes(value.collateral_mint))

@@ -38,11 +38,17 @@ from ...coordinator.solana.programs import (
     SYSTEM_PROGRAM,
     TOKEN_PROGRAM,
     Programs,
+    associated_token_account,
+    default_treasurer_index,
 )
 from ...coordinator.solana.small_accounts import (
     INSTANCE_BYTES,
+    MINT_BYTES,
+    TOKEN_ACCOUNT_BYTES,
+    TREASURY_BYTES,
     Authorization,
     CoordinatorInstance,
+    Treasury,
     authorization_bytes,
     read_small_account,
     write_small_account,
@@ -52,7 +58,15 @@ from .authorizer_calls import authorizer_program
 from .coordinator_calls import coordinator_program
 from .coordinator_twin import Clock, CoordinatorTwin
 from .ledger import Account, Call, Failure, Layer, Program, decoded, encoded, rent, run
-from .native_programs import associated_token_program, system_program, token_program
+from .native_programs import (
+    associated_token_program,
+    mint_data,
+    system_program,
+    token_account_data,
+    token_program,
+    with_supply,
+    with_tokens,
+)
 from .transactions import MAX_TRANSACTION_BYTES, Outcome, Transaction, TransactionError, transaction_of
 from .treasurer_calls import treasurer_program
 
@@ -210,7 +224,35 @@ class Validator:
         for listener in self.listeners:
             listener(frozenset(changed))
 
-    def host(self, run: Coordinator, account: Pubkey, *, main_authority: Pubkey, join_authority: Pubkey) -> None:
+    def give_tokens(self, mint: Pubkey, owner: Pubkey, units: int, *, decimals: int = 6) -> None:
+        """Gives a wallet tokens out of nothing.
+
+        Args:
+            mint: their kind, which is made if there is none yet.
+            owner: whose associated account gets them.
+            units: base units.
+            decimals: digits after the point of a new kind.
+        """
+        key = associated_token_account(owner, mint)
+        kind, holder = self.accounts.get(str(mint)), self.accounts.get(str(key))
+        made = kind.data if kind is not None else mint_data(decimals)
+        held = holder.data if holder is not None else token_account_data(mint, owner)
+        self._put(
+            {
+                str(mint): Account(rent(MINT_BYTES), with_supply(made, units), str(TOKEN_PROGRAM)),
+                str(key): Account(rent(TOKEN_ACCOUNT_BYTES), with_tokens(held, units), str(TOKEN_PROGRAM)),
+            }
+        )
+
+    def host(
+        self,
+        run: Coordinator,
+        account: Pubkey,
+        *,
+        main_authority: Pubkey,
+        join_authority: Pubkey,
+        mint: Pubkey | None = None,
+    ) -> None:
         """Puts a run on the cluster as it is, whatever its phase and its model, and lets everybody in.
 
         A run that is made by transactions starts halted, and must have a model that strangers can train.
@@ -220,12 +262,18 @@ class Validator:
             account: where its big account is to be.
             main_authority: key of its operator.
             join_authority: key that lets wallets in.
+            mint: the tokens that pay for points, which the run's treasury has none of yet; None makes no treasury.
         """
+        operator = (
+            main_authority
+            if mint is None
+            else self._host_treasury(run.run_id, account, mint, main_authority, join_authority)
+        )
         instance, bump = self.programs.instance_and_bump(run.run_id)
         zero = CoordinatorTwin().account
         clients = replace(zero.state.clients_state, next_active=1)
         state = replace(zero.state, coordinator=run, clients_state=clients, client_version="test")
-        small = CoordinatorInstance(bump, bytes(main_authority), bytes(join_authority), bytes(account), run.run_id)
+        small = CoordinatorInstance(bump, bytes(operator), bytes(join_authority), bytes(account), run.run_id)
         seeds = [b"Authorization", bytes(join_authority), bytes(EVERYBODY), JOIN_SCOPE]
         address, authorization_bump = Pubkey.find_program_address(seeds, self.programs.authorizer)
         everybody = Authorization(
@@ -240,6 +288,29 @@ class Validator:
                 str(address): Account(rent(size), write_small_account(everybody, size), authorizer),
             }
         )
+
+    def _host_treasury(
+        self, run_id: str, account: Pubkey, mint: Pubkey, main_authority: Pubkey, join_authority: Pubkey
+    ) -> Pubkey:
+        """Makes the treasury of a run; returns its address."""
+        index = default_treasurer_index(run_id)
+        address, bump = Pubkey.find_program_address([b"Run", index.to_bytes(8, "little")], self.programs.treasurer)
+        instance = self.programs.instance(run_id)
+        treasury = Treasury(
+            bump,
+            index,
+            bytes(main_authority),
+            bytes(join_authority),
+            bytes(account),
+            bytes(instance),
+            bytes(mint),
+            0,
+            0,
+        )
+        data = write_small_account(treasury, TREASURY_BYTES)
+        self._put({str(address): Account(rent(TREASURY_BYTES), data, str(self.programs.treasurer))})
+        self.give_tokens(mint, address, 0)
+        return address
 
     def run(self, run_id: str) -> CoordinatorAccount:
         """The big account of a run, read.

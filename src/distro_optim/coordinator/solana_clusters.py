@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...errors import ConfigurationError
+from ..errors import ConfigurationError
 
 __all__ = ["CLUSTERS", "Cluster", "cluster_of"]
 
