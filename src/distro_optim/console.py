@@ -142,6 +142,11 @@ class Display(ABC, Generic[T]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         return None
 
+    @property
+    def is_seen(self) -> bool:
+        """False once the output has gone away, for a command that does nothing but show."""
+        return True
+
     @abstractmethod
     def tell(self, text: str, facts: Facts = NO_FACTS, *, kind: str = "note", stays: bool = False) -> None:
         """Something happened.
@@ -186,6 +191,11 @@ class PlainLines(Display[T]):
         self._output = Output(stream)
         self._due = _Due(forms.line_seconds, clock)
 
+    @property
+    @override
+    def is_seen(self) -> bool:
+        return self._output.is_there
+
     @override
     def tell(self, text: str, facts: Facts = NO_FACTS, *, kind: str = "note", stays: bool = False) -> None:
         self._output.write(f"{time.strftime('%H:%M:%S')} {printable(text)}")
@@ -213,6 +223,11 @@ class JsonLines(Display[T]):
         self._forms = forms
         self._output = Output(stream)
         self._due = _Due(forms.record_seconds, clock)
+
+    @property
+    @override
+    def is_seen(self) -> bool:
+        return self._output.is_there
 
     @override
     def tell(self, text: str, facts: Facts = NO_FACTS, *, kind: str = "note", stays: bool = False) -> None:
@@ -249,6 +264,11 @@ class LivePicture(Display[T]):
         self._output = Output(self._console.file)  # type: ignore[arg-type]  # an IO[str] that is a text stream
         self._live = Live(console=self._console, auto_refresh=False)
         self._due = _Due(forms.picture_seconds, clock)
+
+    @property
+    @override
+    def is_seen(self) -> bool:
+        return self._output.is_there
 
     @override
     def __enter__(self) -> Self:

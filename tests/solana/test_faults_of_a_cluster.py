@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -169,6 +170,21 @@ def test_what_was_confirmed_and_is_taken_back() -> None:
         await client._read()
         # It sees that the run does not count on it any more, and joins again.
         await until_true(lambda: arena.account.state.clients_state.pending() == (client.identity,))
+
+    in_arena(check)
+
+
+def test_who_is_cut_short_while_it_closes_leaves_no_connection_behind() -> None:
+    async def check(arena: SolanaArena) -> None:
+        client = arena.client(1)
+        await client.join()
+        session = await client._rpc.session()
+        closing = asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert session.closed
 
     in_arena(check)
 

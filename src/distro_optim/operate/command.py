@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+from ..console import display_for
 from ..coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
 
 __all__ = ["add_options", "run"]
@@ -23,7 +24,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="a run: its phase, its clients, their points")
     show.set_defaults(action="show")
     show.add_argument("run_id", metavar="RUN-ID")
+    show.add_argument("--follow", action="store_true", help="go on showing it, as it changes, until Ctrl-C")
+    show.add_argument(
+        "--ws-rpc",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="where changes are heard of (--rpc with ws in place of http)",
+    )
     _add_cluster(show)
+    show.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, likewise")
 
     listed = actions.add_parser("list", help="all runs of a program")
     listed.set_defaults(action="list", run_id=None)
@@ -184,7 +194,7 @@ def run(options: argparse.Namespace) -> int:
         return _change(options)
     import asyncio  # here, so that the other commands do without all this
 
-    from .looking import LookOptions, look
+    from .looking import LookOptions, look, watch
 
     request = LookOptions(
         run_id=options.run_id,
@@ -192,7 +202,14 @@ def run(options: argparse.Namespace) -> int:
         rpc=tuple(options.rpc),
         program=options.program,
         as_json=options.json,
+        treasurer_program=getattr(options, "treasurer_program", None),
+        websockets=tuple(getattr(options, "ws_rpc", ())),
     )
+    if getattr(options, "follow", False):
+        from .following import FORMS
+
+        asyncio.run(watch(request, display_for("json" if options.json else "tui", FORMS)))
+        return 0
     for text in asyncio.run(look(request)):
         print(text)
     return 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from ..console import Display
 from ..coordinator.solana.programs import Programs, parse_key
 from ..coordinator.solana.rpc import RpcClient
 from ..coordinator.solana.viewing import as_json, as_text, list_runs, printable, see_run
 from ..coordinator.solana_clusters import cluster_of
+from ..errors import ConfigurationError
+from .following import Following, follow
 
-__all__ = ["LookOptions", "look"]
+__all__ = ["LookOptions", "look", "watch"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class LookOptions:
         rpc: addresses in place of it.
         program: id of the coordinator program in base58, if not Psyche's.
         as_json: for programs rather than for people.
+        treasurer_program: id of the treasurer, likewise.
+        websockets: addresses for subscriptions; by default those of ``rpc`` with the other scheme.
     """
 
     run_id: str | None
@@ -30,6 +35,32 @@ class LookOptions:
     rpc: tuple[str, ...]
     program: str | None
     as_json: bool
+    treasurer_program: str | None = None
+    websockets: tuple[str, ...] = ()
+
+    def programs(self) -> Programs:
+        """The deployment.
+
+        Raises:
+            ConfigurationError: an id is no key.
+        """
+        given = {"coordinator": self.program, "treasurer": self.treasurer_program}
+        return Programs(
+            **{name: parse_key(text, f"the id of the {name}") for name, text in given.items() if text is not None}
+        )
+
+
+async def watch(options: LookOptions, display: Display[Following]) -> None:
+    """Shows a run until it is finished; see :func:`~.following.follow` for what it raises."""
+    if options.run_id is None:
+        raise ConfigurationError("only one run can be followed: name it", name="run_id")
+    cluster = cluster_of(options.cluster, options.rpc, options.websockets)
+    rpc = RpcClient(cluster.rpc)
+    try:
+        with display:
+            await follow(rpc, cluster.websockets, options.programs(), options.run_id, display)
+    finally:
+        await rpc.close()
 
 
 async def look(options: LookOptions) -> list[str]:
@@ -39,9 +70,7 @@ async def look(options: LookOptions) -> list[str]:
         ConfigurationError: an option cannot work.
         CoordinatorLinkError, ProtocolError: there is no such run, or it cannot be read.
     """
-    programs = Programs()
-    if options.program is not None:
-        programs = Programs(coordinator=parse_key(options.program, "--program"))
+    programs = options.programs()
     rpc = RpcClient(cluster_of(options.cluster, options.rpc).rpc)
     try:
         if options.run_id is not None:

@@ -270,10 +270,12 @@ class SolanaCoordinator(CoordinatorClient):
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._feed is not None:
-            await self._feed.close()
-        await self._rpc.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._feed is not None:
+                await self._feed.close()
+        finally:  # who is in a hurry, such as after a second Ctrl-C, leaves no connection behind either
+            await self._rpc.close()
 
     # -- states --------------------------------------------------------------------------------------------------------
 
