@@ -15,7 +15,7 @@ from distro_optim.strategy.port import Contribution, RunView
 from distro_optim.strategy.rounds.actions import CountedResult
 
 ME, A, B, C, D = (bytes([number] * 32) for number in range(5))
-VIEW = RunView(run_id="run", run_state="ROUND_TRAIN", step=40, total_steps=120)
+VIEW = RunView(run_id="run", run_state="ROUND_TRAIN", step=40, total_steps=120, connected=True, gives_up_after=900)
 
 
 class Listener:
@@ -53,6 +53,24 @@ def test_a_joiner_says_what_it_found_what_it_waits_for_and_that_it_is_in() -> No
     narration.entered(listener.among(A, B), 46, is_host=False)
     narration.entered(listener.among(A, B), 47, is_host=False)
     assert listener.heard() == ["in the run with 2 peers, from step 46 of 120"]
+
+
+def test_a_coordinator_that_is_gone_is_told_of_at_once_with_seconds_and_when_it_is_back() -> None:
+    listener = Listener()
+    narration = listener.narration
+    narration.look(listener.among(connected=False), ME)
+    assert listener.heard() == []  # there was no link yet that could be lost
+    narration.look(listener.among(), ME)
+    for now in (100.0, 101.0, 116.0, 120.0):
+        listener.now = now
+        narration.look(listener.among(connected=False, waits_for="members"), ME)
+    assert listener.heard() == [
+        "the coordinator does not answer: we keep the weights, call it again for up to 900 s (give_up_seconds), and "
+        "train on when it is back",
+        "no link to the coordinator for 16 s; we wait 884 s more",
+    ]
+    narration.look(listener.among(), ME)
+    assert listener.heard() == ["the coordinator answers again, after 20 s"]
 
 
 def test_who_comes_and_who_leaves_is_said_once() -> None:

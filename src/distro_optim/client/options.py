@@ -15,8 +15,8 @@ from ..errors import ConfigurationError
 
 __all__ = ["JoinOptions"]
 
-GIVE_UP_SECONDS: Final = 120.0
-"""A host that is started again, from its checkpoint, is back within this time. Chosen arbitrarily."""
+GIVE_UP_SECONDS: Final = 900.0
+"""As for a script: see :mod:`distro_optim.strategy.options`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,8 +68,9 @@ arbitrarily."""
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
 
-RECONNECTING: Final = BackoffPolicy(first=0.5)
-"""Longer than a peer's, since every client of a run comes back to the one coordinator."""
+RECONNECTING: Final = BackoffPolicy(first=0.5, longest=8.0)
+"""Begins later than a peer's, since every client of a run comes back to the one coordinator; and ends sooner, so that
+all of them are back half a minute after it was started again, a dial that is not answered included."""
 
 
 class CoordinatorClient(ABC):
@@ -91,6 +92,11 @@ class CoordinatorClient(ABC):
     def connected(self) -> bool:
         """Whether there is a link at the moment. Without one, messages wait for the next link."""
         return self.state is not None
+
+    @property
+    def gives_up_after(self) -> float | None:
+        """Seconds without a link after which :meth:`states` fails; None if it never does."""
+        return None
 
     @abstractmethod
     async def look(self) -> Coordinator:
@@ -270,6 +276,11 @@ class RemoteCoordinator(CoordinatorClient):
     @override
     def connected(self) -> bool:
         return self._connection is not None
+
+    @property
+    @override
+    def gives_up_after(self) -> float:
+        return self._give_up_after
 
     @override
     async def look(self) -> Coordinator:

@@ -29,7 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
-    parser.add_argument("--bind-p2p-port", type=_port, default=0, metavar="N", help="its UDP port (any free one)")
+    parser.add_argument(
+        "--bind-p2p-port",
+        type=_port,
+        default=0,
+        metavar="N",
+        help="its UDP port (that of the last time, kept with the key, or any)",
+    )
     add_reach_options(parser.add_argument)
     parser.add_argument("--max-connections", type=_count, default=1024, metavar="N", help="open at once (%(default)s)")
     parser.add_argument("--init-warmup-time", type=_count, metavar="SECONDS", help="length of the first warm-up")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
+from ..comm.iroh.home import NodeHome
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
@@ -59,8 +60,8 @@ class ServeOptions:
             everybody join.
         iroh: whether to be reached over iroh, too, also behind a NAT.
         key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
-            ``save_dir``, or a fresh key each time.
-        p2p_port: UDP port of that endpoint; 0 takes any free one.
+            ``save_dir``, or a fresh key each time. The UDP ports are kept beside it.
+        p2p_port: UDP port of that endpoint; 0 takes that of the last time, if it is known and free, or any free one.
         relay: "default" for iroh's public relay servers, "psyche" for Psyche's, "none", or URLs of relay servers.
         discovery: where the endpoint is found by its key: "n0", "local" or "none"; None suits the relay servers.
         external_addr: where else others reach that endpoint; None leaves it to iroh to find out.
@@ -204,19 +205,22 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
 @contextlib.asynccontextmanager
 async def _node(options: ServeOptions) -> AsyncIterator[Node]:
     """The iroh endpoint, started; with its relay, if one answers in time."""
-    key_file = options.key_file
-    if key_file is None and options.save_dir is not None:
-        key_file = options.save_dir / "coordinator.key"
     relays = parse_relays(options.relay)
+    home = _home(options)
+    if home is not None:
+        home.enter()
     node = Node(
-        secret_key=key_file,
+        secret_key=None if home is None else home.key(),
         relay=relays,
         discovery=options.discovery,
         external_addr=options.external_addr,
         bind_addr=f"0.0.0.0:{options.p2p_port}",
+        usual_ports=None if home is None else home.ports(),
     )
     try:
         await asyncio.to_thread(node.start)
+        if home is not None:
+            home.keep_ports(node.sockets())
         if relays != "none":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RELAY_SECONDS):
@@ -224,6 +228,15 @@ async def _node(options: ServeOptions) -> AsyncIterator[Node]:
         yield node
     finally:
         await asyncio.to_thread(node.close)
+        if home is not None:
+            home.close()
+
+
+def _home(options: ServeOptions) -> NodeHome | None:
+    """Where key and ports are kept: beside the key, if that has a place of its own, or else beside the run."""
+    if options.key_file is not None:
+        return NodeHome(options.key_file.parent, options.key_file.stem, key_file=options.key_file)
+    return NodeHome(options.save_dir, "coordinator") if options.save_dir is not None else None
 
 
 def _data_port(state: Coordinator) -> int:

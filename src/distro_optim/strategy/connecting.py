@@ -40,6 +40,7 @@ def connect_to_run(
         run,
         config=config,
         state=state,
+        home=options["checkpoint_dir"] if run is None else None,
         secret_key=options["secret_key"],
         relay=options["relay"],
         discovery=options["discovery"],

@@ -36,8 +36,9 @@ __all__ = [
 LearningRates = Literal["script", "run"]
 """Whose learning rates count."""
 
-GIVE_UP_SECONDS: Final = 120.0
-"""A host that is started again from its checkpoint is back within this time. Chosen arbitrarily."""
+GIVE_UP_SECONDS: Final = 900.0
+"""A machine that is switched off and on again, or a friend who comes back from lunch, is back within this time; a
+rented GPU that waits costs something. Chosen arbitrarily."""
 
 _OLD_NAMES: Final = {"patience": "give_up_seconds"}
 """Options that were renamed: old name to new one."""
@@ -51,7 +52,8 @@ class ConnectionOptions(TypedDict, total=False):
 
     Keys:
         secret_key: who we are: a key, its 32 bytes, or the path of a key file, which is made if there is none. None,
-            the default, is a new identity each time.
+            the default, is a new identity each time; for the host of a run with a ``checkpoint_dir`` (or a ``save_dir``
+            in its ``config``), the one that is kept there in ``host.key``, so that its ticket outlives its process.
         relay: ``"default"`` for iroh's public relay servers, ``"psyche"`` for Psyche's, ``"none"``, or the URL of a
             relay server, or several.
         discovery: where peers find each other by their keys: ``"n0"``, iroh's public DNS; ``"local"``, files on this
@@ -65,7 +67,9 @@ class ConnectionOptions(TypedDict, total=False):
         solana: of a run on Solana, ``run="solana:RUN-ID"``: cluster, wallet, limits. None, the default, takes
             :class:`~distro_optim.coordinator.solana_options.SolanaOptions` as it is: devnet, and the wallet of
             ``solana-keygen``. There, the default of ``secret_key`` is the key that follows from wallet and run.
-        give_up_seconds: seconds without a link to the coordinator after which the run counts as lost; 120 by default.
+        give_up_seconds: seconds without a link to the coordinator after which the run counts as lost; 900 by default,
+            since a host that has a ``checkpoint_dir`` comes back under the same ticket. Meanwhile it is said that we
+            wait, and Ctrl-C leaves with what was trained.
         patience: the older name of ``give_up_seconds``.
     """
 
@@ -90,7 +94,8 @@ class TrainingOptions(ConnectionOptions, total=False):
             and in a framework the trainer.
         data_seed: of the order of samples; None, the default, makes one from the run's name.
         checkpoint_dir: folder for checkpoints, one at the end of each epoch and one at the end. None, the default,
-            saves nothing.
+            saves nothing. A host keeps its key and its UDP ports there, too: publish the folders of steps, not all of
+            it.
         keep_checkpoints: how many stay; 3 by default.
         resume: go on from the newest checkpoint there, if there is one; False by default. A peer that joins takes the
             run's weights if those differ, and says so. Where no peer has weights to share, a peer with a checkpoint of

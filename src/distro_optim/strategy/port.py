@@ -129,6 +129,7 @@ class RunView:
         stage: name of the :class:`~.rounds.Stage`.
         fault: why our weights are not those of the others; None if they are, as far as we know.
         connected: whether there is a link to the coordinator.
+        gives_up_after: seconds without one after which the run counts as lost; None if it never does.
         lr: learning rate of the step in the run's own schedule; None before the first round.
         bytes_sent, bytes_received: with peers, all protocols together.
         peers: those that are or were connected.
@@ -159,6 +160,7 @@ class RunView:
     stage: str = "OUTSIDE"
     fault: str | None = None
     connected: bool = False
+    gives_up_after: float | None = None
     lr: float | None = None
     bytes_sent: int = 0
     bytes_received: int = 0

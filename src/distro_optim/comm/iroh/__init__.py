@@ -5,6 +5,8 @@
 ``connection``       QUIC connections and streams with our errors, timeouts and limits
 ``pool``             connections dialled when needed, shared, retried
 ``keys``             a node's identity
+``home``             where it is kept, with the ports, from one start to the next
+``lock_file``        a file that one process holds at a time
 ``rendezvous``       where the other peers of a run are
 ``reach``            how others reach an endpoint: relay servers, discovery, external addresses
 ``reach_options``    the same as options of our commands

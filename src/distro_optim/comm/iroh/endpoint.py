@@ -41,6 +41,7 @@ from ..loop import LoopThread
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
 from .connection import Connection, translate_errors
 from .ffi import accelerate
+from .home import Ports
 from .keys import generate_secret_key, load_secret_key
 from .local_discovery import LocalDiscovery, local_addresses
 from .reach import Discovery, parse_discovery, parse_external_addrs, parse_relays
@@ -63,6 +64,11 @@ DIAL_SECONDS: Final = 5.0
 
 RELAY_SECONDS: Final = 5.0
 """How long to wait for :meth:`Node.online`; without a relay server peers learn our own addresses only."""
+
+USUAL_PORT_SECONDS: Final = 3.0
+"""How long to try for a port that was ours before; longer than an endpoint takes to close."""
+
+_USUAL_PORT_PAUSE: Final = 0.1
 
 # Time for the endpoint to tell its peers that it leaves, out of the two seconds that closing may take.
 _FAREWELL_SECONDS: Final = 0.8
@@ -104,6 +110,7 @@ class Node:
             for a fresh identity.
         bind_addr: where to listen for IPv4, such as ``"0.0.0.0:4433"``; port 0 takes any. IPv6 listens on any
             address, or on ``::1`` only if this is a loopback address.
+        usual_ports: those to take in place of any, as far as they are free; see :mod:`.home`.
         relay: ``"default"`` for iroh's public relay servers, ``"psyche"`` for Psyche's, ``"none"``, or URLs of one's
             own, see :mod:`.reach`.
         discovery: where to publish the own address, and to look up those of peers: ``"n0"``, iroh's public DNS, or
@@ -125,6 +132,7 @@ class Node:
         *,
         secret_key: SecretKey | bytes | str | os.PathLike[str] | None = None,
         bind_addr: str = _DEFAULT_BIND,
+        usual_ports: Ports | None = None,
         relay: str | Sequence[str] = "default",
         discovery: Discovery | bool | None = None,
         external_addr: str | Sequence[str] | None = None,
@@ -152,6 +160,7 @@ class Node:
                 name="bind_addr",
                 value=bind_addr,
             )
+        self._usual_ports = usual_ports if self._bind_addr.port == 0 else None
         self.secret_key = secret_key
         self.endpoint_id = secret_key.public
         self.addresses = addresses if addresses is not None else AddressBook()
@@ -351,9 +360,7 @@ class Node:
         iroh = _iroh()
         accelerate()
         self.loop.on_stop(self.aclose)
-        options = iroh.EndpointOptions(preset=self._preset(iroh), alpns=list(self._handlers))
-        with translate_errors():
-            self._endpoint = await iroh.Endpoint.bind(options)
+        self._endpoint = await self._open(iroh)
         self._advertise()
         self._spawn(self._accept_loop(self._endpoint))
         with translate_errors():
@@ -364,17 +371,60 @@ class Node:
             self._local.publish(self._local_addr())
             self._spawn(self._local.keep_published(self._local_addr))
 
-    def _sockets(self) -> tuple[SocketAddr, ...]:
+    async def _open(self, iroh: Any) -> Any:
+        """The endpoint, at the usual ports if they are free; it says so if they are not.
+
+        Those of a session that this process has just closed become free a moment later.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + USUAL_PORT_SECONDS
+        *usual, any_port = self._binds()
+        while usual:
+            for binds in usual:
+                try:
+                    return await self._open_at(iroh, binds)
+                except ExchangeError as error:
+                    _log.debug("cannot listen at %s: %s", binds, error)
+            if loop.time() >= until:
+                _log.warning(
+                    "UDP port %s, where this endpoint listened before, is taken: it listens at another one, so that "
+                    "tickets from before lead here through relay servers or the public lookup only; end what has the "
+                    "port (ss -ulpn shows it), or hand out a fresh ticket",
+                    usual[0][0].rpartition(":")[2],
+                )
+                break
+            await asyncio.sleep(_USUAL_PORT_PAUSE)
+        return await self._open_at(iroh, any_port)
+
+    async def _open_at(self, iroh: Any, binds: Sequence[str]) -> Any:
+        options = iroh.EndpointOptions(preset=self._preset(iroh, binds), alpns=list(self._handlers))
+        with translate_errors():
+            return await iroh.Endpoint.bind(options)
+
+    def _binds(self) -> list[list[str]]:
+        """Addresses to listen at, the better ones first."""
+        host, loopback = self._bind_addr.ip, self._bind_addr.ip.is_loopback
+        # Otherwise the package listens on all IPv6 addresses although the user asked for loopback.
+        any_port = [str(self._bind_addr), *(["[::1]:0"] if loopback else [])]
+        if self._usual_ports is None:
+            return [any_port]
+        port, port6 = self._usual_ports
+        usual = f"{host}:{port}"
+        both = [[usual, f"{'[::1]' if loopback else '[::]'}:{port6}"]] if port6 else []
+        return [*both, [usual, *any_port[1:]], any_port]
+
+    def sockets(self) -> tuple[SocketAddr, ...]:
+        """Where the node listens. It must be bound."""
         return tuple(SocketAddr.parse(text) for text in self._bound().bound_sockets())
 
     def _local_addr(self) -> EndpointAddr:
         """What peers on this machine need to know; in the words of Psyche's files."""
-        return EndpointAddr(self.endpoint_id, self.addr().relays, local_addresses(self._sockets()))
+        return EndpointAddr(self.endpoint_id, self.addr().relays, local_addresses(self.sockets()))
 
     def _warn_of_an_unlikely_port(self) -> None:
         """A port that is taken at random is hardly the one that somebody forwards to."""
         if self._external and self._bind_addr.port == 0:
-            ports = ", ".join(str(socket) for socket in self._sockets() if socket.ip.version == 4)
+            ports = ", ".join(str(socket) for socket in self.sockets() if socket.ip.version == 4)
             _log.warning(
                 "others are told to reach us at %s, but we listen on a port taken at random (%s): choose one with "
                 "bind_addr='0.0.0.0:PORT' or --bind-p2p-port PORT, and let the router forward to it",
@@ -382,11 +432,7 @@ class Node:
                 ports,
             )
 
-    def _preset(self, iroh: Any) -> Any:
-        binds = [str(self._bind_addr)]
-        if self._bind_addr.ip.is_loopback:
-            # Otherwise the package listens on all IPv6 addresses although the user asked for loopback.
-            binds.append("[::1]:0")
+    def _preset(self, iroh: Any, binds: Sequence[str]) -> Any:
         relays, discovery, secret_key = self._relays, self._discovery, self.secret_key.to_bytes()
 
         class Settings(iroh.Preset):  # type: ignore[misc]

@@ -11,9 +11,10 @@ import os
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final
+from typing import Final
 from urllib.parse import quote
 
+from ...comm.iroh.lock_file import lock_file
 from ...errors import ConfigurationError, ProtocolError
 from ..formats.text import from_toml, to_toml
 from ..types import Coordinator
@@ -170,24 +171,6 @@ class StateStore:
     @property
     def _glob_stem(self) -> str:
         return re.sub(r"([*?[])", r"[\1]", self._stem)
-
-
-def lock_file(path: Path) -> IO[bytes] | None:
-    """Takes an exclusive lock that ends with the process, however that ends; None if another process has it."""
-    file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
 
 
 def write_whole(path: Path, data: bytes) -> None:

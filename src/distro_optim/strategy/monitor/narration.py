@@ -44,6 +44,8 @@ class Narration:
         self._clock = clock
         self._others: frozenset[bytes] | None = None
         self._waiting_since: float | None = None
+        self._linked = False
+        self._unlinked_since: float | None = None
         self._told_wait_at = 0.0
         self._told_download_at: float | None = None
         self._waiting_peers = 0
@@ -80,7 +82,9 @@ class Narration:
             view: of it.
             me: our public key; None if we are in it for sure.
         """
-        self._see_wait(view, self._clock())
+        now = self._clock()
+        if self._see_link(view, now):
+            self._see_wait(view, now)
         if view.run_state in _WITH_PEERS and (me is None or me in view.clients):
             self._see_peers(view)
         elif self._is_in and view.waits_for is not None and view.run_state in _WITH_PEERS:
@@ -89,6 +93,28 @@ class Narration:
         if waiting > self._waiting_peers:
             self._tell(f"{peers(waiting)} joined and will be in the next epoch")
         self._waiting_peers = waiting
+
+    def _see_link(self, view: RunView, now: float) -> bool:
+        """Says that the coordinator is gone, or back; returns whether it is there."""
+        since = self._unlinked_since
+        if view.connected:
+            if since is not None:
+                self._tell(f"the coordinator answers again, after {now - since:.0f} s")
+            self._linked, self._unlinked_since = True, None
+        elif self._linked and since is None:
+            self._unlinked_since = self._told_wait_at = now
+            limit = f" for up to {view.gives_up_after:.0f} s (give_up_seconds)" if view.gives_up_after else ""
+            self._tell(
+                f"the coordinator does not answer: we keep the weights, call it again{limit}, and train on when it is "
+                "back"
+            )
+        elif since is not None and now >= self._told_wait_at + STILL_SECONDS:
+            self._told_wait_at = now
+            left = (
+                f"; we wait {max(0.0, view.gives_up_after - (now - since)):.0f} s more" if view.gives_up_after else ""
+            )
+            self._tell(f"no link to the coordinator for {now - since:.0f} s{left}")
+        return self._unlinked_since is None
 
     def _see_wait(self, view: RunView, now: float) -> None:
         if view.waits_for is None:

@@ -116,6 +116,8 @@ class HostedRun(RunSource):
             store = None
             if self._config.save_dir is not None:
                 store = stack.enter_context(StateStore(self._config.save_dir, self.run_id))
+            if self._options.home is not None:
+                stack.enter_context(self._options.home)
             state = host_state(self._config, self.run_id, store, self._state)
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import RELAY_SECONDS, Node
+from ...comm.iroh.home import NodeHome
 from ...comm.iroh.reach import Discovery, Relays
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
@@ -29,8 +30,9 @@ from .link import RunLink, RunSource
 
 __all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
 
-SILENCE_SECONDS: Final = 20.0
-"""A coordinator sends twice a second; after so many seconds without a byte we open a new link. Chosen arbitrarily."""
+SILENCE_SECONDS: Final = 10.0
+"""A coordinator sends twice a second; after so many seconds without a byte we open a new link. As long as the host has
+patience with us (``comm/iroh/streams.py``)."""
 
 MAX_GIVEN_PEERS: Final = 256
 """Tickets that a user may pass as ``peers``. Chosen arbitrarily."""
@@ -47,6 +49,7 @@ class NodeOptions:
         external_addr: see :class:`~distro_optim.comm.iroh.endpoint.Node`.
         bind_addr: likewise.
         peers: where other peers are, as far as the user knows.
+        home: where key and ports are kept from one start to the next; None keeps none. :attr:`key` is the one there.
     """
 
     key: SecretKey
@@ -55,6 +58,7 @@ class NodeOptions:
     external_addr: str | Sequence[str] | None = None
     bind_addr: str = "0.0.0.0:0"
     peers: tuple[EndpointAddr, ...] = ()
+    home: NodeHome | None = None
 
     async def open(self, loop: LoopThread) -> Node:
         """An endpoint on ``loop``, the loop that runs this; with its relay server, if one answers in time.
@@ -68,6 +72,7 @@ class NodeOptions:
             discovery=self.discovery,
             external_addr=self.external_addr,
             bind_addr=self.bind_addr,
+            usual_ports=None if self.home is None else self.home.ports(),
             loop=loop,
         )
         # Clients of a coordinator are not in its epoch yet, and it need not be a peer itself.
@@ -75,6 +80,8 @@ class NodeOptions:
         node.addresses.add(self.peers)
         try:
             await node.bind()
+            if self.home is not None:
+                self.home.keep_ports(node.sockets())
             if self.relays != "none":
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RELAY_SECONDS):

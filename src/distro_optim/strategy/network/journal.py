@@ -43,6 +43,7 @@ class Journal:
         clock: monotonic seconds.
         reports: what clients last reported, where that is known.
         waiting: how many clients wait for the next epoch, where that is known.
+        gives_up_after: seconds without a link to the coordinator after which the run counts as lost; None: never.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Journal:
         *,
         reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict,
         waiting: Callable[[], int | None] = lambda: None,
+        gives_up_after: float | None = None,
     ) -> None:
         self._run_id = run_id
         self._me = me
@@ -61,6 +63,7 @@ class Journal:
         self._waiting = waiting
         self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
         self._state: Coordinator | None = None
+        self._gives_up_after = gives_up_after
         self._connected = True
         self._began = clock()
         self._round_began = clock()
@@ -160,6 +163,7 @@ class Journal:
             stage=rounds.stage.name,
             fault=rounds.fault.reason if rounds.fault is not None else None,
             connected=self._connected,
+            gives_up_after=self._gives_up_after,
             bytes_sent=sum(peer.bytes_sent for peer in peers),
             bytes_received=sum(peer.bytes_received for peer in peers),
             peers=tuple(peers),

@@ -21,11 +21,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, Final, TypeVar, Unpack
 
 from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
+from ...comm.iroh.home import NodeHome
 from ...comm.iroh.reach import parse_discovery, parse_relays
 from ...comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ...comm.loop import LoopThread
@@ -116,6 +118,7 @@ class Runtime(RunPort):
         *,
         config: RunConfig | None = None,
         state: Coordinator | None = None,
+        home: str | PathLike[str] | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Runtime:
         """The access to a run. Nothing is opened before :meth:`start`.
@@ -125,6 +128,8 @@ class Runtime(RunPort):
             config: of the run that we host.
             state: where it begins, such as a checkpoint has it; None begins with what ``config`` resumes, or from the
                 start.
+            home: folder in which a host keeps its key and its ports, so that its ticket stays the same from one start
+                to the next; None takes ``save_dir`` of ``config``, if that is set.
             **options: see :class:`~.options.ConnectionOptions`.
 
         Raises:
@@ -141,6 +146,10 @@ class Runtime(RunPort):
         secret_key = given["secret_key"]
         if on_solana is not None and secret_key is None:
             secret_key = on_solana.peer_key
+        folder = home if home is not None or config is None else config.save_dir
+        lives_at = NodeHome(folder) if run is None and folder is not None else None
+        if lives_at is not None and secret_key is None:
+            secret_key = lives_at.key()
         loop = LoopThread("distro-optim-run")
         # A node that is made checks its arguments and opens nothing.
         key = Node(secret_key=secret_key, external_addr=external, bind_addr=bind_addr, loop=loop).secret_key
@@ -151,10 +160,11 @@ class Runtime(RunPort):
             external_addr=external,
             bind_addr=bind_addr,
             peers=parse_peers(given["peers"]),
+            home=lives_at,
         )
         tcp, allow = given["tcp"], given["allow"]
         if run is not None:
-            for name, value in (("config", config), ("state", state), ("tcp", tcp), ("allow", allow)):
+            for name, value in (("config", config), ("state", state), ("home", home), ("tcp", tcp), ("allow", allow)):
                 if value is not None:
                     raise ConfigurationError(
                         f"{name} is for the host of a run, but run names one to join; leave one of the two out",
@@ -270,7 +280,14 @@ class Runtime(RunPort):
         """Until the run is over, or cannot go on."""
         self._driver_task = asyncio.current_task()
         rounds = self._new_rounds(link)
-        journal = Journal(self.run_id, self.identity, time.monotonic, reports=link.reports, waiting=link.waiting)
+        journal = Journal(
+            self.run_id,
+            self.identity,
+            time.monotonic,
+            reports=link.reports,
+            waiting=link.waiting,
+            gives_up_after=link.coordinator.gives_up_after,
+        )
         driver = self._driver = RoundDriver(
             rounds=rounds,
             coordinator=link.coordinator,
