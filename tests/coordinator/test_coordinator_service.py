@@ -15,9 +15,10 @@ from coordinator.coordinator_swarm import METADATA, RUN, UNIX_START, WORK_SECOND
 from distro_optim.comm.framing import encode_frame
 from distro_optim.comm.postcard import encode
 from distro_optim.comm.serving.limits import Bucket, ServerLimits
+from distro_optim.comm.serving.watched_clock import WatchedClock
 from distro_optim.coordinator.messages import CLIENT_TO_SERVER, HealthCheckMessage, Join, WitnessMessage, WitnessStep
 from distro_optim.coordinator.rules.committee import CommitteeSelection
-from distro_optim.coordinator.server.service import frame_of
+from distro_optim.coordinator.server.service import RETURN_SECONDS, frame_of
 from distro_optim.coordinator.types import (
     ClientState,
     Committee,
@@ -507,3 +508,32 @@ def test_arbitrary_bytes_end_a_connection_and_nothing_else(pieces: list[bytes], 
         peer.send(piece)
     swarm.until(RunState.ROUND_TRAIN, acting=honest)
     assert all(one.connected for one in honest)
+
+
+def test_a_server_that_slept_takes_nobody_out_and_its_run_has_lost_no_time() -> None:
+    swarm = Swarm()
+    first, second, third = swarm.join(1, 2, 3)
+    swarm.until(RunState.ROUND_TRAIN)
+    before, unix_time = swarm.state, swarm.unix_time()
+    swarm.now += 3600
+    swarm.service.woke(swarm.now, 3600)
+    assert swarm.unix_time() == unix_time
+    for peer in (first, second, third):  # as if they had given us up
+        peer.leave()
+    again = [swarm.connect(1).join(), swarm.connect(2).join()]
+    swarm.service.tick(swarm.now)
+    assert swarm.state == before
+    swarm.until(RunState.ROUND_WITNESS, acting=again)
+    assert all(client.state is ClientState.HEALTHY for client in swarm.state.epoch_state.clients)
+    for _ in range(int(RETURN_SECONDS)):
+        swarm.second(acting=[])
+    assert set(swarm.service.host.pending) == {peer.identity for peer in again}
+    assert third.identity not in {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
+
+
+def test_a_clock_tells_of_a_gap_once_and_not_of_ordinary_pauses() -> None:
+    times = iter([0.0, 0.5, 5.5, 40.0, 40.5])
+    woke: list[tuple[float, float]] = []
+    clock = WatchedClock(lambda: next(times), lambda now, seconds: woke.append((now, seconds)))
+    assert [clock() for _ in range(4)] == [0.5, 5.5, 40.0, 40.5]
+    assert woke == [(40.0, 34.5)]

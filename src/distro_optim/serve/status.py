@@ -12,7 +12,7 @@ from typing import Any
 
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.server.host import EpochAbandoned, EpochEnded, Joined, Left, PhaseChanged, Refused
-from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent
+from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent, Woke
 from ..coordinator.types import ClientState, NodeIdentity, RunState
 
 __all__ = ["PHASE_NAMES", "ClientStatus", "RunStatus", "describe", "event_record", "status_of"]
@@ -159,6 +159,8 @@ def describe(event: ServiceEvent) -> str:
             return f"{event.client}: {event.reason}"
         case PhaseChanged():
             return f"{PHASE_NAMES[event.before]} -> {PHASE_NAMES[event.after]}"
+        case Woke(seconds=seconds):
+            return f"we have slept for {seconds:.0f} s; the run's clock stood still, and clients may come back"
         case EpochEnded():
             return "the epoch is complete"
         case EpochAbandoned():

@@ -7,7 +7,7 @@ is started again is reached by the ticket of the one before::
     host.ports   the UDP ports of IPv4 and IPv6, in decimal, one a line; 0 for none
     .host.lock   held by the process that lives here
 
-The key is a secret, with which somebody else could host in its place. It does not belong into what is published of a folder.
+The key is a secret, with which somebody else could host in its place: it is no part of what is published of a folder.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from ...errors import ExchangeError, TruncatedError
 from ..addresses import EndpointAddr
+from ..serving.watched_clock import SLEEP_SECONDS
 from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener
 from ..tickets import EndpointTicket
 from .connection import Connection, RecvStream, SendStream
@@ -202,6 +203,7 @@ class IrohListener(StreamListener):
         """Returns when the connection is closed, or nothing has come on it for too long."""
         loop = asyncio.get_running_loop()
         received, since = -1, loop.time()
+        looked = since
         while True:
             try:
                 async with asyncio.timeout(min(_LOOK_SECONDS, self._silence)):
@@ -211,9 +213,13 @@ class IrohListener(StreamListener):
                 pass
             # Bytes of the transport: a peer whose program is busy still acknowledges.
             count = connection.stats().bytes_received
+            now = loop.time()
+            if now - looked > SLEEP_SECONDS:
+                since = now  # it is we who were silent
+            looked = now
             if count != received:
-                received, since = count, loop.time()
-            elif loop.time() - since >= self._silence:
+                received, since = count, now
+            elif now - since >= self._silence:
                 return
 
     def _offer(self, stream: Stream) -> None:

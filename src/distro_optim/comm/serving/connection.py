@@ -92,6 +92,12 @@ class Connection:
         """The frame last taken has gone out."""
         self._waiting_since = now if self._unsent else None
 
+    def excuse(self, seconds: float) -> None:
+        """The client is not to blame for so many seconds that have just gone by."""
+        self._came += seconds
+        if self._waiting_since is not None:
+            self._waiting_since += seconds
+
     def overdue(self, now: float) -> str | None:
         """Why the client must be cut off by now; None if there is no reason."""
         if not self.is_open and now - self._came > self._limits.handshake_seconds:

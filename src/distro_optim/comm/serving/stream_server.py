@@ -137,7 +137,7 @@ class StreamServer:
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
             del self._wakers[connection], self._readers[connection]
-            self._service.disconnect(connection)
+            self._gone(connection)
             self._dispatch()
             await stream.close()
 
@@ -147,9 +147,9 @@ class StreamServer:
                 self._service.receive(connection, data, self._clock())
                 self._dispatch()
         except OSError as error:
-            self._service.disconnect(connection, f"the connection broke: {error}")
+            self._gone(connection, f"the connection broke: {error}")
         else:
-            self._service.disconnect(connection)
+            self._gone(connection)
         self._dispatch()
         self._wakers[connection].set()
 
@@ -166,8 +166,12 @@ class StreamServer:
                 else:
                     return
         except OSError as error:
-            self._service.disconnect(connection, f"the connection broke: {error}")
+            self._gone(connection, f"the connection broke: {error}")
             self._dispatch()
+
+    def _gone(self, connection: Connection, reason: str = "the client closed the connection") -> None:
+        self._clock()  # first: if we have slept, it is not the client who was silent
+        self._service.disconnect(connection, reason)
 
     async def _keep_ticking(self) -> None:
         loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ from typing import Any
 from typing_extensions import override
 
 from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
+from ...comm.serving.watched_clock import WatchedClock
 from ...comm.streams import StreamListener
 from ...errors import CoordinatorLinkError
 from ..client import CoordinatorClient, StateFeed
@@ -63,7 +64,8 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         clock: Callable[[], float] = time.monotonic,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
-        super().__init__(service, listeners, on_event=on_event, clock=clock, tick_seconds=tick_seconds)
+        watched = WatchedClock(clock, service.woke)
+        super().__init__(service, listeners, on_event=on_event, clock=watched, tick_seconds=tick_seconds)
         self.service = service
         self._store = store
         self._control = None if store is None else ControlFolder(store.directory, store.run_id)

@@ -29,7 +29,11 @@ from ..types import Coordinator, NodeIdentity
 from .host import Event, PhaseChanged, Refused, RunHost
 from .in_process import LocalParticipants
 
-__all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "ServiceEvent"]
+__all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "ServiceEvent", "Woke"]
+
+RETURN_SECONDS: Final = 20.0
+"""After this process has slept, its clients have so long to come back, which takes them a dial and a pause of
+:data:`~distro_optim.coordinator.client.RECONNECTING`."""
 
 CHALLENGE_SIZE: Final = 32
 SEED_SIZE: Final = 8
@@ -52,14 +56,21 @@ class Disconnected:
     reason: str
 
 
-ServiceEvent = Event | Connected | Disconnected
+@dataclass(frozen=True, kw_only=True)
+class Woke:
+    """This process was stopped, or its machine slept; the run's clock stood still meanwhile."""
+
+    seconds: float
+
+
+ServiceEvent = Event | Connected | Disconnected | Woke
 
 
 class CoordinatorService(ConnectionService):
     """A coordinator for any number of connections.
 
     Times are monotonic seconds. Unix time is made from them with an offset that is fixed at the start, so that a clock
-    which is set while the server runs moves no phase.
+    which is set while the server runs moves no phase. Neither does a sleep of this process, see :meth:`woke`.
 
     Args:
         host: the run.
@@ -85,6 +96,9 @@ class CoordinatorService(ConnectionService):
         self._addresses: Counter[str] = Counter()
         self._output = Output()
         self._framed: tuple[Coordinator, bytes] | None = None
+        # After we have slept: until when clients may come back, and which have not yet.
+        self._back_by: float | None = None
+        self._away: set[NodeIdentity] = set()
 
     @property
     def num_connections(self) -> int:
@@ -178,8 +192,24 @@ class CoordinatorService(ConnectionService):
             reason = connection.overdue(now)
             if reason is not None:
                 self._close(connection, reason)
+        if self._back_by is not None and now >= self._back_by:
+            self._back_by, away, self._away = None, self._away, set()
+            for client in away:
+                self._output.events += self.host.disconnect(client)
         self._note(self.host.tick(self.unix_time(now), self._seed()), now, broadcast=False)
         self.broadcast(now)
+
+    def woke(self, now: float, seconds: float) -> None:
+        """This process has not run for so many seconds.
+
+        The run's clock stood still meanwhile, and clients that seem to be gone because of that may come back. Call it
+        before anything else that has happened meanwhile is put in.
+        """
+        self._unix_offset -= seconds
+        for connection in self._connections:
+            connection.excuse(seconds)
+        self._back_by = now + RETURN_SECONDS
+        self._output.events.append(Woke(seconds=seconds))
 
     def broadcast(self, now: float) -> None:
         """Sends the state to every client."""
@@ -256,6 +286,7 @@ class CoordinatorService(ConnectionService):
             raise ProtocolError("the key is that of a participant in the server's own process")
         older = self._by_client.get(client)
         self._by_client[client] = connection
+        self._away.discard(client)
         if older is not None:
             self._close(older, "the same key has connected again")
         self._output.events.append(Connected(client=client, address=connection.address))
@@ -287,7 +318,10 @@ class CoordinatorService(ConnectionService):
         self._output.events.append(Disconnected(client=client, address=connection.address, reason=reason))
         if client is not None and self._by_client.get(client) is connection:
             del self._by_client[client]
-            self._output.events += self.host.disconnect(client)
+            if self._back_by is not None:
+                self._away.add(client)
+            else:
+                self._output.events += self.host.disconnect(client)
 
     def _client_of(self, connection: Connection) -> NodeIdentity:
         if connection.peer is None:
