@@ -81,6 +81,13 @@ def test_the_model_is_kept_unless_told() -> None:
     assert asked("psyche1abc", NO_CHECKPOINTS="true").no_checkpoints
 
 
+def test_copies_go_where_they_are_told() -> None:
+    assert asked("psyche1abc").upload_to is None
+    upload = asked("psyche1abc", "--upload", "s3://bucket/run", "--upload-wait", "5").upload_to
+    assert upload is not None
+    assert (upload.url, upload.wait_seconds) == ("s3://bucket/run", 5.0)
+
+
 def test_files_are_paths() -> None:
     options = asked("psyche1abc", "-i", "me.key", "--checkpoint-dir", "out")
     assert (options.identity_secret_key_path, options.checkpoint_dir) == (Path("me.key"), Path("out"))
@@ -97,6 +104,10 @@ def test_files_are_paths() -> None:
         (["psyche1abc"], {"MICRO_BATCH_SIZE": "two"}, "MICRO_BATCH_SIZE 'two'"),
         (["psyche1abc", "--micro-batch-size", "0"], {}, "at least 1"),
         (["psyche1abc", "--no-checkpoints", "--checkpoint-dir", "out"], {}, "leave out one"),
+        (["psyche1abc", "--upload", "cp {path} x", "--no-checkpoints"], {}, "leave out one"),
+        (["psyche1abc", "--upload", "cp x y"], {}, "write {path}"),
+        (["psyche1abc", "--upload", "cp {path} x", "--upload-timeout", "0"], {}, "above 0"),
+        (["psyche1abc", "--keep-every", "0"], {}, "--keep-every must be at least 1"),
         (["psyche1abc", "--metrics-local-port", "70000"], {}, "0 to 65535"),
         (["psyche1abc", "--iroh-relay", "near"], {}, "^--iroh-relay must be default, psyche, none or a URL"),
         (["psyche1abc"], {"IROH_RELAY": "near"}, "^IROH_RELAY must be"),

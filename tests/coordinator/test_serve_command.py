@@ -180,6 +180,17 @@ def test_a_server_killed_after_an_epoch_goes_on_from_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_each_state_that_a_server_saves_is_copied_before_it_ends(tmp_path: Path) -> None:
+    saved, there = tmp_path / "saved", tmp_path / "there"
+    there.mkdir()
+    with served(state_file(tmp_path), "--save-dir", str(saved), "--upload", f"cp {{path}} '{there}'") as server:
+        server.port()
+        assert server.end(signal.SIGTERM) == 0
+    (copy,) = there.iterdir()
+    assert copy.read_bytes() == (saved / copy.name).read_bytes()
+
+
+@pytest.mark.slow
 def test_two_servers_do_not_share_a_run_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state, saved = state_file(tmp_path), tmp_path / "saved"
     with served(state, "--save-dir", str(saved)) as server:
@@ -263,6 +274,8 @@ def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) 
     [
         (["--allow", "zz"], "neither a key"),
         (["--resume"], "give --save-dir"),
+        (["--port", "0", "--upload", "cp {path} there"], "give --save-dir"),
+        (["--port", "0", "--upload", "cp here there"], "write {path}"),
         (["--port", "0", "--data", "nowhere.toml"], "cannot read nowhere.toml"),
     ],
 )

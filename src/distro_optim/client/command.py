@@ -20,8 +20,8 @@ __all__ = ["add_options", "options_from", "run"]
 DESCRIPTION: Final = (
     "Joins a run of Psyche's, or one that distro-optim serves, and trains the run's own model on the run's own data, "
     "with its settings. Options have the names that they have in Psyche's client; each but --peer and --json can be "
-    "given in the environment as well, in upper case with underscores. Evaluation tasks, uploads of checkpoints and "
-    "tensor parallelism are not supported."
+    "given in the environment as well, in upper case with underscores. Evaluation tasks and tensor parallelism are not "
+    "supported."
 )
 
 _DEFAULT: Final = object()
@@ -68,6 +68,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch (out/join/RUN-ID)")
     add("--no-checkpoints", action="store_const", const="true", help="save it nowhere: it is lost when this ends")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
+    add("--keep-every", metavar="STEPS", help="of each so many steps the first checkpoint stays for good (no)")
+    add("--upload", metavar="COMMAND|URL", help='copy each elsewhere: "rclone copy {path} remote:x/{name}", s3://x/y')
+    add("--upload-timeout", metavar="S", help="for one attempt (3600)")
+    add("--upload-wait", metavar="S", help="how long the end waits for what has not arrived (600)")
     add("--write-gradients-dir", metavar="DIR", help="write every result here, for distro-optim replay")
     add("--gradients", metavar="N", help="so many of the latest steps stay there (all)")
     add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
@@ -122,6 +126,10 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "checkpoint_dir": given("checkpoint_dir", Path),
         "no_checkpoints": given("no_checkpoints", _boolean),
         "keep_steps": given("keep_steps", int),
+        "keep_every": given("keep_every", int),
+        "upload": given("upload"),
+        "upload_timeout": given("upload_timeout", float),
+        "upload_wait": given("upload_wait", float),
         "write_gradients_dir": given("write_gradients_dir", Path),
         "gradients": given("gradients", int),
         "logs": "json" if options.json else given("logs"),

@@ -157,6 +157,8 @@ def _train(
         port=prepared.access,
         checkpoint_dir=folder,
         keep_checkpoints=options.keep_steps,
+        keep_every=options.keep_every if folder is not None else None,
+        upload=options.upload_to if folder is not None else None,
         learning_rates="run",
         on_event=news.tell,
     )

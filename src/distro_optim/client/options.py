@@ -12,6 +12,7 @@ from ..comm.iroh.reach import Discovery
 from ..console import Mode
 from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
+from ..strategy.upload import TRY_SECONDS, WAIT_SECONDS, Upload
 
 __all__ = ["JoinOptions"]
 
@@ -44,6 +45,10 @@ class JoinOptions:
             ``out/join`` (:mod:`.keeping`).
         no_checkpoints: saves nothing.
         keep_steps: how many of them stay.
+        keep_every: besides, of each so many steps the first checkpoint stays for good; None keeps no more.
+        upload: where each is copied to, a command with ``{path}`` in it or a URL; None copies nothing.
+        upload_timeout: seconds for one attempt.
+        upload_wait: seconds that the end waits for what has not arrived.
         write_gradients_dir: folder for every result of the run, and for what :mod:`.replay` needs beside them; None
             has none.
         gradients: so many of the latest steps stay there; None keeps all.
@@ -56,7 +61,8 @@ class JoinOptions:
         patience: the former name of ``give_up_seconds``.
 
     Raises:
-        ConfigurationError: a count is below 1, the time is not above 0, or checkpoints are wanted and not wanted.
+        ConfigurationError: a count is below 1, a time is not above 0, nothing can be uploaded in this way, or
+            checkpoints are wanted and not wanted.
     """
 
     run: str
@@ -76,6 +82,10 @@ class JoinOptions:
     checkpoint_dir: Path | None = None
     no_checkpoints: bool = False
     keep_steps: int = 3
+    keep_every: int | None = None
+    upload: str | None = None
+    upload_timeout: float = TRY_SECONDS
+    upload_wait: float = WAIT_SECONDS
     write_gradients_dir: Path | None = None
     gradients: int | None = None
     logs: Mode = "tui"
@@ -102,9 +112,27 @@ class JoinOptions:
                 name="no_checkpoints",
                 value=True,
             )
-        for name in ("data_parallelism", "micro_batch_size", "keep_steps", "gradients"):
+        if self.no_checkpoints and self.upload is not None:
+            raise ConfigurationError(
+                "--no-checkpoints keeps nothing that --upload could copy: leave out one",
+                name="upload",
+                value=self.upload,
+            )
+        self.upload_to  # noqa: B018 - whether it can be
+        for name in ("data_parallelism", "micro_batch_size", "keep_steps", "keep_every", "gradients"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(
                     f"--{name.replace('_', '-')} must be at least 1, got {value}", name=name, value=value
                 )
+
+    @property
+    def upload_to(self) -> Upload | None:
+        """Where checkpoints are copied to, with its limits.
+
+        Raises:
+            ConfigurationError: it cannot be.
+        """
+        if self.upload is None:
+            return None
+        return Upload(self.upload, timeout_seconds=self.upload_timeout, wait_seconds=self.upload_wait)

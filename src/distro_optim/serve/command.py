@@ -21,6 +21,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-dir", type=Path, metavar="DIR", help="keep the run here, saved after each epoch")
     parser.add_argument("--resume", action="store_true", help="go on from what is saved in --save-dir")
     parser.add_argument(
+        "--upload",
+        metavar="COMMAND|URL",
+        help='copy each saved state elsewhere: "rclone copy {path} remote:x", s3://x/y',
+    )
+    parser.add_argument("--upload-timeout", type=float, metavar="S", help="for one attempt (3600)")
+    parser.add_argument("--upload-wait", type=float, metavar="S", help="how long the end waits for it (600)")
+    parser.add_argument(
         "--allow",
         action="append",
         default=[],
@@ -74,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
         save_dir=options.save_dir,
         resume=options.resume,
+        upload=_upload(options),
         allow=options.allow,
         iroh=options.iroh,
         key_file=options.key_file,
@@ -87,6 +95,15 @@ def run(options: argparse.Namespace) -> int:
     )
     asyncio.run(serve(request, reporter_for(as_json=options.json, plain=options.plain)))
     return 0
+
+
+def _upload(options: argparse.Namespace) -> Any:
+    from ..strategy.upload import Upload
+
+    if options.upload is None:
+        return None
+    limits = {"timeout_seconds": options.upload_timeout, "wait_seconds": options.upload_wait}
+    return Upload(options.upload, **{name: value for name, value in limits.items() if value is not None})
 
 
 def _count(text: str) -> int:

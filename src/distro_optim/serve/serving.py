@@ -35,6 +35,8 @@ from ..data.remote.service import DataService
 from ..errors import ConfigurationError, CoordinatorError
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus
 from ..strategy.monitor.page import PageServer
+from ..strategy.network.uploads import Uploads
+from ..strategy.upload import Upload
 from .acting import acts_on
 from .console import Reporter
 from .guests import GuestList, read_allow_list
@@ -56,6 +58,7 @@ class ServeOptions:
         port: TCP port; 0 takes any free one.
         save_dir: folder to keep the run in; None keeps nothing.
         resume: go on from what is saved there.
+        upload: where each saved state is copied to; None copies nothing.
         allow: keys in hexadecimal, and files with one a line, which are read again when they change; empty lets
             everybody join.
         iroh: whether to be reached over iroh, too, also behind a NAT.
@@ -78,6 +81,7 @@ class ServeOptions:
     port: int = 20000
     save_dir: Path | None = None
     resume: bool = False
+    upload: Upload | None = None
     allow: Sequence[str] = ()
     iroh: bool = False
     key_file: Path | None = None
@@ -131,8 +135,14 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
     allowed = read_allow_list(options.allow)
     with contextlib.ExitStack() as stack:
         store = None
+        uploads = _uploads(options)
         if options.save_dir is not None:
-            store = stack.enter_context(StateStore(options.save_dir, configured.run_id))
+
+            def on_saved(path: Path, step: int) -> None:
+                if uploads is not None:
+                    uploads.submit(path, step=step, run_id=configured.run_id)
+
+            store = stack.enter_context(StateStore(options.save_dir, configured.run_id, on_saved=on_saved))
         state, note = initial_state(configured, store, resume=options.resume)
         check_run(state)
         files = stack.enter_context(read_data_file(options.data)) if options.data is not None else None
@@ -148,7 +158,13 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         )
         service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=options.limits)
         stop = asyncio.Event()
-        stack.enter_context(_signals(stop.set, lambda: _toggle_pause(service, reporter)))
+
+        def on_stop() -> None:
+            if stop.is_set() and uploads is not None:
+                uploads.give_up()  # asked twice
+            stop.set()
+
+        stack.enter_context(_signals(on_stop, lambda: _toggle_pause(service, reporter)))
         async with contextlib.AsyncExitStack() as servers:
             listeners: list[StreamListener] = [listener]
             ways = [] if listener.reachable_address is None else [listener.reachable_address]
@@ -196,10 +212,14 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
 
             def on_look(status: RunStatus) -> None:
                 watch.see(status)
+                for text in uploads.take_news() if uploads is not None else ():
+                    reporter.tell(text)
                 _look_at_guests(guests, service, reporter)
 
             await _report_until(stop, server, reporter, on_look)
             reporter.tell("the run is finished" if host.state.run_state is RunState.FINISHED else "stopping")
+        if uploads is not None:
+            await asyncio.to_thread(uploads.close, reporter.tell)
 
 
 @contextlib.asynccontextmanager
@@ -237,6 +257,14 @@ def _home(options: ServeOptions) -> NodeHome | None:
     if options.key_file is not None:
         return NodeHome(options.key_file.parent, options.key_file.stem, key_file=options.key_file)
     return NodeHome(options.save_dir, "coordinator") if options.save_dir is not None else None
+
+
+def _uploads(options: ServeOptions) -> Uploads | None:
+    if options.upload is None:
+        return None
+    if options.save_dir is None:
+        raise ConfigurationError("--upload copies what is saved, and nothing is: give --save-dir", name="upload")
+    return Uploads(options.upload)
 
 
 def _data_port(state: Coordinator) -> int:

@@ -17,6 +17,7 @@ from ..comm.signing import SecretKey
 from ..coordinator.solana_options import SolanaOptions
 from .config import RunConfig
 from .port import RunAccess
+from .upload import Upload
 
 __all__ = [
     "CONNECTION_DEFAULTS",
@@ -97,6 +98,12 @@ class TrainingOptions(ConnectionOptions, total=False):
             saves nothing. A host keeps its key and its UDP ports there, too: publish the folders of steps, not all of
             it.
         keep_checkpoints: how many stay; 3 by default.
+        keep_every: besides, of each so many steps the first checkpoint stays for good. None, the default, keeps no more
+            than ``keep_checkpoints``.
+        upload: where each checkpoint is copied to: a command with ``{path}`` in it, such as
+            ``"rclone copy {path} remote:bucket/{name}"``, a URL that fsspec knows, such as ``"s3://bucket/run"``, or an
+            :class:`~.upload.Upload` with limits of your own. Training never waits for it. None, the default, copies
+            nothing.
         resume: go on from the newest checkpoint there, if there is one; False by default. A peer that joins takes the
             run's weights if those differ, and says so. Where no peer has weights to share, a peer with a checkpoint of
             the run's step supplies them.
@@ -114,6 +121,8 @@ class TrainingOptions(ConnectionOptions, total=False):
     data_seed: int | None
     checkpoint_dir: str | PathLike[str] | None
     keep_checkpoints: int
+    keep_every: int | None
+    upload: str | Sequence[str] | Upload | None
     resume: bool
     learning_rates: LearningRates | None
     on_event: Callable[[str], None] | None
@@ -183,6 +192,8 @@ STRATEGY_DEFAULTS: Final[TrainingOptions] = {
     "data_seed": None,
     "checkpoint_dir": None,
     "keep_checkpoints": 3,
+    "keep_every": None,
+    "upload": None,
     "resume": False,
     "learning_rates": None,
     "on_event": None,

@@ -48,11 +48,14 @@ from .monitor.narration import Narration
 from .monitor.picture import picture_of
 from .monitor.shell import shell_line
 from .monitor.summary import summary
+from .network.upload_queue import UploadCounts
+from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
 from .round import Round, SampleOrder
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
+from .upload import read_upload
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
 
@@ -128,6 +131,7 @@ class SwarmSession:
         self._last_view: RunView | None = None
         self._progress: Progress | None = None
         self._windows = ExitStack()  # what others look at the run through
+        self._uploads: Uploads | None = None
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -277,8 +281,24 @@ class SwarmSession:
         folder = self._options["checkpoint_dir"]
         if folder is None:
             return NoCheckpoints()
-        store = CheckpointStore(folder, keep=self._options["keep_checkpoints"])
-        return CheckpointFolder(store, self._model, self._tensors, self._optimizer, self._tell)
+        upload = read_upload(self._options["upload"])
+        if upload is not None and self.speaks_for_the_peer:
+            self._uploads = Uploads(upload)
+        uploads = self._uploads
+        store = CheckpointStore(
+            folder,
+            keep=self._options["keep_checkpoints"],
+            keep_every=self._options["keep_every"],
+            held=uploads.holds if uploads is not None else None,
+        )
+        return CheckpointFolder(
+            store,
+            self._model,
+            self._tensors,
+            self._optimizer,
+            self._tell,
+            on_saved=uploads.submit if uploads is not None else None,
+        )
 
     def _take_part(
         self, access: RunAccess, checkpoints: CheckpointKeeper, resumes_from: CheckpointKeeper
@@ -335,6 +355,8 @@ class SwarmSession:
         if fault is None:
             participant.save_at_the_end(run_id, state)
         self._last_view = facts.view()
+        if self._uploads is not None:
+            self._uploads.close(self._tell)
         text = "" if participant.ended else "left before the end"
         self._news.ended(facts, participant.step, participant.trainer.digests, text)
 
@@ -383,6 +405,7 @@ class SwarmSession:
 
     def _enter(self, access: RunAccess, round_: Round) -> None:
         """A round begins."""
+        self._tell_of_uploads()
         view = access.facts.view()
         if self._progress is not None:
             self._progress.begins(
@@ -395,10 +418,15 @@ class SwarmSession:
         """Nothing is to be done: what is there to say?"""
         if not self.speaks_for_the_peer:
             return
+        self._tell_of_uploads()
         view, state = access.facts.view(), access.facts.state
         if access.facts.is_host and state is not None and state.config.init_min_clients <= 1:
             view = replace(view, waits_for=None)  # the host itself is all that an epoch needs
         self._narration.look(view, access.facts.identity.p2p_identity)
+
+    def _tell_of_uploads(self) -> None:
+        for text in self._uploads.take_news() if self._uploads is not None else ():
+            self._tell(text)
 
     @property
     def round(self) -> Round | None:
@@ -494,6 +522,11 @@ class SwarmSession:
         """The run's name."""
         return self.view().run_id
 
+    @property
+    def uploads(self) -> UploadCounts:
+        """What became of the uploads of checkpoints. For any thread."""
+        return self._uploads.counts if self._uploads is not None else UploadCounts()
+
     def figures(self) -> Figures:
         """How it goes, in numbers: those of the view and more. For any thread, after :meth:`start`."""
         if self._progress is None:
@@ -542,6 +575,10 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
         )
     if size is not None and size < 1:
         raise ConfigurationError(f"dataset_size={size}: a run needs samples", name="dataset_size", value=size)
+    if options["checkpoint_dir"] is None and (options["upload"] is not None or options["keep_every"] is not None):
+        name = "upload" if options["upload"] is not None else "keep_every"
+        raise ConfigurationError(f"{name} is about checkpoints, and none are saved: give checkpoint_dir", name=name)
+    read_upload(options["upload"])
     if options["resume"] and options["checkpoint_dir"] is None:
         raise ConfigurationError("resume=True needs the folder to resume from: give checkpoint_dir", name="resume")
     check_overlap(optimizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -53,13 +54,21 @@ class StateStore:
     Args:
         directory: the folder; made if it is not there.
         run_id: the run.
+        on_saved: told of each file that is written, and of the run's step in it; must return at once.
 
     Raises:
         ConfigurationError: the folder cannot be used, or another server holds this run in it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], run_id: str) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        run_id: str,
+        *,
+        on_saved: Callable[[Path, int], None] | None = None,
+    ) -> None:
         self._directory = Path(directory)
+        self._on_saved = on_saved
         self._run_id = run_id
         # A run's name may hold anything; quoted it is a file name on every system.
         self._stem = quote(run_id, safe="")
@@ -118,6 +127,8 @@ class StateStore:
         for old in self.files()[:-KEPT_FILES]:
             if old != path:
                 old.unlink(missing_ok=True)
+        if self._on_saved is not None:
+            self._on_saved(path, state.progress.step)
         return path
 
     def files(self) -> list[Path]:

@@ -26,7 +26,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -138,18 +138,30 @@ class CheckpointStore:
     Args:
         directory: made if it is not there.
         keep: how many stay.
+        keep_every: besides, of each so many steps the first one stays for good; None keeps no more than ``keep``.
+        held: whether somebody needs a folder for the moment, so that it stays until a later save.
 
     Raises:
         ConfigurationError: the folder cannot be written to.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ConfigurationError(
-                f"keep_checkpoints={keep!r}: give a whole number of at least 1", name="keep_checkpoints", value=keep
-            )
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        held: Callable[[Path], bool] | None = None,
+    ) -> None:
+        for name, value in (("keep_checkpoints", keep), ("keep_every", keep_every)):
+            if value is None and name == "keep_every":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1", name=name, value=value)
         self.directory = Path(directory)
         self._keep = keep
+        self._keep_every = keep_every
+        self._held = held
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / f"{_UNFINISHED}{os.getpid()}"
@@ -249,11 +261,20 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        # Not those of a later step: somebody went back on purpose, and may want them.
-        older = [other for other in self.saved() if (_step_of(other) or 0) <= identity.step]
-        for old in older[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._rotate(identity.step)
         return path
+
+    def _rotate(self, step: int) -> None:
+        """Removes what need not stay, of those up to ``step``."""
+        # Not those of a later step: somebody went back on purpose, and may want them.
+        older = [(path, at) for path in self.saved() if (at := _step_of(path) or 0) <= step]
+        seen: set[int] = set()
+        for path, at in older[: -self._keep]:
+            if self._keep_every is not None and at // self._keep_every not in seen:
+                seen.add(at // self._keep_every)
+                continue
+            if self._held is None or not self._held(path):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _put_in_place(self, unfinished: Path, path: Path) -> None:
         # No system moves a folder onto one that is not empty.

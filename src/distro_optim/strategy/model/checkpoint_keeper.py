@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -17,9 +19,15 @@ from .identity import ModelIdentity, describe, weights_root
 from .named_tensors import NamedTensors
 from .trainer import SwarmTrainer
 
-__all__ = ["CheckpointFolder", "CheckpointKeeper", "NoCheckpoints"]
+__all__ = ["CheckpointFolder", "CheckpointKeeper", "NoCheckpoints", "OnSaved"]
 
 _log = logging.getLogger(__name__)
+
+
+class OnSaved(Protocol):
+    """Told of each checkpoint that is saved; must return at once."""
+
+    def __call__(self, path: Path, *, step: int, run_id: str) -> None: ...
 
 
 class CheckpointKeeper(ABC):
@@ -115,6 +123,7 @@ class CheckpointFolder(CheckpointKeeper):
         tensors: of the model.
         optimizer: of the model.
         tell: told what happens, in words.
+        on_saved: told of each checkpoint; None tells nobody.
     """
 
     def __init__(
@@ -124,12 +133,15 @@ class CheckpointFolder(CheckpointKeeper):
         tensors: NamedTensors,
         optimizer: DisTrO,
         tell: Callable[[str], None],
+        *,
+        on_saved: OnSaved | None = None,
     ) -> None:
         self._store = store
         self._model = model
         self._tensors = tensors
         self._optimizer = optimizer
         self._tell = tell
+        self._on_saved = on_saved
         self._latest_step: int | None = None  # saved or restored
 
     @override
@@ -194,3 +206,5 @@ class CheckpointFolder(CheckpointKeeper):
             return
         self._latest_step = identity.step
         _log.info("saved %s", path)
+        if self._on_saved is not None:
+            self._on_saved(path, step=identity.step, run_id=run_id)
