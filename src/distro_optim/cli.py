@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from ._version import __version__
 from .client import command as join_command
 from .client import replaying as replay_command
 from .client import verifying as verify_command
 from .errors import ConfigurationError, DistroError
+from .logs import log_options, logging_to
 from .operate import command as run_command
 from .operate import localnet as localnet_command
 from .serve import command as serve_command
 from .testnet import command as testnet_command
 
 __all__ = ["main"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        with logging_to(log_options(options, os.environ) if hasattr(options, "log_file") else None):
+            return _carried_out(options)
     except ConfigurationError as error:
         print(f"distro-optim: {error}", file=sys.stderr)
         return 2
@@ -40,6 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _carried_out(options: argparse.Namespace) -> int:
+    """The status of a command, whose end is logged."""
+    system = f"Python {platform.python_version()} on {platform.system()}"
+    _log.info("distro-optim %s, process %d, %s", __version__, os.getpid(), system)
+    try:
+        status = int(options.command(options))
+    except BaseException as error:
+        known = isinstance(error, DistroError | KeyboardInterrupt | SystemExit)
+        _log.info("ends with %s: %s", type(error).__name__, error, exc_info=not known)
+        raise
+    _log.info("ends with status %d", status)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

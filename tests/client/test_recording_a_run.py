@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from distro_optim import DisTrO
-from distro_optim.client.recording import Recorder
+from distro_optim.client.recording import MIN_FREE_BYTES, Recorder
 from distro_optim.client.replay import Recording, replay
 from distro_optim.comm.signing import SecretKey
 from distro_optim.compress import CompressedUpdate
@@ -108,6 +110,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="--write-gradients-dir"):
         Recorder(tmp_path / "file", KEY, keep=None, tell=print)
+
+
+def test_a_recording_never_fills_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=MIN_FREE_BYTES - 1))
+    with Recorder(tmp_path, KEY, keep=None, tell=told.append) as recorder:
+        for _ in range(2):
+            recorder.see("distro-result_5", b"what it is does not matter")
+    assert list(tmp_path.iterdir()) == []
+    assert len(told) == 1
+    assert "--gradients N" in told[0]
 
 
 def test_a_disk_that_fails_is_told_once_and_ends_nothing(tmp_path: Path) -> None:

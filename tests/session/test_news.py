@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import NoReturn
 
 import pytest
 
+from distro_optim import logs
+from distro_optim.logs import LogOptions
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.news import News
 from distro_optim.strategy.rounds import actions as act
@@ -45,6 +48,22 @@ def test_what_the_script_is_told_is_not_shown_twice(caplog: pytest.LogCaptureFix
     News(None, RunEnvironment(), quiet=True).tell(SENTENCE)  # another process of this machine
     assert told == [SENTENCE]
     assert levels(caplog) == [logging.INFO] * 2
+
+
+def test_a_script_logs_to_the_file_that_the_environment_names(
+    make_world: Callable[..., SessionWorld], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogOptions(file=tmp_path / "run.log", form="json")
+    for name, value in log.variables().items():
+        monkeypatch.setenv(name, value)
+    world = make_world(total_steps=6, epoch_time=200, init_min_clients=1, min_clients=1)
+    world.run(world.port(1), Script(session_settings={"checkpoint_dir": tmp_path / "here"}))
+    try:
+        world.until_all_ended()
+    finally:
+        logs._end(log)
+    lines = [json.loads(line)["message"] for line in log.file.read_text().splitlines()]
+    assert any(line.startswith("saved ") for line in lines)
 
 
 @pytest.mark.slow

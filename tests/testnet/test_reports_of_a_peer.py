@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distro_optim.strategy import run_report
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.run_report import (
     ENDED,
@@ -140,6 +141,24 @@ def test_a_line_that_never_ends_does_not_fill_the_memory(tmp_path: Path) -> None
     assert [line.step for line in reader.read()] == [9]
     assert reader.skipped == 1
     assert len(reader._rest) <= MAX_LINE
+
+
+def test_a_report_that_is_full_begins_anew_and_a_reader_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_report, "MAX_BYTES", 3000)
+    path = tmp_path / "report.jsonl"
+    reader, steps = ReportReader(path), []
+    with reporter_to(path) as reporter:
+        for step in range(1, 31):
+            finish_round(reporter, step)
+            if step % 2:
+                steps += [line.step for line in reader.read()]
+    assert {file.name for file in tmp_path.iterdir()} == {"report.jsonl", "report.jsonl.1"}
+    assert all(file.stat().st_size < 4000 for file in tmp_path.iterdir())
+    assert len(steps) > 20
+    assert steps == sorted(set(steps))
+    assert reader.skipped == 0
 
 
 def test_without_a_path_nothing_is_written_and_everything_may_be_called(tmp_path: Path) -> None:

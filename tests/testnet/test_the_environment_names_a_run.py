@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from distro_optim.errors import ConfigurationError
+from distro_optim.logs import LogOptions
 from distro_optim.strategy.environment import (
     BIND_ADDR,
     CONFIG,
@@ -33,6 +34,7 @@ FULL = RunEnvironment(
     report=Path("report.jsonl"),
     peer_name="peer 1",
     config={"total_steps": 100, "min_peers": 2},
+    log=LogOptions(file=Path("run.log"), level="debug", max_bytes=20_000, older=2, form="json"),
 )
 
 

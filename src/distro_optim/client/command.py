@@ -14,6 +14,7 @@ from ..comm.iroh.reach_options import add_reach_options, reach_from
 from ..coordinator.solana_options import SolanaOptions, lamports
 from ..coordinator.ticket_text import SOLANA, WHAT_TO_COPY, check_text, run_on_solana
 from ..errors import ConfigurationError, ProtocolError
+from ..logs import add_log_options
 
 __all__ = ["add_options", "options_from", "run"]
 
@@ -76,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gradients", metavar="N", help="so many of the latest steps stay there (all)")
     add("--logs", choices=("tui", "console", "json", "none"), help="live picture, lines, JSON, nothing (tui)")
     parser.add_argument("--json", action="store_true", help="the same as --logs json")
-    add("--write-log", metavar="FILE", help="add log lines to a file")
+    add("--write-log", metavar="FILE", help="the same as --log-file, at level info")
+    add_log_options(parser)
     add("--metrics-local-port", metavar="N", help="serve Prometheus metrics on this port of 127.0.0.1")
     add("--web", metavar="[HOST:]PORT", help="show the run on a page, on this machine unless told")
     add("--dummy-training-delay-secs", metavar="S", help="duration of a batch in runs without a model (0)")

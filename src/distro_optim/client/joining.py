@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,6 +19,7 @@ from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
+from ..logs import LogOptions, logging_to
 from ..models.building import sorted_parameters
 from ..strategy.monitor.figures import Figures, Progress
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_of
@@ -77,7 +77,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
     key = access.secret_key
     progress = Progress(key.public)
     with ExitStack() as stack:
-        stack.enter_context(_log_file(options.write_log))
+        log = LogOptions(file=options.write_log) if options.write_log is not None else None
+        stack.enter_context(logging_to(log, option="--write-log"))
         display = stack.enter_context(display if display is not None else display_for(options.logs, FORMS))
         news = _News(progress, display)
         stack.callback(access.close)
@@ -234,27 +235,3 @@ def _key(path: Path) -> SecretKey:
         raise ConfigurationError(
             f"--identity-secret-key-path {path}: {error.strerror or error}", name="identity_secret_key_path", value=path
         ) from None
-
-
-@contextmanager
-def _log_file(path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"--write-log {path}: {error.strerror or error}", name="write_log", value=path
-        ) from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("distro_optim")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()

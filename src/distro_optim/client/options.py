@@ -53,7 +53,7 @@ class JoinOptions:
             has none.
         gradients: so many of the latest steps stay there; None keeps all.
         logs: what is shown.
-        write_log: file to which log lines are added.
+        write_log: file to which log lines are added, at level info; it begins anew when it is full (:mod:`..logs`).
         metrics_port: port on this machine for Prometheus; None has none.
         web: where the run is shown on a page: a port, or ``host:port``; None shows it nowhere.
         dummy_training_delay_secs: how long the training of a run without a model takes.

@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +40,9 @@ __all__ = ["Recorder"]
 MAX_WAITING: Final = 64
 """Results that wait for the disk; what comes while it is so far behind is not written. Chosen arbitrarily."""
 
+MIN_FREE_BYTES: Final = 1 << 30
+"""What a recording leaves of the disk to others, checkpoints above all. Chosen arbitrarily."""
+
 _TAG: Final = re.compile(r"(?:downloaded-)?distro-result(?:-(?P<sender>[0-9a-f]{8}))?_(?P<step>\d{1,10})")
 _FILE: Final = re.compile(r"result-[0-9a-f]{8}-step(\d{1,10})-batchB.*\.vec-postcard")
 
@@ -47,6 +51,8 @@ _log = logging.getLogger(__name__)
 
 class Recorder:
     """Writes results in a thread of its own. What goes wrong with the disk is told once, and ends nothing.
+
+    Where the disk has less than :data:`MIN_FREE_BYTES` left, results are not written.
 
     Args:
         folder: is made if it is not there.
@@ -135,6 +141,9 @@ class Recorder:
         while (item := self._waiting.get()) is not None:
             tag, data = item
             try:
+                if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
+                    self._fail("the disk is almost full; --gradients N keeps the latest steps only")
+                    continue
                 self._write(tag, data)
             except ProtocolError as error:
                 _log.info("a result was not recorded: %s", error)

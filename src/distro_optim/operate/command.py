@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 from ..console import display_for
 from ..coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
+from ..logs import add_log_options
 
 __all__ = ["add_options", "run"]
 
@@ -66,9 +68,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--authorizer-program", metavar="KEY", help="id of the authorizer, likewise")
         action.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, likewise")
         action.add_argument("--yes", action="store_true", help="do it")
+    for each in actions.choices.values():
+        add_log_options(each)
 
+
+_log: Final = logging.getLogger(__name__)
 
 _SAVE_DIR: Final = "that of the server, or of RunConfig(save_dir)"
+
+
+def _say(text: str) -> None:
+    print(text)
+    _log.info("%s", text)
 
 
 def _setting(text: str) -> tuple[str, int]:
@@ -188,7 +199,7 @@ def run(options: argparse.Namespace) -> int:
         from .asking import ask
 
         settings = dict(options.settings) if options.action == "set" else {}
-        print(ask(options.save_dir, options.run_id, options.action, settings))
+        _say(ask(options.save_dir, options.run_id, options.action, settings))
         return 0
     if options.action in _CHANGES:
         return _change(options)
@@ -211,7 +222,7 @@ def run(options: argparse.Namespace) -> int:
         asyncio.run(watch(request, display_for("json" if options.json else "tui", FORMS)))
         return 0
     for text in asyncio.run(look(request)):
-        print(text)
+        _say(text)
     return 0
 
 
@@ -240,5 +251,5 @@ def _change(options: argparse.Namespace) -> int:
         **given,
     )
     for text in asyncio.run(change(request)):
-        print(text)
+        _say(text)
     return 0

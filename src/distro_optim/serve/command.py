@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
+from ..logs import add_log_options
 
 __all__ = ["add_options", "run"]
 
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--web", metavar="[HOST:]PORT", help="show the run on a page, on this machine unless told")
     parser.add_argument("--metrics-local-port", type=_port, metavar="N", help="Prometheus metrics at 127.0.0.1:N")
+    add_log_options(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
     output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")

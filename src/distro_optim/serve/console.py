@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ EVENTS_BURST: Final = 1000.0
 
 STATUS_SECONDS: Final = 10.0
 """Between two lines of status where nothing is redrawn."""
+
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Reporter:
     def tell(self, text: str, **facts: object) -> None:
         """Something about the server itself; ``facts`` are the same for machines."""
         self._tell(text, facts, kind="server", stays=True)
+        _log.info("%s", text)
 
     def event(self, event: ServiceEvent) -> None:
         """Something happened in the run."""
@@ -85,6 +90,7 @@ class Reporter:
             record = event_record(event)
             kind = str(record.pop("event"))
             self._tell(text, record, kind=kind)
+            _log.info("%s", text)
         else:
             self._left_out += 1
 

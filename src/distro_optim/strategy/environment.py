@@ -17,6 +17,7 @@ from typing import Any, Final
 from ..comm.addresses import SocketAddr
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..errors import ConfigurationError
+from ..logs import LOG, LOG_FORMAT, LOG_LEVEL, LOG_ROTATE, LogOptions
 
 __all__ = [
     "BIND_ADDR",
@@ -70,6 +71,7 @@ class RunEnvironment:
 
     Attributes:
         config: settings of a hosted run by name; their values are not checked here.
+        log: where this process logs to, by the variables of :mod:`~distro_optim.logs`.
     """
 
     run: str | None = None
@@ -81,6 +83,7 @@ class RunEnvironment:
     report: Path | None = None
     peer_name: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    log: LogOptions | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> RunEnvironment:
@@ -112,6 +115,7 @@ class RunEnvironment:
             report=path(REPORT),
             peer_name=text(PEER_NAME),
             config=_settings(text(CONFIG)),
+            log=LogOptions.from_environment(source),
         )
 
     def variables(self) -> dict[str, str]:
@@ -127,6 +131,8 @@ class RunEnvironment:
             REPORT: str(self.report or ""),
             PEER_NAME: self.peer_name or "",
             CONFIG: json.dumps(dict(self.config)) if self.config else "",
+            **dict.fromkeys((LOG, LOG_LEVEL, LOG_ROTATE, LOG_FORMAT), ""),
+            **(self.log.variables() if self.log is not None else {}),
         }
 
     @property

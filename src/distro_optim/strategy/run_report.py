@@ -5,7 +5,9 @@
     {"kind": "round", "time": 1700000000.5, "name": "peer 1", "peer": "9f2c...", "epoch": 1, "step": 17, ...}
 
 Each line is complete in itself. A peer that is killed in the middle of one leaves half a line, which readers skip; when
-it comes back it goes on in the same file. That a report cannot be written is logged once and never stops the training.
+it comes back it goes on in the same file. A file that has grown to :data:`MAX_BYTES` becomes ``FILE.1``, in place of
+the one before, and the next line begins a new one. That a report cannot be written is logged once and never stops the
+training.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ MAX_TEXT: Final = 500
 
 MAX_LINE: Final = 16 * 1024
 """Bytes. No line that this module writes is longer; longer ones are skipped."""
+
+MAX_BYTES: Final = 256 * 1024 * 1024
+"""Of a report, and of the one before it: about half a million rounds. Chosen arbitrarily."""
 
 READ_AT_ONCE: Final = 1024 * 1024
 """Bytes that a reader takes at a time, so that a huge file does not fill the memory."""
@@ -183,6 +188,7 @@ class RunReporter:
         self._ddp_bytes = 0
         self._last = ReportLine(kind=JOINED)
         self._file: int | None = None
+        self._size = 0
         if path is not None:
             self._open(path)
 
@@ -296,7 +302,7 @@ class RunReporter:
     def _open(self, path: Path) -> None:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            end = os.lseek(self._file, 0, os.SEEK_END)
+            self._size = end = os.lseek(self._file, 0, os.SEEK_END)
             if end:
                 os.lseek(self._file, end - 1, os.SEEK_SET)
                 if os.read(self._file, 1) != b"\n":  # the writer before was killed in the middle of a line
@@ -309,9 +315,18 @@ class RunReporter:
             return
         line = dataclasses.replace(line, time=time.time(), name=self._name, peer=self._peer, ddp_bytes=self._ddp_bytes)
         try:
-            os.write(self._file, line.to_json().encode() + b"\n")
+            self._size += os.write(self._file, line.to_json().encode() + b"\n")
+            if self._size >= MAX_BYTES:
+                self._begin_anew()
         except OSError as error:
             self._give_up(error)
+
+    def _begin_anew(self) -> None:
+        path = self._path
+        if path is not None:
+            self.close()
+            os.replace(path, path.with_name(f"{path.name}.1"))
+            self._open(path)
 
     def _give_up(self, error: OSError) -> None:
         _log.warning("no report is written to %s: %s", self._path, error.strerror or error)
@@ -337,6 +352,8 @@ class ReportReader:
         found: list[ReportLine] = []
         try:
             with open(self._path, "rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:  # a new file has begun
+                    self._offset, self._rest = 0, b""
                 file.seek(self._offset)
                 while data := file.read(READ_AT_ONCE):
                     self._offset += len(data)

@@ -30,6 +30,7 @@ from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
+from ..logs import start_logging
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
@@ -192,6 +193,7 @@ class SwarmSession:
             raise DistroError("a session is in a run once; make a new one")
         if self._participant is not None:
             return
+        start_logging(self._environment.log)
         self._optimizer.flush()
         checkpoints = self._checkpoints()
         resumes_from = checkpoints if self._options["resume"] else NoCheckpoints()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
 from ..console import JsonLines, LivePicture, Mode, display_for, print_lines, print_picture
+from ..logs import add_log_options, log_options
 from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
 
 __all__ = ["add_options", "run"]
@@ -51,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("out/testnet"), metavar="DIR", help="logs, reports, plot (%(default)s)"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the plot (losses.png in --out)")
+    add_log_options(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
     output.add_argument("--plain", action="store_true", help="print lines, also in a terminal")
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         stall_timeout=options.stall_timeout,
         target=options.target,
+        log=log_options(options, os.environ),
     )
     mode: Mode = "json" if options.json else "console" if options.plain else "tui"
     display = display_for(mode, FORMS)

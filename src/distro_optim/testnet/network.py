@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from ..callbacks import SafeCallback
 from ..comm.iroh.reach import Discovery
 from ..console import Display
 from ..errors import ConfigurationError
+from ..logs import LogOptions
 from ..strategy.environment import RunEnvironment, read_ticket
 from ..strategy.run_report import EVENT, ReportReader
 from .display import Situation
@@ -33,6 +35,8 @@ END_SECONDS: Final = 30.0
 THREADS: Final = "OMP_NUM_THREADS"
 """Variable that shares the cores out among the peers, unless it is set already."""
 
+_log: Final = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
@@ -50,6 +54,7 @@ class NetworkOptions:
         timeout: seconds after which everything is ended; None for never.
         stall_timeout: seconds without any news of any peer after which everything is ended.
         target: the loss must be below it at the end; None demands nothing.
+        log: where this process logs; each peer does beside it, as ``run-peer-0.log``.
 
     Raises:
         ConfigurationError: an option cannot work.
@@ -66,6 +71,7 @@ class NetworkOptions:
     timeout: float | None = None
     stall_timeout: float = 180.0
     target: float | None = None
+    log: LogOptions | None = None
 
     def __post_init__(self) -> None:
         if not self.script.is_file():
@@ -201,6 +207,7 @@ class LocalNetwork:
             report=report,
             peer_name=peer.name,
             config=self._settings() if hosts else {},
+            log=self._options.log.beside(f"peer-{peer.number}") if self._options.log is not None else None,
         ).variables()
         command = [sys.executable, "-u", str(self._options.script), *self._options.arguments]
         self._processes[peer.number] = PeerProcess(command, {**environment, THREADS: self._threads}, self._log(peer))
@@ -320,6 +327,7 @@ class LocalNetwork:
     def _tell(self, text: str, *, kind: str, **facts: str) -> None:
         self.watch.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         self._show_news(text, facts, kind=kind)
+        _log.info("%s", text)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
