@@ -53,6 +53,7 @@ INSTRUMENTED: Final = (
     "coordinator.formats.raw",
     "coordinator.messages",
     "coordinator.ticket",
+    "protocol",
     "strategy.model.identity",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
@@ -260,6 +261,14 @@ def broadcast(data: bytes) -> None:
     assert postcard.decode(kind, postcard.encode(value)) == value
 
 
+def introduction(data: bytes) -> None:
+    from distro_optim.protocol import OURS, Speaks, why_apart
+
+    speaks = Speaks.decode(data)
+    assert Speaks.decode(speaks.encode()) == speaks
+    assert (why_apart(OURS, speaks, us="us", them="them") or "").isprintable()
+
+
 def model_identity(data: bytes) -> None:
     from distro_optim.strategy.model.identity import ModelIdentity
 
@@ -317,6 +326,7 @@ TARGETS: Final[dict[str, Target]] = {
     "audit-limits": audit_limits,
     "momentum-commitment": momentum_commitment,
     "momentum-opening": momentum_opening,
+    "introduction": introduction,
 }
 
 
@@ -417,6 +427,7 @@ def seeds() -> dict[str, list[bytes]]:
         "momentum-opening": [
             encode_opening(make_opening(7, leaves, momentum, momentum), results_plan()) for leaves in ((0, 1), ())
         ],
+        "introduction": [b'{"protocols": [1, 2], "version": "0.2.0", "more": []}'],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
         "result": [
             encode_result(

@@ -43,6 +43,7 @@ IDENTITIES = st.builds(
     data=st.dictionaries(NAMES, INTEGERS, max_size=2),
     version=NAMES,
     torch_version=NAMES,
+    protocols=st.none() | st.tuples(st.integers(1, 5), st.integers(5, 9)),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
@@ -193,6 +194,30 @@ def test_peers_that_compute_by_other_definitions_do_not_train_together() -> None
     assert error is not None
     assert "arithmetic is exact here and float in the run; use the same settings of DisTrO" in str(error)
     assert floats.first_difference(older) is None
+
+
+def test_peers_without_a_protocol_in_common_are_told_who_has_to_upgrade_also_where_only_an_address_was_known() -> None:
+    def peer(**said: Any) -> ModelIdentity:
+        content = good()
+        content["distro_optim"].update(said)
+        identity = ModelIdentity.decode(json.dumps(content))
+        assert identity is not None
+        return identity
+
+    older, ours = peer(version="0.1.0"), peer(version="0.2.0", protocols=[1, 2])
+    newer = peer(version="0.3.0", protocols=[2, 3])
+    assert older.protocols is None
+    assert ours.first_difference(older) is older.first_difference(ours) is None
+    assert older.harmless_differences(ours) == [
+        "distro_optim is 0.1.0 here and 0.2.0 in the run: both speak protocol 1"
+    ]
+    assert ours.first_difference(newer) is None
+    for one, other in ((older, newer), (newer, older)):
+        error = one.first_difference(other)
+        assert error is not None
+        assert error.what == "protocol"
+        assert "has to upgrade to distro_optim 0.3.0" in str(error)
+    assert "this machine has to upgrade" in str(older.first_difference(newer))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ..compress import CompressedUpdate, make_plan
 from ..errors import RunError
 from ..strategy.monitor.figures import Progress
 from ..strategy.polling import POLL_SECONDS
-from ..strategy.port import RunPort
+from ..strategy.port import Note, RunPort
 from ..strategy.rounds import actions as act
 
 __all__ = ["train_dummy"]
@@ -48,7 +48,7 @@ def train_dummy(
     while True:
         action = port.next_action(1.0)
         for event in port.take_events():
-            tell(f"step {event.step}: {event}")
+            tell(event.text if isinstance(event, Note) else f"step {event.step}: {event}")
         match action:
             case act.Initialize():
                 port.initialized(plan, ())

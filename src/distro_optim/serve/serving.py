@@ -14,6 +14,7 @@ from typing import Any
 
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.home import NodeHome
+from ..comm.iroh.introduction import Introductions, VersionDesk
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
@@ -22,6 +23,7 @@ from ..comm.serving.stream_server import TICK_SECONDS
 from ..comm.streams import StreamListener, TcpListener
 from ..console import printable
 from ..coordinator.model import ServerData
+from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.validation import check_run
 from ..coordinator.server.host import RunHost, restartable
 from ..coordinator.server.server import CoordinatorServer, unix_offset
@@ -149,9 +151,12 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         data_port = _data_port(state) if files is not None else 0
         listener = await TcpListener.bind(options.host, options.port)
         offset = unix_offset()
+        ours = not is_run_of_psyche(state)
+        desk = VersionDesk(reporter.tell)
         host = RunHost(
             restartable(state, now=int(time.monotonic() + offset)),
             allowed=allowed,
+            why_not=desk.why_not if ours else lambda public: None,
             withdraw_on_disconnect=options.withdraw_on_disconnect,
             init_warmup_time=options.init_warmup_time,
             max_pending=options.limits.connections,
@@ -173,6 +178,8 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 node = await servers.enter_async_context(_node(options))
                 listeners.append(IrohListener(node))
                 Rendezvous(node, host.is_pending)
+                if ours:
+                    Introductions(node, desk)
                 endpoint = node.addr()
             watch = Watch(service)
 

@@ -9,7 +9,7 @@ from typing import Final
 from ..callbacks import SafeCallback
 from .environment import RunEnvironment
 from .monitor.figures import Progress
-from .port import RunEvent, RunFacts
+from .port import Note, RunEvent, RunFacts
 from .rounds import actions as act
 from .run_report import RunReporter, weights_hash
 
@@ -73,6 +73,8 @@ class News:
                 more = " ..." if len(tensors) > _SHOWN else ""
                 named = f" ({', '.join(tensors[:_SHOWN])}{more})" if tensors else ""
                 self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them again")
+            case Note(text=text):
+                self.tell(text)
             case act.ResultMissing(step=step, batches=batches):
                 self.tell(f"step {step}: {len(batches)} results that count never came here", routine=True)
 

@@ -60,6 +60,7 @@ __all__ = [
     "Contribution",
     "LossReport",
     "ModelSharing",
+    "Note",
     "RunAccess",
     "RunActions",
     "RunAnswers",
@@ -76,7 +77,15 @@ TrainerAction = (
 )
 """What :meth:`RunActions.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
 
-RunEvent = Desynced | ResultMissing
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for people, of the network."""
+
+    text: str
+
+
+RunEvent = Desynced | ResultMissing | Note
 """What :meth:`RunActions.take_events` gives: nothing has to be done, but it is worth a line in the log."""
 
 

@@ -8,6 +8,7 @@
 ``home``             where it is kept, with the ports, from one start to the next
 ``lock_file``        a file that one process holds at a time
 ``rendezvous``       where the other peers of a run are
+``introduction``     which version a peer is of
 ``reach``            how others reach an endpoint: relay servers, discovery, external addresses
 ``reach_options``    the same as options of our commands
 ``local_discovery``  the nodes of one machine find each other by files, as Psyche's do

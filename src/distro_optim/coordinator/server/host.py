@@ -11,7 +11,7 @@ that it had changed half-way.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -110,6 +110,7 @@ class RunHost:
     Args:
         state: where it begins, such as :func:`restartable` returns it.
         allowed: public keys that may join; None lets everybody in.
+        why_not: why the owner of a public key cannot take part, for another reason; None if it can.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
@@ -131,6 +132,7 @@ class RunHost:
         state: Coordinator,
         *,
         allowed: Collection[bytes] | None = None,
+        why_not: Callable[[bytes], str | None] = lambda public: None,
         withdraw_on_disconnect: bool = True,
         init_warmup_time: int | None = None,
         max_pending: int = 1024,
@@ -145,6 +147,7 @@ class RunHost:
         self.reports: dict[NodeIdentity, WitnessMetadata] = {}
         self._allowed = None if allowed is None else frozenset(allowed)
         self._banned: frozenset[bytes] = frozenset()
+        self._why_not = why_not
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
         self._patience = (
@@ -309,6 +312,8 @@ class RunHost:
             return [Refused(client=client, reason="join refused: the key is not on the list of this run")]
         if client in self._pending:
             return []
+        if (reason := self._why_not(client.signer)) is not None:
+            return [Refused(client=client, reason=f"join refused: {reason}")]
         if len(self._pending) >= self._max_pending:
             return [Refused(client=client, reason=f"join refused: {self._max_pending} clients are waiting already")]
         self._pending[client] = now

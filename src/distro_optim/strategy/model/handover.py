@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...comm.model_exchange import Check, Patience, SharedModel
 from ...errors import ExchangeError, ModelMismatchError, ProtocolError
+from ...protocol import OURS
 from ..port import ModelSharing
 from ..rounds.actions import Initialize
 from .identity import ModelIdentity, describe, weights_root
@@ -91,7 +92,9 @@ class ModelHandover:
             script_rates=self._script_rates,
             data=self._data,
         )
-        return replace(identity, machine=machine_facts(self._trainer.optimizer))
+        # In a run of Psyche's nothing more is said than before.
+        protocols = None if self._as_psyche else (OURS.oldest, OURS.newest)
+        return replace(identity, machine=machine_facts(self._trainer.optimizer), protocols=protocols)
 
     def snapshot(self, epoch: int, step: int) -> tuple[dict[str, Tensor], ModelIdentity]:
         """Copies of all tensors as they are at the start of ``step``, and what they are."""

@@ -11,7 +11,7 @@ model of transformers has the entries of its own configuration, so that the text
                       "optimizer": {"tiling": "padded", "transform": "dct", "quantize_1bit": true,
                                     "arithmetic": "exact",
                                     "groups": [{"parameters": 2, "lr": 0.001, "weight_decay": 0.0, ...}]},
-                      "data": {"size": 60000, "seed": 123},
+                      "data": {"size": 60000, "seed": 123}, "protocols": [1, 1],
                       "machine": {"merge": "<64 hex digits>", "device": "cpu", "torch": "2.13.0", ...}}, ...}
 """
 
@@ -30,6 +30,7 @@ from ..._version import __version__
 from ...errors import ConfigurationError, ModelMismatchError, ProtocolError
 from ...optim.rules import PUBLISHED
 from ...optimizer import DisTrO
+from ...protocol import SILENT, Speaks, common, why_apart
 from ...verify.merkle import merkle_root
 from ...words import MAX_SHOWN, shown
 from ..rounds.weights import tensor_digest
@@ -109,6 +110,7 @@ class ModelIdentity:
         machine: the self-test of the peer's arithmetic, and what it may depend on; see :mod:`.machine`. Empty where it
             is not said.
         version, torch_version: of this package and of PyTorch.
+        protocols: the oldest and the newest that the peer speaks in a run of our own kind; None where it does not say.
     """
 
     epoch: int
@@ -121,6 +123,7 @@ class ModelIdentity:
     machine: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
     torch_version: str = torch.__version__
+    protocols: tuple[int, int] | None = None
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
@@ -138,6 +141,8 @@ class ModelIdentity:
             "data": dict(self.data),
             "machine": dict(self.machine),
         }
+        if self.protocols is not None:
+            entry["protocols"] = list(self.protocols)
         return json.dumps({**_transformers_config(model), _ENTRY: entry})
 
     @classmethod
@@ -158,10 +163,18 @@ class ModelIdentity:
             return None
         return _decode_entry(_Fields(whole[_ENTRY], _ENTRY))
 
+    @property
+    def speaks(self) -> Speaks:
+        """Its version, and the protocols that count for it."""
+        return Speaks(*(self.protocols or (SILENT.oldest, SILENT.newest)), self.version)
+
     # -- comparing -----------------------------------------------------------------------------------------------------
 
     def first_difference(self, theirs: ModelIdentity) -> ModelMismatchError | None:
         """The first thing that would make our weights differ from those of a run; None if there is none."""
+        apart = why_apart(self.speaks, theirs.speaks, us="this machine", them="a peer of the run")
+        if apart is not None:
+            return ModelMismatchError(apart, what="protocol", ours=self.protocols, theirs=theirs.protocols)
         for what, ours, other, advice in chain(self._compare_tensors(theirs), self._compare_settings(theirs)):
             if ours != other:
                 return ModelMismatchError(
@@ -231,7 +244,10 @@ class ModelIdentity:
                         "run; that is allowed"
                     )
         if self.version != theirs.version:
-            found.append(f"distro_optim is {self.version} here and {theirs.version} in the run")
+            by = common(self.speaks, theirs.speaks)
+            found.append(
+                f"distro_optim is {self.version} here and {theirs.version} in the run: both speak protocol {by}"
+            )
         if self.torch_version != theirs.torch_version and self.settings.get("arithmetic") == "float":
             found.append(
                 f"PyTorch is {self.torch_version} here and {theirs.torch_version} in the run: weights may come out "
@@ -391,8 +407,16 @@ def _decode_entry(entry: _Fields) -> ModelIdentity:
         data={shown(name): data.get(name, int) for name in data.names()},
         machine=_decode_machine(entry.content.get("machine", {})),
         version=version,
+        protocols=_decode_protocols(entry.content.get("protocols")),
         torch_version=shown(entry.get("torch", str)),
     )
+
+
+def _decode_protocols(item: object) -> tuple[int, int] | None:
+    if item is None:
+        return None
+    speaks = Speaks.read(item, "")
+    return speaks.oldest, speaks.newest
 
 
 def _setting(value: str | bool) -> str | bool:

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
+from ...comm.iroh.introduction import Introductions, VersionDesk
 from ...comm.iroh.rendezvous import Rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.live import LiveSharing
@@ -127,10 +128,14 @@ class HostedRun(RunSource):
                 listener = await TcpListener.bind(*self._tcp)
                 listeners.append(listener)
                 ways = () if listener.reachable_address is None else (listener.reachable_address,)
+            desk = VersionDesk(self.on_note)
+            introductions = Introductions(node, desk)
+            stack.callback(introductions.close)
             offset = unix_offset()
             host = RunHost(
                 restartable(state, now=int(time.monotonic() + offset)),
                 allowed=self._allow,
+                why_not=lambda public: None if public == self.key.public else desk.why_not(public),
                 joiner_wait_time=self._config.joiner_wait_time,
                 peers_to_start=self._config.peers_to_start or 1,
                 max_pending=LIMITS.connections,

@@ -13,6 +13,7 @@ from typing_extensions import override
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import RELAY_SECONDS, Node
 from ...comm.iroh.home import NodeHome
+from ...comm.iroh.introduction import introduce
 from ...comm.iroh.reach import Discovery, Relays
 from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
@@ -24,8 +25,10 @@ from ...comm.loop import LoopThread
 from ...comm.signing import SecretKey
 from ...comm.tickets import EndpointTicket
 from ...coordinator.client import RemoteCoordinator
+from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
+from ...protocol import OURS, why_apart
 from .link import RunLink, RunSource
 
 __all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
@@ -177,6 +180,8 @@ class JoinedRun(RunSource):
             )
             stack.push_async_callback(coordinator.close)
             await self._advised(coordinator.look())
+            if (state := coordinator.state) is not None and not is_run_of_psyche(state):
+                await self._introduce(node)
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
@@ -199,6 +204,21 @@ class JoinedRun(RunSource):
         if self._ticket.endpoint is not None:
             ways.append(f"endpoint {self._ticket.endpoint.id.hex()[:10]}")
         return f"the coordinator of run {self.run_id!r} at {' or '.join(ways)}"
+
+    async def _introduce(self, node: Node) -> None:
+        """Sees to it that the host and we can train together, before we are in the run.
+
+        A host of which only an address is known cannot be asked: what its peers say of their model has it, too.
+
+        Raises:
+            JoinRefusedError: we cannot; says who has to upgrade.
+        """
+        host = self._ticket.endpoint
+        if host is None or (theirs := await introduce(node, host)) is None:
+            return
+        reason = why_apart(OURS, theirs, us="this machine", them="the host of the run")
+        if reason is not None:
+            raise JoinRefusedError(reason, wanted=self.run_id)
 
     async def _enter(self, coordinator: RemoteCoordinator, node: Node) -> None:
         await self._advised(coordinator.join())

@@ -51,6 +51,8 @@ class RunSource(ABC):
     key: SecretKey
     run_id: str
     is_host: bool
+    on_note: Callable[[str], None] = staticmethod(lambda text: None)
+    """Told what people should know, in a sentence, in the network's thread."""
 
     @property
     def host(self) -> bytes | None:

@@ -49,7 +49,7 @@ from ...errors import (
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
 from ..polling import POLL_SECONDS
-from ..port import RunEvent, RunPort, RunView, TrainerAction
+from ..port import Note, RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
 from .driver import RoundDriver
@@ -97,6 +97,7 @@ class Runtime(RunPort):
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
         self._source = source
+        source.on_note = lambda text: self._mailbox.put_event(Note(text))
         self._loop = loop
         self._owns_loop = owns_loop
         self._mailbox = Mailbox(time.monotonic)
