@@ -410,7 +410,8 @@ class RemoteCoordinator(CoordinatorClient):
         if self._short_links == SHORT_LINKS:
             _log.warning(
                 "%s has closed %d links in a row soon after they were opened, as it does when another process is in "
-                "the run with the same secret key: give each process a key of its own, or end the other",
+                "the run with the same secret key: give each process a key of its own, or end the other; or its "
+                "operator has turned this key away",
                 self._name,
                 SHORT_LINKS,
             )

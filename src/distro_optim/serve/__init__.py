@@ -5,7 +5,6 @@
 ``serving``   files, server and console put together
 ``console``   what it shows: a live table, lines, or JSON
 ``status``    how the run is doing
-``acting``    what can be done to the run from its page
 ``watch``     what its page and Prometheus see of it
 ``guests``    who may join, from files that may change
 ============  ===========================================

@@ -25,6 +25,7 @@ from ..console import printable
 from ..coordinator.model import ServerData
 from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.validation import check_run
+from ..coordinator.server.acting import acts_on, from_another_thread
 from ..coordinator.server.host import RunHost, restartable
 from ..coordinator.server.server import CoordinatorServer, unix_offset
 from ..coordinator.server.service import CoordinatorService, ServiceEvent
@@ -39,7 +40,6 @@ from ..strategy.monitor.metrics import MetricsServer, load_prometheus
 from ..strategy.monitor.page import PageServer
 from ..strategy.network.uploads import Uploads
 from ..strategy.upload import Upload
-from .acting import acts_on
 from .console import Reporter
 from .guests import GuestList, read_allow_list
 from .status import RunStatus, describe, status_of
@@ -206,9 +206,11 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 reporter.tell(f"join from anywhere with {ticket}", ticket=ticket)
             if options.web is not None:
                 way_in = ticket if endpoint is not None else f"{ways[0]}/{state.run_id}" if ways else None
-                page = stack.enter_context(
-                    PageServer(options.web, lambda: watch.picture(way_in), acts_on(service, asyncio.get_running_loop()))
+                loop = asyncio.get_running_loop()
+                acts = from_another_thread(
+                    acts_on(service, time.monotonic), lambda act: asyncio.run_coroutine_threadsafe(act, loop)
                 )
+                page = stack.enter_context(PageServer(options.web, lambda: watch.picture(way_in), acts))
                 reporter.tell(f"the run is shown at {page.url}", web=page.url)
             if files is not None:
                 door = await TcpListener.bind(options.host, data_port)

@@ -40,6 +40,7 @@ from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
+from ..coordinator.server.acting import Act
 from ..coordinator.types import Coordinator, NodeIdentity
 from ..errors import ExchangeError
 from .rounds.actions import (
@@ -219,6 +220,13 @@ class RunFacts(ABC):
     @abstractmethod
     def view(self) -> RunView:
         """A cheap snapshot. For any thread."""
+
+    @property
+    def acts(self) -> Mapping[str, Act]:
+        """What can be done to the run from here, by name, from :meth:`RunLife.look` on: nothing where it is hosted
+        elsewhere. They wait for an answer. For any thread but the network's own.
+        """
+        return {}
 
 
 class RunActions(ABC):

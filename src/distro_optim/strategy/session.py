@@ -211,7 +211,7 @@ class SwarmSession:
             access.life.look()
             # Only now does every process of this peer know whose it is.
             self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
-            self._open_windows()
+            self._open_windows(access)
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
@@ -230,7 +230,7 @@ class SwarmSession:
         self._participant = participant
         self._optimizer.hand_over(self._optimizer_step)
 
-    def _open_windows(self) -> None:
+    def _open_windows(self, access: RunAccess) -> None:
         """Opens what others look at the run through.
 
         Raises:
@@ -241,7 +241,7 @@ class SwarmSession:
         if (place := self._options["web"]) is not None:
             from .monitor.page import PageServer  # brings a web server, which few sessions need
 
-            page = self._windows.enter_context(PageServer(place, self._picture))
+            page = self._windows.enter_context(PageServer(place, self._picture, access.facts.acts))
             self._tell(f"the run is shown at {page.url}")
         if (port := self._options["metrics_port"]) is not None:
             server = self._windows.enter_context(MetricsServer(port, lambda: metrics_of(self.figures())))

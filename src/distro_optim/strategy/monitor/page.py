@@ -22,15 +22,12 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from ...comm.loop import LoopThread
+from ...coordinator.server.acting import Act
 from ...errors import ConfigurationError, DistroError
 from .history import History
 from .picture import point_of
 
-__all__ = ["Act", "PageServer", "parse_place"]
-
-Act = Callable[[str], str]
-"""Does something to the run: takes a public key in hexadecimal, or nothing, and answers with a sentence. Called in the
-server's own thread; raises one of our errors."""
+__all__ = ["PageServer", "parse_place"]
 
 LOOK_SECONDS: Final = 1.0
 """Between two pictures."""
@@ -77,7 +74,7 @@ class PageServer:
     Args:
         place: see :func:`parse_place`.
         picture: what is to be shown, see :mod:`.picture`; called about once a second from that thread.
-        acts: what can be done to the run, by name: ``"pause"``, ``"resume"``, ``"kick"``.
+        acts: what can be done to the run, by name; called in threads that may wait.
 
     Attributes:
         url: to open, with the key where one is needed.
@@ -222,7 +219,7 @@ class PageServer:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise web.HTTPBadRequest(text="there is nothing like that to do") from None
         try:
-            return web.Response(text=act(peer), headers=_HEADERS)
+            return web.Response(text=await asyncio.to_thread(act, peer), headers=_HEADERS)
         except DistroError as error:
             raise web.HTTPConflict(text=str(error)) from None
 

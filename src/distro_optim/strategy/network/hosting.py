@@ -25,6 +25,7 @@ from ...comm.loop import LoopThread
 from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.rules.validation import check_run
+from ...coordinator.server.acting import acts_on
 from ...coordinator.server.host import RunHost, restartable
 from ...coordinator.server.server import CoordinatorServer, unix_offset
 from ...coordinator.server.service import CoordinatorService
@@ -160,6 +161,7 @@ class HostedRun(RunSource):
             find_peers=lambda: _visit(rendezvous, node, self._options.peers),
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host),
+            acts=acts_on(service, time.monotonic),
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...comm.model_exchange import ModelExchange
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...coordinator.client import CoordinatorClient
+from ...coordinator.server.acting import Act
 from ...coordinator.types import NodeIdentity, WitnessMetadata
 from .driver import FindPeers
 
@@ -29,6 +30,7 @@ class RunLink:
         find_peers: see :data:`~.driver.FindPeers`.
         reports: what clients last reported, where the coordinator is in this process.
         waiting: how many clients wait for the next epoch, likewise.
+        acts: what can be done to the run, on the network's loop, likewise; by name.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
     """
@@ -42,6 +44,7 @@ class RunLink:
     find_peers: FindPeers | None = None
     reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
     waiting: Callable[[], int | None] = lambda: None
+    acts: Mapping[str, Act] = field(default_factory=dict)
     farewell: Callable[[], Awaitable[None]] | None = None
 
 

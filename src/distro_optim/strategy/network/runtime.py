@@ -19,7 +19,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Final, TypeVar, Unpack
@@ -34,6 +34,7 @@ from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
+from ...coordinator.server.acting import Act, from_another_thread
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
     ConfigurationError,
@@ -214,6 +215,11 @@ class Runtime(RunPort):
     @override
     def state(self) -> Coordinator | None:
         return self._link.coordinator.state if self._link is not None else None
+
+    @property
+    @override
+    def acts(self) -> Mapping[str, Act]:
+        return from_another_thread(self._link.acts, self._loop.submit) if self._link is not None else {}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
