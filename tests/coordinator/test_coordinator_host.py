@@ -384,11 +384,27 @@ def test_a_finished_run_stays_finished() -> None:
     assert restartable(state, now=0).run_state is RunState.FINISHED
 
 
-def test_a_restart_lifts_a_pause() -> None:
+@pytest.mark.parametrize("in_an_epoch", [False, True])
+def test_a_pause_outlives_a_restart_also_one_that_was_to_come(in_an_epoch: bool) -> None:
+    stage = Stage()
+    if in_an_epoch:
+        stage.train(1, 2)
+    stage.host.pause(stage.now)
+    assert bool(stage.state.pending_pause) is in_an_epoch
+    again = restartable(stage.host.snapshot(stage.now), now=9)
+    assert again.run_state is RunState.PAUSED
+    assert not again.pending_pause
+    assert again.epoch_state.cold_start_epoch
+    host = RunHost(again)
+    assert host.tick(10_000, 0) == []
+    host.resume(10_001)
+    assert host.state.run_state is RunState.WAITING_FOR_MEMBERS
+
+
+def test_the_members_of_a_paused_run_have_left_it() -> None:
     stage = Stage()
     stage.warm_up(1, 2)
     stage.host.pause(stage.now)
+    stage.tick(100)
     again = restartable(stage.state, now=9)
-    assert again.run_state is RunState.WAITING_FOR_MEMBERS
-    assert again.epoch_state.cold_start_epoch
     assert again.epoch_state.clients == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 from distro_optim.cli import main
 from distro_optim.coordinator.rules.steps import last_trained_step
 from distro_optim.coordinator.server.control import MAX_BYTES, ControlFolder, Request
-from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.server.server import CoordinatorServer
 from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.server.store import StateStore
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ConfigurationError, RunError
 from distro_optim.operate.asking import ask
+from distro_optim.serve.serving import initial_state
 from distro_optim.strategy.config import RunConfig
 from runs import waiting_run
 
@@ -89,6 +91,31 @@ def test_a_server_looks_for_requests_and_saves_what_they_change(hosted: Hosted) 
     saved = hosted.store.load()
     assert saved is not None
     assert saved.config.epoch_time == 78
+
+
+def test_a_pause_is_saved_at_once_whoever_asked_for_it_and_outlives_the_server(hosted: Hosted) -> None:
+    async def serve() -> None:
+        service = CoordinatorService(hosted.host, draw=os.urandom, unix_offset=0)
+        async with CoordinatorServer(service, [], store=hosted.store, tick_seconds=0.01):
+            service.note(hosted.host.pause(100), 100)  # as a signal and the page do it
+            async with asyncio.timeout(30):
+                while not hosted.store.files():
+                    await asyncio.sleep(0.01)
+            saved = hosted.store.load()
+            assert saved is not None
+            assert saved.run_state is RunState.PAUSED
+
+    asyncio.run(serve())
+    state, note = initial_state(waiting_run("run/1"), hosted.store, resume=True)
+    assert RunHost(restartable(state, 200)).state.run_state is RunState.PAUSED
+    assert (
+        f"it is paused, as it was when it was saved: distro-optim run resume run/1 --save-dir {hosted.folder}" in note
+    )
+
+
+def test_a_state_file_that_says_paused_begins_all_the_same() -> None:
+    state, _ = initial_state(replace(waiting_run("run/1"), run_state=RunState.PAUSED), None, resume=False)
+    assert state.run_state is RunState.WAITING_FOR_MEMBERS
 
 
 @pytest.mark.parametrize(

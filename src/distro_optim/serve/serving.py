@@ -8,8 +8,9 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote as quoted
 from typing import Any
 
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
@@ -112,7 +113,14 @@ def initial_state(configured: Coordinator, store: StateStore | None, *, resume: 
         note = f"the run goes on at step {saved.progress.step} of epoch {saved.progress.epoch}"
         if saved.config != configured.config:
             note += "; its saved settings count, not those of the state file"
+        if saved.run_state is RunState.PAUSED and store is not None:
+            note += (
+                "; it is paused, as it was when it was saved: distro-optim run resume "
+                f"{quoted(saved.run_id)} --save-dir {quoted(str(store.directory))} lets it go on"
+            )
         return saved, note
+    if configured.run_state is RunState.PAUSED:
+        configured = replace(configured, run_state=RunState.WAITING_FOR_MEMBERS)  # begun is begun
     if resume:
         return configured, "nothing is saved yet: the run begins"
     return configured, "the run begins"

@@ -377,7 +377,8 @@ def restartable(state: Coordinator, now: int) -> Coordinator:
 
     An epoch that was under way is taken back to its start, since its rounds cannot go on without its members. Its
     healthy members stay listed: if one of them returns, it can share the model with the others (see
-    :func:`~distro_optim.coordinator.rules.checkpoints.stored_checkpoint`).
+    :func:`~distro_optim.coordinator.rules.checkpoints.stored_checkpoint`). A run that was paused, or was to be after
+    its epoch, is paused.
 
     Args:
         state: read from a file, or the present one, to be saved.
@@ -386,13 +387,15 @@ def restartable(state: Coordinator, now: int) -> Coordinator:
     epoch, progress = state.epoch_state, state.progress
     if state.run_state not in BETWEEN_EPOCHS:
         progress = replace(progress, step=epoch.start_step)
+    paused = state.run_state is RunState.PAUSED or bool(state.pending_pause)
+    waits = RunState.PAUSED if paused else RunState.WAITING_FOR_MEMBERS
     state = replace(state, progress=progress)
     return replace(
         state,
-        run_state=RunState.FINISHED if is_done(state) else RunState.WAITING_FOR_MEMBERS,
+        run_state=RunState.FINISHED if is_done(state) else waits,
         epoch_state=CoordinatorEpochState(
             clients=tuple(Client(client.id) for client in epoch.clients if client.state is ClientState.HEALTHY),
-            cold_start_epoch=epoch.cold_start_epoch,
+            cold_start_epoch=epoch.cold_start_epoch or paused,
         ),
         run_state_start_unix_timestamp=now,
         pending_pause=False,

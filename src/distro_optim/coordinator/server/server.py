@@ -27,7 +27,7 @@ from ..client import CoordinatorClient, StateFeed
 from ..messages import ClientToServerMessage
 from ..types import Coordinator, NodeIdentity, RunState
 from .control import ControlFolder
-from .host import EpochEnded
+from .host import EpochEnded, PhaseChanged
 from .in_process import InProcessClient, InProcessCoordinator
 from .service import CoordinatorService, ServiceEvent
 from .store import StateStore
@@ -134,7 +134,8 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
 
     @override
     def _note(self, event: ServiceEvent) -> None:
-        if isinstance(event, EpochEnded):
+        is_pause = isinstance(event, PhaseChanged) and RunState.PAUSED in (event.before, event.after)
+        if is_pause or isinstance(event, EpochEnded):
             self._unsaved.set()
 
     async def _keep_saving(self, store: StateStore) -> None:

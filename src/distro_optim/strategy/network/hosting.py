@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from shlex import quote
 from typing import Final
 
 from typing_extensions import override
@@ -31,7 +32,7 @@ from ...coordinator.server.server import CoordinatorServer, unix_offset
 from ...coordinator.server.service import CoordinatorService
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
-from ...coordinator.types import Coordinator
+from ...coordinator.types import Coordinator, RunState
 from ..config import RunConfig
 from .joining import NodeOptions
 from .link import RunLink, RunSource
@@ -61,7 +62,8 @@ def host_state(
     if given is not None:
         given = replace(given, run_id=run_id)
         check_run(given, prompt=True)
-        return given
+        before = None if store is None else store.load()
+        return replace(given, run_state=RunState.PAUSED) if before is not None and _is_paused(before) else given
     state = config.coordinator_state(run_id)
     check_run(state, prompt=True)
     advice = "pass resume=True to go on from there, or name another save_dir or run_id to begin again"
@@ -71,6 +73,10 @@ def host_state(
     # No client is taken over from before: so the first of the list, which is the host, has the weights that count.
     epoch = replace(saved.epoch_state, clients=())
     return replace(saved, config=state.config, model=state.model, epoch_state=epoch)
+
+
+def _is_paused(state: Coordinator) -> bool:
+    return state.run_state is RunState.PAUSED
 
 
 class HostedRun(RunSource):
@@ -121,6 +127,11 @@ class HostedRun(RunSource):
             if self._options.home is not None:
                 stack.enter_context(self._options.home)
             state = host_state(self._config, self.run_id, store, self._state)
+            if _is_paused(state):
+                self.on_note(
+                    "the run is paused, as it was when it was saved: distro-optim run resume "
+                    f"{quote(state.run_id)} --save-dir {quote(str(self._config.save_dir))} lets it go on"
+                )
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
             listeners: list[StreamListener] = [IrohListener(node)]
