@@ -38,6 +38,7 @@ def finish_round(reporter: RunReporter, step: int, **changes: Any) -> None:
     facts: dict[str, Any] = {
         "epoch": 1,
         "step": step,
+        "total_steps": 100,
         "run_state": "Training",
         "num_peers": 2,
         "loss": 2.5,
@@ -81,6 +82,7 @@ def test_every_round_and_event_is_a_line_that_is_complete_in_itself(tmp_path: Pa
         "peer": bytes(range(32)).hex(),
         "epoch": 1,
         "step": 2,
+        "total_steps": 100,
         "run_state": "Training",
         "num_peers": 2,
         "loss": 2.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from distro_optim.console import LivePicture, PlainLines, display_for, make_console
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.run_report import ENDED, JOINED, ROUND, ReportLine
-from distro_optim.testnet.display import FORMS, Situation, render
+from distro_optim.testnet.display import FORMS, Situation, in_words, render, status_line
 from distro_optim.testnet.faults import FaultPlan, Join, Kill, Restart
 from distro_optim.testnet.network import Outcome, parse_setting
 from distro_optim.testnet.summary import summary_table
@@ -110,6 +111,34 @@ def test_the_table_shows_peers_events_and_differences_without_control_characters
     ):
         assert part in text
     assert "\x1b" not in text
+
+
+def test_it_says_how_far_the_run_is_and_for_how_long_it_goes_on() -> None:
+    watch = swarm(2)
+    assert status_line(Situation(watch, 0.0)).startswith("step 0  ")
+    tell(watch, 0, JOINED, total_steps=600)
+    for step in range(1, 101):
+        tell(watch, 0, step=step, total_steps=600, time=1000.0 + (2 * step if step > 40 else 0))
+    tell(watch, 1, step=100, total_steps=600, time=5000.0)
+    assert watch.seconds_left == 1000.0
+    assert status_line(Situation(watch, 0.0)).startswith("step 100 of 600, about 17 min left  ")
+    # The rounds after the last, in which the last results are applied, are not what anybody asked for.
+    for step in range(101, 603):
+        tell(watch, 0, step=step, total_steps=600, loss=1.0, weights_hash="same")
+    tell(watch, 0, ENDED, step=603, total_steps=600, weights_hash="end")
+    stream = io.StringIO()
+    outcome = Outcome(watch=watch, seconds=300.0, faults=(), problems=(), target=None)
+    Console(file=stream, width=100).print(render(Situation(watch, 300.0)), summary_table(outcome))
+    text = stream.getvalue()
+    assert "step 600 of 600   2 peers" in text
+    assert "600 in 300 s" in text
+    assert "5 min" in text
+    assert not re.search("60[1-9]|left", text.replace("that are left", ""))
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (150, "2 min"), (5400, "1.5 h")])
+def test_times_are_told_in_words(seconds: float, said: str) -> None:
+    assert in_words(seconds) == said
 
 
 def test_in_a_terminal_the_table_is_redrawn_and_elsewhere_lines_are_printed() -> None:

@@ -48,7 +48,12 @@ class News:
         )
         view = run.view()
         self._reporter.joined(
-            run_state=view.run_state, epoch=view.epoch, step=view.step, num_peers=view.num_peers, text=view.run_id
+            run_state=view.run_state,
+            epoch=view.epoch,
+            step=view.step,
+            total_steps=view.total_steps,
+            num_peers=view.num_peers,
+            text=view.run_id,
         )
 
     def tell(self, text: str, step: int | None = None, *, routine: bool = False) -> None:
@@ -96,6 +101,7 @@ class News:
         self._reporter.round(
             epoch=view.epoch,
             step=step,
+            total_steps=view.total_steps,
             run_state=view.run_state,
             num_peers=view.num_peers,
             waiting_peers=view.waiting_peers,

@@ -81,7 +81,9 @@ class ReportLine:
         time: Unix time in seconds.
         name: of the peer, for people.
         peer: its public key in hexadecimal.
-        epoch, step: of the run.
+        epoch, step: of the run. The steps that follow the last that is trained, in which the last results are applied,
+            have numbers, too.
+        total_steps: the last step that is trained; 0 if it is not known.
         run_state: phase of the run.
         num_peers: in the epoch.
         waiting_peers: that wait for the next epoch; known to the host, left out of the reports of others.
@@ -101,6 +103,7 @@ class ReportLine:
     peer: str = ""
     epoch: int = 0
     step: int = 0
+    total_steps: int = 0
     run_state: str = ""
     num_peers: int = 0
     waiting_peers: int | None = None
@@ -210,11 +213,14 @@ class RunReporter:
         """False if the lines go nowhere, so that nothing has to be computed for them."""
         return self._file is not None
 
-    def joined(self, *, run_state: str, epoch: int, step: int, num_peers: int, text: str = "") -> None:
+    def joined(
+        self, *, run_state: str, epoch: int, step: int, num_peers: int, total_steps: int = 0, text: str = ""
+    ) -> None:
         """The peer is in the run; it may not train yet."""
-        self._write(
-            ReportLine(kind=JOINED, run_state=run_state, epoch=epoch, step=step, num_peers=num_peers, text=text)
+        self._last = ReportLine(
+            kind=JOINED, run_state=run_state, epoch=epoch, step=step, total_steps=total_steps, num_peers=num_peers
         )
+        self._write(dataclasses.replace(self._last, text=text))
 
     def round(
         self,
@@ -224,6 +230,7 @@ class RunReporter:
         run_state: str,
         num_peers: int,
         loss: float | None,
+        total_steps: int = 0,
         waiting_peers: int | None = None,
         bytes_sent: int,
         bytes_received: int,
@@ -237,6 +244,7 @@ class RunReporter:
             kind=ROUND,
             epoch=epoch,
             step=step,
+            total_steps=total_steps,
             run_state=run_state,
             num_peers=num_peers,
             waiting_peers=waiting_peers,

@@ -23,6 +23,9 @@ STATUS_SECONDS: Final = 10.0
 RECORD_SECONDS: Final = 1.0
 """Between two records for machines."""
 
+SECONDS_UP_TO: Final = 90
+"""Longer times are told in minutes, and so many minutes in hours."""
+
 STATES: Final = {
     PeerState.STARTING: "yellow",
     PeerState.RUNNING: "green",
@@ -51,7 +54,7 @@ def status_line(now: Situation) -> str:
         for peer in watch.peers
     )
     sent, ddp = sum(p.bytes_sent for p in watch.peers), sum(p.ddp_bytes for p in watch.peers)
-    return f"step {watch.step}  {peers}  sent {kilobytes(sent)} (DDP {kilobytes(ddp)})"
+    return f"{progress(watch)}  {peers}  sent {kilobytes(sent)} (DDP {kilobytes(ddp)})"
 
 
 def record(now: Situation) -> dict[str, object]:
@@ -60,6 +63,8 @@ def record(now: Situation) -> dict[str, object]:
     return {
         "seconds": round(now.seconds, 1),
         "step": watch.step,
+        "total_steps": watch.total_steps or None,
+        "seconds_left": None if watch.seconds_left is None else round(watch.seconds_left, 1),
         "epoch": watch.epoch,
         "run_state": watch.run_state,
         "waiting_peers": watch.waiting_peers,
@@ -96,7 +101,8 @@ def render(now: Situation) -> RenderableType:
     head = Text(printable(watch.run_state) or "starting", style="cyan")
     waiting = f", {watch.waiting_peers} wait for the next epoch" if watch.waiting_peers else ""
     head.append(
-        f"   epoch {watch.epoch}   step {watch.step}   {running} peers{waiting}   {now.seconds:.0f} s", style="default"
+        f"   epoch {watch.epoch}   {progress(watch)}   {running} peers{waiting}   {in_words(now.seconds)}",
+        style="default",
     )
     return Group(
         head, peer_table(watch), _equality(watch), *(Text(printable(line), style="dim") for line in watch.events)
@@ -125,7 +131,7 @@ def peer_table(watch: SwarmWatch) -> Table:
         table.add_row(
             f"{peer.number} host" if peer.number == 0 else str(peer.number),
             Text(peer.state.value, style=STATES[peer.state]),
-            str(peer.last.step) if peer.rounds else "-",
+            str(watch.counted(peer.last.step)) if peer.rounds else "-",
             "-" if peer.smoothed_loss is None else f"{peer.smoothed_loss:.3f}",
             kilobytes(peer.bytes_sent),
             kilobytes(peer.ddp_bytes),
@@ -134,6 +140,20 @@ def peer_table(watch: SwarmWatch) -> Table:
             Text(printable((peer.final_hash or peer.last.weights_hash)[:8]) or "-"),
         )
     return table
+
+
+def progress(watch: SwarmWatch) -> str:
+    """How far the run is, and for how long it goes on."""
+    of = f" of {watch.total_steps}" if watch.total_steps else ""
+    left = "" if watch.seconds_left is None else f", about {in_words(watch.seconds_left)} left"
+    return f"step {watch.step}{of}{left}"
+
+
+def in_words(seconds: float) -> str:
+    """A time for people: seconds, minutes or hours."""
+    if seconds < SECONDS_UP_TO:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 60 * SECONDS_UP_TO else f"{seconds / 3600:.1f} h"
 
 
 def kilobytes(count: float) -> str:

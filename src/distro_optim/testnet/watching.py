@@ -20,6 +20,9 @@ FINAL_ROUNDS: Final = 50
 COMPARED_ROUNDS: Final = 500
 """A round so far behind gets no more reports and is counted; bounds what is kept."""
 
+PACE_STEPS: Final = 50
+"""Over so many steps the time left is reckoned. Chosen arbitrarily."""
+
 SHOWN_EVENTS: Final = 8
 """Lines below the table."""
 
@@ -129,12 +132,15 @@ class SwarmWatch:
     def __init__(self) -> None:
         self.peers: list[PeerWatch] = []
         self.step = 0
-        """The furthest that any peer has come in training."""
+        """The furthest that any peer has come in training, and never beyond the last step that is trained."""
+        self.total_steps = 0
+        """The last step that is trained; 0 before it is known."""
         self.run_state = ""
         self.epoch = 0
         self.waiting_peers: int | None = None
         """That wait for the next epoch, as the host last reported; None before."""
         self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
+        self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS)  # steps, and when they were first seen
         self._hashes: dict[int, dict[str, int]] = {}
         self._compared = 0
         self._differing: list[int] = []
@@ -149,6 +155,7 @@ class SwarmWatch:
         peer.key = line.peer or peer.key
         if peer.state is PeerState.STARTING:
             peer.state = PeerState.RUNNING
+        self.total_steps = line.total_steps or self.total_steps
         if line.kind == JOINED:
             return
         if line.kind == ROUND:
@@ -159,14 +166,28 @@ class SwarmWatch:
                 peer.losses.append((line.step, line.loss))
                 before = line.loss if peer.smoothed_loss is None else peer.smoothed_loss
                 peer.smoothed_loss = before + SMOOTHING * (line.loss - before)
-            if line.weights_hash:
+            # What follows the last step shows in the weights that each ends with.
+            if line.weights_hash and line.step == self.counted(line.step):
                 self._compare(line.step, line.weights_hash)
-            if line.step > self.step:
-                self.step, self.run_state, self.epoch = line.step, line.run_state, line.epoch
+            if (step := self.counted(line.step)) > self.step:
+                self.step, self.run_state, self.epoch = step, line.run_state, line.epoch
+                self._pace.append((step, line.time))
         if line.kind == ENDED:
             peer.final_hash = line.weights_hash
             self.run_state = line.run_state or self.run_state
         peer.last = line
+
+    def counted(self, step: int) -> int:
+        """A step as people count it: whoever asks for 600 is never told of the 601st."""
+        return min(step, self.total_steps) if self.total_steps else step
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step, at the pace of the last ones; None if that cannot be said."""
+        if len(self._pace) < 2 or self.step >= self.total_steps:
+            return None
+        (first, began), (last, now) = self._pace[0], self._pace[-1]
+        return max(0.0, now - began) / (last - first) * (self.total_steps - last)
 
     @property
     def survivors(self) -> list[PeerWatch]:
