@@ -20,6 +20,7 @@ from coordinator.test_serve_command import participant, served, state_file
 from distro_optim import DisTrO
 from distro_optim.errors import DistroError, JoinRefusedError
 from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.environment import WEB
 from distro_optim.strategy.monitor import page
 from distro_optim.strategy.session import SwarmSession
 from frameworks.lightning_runs import QUIET, load, loader, make_module, make_trainer
@@ -63,7 +64,7 @@ class Friend(threading.Thread):
         self.error: BaseException | None = None
         self.model = make_module(pl)
         optimizer = DisTrO(self.model.parameters(), lr=0.01)
-        settings = {**LOOPBACK, "run": ticket, "dataset_size": 64, "web": 0, "give_up_seconds": 1.0}
+        settings = {**LOOPBACK, "run": ticket, "dataset_size": 64, "give_up_seconds": 1.0}
         self.session = SwarmSession(self.model, optimizer, on_event=self.news.append, **settings)
         self.start()
 
@@ -88,6 +89,7 @@ def test_the_page_of_a_script_that_hosts_pauses_resumes_and_kicks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "LOOK_SECONDS", 0.05)
+    monkeypatch.setenv(WEB, "0")  # for the friend; the host has its option
     pl, strategies = load("lightning.pytorch"), load("distro_optim.strategy.psyche_lightning")
     news: list[str] = []
     strategy = strategies.LightningPsycheStrategy(web=0, config=CONFIG, on_event=news.append, **LOOPBACK)

@@ -12,7 +12,7 @@ from distro_optim.strategy.monitor.narration import Narration
 from distro_optim.strategy.monitor.summary import summary
 from distro_optim.strategy.network.contributions import MAX_IDENTITIES, Contributions
 from distro_optim.strategy.port import Contribution, RunView
-from distro_optim.strategy.rounds.actions import CountedResult
+from distro_optim.strategy.rounds.actions import CountedResult, DropReason
 
 ME, A, B, C, D = (bytes([number] * 32) for number in range(5))
 VIEW = RunView(run_id="run", run_state="ROUND_TRAIN", step=40, total_steps=120, connected=True, gives_up_after=900)
@@ -154,12 +154,14 @@ def test_contributions_are_counted_by_identity_and_bounded() -> None:
         contributions.counted(
             [CountedResult(owner=A, samples=4, bytes=100), CountedResult(owner=B, samples=2, bytes=9)]
         )
-    contributions.dropped(A)
+    contributions.dropped(A, DropReason.WRONG_HASH)
+    for reason in (DropReason.DUPLICATE, DropReason.WRONG_STEP, DropReason.NOT_RUNNING):
+        contributions.dropped(A, reason)
     assert contributions.seen() == {
         A: Contribution(rounds=2, samples=8, bytes=200, dropped=1),
         B: Contribution(rounds=2, samples=4, bytes=18),
     }
     for number in range(2 * MAX_IDENTITIES):
-        contributions.dropped(number.to_bytes(32, "big"))
+        contributions.dropped(number.to_bytes(32, "big"), DropReason.MALFORMED)
     assert len(contributions.seen()) == MAX_IDENTITIES
     assert {A, B} <= contributions.seen().keys()

@@ -33,6 +33,7 @@ FULL = RunEnvironment(
     bind_addr="0.0.0.0:4433",
     report=Path("report.jsonl"),
     peer_name="peer 1",
+    web="8080",
     config={"total_steps": 100, "min_peers": 2},
     log=LogOptions(file=Path("run.log"), level="debug", max_bytes=20_000, older=2, form="json"),
 )

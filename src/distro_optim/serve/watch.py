@@ -11,7 +11,7 @@ from ..coordinator.server.service import CoordinatorService
 from ..coordinator.types import NodeIdentity
 from ..errors import DistroError
 from ..strategy.monitor.metrics import Metric, contribution_metrics
-from ..strategy.monitor.picture import MAX_EVENTS, MAX_PEERS
+from ..strategy.monitor.picture import MAX_EVENTS, MAX_PEERS, unit
 from ..strategy.port import Contribution
 from .status import RunStatus
 
@@ -107,6 +107,7 @@ class Watch:
             "waiting_peers": max(0, status.pending - status.in_epoch),
             "ticket": ticket,
             "how_to_join": None if ticket is None else f"distro-optim join {ticket}",
+            "unit": unit(self._service.host.state.model.max_seq_len),
             "tokens": self._tokens,
             "tokens_per_second": status.tokens_per_second,
             "lr": None,

@@ -29,6 +29,7 @@ __all__ = [
     "REPORT",
     "RUN",
     "TICKET_FILE",
+    "WEB",
     "RunEnvironment",
     "read_ticket",
     "write_ticket",
@@ -58,6 +59,9 @@ REPORT: Final = "DISTRO_OPTIM_REPORT"
 PEER_NAME: Final = "DISTRO_OPTIM_PEER_NAME"
 """What this peer is called in its report."""
 
+WEB: Final = "DISTRO_OPTIM_WEB"
+"""A port, or ``host:port``: where the run is shown on a page, as the option ``web`` says."""
+
 CONFIG: Final = "DISTRO_OPTIM_CONFIG"
 """A JSON object with settings of the run; they take the place of a hosting script's defaults."""
 
@@ -82,6 +86,7 @@ class RunEnvironment:
     bind_addr: str | None = None
     report: Path | None = None
     peer_name: str | None = None
+    web: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     log: LogOptions | None = None
 
@@ -114,6 +119,7 @@ class RunEnvironment:
             bind_addr=None if bind is None else _bind_address(bind),
             report=path(REPORT),
             peer_name=text(PEER_NAME),
+            web=text(WEB),
             config=_settings(text(CONFIG)),
             log=LogOptions.from_environment(source),
         )
@@ -130,6 +136,7 @@ class RunEnvironment:
             BIND_ADDR: self.bind_addr or "",
             REPORT: str(self.report or ""),
             PEER_NAME: self.peer_name or "",
+            WEB: self.web or "",
             CONFIG: json.dumps(dict(self.config)) if self.config else "",
             **dict.fromkeys((LOG, LOG_LEVEL, LOG_ROTATE, LOG_FORMAT), ""),
             **(self.log.variables() if self.log is not None else {}),

@@ -111,7 +111,7 @@ class Contribution:
         rounds: in which a result of it counted.
         samples: that these results are of.
         bytes: that these results have on the wire.
-        dropped: messages and results of it that were not taken.
+        dropped: messages and results of it that were not taken, but for those that came late or more than once.
     """
 
     rounds: int = 0

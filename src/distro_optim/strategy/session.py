@@ -238,7 +238,7 @@ class SwarmSession:
         """
         if not self.speaks_for_the_peer:
             return
-        if (place := self._options["web"]) is not None:
+        if (place := self._options["web"]) is not None or (place := self._environment.web) is not None:
             from .monitor.page import PageServer  # brings a web server, which few sessions need
 
             page = self._windows.enter_context(PageServer(place, self._picture, access.facts.acts))

@@ -46,6 +46,7 @@ class Figures:
         efficiency: share of the time that we computed, of the latest steps.
         last_train_seconds: that our latest batch took.
         downloaded: parts of the model downloaded, and in all; None if none are.
+        seq_len: tokens of a sample; 1 where samples are no sequences of tokens, 0 before that is known.
         ddp_bytes: that we would have sent, had the gradients of our rounds been summed by a ring all-reduce in bf16.
     """
 
@@ -62,6 +63,7 @@ class Figures:
     downloaded: tuple[int, int] | None
     events: tuple[str, ...]
     ddp_bytes: int = 0
+    seq_len: int = 0
 
     @property
     def perplexity(self) -> float | None:
@@ -190,6 +192,7 @@ class Progress:
             downloaded=self._downloaded,
             events=tuple(self._events),
             ddp_bytes=self.ddp_bytes,
+            seq_len=seq_len,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .figures import Figures
 from .history import History, Point
 
-__all__ = ["PeerPicture", "finite", "picture_of", "point_of", "short"]
+__all__ = ["PeerPicture", "finite", "picture_of", "point_of", "short", "unit"]
 
 MAX_EVENTS: Final = 30
 """News that a page shows, the newest."""
@@ -23,6 +23,11 @@ PeerPicture = dict[str, Any]
 def short(key: bytes) -> str:
     """A public key as people tell it from others."""
     return key.hex()[:8]
+
+
+def unit(seq_len: int) -> str:
+    """What a run counts: tokens, or samples where those have one."""
+    return "samples" if seq_len == 1 else "tokens"
 
 
 def finite(value: float | None) -> float | None:
@@ -53,6 +58,7 @@ def picture_of(figures: Figures, *, ticket: str | None, is_host: bool, how_to_jo
         "waiting_peers": view.waiting_peers,
         "ticket": ticket,
         "how_to_join": how_to_join,
+        "unit": unit(figures.seq_len),
         "tokens": figures.total_tokens,
         "tokens_per_second": figures.tokens_per_second,
         "lr": view.lr,

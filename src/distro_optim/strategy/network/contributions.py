@@ -8,13 +8,17 @@ from dataclasses import replace
 from typing import Final
 
 from ..port import Contribution
-from ..rounds.actions import CountedResult
+from ..rounds.actions import CountedResult, DropReason
 
 __all__ = ["Contributions"]
 
 MAX_IDENTITIES: Final = 1024
 """That are counted. Four times the clients that an epoch has at most: identities cost nothing, and who makes new ones
 all the time must not fill the memory. Of more, those that gave least are forgotten."""
+
+
+HARMLESS: Final = frozenset({DropReason.NOT_RUNNING, DropReason.WRONG_STEP, DropReason.DUPLICATE})
+"""Why an honest peer's messages are not taken again and again: they come late, early or by several ways."""
 
 
 class Contributions:
@@ -35,8 +39,10 @@ class Contributions:
             )
         self._forget()
 
-    def dropped(self, sender: bytes) -> None:
-        """A message or a result of this peer was not taken."""
+    def dropped(self, sender: bytes, reason: DropReason) -> None:
+        """A message or a result of this peer was not taken. What an honest peer's network does is not counted."""
+        if reason in HARMLESS:
+            return
         before = self._by_peer.get(sender, Contribution())
         self._by_peer[sender] = replace(before, dropped=before.dropped + 1)
         self._forget()

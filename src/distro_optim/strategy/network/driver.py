@@ -253,7 +253,7 @@ class RoundDriver:
                 self._to_coordinator.put_nowait(lambda: self.coordinator.send(Join(self.coordinator.run_id)))
             case act.Dropped():
                 _log.debug("dropped: %s", action)
-                self._journal.contributions.dropped(action.sender)
+                self._journal.contributions.dropped(action.sender, action.reason)
             case act.ResultMissing() | act.Desynced():
                 self._journal.event(action)
                 self._mailbox.put_event(action)

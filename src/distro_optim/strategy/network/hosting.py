@@ -32,7 +32,7 @@ from ...coordinator.server.server import CoordinatorServer, unix_offset
 from ...coordinator.server.service import CoordinatorService
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
-from ...coordinator.types import Coordinator, RunState
+from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ..config import RunConfig
 from .joining import NodeOptions
 from .link import RunLink, RunSource
@@ -171,15 +171,16 @@ class HostedRun(RunSource):
             ticket=ticket,
             find_peers=lambda: _visit(rendezvous, node, self._options.peers),
             reports=lambda: host.reports,
-            waiting=lambda: _waiting(host),
+            waiting=lambda: _waiting(host, self.identity),
             acts=acts_on(service, time.monotonic),
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )
 
 
-def _waiting(host: RunHost) -> int:
-    members = {client.id for client in host.state.epoch_state.clients}
+def _waiting(host: RunHost, me: NodeIdentity) -> int:
+    """Others that wait for the next epoch."""
+    members = {me, *(client.id for client in host.state.epoch_state.clients)}
     return sum(client not in members for client in host.pending)
 
 
