@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ __all__ = [
     "Silent",
     "display_for",
     "make_console",
+    "narrated",
     "print_lines",
     "print_picture",
     "printable",
@@ -54,6 +56,13 @@ NO_FACTS: Final[Facts] = MappingProxyType({})
 """For news that says nothing more than its sentence."""
 
 T = TypeVar("T")
+
+
+SILENT_SECONDS: Final = 2.0
+"""What takes longer should be seen to go on."""
+
+STILL_SECONDS: Final = 15.0
+"""Between two sentences about the same work. Chosen arbitrarily."""
 
 
 def printable(text: str) -> str:
@@ -80,6 +89,51 @@ class Forms(Generic[T]):
     line_seconds: float
     record_seconds: float
     picture_seconds: float = 0.0
+
+
+# -- work that takes a while -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def narrated(
+    what: str | Callable[[], str],
+    tell: Callable[[str], None] | None = None,
+    *,
+    wait: Callable[[threading.Event, float], bool] | None = None,
+) -> Iterator[None]:
+    """While it is entered, says after two seconds what is being done, and from time to time that it still is.
+
+    What takes less says nothing. Nothing is said any more once this is left.
+
+    Args:
+        what: is being done, such as ``"loading the model"``; or gives that, with how far it is.
+        tell: told the sentences, in another thread than that which works; by default they go to the standard error.
+        wait: waits for the end of the work for so many seconds, and says whether it has come.
+    """
+    tell, wait = tell or _say_on_stderr, wait or threading.Event.wait
+    words = what if callable(what) else lambda: what
+    over = threading.Event()
+
+    def watch() -> None:
+        seconds = SILENT_SECONDS
+        if wait(over, seconds):
+            return
+        tell(f"{words()} ...")
+        while not wait(over, STILL_SECONDS):
+            seconds += STILL_SECONDS
+            tell(f"{words()} ... {seconds:.0f} s so far")
+
+    watching = threading.Thread(target=watch, name="distro-optim-narrator", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def _say_on_stderr(text: str) -> None:
+    Output(sys.stderr).write(f"distro-optim: {printable(text)}")
 
 
 # -- output that may go away -------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from client.ports import ScriptedPort
 from client.processes import DISTRO, TINY_LLAMA, write_state
 from distro_optim import DisTrO
-from distro_optim.client import first_model
+from distro_optim.client import first_model, preparing
 from distro_optim.client.first_model import FirstModel, comes_through_peers
 from distro_optim.client.preparing import Prepared, prepare
 from distro_optim.comm.model_exchange import SharedModel
@@ -74,6 +75,19 @@ def test_a_model_of_psyches_peers_is_trained(state: Coordinator, theirs: SharedM
     for name, tensor in made.model.tensors().items():
         assert tensor.equal(theirs.parameters[name])
     assert made.model.companions == {"tokenizer.json": b'{"version": "1.0"}'}
+
+
+def test_what_can_take_long_is_told(state: Coordinator, theirs: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def narrated(what: str, tell: Callable[[str], None]) -> Iterator[None]:
+        said.append(what)
+        yield
+
+    monkeypatch.setattr(preparing, "narrated", narrated)
+    prepared(ScriptedPort([initialize(PEER)], [theirs]), state)
+    assert said == ["making the model"], "what comes from peers says itself how far it is"
 
 
 def test_what_was_looked_at_comes_again_for_the_session(state: Coordinator, theirs: SharedModel) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
+from ..console import narrated
 from ..coordinator.solana_options import SolanaOptions, lamports
 from ..coordinator.ticket_text import SOLANA, WHAT_TO_COPY, check_text, run_on_solana
 from ..errors import ConfigurationError, ProtocolError
@@ -198,7 +199,8 @@ def run(options: argparse.Namespace) -> int:
         check_text(request.run)  # now, not after seconds of imports
     except ProtocolError as error:
         raise ConfigurationError(f"{error}. {WHAT_TO_COPY}", name="run", value=request.run) from None
-    from .joining import join
+    with narrated("loading PyTorch"):
+        from .joining import join
 
     with _sigterm_as_ctrl_c():
         join(request)

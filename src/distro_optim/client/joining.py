@@ -14,7 +14,7 @@ import torch
 from ..callbacks import SafeCallback
 from ..comm.iroh.keys import load_secret_key
 from ..comm.signing import SecretKey
-from ..console import Display, display_for, printable
+from ..console import Display, display_for, narrated, printable
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
@@ -95,7 +95,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
             news.tell(f"the run is shown at {page.url}", web=page.url)
         news.tell(f"we are {key.public.hex()}", key=key.public.hex())
         news.tell(f"looking at {options.run[:60]}")
-        access.look()
+        with narrated("opening our endpoint and looking for the run", news.tell):
+            access.look()
         state = access.state
         if state is None:
             raise RunError("the coordinator took our connection but sent no state")
@@ -106,7 +107,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
             return
         check_newcomer(state)
         if is_without_tensors(state):
-            access.start()
+            with narrated("asking to be let into the run", news.tell):
+                access.start()
             news.tell_wait(access)
             train_dummy(access, progress, seconds=options.dummy_training_delay_secs, tell=news.tell)
         else:
@@ -130,7 +132,8 @@ def _train(
     stack: ExitStack,
     recorder: Recorder | None,
 ) -> None:
-    load_libraries()
+    with narrated("loading transformers", news.tell):
+        load_libraries()
     folder = stack.enter_context(kept_in(options, state.run_id))
     news.tell(
         "the model is not kept: --no-checkpoints"
@@ -148,7 +151,8 @@ def _train(
         tell=news.tell,
     )
     stack.callback(prepared.data.close)
-    trainers = LocalTrainers(prepared.model, devices, micro_batch_size=options.micro_batch_size)
+    with narrated("preparing the devices", news.tell):
+        trainers = LocalTrainers(prepared.model, devices, micro_batch_size=options.micro_batch_size)
     stack.callback(trainers.close)
     count = sum(parameter.numel() for parameter in prepared.model.parameters())
     news.tell(f"the model has {count:,} parameters, on {', '.join(map(str, devices))}", parameters=count)

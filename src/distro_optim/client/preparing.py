@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from ..comm.signing import SecretKey
+from ..console import narrated
 from ..coordinator.model import (
     DummyCheckpoint,
     DummyData,
@@ -119,14 +120,16 @@ def prepare(
     try:
         where = folder if folder is not None else find_checkpoint(run.checkpoint, paths=False)
         tell(f"the model comes from {where}")
-        model = CausalLM.from_run(run, where, device=device)
+        with narrated("reading the model", tell):
+            model = CausalLM.from_run(run, where, device=device)
     except ModelWeightsError:
         if folder is not None or not comes_through_peers(state, access.facts.identity):
             raise
     if model is not None:
         _check_tokenizer(model, tell)
-        return Prepared(model, _optimizer(model, state), _open(location, state, key, model.config.vocab_size), access)
-    _open(location, state, key, None).close()
+        tokens = _open(location, state, key, model.config.vocab_size, tell)
+        return Prepared(model, _optimizer(model, state), tokens, access)
+    _open(location, state, key, None, tell).close()
     tell("the model comes from peers")
     access.life.start()
     if (wait := access.facts.view().waits_for) is not None:
@@ -135,11 +138,12 @@ def prepare(
     while model is None:
         shared = first.download(progress)
         try:
-            model = CausalLM.from_run(run, shared, device=device)
+            with narrated("making the model", tell):
+                model = CausalLM.from_run(run, shared, device=device)
         except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
             first.refuse(str(error))
     _check_tokenizer(model, tell)
-    tokens = _open(location, state, key, model.config.vocab_size)
+    tokens = _open(location, state, key, model.config.vocab_size, tell)
     return Prepared(model, _optimizer(model, state), tokens, first.access)
 
 
@@ -187,23 +191,28 @@ def location_kind(location: LLMTrainingDataLocation) -> str:
 
 
 def _open(
-    location: LLMTrainingDataLocation, state: Coordinator, key: SecretKey, vocab_size: int | None
+    location: LLMTrainingDataLocation,
+    state: Coordinator,
+    key: SecretKey,
+    vocab_size: int | None,
+    tell: Callable[[str], None],
 ) -> TokenProvider:
     """The data, of which the first, the last and the next sequence that the run will train could be read."""
     seq_len = state.model.max_seq_len
     if isinstance(location, DummyData):
         # As long as the model takes; Psyche's are always 2048 tokens, which many models do not.
         return DummyTokens(seq_len)
-    tokens = open_token_data(location, seq_len, vocab_size=vocab_size, key=key)
-    try:
-        tokens.probe()
-        # What a server of Psyche's has it gives to members only.
-        if not isinstance(location, ServerData):
-            following = first_data_index(state)
-            tokens.get_samples(BatchId(following, following))
-    except BaseException:
-        tokens.close()
-        raise
+    with narrated("opening the training data", tell):
+        tokens = open_token_data(location, seq_len, vocab_size=vocab_size, key=key)
+        try:
+            tokens.probe()
+            # What a server of Psyche's has it gives to members only.
+            if not isinstance(location, ServerData):
+                following = first_data_index(state)
+                tokens.get_samples(BatchId(following, following))
+        except BaseException:
+            tokens.close()
+            raise
     return tokens
 
 

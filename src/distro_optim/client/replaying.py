@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from ..console import narrated
 from ..errors import ConfigurationError
 
 __all__ = ["Progress", "add_options", "run"]
@@ -37,11 +38,13 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError, DataError, ModelWeightsError: the folder cannot be replayed; says why.
     """
-    from safetensors.torch import save_file
+    with narrated("loading PyTorch"):
+        from safetensors.torch import save_file
 
-    from .replay import Comparison, Recording, compare, replay
+        from .replay import Comparison, Recording, compare, replay
 
-    recording = Recording.open(options.folder)
+    with narrated("looking through the recording"):
+        recording = Recording.open(options.folder)
     clients: list[Comparison] = []
     for replayed in replay(recording, progress=Progress()):
         if options.out is not None:
@@ -53,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
                 raise ConfigurationError(
                     f"--out {options.out}: {error.strerror or error}", name="out", value=options.out
                 ) from None
-        clients += compare(recording, replayed)
+        with narrated(f"comparing the weights of step {replayed.step}"):
+            clients += compare(recording, replayed)
     records = [client.record() for client in clients]
     if options.json:
         print(json.dumps({"clients": records}))

@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 
+from ..console import narrated
 from ..data.provider import TokenProvider
 from ..errors import DataUnavailableError
 from ..models.batches import TokenBatch, collate
@@ -49,7 +50,8 @@ def train_language_model(
         begins(round_.step)
         progress.begins(round_.step, round_.batch)
         try:
-            batch = _read(round_, data)
+            with narrated(f"step {round_.step}: reading {round_.batch}", tell):
+                batch = _read(round_, data)
         except DataUnavailableError as error:
             failures += 1
             tell(f"step {round_.step}: {round_.batch} could not be read: {error}")

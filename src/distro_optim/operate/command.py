@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from ..console import display_for
+from ..console import display_for, narrated
 from ..coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
 from ..logs import add_log_options
 
@@ -199,7 +199,9 @@ def run(options: argparse.Namespace) -> int:
         from .asking import ask
 
         settings = dict(options.settings) if options.action == "set" else {}
-        _say(ask(options.save_dir, options.run_id, options.action, settings))
+        with narrated("waiting for the server's answer"):
+            answer = ask(options.save_dir, options.run_id, options.action, settings)
+        _say(answer)
         return 0
     if options.action in _CHANGES:
         return _change(options)
@@ -221,7 +223,9 @@ def run(options: argparse.Namespace) -> int:
 
         asyncio.run(watch(request, display_for("json" if options.json else "tui", FORMS)))
         return 0
-    for text in asyncio.run(look(request)):
+    with narrated("asking the cluster"):
+        texts = asyncio.run(look(request))
+    for text in texts:
         _say(text)
     return 0
 
@@ -250,6 +254,10 @@ def _change(options: argparse.Namespace) -> int:
         send=options.yes,
         **given,
     )
-    for text in asyncio.run(change(request)):
+    with narrated(
+        "sending it to the cluster, and waiting until it is confirmed" if options.yes else "asking the cluster"
+    ):
+        texts = asyncio.run(change(request))
+    for text in texts:
         _say(text)
     return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..console import narrated
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ async def serve_localnet(
 
     from ..testing.solana.server import ValidatorServer
 
-    validator, files = make_cluster(options)
+    with narrated("making the cluster"):
+        validator, files = make_cluster(options)
     async with contextlib.AsyncExitStack() as stack:
         try:
             server = await stack.enter_async_context(ValidatorServer(validator, options.port, real_time=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
+from ..console import narrated
 from ..logs import add_log_options
 
 __all__ = ["add_options", "run"]
@@ -67,11 +68,12 @@ def run(options: argparse.Namespace) -> int:
         ConfigurationError: an option cannot work; nothing was started.
     """
     # Here, so that the other commands do without all this.
-    import asyncio
+    with narrated("loading the server"):
+        import asyncio
 
-    from ..comm.serving.limits import ServerLimits
-    from .console import reporter_for
-    from .serving import ServeOptions, serve
+        from ..comm.serving.limits import ServerLimits
+        from .console import reporter_for
+        from .serving import ServeOptions, serve
 
     def found(name: str) -> tuple[str, Any]:
         return f"--{name.replace('_', '-')}", getattr(options, name)

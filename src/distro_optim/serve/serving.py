@@ -22,7 +22,7 @@ from ..comm.iroh.streams import IrohListener
 from ..comm.serving.limits import ServerLimits
 from ..comm.serving.stream_server import TICK_SECONDS
 from ..comm.streams import StreamListener, TcpListener
-from ..console import printable
+from ..console import narrated, printable
 from ..coordinator.model import ServerData
 from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.validation import check_run
@@ -155,7 +155,10 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             store = stack.enter_context(StateStore(options.save_dir, configured.run_id, on_saved=on_saved))
         state, note = initial_state(configured, store, resume=options.resume)
         check_run(state)
-        files = stack.enter_context(read_data_file(options.data)) if options.data is not None else None
+        files = None
+        if options.data is not None:
+            with narrated(f"opening {options.data}", reporter.tell):
+                files = stack.enter_context(read_data_file(options.data))
         data_port = _data_port(state) if files is not None else 0
         listener = await TcpListener.bind(options.host, options.port)
         offset = unix_offset()
@@ -183,7 +186,8 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             ways = [] if listener.reachable_address is None else [listener.reachable_address]
             endpoint = None
             if options.iroh:
-                node = await servers.enter_async_context(_node(options))
+                with narrated("opening the iroh endpoint, and reaching a relay server", reporter.tell):
+                    node = await servers.enter_async_context(_node(options))
                 listeners.append(IrohListener(node))
                 Rendezvous(node, host.is_pending)
                 if ours:

@@ -109,7 +109,8 @@ class TrainingOptions(ConnectionOptions, total=False):
             the run's step supplies them.
         learning_rates: ``"script"``: those of the parameter groups, which must be the same on all peers; ``"run"``: the
             coordinator's. None, the default, takes the script's unless it is a run of Psyche's.
-        on_event: called with news in words, one sentence each; they are logged besides. None by default.
+        on_event: called with news in words, one sentence each; they are logged besides. While the thread that trains
+            is busy for long with the run's own work, another thread calls it. None by default.
         web: a port, 0 for any free one, or ``"host:port"``: a page that shows the run live. Without a host it can be
             opened on this machine alone; a host that others reach wants the key that is part of the page's address.
             None, the default, has none.

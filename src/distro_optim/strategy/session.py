@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..console import narrated
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.types import Coordinator
@@ -197,7 +198,8 @@ class SwarmSession:
         self._optimizer.flush()
         checkpoints = self._checkpoints()
         resumes_from = checkpoints if self._options["resume"] else NoCheckpoints()
-        self._restored = resumes_from.restore()
+        with narrated("reading the checkpoint", self._tell):
+            self._restored = resumes_from.restore()
         if self._restored is not None:
             size_before = self._restored.identity.data.get("size")
         else:
@@ -208,14 +210,16 @@ class SwarmSession:
             self._access = self.connect()
         access = self._access
         try:
-            access.life.look()
+            with narrated("opening our endpoint" if self._run is None else "looking for the run", self._tell):
+                access.life.look()
             # Only now does every process of this peer know whose it is.
             self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
             self._open_windows(access)
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
-            access.life.start()
+            with narrated("asking to be let into the run", self._tell):
+                access.life.start()
             if not access.facts.is_host:
                 self._look_around(access)
             participant = self._take_part(access, checkpoints, resumes_from)
@@ -348,12 +352,12 @@ class SwarmSession:
         if access is None:
             return
         if participant is None:
-            access.life.close(timeout)
+            self._leave(access, timeout)
             return
         participant.stop()
         facts = access.facts
         state, run_id, fault = facts.state, facts.run_id, facts.view().fault
-        access.life.close(timeout)
+        self._leave(access, timeout)
         if fault is None:
             participant.save_at_the_end(run_id, state)
         self._last_view = facts.view()
@@ -361,6 +365,10 @@ class SwarmSession:
             self._uploads.close(self._tell)
         text = "" if participant.ended else "left before the end"
         self._news.ended(facts, participant.step, participant.trainer.digests, text)
+
+    def _leave(self, access: RunAccess, timeout: float) -> None:
+        with narrated("leaving the run", self._tell):
+            access.life.close(timeout)
 
     def __enter__(self) -> Self:
         self.start()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..comm.iroh.reach_options import add_reach_options, reach_from
-from ..console import JsonLines, LivePicture, Mode, display_for, print_lines, print_picture
+from ..console import JsonLines, LivePicture, Mode, display_for, narrated, print_lines, print_picture
 from ..logs import add_log_options, log_options
 from .faults import Fault, Join, Kill, Restart, parse_peer_at_step
 
@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"stopped, and all peers with it; logs and reports: {options.out}", file=sys.stderr)
         raise
     image = options.plot or options.out / "losses.png"
-    drawn = plot(outcome, image)
+    with narrated("drawing the plot"):
+        drawn = plot(outcome, image)
     if isinstance(display, JsonLines):
         display.write({**summary_record(outcome), "plot": str(image) if drawn else None})
     else:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..callbacks import SafeCallback
 from ..comm.iroh.reach import Discovery
-from ..console import Display
+from ..console import Display, narrated
 from ..errors import ConfigurationError
 from ..logs import LogOptions
 from ..strategy.environment import RunEnvironment, read_ticket
@@ -158,7 +158,8 @@ class LocalNetwork:
             for peer in self.watch.peers:
                 if peer.number in self._processes and self._processes[peer.number].poll() is None:
                     peer.state = PeerState.STOPPED
-            end_all(self._processes.values())
+            with narrated("ending the peers", lambda text: self._tell(text, kind="note")):
+                end_all(self._processes.values())
             self._look()
         return Outcome(
             watch=self.watch,

@@ -68,7 +68,9 @@ def summary_table(outcome: Outcome, *, with_peers: bool = True) -> RenderableTyp
     facts.add_row("weights of the peers that are left", _weights(outcome))
     facts.add_row(
         "weights compared during the run",
-        f"{compared.compared} rounds, "
+        "none"
+        if not compared.compared
+        else f"{compared.compared} rounds, "
         + (f"{compared.differing} with a difference" if compared.differing else "equal in each"),
     )
     sent, ddp = sum(p.bytes_sent for p in watch.peers), sum(p.ddp_bytes for p in watch.peers)

@@ -7,6 +7,7 @@ They come with numba, the extra ``distro-optim[fast]``. Without it, where they c
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from ...console import narrated
 from ..plan import PLACE_COLUMNS
 
 __all__ = ["SETTING", "kernel", "setting"]
 
 SETTING: Final = "DISTRO_OPTIM_FAST"
 """Environment variable: ``0`` leaves all work to torch, ``1`` takes the kernels for the smallest models too."""
+
+_log = logging.getLogger(__name__)
 
 _known: dict[str, Any] = {}
 """Kernels by name, None where there is none."""
@@ -48,7 +52,8 @@ def _loaded(name: str) -> Any:
 
         for module in (momentum, shifting, weights):
             if hasattr(module, name) and name in module.__all__:
-                return _tried(module, name)
+                with narrated(f"compiling {name}, for the first time on this machine", _log.warning):
+                    return _tried(module, name)
         raise LookupError(name)
     except Exception as error:
         # numba and LLVM fail in many ways, on machines that they do not know or whose disk is full.

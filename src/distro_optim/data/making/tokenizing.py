@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ...console import narrated
 from ...coordinator.model import TokenSize
 from ...errors import InvalidDataError
 from ..sidecar import Sidecar
@@ -143,8 +144,10 @@ def run_tokenize(options: TokenizeOptions, console: Console | None = None) -> Si
         DistroError: see :func:`tokenize`.
     """
     console = console or Console(file=sys.stderr)
-    tokenizer = load_tokenizer(options.tokenizer, end_token=options.end_token)
-    corpus = Corpus(options.folder, options.include, exclude=files_beside(options.out))
+    with narrated("reading the tokenizer"):
+        tokenizer = load_tokenizer(options.tokenizer, end_token=options.end_token)
+    with narrated(f"looking through {options.folder}"):
+        corpus = Corpus(options.folder, options.include, exclude=files_beside(options.out))
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -155,13 +158,20 @@ def run_tokenize(options: TokenizeOptions, console: Console | None = None) -> Si
         console=console,
         disable=not console.is_terminal,
     )
+    so_far = ["tokenizing"]
     with bar:
         task = bar.add_task(f"{corpus.num_files} texts", total=corpus.num_bytes, tokens="")
 
         def show(done: Done) -> None:
             bar.update(task, completed=done.done, tokens=f"{done.tokens:,} tokens")
+            so_far[:] = [f"{done.done:,} of {corpus.num_bytes:,} bytes of text, {done.tokens:,} tokens"]
 
-        made = tokenize(corpus, tokenizer, options.out, restart=options.restart, on_progress=show)
+        def line(text: str) -> None:
+            if not console.is_terminal:  # which has the bar
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        with narrated(lambda: so_far[0], line):
+            made = tokenize(corpus, tokenizer, options.out, restart=options.restart, on_progress=show)
         bar.update(task, completed=corpus.num_bytes)
     skipped = f"; {corpus.num_skipped} files are not text" if corpus.num_skipped else ""
     apart = "" if tokenizer.start or tokenizer.end else "; nothing stands between two texts (--end-token)"

@@ -9,6 +9,7 @@ from typing import Self
 
 from torch import nn
 
+from ...console import narrated
 from ...coordinator.model import Distro
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.rules.steps import last_trained_step
@@ -194,7 +195,8 @@ class Participant:
             match action:
                 case act.Initialize():
                     self._reach(action.step)
-                    self._loader.load(action)
+                    with narrated(f"step {action.step}: loading the weights of the run", self._tell):
+                        self._loader.load(action)
                 case act.TrainBatch():
                     self._reach(action.step)
                     self.trainer.begin(action)
@@ -210,7 +212,8 @@ class Participant:
                     self.trainer.lay_down(action.step)
                     self._hasher.start(action.step, self.trainer.fresh_digests())
                 case act.RepairWeights():
-                    self._repair.carry_out(action)
+                    with narrated("fetching the tensors that differ", self._tell):
+                        self._repair.carry_out(action)
                 case act.FinishEpoch():
                     self._finish_epoch(action.step + 1)
         if isinstance(action, act.RunEnded):
@@ -233,9 +236,10 @@ class Participant:
         if self._as_psyche:
             self.trainer.round_to_bfloat16()
         state = self._facts.state
-        values, identity = self._handover.snapshot(_epoch_of(state), step)
-        self._handover.offer(identity, values)
-        self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
+        with narrated(f"step {step}: hashing and saving the weights", self._tell):
+            values, identity = self._handover.snapshot(_epoch_of(state), step)
+            self._handover.offer(identity, values)
+            self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
 
     def _end(self, action: act.RunEnded) -> None:
         self.ended = True
@@ -285,8 +289,9 @@ class Participant:
         """Saves what was trained since the last checkpoint, if the weights are those of a step of the run."""
         if self._torn or not self._loader.loaded or not self._keeper.wants(self.step):
             return
-        values, identity = self._handover.snapshot(_epoch_of(state), self.step)
-        self._keeper.save(self.trainer, values, run_id=run_id, identity=identity, state=state)
+        with narrated("saving what was trained", self._tell):
+            values, identity = self._handover.snapshot(_epoch_of(state), self.step)
+            self._keeper.save(self.trainer, values, run_id=run_id, identity=identity, state=state)
 
     @contextmanager
     def _tearing(self) -> Iterator[None]:
