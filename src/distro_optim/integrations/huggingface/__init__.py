@@ -17,6 +17,7 @@ checkpoints mean what they mean elsewhere, and all peers agree on them.
 ``rounds``     a round as the trainer's loop takes it, and an epoch of rounds
 ``following``  the callback by which counters, checkpoints and the end of training follow the run
 ``checks``     what of a trainer cannot work in a run
+``hub``        who pushes to the hub, and what the model card says
 =============  =============================================================================
 """
 

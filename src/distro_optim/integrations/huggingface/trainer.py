@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
@@ -16,6 +17,7 @@ from typing_extensions import override
 from ...errors import ConfigurationError, DistroError
 from ...optimizer import DisTrO
 from ...strategy.config import RunConfig
+from ...strategy.environment import RunEnvironment
 from ...strategy.frameworks.first_sample import look_at_first_sample
 from ...strategy.frameworks.framework_session import FrameworkSession, split_options
 from ...strategy.frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
@@ -30,6 +32,7 @@ from ...strategy.port import RunView
 from ...strategy.round import Round
 from .checks import check_optimizer, check_trainer
 from .following import FollowsRun, saved_place, starting_point
+from .hub import PushFrom, TrainedInRun, check_push_from, with_section
 from .rounds import EpochsOfRounds, RoundInputs
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ class SwarmTraining(_Trainer):
 
     Args:
         run: a ticket or ``"host:port/run-id"``; None hosts.
+        push_from: which peer pushes to the hub, by ``push_to_hub`` or as the ``TrainingArguments`` say: ``"host"``, the
+            one that hosts the run, or ``"here"``, this one. The others push nothing and create no repository.
         **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What ``config``
             leaves open is taken from the ``TrainingArguments``: ``total_steps`` from ``max_steps`` or
             ``num_train_epochs``, ``global_batch_size`` from the batch size, times ``gradient_accumulation_steps``,
@@ -79,11 +84,14 @@ class SwarmTraining(_Trainer):
     """
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
-    def __init__(self, *args: Any, run: str | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, run: str | None = None, push_from: PushFrom = "host", **options: Any) -> None:
         self._run_options, others = split_options(cast(StrategyOptions, options), of=type(self).__name__)
         if run is not None:
             parse_run(run)
         self.run = run
+        self.push_from = check_push_from(push_from)
+        self._hosts: bool | None = None  # as far as it has been in a run
+        self._trained: TrainedInRun | None = None
         self._forget()
         super().__init__(*args, **others)
         # Before the trainer's own callbacks, which look at the counters that it sets.
@@ -260,6 +268,7 @@ class SwarmTraining(_Trainer):
         if session.clip_grad_norm is not None and self.args.max_grad_norm:
             warn(f"the run clips gradients to a norm of {session.clip_grad_norm:g}, in place of max_grad_norm")
             self.args.max_grad_norm = 0.0
+        self._hosts = session.is_host
         state.max_steps = session.total_steps
         if self._own_max_steps > 0:
             state.max_steps = min(state.max_steps, self._own_max_steps)
@@ -296,6 +305,7 @@ class SwarmTraining(_Trainer):
         """Leaves the run, if we are in it. The model has its true weights then."""
         if self._session is not None:
             self._session.close()
+            self._trained = TrainedInRun.of(self._session)
         if self._ahead is not None:
             self._ahead.close()
         if self._rounds is not None:
@@ -436,6 +446,44 @@ class SwarmTraining(_Trainer):
         if self._session is not None:
             check_optimizer(self.optimizer).undo_lookahead()
         super().save_model(*args, **kwargs)
+
+    # -- the hub -------------------------------------------------------------------------------------------------------
+
+    @property
+    def pushes(self) -> bool:
+        """Whether this peer is the one that pushes."""
+        if self.push_from == "here":
+            return True
+        return self._hosts if self._hosts is not None else self.run is None and RunEnvironment.read().run is None
+
+    @override
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As of the trainer, on the peer that pushes."""
+        if self.pushes:
+            super().init_hf_repo(*args, **kwargs)
+
+    @override
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the trainer, on the peer that pushes, with true weights; on the others None."""
+        if self.pushes:
+            return super().push_to_hub(*args, **kwargs)
+        if self.args.process_index == 0:
+            warn('nothing is pushed from here: the peer that hosts the run does it, or one with push_from="here"')
+        return None
+
+    @override
+    def _push_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.pushes:
+            super()._push_from_checkpoint(*args, **kwargs)
+
+    @override
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As of the trainer, and says how the model was trained, if it was in a run."""
+        super().create_model_card(*args, **kwargs)
+        trained = TrainedInRun.of(self._session) if self._session is not None else self._trained
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if trained is not None and self.is_world_process_zero() and card.is_file():
+            card.write_text(with_section(card.read_text(encoding="utf-8"), trained.section()), encoding="utf-8")
 
 
 class SwarmTrainer(SwarmTraining, Trainer):
