@@ -63,7 +63,7 @@ class ClockedService(CoordinatorService):
         self.ticks = 0
 
     @override
-    def unix_time(self, now: float) -> int:
+    def unix_seconds(self, now: float) -> float:
         return self.seconds
 
     @override

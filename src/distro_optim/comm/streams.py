@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final
@@ -25,6 +26,7 @@ __all__ = [
     "TcpListener",
     "memory_pipe",
     "open_tcp",
+    "place_of",
     "split_address",
 ]
 
@@ -51,7 +53,12 @@ class Stream(ABC):
     @property
     @abstractmethod
     def peer(self) -> str:
-        """The other end, for logs and limits: ``host:port``, or what the transport has in its place."""
+        """The other end, for logs: ``host:port``, or what the transport has in its place."""
+
+    @property
+    def place(self) -> str:
+        """Where the other end is in the network, for bounds on what comes from one place."""
+        return place_of(self.peer)
 
     @abstractmethod
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
@@ -141,6 +148,18 @@ class _TcpStream(Stream):
     def abort(self) -> None:
         """Drops the connection with all that waits in it."""
         self._writer.transport.abort()
+
+
+def place_of(address: str) -> str:
+    """The host of ``host:port``; of IPv6 the first 64 bits, which one customer has for himself."""
+    host = address.rpartition(":")[0].strip("[]") or address
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if parsed.version == 4:
+        return host
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
 
 
 def split_address(address: str, *, name: str = "address", any_port: bool = False) -> tuple[str, int]:

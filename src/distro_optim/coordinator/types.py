@@ -67,6 +67,7 @@ __all__ = [
     "MAX_NUM_WITNESSES",
     "MAX_TOKENS_TO_SEND",
     "NUM_STORED_ROUNDS",
+    "ON_PROBATION",
     "P2P",
     "ROUND_PHASES",
     "RUN_ID_MAX_LEN",
@@ -189,12 +190,17 @@ class ClientState(enum.Enum):
     EJECTED = "Ejected"
 
 
+ON_PROBATION: Final = 0xFFFF_FFFF
+"""``exited_height`` of a client that is still there, in a run of our own kind: it is on probation
+(``rules/probation.py``). In states of Psyche's the height of such a client is 0, and no round has this one."""
+
+
 @dataclass(frozen=True)
 class Client:
     """A participant of the epoch.
 
     Attributes:
-        exited_height: the round in which it left, if it has.
+        exited_height: the round in which it left, if it has; or :data:`ON_PROBATION`.
     """
 
     id: NodeIdentity

@@ -16,7 +16,7 @@ applying everybody's results, weight decay, hashes, checkpoints. All of it happe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -54,7 +54,7 @@ from .network.upload_queue import UploadCounts
 from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
-from .port import RunAccess, RunView
+from .port import RunAccess, RunGuests, RunView
 from .round import Round, SampleOrder
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 from .upload import read_upload
@@ -536,6 +536,33 @@ class SwarmSession:
     def uploads(self) -> UploadCounts:
         """What became of the uploads of checkpoints. For any thread."""
         return self._uploads.counts if self._uploads is not None else UploadCounts()
+
+    def kick(self, peer: bytes | str) -> None:
+        """Takes a peer out of the run that we host, by its key; see :class:`~.port.RunGuests`. It may come again.
+
+        Raises:
+            ConfigurationError: no peer has this key, or we do not host the run.
+        """
+        self._guests("kick").kick(peer)
+
+    def ban(self, peer: bytes | str) -> None:
+        """Takes a peer out of the run that we host for good. Raises what :meth:`kick` does."""
+        self._guests("ban").ban(peer)
+
+    def allow(self, peers: Collection[bytes | str] | None) -> None:
+        """From now on only these and we may be in the run that we host; None lets everybody in that is not banned.
+
+        Raises what :meth:`kick` does.
+        """
+        self._guests("allow").allow(peers)
+
+    def _guests(self, act: str) -> RunGuests:
+        guests = self._access.life.guests if self._access is not None else None
+        if guests is None:
+            raise ConfigurationError(
+                f"{act}() is for the host of a run, once it has started: only who hosts decides who is in it", name=act
+            )
+        return guests
 
     def figures(self) -> Figures:
         """How it goes, in numbers: those of the view and more. For any thread, after :meth:`start`."""

@@ -17,7 +17,7 @@ from typing_extensions import override
 from ...errors import ExchangeError, TruncatedError
 from ..addresses import EndpointAddr
 from ..serving.watched_clock import SLEEP_SECONDS
-from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener
+from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener, place_of
 from ..tickets import EndpointTicket
 from .connection import Connection, RecvStream, SendStream
 from .endpoint import Node
@@ -50,6 +50,9 @@ class _IrohStream(Stream):
     def __init__(self, node: Node, connection: Connection, send: SendStream, recv: RecvStream) -> None:
         self._node = node
         self._connection = connection
+        # Behind a relay nobody's address shows, and thousands may share it: there each key is a place.
+        path = connection.stats()
+        self._place = place_of(path.remote_addr) if path.path == "direct" else self.peer
         self._send = send
         self._recv = recv
         self._under_way: set[asyncio.Future[Any]] = set()
@@ -61,6 +64,11 @@ class _IrohStream(Stream):
     @override
     def peer(self) -> str:
         return self._connection.remote_id.hex()
+
+    @property
+    @override
+    def place(self) -> str:
+        return self._place
 
     @override
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:

@@ -30,7 +30,7 @@ class ConnectionService(ABC):
     """The rules of a server. Times are monotonic seconds."""
 
     @abstractmethod
-    def connect(self, address: str, now: float) -> Connection:
+    def connect(self, address: str, now: float, place: str | None = None) -> Connection:
         """A client connects.
 
         Raises:

@@ -118,7 +118,7 @@ class StreamServer:
 
     async def _serve(self, stream: Stream) -> None:
         try:
-            connection = self._service.connect(stream.peer, self._clock())
+            connection = self._service.connect(stream.peer, self._clock(), stream.place)
         except LimitExceededError as error:
             _log.debug("refused %s: %s", stream.peer, error)  # no more: strangers must not fill the log
             await stream.close()

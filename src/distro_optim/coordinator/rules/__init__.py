@@ -6,6 +6,7 @@
 ``steps``         the small steps that ``machine`` is made of
 ``committee``     who trains, verifies, witnesses
 ``assignment``    who trains on which data
+``probation``     who is not waited for, has small work and does not witness, in runs of our own kind
 ``schedule``      learning rate, growth of the batch, warm-up
 ``consensus``     quorum, health, which result of a batch counts
 ``checkpoints``   where the weights are

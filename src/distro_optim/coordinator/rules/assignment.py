@@ -14,6 +14,7 @@ from typing import Any, Final
 from ...errors import CoordinatorError, CoordinatorErrorCode
 from ..types import BatchId, Committee, Coordinator, NodeIdentity, Round
 from .committee import CommitteeSelection
+from .probation import newcomers_share, on_probation
 from .schedule import batch_size
 
 __all__ = [
@@ -54,7 +55,8 @@ def round_batch_size(state: Coordinator, round_: Round) -> int:
 def assign_data(state: Coordinator, selection: CommitteeSelection | None = None) -> dict[BatchId, NodeIdentity]:
     """The current round's intervals and their owners, in order of the data.
 
-    With fewer sequences than trainers the last ones in the shuffled order get none.
+    With fewer sequences than trainers the last ones in the shuffled order get none. Clients on probation get the last
+    few sequences, one each at most.
 
     Args:
         state: the run.
@@ -78,8 +80,15 @@ def assign_data(state: Coordinator, selection: CommitteeSelection | None = None)
         trainers.append(client.id)
     if not trainers:
         return {}
+    newcomers = {state.epoch_state.clients[place].id for place in on_probation(state)}
     lcg_shuffle(trainers, round_.random_seed)
-    return dict(zip(_cut(round_.data_index, round_batch_size(state, round_), len(trainers)), trainers, strict=False))
+    start, total = round_.data_index, round_batch_size(state, round_)
+    regular = [client for client in trainers if client not in newcomers]
+    newcomers_first = [client for client in trainers if client in newcomers]
+    share = newcomers_share(total, len(newcomers_first), round_.random_seed)
+    assigned = dict(zip(_cut(start, total - share, len(regular)), regular, strict=False))
+    singles = _cut(start + total - share, share, share)
+    return assigned | dict(zip(singles, newcomers_first, strict=False))
 
 
 def batch_ids_for_round(state: Coordinator, round_: Round, num_trainers: int) -> list[BatchId]:

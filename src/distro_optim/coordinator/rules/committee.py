@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...errors import CoordinatorError, CoordinatorErrorCode
 from ..types import MAX_NUM_WITNESSES, Client, Committee, CommitteeProof, Coordinator, NodeIdentity, Round, WitnessProof
+from .probation import on_probation
 
 __all__ = ["CommitteeSelection", "shuffled_index", "shuffled_indices"]
 
@@ -84,6 +85,17 @@ def _table(count: int, seed: bytes) -> tuple[int, ...]:
     return tuple(shuffled_indices(count, seed).tolist())
 
 
+@lru_cache(maxsize=32)
+def _with_newcomers_last(count: int, seed: bytes, newcomers: frozenset[int]) -> tuple[int, ...]:
+    """Where each place ends up if all ``newcomers`` stand behind the others, both in the order of the shuffle."""
+    table = _table(count, seed)
+    order = sorted(range(count), key=lambda place: (place in newcomers, table[place]))
+    positions = [0] * count
+    for position, place in enumerate(order):
+        positions[place] = position
+    return tuple(positions)
+
+
 @dataclass(frozen=True)
 class CommitteeSelection:
     """The roles of one round.
@@ -94,6 +106,7 @@ class CommitteeSelection:
         verification_percent: share of the others that verify, 0 to 100. Psyche never finished verifiers; a run has 0.
         total_nodes: clients at the start of the round.
         random_seed: the round's seed, 64 bits.
+        newcomers: places of clients on probation, which do not witness; none in a run of Psyche's.
 
     Raises:
         CoordinatorError: INVALID_COMMITTEE_SELECTION, the numbers contradict each other.
@@ -104,6 +117,7 @@ class CommitteeSelection:
     verification_percent: int
     total_nodes: int
     random_seed: int
+    newcomers: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         problem = None
@@ -133,6 +147,8 @@ class CommitteeSelection:
             state.config.verification_percent,
             round_.clients_len,
             round_.random_seed,
+            # The list says who is on probation in the present round; who was in an earlier one is not asked any more.
+            on_probation(state) if round_ is state.current_round else frozenset(),
         )
 
     @property
@@ -158,9 +174,15 @@ class CommitteeSelection:
             return Committee.VERIFIER
         return Committee.TRAINER
 
+    @property
+    def regular_nodes(self) -> int:
+        """How many clients are not on probation."""
+        return self.total_nodes - len(self.newcomers)
+
     def is_witness_at(self, position: int) -> bool:
         """Whether a shuffled position witnesses."""
-        return position < (self.witness_nodes or MAX_NUM_WITNESSES)
+        elected = self.witness_nodes or MAX_NUM_WITNESSES
+        return position < (min(elected, self.regular_nodes) if self.newcomers else elected)
 
     def get_committee(self, index: int) -> CommitteeProof:
         """The role of client ``index`` with its proof.
@@ -178,6 +200,8 @@ class CommitteeSelection:
             CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
         """
         position = self._position(index, WITNESS_SALT)
+        if self.newcomers:
+            position = _with_newcomers_last(self.total_nodes, self._seed_of(WITNESS_SALT), self.newcomers)[index]
         return WitnessProof(position=position, index=index, witness=self.is_witness_at(position))
 
     def verify_committee(self, client: NodeIdentity, proof: CommitteeProof, clients: tuple[Client, ...]) -> bool:
@@ -191,8 +215,11 @@ class CommitteeSelection:
     def _is_at(self, client: NodeIdentity, index: int, clients: tuple[Client, ...]) -> bool:
         return index < min(len(clients), self.total_nodes) and clients[index].id == client
 
+    def _seed_of(self, salt: bytes) -> bytes:
+        return hashlib.sha256(self.seed + salt).digest()
+
     def _position(self, index: int, salt: bytes) -> int:
-        seed = hashlib.sha256(self.seed + salt).digest()
+        seed = self._seed_of(salt)
         if 0 <= index < self.total_nodes <= _MAX_TABLE:
             return _table(self.total_nodes, seed)[index]
         return shuffled_index(index, self.total_nodes, seed)

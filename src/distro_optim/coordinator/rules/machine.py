@@ -31,6 +31,7 @@ from ..types import (
 from .checkpoints import shared_checkpoint, stored_checkpoint, uploaded_checkpoint
 from .committee import CommitteeSelection
 from .consensus import is_healthy, witness_quorum
+from .probation import NOBODY, Probation, has_probation, marked
 from .steps import (
     DRAIN_ROUNDS,
     check_index,
@@ -99,6 +100,7 @@ def tick(
     seed: int,
     *,
     end_epoch: bool = False,
+    probation: Probation = NOBODY,
 ) -> tuple[Coordinator, TickResult]:
     """Time passes.
 
@@ -109,6 +111,7 @@ def tick(
         now: Unix time in seconds.
         seed: for the round that may start.
         end_epoch: whether the epoch is to end as if its time were over.
+        probation: in a run of our own kind, who is not waited for.
 
     Raises:
         CoordinatorError: HALTED.
@@ -116,15 +119,16 @@ def tick(
     expect(state, Input.TICK)
     match state.run_state:
         case RunState.WAITING_FOR_MEMBERS:
-            return _tick_waiting_for_members(state, pending, now)
+            return _tick_waiting_for_members(state, pending, now, probation)
         case RunState.WARMUP:
-            return _tick_warmup(state, now, seed)
+            return _tick_warmup(state, now, seed, probation)
         case RunState.ROUND_TRAIN:
-            due = is_due(state, now, round_train_seconds(state)) or is_complete(state)
+            due = is_due(state, now, round_train_seconds(state)) or is_complete(state, probation.late)
             return (enter(state, RunState.ROUND_WITNESS, now) if due else state), TickResult.TICKED
         case RunState.ROUND_WITNESS:
-            due = is_due(state, now, state.config.round_witness_time or REPORT_SECONDS) or is_complete(state)
-            return (_end_round(state, now, seed, end_epoch) if due else state), TickResult.TICKED
+            due = is_due(state, now, state.config.round_witness_time or REPORT_SECONDS)
+            due = due or is_complete(state, probation.late)
+            return (_end_round(state, now, seed, end_epoch, probation) if due else state), TickResult.TICKED
         case _:
             return _tick_cooldown(state, now)
 
@@ -258,7 +262,7 @@ def resume(state: Coordinator, now: int) -> Coordinator:
 
 
 def _tick_waiting_for_members(
-    state: Coordinator, pending: Collection[NodeIdentity] | None, now: int
+    state: Coordinator, pending: Collection[NodeIdentity] | None, now: int, probation: Probation
 ) -> tuple[Coordinator, TickResult]:
     config = state.config
     if (
@@ -273,6 +277,8 @@ def _tick_waiting_for_members(
         # No client is left to share the parameters, so they must come from storage.
         state = with_checkpoint(state, stored_checkpoint(state.model.checkpoint))
     clients = tuple(Client(id=identity) for identity in list(joining)[:MAX_NUM_CLIENTS])
+    if has_probation(state):
+        clients = marked(clients, probation.newcomers)
     epoch_state = CoordinatorEpochState(
         clients=clients,
         start_step=state.progress.step,
@@ -283,19 +289,19 @@ def _tick_waiting_for_members(
     return enter(replace(state, epoch_state=epoch_state), RunState.WARMUP, now), TickResult.TICKED
 
 
-def _tick_warmup(state: Coordinator, now: int, seed: int) -> tuple[Coordinator, TickResult]:
+def _tick_warmup(state: Coordinator, now: int, seed: int, probation: Probation) -> tuple[Coordinator, TickResult]:
     if is_due(state, now, state.config.warmup_time):
         state = start_round_train(state, now, seed)
     else:
         state = move_clients_to_exited(state, 0)
-        if is_everybody_ready(state):
+        if is_everybody_ready(state, is_over=probation.is_over):
             state = start_round_train(state, now, seed)
     if len(state.epoch_state.clients) < state.config.min_clients:
         return start_waiting_for_members(state, now), TickResult.EPOCH_ABANDONED
     return state, TickResult.TICKED
 
 
-def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coordinator:
+def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool, probation: Probation) -> Coordinator:
     """The round's witness time is over: the next round, or the end of the epoch."""
     config = state.config
     step = (state.progress.step + 1) & _U32
@@ -318,7 +324,11 @@ def _end_round(state: Coordinator, now: int, seed: int, end_epoch: bool) -> Coor
         or step >= config.total_steps
         or state.pending_pause
     )
-    return start_cooldown(state, now) if ends else start_round_train(state, now, seed)
+    if ends:
+        return start_cooldown(state, now)
+    if has_probation(state):
+        state = with_epoch(state, clients=marked(state.epoch_state.clients, probation.newcomers))
+    return start_round_train(state, now, seed)
 
 
 def _last_step(state: Coordinator, epoch_is_due: bool) -> int:

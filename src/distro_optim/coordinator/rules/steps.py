@@ -5,6 +5,7 @@ Rules: PsycheFoundation/psyche, ``shared/coordinator/src/coordinator.rs``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from ..types import (
 from .assignment import round_batch_size
 from .committee import CommitteeSelection
 from .consensus import witness_quorum
+from .probation import on_probation
 from .transitions import Input, enter, refusal
 
 DRAIN_ROUNDS: Final = 2
@@ -85,8 +87,13 @@ def is_done(state: Coordinator) -> bool:
     return state.progress.step > last_trained_step(state.config)
 
 
-def is_complete(state: Coordinator) -> bool:
-    """Whether all reports of a prompt run's round are in: those of the elected that have not left meanwhile."""
+def is_complete(state: Coordinator, late: Collection[NodeIdentity] = ()) -> bool:
+    """Whether all reports of a prompt run's round are in: those of the elected that have not left meanwhile.
+
+    Args:
+        state: in a round.
+        late: clients that are not waited for any longer.
+    """
     witnesses, clients = state.current_round.witnesses, state.epoch_state.clients
     if not is_prompt(state) or not witnesses:
         return False
@@ -95,14 +102,28 @@ def is_complete(state: Coordinator) -> bool:
     selection = CommitteeSelection.for_round(state, state.current_round)
     reported = {witness.proof.index for witness in witnesses}
     return all(
-        index in reported or client.state is not ClientState.HEALTHY or not selection.get_witness(index).witness
+        index in reported
+        or client.state is not ClientState.HEALTHY
+        or client.id in late
+        or not selection.get_witness(index).witness
         for index, client in enumerate(clients)
     )
 
 
-def is_everybody_ready(state: Coordinator) -> bool:
-    """Whether a prompt run's warm-up has nobody left to wait for; a client that was not ready may have left."""
-    clients = state.epoch_state.clients
+def is_everybody_ready(state: Coordinator, *, is_over: bool = False) -> bool:
+    """Whether a prompt run's warm-up has nobody left to wait for; a client that was not ready may have left.
+
+    Args:
+        state: in warm-up.
+        is_over: whether clients on probation are not waited for any longer.
+    """
+    clients, newcomers = state.epoch_state.clients, on_probation(state)
+    if newcomers:
+        ready = {witness.proof.index for witness in state.current_round.witnesses}
+        regular = len(clients) - len(newcomers)
+        if len(clients) < state.config.min_clients or len(ready - newcomers) < min(regular, MAX_NUM_WITNESSES):
+            return False
+        return is_over or len(ready) >= min(len(clients), MAX_NUM_WITNESSES)
     expected = max(state.config.min_clients, min(len(clients), MAX_NUM_WITNESSES))
     return is_prompt(state) and len(state.current_round.witnesses) >= expected
 
@@ -185,14 +206,23 @@ def move_clients_to_exited(state: Coordinator, height: int) -> Coordinator:
 def store_witness(state: Coordinator, sender: NodeIdentity, report: Witness, input_: Input) -> tuple[Coordinator, bool]:
     """Keeps a report. The flag says whether it was the last one expected."""
     clients, witnesses = state.epoch_state.clients, state.current_round.witnesses
-    expected = state.config.witness_nodes or min(len(clients), MAX_NUM_WITNESSES)
+    newcomers = on_probation(state)
+    expected = state.config.witness_nodes or min(len(clients) - len(newcomers), MAX_NUM_WITNESSES)
     # In warm-up the list may have become shorter since a report came in; its index then names no client.
     if any(w.proof.index < len(clients) and clients[w.proof.index].id == sender for w in witnesses):
         raise refusal(state, input_, CoordinatorErrorCode.DUPLICATE_WITNESS, f"client {sender} has reported already")
     if len(witnesses) >= MAX_NUM_WITNESSES:
         raise refusal(state, input_, CoordinatorErrorCode.WITNESSES_FULL, f"{MAX_NUM_WITNESSES} reports are stored")
+    if report.proof.index in newcomers:
+        # Reports of those on probation, which there are in warm-up only, leave room for the others'.
+        missing = len(clients) - len(newcomers) - len({w.proof.index for w in witnesses} - newcomers)
+        if len(witnesses) + missing >= MAX_NUM_WITNESSES:
+            raise refusal(state, input_, CoordinatorErrorCode.WITNESSES_FULL, "the room is for regular clients")
     witnesses = (*witnesses, report)
-    return with_round(state, replace(state.current_round, witnesses=witnesses)), len(witnesses) == expected
+    state = with_round(state, replace(state.current_round, witnesses=witnesses))
+    if newcomers and state.run_state is RunState.WARMUP:
+        return state, is_everybody_ready(state)
+    return state, len(witnesses) == expected
 
 
 def check_index(

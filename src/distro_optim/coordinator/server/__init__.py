@@ -3,6 +3,7 @@
 ====================  ==================================================================
 ``host``              a run with its members: joins, departures, refusals
 ``joiner_patience``   when an epoch ends because somebody waits for the next one
+``probation``         who is on probation, and for whom a round does not wait any longer
 ``in_process``        participants in the host's own process, without bytes between them
 ``service``           a host behind connections
 ``server``            sockets for a service, and files for its run

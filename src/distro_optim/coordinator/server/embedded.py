@@ -62,7 +62,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
             )
         self.host = host
         self._clock = clock or _unix_clock()
-        self._now = 0
+        self._now = 0.0
         self._tick_seconds = tick_seconds
         self._draw_seed = draw_seed
         self._on_events = SafeCallback(on_events, "on_events") if on_events is not None else None
@@ -112,7 +112,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
 
     @override
     def join(self, identity: NodeIdentity, run_id: str, feed: StateFeed) -> Coordinator:
-        self._publish(self._participants.join(identity, run_id, feed, self._time(), self._draw_seed()))
+        self._publish(self._participants.join(identity, run_id, feed, int(self._time()), self._draw_seed()))
         return self.host.state
 
     @override
@@ -125,7 +125,7 @@ class EmbeddedCoordinator(InProcessCoordinator):
         self._publish(self._participants.leave(identity))
 
     def _publish(self, events: list[Event]) -> None:
-        events += self._participants.rejoin(events, self._now)
+        events += self._participants.rejoin(events, int(self._now))
         for event in events:
             _log.log(logging.WARNING if isinstance(event, Refused) else logging.DEBUG, "%s", event)
         if self.host.state is not self._published:
@@ -134,8 +134,8 @@ class EmbeddedCoordinator(InProcessCoordinator):
         if events and self._on_events is not None:
             self._on_events(events)
 
-    def _time(self) -> int:
-        self._now = max(self._now, int(self._clock()))
+    def _time(self) -> float:
+        self._now = max(self._now, self._clock())
         return self._now
 
 

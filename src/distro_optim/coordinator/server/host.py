@@ -40,6 +40,7 @@ from ..types import (
     WitnessMetadata,
 )
 from .joiner_patience import JoinerPatience
+from .probation import ProbationBook
 
 __all__ = [
     "EpochAbandoned",
@@ -59,6 +60,13 @@ BETWEEN_EPOCHS: Final = frozenset(
 
 _TICKS_OF_A_ROUND: Final = 2
 """From training to reports, and to the next round."""
+
+NEWCOMERS: Final = 96
+"""Clients on probation that an epoch takes in. Chosen arbitrarily, so that most of its 256 places remain."""
+
+NEWCOMERS_PER_ADDRESS: Final = 24
+"""Of those, from one place in the network: a class room behind one router. The others have their turn in the next
+epoch. Chosen arbitrarily."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +124,8 @@ class RunHost:
         max_pending: clients that may wait for epochs; each costs some memory and a place in every tick.
         joiner_wait_time: seconds after which an epoch ends early if a client waits for the next one, with the
             exceptions of :mod:`.joiner_patience`; None makes it wait until the epoch's time is over, as Psyche does.
+        newcomers: clients on probation (:mod:`.probation`) that an epoch takes in, in a run of our own kind.
+        newcomers_per_address: of those, from one place in the network.
         peers_to_start: the first epoch needs at least so many clients, whatever the run's own rule. For later epochs
             only that rule counts, so that the run goes on when some clients have left.
 
@@ -138,6 +148,8 @@ class RunHost:
         max_pending: int = 1024,
         joiner_wait_time: int | None = None,
         peers_to_start: int = 1,
+        newcomers: int = NEWCOMERS,
+        newcomers_per_address: int = NEWCOMERS_PER_ADDRESS,
     ) -> None:
         if max_pending < 1:
             raise ConfigurationError(
@@ -154,6 +166,8 @@ class RunHost:
             JoinerPatience(joiner_wait_time, state.config.epoch_time) if joiner_wait_time is not None else None
         )
         self._peers_to_start = peers_to_start
+        self._book = ProbationBook(newcomers, newcomers_per_address)
+        self._places: dict[NodeIdentity, str] = {}
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
@@ -173,6 +187,14 @@ class RunHost:
     def is_pending(self, public: bytes) -> bool:
         """Whether the owner of this key wants to be in the next epoch."""
         return NodeIdentity.from_single_key(public) in self._pending
+
+    def trust(self, client: NodeIdentity) -> None:
+        """A participant of the host's own process: it is never on probation, and always waited for."""
+        self._book.trust(client)
+
+    def came_from(self, client: NodeIdentity, place: str) -> None:
+        """Where a client is in the network, as far as its connection shows; for the bound for each address."""
+        self._places[client] = place
 
     def is_allowed(self, public: bytes) -> bool:
         """Whether the owner of this key may take part."""
@@ -199,18 +221,19 @@ class RunHost:
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
-    def tick(self, now: int, seed: int) -> list[Event]:
+    def tick(self, now: float, seed: int) -> list[Event]:
         """Time passes. Call it about twice a second.
 
         Args:
-            now: Unix time in seconds; must not go backwards.
+            now: Unix time in seconds; must not go backwards. The rules of a run know whole seconds; parts of them
+                tell who is slow.
             seed: 64 fresh random bits, for the round that may start.
         """
         if is_halted(self.state):
             return []
         before = self.state
         self.state, result = self._ticked(now, seed)
-        self._forget_dropped()
+        self._forget_dropped(now)
         events = self._phase_events(before)
         if result is machine.TickResult.EPOCH_END:
             events.append(EpochEnded())
@@ -218,18 +241,18 @@ class RunHost:
             events.append(EpochAbandoned())
         return events
 
-    def receive(self, client: NodeIdentity, message: ClientToServerMessage, now: int, seed: int) -> list[Event]:
+    def receive(self, client: NodeIdentity, message: ClientToServerMessage, now: float, seed: int) -> list[Event]:
         """A message of a client. It never raises, whatever the message: a refusal is an event."""
         before = self.state
         try:
             match message:
                 case Join(run_id):
-                    return self._join(client, run_id, now)
+                    return self._join(client, run_id, int(now))
                 case WitnessMessage(WitnessStep(report, metadata)):
-                    self.state = machine.witness(before, client, report, now)
+                    self.state = machine.witness(before, client, report, int(now))
                     self.reports[client] = metadata
                 case WitnessMessage(WarmupStep(report)):
-                    self.state = machine.warmup_witness(before, client, report, now, seed)
+                    self.state = machine.warmup_witness(before, client, report, int(now), seed)
                 case HealthCheckMessage(checks):
                     reason = self._why_not_check(client, checks)
                     if reason is not None:
@@ -239,12 +262,14 @@ class RunHost:
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
         except CoordinatorError as error:
             return [Refused(client=client, reason=str(error))]
-        if self.state.run_state in ROUND_PHASES and is_complete(self.state):
+        self._book.follow(before, self.state, now)
+        late = self._book.decide(self.state, now).late if self.state.run_state in ROUND_PHASES else frozenset()
+        if self.state.run_state in ROUND_PHASES and is_complete(self.state, late):
             # All reports of this round are in: the next one begins at once, not with the next tick.
             for _ in range(_TICKS_OF_A_ROUND):
                 self.state, _ = self._ticked(now, seed)
             # Now, because a client that was dropped hears of it and joins again before the next tick.
-            self._forget_dropped()
+            self._forget_dropped(now)
         return self._phase_events(before)
 
     def disconnect(self, client: NodeIdentity) -> list[Event]:
@@ -258,6 +283,7 @@ class RunHost:
     def _remove(self, client: NodeIdentity, *, withdraw: bool) -> list[Event]:
         known = client in self._pending
         self._pending.pop(client, None)
+        self._places.pop(client, None)
         self.reports.pop(client, None)
         if withdraw:
             try:
@@ -288,13 +314,19 @@ class RunHost:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _ticked(self, now: int, seed: int) -> tuple[Coordinator, machine.TickResult]:
+    def _ticked(self, moment: float, seed: int) -> tuple[Coordinator, machine.TickResult]:
+        now = int(moment)
         pending: Collection[NodeIdentity] = self._pending.keys()
-        if len(pending) < self._peers_to_start and self.state.run_state is RunState.WAITING_FOR_MEMBERS:
-            pending = ()
         before, patience = self.state, self._patience
+        if before.run_state is RunState.WAITING_FOR_MEMBERS:
+            if len(pending) < self._peers_to_start:
+                pending = ()
+            pending, probation = self._book.admit(pending, self._places, before, moment)
+        else:
+            probation = self._book.decide(before, moment)
         end_epoch = patience is not None and patience.is_due(self._pending, before.epoch_state, now)
-        state, result = machine.tick(before, pending, now, seed, end_epoch=end_epoch)
+        state, result = machine.tick(before, pending, now, seed, end_epoch=end_epoch, probation=probation)
+        self._book.follow(before, state, moment)
         if patience is not None:
             was_ended = bool(state.epoch_state.last_step) and not before.epoch_state.last_step
             if was_ended and not is_epoch_due(before, now):
@@ -338,7 +370,7 @@ class RunHost:
         self._checkers.add(client)
         return None
 
-    def _forget_dropped(self) -> None:
+    def _forget_dropped(self, now: float) -> None:
         """A client that was dropped has to join again; once it has, it is pending like any other.
 
         (At each tick Psyche's server forgets everyone in the list of exited clients. After an epoch without witnesses
@@ -348,6 +380,7 @@ class RunHost:
         dropped = frozenset(client.id for client in self.state.epoch_state.exited_clients if client.state in removed)
         for client in dropped - self._dropped:
             self._pending.pop(client, None)
+            self._book.dropped(client, now)
             if self._patience is not None:
                 self._patience.dropped(client)
         self._dropped = dropped

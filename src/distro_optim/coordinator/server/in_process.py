@@ -82,6 +82,7 @@ class LocalParticipants:
                     wanted=run_id,
                     hosted=hosted if hosted != run_id else None,
                 )
+        self._host.trust(identity)
         self._feeds[identity] = feed
         feed.put(self._host.state)
         return events

@@ -22,6 +22,7 @@ from ...comm.framing import Else, encode_frame
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
 from ...comm.serving.service import ConnectionService, Output
+from ...comm.streams import place_of
 from ...errors import LimitExceededError, ProtocolError
 from ..client import StateFeed
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
@@ -94,6 +95,7 @@ class CoordinatorService(ConnectionService):
         self._unproved: dict[Connection, None] = {}  # the oldest first
         self._by_client: dict[NodeIdentity, Connection] = {}
         self._addresses: Counter[str] = Counter()
+        self._places: dict[Connection, str] = {}
         self._output = Output()
         self._framed: tuple[Coordinator, bytes] | None = None
         # After we have slept: until when clients may come back, and which have not yet.
@@ -117,7 +119,11 @@ class CoordinatorService(ConnectionService):
 
     def unix_time(self, now: float) -> int:
         """Whole Unix seconds."""
-        return int(now + self._unix_offset)
+        return int(self.unix_seconds(now))
+
+    def unix_seconds(self, now: float) -> float:
+        """Unix seconds, with their parts."""
+        return now + self._unix_offset
 
     @override
     def take_output(self) -> Output:
@@ -128,16 +134,18 @@ class CoordinatorService(ConnectionService):
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     @override
-    def connect(self, address: str, now: float) -> Connection:
+    def connect(self, address: str, now: float, place: str | None = None) -> Connection:
         """A client connects.
 
         Args:
-            address: host and port; the part before the last colon counts as its place in the network.
+            address: host and port, or whatever names it in messages.
+            now: monotonic time in seconds.
+            place: where it is in the network; None takes the host of ``address``.
 
         Raises:
             LimitExceededError: too many are connected; close the connection.
         """
-        place = _place(address)
+        place = place or place_of(address)
         if len(self._connections) >= self.limits.connections:
             raise LimitExceededError(f"{self.limits.connections} connections are open already")
         if len(self._unproved) >= self.limits.unproved:
@@ -155,6 +163,7 @@ class CoordinatorService(ConnectionService):
         )
         self._connections.add(connection)
         self._unproved[connection] = None
+        self._places[connection] = place
         self._addresses[place] += 1
         self._output.writable.add(connection)
         return connection
@@ -175,7 +184,7 @@ class CoordinatorService(ConnectionService):
         for message in messages:
             if connection not in self._connections:
                 return
-            events = self.host.receive(self._client_of(connection), message, self.unix_time(now), self._seed())
+            events = self.host.receive(self._client_of(connection), message, self.unix_seconds(now), self._seed())
             self._note(events, now)
             if isinstance(message, Join) and any(isinstance(event, Refused) for event in events):
                 self._close(connection, "its join was refused")
@@ -196,7 +205,7 @@ class CoordinatorService(ConnectionService):
             self._back_by, away, self._away = None, self._away, set()
             for client in away:
                 self._output.events += self.host.disconnect(client)
-        self._note(self.host.tick(self.unix_time(now), self._seed()), now, broadcast=False)
+        self._note(self.host.tick(self.unix_seconds(now), self._seed()), now, broadcast=False)
         self.broadcast(now)
 
     def woke(self, now: float, seconds: float) -> None:
@@ -268,7 +277,7 @@ class CoordinatorService(ConnectionService):
 
     def receive_locally(self, client: NodeIdentity, message: ClientToServerMessage, now: float) -> None:
         """A message of a participant of this process; no limit on its rate applies."""
-        self._note(self.host.receive(client, message, self.unix_time(now), self._seed()), now)
+        self._note(self.host.receive(client, message, self.unix_seconds(now), self._seed()), now)
 
     def leave_locally(self, client: NodeIdentity, now: float) -> None:
         """A participant of this process leaves. Calling it again does nothing."""
@@ -289,6 +298,7 @@ class CoordinatorService(ConnectionService):
         self._away.discard(client)
         if older is not None:
             self._close(older, "the same key has connected again")
+        self.host.came_from(client, self._places[connection])
         self._output.events.append(Connected(client=client, address=connection.address))
         connection.send(self._state_frame(), now)
         self._output.writable.add(connection)
@@ -310,7 +320,7 @@ class CoordinatorService(ConnectionService):
         self._connections.remove(connection)
         self._unproved.pop(connection, None)
         self._output.writable.discard(connection)
-        place = _place(connection.address)
+        place = self._places.pop(connection)
         self._addresses[place] -= 1
         if not self._addresses[place]:
             del self._addresses[place]
@@ -341,7 +351,3 @@ class CoordinatorService(ConnectionService):
 def frame_of(state: Coordinator) -> bytes:
     """The frame that carries a state to the clients."""
     return encode_frame(SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state))))
-
-
-def _place(address: str) -> str:
-    return address.rpartition(":")[0] or address

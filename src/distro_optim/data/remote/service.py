@@ -97,7 +97,7 @@ class DataService(ConnectionService):
         return output
 
     @override
-    def connect(self, address: str, now: float) -> Connection:
+    def connect(self, address: str, now: float, place: str | None = None) -> Connection:
         if len(self._waiting) >= self._limits.connections:
             raise LimitExceededError(f"{self._limits.connections} connections are open already")
         session = Connection(

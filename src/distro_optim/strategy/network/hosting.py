@@ -34,6 +34,7 @@ from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ..config import RunConfig
+from .guests import HostsGuests
 from .joining import NodeOptions
 from .link import RunLink, RunSource
 
@@ -173,6 +174,7 @@ class HostedRun(RunSource):
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host, self.identity),
             acts=acts_on(service, time.monotonic),
+            guests=HostsGuests(service, self.key.public, self._loop),
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )

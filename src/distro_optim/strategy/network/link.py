@@ -12,6 +12,7 @@ from ...comm.swarm import Swarm
 from ...coordinator.client import CoordinatorClient
 from ...coordinator.server.acting import Act
 from ...coordinator.types import NodeIdentity, WitnessMetadata
+from ..port import RunGuests
 from .driver import FindPeers
 
 __all__ = ["RunLink", "RunSource"]
@@ -31,6 +32,7 @@ class RunLink:
         reports: what clients last reported, where the coordinator is in this process.
         waiting: how many clients wait for the next epoch, likewise.
         acts: what can be done to the run, on the network's loop, likewise; by name.
+        guests: what can be done about the others, where the coordinator is in this process.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
     """
@@ -45,6 +47,7 @@ class RunLink:
     reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
     waiting: Callable[[], int | None] = lambda: None
     acts: Mapping[str, Act] = field(default_factory=dict)
+    guests: RunGuests | None = None
     farewell: Callable[[], Awaitable[None]] | None = None
 
 

@@ -50,7 +50,7 @@ from ...errors import (
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
 from ..polling import POLL_SECONDS
-from ..port import Note, RunEvent, RunPort, RunView, TrainerAction
+from ..port import Note, RunEvent, RunGuests, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
 from .driver import RoundDriver
@@ -220,6 +220,11 @@ class Runtime(RunPort):
     @override
     def acts(self) -> Mapping[str, Act]:
         return from_another_thread(self._link.acts, self._loop.submit) if self._link is not None else {}
+
+    @property
+    @override
+    def guests(self) -> RunGuests | None:
+        return self._link.guests if self._link is not None else None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from ...comm.model_exchange import Patience
 from ...coordinator.rules.checkpoints import is_shared_by_peers, is_with_peers
+from ...coordinator.rules.probation import regular_clients
 from ...coordinator.types import Coordinator, NodeIdentity
 from .actions import Initialize
 from .trust.votes import Electorate
@@ -37,7 +38,9 @@ def whom_to_ask(
         vain_attempts: in a row, over all warm-ups, in which nobody gave us the model.
     """
     clients = [client.id for client in state.epoch_state.clients]
-    others = [client.p2p_identity for client in clients if client != me]
+    regular = regular_clients(state) - {me}
+    # Nobody on probation has had the weights of an earlier epoch, unless there is nobody else.
+    others = [client.p2p_identity for client in clients if client != me and (client in regular or not regular)]
     healing = [peer for peer in right if peer in others]
     # Somebody who has only just come may give whatever it likes.
     first = [peer for peer in electorate.deciding if peer in others]

@@ -57,11 +57,16 @@ class Downloads:
         self._outbox.put(
             FetchBlob(
                 ticket=ticket,
-                providers=self._peers.keys,
+                providers=self._providers(round_),
                 max_size=max_result_size(self._plan),
                 tag=f"downloaded-distro-result-{claim.sender}_{round_.step}",
             )
         )
+
+    def _providers(self, round_: RoundState) -> tuple[bytes, ...]:
+        """Who else may have a result: nobody on probation, who may never have fetched anything or be there at all."""
+        newcomers = {client.p2p_identity for client in set(round_.clients) - round_.regular}
+        return tuple(key for key in self._peers.keys if key not in newcomers)
 
     def arrived(self, rounds: Sequence[RoundState], blob: bytes, data: bytes) -> None:
         """The download of ``blob`` is here, for whichever of ``rounds`` waits for it."""

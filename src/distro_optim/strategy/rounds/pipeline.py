@@ -193,7 +193,7 @@ class RoundPipeline:
             self._finish(current, previous, at.now)
         # Where everybody witnesses, the reports themselves say who has finished: waiting for the others' word would
         # only make each round longer by a message.
-        if current.everybody_witnesses or current.finished.issuperset(at.present(current.clients)):
+        if current.everybody_witnesses or current.finished.issuperset(at.present(current.regular)):
             self.witness()
 
     def _looks_again_at(self, at: Moment) -> float | None:
@@ -208,7 +208,7 @@ class RoundPipeline:
         """Whether something of the round before may still come, of which our report is to tell."""
         if self._own_result.is_unpublished(previous):
             return True  # ours is being encoded
-        owners = at.present(previous.assignments.values()) - {self._me}
+        owners = at.present(previous.assignments.values()) & previous.regular - {self._me}
         if self._is_psyches:
             theirs = {owner for owner in owners if not self._peers.is_of_our_kind(owner.p2p_identity)}
             if is_missing(previous, theirs):

@@ -149,8 +149,14 @@ class RoundState:
 
     @property
     def everybody_witnesses(self) -> bool:
-        """Whether all clients are elected."""
-        return all(map(self.selection.is_witness_at, range(len(self.clients))))
+        """Whether all clients are elected that are not on probation."""
+        return all(map(self.selection.is_witness_at, range(self.selection.regular_nodes)))
+
+    @property
+    def regular(self) -> frozenset[NodeIdentity]:
+        """The clients that others wait for: those that are not on probation."""
+        newcomers = self.selection.newcomers
+        return frozenset(client for place, client in enumerate(self.clients) if place not in newcomers)
 
     def all_claims(self) -> Iterator[Claim]:
         """Announcements of all batches."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...coordinator.rules.checkpoints import is_shared_by_peers
+from ...coordinator.rules.probation import regular_clients
 from ...coordinator.types import Committee, CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, RunState
 from ...verify.commitment import finished_hash
 from ...verify.merkle import EMPTY_ROOT
@@ -135,8 +136,8 @@ class WarmUp:
         self._announcer.repeats.answer_ready(at.now)
 
     def witness(self, at: Moment) -> None:
-        """Tells the coordinator, once, if everybody is ready."""
+        """Tells the coordinator, once, if everybody is ready that is waited for."""
         clients = at.clients
-        if not self._witnessed and self._ready.issuperset(clients):
+        if not self._witnessed and self._ready.issuperset({self._me} | regular_clients(at.state)):
             self._witnessed = True
             self._outbox.put(SendWarmupWitness(warmup_witness(clients.index(self._me))))

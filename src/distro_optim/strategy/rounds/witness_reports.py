@@ -6,6 +6,7 @@ Rules: PsycheFoundation/psyche, ``shared/client/src/state/{witness,warmup,steps}
 from __future__ import annotations
 
 from ...coordinator.rules.consensus import is_healthy
+from ...coordinator.rules.probation import on_probation
 from ...coordinator.types import CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, Witness, WitnessProof
 from ...errors import CoordinatorError
 from ...verify.merkle import merkle_root
@@ -44,16 +45,18 @@ def health_checks(
     """Clients that did no work, as the witnesses of the round ``finished`` say about the round ``before`` it.
 
     Names only clients that had work to do. (Psyche also names those that got no work because there were fewer samples
-    than clients, and has them dropped.) A client that the coordinator could not judge is not named: for one such check
-    it would refuse the whole message.
+    than clients, and has them dropped.) Nobody on probation is named: nobody waits for those, and a client that is
+    dropped comes again and wants an epoch to end for it. A client that the coordinator could not judge is not named:
+    for one such check it would refuse the whole message.
     """
     elected = finished.witness_proof.witness
     if not elected or finished.height < 1 or state.epoch_state.first_round or before is None:
         return ()
     worked = set(before.assignments.values())
+    newcomers = on_probation(state)
     checks = []
     for index, client in enumerate(state.epoch_state.clients):
-        if client.id == me or client.id not in worked:
+        if client.id == me or client.id not in worked or index in newcomers:
             continue
         try:
             proof = finished.selection.get_committee(index)

@@ -1,0 +1,90 @@
+"""Clients on probation: who has not finished a round yet is not waited for, has small work, and is in no quorum.
+
+Identities cost nothing. In a run of our own kind a client is on probation until a quorum has seen results of it; which
+clients that are, the coordinator decides (:mod:`..server.probation`) and says in its list of clients, so that all
+compute the same from it:
+
+- the round's data go to the others, but for one sequence for each of a few on probation (:func:`newcomers_share`);
+- nobody on probation is elected as a witness, so none is in a quorum or is waited for;
+- in warm-up the others wait for them only as long as the coordinator says.
+
+While nobody in the list has finished a round, nobody is on probation. In a run of Psyche's nobody ever is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..types import ON_PROBATION, Client, ClientState, Coordinator, NodeIdentity
+from .checkpoints import is_run_of_psyche
+
+__all__ = [
+    "NEWCOMERS_PART",
+    "NOBODY",
+    "Probation",
+    "has_probation",
+    "marked",
+    "newcomers_share",
+    "on_probation",
+    "regular_clients",
+]
+
+NEWCOMERS_PART: Final = 8
+"""One in so many sequences of a round is for clients on probation, since it is lost if they do nothing; at least one
+sequence, and none of a round that has only one but for one round in so many. Chosen arbitrarily."""
+
+
+@dataclass(frozen=True)
+class Probation:
+    """What a coordinator decides about who is waited for.
+
+    Attributes:
+        newcomers: clients on probation from the next round or epoch on.
+        late: clients for which the present round does not wait any longer.
+        is_over: whether the warm-up does not wait any longer for those on probation.
+    """
+
+    newcomers: frozenset[NodeIdentity] = frozenset()
+    late: frozenset[NodeIdentity] = frozenset()
+    is_over: bool = False
+
+
+NOBODY: Final = Probation()
+"""Nobody is on probation: all are waited for."""
+
+
+def has_probation(state: Coordinator) -> bool:
+    """Whether clients of this run can be on probation: a prompt run whose weights only its peers have."""
+    return state.config.round_witness_time == 0 and not is_run_of_psyche(state)
+
+
+def on_probation(state: Coordinator) -> frozenset[int]:
+    """The places in the list of clients of those on probation."""
+    if not has_probation(state):
+        return frozenset()
+    places = [place for place, client in enumerate(state.epoch_state.clients) if client.exited_height == ON_PROBATION]
+    return frozenset(places) if len(places) < len(state.epoch_state.clients) else frozenset()
+
+
+def regular_clients(state: Coordinator) -> frozenset[NodeIdentity]:
+    """Those of the list that are not on probation, whether they have left meanwhile or not."""
+    newcomers = on_probation(state)
+    return frozenset(client.id for place, client in enumerate(state.epoch_state.clients) if place not in newcomers)
+
+
+def newcomers_share(total: int, newcomers: int, seed: int) -> int:
+    """How many of a round's ``total`` sequences go to so many clients on probation, one each; ``seed`` of the round."""
+    share = total // NEWCOMERS_PART or int(total > 1 or seed % NEWCOMERS_PART == 0)
+    return min(newcomers, share, total)
+
+
+def marked(clients: Collection[Client], newcomers: Collection[NodeIdentity]) -> tuple[Client, ...]:
+    """``clients`` with those of ``newcomers`` that have not left on probation, and no others."""
+    return tuple(
+        replace(client, exited_height=ON_PROBATION if client.id in newcomers else 0)
+        if client.state is ClientState.HEALTHY and (client.exited_height == ON_PROBATION) != (client.id in newcomers)
+        else client
+        for client in clients
+    )
