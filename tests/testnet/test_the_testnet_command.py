@@ -125,6 +125,7 @@ def test_all_peers_are_told_how_they_reach_each_other(
         ((), ("--differ", "peer 2"), "do not end with the same weights"),
         ((), ("--fail", "peer 1"), "peer 1 ended with status 3"),
         ((), ("--fail-at-once", "peer 0"), "before it had a ticket"),
+        ((), ("--fail-at-once", "peer 1", "--steps", "1000000"), "peer 1 ended with status 3"),
         (("--kill", "1@1000"), (), "it did not come to this: peer 1 is killed"),
         (("--timeout", "2"), ("--steps", "1000000"), "not over after 2 s"),
         (("--stall-timeout", "2"), ("--steps", "1000000", "--silent"), "nothing was heard"),

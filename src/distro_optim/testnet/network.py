@@ -296,6 +296,8 @@ class LocalNetwork:
                 late = ", ".join(p.name for p in self.watch.peers if p.exit_code is None)
                 self._problems.append(f"{late} did not end within {END_SECONDS:.0f} s of the host")
                 return True
+        if self._waits_in_vain:
+            return True  # what went wrong with whom is said at the end
         if self._options.timeout is not None and now - self._started > self._options.timeout:
             self._problems.append(f"it was not over after {self._options.timeout:.0f} s")
             return True
@@ -303,6 +305,14 @@ class LocalNetwork:
             self._problems.append(f"for {self._options.stall_timeout:.0f} s nothing was heard of any peer")
             return True
         return False
+
+    @property
+    def _waits_in_vain(self) -> bool:
+        """Whether a peer has failed without whom the others never train."""
+        failed = any(peer.state is PeerState.FAILED for peer in self.watch.peers)
+        running = sum(process.poll() is None for process in self._processes.values())
+        needed = self._settings()["min_peers" if self.watch.step else "peers_to_start"]
+        return failed and isinstance(needed, int) and running < needed
 
     def _judge(self) -> list[str]:
         problems = []
