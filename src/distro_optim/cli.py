@@ -13,6 +13,7 @@ from typing import Final
 
 from ._version import __version__
 from .client import command as join_command
+from .client import doctor as doctor_command
 from .client import replaying as replay_command
 from .client import verifying as verify_command
 from .errors import ConfigurationError, DistroError
@@ -76,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     join = commands.add_parser("join", help="train in a run of Psyche's, without a script")
     join.set_defaults(command=join_command.run)
     join_command.add_options(join)
+
+    doctor = commands.add_parser("doctor", help="look whether this machine can train with others, and how fast")
+    doctor.set_defaults(command=doctor_command.run)
+    doctor_command.add_options(doctor)
 
     replay = commands.add_parser(
         "replay", help="repeat a recorded run and compare its weights with those of its clients"

@@ -77,7 +77,7 @@ def test_without_a_number_everybody_witnesses_up_to_32() -> None:
         ((10, 5, 0, 100, 1), (10, 0, 90)),
     ],
 )
-def test_sizes_of_the_committees(arguments: tuple[int, ...], counts: tuple[int, int, int]) -> None:
+def test_sizes_of_the_committees(arguments: tuple[int, int, int, int, int], counts: tuple[int, int, int]) -> None:
     selection = CommitteeSelection(*arguments)
     assert (selection.tie_breaker_nodes, selection.verifier_nodes, selection.trainer_nodes) == counts
     roles = Counter(selection.get_committee(i).committee for i in range(100))
@@ -88,7 +88,7 @@ def test_sizes_of_the_committees(arguments: tuple[int, ...], counts: tuple[int, 
     "arguments",
     [(10, 5, 20, 9, 1), (10, 5, 101, 100, 1), (10, 5, 101, 5, 1), (10, 50, 20, 11, 1), (0, 0, 0, 2**64 - 1, 1)],
 )
-def test_contradicting_numbers_are_refused(arguments: tuple[int, ...]) -> None:
+def test_contradicting_numbers_are_refused(arguments: tuple[int, int, int, int, int]) -> None:
     with pytest.raises(CoordinatorError, match="InvalidCommitteeSelection"):
         CommitteeSelection(*arguments)
 

@@ -17,5 +17,9 @@
 ``devices``       where it computes; several of them as one client
 ``dummy``         test runs without any tensors
 ``display``       how it goes as a live picture, lines, or JSON
+``doctor``        ``distro-optim doctor``: can this machine train with others, and what must be done?
+``probing``       what it looks at
+``findings``      what it makes of that
+``round_cost``    bytes and seconds of a round
 ================  ============================================================================================
 """

@@ -16,6 +16,7 @@ from typing import Any
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.home import NodeHome
 from ..comm.iroh.introduction import Introductions, VersionDesk
+from ..comm.iroh.measuring import MeasuringPlace
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
 from ..comm.iroh.streams import IrohListener
@@ -192,6 +193,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 Rendezvous(node, host.is_pending)
                 if ours:
                     Introductions(node, desk)
+                MeasuringPlace(node)
                 endpoint = node.addr()
             watch = Watch(service)
 

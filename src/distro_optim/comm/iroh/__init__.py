@@ -9,6 +9,7 @@
 ``lock_file``        a file that one process holds at a time
 ``rendezvous``       where the other peers of a run are
 ``introduction``     which version a peer is of
+``measuring``        how fast the line to a host is
 ``reach``            how others reach an endpoint: relay servers, discovery, external addresses
 ``reach_options``    the same as options of our commands
 ``local_discovery``  the nodes of one machine find each other by files, as Psyche's do

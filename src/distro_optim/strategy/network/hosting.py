@@ -16,6 +16,7 @@ from typing_extensions import override
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.introduction import Introductions, VersionDesk
+from ...comm.iroh.measuring import MeasuringPlace
 from ...comm.iroh.rendezvous import Rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.live import LiveSharing
@@ -157,6 +158,7 @@ class HostedRun(RunSource):
             server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
             rendezvous = Rendezvous(node, host.is_pending)
             stack.callback(rendezvous.close)
+            stack.callback(MeasuringPlace(node).close)
             coordinator = server.client(self.identity, self.run_id)
             stack.push_async_callback(coordinator.close)
             await coordinator.join()
