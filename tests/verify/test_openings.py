@@ -89,6 +89,14 @@ def test_a_snapshot_stays_when_the_momentum_goes_on() -> None:
     assert torch.equal(snapshot.signs()[4], momenta(1)[4].sign().to(torch.int8))
 
 
+def test_a_snapshot_in_place_of_an_older_one_is_as_good_as_a_new_one() -> None:
+    old = Snapshot(PLAN, [torch.full_like(value, 5.0) for value in momenta(1)])
+    tiles = old.tiles
+    new = Snapshot(PLAN, momenta(2), in_place_of=old)
+    assert new.tiles is tiles
+    assert new.root == Snapshot(PLAN, momenta(2)).root
+
+
 def test_momenta_of_another_model_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="shapes of the plan"):
         Snapshot(PLAN, momenta(1)[1:])
