@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from client.ports import ScriptedPort
+from client.processes import DISTRO, TINY_LLAMA, write_state
+from distro_optim.cli import main
 from distro_optim.client.keeping import kept_in, name_of_folder
 from distro_optim.client.options import JoinOptions
+from distro_optim.comm.signing import SecretKey
+from distro_optim.coordinator.model import P2P, HubRepo
+from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.errors import ConfigurationError
+from distro_optim.models.causal_lm import CausalLM
+from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.strategy.rounds.actions import FinishEpoch, Initialize, RunEnded
 
 OPTIONS = JoinOptions(run="psyche1abc")
 
@@ -63,3 +73,46 @@ def test_a_directory_that_cannot_be_written_to_is_told_with_a_way_out(tmp_path: 
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigurationError, match="--checkpoint-dir, or keep nothing with --no-checkpoints"):
         kept_in(OPTIONS, "ours").__enter__()
+
+
+class OneEpoch(ScriptedPort):
+    """A run of a peer's model that ends with its epoch."""
+
+    secret_key = SecretKey(bytes(range(32)))
+
+    def __init__(self, folder: Path) -> None:
+        checkpoint = P2P(HubRepo("no-such/model-anywhere"))
+        self.theirs = CausalLM({**TINY_LLAMA, "vocab_size": 64, "num_hidden_layers": 1}, "HfLlama", seed=3)
+        super().__init__(
+            [
+                Initialize(epoch=0, step=1, checkpoint=checkpoint, providers=(bytes([7]) * 32,)),
+                FinishEpoch(step=8),
+                RunEnded(step=9),
+            ],
+            [self.theirs.shared_model()],
+        )
+        name = '{ P2P = { repo_id = "no-such/model-anywhere" } }'
+        self.state = read_state_file(write_state(folder / "state.toml", checkpoint=name, optimizer=DISTRO))
+
+
+@pytest.mark.parametrize("options", [[], ["--no-checkpoints"]])
+def test_without_any_option_the_command_has_the_model_in_its_folder_when_the_run_is_over(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    port = OneEpoch(tmp_path / "state")
+    monkeypatch.setattr(Runtime, "connect", lambda *_, **__: port)
+    assert main(["join", "127.0.0.1:1/proof", "--device", "cpu", "--logs", "console", *options]) == 0
+    said = capsys.readouterr().out
+    kept = Path("out/join/proof")
+    if options:
+        assert "the model is not kept: --no-checkpoints" in said
+        assert not Path("out").exists()
+        return
+    assert f"the model is kept in {kept}: the last 3 checkpoints" in said
+    saved = CheckpointStore(kept).latest()
+    assert saved is not None
+    assert saved.step == 9
+    weights = CausalLM.from_folder(saved.path, "HfLlama").tensors()
+    assert weights.keys() == port.theirs.tensors().keys()
+    assert all(weights[name].equal(tensor) for name, tensor in port.theirs.tensors().items())
