@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +43,7 @@ INSTRUMENTED: Final = (
     "comm.iroh.gossip.messages",
     "comm.iroh.gossip.peer_data",
     "comm.iroh.local_discovery",
+    "comm.iroh.meeting_place",
     "comm.iroh.sharing.messages",
     "comm.iroh.sharing.torchscript",
     "comm.postcard",
@@ -239,6 +241,21 @@ def client_message(data: bytes) -> None:
     assert CLIENT_TO_SERVER.decode(CLIENT_TO_SERVER.encode(message)) == message
 
 
+def meeting_question(data: bytes) -> None:
+    """What a coordinator answers to a question, and what one who asks makes of any answer."""
+    from distro_optim.comm.addresses import EndpointAddr
+    from distro_optim.comm.iroh.meeting_place import MeetingPlace, TcpQuestion
+    from distro_optim.comm.signing import SecretKey
+
+    key, is_answer, data = SecretKey(bytes(32)), data[:1] == b"\1", data[1:]
+    if is_answer:
+        question = TcpQuestion(key, EndpointAddr(key.public))
+        question.receive(bytes.fromhex("0000002100") + bytes(32))
+        question.receive(data)
+    else:
+        MeetingPlace(lambda peer: True).answer(key.public, data)
+
+
 def coordinator_state(data: bytes) -> None:
     from distro_optim.coordinator.messages import SERVER_TO_CLIENT
 
@@ -319,6 +336,7 @@ TARGETS: Final[dict[str, Target]] = {
     "solana-instruction": solana_instruction,
     "solana-account": solana_account,
     "client-message": client_message,
+    "meeting-question": meeting_question,
     "coordinator-state": coordinator_state,
     "run-ticket": run_ticket,
     "broadcast": broadcast,
@@ -338,6 +356,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm import postcard
     from distro_optim.comm.addresses import EndpointAddr, SocketAddr
     from distro_optim.comm.framing import Else
+    from distro_optim.comm.framing import encode_frame as encode_tcp_frame
     from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
     from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
     from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
@@ -418,6 +437,10 @@ def seeds() -> dict[str, list[bytes]]:
             )[8:],
         ],
         "client-message": [CLIENT_TO_SERVER.encode(Else(Join("run")))],
+        "meeting-question": [
+            b"\0" + postcard.encode(replace(address, id=SecretKey(bytes(32)).public)),
+            b"\1" + encode_tcp_frame(b"\1" + postcard.encode(address)),
+        ],
         "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],

@@ -73,6 +73,22 @@ def test_a_coordinator_that_is_gone_is_told_of_at_once_with_seconds_and_when_it_
     assert listener.heard() == ["the coordinator answers again, after 20 s"]
 
 
+def test_peers_that_cannot_be_reached_are_told_of_within_ten_seconds_with_what_to_type() -> None:
+    listener = Listener()
+    narration = listener.narration
+    for listener.now in (0.0, 5.0, 9.0, 12.0):
+        narration.look(listener.among(A, B), ME)
+    (said,) = listener.heard()
+    assert said.startswith("for 9 s none of the 2 peers besides us can be reached. ")
+    assert "--iroh-discovery local" in said
+    assert "--peer" in said
+    narration.look(listener.among(A, B, neighbors=1), ME)
+    assert listener.heard() == ["a peer is reached, after 12 s"]
+    for listener.now in (20.0, 40.0):
+        narration.look(listener.among(), ME)
+    assert listener.heard() == ["peers 01010101, 02020202 left: 1 peer now"]  # alone, there is nobody to be reached
+
+
 def test_who_comes_and_who_leaves_is_said_once() -> None:
     listener = Listener()
     narration = listener.narration

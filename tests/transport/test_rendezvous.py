@@ -10,14 +10,8 @@ import pytest
 
 from distro_optim.comm.addresses import MAX_ADDRESSES, EndpointAddr, SocketAddr
 from distro_optim.comm.iroh.endpoint import Node
-from distro_optim.comm.iroh.rendezvous import (
-    MAX_MEMBERS,
-    MAX_PLACES,
-    RENDEZVOUS_ALPN,
-    MeetingPlace,
-    Rendezvous,
-    ask_rendezvous,
-)
+from distro_optim.comm.iroh.meeting_place import MAX_MEMBERS, MAX_PLACES, MeetingPlace
+from distro_optim.comm.iroh.rendezvous import RENDEZVOUS_ALPN, Rendezvous, ask_rendezvous
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ExchangeError, PeerRefusedError, ProtocolError
 

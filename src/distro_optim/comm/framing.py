@@ -36,6 +36,7 @@ from .signing import SecretKey, SignedMessage
 
 __all__ = [
     "CLIENT_FRAME_LIMIT",
+    "QUESTION_MARK",
     "SERVER_FRAME_LIMIT",
     "Challenge",
     "ChallengeResponse",
@@ -58,6 +59,9 @@ CLIENT_FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of a frame that Psyche's client reads (``shared/network/src/tcp.rs``)."""
 
 CHALLENGE_SIZE: Final = 32
+
+QUESTION_MARK: Final = b"distro-optim/where-are-the-others/0"
+"""Between a challenge and a question, in the answer of somebody who does not want to be a client, but to ask."""
 
 _HEADER: Final = struct.Struct(">I")
 _MAX_RESPONSE: Final = 1024
@@ -226,15 +230,27 @@ class ServerLink(_Link):
         incoming: codec made by :func:`client_envelope`.
         outgoing: codec made by :func:`server_envelope`.
         limit: longest frame in bytes taken from the client.
+        takes_questions: whether the challenge may be answered together with a question.
 
     Attributes:
         peer: the client's public key once the link is open.
+        question: what the peer wants to know in place of being a client; None if it wants to be one.
     """
 
-    def __init__(self, challenge: bytes, incoming: Codec, outgoing: Codec, *, limit: int = SERVER_FRAME_LIMIT) -> None:
+    def __init__(
+        self,
+        challenge: bytes,
+        incoming: Codec,
+        outgoing: Codec,
+        *,
+        limit: int = SERVER_FRAME_LIMIT,
+        takes_questions: bool = False,
+    ) -> None:
         super().__init__(incoming, outgoing, limit)
         self._challenge = challenge
+        self._takes_questions = takes_questions
         self.peer: bytes | None = None
+        self.question: bytes | None = None
 
     def opening(self) -> bytes:
         """The frame to send first."""
@@ -245,7 +261,10 @@ class ServerLink(_Link):
         if not isinstance(envelope, ChallengeResponse):
             raise ProtocolError(f"{type(envelope).__name__} came before the challenge was answered")
         answer = SignedMessage.open(envelope.sealed)
-        if answer.data != self._challenge:
+        asks = self._challenge + QUESTION_MARK
+        if self._takes_questions and answer.data.startswith(asks):
+            self.question = answer.data[len(asks) :]
+        elif answer.data != self._challenge:
             raise ProtocolError("another challenge than ours was answered", field="sealed.data")
         self.peer = answer.sender
 

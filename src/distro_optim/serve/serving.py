@@ -190,7 +190,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 with narrated("opening the iroh endpoint, and reaching a relay server", reporter.tell):
                     node = await servers.enter_async_context(_node(options))
                 listeners.append(IrohListener(node))
-                Rendezvous(node, host.is_pending)
+                Rendezvous(node, service.meeting_place)
                 if ours:
                     Introductions(node, desk)
                 MeasuringPlace(node)

@@ -12,82 +12,36 @@ Numbers and lists are postcard's. Addresses are rumours, as everywhere: the peer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-from ...errors import PeerRefusedError, PeerTimeoutError, ProtocolError
+from ...errors import PeerTimeoutError
 from .. import postcard
 from ..addresses import EndpointAddr
-from ..postcard import Limit
+from ..streams import Stream
 from .connection import Connection
 from .endpoint import Node
+from .meeting_place import MAX_ANSWER, MAX_QUESTION, MeetingPlace, Members, TcpQuestion
 
-__all__ = ["RENDEZVOUS_ALPN", "MeetingPlace", "Rendezvous", "ask_rendezvous"]
+__all__ = ["RENDEZVOUS_ALPN", "Rendezvous", "ask_over_stream", "ask_rendezvous"]
 
 RENDEZVOUS_ALPN: Final = b"distro-optim/rendezvous/0"
-
-MAX_MEMBERS: Final = 256
-"""Clients of an epoch."""
-
-MAX_PLACES: Final = 8
-"""Relays, and addresses, kept of one member: a machine has a few interfaces. Chosen arbitrarily."""
-
-MAX_QUESTION: Final = 16 * 1024
-MAX_ANSWER: Final = MAX_MEMBERS * 5 * 1024
-"""Eight relay URLs of half a kilobyte are the most that a member takes."""
 
 SECONDS: Final = 10.0
 """For a question with its answer."""
 
-_Members = Annotated[list[EndpointAddr], Limit(MAX_MEMBERS)]
-
-
-class MeetingPlace:
-    """What is known of the members of a run. No I/O.
-
-    Args:
-        is_member: whether a public key takes part in the run at present; others are told nothing.
-    """
-
-    def __init__(self, is_member: Callable[[bytes], bool]) -> None:
-        self._is_member = is_member
-        self._places: dict[bytes, EndpointAddr] = {}
-
-    def visit(self, peer: bytes, address: EndpointAddr) -> list[EndpointAddr]:
-        """``peer``, whose identity is proven, says where it is; returns where the other members are.
-
-        Raises:
-            ProtocolError: it speaks for somebody else.
-            PeerRefusedError: it is not a member.
-        """
-        if address.id != peer:
-            raise ProtocolError("it tells where another peer is")
-        if not self._is_member(peer):
-            raise PeerRefusedError("it is not in this run")
-        self._places = {member: place for member, place in self._places.items() if self._is_member(member)}
-        self._places.pop(peer, None)
-        # Public ones first: they are of use to everybody, and a machine can have many private ones.
-        dialable = (place for place in address.direct if place.is_dialable)
-        direct = sorted(dialable, key=lambda place: place.ip.is_private)
-        known = EndpointAddr(peer, address.relays[:MAX_PLACES], tuple(direct[:MAX_PLACES]))
-        others = list(self._places.values())[-(MAX_MEMBERS - 1) :]
-        self._places[peer] = known
-        while len(self._places) > MAX_MEMBERS:
-            del self._places[next(iter(self._places))]
-        return others
-
 
 class Rendezvous:
-    """Serves a :class:`MeetingPlace` on a node.
+    """Serves a :class:`~.meeting_place.MeetingPlace` on a node.
 
     Args:
         node: whose connections are used.
-        is_member: see :class:`MeetingPlace`.
+        place: where members meet, or what tells who is one; see :class:`~.meeting_place.MeetingPlace`.
     """
 
-    def __init__(self, node: Node, is_member: Callable[[bytes], bool]) -> None:
+    def __init__(self, node: Node, place: MeetingPlace | Callable[[bytes], bool]) -> None:
         self._node = node
-        self._place = MeetingPlace(is_member)
+        self._place = place if isinstance(place, MeetingPlace) else MeetingPlace(place)
         node.exempt(RENDEZVOUS_ALPN)
         node.accept(RENDEZVOUS_ALPN, self._serve)
 
@@ -104,12 +58,40 @@ class Rendezvous:
         question = await recv.read_to_end(MAX_QUESTION, timeout=SECONDS)
         address: EndpointAddr = postcard.decode(EndpointAddr, question)
         others = self._place.visit(connection.remote_id, address)
-        await send.write(postcard.encode(others, _Members), timeout=SECONDS)
+        await send.write(postcard.encode(others, Members), timeout=SECONDS)
         await send.finish()
         try:
             await asyncio.wait_for(connection.closed(), SECONDS)
         except TimeoutError:
             pass
+
+
+async def ask_over_stream(open_stream: Callable[[], Awaitable[Stream]], node: Node) -> list[EndpointAddr] | None:
+    """The same question as :func:`ask_rendezvous`, put to a coordinator that is reached over TCP.
+
+    Args:
+        open_stream: connects to it.
+        node: says where we are.
+
+    Returns:
+        where the other members are; None if that coordinator does not know such questions, as Psyche's does not.
+
+    Raises:
+        OSError, ExchangeError: it cannot be reached, or does not answer in ten seconds.
+        ProtocolError: its answer is malformed.
+    """
+    try:
+        async with asyncio.timeout(SECONDS):
+            stream = await open_stream()
+            try:
+                question = TcpQuestion(node.secret_key, node.addr())
+                while question.answer is None and (data := await stream.read()):
+                    await stream.write(question.receive(data))
+            finally:
+                await stream.close()
+    except TimeoutError:
+        raise PeerTimeoutError(f"no answer about the other peers within {SECONDS} s") from None
+    return question.answer
 
 
 async def ask_rendezvous(node: Node, host: EndpointAddr) -> list[EndpointAddr]:
@@ -127,7 +109,7 @@ async def ask_rendezvous(node: Node, host: EndpointAddr) -> list[EndpointAddr]:
                 send, recv = await connection.open_bi()
                 await send.write(postcard.encode(node.addr()))
                 await send.finish()
-                members: list[EndpointAddr] = postcard.decode(_Members, await recv.read_to_end(MAX_ANSWER))
+                members: list[EndpointAddr] = postcard.decode(Members, await recv.read_to_end(MAX_ANSWER))
             finally:
                 connection.close()
     except PeerTimeoutError:

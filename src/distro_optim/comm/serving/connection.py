@@ -25,6 +25,7 @@ class Connection:
         address: of the client, for the log.
         limits: how much it may ask for.
         now: when it connected.
+        takes_questions: see :class:`~distro_optim.comm.framing.ServerLink`.
     """
 
     def __init__(
@@ -36,10 +37,13 @@ class Connection:
         address: str,
         limits: ServerLimits,
         now: float,
+        takes_questions: bool = False,
     ) -> None:
         self.address = address
         self._limits = limits
-        self._link = ServerLink(challenge, incoming, outgoing, limit=limits.message_bytes)
+        self._link = ServerLink(
+            challenge, incoming, outgoing, limit=limits.message_bytes, takes_questions=takes_questions
+        )
         self._messages = Bucket(limits.messages_per_second, limits.messages_burst, now)
         self._bytes = Bucket(limits.bytes_per_second, limits.bytes_burst, now)
         self._unsent: deque[bytes] = deque([self._link.opening()])
@@ -50,6 +54,11 @@ class Connection:
     def peer(self) -> bytes | None:
         """The client's public key, once proved."""
         return self._link.peer
+
+    @property
+    def question(self) -> bytes | None:
+        """What its owner wants to know in place of being a client; None if it wants to be one."""
+        return self._link.question
 
     @property
     def is_open(self) -> bool:

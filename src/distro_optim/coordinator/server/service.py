@@ -19,11 +19,12 @@ from typing import Final
 from typing_extensions import override
 
 from ...comm.framing import Else, encode_frame
+from ...comm.iroh.meeting_place import MeetingPlace
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
 from ...comm.serving.service import ConnectionService, Output
 from ...comm.streams import place_of
-from ...errors import LimitExceededError, ProtocolError
+from ...errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ..client import StateFeed
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
@@ -81,6 +82,7 @@ class CoordinatorService(ConnectionService):
 
     Attributes:
         local: participants in this process. They get the states when the connected clients get them.
+        meeting_place: where the members tell each other where they are.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class CoordinatorService(ConnectionService):
         self.host = host
         self.limits = limits or ServerLimits()
         self.local = LocalParticipants(host)
+        self.meeting_place = MeetingPlace(host.is_pending)
         self._draw = draw
         self._unix_offset = unix_offset
         self._connections: set[Connection] = set()
@@ -160,6 +163,7 @@ class CoordinatorService(ConnectionService):
             address=address,
             limits=self.limits,
             now=now,
+            takes_questions=True,
         )
         self._connections.add(connection)
         self._unproved[connection] = None
@@ -177,6 +181,9 @@ class CoordinatorService(ConnectionService):
             was_open = connection.is_open
             messages = connection.receive(data, now)
             if connection.is_open and not was_open:
+                if connection.question is not None:
+                    self._answer(connection, connection.question, now)
+                    return
                 self._admit(connection, now)
         except ProtocolError as error:
             self._close(connection, str(error))
@@ -303,6 +310,16 @@ class CoordinatorService(ConnectionService):
         connection.send(self._state_frame(), now)
         self._output.writable.add(connection)
 
+    def _answer(self, connection: Connection, question: bytes, now: float) -> None:
+        """Somebody asks where the others are, over a connection that is for nothing else."""
+        peer = self._client_of(connection).p2p_identity
+        try:
+            connection.send(self.meeting_place.answer(peer, question), now)
+        except PeerRefusedError as error:
+            raise ProtocolError(str(error)) from None
+        self._output.writable.add(connection)
+        self._close(connection, "it was told where the others are")
+
     def _note(self, events: Iterable[Event], now: float, *, broadcast: bool = True) -> None:
         events = list(events)
         events += self.local.rejoin(events, self.unix_time(now))
@@ -324,6 +341,8 @@ class CoordinatorService(ConnectionService):
         self._addresses[place] -= 1
         if not self._addresses[place]:
             del self._addresses[place]
+        if connection.question is not None:
+            return  # it was no client
         client = None if connection.peer is None else self._client_of(connection)
         self._output.events.append(Disconnected(client=client, address=connection.address, reason=reason))
         if client is not None and self._by_client.get(client) is connection:

@@ -13,6 +13,9 @@ __all__ = ["Narration", "peers"]
 STILL_SECONDS: Final = 15.0
 """Between two sentences about the same wait. Chosen arbitrarily."""
 
+UNREACHED_SECONDS: Final = 8.0
+"""In an epoch with others, without any of them, before that is said. A dial that nobody answers takes five seconds."""
+
 DOWNLOAD_SECONDS: Final = 2.0
 """Between two sentences about a download: what takes longer should be seen to go on."""
 
@@ -44,6 +47,8 @@ class Narration:
         self._clock = clock
         self._others: frozenset[bytes] | None = None
         self._waiting_since: float | None = None
+        self._alone_since: float | None = None
+        self._told_alone_at: float | None = None
         self._linked = False
         self._unlinked_since: float | None = None
         self._told_wait_at = 0.0
@@ -87,6 +92,7 @@ class Narration:
             self._see_wait(view, now)
         if view.run_state in _WITH_PEERS and (me is None or me in view.clients):
             self._see_peers(view)
+            self._see_reach(view, now)
         elif self._is_in and view.waits_for is not None and view.run_state in _WITH_PEERS:
             self._is_in, self._others = False, None  # an epoch goes on without us
         waiting = view.waiting_peers or 0
@@ -125,6 +131,26 @@ class Narration:
         elif now >= self._told_wait_at + STILL_SECONDS:
             self._told_wait_at = now
             self._tell(f"waiting for {view.waits_for}; {now - self._waiting_since:.0f} s so far")
+
+    def _see_reach(self, view: RunView, now: float) -> None:
+        """Says that nobody else of the epoch can be reached, or that this is over."""
+        since = self._alone_since
+        if view.num_peers < 2 or view.neighbors or not view.connected:
+            if self._told_alone_at is not None and since is not None and view.neighbors:
+                self._tell(f"a peer is reached, after {now - since:.0f} s")
+            self._alone_since = self._told_alone_at = None
+        elif since is None:
+            self._alone_since = now
+        elif now >= since + UNREACHED_SECONDS and (
+            self._told_alone_at is None or now >= self._told_alone_at + STILL_SECONDS
+        ):
+            self._told_alone_at = now
+            others = view.num_peers - 1
+            self._tell(
+                f"for {now - since:.0f} s none of the {peers(others)} besides us can be reached. On one machine give "
+                'all of them --iroh-discovery local (in a script discovery="local"); else give a peer\'s endpoint '
+                "ticket with --peer (peers=[...]), or see what distro-optim doctor says about UDP and relay servers"
+            )
 
     def _see_peers(self, view: RunView) -> None:
         now, before = frozenset(view.clients), self._others

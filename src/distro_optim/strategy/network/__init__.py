@@ -1,3 +1,18 @@
 """The thread of the network: what ``rounds`` decides is carried out here.
 
-===================  ===================================================="""
+===================  ===========================================================
+``runtime``          a run in a thread of its own, beside the thread that trains
+``driver``           rounds in an event loop: bytes and answers in, actions out
+``mailbox``          between the two threads: one queue
+``link``             what a runtime needs to be in a run
+``hosting``          ... where the run is hosted here
+``guests``           ... and who may be in it
+``joining``          ... where it is somebody else's
+``on_solana``        ... or a blockchain coordinates it
+``journal``          counters, the last events in words, a witness's numbers
+``contributions``    what each identity has given to the run
+``uploads``          copies of what is saved, in a thread of their own
+``upload_queue``     ... which is next, and what became of the others
+``upload_carriers``  ... by a command, or to a store
+===================  ===========================================================
+"""

@@ -156,7 +156,7 @@ class HostedRun(RunSource):
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
             server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
-            rendezvous = Rendezvous(node, host.is_pending)
+            rendezvous = Rendezvous(node, service.meeting_place)
             stack.callback(rendezvous.close)
             stack.callback(MeasuringPlace(node).close)
             coordinator = server.client(self.identity, self.run_id)

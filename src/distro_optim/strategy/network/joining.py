@@ -15,7 +15,7 @@ from ...comm.iroh.endpoint import RELAY_SECONDS, Node
 from ...comm.iroh.home import NodeHome
 from ...comm.iroh.introduction import introduce
 from ...comm.iroh.reach import Discovery, Relays
-from ...comm.iroh.rendezvous import ask_rendezvous
+from ...comm.iroh.rendezvous import ask_over_stream, ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
@@ -159,6 +159,7 @@ class JoinedRun(RunSource):
         self._options = options
         self._loop = loop
         self._patience = patience
+        self._is_asked = True
 
     @property
     @override
@@ -222,10 +223,8 @@ class JoinedRun(RunSource):
 
     async def _enter(self, coordinator: RemoteCoordinator, node: Node) -> None:
         await self._advised(coordinator.join())
-        host = self._ticket.endpoint
-        if host is not None:
-            with suppress(DistroError):  # it is asked again when we look for peers
-                await ask_rendezvous(node, host)
+        with suppress(DistroError, OSError):  # it is asked again when we look for peers
+            await self._ask_where(node)
 
     async def _advised(self, attempt: Awaitable[object]) -> None:
         """Looks at the run, or joins it; errors say what a user can do."""
@@ -242,6 +241,14 @@ class JoinedRun(RunSource):
             raise CoordinatorLinkError(f"{error}. Is the host still running, and is this its latest ticket?") from error
 
     async def _find_peers(self, node: Node) -> Sequence[EndpointAddr]:
-        host = self._ticket.endpoint
-        others = await ask_rendezvous(node, host) if host is not None else []
-        return [*self._options.peers, *others]
+        return [*self._options.peers, *await self._ask_where(node)]
+
+    async def _ask_where(self, node: Node) -> Sequence[EndpointAddr]:
+        """Tells the coordinator where we are, and hears where the others are; nothing from one that does not know."""
+        if self._ticket.endpoint is not None:
+            return await ask_rendezvous(node, self._ticket.endpoint)
+        if not self._is_asked:
+            return []
+        found = await ask_over_stream(connector(self._ticket), node)
+        self._is_asked = found is not None  # one of Psyche's is not asked again
+        return found or []

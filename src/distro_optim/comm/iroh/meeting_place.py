@@ -1,0 +1,133 @@
+"""Where the members of a run are, as its coordinator knows: asked over iroh (:mod:`.rendezvous`), or over TCP. No I/O.
+
+Over TCP the question is asked in a connection of its own, where a client of the coordinator would prove its key: it
+signs the challenge together with the question, and with it, its right to ask::
+
+    server -> client    Challenge                     as in :mod:`~distro_optim.comm.framing`
+    client -> server    ChallengeResponse             signed: challenge, MARK, EndpointAddr of the one who asks
+    server -> client    count, EndpointAddr of each other member                in a frame, and the end
+
+A coordinator of Psyche's closes the connection: the challenge is not answered as it knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from ...errors import PeerRefusedError, ProtocolError
+from ..addresses import EndpointAddr
+from ..framing import (
+    QUESTION_MARK,
+    Challenge,
+    ChallengeResponse,
+    FrameDecoder,
+    client_envelope,
+    encode_frame,
+    server_envelope,
+)
+from ..postcard import Bytes32, Limit, decode, encode
+from ..signing import SecretKey, SignedMessage
+
+__all__ = ["MAX_ANSWER", "MAX_QUESTION", "MeetingPlace", "Members", "TcpQuestion"]
+
+MAX_MEMBERS: Final = 256
+"""Clients of an epoch."""
+
+MAX_PLACES: Final = 8
+"""Relays, and addresses, kept of one member: a machine has a few interfaces. Chosen arbitrarily."""
+
+MAX_QUESTION: Final = 16 * 1024
+MAX_ANSWER: Final = MAX_MEMBERS * 5 * 1024
+"""Eight relay URLs of half a kilobyte are the most that a member takes."""
+
+_FROM_SERVER: Final = server_envelope(Bytes32)
+_FROM_CLIENT: Final = client_envelope(Bytes32)
+"""Of the handshake; what would come after it does not matter."""
+
+Members = Annotated[list[EndpointAddr], Limit(MAX_MEMBERS)]
+"""The answer, as postcard has it."""
+
+
+class MeetingPlace:
+    """What is known of the members of a run.
+
+    Args:
+        is_member: whether a public key takes part in the run at present; others are told nothing.
+    """
+
+    def __init__(self, is_member: Callable[[bytes], bool]) -> None:
+        self._is_member = is_member
+        self._places: dict[bytes, EndpointAddr] = {}
+
+    def visit(self, peer: bytes, address: EndpointAddr) -> list[EndpointAddr]:
+        """``peer``, whose identity is proven, says where it is; returns where the other members are.
+
+        Raises:
+            ProtocolError: it speaks for somebody else.
+            PeerRefusedError: it is not a member.
+        """
+        if address.id != peer:
+            raise ProtocolError("it tells where another peer is")
+        if not self._is_member(peer):
+            raise PeerRefusedError("it is not in this run")
+        self._places = {member: place for member, place in self._places.items() if self._is_member(member)}
+        self._places.pop(peer, None)
+        # Public ones first: they are of use to everybody, and a machine can have many private ones.
+        dialable = (place for place in address.direct if place.is_dialable)
+        direct = sorted(dialable, key=lambda place: place.ip.is_private)
+        known = EndpointAddr(peer, address.relays[:MAX_PLACES], tuple(direct[:MAX_PLACES]))
+        others = list(self._places.values())[-(MAX_MEMBERS - 1) :]
+        self._places[peer] = known
+        while len(self._places) > MAX_MEMBERS:
+            del self._places[next(iter(self._places))]
+        return others
+
+    def answer(self, peer: bytes, question: bytes) -> bytes:
+        """The frame that answers ``question``, as it came over TCP from ``peer``, whose identity is proven.
+
+        Raises:
+            ProtocolError: it is malformed.
+            PeerRefusedError: ``peer`` is not a member.
+        """
+        address: EndpointAddr = decode(EndpointAddr, question)
+        return encode_frame(encode(self.visit(peer, address), Members))
+
+
+class TcpQuestion:
+    """Our side of a question over TCP.
+
+    Args:
+        key: our secret key.
+        address: where we are.
+
+    Attributes:
+        answer: where the other members are; None until it is known.
+    """
+
+    def __init__(self, key: SecretKey, address: EndpointAddr) -> None:
+        self.answer: list[EndpointAddr] | None = None
+        self._key = key
+        few = EndpointAddr(address.id, address.relays[:1], address.direct[:MAX_PLACES])  # a response is short
+        self._question = encode(few)
+        self._frames = FrameDecoder(MAX_ANSWER)
+        self._asked = False
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes of the coordinator; returns those to send.
+
+        Raises:
+            ProtocolError: they make no sense.
+        """
+        to_send = b""
+        for payload in self._frames.feed(data):
+            if self._asked:
+                self.answer = decode(Members, payload)
+                continue
+            challenge = _FROM_SERVER.decode(payload)
+            if not isinstance(challenge, Challenge):
+                raise ProtocolError("no challenge came")
+            sealed = SignedMessage.seal(self._key, challenge.nonce + QUESTION_MARK + self._question)
+            to_send += encode_frame(_FROM_CLIENT.encode(ChallengeResponse(sealed)))
+            self._asked = True
+        return to_send
