@@ -20,6 +20,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
@@ -69,6 +70,8 @@ USUAL_PORT_SECONDS: Final = 3.0
 """How long to try for a port that was ours before; longer than an endpoint takes to close."""
 
 _USUAL_PORT_PAUSE: Final = 0.1
+_TOLD_SECONDS: Final = 2.0
+_TOLD_PAUSE: Final = 0.01
 
 # Time for the endpoint to tell its peers that it leaves, out of the two seconds that closing may take.
 _FAREWELL_SECONDS: Final = 0.8
@@ -366,6 +369,7 @@ class Node:
         with translate_errors():
             for external in self._external:
                 await self._endpoint.add_external_addr(str(external))
+        await self._until_told()
         self._warn_of_an_unlikely_port()
         if self._local is not None:
             self._local.publish(self._local_addr())
@@ -412,6 +416,13 @@ class Node:
         usual = f"{host}:{port}"
         both = [[usual, f"{'[::1]' if loopback else '[::]'}:{port6}"]] if port6 else []
         return [*both, [usual, *any_port[1:]], any_port]
+
+    async def _until_told(self) -> None:
+        """Waits until the external addresses are among our own: a ticket that is made at once is to have them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TOLD_SECONDS):
+                while not set(self._external) <= set(self.addr().direct):
+                    await asyncio.sleep(_TOLD_PAUSE)
 
     def sockets(self) -> tuple[SocketAddr, ...]:
         """Where the node listens. It must be bound."""
