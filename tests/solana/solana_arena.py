@@ -50,6 +50,9 @@ class SolanaArena(Arena):
         for key in (OPERATOR, ANYBODY):
             self.validator.fund(key.pubkey(), SOL)
         self.server = ValidatorServer(self.validator)
+        self.more_nodes: tuple[ValidatorServer, ...] = ()
+        """Of the same cluster, asked after :attr:`server`."""
+        self.poll_seconds = 10.0
         self.clients: list[SolanaCoordinator] = []
 
     async def __aenter__(self) -> SolanaArena:
@@ -74,21 +77,21 @@ class SolanaArena(Arena):
         lamports: int = SOL,
         max_fees: int | None = None,
         authorizer: Pubkey | None = None,
-        poll_seconds: float = 10.0,
+        poll_seconds: float | None = None,
     ) -> SolanaCoordinator:
         keys = wallet(number + 1)
         missing = lamports - self.validator.balance(keys.pubkey())
         if missing > 0:
             self.validator.fund(keys.pubkey(), missing)
         client = SolanaCoordinator(
-            [self.server.url],
-            [self.server.websocket_url],
+            [node.url for node in (self.server, *self.more_nodes)],
+            [node.websocket_url for node in (self.server, *self.more_nodes)],
             keys,
             run_id or self.run_id,
             ticks=ticks,
             max_fees=max_fees,
             authorizer=authorizer,
-            poll_seconds=poll_seconds,
+            poll_seconds=poll_seconds or self.poll_seconds,
             confirm_seconds=0.005,
             tick_seconds=0.01,
             retrying=QUICK,

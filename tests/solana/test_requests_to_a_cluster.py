@@ -67,22 +67,6 @@ def test_what_may_pass_is_tried_again(fault: str) -> None:
     assert len(with_server(check).faults.happened) == 3
 
 
-def test_the_pause_that_a_node_asks_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
-
-    async def check(server: ValidatorServer, client: RpcClient) -> None:
-        server.faults.too_many_requests, server.faults.retry_after = 1, 7
-        monkeypatch.setattr(asyncio, "sleep", sleep)
-        assert await client.balance(KEY) == 77
-        monkeypatch.undo()
-
-    with_server(check)
-    assert waited == [7]
-
-
 def test_the_next_node_has_its_turn_when_one_does_not_answer() -> None:
     async def check(server: ValidatorServer, client: RpcClient) -> None:
         other = RpcClient(["http://127.0.0.1:9", server.url], retrying=QUICK)

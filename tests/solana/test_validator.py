@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from dataclasses import replace
 
 import pytest
@@ -27,10 +29,12 @@ from distro_optim.coordinator.solana.programs import (
     Programs,
     associated_token_account,
 )
+from distro_optim.coordinator.solana.rpc import RpcClient
 from distro_optim.coordinator.solana.small_accounts import MINT_BYTES, TokenAccount
 from distro_optim.coordinator.types import NodeIdentity
 from distro_optim.testing import Validator
 from distro_optim.testing.solana.ledger import rent
+from distro_optim.testing.solana.server import ValidatorServer
 from distro_optim.testing.solana.validator import BLOCKHASHES, FEE_PER_SIGNATURE
 
 PROGRAMS = Programs()
@@ -280,3 +284,40 @@ def test_tokens_that_are_not_there_or_not_ours_stay(
     moved = mint_instruction(3, amount, [(mine, False, True), (other, False, True), (owner.pubkey(), True, False)])
     assert validator.process(signed(validator, [moved], owner)).error == f"InstructionError(0, {error})"
     assert amounts(validator, mine, other) == [100, 0]
+
+
+def test_what_happens_within_a_slot_is_confirmed_and_told_together() -> None:
+    async def check() -> None:
+        validator = Validator()
+        validator.fund(PAYER.pubkey(), SOL)
+        async with ValidatorServer(validator, slot_seconds=60.0) as server:
+            rpc = RpcClient([server.url])
+            session = await rpc.session()
+            async with session.ws_connect(server.websocket_url) as socket:
+                options = [str(PAYER.pubkey()), {"encoding": "base64"}]
+                await socket.send_json({"id": 1, "method": "accountSubscribe", "params": options})
+                await socket.receive_json()
+                sent = [signed(validator, [pays(rent(0) + number)], PAYER) for number in range(2)]
+                for transaction in sent:
+                    text = base64.b64encode(bytes(transaction)).decode()
+                    await rpc.call("sendTransaction", [text, {"encoding": "base64"}])
+
+                async def statuses() -> list[str]:
+                    asked = [[str(transaction.signatures[0]) for transaction in sent]]
+                    found = await rpc.call("getSignatureStatuses", asked)
+                    return [status["confirmationStatus"] for status in found["value"]]
+
+                assert await statuses() == ["processed", "processed"]
+                assert await rpc.balance(PAYER.pubkey()) == SOL
+                server.end_slot()
+                assert await statuses() == ["confirmed", "confirmed"]
+                left = SOL - 2 * rent(0) - 1 - 2 * FEE_PER_SIGNATURE
+                assert await rpc.balance(PAYER.pubkey()) == left
+                news = await socket.receive_json()
+                assert news["params"]["result"]["value"]["lamports"] == left
+                server.end_slot()  # nothing has happened
+                await socket.send_json({"id": 2, "method": "nonsense", "params": []})
+                assert (await socket.receive_json())["id"] == 2
+            await rpc.close()
+
+    asyncio.run(check())

@@ -7,6 +7,7 @@ when a state is overdue by its own clock, and slowly all the time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -108,14 +109,17 @@ class AccountFeed:
         """Reads the account soon, since its state is overdue."""
         self._read_now.set()
 
-    async def read(self) -> bytes:
+    async def read(self, *, first: int = 0) -> bytes:
         """Reads the account now; returns the newest copy.
+
+        Args:
+            first: the number of the node that is asked first, counted round.
 
         Raises:
             CoordinatorLinkError: no node answers, or the account is gone.
             ProtocolError: the answer makes no sense.
         """
-        read = await self._rpc.account(self.account)
+        read = await self._rpc.account(self.account, min_slot=self.newest.slot, first=first)
         if read.data is None:
             raise RunClosedError(f"the account {self.account} of the run was closed by its operator")
         self._offer(read.data, read.slot)
@@ -127,18 +131,18 @@ class AccountFeed:
             self._on_news(data)
 
     async def _poll(self) -> None:
-        while True:
+        for number in itertools.count():  # each node in turn: one that stands still does not know that it does
             try:
                 async with asyncio.timeout(self._poll_seconds):
                     await self._read_now.wait()
             except TimeoutError:
                 pass
             self._read_now.clear()
-            await self._read_quietly()
+            await self._read_quietly(number)
 
-    async def _read_quietly(self) -> None:
+    async def _read_quietly(self, first: int) -> None:
         try:
-            await self.read()
+            await self.read(first=first)
             self.reachable = True
         except RunClosedError as error:
             self._on_end(error)

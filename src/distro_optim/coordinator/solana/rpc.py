@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,7 +22,14 @@ from ...comm.backoff import BackoffPolicy
 from ...errors import ConfigurationError, CoordinatorLinkError, ProtocolError
 from .program_errors import COORDINATOR_ERRORS, advice, error_name, name_in_logs
 
-__all__ = ["AccountRead", "RpcClient", "RpcRefusedError", "TransactionFailedError", "shown_url"]
+__all__ = [
+    "AccountRead",
+    "NodesBehindError",
+    "RpcClient",
+    "RpcRefusedError",
+    "TransactionFailedError",
+    "shown_url",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +42,10 @@ RETRYING: Final = BackoffPolicy(first=0.5, factor=1.5, longest=10.0, jitter=0.0)
 REQUEST_SECONDS: Final = 30.0
 
 LONGEST_RETRY_AFTER: Final = 120.0
-"""Seconds. A node that asks for more is left alone, as by Solana's own client."""
+"""Seconds. A node that asks for more is left alone for that long, as by Solana's own client."""
+
+BEHIND: Final = -32016
+"""The code of a node that has not reached the slot that it is asked for (``minContextSlot``)."""
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """A list of a program's accounts can be long; one account in base64 has 160 kB."""
@@ -88,6 +99,10 @@ class TransactionFailedError(CoordinatorLinkError):
         self.logs = tuple(logs)
 
 
+class NodesBehindError(CoordinatorLinkError):
+    """Every node that answers is behind the slot that it is asked for."""
+
+
 @dataclass(frozen=True)
 class AccountRead:
     """An account at a time.
@@ -106,11 +121,19 @@ class AccountRead:
 
 
 class _AgainError(Exception):
-    """Try again; perhaps not before so many seconds."""
+    """Try again; perhaps not before so many seconds.
+
+    Attributes:
+        seconds: that the node asks for; None for no such wish.
+    """
 
     def __init__(self, message: str, seconds: float | None = None) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+
+class _BehindError(_AgainError):
+    """The node has not seen yet what it is asked for."""
 
 
 def shown_url(url: str) -> str:
@@ -148,13 +171,21 @@ class RpcClient:
         urls: http or https, in the order in which they are tried.
         retrying: pauses between tries.
         timeout: seconds for one request.
+        clock: seconds that only grow; by default the loop's time.
+        sleep: waits for so many seconds.
 
     Raises:
         ConfigurationError: no address, or one of another kind.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, retrying: BackoffPolicy = RETRYING, timeout: float = REQUEST_SECONDS
+        self,
+        urls: Sequence[str],
+        *,
+        retrying: BackoffPolicy = RETRYING,
+        timeout: float = REQUEST_SECONDS,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         if not urls:
             raise ConfigurationError("at least one RPC address is needed", name="rpc")
@@ -168,6 +199,10 @@ class RpcClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._number = 0
+        self._clock = clock
+        self._sleep = sleep
+        self._left_alone: dict[str, float] = {}
+        """Until when, for nodes that have asked for a pause."""
 
     @property
     def name(self) -> str:
@@ -188,30 +223,61 @@ class RpcClient:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    async def call(self, method: str, params: Sequence[Any] = ()) -> Any:
+    async def call(self, method: str, params: Sequence[Any] = (), *, first: int = 0) -> Any:
         """The result of a request.
+
+        Args:
+            method: its name.
+            params: its parameters.
+            first: the number of the node that is asked first, counted round.
 
         Raises:
             RpcRefusedError: it is refused for good.
             TransactionFailedError: a transaction would fail.
             CoordinatorLinkError: no node answered.
         """
-        return json.loads(await self.call_text(method, params))["result"]
+        return json.loads(await self.call_text(method, params, first=first))["result"]
 
-    async def call_text(self, method: str, params: Sequence[Any] = ()) -> str:
+    async def call_text(self, method: str, params: Sequence[Any] = (), *, first: int = 0) -> str:
         """The whole answer, which is known to hold a result."""
         problems: list[str] = []
-        for url in self.urls:
+        is_behind = True
+        at = first % len(self.urls)
+        # Who has asked for a pause comes after those that have not, the shortest pause first.
+        for url in sorted((*self.urls[at:], *self.urls[:at]), key=self._pause):
             for failures in range(1, TRIES + 1):
+                pause = self._pause(url)
+                if pause >= LONGEST_RETRY_AFTER:
+                    problems.append(f"{shown_url(url)}: it asks to be left alone for {pause:.0f} s")
+                    is_behind = False
+                    break
+                if pause:
+                    await self._wait(pause)
                 try:
                     return await self._ask(url, method, params)
                 except _AgainError as error:
                     problems.append(f"{shown_url(url)}: {error}")
                     _log.info("%s at %s: %s", method, shown_url(url), error)
-                    if failures < TRIES:
-                        wait = self._retrying.delay(failures, 0.0)
-                        await asyncio.sleep(max(wait, error.seconds or 0.0))
-        raise CoordinatorLinkError(f"no node of the cluster answers to {method}: {problems[-1]}")
+                    is_behind = is_behind and isinstance(error, _BehindError)
+                    if error.seconds is not None:
+                        self._left_alone[url] = self._now() + error.seconds
+                    if len(self.urls) > 1 and (error.seconds is not None or isinstance(error, _BehindError)):
+                        break  # another node may know, or be less busy
+                    if error.seconds is None and failures < TRIES:
+                        await self._wait(self._retrying.delay(failures, 0.0))
+        kind = NodesBehindError if is_behind else CoordinatorLinkError
+        raise kind(f"no node of the cluster answers to {method}: {'; '.join(dict.fromkeys(problems))}")
+
+    def _now(self) -> float:
+        return (self._clock or asyncio.get_running_loop().time)()
+
+    async def _wait(self, seconds: float) -> None:
+        await (self._sleep or asyncio.sleep)(seconds)
+
+    def _pause(self, url: str) -> float:
+        """Seconds for which a node is to be left alone yet."""
+        until = self._left_alone.get(url)
+        return 0.0 if until is None else max(0.0, until - self._now())
 
     async def _ask(self, url: str, method: str, params: Sequence[Any]) -> str:
         self._number += 1
@@ -232,15 +298,24 @@ class RpcClient:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def account(self, key: Pubkey) -> AccountRead:
+    async def account(self, key: Pubkey, *, min_slot: int = 0, first: int = 0) -> AccountRead:
         """An account as the cluster has confirmed it.
+
+        Args:
+            key: its address.
+            min_slot: a node that is behind this slot is passed over, if another is not.
+            first: the number of the node that is asked first, counted round.
 
         Raises:
             CoordinatorLinkError: no node answered.
             ProtocolError: the answer makes no sense.
         """
-        options = {"encoding": "base64+zstd", "commitment": "confirmed"}
-        text = await self.call_text("getAccountInfo", [str(key), options])
+        options: dict[str, Any] = {"encoding": "base64+zstd", "commitment": "confirmed"}
+        try:
+            asked = {**options, "minContextSlot": min_slot} if min_slot and len(self.urls) > 1 else options
+            text = await self.call_text("getAccountInfo", [str(key), asked], first=first)
+        except NodesBehindError:
+            text = await self.call_text("getAccountInfo", [str(key), options], first=first)
         try:
             answer = GetAccountInfoResp.from_json(text)
         except Exception as error:
@@ -271,7 +346,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
         seconds = float(response.headers.get("Retry-After", ""))
     except ValueError:
         return None
-    return seconds if 0 <= seconds < LONGEST_RETRY_AFTER else None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 async def _bounded_text(response: aiohttp.ClientResponse) -> str:
@@ -307,6 +382,8 @@ def _checked(text: str, number: int) -> str:
         raise failure_of("AlreadyProcessed")
     if "found no record of a prior credit" in message:
         raise failure_of("AccountNotFound")
+    if code == BEHIND:
+        raise _BehindError("it is behind the others")
     if isinstance(code, int) and code in _FINAL_CODES:
         raise RpcRefusedError(f"the node refuses the request: {message}", code=code)
     raise _AgainError(message or f"error {code}")

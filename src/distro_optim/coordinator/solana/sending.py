@@ -21,7 +21,7 @@ from solders.transaction import Transaction
 
 from ...errors import CoordinatorLinkError, ProtocolError
 from .fees import FEE_PER_SIGNATURE, FeeMeter
-from .rpc import RpcClient, RpcRefusedError, TransactionFailedError, failure_of
+from .rpc import NodesBehindError, RpcClient, RpcRefusedError, TransactionFailedError, failure_of
 
 __all__ = ["Sender", "TransactionExpiredError"]
 
@@ -70,6 +70,8 @@ class Sender:
         self._clock = clock or asyncio.get_running_loop().time
         self._blockhash: tuple[Hash, float] | None = None
         self._newest: Hash | None = None
+        self._slot = 0
+        """Of the newest blockhash; a node that is behind it knows nothing of our transactions."""
         self._sent: set[str] = set()
         """Signatures under the newest blockhash."""
 
@@ -122,6 +124,7 @@ class Sender:
         result = await self.rpc.call("getLatestBlockhash", [{"commitment": "confirmed"}])
         try:
             blockhash = Hash.from_string(result["value"]["blockhash"])
+            self._slot = max(self._slot, int(result["context"]["slot"]))
         except (LookupError, TypeError, ValueError):
             raise ProtocolError(f"{self.rpc.name} answers with something that is no blockhash") from None
         if blockhash != self._newest:
@@ -135,7 +138,12 @@ class Sender:
 
         If no node answers, the transaction may have been taken all the same.
         """
-        options = {"encoding": "base64", "preflightCommitment": "confirmed", "skipPreflight": False}
+        options = {
+            "encoding": "base64",
+            "preflightCommitment": "confirmed",
+            "skipPreflight": False,
+            "minContextSlot": self._slot,
+        }
         try:
             await self.rpc.call("sendTransaction", [base64.b64encode(data).decode(), options])
         except TransactionFailedError as error:
@@ -150,7 +158,11 @@ class Sender:
         polls = 0
         while True:
             valid = await self._is_valid(blockhash)  # asked first: what is unknown after it was too old never comes
-            status = await self._status(signature)
+            status = await self._status(signature, polls)
+            if status is None and not valid:
+                # A node that is behind may not have seen it: each of them is asked.
+                others = [await self._status(signature, polls + number) for number in range(1, len(self.rpc.urls))]
+                status = next((found for found in others if found is not None), None)
             if status is not None:
                 self.fees.paid(fee)
                 if status.get("err") is not None:
@@ -165,12 +177,16 @@ class Sender:
             await asyncio.sleep(self._poll_seconds)
 
     async def _is_valid(self, blockhash: Hash) -> bool:
-        result = await self.rpc.call("isBlockhashValid", [str(blockhash), {"commitment": "processed"}])
+        options = {"commitment": "processed", "minContextSlot": self._slot}
+        try:
+            result = await self.rpc.call("isBlockhashValid", [str(blockhash), options])
+        except NodesBehindError:
+            return True  # for all that they know
         return bool(isinstance(result, dict) and result.get("value"))
 
-    async def _status(self, signature: str) -> dict[str, Any] | None:
-        """What became of a transaction, once that is confirmed."""
-        result = await self.rpc.call("getSignatureStatuses", [[signature]])
+    async def _status(self, signature: str, first: int) -> dict[str, Any] | None:
+        """What became of a transaction, once that is confirmed; the node of this number is asked first."""
+        result = await self.rpc.call("getSignatureStatuses", [[signature]], first=first)
         values = result.get("value") if isinstance(result, dict) else None
         status = values[0] if isinstance(values, list) and values else None
         if not isinstance(status, dict):

@@ -23,6 +23,7 @@ __all__ = ["RpcMethods", "account_json"]
 PREFLIGHT_FAILED: Final = -32002
 INVALID_PARAMS: Final = -32602
 METHOD_NOT_FOUND: Final = -32601
+BEHIND: Final = -32016
 
 MAX_AIRDROP: Final = 1_000 * 1_000_000_000
 """Lamports of one request; chosen arbitrarily."""
@@ -82,6 +83,8 @@ class RpcMethods:
         self.unconfirmed_polls = 0
         """How often a transaction is still unknown when it is asked for."""
         self._asked: dict[Signature, int] = {}
+        self._unconfirmed: set[Signature] | None = None
+        """Transactions since :meth:`confirm`; None confirms each at once."""
         self._methods: dict[str, Callable[[Sequence[Any]], Any]] = {
             "getAccountInfo": self._account_info,
             "getBalance": self._balance,
@@ -99,6 +102,11 @@ class RpcMethods:
             "requestAirdrop": self._airdrop,
             "sendTransaction": self._send,
         }
+
+    def confirm(self) -> None:
+        """Everything until now is confirmed; what comes after is not, until this is called again."""
+        self.accounts, self.slot = self.validator.snapshot(), self.validator.clock.slot
+        self._unconfirmed = set()
 
     def answer(self, request: Any) -> dict[str, Any]:
         """The answer to one request."""
@@ -134,8 +142,14 @@ class RpcMethods:
         return {"context": {"slot": self._slot, "apiVersion": "2.1.4"}, "value": value}
 
     def _account_info(self, params: Sequence[Any]) -> Any:
-        key = str(Pubkey.from_string(params[0]))
-        return self._with_context(account_json(self._accounts.get(key), _options(params, 1).get("encoding", "base64")))
+        key, options = str(Pubkey.from_string(params[0])), _options(params, 1)
+        self._check_slot(options)
+        return self._with_context(account_json(self._accounts.get(key), options.get("encoding", "base64")))
+
+    def _check_slot(self, options: Mapping[str, Any]) -> None:
+        """Refuses what a node that is behind cannot answer."""
+        if self._slot < options.get("minContextSlot", 0):
+            raise RpcFailure(BEHIND, "Minimum context slot has not been reached", {"contextSlot": self._slot})
 
     def _balance(self, params: Sequence[Any]) -> Any:
         account = self._accounts.get(str(Pubkey.from_string(params[0])))
@@ -157,6 +171,7 @@ class RpcMethods:
 
     def _is_blockhash_valid(self, params: Sequence[Any]) -> Any:
         blockhash = Hash.from_string(params[0])
+        self._check_slot(_options(params, 1))
         return self._with_context(self.validator.last_valid_block_height(blockhash) is not None)
 
     # -- transactions --------------------------------------------------------------------------------------------------
@@ -164,6 +179,7 @@ class RpcMethods:
     def _send(self, params: Sequence[Any]) -> Any:
         options = _options(params, 1)
         data = base64.b64decode(params[0], validate=True)
+        self._check_slot(options)
         outcome = self.validator.process(data, preflight=not options.get("skipPreflight", False))
         if outcome.error is not None and not outcome.fee:
             raise RpcFailure(
@@ -171,6 +187,8 @@ class RpcMethods:
                 f"Transaction simulation failed: {_explained(outcome)}",
                 {"err": outcome.reason.json if outcome.reason else None, "logs": list(outcome.logs)},
             )
+        if self._unconfirmed is not None and outcome.signature is not None:
+            self._unconfirmed.add(outcome.signature)
         return str(outcome.signature)
 
     def _signature_statuses(self, params: Sequence[Any]) -> Any:
@@ -189,7 +207,7 @@ class RpcMethods:
             "confirmations": None,
             "err": error,
             "status": {"Ok": None} if error is None else {"Err": error},
-            "confirmationStatus": "confirmed",
+            "confirmationStatus": "processed" if signature in (self._unconfirmed or ()) else "confirmed",
         }
 
     def _transaction(self, params: Sequence[Any]) -> Any:

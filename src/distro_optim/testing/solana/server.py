@@ -82,9 +82,13 @@ class ValidatorServer:
         validator: the cluster.
         port: 0 takes any that is free.
         real_time: the validator's clock goes as this machine's; by default it stands still until it is moved.
+        slot_seconds: what happens within so many seconds is confirmed and told together, as at a cluster's nodes,
+            whose slots take about 0.4 s. By default everything is confirmed at once.
     """
 
-    def __init__(self, validator: Validator, port: int = 0, *, real_time: bool = False) -> None:
+    def __init__(
+        self, validator: Validator, port: int = 0, *, real_time: bool = False, slot_seconds: float | None = None
+    ) -> None:
         self.validator = validator
         self.methods = RpcMethods(validator)
         self.faults = Faults()
@@ -92,7 +96,10 @@ class ValidatorServer:
         """How often each method was called."""
         self._port = port
         self._real_time = real_time
-        self._ageing: asyncio.Task[None] | None = None
+        self._slot_seconds = slot_seconds
+        self._unconfirmed: set[str] = set()
+        """Addresses that have changed within this slot."""
+        self._at_work: list[asyncio.Task[None]] = []
         self._sockets: dict[web.WebSocketResponse, _Subscriber] = {}
         self._runner: web.AppRunner | None = None
 
@@ -107,13 +114,16 @@ class ValidatorServer:
         self._port = self._runner.addresses[0][1]
         self.validator.listeners.append(self._changed)
         if self._real_time:
-            self._ageing = asyncio.create_task(self._grow_older())
+            self._at_work.append(asyncio.create_task(self._grow_older()))
+        if self._slot_seconds is not None:
+            self.methods.confirm()
+            self._at_work.append(asyncio.create_task(self._end_slots(self._slot_seconds)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.validator.listeners.remove(self._changed)
-        if self._ageing is not None:
-            self._ageing.cancel()
+        for task in self._at_work:
+            task.cancel()
         await self.drop_websockets()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -128,6 +138,17 @@ class ValidatorServer:
             if passed:
                 began += passed
                 self.validator.advance(passed)
+
+    async def _end_slots(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self.end_slot()
+
+    def end_slot(self) -> None:
+        """What has happened until now is confirmed and told; for servers with ``slot_seconds``."""
+        self.methods.confirm()
+        keys, self._unconfirmed = frozenset(self._unconfirmed), set()
+        self._tell(keys)
 
     @property
     def url(self) -> str:
@@ -228,7 +249,14 @@ class ValidatorServer:
         return {"jsonrpc": "2.0", "id": identifier, "result": len(subscriber.keys)}
 
     def _changed(self, keys: frozenset[str]) -> None:
-        faults = self.faults
+        if self._slot_seconds is None:
+            self._tell(keys)
+        else:
+            self._unconfirmed |= keys
+
+    def _tell(self, keys: frozenset[str]) -> None:
+        """Tells the subscribers of these accounts how they are now."""
+        faults, known = self.faults, dict[tuple[str, str], Any]()
         if faults.silent:
             return
         for subscriber in self._sockets.values():
@@ -239,10 +267,11 @@ class ValidatorServer:
                     faults.skipped -= 1
                     faults.happened.append("skipped")
                     continue
-                account = self.validator.accounts.get(key)
+                if (key, encoding) not in known:
+                    account = self.validator.accounts.get(key, _CLOSED)
+                    known[key, encoding] = account_json(account, encoding)
                 context = {"slot": self.validator.clock.slot}
-                shown = account_json(account, encoding) or account_json(_CLOSED, encoding)
-                result = {"context": context, "value": shown}
+                result = {"context": context, "value": known[key, encoding]}
                 params = {"result": result, "subscription": number}
                 news = {"jsonrpc": "2.0", "method": "accountNotification", "params": params}
                 subscriber.unsent.extend([news] * (2 if faults.doubled else 1))
