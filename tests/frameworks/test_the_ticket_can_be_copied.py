@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -47,6 +48,7 @@ def test_an_invitation_has_the_line_for_a_shell_and_the_one_for_a_script() -> No
     [
         (main_module(__file__="/home/me/train.py"), "train.py"),
         (main_module(__file__="my script.py"), "'my script.py'"),
+        (main_module(__file__=str(Path("examples/train.py").absolute())), "examples/train.py"),
         (main_module(), "script.py"),  # a notebook
         (main_module(__file__="/x/y.py", __spec__=SimpleNamespace(name="lab.train")), "-m lab.train"),
         (main_module(__file__="/x/__main__.py", __spec__=SimpleNamespace(name="lab.__main__")), "-m lab"),

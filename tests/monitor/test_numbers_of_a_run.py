@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import urllib.request
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from distro_optim.coordinator.rules.steps import with_round
 from distro_optim.coordinator.server.host import RunHost
@@ -86,6 +88,35 @@ def test_a_script_has_the_metrics_of_join_while_it_trains_and_logs_numbers_of_th
 
 def load_csv_logger(pl: ModuleType) -> Any:
     return __import__(f"{pl.__name__}.loggers", fromlist=["CSVLogger"]).CSVLogger
+
+
+@pytest.mark.parametrize("kind", ["RichProgressBar", "TQDMProgressBar"])
+def test_a_bar_of_80_columns_shows_steps_loss_and_peers_in_one_line(
+    kind: str, pl: ModuleType, strategy: Any, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bars = __import__(f"{pl.__name__}.callbacks", fromlist=[kind])
+    bar, shown = getattr(bars, kind)(), []
+
+    class Listener(pl.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            shown.append(bar.get_metrics(trainer, module)["peers"])
+            if kind == "RichProgressBar":
+                screen = Console(file=io.StringIO(), width=80, force_terminal=True, _environ={})
+                screen.print(bar.progress.get_renderable())
+                lines = screen.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
+                shown.extend(line for line in lines[1:] if line.strip())
+
+    def training_step(module: Any, batch: Any, batch_idx: int) -> Any:
+        loss = module.loss(batch)
+        module.log("loss", loss, prog_bar=True)
+        return loss
+
+    trainer = make_trainer(
+        pl, tmp_path, strategy(pl), max_epochs=1, enable_progress_bar=True, callbacks=[Listener(), bar]
+    )
+    trainer.fit(make_module(pl, training_step=training_step), loader())
+    assert set(shown[1:]) == {"1"}, "and no line is broken"
 
 
 def test_a_server_has_the_same_names_for_the_same_things() -> None:

@@ -52,9 +52,11 @@ from .frameworks.lightning_progress import (
     ScheduleFollower,
     align_counters,
     end_training,
+    make_room_beside,
     rounds_in_epoch,
     rounds_within,
     whole_epoch_shown,
+    whole_peers,
 )
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_line import tell_mistakes_in_one_line
@@ -301,6 +303,8 @@ class PsycheStrategy(RoundPasses):
                 self._batch_hooks.within(
                     bar, "on_train_epoch_start", lambda: whole_epoch_shown(trainer, session.total_steps)
                 )
+                self._batch_hooks.after(bar, "get_metrics", whole_peers)
+                make_room_beside(bar)
         if session.clip_grad_norm is not None and trainer.gradient_clip_val is not None:
             warn(
                 f"the run clips gradients to a norm of {session.clip_grad_norm:g}, in place of "

@@ -52,7 +52,7 @@ def _loaded(name: str) -> Any:
 
         for module in (momentum, shifting, weights):
             if hasattr(module, name) and name in module.__all__:
-                with narrated(f"compiling {name}, for the first time on this machine", _log.warning):
+                with narrated(f"compiling a part of the step ({name}), once on this machine", _log.warning):
                     return _tried(module, name)
         raise LookupError(name)
     except Exception as error:

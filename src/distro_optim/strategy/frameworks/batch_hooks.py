@@ -37,6 +37,11 @@ class BatchHooks:
         self._before.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, partial(_within, context, getattr(owner, name)))
 
+    def after(self, owner: Any, name: str, change: Callable[[Any], Any]) -> None:
+        """Lets ``change`` have a look at what a method of ``owner`` returns, and return something else."""
+        self._before.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, partial(_changed, change, getattr(owner, name)))
+
     def remove(self) -> None:
         """Leaves the owners as they were."""
         while self._before:
@@ -53,3 +58,7 @@ class BatchHooks:
 def _within(context: Callable[[], AbstractContextManager[object]], hook: Callable[..., Any], *args: Any) -> Any:
     with context():
         return hook(*args)
+
+
+def _changed(change: Callable[[Any], Any], method: Callable[..., Any], *args: Any) -> Any:
+    return change(method(*args))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -23,10 +23,19 @@ __all__ = [
     "ScheduleFollower",
     "align_counters",
     "end_training",
+    "make_room_beside",
     "rounds_in_epoch",
     "rounds_within",
     "whole_epoch_shown",
+    "whole_peers",
 ]
+
+
+WIDE_TERMINAL: Final = 120
+"""Columns in which rich's bar of 40 and the numbers beside it have room."""
+
+NARROW_BAR: Final = 10
+"""Columns of the bar in narrower ones; of 80 it leaves enough for a loss and the number of peers."""
 
 
 def rounds_in_epoch(trainer: Any) -> int:
@@ -123,6 +132,27 @@ def whole_epoch_shown(trainer: Any, last_step: int) -> Iterator[None]:
         yield
     finally:
         loop.max_epochs, loop.max_batches = before
+
+
+def whole_peers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Numbers for a progress bar, with the peers as people count them, and not as ``2.000``."""
+    peers = metrics.get("peers")
+    return {**metrics, "peers": f"{peers:.0f}"} if isinstance(peers, float) else metrics
+
+
+def make_room_beside(bar: Any) -> None:
+    """In a narrow terminal, rich's bar is as wide as half of it, and the numbers beside it break into lines.
+
+    Args:
+        bar: any callback; one that draws no such bar is left alone.
+    """
+    progress: Any = getattr(bar, "progress", None)
+    console = getattr(progress, "console", None)
+    if console is None or console.width >= WIDE_TERMINAL:
+        return
+    for column in progress.columns:
+        if isinstance(getattr(column, "bar_width", None), int):
+            column.bar_width = min(column.bar_width, NARROW_BAR)
 
 
 class ScheduleFollower:

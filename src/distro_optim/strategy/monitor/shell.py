@@ -28,6 +28,18 @@ def shell_line(ticket: str, main: ModuleType | None = None) -> str:
     if spec is not None:
         what = f"-m {spec.name.removesuffix('.__main__')}"
     else:
-        # Others have it in another folder.
-        what = shlex.quote(os.path.basename(file)) if file is not None else ANY_SCRIPT
+        what = shlex.quote(_path_of_others(file)) if file is not None else ANY_SCRIPT
     return f"{RUN}={ticket} python {what}"
+
+
+def _path_of_others(file: str) -> str:
+    """Below the folder in which we are, as those type it who have the same folder; else the name, as theirs is another.
+
+    On this machine's other terminals it is right as well.
+    """
+    here, path = os.getcwd(), os.path.abspath(file)
+    try:
+        is_below = os.path.commonpath([here, path]) == here
+    except ValueError:  # on another drive of Windows
+        is_below = False
+    return os.path.relpath(path, here).replace(os.sep, "/") if is_below else os.path.basename(path)
