@@ -133,6 +133,10 @@ class Programs:
         """The treasury that pays for a run's points; see :func:`default_treasurer_index`."""
         return Pubkey.find_program_address([b"Run", index.to_bytes(8, "little")], self.treasurer)[0]
 
+    def treasury_of(self, run_id: str) -> Pubkey:
+        """The treasury of a run whose number nobody chose."""
+        return self.treasury(default_treasurer_index(run_id))
+
     def participant(self, treasury: Pubkey, user: Pubkey) -> Pubkey:
         """What a treasury has paid to ``user``."""
         return Pubkey.find_program_address([b"Participant", bytes(treasury), bytes(user)], self.treasurer)[0]
