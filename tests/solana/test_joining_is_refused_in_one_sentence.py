@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from solders.pubkey import Pubkey
 
-from distro_optim.coordinator.formats.account import CoordinatorAccount
+from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, CoordinatorAccount, SolanaClient
 from distro_optim.coordinator.solana.client import SolanaCoordinator
 from distro_optim.coordinator.solana.fees import FEE_PER_SIGNATURE, KEPT_IN_A_WALLET
 from distro_optim.coordinator.solana.instructions import AuthorizerInstructions
@@ -79,6 +79,42 @@ def test_an_account_of_another_version() -> None:
         client = arena.client(1)
         with pytest.raises(ProtocolError, match="another version of Psyche's program"):
             await client.join()
+
+    in_arena(check)
+
+
+@pytest.mark.parametrize("size", [0, 119_072, ACCOUNT_SIZE + 1])
+def test_an_account_of_another_size(size: int) -> None:
+    """119,072 bytes had it before December 2025."""
+
+    async def check(arena: SolanaArena) -> None:
+        key = str(RUN.pubkey())
+        account = arena.validator.accounts[key]
+        arena.validator.accounts[key] = replace(account, data=account.data.ljust(size, b"\0")[:size])
+        client = arena.client(1)
+        with pytest.raises(ProtocolError, match=f"has {size} bytes, not 119160: it is of another version") as caught:
+            await client.join()
+        assert "\n" not in str(caught.value)
+        assert client.fees.spent == 0
+
+    in_arena(check)
+
+
+def test_a_run_that_256_wallets_have_joined_is_full_for_good() -> None:
+    async def check(arena: SolanaArena) -> None:
+        account = arena.account
+        wide = replace(account.state.coordinator.config, global_batch_size_start=400, global_batch_size_end=400)
+        known = tuple(
+            SolanaClient(NodeIdentity(number.to_bytes(32, "little"), bytes(32)), bytes(8), 0, 0, 0)
+            for number in range(256)
+        )
+        clients = replace(account.state.clients_state, clients=known)
+        run = replace(account.state.coordinator, config=wide)
+        change(arena, replace(account, state=replace(account.state, coordinator=run, clients_state=clients)))
+        client = arena.client(1)
+        with pytest.raises(JoinRefusedError, match="is full for good: 256 wallets have joined it"):
+            await client.join()
+        assert client.fees.spent == 0
 
     in_arena(check)
 

@@ -18,6 +18,7 @@ from solders.pubkey import Pubkey
 from solders.rpc.responses import AccountNotification, SubscriptionResult, parse_websocket_message
 
 from ...errors import ConfigurationError, CoordinatorLinkError, ProtocolError
+from ..formats.account import ACCOUNT_SIZE
 from .newest import NewestAccount
 from .rpc import RpcClient, shown_url
 
@@ -117,11 +118,16 @@ class AccountFeed:
 
         Raises:
             CoordinatorLinkError: no node answers, or the account is gone.
-            ProtocolError: the answer makes no sense.
+            ProtocolError: the answer makes no sense, or the account is of another version.
         """
         read = await self._rpc.account(self.account, min_slot=self.newest.slot, first=first)
         if read.data is None:
             raise RunClosedError(f"the account {self.account} of the run was closed by its operator")
+        if len(read.data) != ACCOUNT_SIZE:
+            raise ProtocolError(
+                f"the account {self.account} of the run has {len(read.data)} bytes, not {ACCOUNT_SIZE}: it is of "
+                "another version of Psyche's program; look for a newer distro_optim"
+            )
         self._offer(read.data, read.slot)
         return self.newest.data or read.data
 
