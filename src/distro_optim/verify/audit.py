@@ -33,13 +33,13 @@ from torch import Tensor
 
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.dct import make_transform
-from ..compress.plan import Batch, Block
+from ..compress.plan import Batch
 from ..compress.topk import select_topk
 from ..errors import ConfigurationError
 from .calibrate import Limits, Noise
 from .momentum import Leaves, MomentumCommitment, leaf_digest, leaves_of, root_from
 from .opening import Opening
-from .recompute import Gradients, tiles_of
+from .recompute import Gradients
 from .similarity import hamming_distance, jaccard_distance, manhattan_distance
 
 __all__ = ["AUDITORS", "LEAVES", "Challenge", "Verdict", "check", "draw", "looking_ahead", "majority"]
@@ -260,18 +260,15 @@ def _what_is_not_as_committed(
 
 
 def _cut_out(batch: Batch, start: int, stop: int, tensors: Gradients) -> Tensor:
-    """Tiles ``start`` to ``stop`` of a batch, ``(n, h, w)``, of tensors on the CPU."""
+    """Tiles ``start`` to ``stop`` of a batch, ``(n, h, w)``, of contiguous tensors on the CPU; 0 where none is."""
     tiles = torch.zeros(stop - start, batch.h, batch.w, dtype=batch.compute_dtype)
-    for block in batch.blocks:
-        low, high = max(start, block.start), min(stop, block.stop)
-        if low < high:
-            whole = _block_tiles(batch, block, tensors)
-            tiles[low - start : high - start] = whole[low - block.start : high - block.start]
+    for number, place in enumerate(batch.places[start:stop].tolist()):
+        param, offset, stride, rows, columns, _ = place
+        tensor = tensors[param]
+        if tensor is not None:
+            window = tensor.as_strided((rows, columns), (stride, 1), tensor.storage_offset() + offset)
+            tiles[number, :rows, :columns] = window
     return tiles
-
-
-def _block_tiles(batch: Batch, block: Block, tensors: Gradients) -> Tensor:
-    return tiles_of(batch, block, tensors).to("cpu")
 
 
 class _Tiles:
