@@ -147,6 +147,22 @@ def test_a_run_that_was_saved_is_gone_on_with_or_left_alone(tmp_path: Path) -> N
         assert steps == list(range(9, 13))
 
 
+@pytest.mark.slow
+def test_a_second_process_with_the_key_of_a_joiner_is_refused_and_the_first_trains_on() -> None:
+    key = SecretKey(bytes(31) + b"\x09")
+    with live_run() as run:
+        host = run.host(config(min_peers=2, total_steps=10_000), step_seconds=0.02)
+        first = run.join(secret_key=key, step_seconds=0.02)
+        first.until(lambda peer: len(peer.log) > 5)
+        second = Runtime.connect(run.peers[0].port.ticket, secret_key=key, **LOOPBACK)
+        with pytest.raises(JoinRefusedError, match="is in use by another process"):
+            second.start()
+        count = len(first.log)
+        first.until(lambda peer: len(peer.log) > count + 10)
+        assert first.error is None
+        assert host.error is None
+
+
 def test_a_joiner_with_the_key_of_the_host_is_refused_before_anything_is_opened() -> None:
     key = SecretKey(bytes(31) + b"\x07")
     ticket = str(RunTicket("run", (), EndpointAddr(key.public)))

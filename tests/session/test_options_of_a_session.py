@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import BIND_ADDR, DISCOVERY, EXTERNAL_ADDR, RELAY
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.options import (
@@ -142,3 +143,14 @@ def test_strategies_show_what_a_session_may_be_given() -> None:
         parameters = inspect.signature(strategy.__init__).parameters
         assert {"run", *STRATEGY_DEFAULTS} <= parameters.keys()
         assert parameters["tcp"].annotation == "str | None"
+
+
+def test_what_reads_types_from_a_signature_gets_each_option_once_and_with_a_type() -> None:
+    """As the command lines and YAML files of LightningCLI do: ``class_path: distro_optim.LightningPsycheStrategy``."""
+    from distro_optim.strategy.fabric import FabricPsycheStrategy
+    from distro_optim.strategy.psyche_lightning import LightningPsycheStrategy
+
+    for function in (FabricPsycheStrategy.__init__, LightningPsycheStrategy.__init__, SwarmSession.__init__):
+        types = get_type_hints(function)
+        assert STRATEGY_DEFAULTS.keys() <= types.keys() <= {*inspect.signature(function).parameters, "return"}
+        assert types["config"] == RunConfig | None

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Final, Literal, TypedDict, TypeVar, cast
+from typing import Any, Final, Literal, TypedDict, TypeVar, cast, get_type_hints
 
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..comm.signing import SecretKey
@@ -268,6 +268,8 @@ def with_present_names(options: Mapping[str, Any], *, of: str) -> dict[str, Any]
 def shows(declared: type, defaults: Mapping[str, Any], *, and_more: bool = False) -> Callable[[F], F]:
     """Decorates a function with ``**options``: its signature, as ``help()`` prints it, has them one by one.
 
+    Its annotations do so, too, with types that can be evaluated: command lines and YAML files are read by both.
+
     Args:
         declared: the TypedDict that declares them.
         defaults: those to be shown.
@@ -285,6 +287,9 @@ def shows(declared: type, defaults: Mapping[str, Any], *, and_more: bool = False
         if and_more:
             parameters.append(rest.replace(annotation=inspect.Parameter.empty))
         setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - unknown to mypy
+        types = get_type_hints(declared)
+        function.__annotations__.pop(rest.name, None)
+        function.__annotations__.update({name: types[name] for name in defaults})
         return function
 
     return decorate

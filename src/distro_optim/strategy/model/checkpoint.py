@@ -35,13 +35,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..._version import __version__
 from ...coordinator.formats.text import to_toml
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.server.store import read_state_file
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError, ModelWeightsError, ProtocolError
 from ...models.locations import checkpoint_folder
-from .identity import ModelIdentity
+from ...words import shown
+from .identity import ENTRY, FORMAT, ModelIdentity
 from .named_tensors import NamedTensors, plain_name
 
 __all__ = ["Checkpoint", "CheckpointStore"]
@@ -317,6 +319,7 @@ def _save_tensors(values: Mapping[str, Tensor], path: Path) -> None:
 def _read_checkpoint(path: Path) -> Checkpoint:
     about = _read_json(path / _ABOUT)
     run_id, model = about.get("run_id"), about.get("model")
+    _check_format(path, model)
     try:
         identity = ModelIdentity.decode(json.dumps(model))
     except ProtocolError as error:
@@ -327,6 +330,20 @@ def _read_checkpoint(path: Path) -> Checkpoint:
         )
     run = path / _RUN
     return Checkpoint(path, run_id, identity, read_state_file(run) if run.exists() else None)
+
+
+def _check_format(path: Path, model: object) -> None:
+    """Raises ConfigurationError if another version of this package has saved it, and in another form."""
+    entry = model.get(ENTRY) if isinstance(model, dict) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("format"), int) or entry["format"] == FORMAT:
+        return  # whatever else is wrong is damage
+    raise ConfigurationError(
+        f"{path} was saved by distro_optim {shown(str(entry.get('version')))} in format {entry['format']}, and "
+        f"distro_optim {__version__} reads format {FORMAT}: go on with that version, or load {_MODEL} from there into "
+        "the model, leave out resume, and begin a run with these weights",
+        name="resume",
+        value=path,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

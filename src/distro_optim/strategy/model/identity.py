@@ -37,12 +37,12 @@ from ..rounds.weights import tensor_digest
 from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
 
-__all__ = ["FORMAT", "ModelIdentity", "TensorIdentity", "describe", "some_names", "weights_root"]
+__all__ = ["ENTRY", "FORMAT", "ModelIdentity", "TensorIdentity", "describe", "some_names", "weights_root"]
 
 FORMAT: Final = 2
 """Version of the text that travels with a model. Format 1 had SHA-256 where BLAKE3 stands now."""
 
-_ENTRY: Final = "distro_optim"
+ENTRY: Final = "distro_optim"
 """Our key in a model's configuration."""
 
 _ROOT_BYTES: Final = 32
@@ -71,6 +71,8 @@ _SHARED_SETTINGS: Final = ("compression_chunk", "compression_topk", "weight_deca
 
 _MAX_RULE: Final = 32
 """Characters of a rule's name."""
+
+_SAME_KINDS: Final = "freeze and train the same parameters"
 
 _PRIVATE_SETTINGS: Final = ("compression_decay",)
 """Those that may differ: they shape what a peer sends, not what is made of it."""
@@ -143,7 +145,7 @@ class ModelIdentity:
         }
         if self.protocols is not None:
             entry["protocols"] = list(self.protocols)
-        return json.dumps({**_transformers_config(model), _ENTRY: entry})
+        return json.dumps({**_transformers_config(model), ENTRY: entry})
 
     @classmethod
     def decode(cls, text: str) -> ModelIdentity | None:
@@ -159,9 +161,9 @@ class ModelIdentity:
             raise ProtocolError(f"the configuration is not JSON: {shown(str(error))}") from None
         if not isinstance(whole, dict):
             raise ProtocolError("the configuration is not a JSON object")
-        if _ENTRY not in whole:
+        if ENTRY not in whole:
             return None
-        return _decode_entry(_Fields(whole[_ENTRY], _ENTRY))
+        return _decode_entry(_Fields(whole[ENTRY], ENTRY))
 
     @property
     def speaks(self) -> Speaks:
@@ -202,12 +204,15 @@ class ModelIdentity:
             if missing or extra:
                 yield "what only one side has", some_names(extra), some_names(missing), same_model
             yield "number of tensors", len(own), len(other), same_model
+            kinds = {t.name: t.kind for t in theirs.tensors}
+            for t in self.tensors:  # which also changes their order
+                yield f"kind of {t.name}", t.kind, kinds.get(t.name, t.kind), _SAME_KINDS
             place = next(n for n, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
             yield f"tensor {place}", own[place], other[place], "give the optimizer its parameters in the same order"
         for a, b in zip(self.tensors, theirs.tensors, strict=True):
             yield f"shape of {a.name}", a.shape, b.shape, same_model
             yield f"dtype of {a.name}", a.dtype, b.dtype, "use the same precision for the weights"
-            yield f"kind of {a.name}", a.kind, b.kind, "freeze and train the same parameters"
+            yield f"kind of {a.name}", a.kind, b.kind, _SAME_KINDS
 
     def _compare_settings(self, theirs: ModelIdentity) -> Iterator[tuple[str, object, object, str]]:
         same_optimizer = "use the same settings of DisTrO as the others"
