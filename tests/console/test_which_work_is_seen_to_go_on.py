@@ -13,15 +13,18 @@ from unittest.mock import MagicMock
 import pytest
 from rich.console import Console
 
+from client.test_the_model_is_kept import OneEpoch
 from distro_optim.cli import main
 from distro_optim.client import command as join_command
-from distro_optim.client import training
+from distro_optim.client import joining, training
+from distro_optim.compress.fast import loading
 from distro_optim.data.making import tokenizing
 from distro_optim.operate import asking
 from distro_optim.operate import command as run_command
 from distro_optim.serve import command as serve_command
 from distro_optim.strategy import session
 from distro_optim.strategy.model import participant
+from distro_optim.strategy.network.runtime import Runtime
 from session.scripts import Script
 from session.world import SessionWorld
 
@@ -109,6 +112,33 @@ def test_commands_that_load_libraries_or_wait_for_an_answer(
     monkeypatch.setattr(importlib.import_module(home), name, (lambda *_: "done") if at_once else later)
     assert main(arguments.split()) == 0
     assert narrations.said == [said]
+
+
+def test_a_client_from_its_first_look_to_the_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrations = Narrations(monkeypatch, joining)
+    monkeypatch.chdir(tmp_path)
+    port = OneEpoch(tmp_path)
+    monkeypatch.setattr(Runtime, "connect", lambda *_, **__: port)
+    assert main(["join", "127.0.0.1:1/proof", "--device", "cpu", "--logs", "console", "--no-checkpoints"]) == 0
+    assert narrations.said == [
+        "opening our endpoint and looking for the run",
+        "loading transformers",
+        "preparing the devices",
+    ]
+    shown = capsys.readouterr().out
+    assert [text for text in narrations.said if text not in shown] == [], "as other news is"
+
+
+def test_kernels_that_are_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("numba")
+    narrations = Narrations(monkeypatch, loading)
+    monkeypatch.setattr(loading, "_known", {})
+    monkeypatch.setattr(loading, "_tried", lambda module, name: name)
+    assert loading.kernel("merge") == "merge"
+    assert narrations.said == ["compiling a part of the step (merge), once on this machine"]
+    assert narrations.said[0] in caplog.text, "a warning, which Python shows by default"
 
 
 def test_a_batch_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
