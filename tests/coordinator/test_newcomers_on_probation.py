@@ -316,3 +316,33 @@ def test_a_host_that_trains_alone_waits_for_no_newcomer_either() -> None:
     while run.state.run_state is RunState.WARMUP:
         run.pass_time(ROUND_SECONDS)
     assert [run.round(idle=[client(2)]) for _ in range(6)] == [ROUND_SECONDS] * 6
+
+
+def test_an_epoch_does_not_end_early_for_more_newcomers_while_it_is_full_of_idle_ones() -> None:
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    crowd = clients(*range(10, 60))
+    run.join(*crowd, place="192.0.2.1")
+    run.pass_time(10)
+    run.next_epoch(idle=crowd)
+    run.everybody_is_ready()
+    epoch = run.state.progress.epoch
+    for _ in range(100):  # the rest of the crowd waits all the time
+        run.round(idle=crowd)
+    assert run.state.progress.epoch == epoch
+
+
+def test_an_epoch_ends_early_for_somebody_who_has_finished_rounds_even_then() -> None:
+    run = Run(3)
+    for _ in range(8):
+        run.round()
+    run.host.disconnect(client(3))
+    crowd = clients(*range(10, 60))
+    run.join(*crowd)
+    run.pass_time(10)
+    run.next_epoch(idle=crowd)
+    run.everybody_is_ready()
+    run.join(client(3))
+    run.next_epoch(idle=crowd)
+    assert client(3) in run.listed

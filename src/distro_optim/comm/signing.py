@@ -10,6 +10,7 @@ of small order are refused, since with them one signature fits many messages.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -75,8 +76,12 @@ class SecretKey:
         return f"SecretKey(public={self.public.hex()[:8]}...)"
 
 
+@lru_cache(maxsize=512)
 def is_signed_by(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether this is a signature over ``data`` by the owner of ``public``; False for anything malformed, too."""
+    """Whether this is a signature over ``data`` by the owner of ``public``; False for anything malformed, too.
+
+    The latest answers are kept: a message is checked before it is passed on, and again where it is taken in.
+    """
     if len(public) != PUBLIC_KEY_SIZE or len(signature) != SIGNATURE_SIZE:
         return False
     if _has_small_order(public) or _has_small_order(signature[:32]):

@@ -43,6 +43,8 @@ SILENCE_SECONDS: Final = 10.0
 says no goodbye, and the transport itself waits for 30 seconds. For servers that send something every second."""
 
 _LOOK_SECONDS: Final = 1.0
+_LOOKS_FOR_PATH: Final = 10
+_PATH_SECONDS: Final = 0.02
 _CLOSE_CODE: Final = 0
 
 
@@ -50,9 +52,7 @@ class _IrohStream(Stream):
     def __init__(self, node: Node, connection: Connection, send: SendStream, recv: RecvStream) -> None:
         self._node = node
         self._connection = connection
-        # Behind a relay nobody's address shows, and thousands may share it: there each key is a place.
-        path = connection.stats()
-        self._place = place_of(path.remote_addr) if path.path == "direct" else self.peer
+        self._place = ""
         self._send = send
         self._recv = recv
         self._under_way: set[asyncio.Future[Any]] = set()
@@ -68,7 +68,19 @@ class _IrohStream(Stream):
     @property
     @override
     def place(self) -> str:
-        return self._place
+        return self._place or self.peer
+
+    async def find_place(self) -> None:
+        """On the node's loop: looks where the peer is, for which the connection may need a moment.
+
+        Behind a relay nobody's address shows, and thousands may share it: there each key is a place.
+        """
+        for _ in range(_LOOKS_FOR_PATH):
+            stats = self._connection.stats()
+            if stats.path != "none":
+                self._place = place_of(stats.remote_addr) if stats.path == "direct" else ""
+                return
+            await asyncio.sleep(_PATH_SECONDS)
 
     @override
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
@@ -204,6 +216,7 @@ class IrohListener(StreamListener):
         send, recv = await connection.open_bi()
         await send.write(GREETING, timeout=OPEN_SECONDS)
         stream = _IrohStream(self._node, connection, send, recv)
+        await stream.find_place()
         self._loop.call_soon_threadsafe(self._offer, stream)
         await self._until_dead(connection)
 

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from itertools import count
 from typing import Final
 
@@ -35,6 +35,7 @@ from .blobs.store import BlobStore, MemoryStore
 from .connection import ConnectionStats
 from .endpoint import Node
 from .gossip.config import PSYCHE_GOSSIP, GossipConfig
+from .gossip.gate import AnnouncementGate
 from .gossip.net import GossipService, Topic
 from .pool import ConnectionPool
 from .traffic import TrafficMonitor
@@ -174,7 +175,8 @@ class IrohSwarm(Swarm):
             raise ConfigurationError("only tickets of raw blobs can be fetched", name="ticket", value=ticket.format)
         if not ticket.addr.is_empty:  # a ticket that only says who must not make us forget where
             self.node.addresses.learn(ticket.addr, asyncio.get_running_loop().time())
-        order = provider_order(ticket, providers, self.peer_id, self._rtts(), self._rng)
+        providers = list(providers)
+        order = provider_order(ticket, providers, self.peer_id, self._rtts({ticket.addr.id, *providers}), self._rng)
         # Without any tag the blob could be collected before it is read.
         held = tag if tag is not None else f"fetching-{next(self._fetches)}"
         try:
@@ -254,7 +256,9 @@ class IrohSwarm(Swarm):
             if not self._entering:
                 self._tasks.append(loop.create_task(self._watch_traffic()))
             topic = topic_of_channel(self._topic_id, channel)
-            self._entering[channel] = loop.create_task(self.gossip.join(topic, list(self._met.values())))
+            self._entering[channel] = loop.create_task(
+                self.gossip.join(topic, list(self._met.values()), gate=AnnouncementGate())
+            )
             self._tasks.append(loop.create_task(self._listen(channel)))
         self._topics[channel] = await asyncio.shield(self._entering[channel])
         return self._topics[channel]
@@ -268,18 +272,22 @@ class IrohSwarm(Swarm):
             await asyncio.sleep(_SAMPLE_SECONDS)
             self._traffic.sample(self.node.connections(), asyncio.get_running_loop().time())
 
-    def _paths(self) -> dict[bytes, ConnectionStats]:
-        """The best path to each connected peer: direct before relayed, then the shortest."""
+    def _paths(self, peers: Collection[bytes] | None = None) -> dict[bytes, ConnectionStats]:
+        """The best path to each connected peer, or to each of ``peers``: direct before relayed, then the shortest."""
         best: dict[bytes, ConnectionStats] = {}
         for connection in self.node.connections():
+            if peers is not None and connection.remote_id not in peers:
+                continue  # numbers cost a call for each connection, and strangers may have many
             stats = connection.stats()
             known = best.get(connection.remote_id)
             if known is None or _distance(stats) < _distance(known):
                 best[connection.remote_id] = stats
         return best
 
-    def _rtts(self) -> dict[bytes, float]:
-        return {peer: stats.rtt for peer, stats in self._paths().items() if stats.rtt is not None}
+    def _rtts(self, peers: Collection[bytes]) -> dict[bytes, float]:
+        if len(peers) == 1:
+            return {}  # there is nothing to choose from
+        return {peer: stats.rtt for peer, stats in self._paths(peers).items() if stats.rtt is not None}
 
 
 def _distance(stats: ConnectionStats) -> tuple[int, float]:

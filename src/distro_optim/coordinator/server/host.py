@@ -324,7 +324,11 @@ class RunHost:
             pending, probation = self._book.admit(pending, self._places, before, moment)
         else:
             probation = self._book.decide(before, moment)
-        end_epoch = patience is not None and patience.is_due(self._pending, before.epoch_state, now)
+        end_epoch = False
+        if patience is not None and before.run_state in ROUND_PHASES:
+            wanted = self._book.may_end_for(self._pending, self._places, before, moment)
+            waiting = {client: since for client, since in self._pending.items() if client in wanted}
+            end_epoch = patience.is_due(waiting, before.epoch_state, now)
         state, result = machine.tick(before, pending, now, seed, end_epoch=end_epoch, probation=probation)
         self._book.follow(before, state, moment)
         if patience is not None:

@@ -23,8 +23,9 @@ from typing import Final
 
 from ..rules.committee import CommitteeSelection
 from ..rules.consensus import trainer_score, witness_quorum
-from ..rules.probation import NOBODY, Probation, has_probation, on_probation
+from ..rules.probation import NOBODY, Probation, has_probation, on_probation, regular_clients
 from ..types import ROUND_PHASES, ClientState, Coordinator, NodeIdentity, RunState
+from .joiner_patience import EPOCH_SHARE
 
 __all__ = ["RESULTS_TO_EARN", "ProbationBook", "Purse"]
 
@@ -175,6 +176,20 @@ class ProbationBook:
             taken.append(client)
         regular = [client for client in waiting if client not in newcomers]
         return (*regular, *taken), Probation(newcomers.intersection(taken))
+
+    def may_end_for(
+        self, pending: Collection[NodeIdentity], places: Mapping[NodeIdentity, str], state: Coordinator, now: float
+    ) -> frozenset[NodeIdentity]:
+        """Those of ``pending`` for whom the present epoch may end early: not for clients on probation that the next one
+        would not take in, nor while half of those that this one took in have done nothing yet.
+
+        That ends with the quarter of an epoch after which clients that were dropped may end one again.
+        """
+        admitted, probation = self.admit(pending, places, state, now)
+        idle, regular = len(on_probation(state)), len(regular_clients(state) & set(pending))
+        if 2 * idle > regular and now < state.epoch_state.start_timestamp + state.config.epoch_time // EPOCH_SHARE:
+            return frozenset(admitted) - probation.newcomers
+        return frozenset(admitted)
 
     def _on_probation(
         self, clients: Collection[NodeIdentity], state: Coordinator, now: float

@@ -13,6 +13,7 @@ Without I/O:
 ``hyparview``       who is whose neighbour
 ``plumtree``        how a message reaches everybody
 ``link_evidence``   when a link is worth changing
+``gate``            a share of messages and bytes for each author, before anything is passed on
 ``topic``           one topic of one node: both halves put together
 ``protocol``        all topics of one node
 ==================  ====================================================

@@ -49,8 +49,9 @@ from .events import (
     Send,
 )
 from .frames import encode_frame
+from .gate import AnnouncementGate, Verdict
 from .links import LinkLimits, PeerLink, close_offender
-from .messages import ID_SIZE, Disconnect, PeerId, TopicId, decode_message, encode_message
+from .messages import ID_SIZE, Disconnect, Gossip, PeerId, TopicId, decode_message, encode_message
 from .peer_data import decode_peer_data, encode_peer_data
 from .protocol import GossipProtocol, TopicAction
 from .subscription import Lagged, Topic, TopicEvent
@@ -108,12 +109,14 @@ class GossipStats:
         delivered: messages handed to the application.
         offenders: peers cut off.
         too_large: messages not sent because they do not fit in ``max_message_size``.
+        refused: messages that were not passed on, by the gate of their topic.
     """
 
     frames_received: int = 0
     delivered: int = 0
     offenders: int = 0
     too_large: int = 0
+    refused: int = 0
 
 
 class GossipService:
@@ -145,6 +148,7 @@ class GossipService:
         rng = rng if rng is not None else random.SystemRandom()
         self.protocol = GossipProtocol(node.endpoint_id, self.config, rng)
         self._topics: dict[TopicId, Topic] = {}
+        self._gates: dict[TopicId, AnnouncementGate] = {}
         self._links: dict[PeerId, PeerLink] = {}
         self._dials: dict[PeerId, asyncio.Task[None]] = {}
         self._dial_slots = asyncio.Semaphore(self.limits.dials)
@@ -157,11 +161,17 @@ class GossipService:
         node.accept(GOSSIP_ALPN, self._serve)
         node.on_close(self.aclose)
 
-    async def join(self, topic: TopicId, bootstrap: Iterable[PeerId | EndpointAddr] = ()) -> Topic:
+    async def join(
+        self,
+        topic: TopicId,
+        bootstrap: Iterable[PeerId | EndpointAddr] = (),
+        *,
+        gate: AnnouncementGate | None = None,
+    ) -> Topic:
         """Enters ``topic`` through the peers of ``bootstrap``, or waits for others if there are none.
 
         Returns at once; :meth:`Topic.joined` waits for a neighbour. Peers that cannot be reached are dialled again
-        as long as there is not a neighbour.
+        as long as there is not a neighbour. With a ``gate``, only what it lets through is passed on.
 
         Raises:
             ConfigurationError: the topic is not 32 bytes long, or was joined already.
@@ -178,6 +188,8 @@ class GossipService:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_loop())
         self._update_addresses()
         handle = self._topics[topic] = Topic(self, topic, self.limits.queue)
+        if gate is not None:
+            self._gates[topic] = gate
         self.on_join_peers(topic, bootstrap)
         return handle
 
@@ -211,7 +223,17 @@ class GossipService:
         """See :class:`~.links.LinkOwner`."""
         self.stats.frames_received += 1
         # Decoded for unknown topics too: garbage is garbage.
-        self._handle(topic, Received(link.peer, decode_message(frame)))
+        message = decode_message(frame)
+        gate = self._gates.get(topic)
+        if gate is not None and isinstance(message, Gossip) and not self.protocol.knows(topic, message.id):
+            verdict = gate.judge(message.content, link.peer, self._now())
+            if verdict is not Verdict.PASS:
+                self.stats.refused += 1
+                self.protocol.ignore(topic, message, self._now())
+                if verdict is Verdict.OFFENCE:
+                    self.on_offence(link, "it says far more than its share")
+                return
+        self._handle(topic, Received(link.peer, message))
 
     def on_lost(self, link: PeerLink) -> None:
         """See :class:`~.links.LinkOwner`."""
@@ -266,6 +288,7 @@ class GossipService:
         handle = self._topics[topic]
         self._handle(topic, Quit())
         del self._topics[topic]
+        self._gates.pop(topic, None)
         handle.on_end()
 
     async def uncongested(self, topic: TopicId) -> None:

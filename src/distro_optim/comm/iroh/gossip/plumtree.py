@@ -138,6 +138,16 @@ class PlumTree:
                     self._send((sender,), self._cache[id_][1])
         return self._flush()
 
+    def knows(self, id_: MessageId) -> bool:
+        """Whether a message has been seen already."""
+        return id_ in self._received
+
+    def ignore(self, message: Gossip, now: float) -> None:
+        """Remembers a message as seen, and passes it to nobody."""
+        if message_id(message.content) == message.id and message.id not in self._received:
+            self._remember(message.id, now)
+            self._no_longer_missing(message.id)
+
     # -- payloads ------------------------------------------------------------------------------------------------------
 
     def _publish(self, event: Publish, now: float) -> None:
@@ -177,9 +187,7 @@ class PlumTree:
         """Remembers ``message`` and passes it on to everybody but the one it came from."""
         config = self._config
         id_ = message.id
-        self._received[id_] = now + config.message_id_retention
-        if len(self._received) > config.seen_capacity:
-            self._received.popitem(last=False)
+        self._remember(id_, now)
         if id_ in self._cache:
             self._uncache(id_)
         self._cache[id_] = (now + config.message_cache_retention, message)
@@ -199,6 +207,11 @@ class PlumTree:
         if not self._evict_scheduled:
             self._evict_scheduled = True
             self._out.append(Schedule(config.cache_evict_interval, EvictTimer()))
+
+    def _remember(self, id_: MessageId, now: float) -> None:
+        self._received[id_] = now + self._config.message_id_retention
+        if len(self._received) > self._config.seen_capacity:
+            self._received.popitem(last=False)
 
     def _send_unheard(self, peer: PeerId) -> None:
         for id_ in self._unheard:

@@ -27,7 +27,7 @@ from .events import (
     TimerExpired,
     UpdatePeerData,
 )
-from .messages import PeerId, TopicId
+from .messages import Gossip, MessageId, PeerId, TopicId
 from .random_choice import RandomSource
 from .timers import TimerQueue
 from .topic import TopicState
@@ -70,6 +70,17 @@ class GossipProtocol:
         if isinstance(event, Quit):
             del self._topics[topic]
         return list(self._run(topic, state, event, now))
+
+    def knows(self, topic: TopicId, id_: MessageId) -> bool:
+        """Whether a message has been seen already."""
+        state = self._topics.get(topic)
+        return state is not None and state.broadcast.knows(id_)
+
+    def ignore(self, topic: TopicId, message: Gossip, now: float) -> None:
+        """Takes note of a message that is not to be delivered or passed on, so that nobody is asked for it."""
+        state = self._topics.get(topic)
+        if state is not None:
+            state.broadcast.ignore(message, now)
 
     def disconnected(self, peer: PeerId, now: float) -> list[TopicAction]:
         """The connection used for sending to ``peer`` is gone, or could not be made."""
