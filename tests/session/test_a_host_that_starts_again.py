@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from typing_extensions import override
 
 from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.model import between_epochs
+from distro_optim.strategy.model.between_epochs import FOLDER, BetweenEpochs
+from distro_optim.strategy.model.checkpoint import CheckpointStore
 
 from .test_live_sessions import CONFIG, Peer, host
 
@@ -42,3 +48,63 @@ def test_the_ticket_stays_the_same_and_a_peer_that_was_in_trains_on(tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     assert any(text.startswith("the coordinator does not answer") for text in friend.news)
     assert any(text.startswith("the coordinator answers again") for text in friend.news)
+
+
+def test_a_host_that_is_killed_in_mid_epoch_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(between_epochs, "SECONDS", 0.0)
+    monkeypatch.setattr(between_epochs, "SHARE", 1e9)
+    left = tmp_path / "left"
+
+    def copy(peer: Peer, step: int) -> None:
+        if step == 9:  # what a process that is killed now leaves
+            shutil.copytree(tmp_path / "first" / FOLDER, left / FOLDER)
+
+    alone = replace(CONFIG, min_peers=1, total_steps=12)
+    first = host(1, alone, checkpoint_dir=tmp_path / "first", during=copy)
+    first.result()
+    saved = CheckpointStore(left / FOLDER).latest()
+    assert saved is not None
+    assert saved.step == 9
+
+    again = host(2, alone, checkpoint_dir=left, resume=True)
+    again.result()
+    assert again.session.view().run_id == first.session.view().run_id
+    assert again.steps == [9, 10, 11, 12]
+    assert any(text.startswith(f"resuming from {left / FOLDER}") for text in again.news)
+
+
+def test_saving_in_mid_epoch_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    told: list[str] = []
+
+    class SlowStore(CheckpointStore):
+        @override
+        def save(self, *args: object, **settings: object) -> Path:
+            nonlocal now
+            now += 4.0
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(between_epochs, "CheckpointStore", SlowStore)
+    model = torch.nn.Linear(2, 2)
+    between = BetweenEpochs(tmp_path, model, lambda: now, told.append)
+    assert not between.is_due
+    now = between_epochs.SECONDS
+    assert between.is_due
+    trainer, identity = MagicMock(), MagicMock(step=7)
+    between.save(trainer, {}, run_id="run", identity=identity, state=None)
+    assert "step 7 could not be saved" in told[0]
+    now += 4.0 / between_epochs.SHARE - 1
+    assert not between.is_due
+    now += 1
+    assert between.is_due
+
+
+def test_what_cannot_be_read_is_told_and_the_end_of_the_epoch_before_counts(tmp_path: Path) -> None:
+    told: list[str] = []
+    between = BetweenEpochs(tmp_path, torch.nn.Linear(2, 2), lambda: 0.0, told.append)
+    assert between.newest(None) is None
+    (between.directory / "step-00000007").mkdir(parents=True)
+    (between.directory / "step-00000007" / "distro_optim.json").write_text("{")
+    assert between.newest(None) is None
+    assert told
+    assert told[0].startswith("what was saved in mid-epoch cannot be used")

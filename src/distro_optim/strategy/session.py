@@ -36,6 +36,7 @@ from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
 from .environment import RunEnvironment, write_ticket
+from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints
 from .model.named_tensors import NamedTensors
@@ -130,6 +131,7 @@ class SwarmSession:
         self._participant: Participant | None = None
         self._closed = False
         self._narration = Narration(self._tell)
+        self._between: BetweenEpochs | None = None
         self._last_view: RunView | None = None
         self._progress: Progress | None = None
         self._windows = ExitStack()  # what others look at the run through
@@ -297,6 +299,8 @@ class SwarmSession:
             keep_every=self._options["keep_every"],
             held=uploads.holds if uploads is not None else None,
         )
+        if self._run is None and self.speaks_for_the_peer and self._options["port"] is None:
+            self._between = BetweenEpochs(store.directory, self._model, self._narration.clock, self._tell)
         return CheckpointFolder(
             store,
             self._model,
@@ -304,6 +308,7 @@ class SwarmSession:
             self._optimizer,
             self._tell,
             on_saved=uploads.submit if uploads is not None else None,
+            between=self._between,
         )
 
     def _take_part(
@@ -323,6 +328,7 @@ class SwarmSession:
             restored=self._restored,
             begin_at=self._begin_at,
             order=self._sample_order(access),
+            between=self._between,
         )
         return Participant(
             access,

@@ -14,6 +14,7 @@ from typing_extensions import override
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError
 from ...optimizer import DisTrO
+from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint, CheckpointStore
 from .identity import ModelIdentity, describe, weights_root
 from .named_tensors import NamedTensors
@@ -124,6 +125,7 @@ class CheckpointFolder(CheckpointKeeper):
         optimizer: of the model.
         tell: told what happens, in words.
         on_saved: told of each checkpoint; None tells nobody.
+        between: has what was saved in mid-epoch; None has nothing.
     """
 
     def __init__(
@@ -135,7 +137,9 @@ class CheckpointFolder(CheckpointKeeper):
         tell: Callable[[str], None],
         *,
         on_saved: OnSaved | None = None,
+        between: BetweenEpochs | None = None,
     ) -> None:
+        self._between = between
         self._store = store
         self._model = model
         self._tensors = tensors
@@ -147,6 +151,8 @@ class CheckpointFolder(CheckpointKeeper):
     @override
     def restore(self) -> Checkpoint | None:
         checkpoint = self._store.latest()
+        if self._between is not None:
+            checkpoint = self._between.newest(checkpoint)
         if checkpoint is None:
             self._tell(f"there is no checkpoint in {self._store.directory} yet; starting without one")
             return None

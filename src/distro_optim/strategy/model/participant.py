@@ -20,6 +20,7 @@ from ..news import News
 from ..port import RunAccess
 from ..round import Round, SampleOrder
 from ..rounds import actions as act
+from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper
 from .handover import ModelHandover
@@ -92,6 +93,7 @@ class LocalModel:
         restored: the one whose weights it has, and whose momentum is still to be loaded.
         begin_at: where a hosted run goes on whose weights and momentum the model has already.
         order: of the samples; None where the script assigns them itself.
+        between: saves the model in mid-epoch; None does not.
     """
 
     model: nn.Module
@@ -102,6 +104,7 @@ class LocalModel:
     restored: Checkpoint | None
     begin_at: StartingPoint | None
     order: SampleOrder | None
+    between: BetweenEpochs | None = None
 
 
 class Participant:
@@ -142,6 +145,7 @@ class Participant:
         self._tell = tell
         self._follow_schedule = follow_schedule
         self._order = local.order
+        self._between = local.between
         self._keeper = local.keeper
         self._as_psyche = terms.as_psyche
         self.trainer = SwarmTrainer(
@@ -211,6 +215,7 @@ class Participant:
                 case act.HashWeights():
                     self.trainer.lay_down(action.step)
                     self._hasher.start(action.step, self.trainer.fresh_digests())
+                    self._save_between(action.step)
                 case act.RepairWeights():
                     with narrated("fetching the tensors that differ", self._tell):
                         self._repair.carry_out(action)
@@ -240,6 +245,15 @@ class Participant:
             values, identity = self._handover.snapshot(_epoch_of(state), step)
             self._handover.offer(identity, values)
             self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
+
+    def _save_between(self, step: int) -> None:
+        """Now that the weights are those of the start of ``step``, and nothing is known against them."""
+        between = self._between
+        if between is None or not between.is_due or not self._loader.loaded or self._facts.view().fault is not None:
+            return
+        state = self._facts.state
+        values, identity = self._handover.snapshot(_epoch_of(state), step)
+        between.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
 
     def _end(self, action: act.RunEnded) -> None:
         self.ended = True

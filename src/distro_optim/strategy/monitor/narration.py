@@ -40,11 +40,14 @@ class Narration:
     Args:
         tell: told the sentences.
         clock: monotonic seconds.
+
+    Attributes:
+        clock: as above.
     """
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._tell = tell
-        self._clock = clock
+        self._clock = self.clock = clock
         self._others: frozenset[bytes] | None = None
         self._waiting_since: float | None = None
         self._alone_since: float | None = None
