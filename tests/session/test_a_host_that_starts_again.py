@@ -6,16 +6,19 @@ import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from typing_extensions import override
 
+from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.model import between_epochs
 from distro_optim.strategy.model.between_epochs import FOLDER, BetweenEpochs
 from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.network.runtime import Runtime
 
 from .test_live_sessions import CONFIG, Peer, host
 
@@ -108,3 +111,15 @@ def test_what_cannot_be_read_is_told_and_the_end_of_the_epoch_before_counts(tmp_
     assert between.newest(None) is None
     assert told
     assert told[0].startswith("what was saved in mid-epoch cannot be used")
+
+
+def test_a_host_that_had_saved_nothing_yet_has_the_same_run_if_it_resumes(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"config": CONFIG, "home": tmp_path, "relay": "none", "bind_addr": "127.0.0.1:0"}
+    tickets = []
+    for resume in (True, True, False):
+        access = Runtime.connect(resume=resume, **options)
+        access.start()
+        tickets.append(RunTicket.parse(access.ticket or ""))
+        access.close()
+    assert tickets[0].run_id == tickets[1].run_id != tickets[2].run_id
+    assert len({ticket.endpoint.id for ticket in tickets if ticket.endpoint is not None}) == 1

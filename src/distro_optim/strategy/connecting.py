@@ -41,6 +41,7 @@ def connect_to_run(
         config=config,
         state=state,
         home=options["checkpoint_dir"] if run is None else None,
+        resume=options["resume"],
         secret_key=options["secret_key"],
         relay=options["relay"],
         discovery=options["discovery"],

@@ -5,6 +5,7 @@ is started again is reached by the ticket of the one before::
 
     host.key     32 bytes, mode 0600: see :mod:`.keys`
     host.ports   the UDP ports of IPv4 and IPv6, in decimal, one a line; 0 for none
+    host.run     the name of the run that was hosted last
     .host.lock   held by the process that lives here
 
 The key is a secret, with which somebody else could host in its place: it is no part of what is published of a folder.
@@ -26,6 +27,9 @@ from .keys import load_secret_key
 from .lock_file import lock_file
 
 __all__ = ["NodeHome", "Ports"]
+
+MAX_NAME_BYTES: Final = 256
+"""More than a run's name has."""
 
 Ports = tuple[int, int]
 """UDP ports of IPv4 and IPv6; 0 where none is known."""
@@ -49,6 +53,7 @@ class NodeHome:
         self.directory = Path(directory)
         self._key_file = Path(key_file) if key_file is not None else self.directory / f"{name}.key"
         self._ports_file = self.directory / f"{name}.ports"
+        self._run_file = self.directory / f"{name}.run"
         self._lock_path = self.directory / f".{name}.lock"
         self._lock: IO[bytes] | None = None
 
@@ -112,11 +117,21 @@ class NodeHome:
     def keep_ports(self, sockets: Iterable[SocketAddr]) -> None:
         """Writes the ports of ``sockets`` down for the next time. A disk that is full is no reason not to host."""
         ports = {socket.ip.version: socket.port for socket in sockets}
-        text = f"{ports.get(4, 0)}\n{ports.get(6, 0)}\n"
-        partial = self._ports_file.with_name(self._ports_file.name + ".tmp")
-        with suppress(OSError):
-            partial.write_text(text)
-            os.replace(partial, self._ports_file)
+        _replace(self._ports_file, f"{ports.get(4, 0)}\n{ports.get(6, 0)}\n")
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def run_id(self) -> str | None:
+        """The name of the run that was hosted last, for one that is to go on and has saved nothing yet; else None."""
+        try:
+            with open(self._run_file, "rb") as file:
+                return file.read(MAX_NAME_BYTES).decode().strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def keep_run_id(self, run_id: str) -> None:
+        """Writes the name down. A disk that is full is no reason not to host."""
+        _replace(self._run_file, f"{run_id}\n")
 
     def _unusable(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(
@@ -125,3 +140,10 @@ class NodeHome:
             name="checkpoint_dir",
             value=str(self.directory),
         )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    with suppress(OSError):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)

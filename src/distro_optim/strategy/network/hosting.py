@@ -128,6 +128,7 @@ class HostedRun(RunSource):
                 store = stack.enter_context(StateStore(self._config.save_dir, self.run_id))
             if self._options.home is not None:
                 stack.enter_context(self._options.home)
+                self._options.home.keep_run_id(self.run_id)
             state = host_state(self._config, self.run_id, store, self._state)
             if _is_paused(state):
                 self.on_note(

@@ -121,6 +121,7 @@ class Runtime(RunPort):
         config: RunConfig | None = None,
         state: Coordinator | None = None,
         home: str | PathLike[str] | None = None,
+        resume: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> Runtime:
         """The access to a run. Nothing is opened before :meth:`start`.
@@ -132,6 +133,7 @@ class Runtime(RunPort):
                 start.
             home: folder in which a host keeps its key and its ports, so that its ticket stays the same from one start
                 to the next; None takes ``save_dir`` of ``config``, if that is set.
+            resume: a run without a name in ``config`` and ``state`` has the one that was hosted from ``home`` last.
             **options: see :class:`~.options.ConnectionOptions`.
 
         Raises:
@@ -180,7 +182,9 @@ class Runtime(RunPort):
                 source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
             return cls(source, loop=loop, owns_loop=True)
         config = config if config is not None else RunConfig()
-        run_id = config.run_id or (state.run_id if state is not None else f"run-{secrets.token_hex(_RUN_ID_BYTES)}")
+        before = lives_at.run_id() if lives_at is not None and (resume or config.resume) else None
+        run_id = config.run_id or (state.run_id if state is not None else before)
+        run_id = run_id or f"run-{secrets.token_hex(_RUN_ID_BYTES)}"
         hosted = HostedRun(config, run_id, node, loop=loop, state=state, tcp=tcp, allow=allow)
         return cls(hosted, loop=loop, owns_loop=True)
 
