@@ -83,7 +83,10 @@ class FakeCoordinator:
         with suppress(OSError):
             link.sendall(frame(b"\0" + CHALLENGE))
             name, proof = self._receive(link)
-            assert (name, wire.SIGNED.decode(proof)["data"]) == ("ChallengeResponse", CHALLENGE)
+            assert name == "ChallengeResponse"
+            if wire.SIGNED.decode(proof)["data"] != CHALLENGE:  # a question to our own servers, which others refuse
+                link.shutdown(socket.SHUT_RDWR)
+                return
             threading.Thread(target=self._listen, args=(link,), daemon=True).start()
             ticks = 0
             while self._payload is not None:
