@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .strategy.psyche_pytorch_lightning import PytorchLightningPsycheStrategy as PytorchLightningPsycheStrategy
     from .strategy.round import Round as Round
     from .strategy.session import SwarmSession as SwarmSession
+    from .strategy.upload import Upload as Upload
 
 __all__ = [
     "BlobService",
@@ -79,6 +80,7 @@ __all__ = [
     "SwarmSession",
     "TokenFiles",
     "TokenProvider",
+    "Upload",
     "open_token_data",
 ]
 
@@ -116,6 +118,7 @@ _HOMES = {
     "TokenDataModule": "distro_optim.data.lightning",
     "TokenFiles": "distro_optim.data.token_files",
     "TokenProvider": "distro_optim.data.provider",
+    "Upload": "distro_optim.strategy.upload",
 }
 """Public name -> the module that defines it. Those that need Lightning or transformers' Trainer are not in
 __all__: a star would import it."""

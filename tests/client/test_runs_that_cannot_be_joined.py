@@ -15,6 +15,8 @@ import pytest
 from client.fake_coordinator import FakeCoordinator, coordinator_of, state_payload
 from client.processes import DISTRO, TINY_LLAMA, write_state
 from distro_optim.cli import main
+from distro_optim.client.joining import join
+from distro_optim.client.options import JoinOptions
 from distro_optim.coordinator.model import (
     P2P,
     AdamW,
@@ -34,6 +36,7 @@ from distro_optim.coordinator.model import (
 )
 from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.coordinator.types import Coordinator
+from distro_optim.errors import ConfigurationError
 from distro_optim.models import memory
 from distro_optim.models.causal_lm import CausalLM
 
@@ -271,6 +274,13 @@ def test_options_that_cannot_work_are_told_before_anything_is_opened(
     (tmp_path / "file").write_text("")
     value = values.get(option, str(tmp_path / "file" / "inside"))
     assert value in answer(capsys, taken.address, option, value, status=2)
+    assert not taken.connected.is_set()
+
+
+def test_a_command_for_uploads_that_is_not_here_is_told_before_anything_is_opened(entered: ExitStack) -> None:
+    taken = entered.enter_context(FakeCoordinator(mute=True))
+    with pytest.raises(ConfigurationError, match="no command 'no-such-program'"):
+        join(JoinOptions(run=f"{taken.address}/run", upload="no-such-program {path}"))
     assert not taken.connected.is_set()
 
 

@@ -27,6 +27,7 @@ from distro_optim.cli import main
 from distro_optim.comm.addresses import SocketAddr
 from distro_optim.comm.framing import ClientLink
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.introduction import introduce
 from distro_optim.console import JsonLines, LivePicture, PlainLines, make_console
 from distro_optim.coordinator.client import RemoteCoordinator
 from distro_optim.coordinator.formats.text import to_toml
@@ -44,9 +45,11 @@ from distro_optim.coordinator.server.service import Connected, Disconnected
 from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ConfigurationError
+from distro_optim.protocol import OURS, SILENT, Speaks
 from distro_optim.serve.console import FORMS, Reporter, Situation, render, reporter_for
 from distro_optim.serve.guests import read_allow_list
 from distro_optim.serve.status import ClientStatus, RunStatus
+from distro_optim.strategy.config import RunConfig
 from runs import client, elected, ready, report, waiting_run
 
 pytestmark = pytest.mark.waiting
@@ -264,6 +267,23 @@ def test_a_server_is_joined_over_iroh_with_the_ticket_it_prints(tmp_path: Path) 
         again = RunTicket.parse(record["ticket"]).endpoint
         assert again is not None
         assert again.id == ticket.endpoint.id
+
+
+@pytest.mark.slow
+def test_a_server_of_a_run_of_our_own_kind_says_which_protocols_it_speaks(tmp_path: Path) -> None:
+    config = RunConfig(total_steps=9, global_batch_size=4, round_witness_time=1)
+
+    async def heard(ticket: RunTicket) -> Speaks | None:
+        assert ticket.endpoint is not None
+        with Node(bind_addr="127.0.0.1:0", relay="none") as node:
+            return await asyncio.wrap_future(node.submit(introduce(node, ticket.endpoint)))
+
+    for state, expected in ((config.coordinator_state(RUN), OURS), (quick_run(), SILENT)):
+        with served(state_file(tmp_path, state), "--iroh", "--relay", "none") as server:
+            while "ticket" not in (record := server.line(event="server")):
+                pass
+            assert asyncio.run(heard(RunTicket.parse(record["ticket"]))) == expected
+            assert server.end(signal.SIGTERM) == 0
 
 
 # -- wrong requests ------------------------------------------------------------------------------------------------

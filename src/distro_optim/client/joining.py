@@ -26,6 +26,7 @@ from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_o
 from ..strategy.monitor.page import PageServer
 from ..strategy.monitor.picture import picture_of
 from ..strategy.network.runtime import Runtime
+from ..strategy.network.upload_carriers import carrier_of
 from ..strategy.port import RunPort
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
@@ -61,6 +62,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
     """
     if options.metrics_port is not None:
         load_prometheus("--metrics-local-port")
+    if (upload := options.upload_to) is not None:
+        carrier_of(upload)  # whether there is such a command or store
     devices = parse_devices(options.device, options.data_parallelism)
     key_file = options.identity_secret_key_path
     access = Runtime.connect(

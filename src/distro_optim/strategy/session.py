@@ -346,7 +346,8 @@ class SwarmSession:
         What was trained since the last checkpoint is saved. A run that is hosted here ends.
 
         Args:
-            timeout: seconds that leaving cleanly may take.
+            timeout: seconds that leaving cleanly may take. What is still to be uploaded is waited for besides, as long
+                as ``upload`` says.
         """
         if self._closed:
             return
