@@ -342,7 +342,8 @@ class LivePicture(Display[T]):
             from rich.text import Text
 
             with self._output.guard():
-                self._console.print(Text(printable(text)))
+                # Softly: a ticket that was wrapped would be copied in pieces.
+                self._console.print(Text(printable(text)), soft_wrap=True)
 
     @override
     def update(self, figures: T) -> bool:

@@ -11,7 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
+from distro_optim.console import Forms, LivePicture, make_console
 from distro_optim.strategy.frameworks.invitation import invitation, print_unbroken
 from distro_optim.strategy.monitor.shell import shell_line
 
@@ -74,6 +76,15 @@ def test_a_bar_of_rich_does_not_break_it() -> None:
     broken, *unbroken = lines_with_ticket(screen.getvalue())
     assert len(broken) < len(TICKET)
     assert unbroken == [line.strip() for line in TEXT.splitlines() if TICKET in line]
+
+
+def test_the_live_picture_of_a_server_does_not_break_it() -> None:
+    screen = io.StringIO()
+    forms: Forms[str] = Forms(line=str, record=lambda text: {}, picture=Text, line_seconds=0.0, record_seconds=0.0)
+    with LivePicture(forms, make_console(screen, width=WIDTH, force_terminal=True, _environ={})) as display:
+        display.update("waiting for members")
+        display.tell(f"join from anywhere with {TICKET}", stays=True)
+    assert lines_with_ticket(screen.getvalue()) == [f"join from anywhere with {TICKET}"]
 
 
 def test_a_bar_of_tqdm_does_not_share_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
