@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 
 from distro_optim.coordinator.formats.text import from_json, to_json
-from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
-from distro_optim.coordinator.model import Hub
+from distro_optim.coordinator.messages import (
+    CheckpointMessage,
+    HealthCheckMessage,
+    Join,
+    WarmupStep,
+    WitnessMessage,
+    WitnessStep,
+)
+from distro_optim.coordinator.model import Hub, HubRepo
 from distro_optim.coordinator.rules.assignment import assign_data
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.rules.probation import marked, newcomers_share, on_probation
-from distro_optim.coordinator.server.host import RunHost
+from distro_optim.coordinator.server.host import Refused, RunHost
 from distro_optim.coordinator.server.probation import OWN_SECONDS, RESULTS_TO_EARN, SHARE, Purse
-from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState
+from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState, WitnessProof
 from distro_optim.testing.coordinator import metadata
 from runs import client, clients, elected, ready, report, waiting_run
 
@@ -346,3 +353,60 @@ def test_an_epoch_ends_early_for_somebody_who_has_finished_rounds_even_then() ->
     run.join(client(3))
     run.next_epoch(idle=crowd)
     assert client(3) in run.listed
+
+
+def with_a_newcomer() -> Run:
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    run.join(client(3))
+    run.pass_time(10)
+    run.next_epoch(idle=[client(3)])
+    run.everybody_is_ready()
+    for _ in range(3):
+        run.round(idle=[client(3)])
+    assert run.newcomers == {client(3)}
+    return run
+
+
+def test_a_newcomer_may_not_report_as_a_witness() -> None:
+    run = with_a_newcomer()
+    before = run.state
+    proof = WitnessProof(position=0, index=run.listed.index(client(3)), witness=True)
+    (event,) = run.host.receive(
+        client(3), WitnessMessage(WitnessStep(report(proof, run.listed), metadata(1))), run.now, SEED
+    )
+    assert isinstance(event, Refused)
+    assert run.state is before
+
+
+def test_a_newcomer_may_neither_send_nor_be_named_in_health_checks() -> None:
+    run = with_a_newcomer()
+    selection = CommitteeSelection.for_round(run.state, run.state.previous_round)
+    checks = tuple((client(3), selection.get_committee(place)) for place in [run.listed.index(client(3))])
+    for sender in clients(2, 3):
+        (event,) = run.host.receive(sender, HealthCheckMessage(checks), run.now, SEED)
+        assert isinstance(event, Refused)
+        assert "probation" in event.reason
+
+
+def test_nobody_may_say_that_the_weights_of_a_run_of_our_own_kind_are_elsewhere() -> None:
+    run = with_a_newcomer()
+    before = run.state
+    for sender in clients(1, 2, 3):
+        (event,) = run.host.receive(sender, CheckpointMessage(Hub(HubRepo("liars/weights"))), run.now, SEED)
+        assert isinstance(event, Refused)
+    assert run.state is before
+
+
+def test_newcomers_that_say_they_are_ready_leave_room_for_the_others_reports() -> None:
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    crowd = clients(*range(10, 60))
+    run.join(*crowd)
+    run.pass_time(10)
+    run.next_epoch(idle=crowd)
+    for place, identity in reversed(list(enumerate(run.listed))):
+        run.host.receive(identity, WitnessMessage(WarmupStep(ready(place))), run.now, SEED)
+    assert run.state.run_state is RunState.ROUND_TRAIN

@@ -27,6 +27,8 @@ from ..messages import (
     WitnessStep,
 )
 from ..rules import machine
+from ..rules.checkpoints import is_shared_by_peers
+from ..rules.probation import on_probation
 from ..rules.steps import is_complete, is_done, is_epoch_due
 from ..rules.transitions import is_active, is_halted
 from ..types import (
@@ -258,6 +260,9 @@ class RunHost:
                     if reason is not None:
                         return [Refused(client=client, reason=f"health check refused: {reason}")]
                     self.state, _ = machine.health_check(before, checks)
+                case CheckpointMessage() if is_shared_by_peers(before.model.checkpoint):
+                    # Where the weights are says what kind of run it is, and whose word about them counts.
+                    return [Refused(client=client, reason="checkpoint refused: this run's weights are with its peers")]
                 case CheckpointMessage(checkpoint):
                     self.state = machine.checkpoint(before, client, self._index_of(client), checkpoint)
         except CoordinatorError as error:
@@ -363,7 +368,13 @@ class RunHost:
         index = self._index_of(client)
         if index < 0 or self.state.epoch_state.clients[index].state is not ClientState.HEALTHY:
             return "it is not in this epoch"
-        if len({proof.index for _, proof in checks}) < len(checks):
+        newcomers = on_probation(self.state)
+        if index in newcomers:
+            return "it is on probation, and so no witness"
+        named = {proof.index for _, proof in checks}
+        if named & newcomers:
+            return "it names a client on probation, for which nobody waits"
+        if len(named) < len(checks):
             return "it names a client more than once"
         progress = self.state.progress
         which = (progress.epoch, progress.step)
