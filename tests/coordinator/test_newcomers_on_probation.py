@@ -410,3 +410,18 @@ def test_newcomers_that_say_they_are_ready_leave_room_for_the_others_reports() -
     for place, identity in reversed(list(enumerate(run.listed))):
         run.host.receive(identity, WitnessMessage(WarmupStep(ready(place))), run.now, SEED)
     assert run.state.run_state is RunState.ROUND_TRAIN
+
+
+def test_who_was_not_ready_hears_of_the_run_with_the_ticks_only() -> None:
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    run.join(*clients(3, 4, 5))
+    run.pass_time(10)
+    run.next_epoch(idle=clients(3, 4, 5))
+    for place, identity in enumerate(run.listed):
+        if identity in clients(1, 2, 3):
+            run.host.receive(identity, WitnessMessage(WarmupStep(ready(place))), run.now, SEED)
+    while run.state.run_state is RunState.WARMUP:
+        run.pass_time(ROUND_SECONDS)
+    assert run.host.idle == set(clients(4, 5))

@@ -42,7 +42,7 @@ SILENCE_SECONDS: Final = 10.0
 """A listener gives up a connection on which nothing came for so long, not even an acknowledgement. A killed peer
 says no goodbye, and the transport itself waits for 30 seconds. For servers that send something every second."""
 
-_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 2.0
 _LOOKS_FOR_PATH: Final = 10
 _PATH_SECONDS: Final = 0.02
 _CLOSE_CODE: Final = 0

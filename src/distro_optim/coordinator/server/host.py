@@ -198,6 +198,12 @@ class RunHost:
         """Where a client is in the network, as far as its connection shows; for the bound for each address."""
         self._places[client] = place
 
+    @property
+    def idle(self) -> frozenset[NodeIdentity]:
+        """Clients on probation that were not ready when the epoch's training began, as those who do nothing: a state
+        twice a second is enough for them."""
+        return self._book.idle(self.state)
+
     def is_allowed(self, public: bytes) -> bool:
         """Whether the owner of this key may take part."""
         return public not in self._banned and (self._allowed is None or public in self._allowed)

@@ -121,6 +121,7 @@ class ProbationBook:
         # The same for the warm-up.
         self._ready: float | None = None
         self._warmup_share = WARMUP_SHARE
+        self._unready: frozenset[NodeIdentity] = frozenset()
 
     def trust(self, client: NodeIdentity) -> None:
         """A participant of the host's own process is never on probation."""
@@ -176,6 +177,13 @@ class ProbationBook:
             taken.append(client)
         regular = [client for client in waiting if client not in newcomers]
         return (*regular, *taken), Probation(newcomers.intersection(taken))
+
+    def idle(self, state: Coordinator) -> frozenset[NodeIdentity]:
+        """Clients on probation that were not ready when the epoch's training began."""
+        clients = state.epoch_state.clients
+        if state.run_state not in ROUND_PHASES or not self._unready:
+            return frozenset()
+        return self._unready.intersection(clients[place].id for place in on_probation(state))
 
     def may_end_for(
         self, pending: Collection[NodeIdentity], places: Mapping[NodeIdentity, str], state: Coordinator, now: float
@@ -334,10 +342,13 @@ class ProbationBook:
 
     def _end_warmup(self, before: Coordinator) -> None:
         newcomers = on_probation(before)
+        ready = {witness.proof.index for witness in before.current_round.witnesses}
+        unready = newcomers - ready
+        # The report that ended the warm-up is not among them, and whose it was is not known here.
+        clients = before.epoch_state.clients
+        self._unready = frozenset(clients[place].id for place in unready) if len(unready) > 1 else frozenset()
         if newcomers and self._ready is not None:
-            ready = {witness.proof.index for witness in before.current_round.witnesses}
-            # The report that ended the warm-up is not among them.
-            in_vain = len(newcomers - ready) > 1
+            in_vain = len(unready) > 1
             share = self._warmup_share * (0.5 if in_vain else 2.0)
             self._warmup_share = min(WARMUP_SHARE, max(WARMUP_SHARE / 64, share))
         self._ready = None

@@ -227,15 +227,16 @@ class CoordinatorService(ConnectionService):
         self._back_by = now + RETURN_SECONDS
         self._output.events.append(Woke(seconds=seconds))
 
-    def broadcast(self, now: float) -> None:
-        """Sends the state to every client."""
+    def broadcast(self, now: float, *, news: bool = False) -> None:
+        """Sends the state to every client; if it is ``news`` between two ticks, not to those that do nothing."""
         self.local.publish()
         if not self._by_client:
             return  # no one to encode it for
-        frame = self._state_frame()
-        for connection in self._by_client.values():
-            connection.send(frame, now)
-        self._output.writable.update(self._by_client.values())
+        frame, idle = self._state_frame(), self.host.idle if news else frozenset()
+        for client, connection in self._by_client.items():
+            if client not in idle:
+                connection.send(frame, now)
+                self._output.writable.add(connection)
 
     def note(self, events: Iterable[Event], now: float) -> None:
         """Reports what was done to the host from elsewhere, such as a pause by the operator."""
@@ -325,7 +326,7 @@ class CoordinatorService(ConnectionService):
         events += self.local.rejoin(events, self.unix_time(now))
         self._output.events += events
         if broadcast and any(isinstance(event, PhaseChanged) for event in events):
-            self.broadcast(now)
+            self.broadcast(now, news=True)
 
     def _close(self, connection: Connection, reason: str) -> None:
         self._output.closing.setdefault(connection, reason)
