@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from distro_optim.errors import ConfigurationError, MissingDependencyError
 from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.monitor.metrics import metrics_of
 from distro_optim.strategy.network.upload_carriers import (
     Carrier,
     CommandCarrier,
@@ -295,6 +296,8 @@ def test_a_session_uploads_what_it_saves(make_world: Any, tmp_path: Path) -> Non
     assert here
     assert here == {path.name for path in there.iterdir()}
     assert script.session.uploads == UploadCounts(done=len(here))
+    (metric,) = [m for m in metrics_of(script.session.figures()) if m.name == "distro_optim_uploads"]
+    assert metric.values == {"done": len(here), "failed": 0, "left_out": 0, "waiting": 0}
     assert any(text.endswith("is uploaded") for text in script.news)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -171,6 +172,8 @@ def _train(
         on_event=news.tell,
     )
     stack.callback(session.close)
+    if folder is not None and options.upload is not None:
+        progress.uploads = lambda: asdict(session.uploads)
     session.start()  # which joins, if the model has not made us join already
 
     def begins(step: int) -> None:

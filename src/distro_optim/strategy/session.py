@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -216,6 +216,8 @@ class SwarmSession:
                 access.life.look()
             # Only now does every process of this peer know whose it is.
             self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
+            if (uploads := self._uploads) is not None:
+                self._progress.uploads = lambda: asdict(uploads.counts)
             self._open_windows(access)
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)

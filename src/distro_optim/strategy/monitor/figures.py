@@ -6,8 +6,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from ...coordinator.rules.assignment import round_batch_size
@@ -48,6 +48,8 @@ class Figures:
         downloaded: parts of the model downloaded, and in all; None if none are.
         seq_len: tokens of a sample; 1 where samples are no sequences of tokens, 0 before that is known.
         ddp_bytes: that we would have sent, had the gradients of our rounds been summed by a ring all-reduce in bf16.
+        uploads: of checkpoints, by what became of them: ``done``, ``failed``, ``left_out``, ``waiting``; empty if none
+            are wanted.
     """
 
     view: RunView
@@ -64,6 +66,7 @@ class Figures:
     events: tuple[str, ...]
     ddp_bytes: int = 0
     seq_len: int = 0
+    uploads: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float | None:
@@ -140,6 +143,8 @@ class Progress:
         self._lock = threading.Lock()
         self.ddp_bytes = 0
         """See :class:`Figures`."""
+        self.uploads: Callable[[], Mapping[str, int]] = dict
+        """Gives those of :class:`Figures`; from any thread."""
 
     def begins(self, step: int, batch: BatchId, *, num_parameters: int = 0, num_peers: int = 0) -> None:
         """We train ``batch``, of a model of ``num_parameters``, with ``num_peers`` in all."""
@@ -193,6 +198,7 @@ class Progress:
             events=tuple(self._events),
             ddp_bytes=self.ddp_bytes,
             seq_len=seq_len,
+            uploads=self.uploads(),
         )
 
 

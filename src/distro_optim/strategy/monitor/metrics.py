@@ -58,6 +58,9 @@ def metrics_of(figures: Figures) -> list[Metric]:
     dropped = {reason.name.lower(): float(view.dropped.get(reason, 0)) for reason in DropReason}
     metrics.append(Metric("distro_optim_dropped", "Messages and results not taken", "counter", dropped, "reason"))
     metrics += contribution_metrics(view.contributions)
+    if figures.uploads:
+        uploads = {outcome: float(count) for outcome, count in figures.uploads.items()}
+        metrics.append(Metric("distro_optim_uploads", "Checkpoints to be uploaded", "gauge", uploads, "outcome"))
     return metrics
 
 
