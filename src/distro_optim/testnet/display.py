@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..console import Forms, printable
+from ..strategy.monitor.narration import peers
 from .watching import PeerState, PeerWatch, SwarmWatch
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ class Situation(NamedTuple):
 def status_line(now: Situation) -> str:
     """The situation in a line."""
     watch = now.watch
-    peers = "  ".join(
+    each = "  ".join(
         f"{peer.name}: {'-' if peer.smoothed_loss is None else f'{peer.smoothed_loss:.3f}'}"
         if peer.state is PeerState.RUNNING
         else f"{peer.name}: {peer.state.value}"
         for peer in watch.peers
     )
     sent, ddp = sum(p.bytes_sent for p in watch.peers), sum(p.ddp_bytes for p in watch.peers)
-    return f"{progress(watch)}  {peers}  sent {kilobytes(sent)} (DDP {kilobytes(ddp)})"
+    return f"{progress(watch)}  {each}  sent {kilobytes(sent)} (DDP {kilobytes(ddp)})"
 
 
 def record(now: Situation) -> dict[str, object]:
@@ -101,7 +102,7 @@ def render(now: Situation) -> RenderableType:
     head = Text(printable(watch.run_state) or "starting", style="cyan")
     waiting = f", {watch.waiting_peers} wait for the next epoch" if watch.waiting_peers else ""
     head.append(
-        f"   epoch {watch.epoch}   {progress(watch)}   {running} peers{waiting}   {in_words(now.seconds)}",
+        f"   epoch {watch.epoch}   {progress(watch)}   {peers(running)}{waiting}   {in_words(now.seconds)}",
         style="default",
     )
     return Group(

@@ -18,7 +18,7 @@ from ..console import Display, narrated
 from ..errors import ConfigurationError
 from ..logs import LogOptions
 from ..strategy.environment import RunEnvironment, read_ticket
-from ..strategy.run_report import EVENT, ReportReader
+from ..strategy.run_report import EVENT, JOINED, ReportReader
 from .display import Situation
 from .faults import Fault, FaultPlan, Join, Kill, Restart
 from .processes import PeerProcess, end_all, tail
@@ -236,7 +236,8 @@ class LocalNetwork:
             self._news = time.monotonic()
             self.watch.take(peer, line)
             if line.text:
-                self._tell(f"{peer.name}: {line.text}", kind="peer" if line.kind == EVENT else line.kind)
+                text = f"joined the run {line.text!r}" if line.kind == JOINED else line.text
+                self._tell(f"{peer.name}: {text}", kind="peer" if line.kind == EVENT else line.kind)
 
     def _follow_ticket(self) -> None:
         if self._ticket is not None or self._host_ended is not None:
