@@ -13,6 +13,7 @@ What it found of new paths is kept in the corpus. Without atheris valid inputs a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -319,6 +320,77 @@ def momentum_opening(data: bytes) -> None:
     assert len(data) <= max_opening_bytes(plan)
 
 
+@contextlib.contextmanager
+def refused_with(*errors: type[Exception]) -> Iterator[None]:
+    """What this decoder refuses with, as the others do."""
+    from distro_optim.errors import ProtocolError
+
+    try:
+        yield
+    except errors as error:
+        raise ProtocolError(str(error)) from None
+
+
+def data_answer(data: bytes) -> None:
+    from distro_optim.coordinator.messages import DATA_SERVER_TO_CLIENT
+
+    message = DATA_SERVER_TO_CLIENT.decode(data)
+    assert DATA_SERVER_TO_CLIENT.decode(DATA_SERVER_TO_CLIENT.encode(message)) == message
+
+
+def rendezvous_answer(data: bytes) -> None:
+    from distro_optim.comm import postcard
+    from distro_optim.comm.iroh import meeting_place
+
+    members = postcard.decode(meeting_place.Members, data)
+    assert len(members) <= meeting_place.MAX_MEMBERS
+
+
+def served_link(data: bytes) -> None:
+    from distro_optim.comm.serving.connection import Connection
+    from distro_optim.comm.serving.limits import ServerLimits
+    from distro_optim.coordinator.messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT
+
+    link = Connection(bytes(32), CLIENT_TO_SERVER, SERVER_TO_CLIENT, address="a:1", limits=ServerLimits(), now=0.0)
+    assert link.receive(data, 0.0) == []  # nobody has proved a key
+    assert not link.is_open
+
+
+def state_file(data: bytes) -> None:
+    from distro_optim.coordinator.formats.text import from_json, to_json
+    from distro_optim.coordinator.types import Coordinator
+    from distro_optim.errors import ConfigurationError
+
+    with refused_with(ConfigurationError):
+        state = from_json(Coordinator, data.decode("utf-8", "replace"))
+        assert from_json(Coordinator, to_json(state)) == state
+
+
+def bucket_listing(data: bytes) -> None:
+    from distro_optim.data.web.files import read_listing
+    from distro_optim.errors import ConfigurationError, InvalidDataError
+
+    with refused_with(InvalidDataError, ConfigurationError):
+        read_listing(data)
+
+
+def mixture_file(data: bytes) -> None:
+    from distro_optim.data.mixture_file import read_mixture
+    from distro_optim.errors import InvalidDataError
+
+    with refused_with(InvalidDataError):
+        read_mixture(data)
+
+
+def token_sidecar(data: bytes) -> None:
+    from distro_optim.coordinator.formats.text import from_json
+    from distro_optim.data.sidecar import Sidecar
+    from distro_optim.errors import ConfigurationError
+
+    with refused_with(ConfigurationError):
+        from_json(Sidecar, data.decode("utf-8", "replace"))
+
+
 TARGETS: Final[dict[str, Target]] = {
     "gossip-message": gossip_message,
     "gossip-frames": gossip_frames,
@@ -345,6 +417,13 @@ TARGETS: Final[dict[str, Target]] = {
     "momentum-commitment": momentum_commitment,
     "momentum-opening": momentum_opening,
     "introduction": introduction,
+    "data-answer": data_answer,
+    "rendezvous-answer": rendezvous_answer,
+    "served-link": served_link,
+    "state-file": state_file,
+    "bucket-listing": bucket_listing,
+    "mixture-file": mixture_file,
+    "token-sidecar": token_sidecar,
 }
 
 
@@ -357,6 +436,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.addresses import EndpointAddr, SocketAddr
     from distro_optim.comm.framing import Else
     from distro_optim.comm.framing import encode_frame as encode_tcp_frame
+    from distro_optim.comm.iroh import meeting_place
     from distro_optim.comm.iroh.blobs.request import GetRequest, push_request
     from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
     from distro_optim.comm.iroh.gossip.peer_data import encode_peer_data
@@ -366,10 +446,21 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.sharing.torchscript import write_tensor
     from distro_optim.comm.signing import SecretKey, SignedMessage
     from distro_optim.comm.tickets import BlobTicket, EndpointTicket
-    from distro_optim.coordinator.messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, CoordinatorMessage, Join
+    from distro_optim.coordinator.formats.text import to_json
+    from distro_optim.coordinator.messages import (
+        CLIENT_TO_SERVER,
+        DATA_SERVER_TO_CLIENT,
+        SERVER_TO_CLIENT,
+        CoordinatorMessage,
+        Join,
+        RejectionReason,
+        RequestRejected,
+    )
+    from distro_optim.coordinator.model import TokenSize
     from distro_optim.coordinator.solana import arguments, small_accounts
     from distro_optim.coordinator.ticket import RunTicket
     from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
+    from distro_optim.data.sidecar import Sidecar
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
     from distro_optim.strategy.rounds.results import encode_result
@@ -451,6 +542,23 @@ def seeds() -> dict[str, list[bytes]]:
             encode_opening(make_opening(7, leaves, momentum, momentum), results_plan()) for leaves in ((0, 1), ())
         ],
         "introduction": [b'{"protocols": [1, 2], "version": "0.2.0", "more": []}'],
+        "data-answer": [
+            DATA_SERVER_TO_CLIENT.encode(Else(RequestRejected(BatchId(0, 3), RejectionReason.NOT_IN_THIS_ROUND)))
+        ],
+        "rendezvous-answer": [postcard.encode([address, address], meeting_place.Members)],
+        "served-link": [CLIENT_TO_SERVER.encode(Else(Join("run"))), bytes(100)],
+        "state-file": [to_json(state).encode()],
+        "bucket-listing": [
+            b'{"items": [{"name": "a.bin", "size": "12", "mediaLink": "https://a.example/a.bin"}]}',
+            b'{"nextPageToken": "x"}',
+        ],
+        "mixture-file": [
+            b'{"shuffle": "DontShuffle", "providers": [{"location": {"NumberedFiles": {'
+            b'"url_template": "http://a/{}.ds", '
+            b'"start_index": 0, "n_left_pad_zeros": 3, "num_files": 2}}, "token_size_in_bytes": "TwoBytes", '
+            b'"shuffle": "DontShuffle"}]}'
+        ],
+        "token-sidecar": [Sidecar(12, TokenSize.TWO_BYTES, 256, 1, "bytes", "aa", "bb").to_text().encode()],
         "announcement": [SignedMessage.seal(SecretKey(bytes(32)), b"hello")[:-1] + b"\0"],
         "result": [
             encode_result(
