@@ -44,6 +44,11 @@ def test_options_go_before_the_environment() -> None:
     assert (options.micro_batch_size, options.keep_steps, options.device) == (4, 7, "cpu")
 
 
+def test_how_long_to_wait_for_a_coordinator_that_is_gone_can_be_said() -> None:
+    assert asked("psyche1abc", "--give-up-seconds", "3600").give_up_seconds == 3600.0
+    assert asked("psyche1abc", GIVE_UP_SECONDS="5").give_up_seconds == 5.0
+
+
 def test_what_is_left_out_has_the_defaults() -> None:
     assert asked("psyche1abc") == JoinOptions(run="psyche1abc")
 
