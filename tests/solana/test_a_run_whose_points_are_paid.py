@@ -24,7 +24,7 @@ from distro_optim.coordinator.solana.small_accounts import (
 )
 from distro_optim.coordinator.solana.treasury import shown_tokens
 from distro_optim.coordinator.types import NodeIdentity, RunState
-from distro_optim.testing import Validator
+from distro_optim.testing import Validator, dummy_run
 from distro_optim.testing.solana.ledger import encoded, rent
 from solana.cluster import Cluster, Command
 from solana.solana_arena import ANYBODY, OPERATOR, SOL, wallet
@@ -150,6 +150,13 @@ def test_a_wallet_that_shares_its_tokens_is_not_paid(run: Command) -> None:
     data = validator.accounts[key].data
     validator.accounts[key] = replace(validator.accounts[key], data=data[:72] + b"\1" + data[73:])
     assert "has another owner or a delegate: revoke that first" in run("claim", keys=WORKER, status=2)
+
+
+def test_a_run_that_names_the_treasury_of_another_is_refused(run: Command) -> None:
+    validator = run.cluster.validator
+    account = wallet(4002).pubkey()
+    validator.host(dummy_run("false"), account, main_authority=treasury_of(validator), join_authority=account)
+    assert "that the run 'false' names is that of another" in run("claim", keys=WORKER, name="false", status=1)
 
 
 def test_who_has_no_tokens_gives_none(run: Command) -> None:

@@ -16,6 +16,7 @@ from solders.system_program import CreateAccountParams, TransferParams, create_a
 from solders.transaction import Transaction, VersionedTransaction
 
 from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, read_account
+from distro_optim.coordinator.solana.fees import FeeMeter
 from distro_optim.coordinator.solana.instructions import (
     AuthorizerInstructions,
     RunInstructions,
@@ -30,9 +31,11 @@ from distro_optim.coordinator.solana.programs import (
     associated_token_account,
 )
 from distro_optim.coordinator.solana.rpc import RpcClient
+from distro_optim.coordinator.solana.sending import Sender
 from distro_optim.coordinator.solana.small_accounts import MINT_BYTES, TokenAccount
 from distro_optim.coordinator.types import NodeIdentity
 from distro_optim.testing import Validator
+from distro_optim.testing.coordinator import until_true
 from distro_optim.testing.solana.ledger import rent
 from distro_optim.testing.solana.server import ValidatorServer
 from distro_optim.testing.solana.validator import BLOCKHASHES, FEE_PER_SIGNATURE
@@ -318,6 +321,27 @@ def test_what_happens_within_a_slot_is_confirmed_and_told_together() -> None:
                 server.end_slot()  # nothing has happened
                 await socket.send_json({"id": 2, "method": "nonsense", "params": []})
                 assert (await socket.receive_json())["id"] == 2
+            await rpc.close()
+
+    asyncio.run(check())
+
+
+def test_a_transaction_in_a_block_is_waited_for_though_its_blockhash_is_over() -> None:
+    async def check() -> None:
+        validator = Validator()
+        validator.fund(PAYER.pubkey(), SOL)
+        async with ValidatorServer(validator, slot_seconds=60.0) as server:
+            rpc, fees = RpcClient([server.url]), FeeMeter()
+            sender = Sender(rpc, PAYER, fees, poll_seconds=0.001)
+            sending = asyncio.create_task(sender.send([pays(rent(0))]))
+            await until_true(lambda: validator.balance(OTHER.pubkey()) == rent(0))
+            validator.advance_blocks(BLOCKHASHES)
+            asked = server.requests.get("getSignatureStatuses", 0)
+            await until_true(lambda: server.requests.get("getSignatureStatuses", 0) >= asked + 2)
+            assert not sending.done()
+            server.end_slot()
+            await sending
+            assert fees.spent == FEE_PER_SIGNATURE
             await rpc.close()
 
     asyncio.run(check())

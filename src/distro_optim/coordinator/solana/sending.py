@@ -163,16 +163,16 @@ class Sender:
                 # A node that is behind may not have seen it: each of them is asked.
                 others = [await self._status(signature, polls + number) for number in range(1, len(self.rpc.urls))]
                 status = next((found for found in others if found is not None), None)
-            if status is not None:
+            if status is not None and (status.get("err") is not None or _is_confirmed(status)):
                 self.fees.paid(fee)
                 if status.get("err") is not None:
                     raise failure_of(status["err"])
                 return
-            if not valid:
+            if status is None and not valid:  # else it is in a block, which the cluster may confirm yet
                 self._blockhash = None
                 raise TransactionExpiredError("a transaction was not taken within the minute in which it was valid")
             polls += 1
-            if polls % RESEND_POLLS == 0:
+            if valid and polls % RESEND_POLLS == 0:
                 await self._submit(data)
             await asyncio.sleep(self._poll_seconds)
 
@@ -185,12 +185,12 @@ class Sender:
         return bool(isinstance(result, dict) and result.get("value"))
 
     async def _status(self, signature: str, first: int) -> dict[str, Any] | None:
-        """What became of a transaction, once that is confirmed; the node of this number is asked first."""
+        """What became of a transaction, if a block has it; the node of this number is asked first."""
         result = await self.rpc.call("getSignatureStatuses", [[signature]], first=first)
         values = result.get("value") if isinstance(result, dict) else None
         status = values[0] if isinstance(values, list) and values else None
-        if not isinstance(status, dict):
-            return None
-        if status.get("err") is None and status.get("confirmationStatus") not in ("confirmed", "finalized"):
-            return None
-        return status
+        return status if isinstance(status, dict) else None
+
+
+def _is_confirmed(status: dict[str, Any]) -> bool:
+    return status.get("confirmationStatus") in ("confirmed", "finalized")
