@@ -15,9 +15,17 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from client.processes import DISTRO, TINY_LLAMA, Process, write_state, write_tokens
+from distro_optim.cli import main
 from distro_optim.coordinator.server.store import read_state_file
-from distro_optim.coordinator.solana.instructions import AuthorizerInstructions, RunInstructions
-from distro_optim.coordinator.solana.programs import EVERYBODY
+from distro_optim.coordinator.solana.arguments import RunUpdate
+from distro_optim.coordinator.solana.instructions import (
+    AuthorizerInstructions,
+    RunInstructions,
+    TreasurerInstructions,
+)
+from distro_optim.coordinator.solana.programs import EVERYBODY, associated_token_account, default_treasurer_index
+from distro_optim.coordinator.solana.small_accounts import TokenAccount
+from distro_optim.coordinator.solana.treasury import RunAuthority
 from distro_optim.coordinator.types import ClientState, Coordinator, RunState
 from distro_optim.models.causal_lm import CausalLM
 from distro_optim.testing import Validator
@@ -29,6 +37,8 @@ from solana.solana_arena import OPERATOR, RUN, SOL, wallet
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 POINTS = 1001
+TOKENS = 10 * POINTS
+MINT = wallet(3999).pubkey()
 FEW_TRANSACTIONS = 5
 
 
@@ -59,12 +69,17 @@ class TheRun:
             RUN.pubkey(),
             main_authority=OPERATOR.pubkey(),
             join_authority=OPERATOR.pubkey(),
+            mint=MINT,
         )
         self.validator.fund(OPERATOR.pubkey(), SOL)
-        self.run = RunInstructions(self.validator.programs, state.run_id, RUN.pubkey())
+        self.validator.give_tokens(MINT, self.validator.programs.treasury_of(state.run_id), TOKENS)
+        programs, index = self.validator.programs, default_treasurer_index(state.run_id)
+        run = RunInstructions(programs, state.run_id, RUN.pubkey())
+        treasury = TreasurerInstructions(programs, index, MINT, state.run_id, RUN.pubkey())
+        self.operator = RunAuthority(OPERATOR.pubkey(), run, treasury)
         everybody = AuthorizerInstructions(self.validator.programs, OPERATOR.pubkey(), EVERYBODY)
         self.process(everybody.set_active(False))
-        self.process(self.run.set_future_epoch_rates(OPERATOR.pubkey(), POINTS, None))
+        self.process(*self.operator.change(RunUpdate(epoch_earning_rate_total_shared=POINTS)))
         self.points: Counter[bytes] = Counter()
         """By hand, from the states before and after each epoch's end."""
         self.ends: list[tuple[RunState, RunState]] = []
@@ -86,7 +101,17 @@ class TheRun:
         self.process(mine.create(OPERATOR.pubkey()), mine.set_active(True))
 
     def pause(self, paused: bool) -> None:
-        self.cluster.do(lambda: self.process(self.run.set_paused(OPERATOR.pubkey(), paused)))
+        self.cluster.do(lambda: self.process(*self.operator.change(RunUpdate(paused=paused))))
+
+    def claim(self, name: str) -> int:
+        """The status of the command with which this wallet claims its points."""
+        wallet_file = str(self.folder / f"{name}.json")
+        asked = ["run", "claim", "proof", "--rpc", self.cluster.server.url, "--wallet", wallet_file, "--yes"]
+        return main(asked)
+
+    def tokens(self, key: Pubkey) -> int:
+        account = self.validator.accounts.get(str(associated_token_account(key, MINT)))
+        return 0 if account is None else TokenAccount.read(account.data).amount
 
     def _happened(self, changed: frozenset[str]) -> None:
         if str(RUN.pubkey()) not in changed:
@@ -103,10 +128,14 @@ class TheRun:
             if client.state is ClientState.HEALTHY:
                 self.points[client.id.signer] += POINTS // len(before.epoch_state.clients)
 
-    def client(self, stack: ExitStack, name: str, keys: Keypair, *arguments: str) -> Process:
+    def wallet_file(self, name: str, keys: Keypair) -> Path:
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(list(bytes(keys))))
         file.chmod(0o600)
+        return file
+
+    def client(self, stack: ExitStack, name: str, keys: Keypair, *arguments: str) -> Process:
+        file = self.wallet_file(name, keys)
         made = self.clients[name] = Process(
             self.folder / f"{name}.log",
             *("join", "solana:proof", "--rpc", self.cluster.server.url, "--wallet", str(file)),
@@ -162,9 +191,21 @@ def test_a_llama_is_trained_by_clients_that_come_go_and_cannot_pay(tmp_path: Pat
         earned = {client.id.signer: client.earned for client in account.state.clients_state.clients}
         assert earned == {signer: run.points[signer] for signer in earned}
         assert earned[late] > 0
-        by_step = [{r["weights_step"]: r["weights"] for r in c.records() if r.get("weights")} for c in trained]
-        shared = set.intersection(*map(set, by_step))
-        assert shared
-        assert all(len({weights[step] for weights in by_step}) == 1 for step in shared)
-        last = max(by_step[0])
-        assert all(max(weights) == last for weights in by_step)
+
+        claimed = {name: wallets[name].pubkey() for name in ("one", "two", "victim", "late")}
+        assert [run.claim(name) for name in claimed] == [0, 0, 0, 0]
+        assert run.claim("poor") == 2  # its points stay, until somebody pays the fee
+        assert {name: run.tokens(key) for name, key in claimed.items()} == {
+            name: run.points[bytes(key)] for name, key in claimed.items()
+        }
+        left = TOKENS - sum(run.points[bytes(key)] for key in claimed.values())
+        assert run.tokens(run.validator.programs.treasury_of("proof")) == left
+        assert run.claim("one") == 0  # nothing is left
+        assert run.tokens(claimed["one"]) == run.points[bytes(claimed["one"])]
+
+    by_step = [{r["weights_step"]: r["weights"] for r in c.records() if r.get("weights")} for c in trained]
+    shared = set.intersection(*map(set, by_step))
+    assert shared
+    assert all(len({weights[step] for weights in by_step}) == 1 for step in shared)
+    last = max(by_step[0])
+    assert all(max(weights) == last for weights in by_step)
