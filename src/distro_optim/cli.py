@@ -19,6 +19,7 @@ from .client import verifying as verify_command
 from .errors import ConfigurationError, DistroError
 from .logs import log_options, logging_to
 from .operate import command as run_command
+from .operate import ledger as ledger_command
 from .operate import localnet as localnet_command
 from .serve import command as serve_command
 from .testnet import command as testnet_command
@@ -101,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     localnet = commands.add_parser("localnet", help="try runs on Solana on this machine, without a cluster or money")
     localnet.set_defaults(command=localnet_command.run)
     localnet_command.add_options(localnet)
+
+    ledger = commands.add_parser("ledger", help="check what a host wrote down of its clients' work, and their points")
+    ledger.set_defaults(command=ledger_command.run)
+    ledger_command.add_options(ledger)
 
     testnet = commands.add_parser(
         "testnet",

@@ -28,8 +28,10 @@ from distro_optim.coordinator.messages import (
     WitnessStep,
 )
 from distro_optim.coordinator.model import P2P, HubRepo
+from distro_optim.coordinator.rules.points import Account
 from distro_optim.coordinator.server import server as server_module
 from distro_optim.coordinator.server.host import EpochEnded, RunHost, restartable
+from distro_optim.coordinator.server.ledger_file import LedgerFile, read_ledger
 from distro_optim.coordinator.server.server import CoordinatorServer
 from distro_optim.coordinator.server.service import CoordinatorService, Disconnected, ServiceEvent
 from distro_optim.coordinator.server.store import StateStore
@@ -139,6 +141,7 @@ def serve(
     *,
     state: Coordinator | None = None,
     store: StateStore | None = None,
+    ledger: LedgerFile | None = None,
     memory: bool = False,
     limits: ServerLimits | None = None,
 ) -> None:
@@ -148,14 +151,20 @@ def serve(
         listener: StreamListener = MemoryListener() if memory else await TcpListener.bind("127.0.0.1", 0)
         clock = QuickClock()
         service = CoordinatorService(
-            RunHost(restartable(state or small_run(), now=int(clock()))),
+            RunHost(restartable(state or small_run(), now=int(clock())), account=None if ledger is None else Account()),
             draw=os.urandom,
             unix_offset=0.0,
             limits=limits,
         )
         events: list[ServiceEvent] = []
         server = CoordinatorServer(
-            service, [listener], store=store, on_event=events.append, clock=clock, tick_seconds=TICK_SECONDS
+            service,
+            [listener],
+            store=store,
+            ledger=ledger,
+            on_event=events.append,
+            clock=clock,
+            tick_seconds=TICK_SECONDS,
         )
         site = Site(listener, server, events)
         passing = asyncio.create_task(clock.run())
@@ -179,6 +188,21 @@ def test_a_swarm_trains_epoch_after_epoch(memory: bool) -> None:
         assert len(site.server.service.clients) == 3
 
     serve(work, memory=memory)
+
+
+def test_what_clients_did_in_an_epoch_is_in_the_ledger(tmp_path: Path) -> None:
+    with StateStore(tmp_path, RUN) as store:
+        ledger = LedgerFile(tmp_path, RUN, key(9))
+
+        async def work(site: Site) -> None:
+            site.join(1, 2, 3)
+            await site.until(lambda: site.state.progress.epoch >= 1)
+
+        serve(work, store=store, ledger=ledger, memory=True)
+    totals = read_ledger(ledger.path, host=key(9).public.hex())
+    assert (totals.run, totals.lines) == (RUN, 1)
+    assert totals.clients.keys() == {key(number).public for number in (1, 2, 3)}
+    assert all(one.healthy and one.batches > 0 and one.equal > 0 for one in totals.clients.values())
 
 
 def test_a_client_of_psyche_is_understood_byte_for_byte() -> None:

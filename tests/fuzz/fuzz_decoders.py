@@ -54,6 +54,7 @@ INSTRUMENTED: Final = (
     "compress.wire_tensor",
     "coordinator.formats.borsh",
     "coordinator.formats.raw",
+    "coordinator.ledger",
     "coordinator.messages",
     "coordinator.ticket",
     "protocol",
@@ -303,6 +304,12 @@ def audit_limits(data: bytes) -> None:
     assert Limits.decode(limits.encode()) == limits
 
 
+def ledger_line(data: bytes) -> None:
+    from distro_optim.coordinator.ledger import check_ledger
+
+    assert check_ledger([data]).lines == 1
+
+
 def momentum_commitment(data: bytes) -> None:
     from distro_optim.verify.momentum import MomentumCommitment
 
@@ -414,6 +421,7 @@ TARGETS: Final[dict[str, Target]] = {
     "broadcast": broadcast,
     "model-identity": model_identity,
     "audit-limits": audit_limits,
+    "ledger-line": ledger_line,
     "momentum-commitment": momentum_commitment,
     "momentum-opening": momentum_opening,
     "introduction": introduction,
@@ -447,6 +455,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.signing import SecretKey, SignedMessage
     from distro_optim.comm.tickets import BlobTicket, EndpointTicket
     from distro_optim.coordinator.formats.text import to_json
+    from distro_optim.coordinator.ledger import Entry, write_line
     from distro_optim.coordinator.messages import (
         CLIENT_TO_SERVER,
         DATA_SERVER_TO_CLIENT,
@@ -457,6 +466,7 @@ def seeds() -> dict[str, list[bytes]]:
         RequestRejected,
     )
     from distro_optim.coordinator.model import TokenSize
+    from distro_optim.coordinator.rules.points import ClientAccount, EpochAccount
     from distro_optim.coordinator.solana import arguments, small_accounts
     from distro_optim.coordinator.ticket import RunTicket
     from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
@@ -479,6 +489,7 @@ def seeds() -> dict[str, list[bytes]]:
     ticket = BlobTicket.raw(address, b"\xbb" * 32)
     tensor = write_tensor(torch.arange(6.0).reshape(2, 3))
     key = b"\xaa" * 32
+    signer, done = SecretKey(bytes(32)), EpochAccount(1, 1, 9, {key: ClientAccount(batches=3, healthy=True, equal=5)})
     # The vectors of the protocol's description.
     gossip = [
         b"\0\0\0",
@@ -537,6 +548,7 @@ def seeds() -> dict[str, list[bytes]]:
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],
         "model-identity": [identity.encode().encode()],
         "audit-limits": [LOOSEST.encode()],
+        "ledger-line": [write_line(Entry(0, "0" * 64, "run", signer.public, 5, done), signer)],
         "momentum-commitment": [MomentumCommitment(7, key, key).encode()],
         "momentum-opening": [
             encode_opening(make_opening(7, leaves, momentum, momentum), results_plan()) for leaves in ((0, 1), ())

@@ -16,6 +16,7 @@ from typing import Any
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.home import NodeHome
 from ..comm.iroh.introduction import Introductions, VersionDesk
+from ..comm.iroh.keys import load_secret_key
 from ..comm.iroh.measuring import MeasuringPlace
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
@@ -26,9 +27,11 @@ from ..comm.streams import StreamListener, TcpListener
 from ..console import narrated, printable
 from ..coordinator.model import ServerData
 from ..coordinator.rules.checkpoints import is_run_of_psyche
+from ..coordinator.rules.points import Account
 from ..coordinator.rules.validation import check_run
 from ..coordinator.server.acting import acts_on, from_another_thread
 from ..coordinator.server.host import RunHost, restartable
+from ..coordinator.server.ledger_file import LedgerFile
 from ..coordinator.server.server import CoordinatorServer, unix_offset
 from ..coordinator.server.service import CoordinatorService, ServiceEvent
 from ..coordinator.server.store import StateStore, read_state_file
@@ -66,8 +69,8 @@ class ServeOptions:
         allow: keys in hexadecimal, and files with one a line, which are read again when they change; empty lets
             everybody join.
         iroh: whether to be reached over iroh, too, also behind a NAT.
-        key_file: secret key of the iroh endpoint, made if there is none; by default ``coordinator.key`` in
-            ``save_dir``, or a fresh key each time. The UDP ports are kept beside it.
+        key_file: secret key of the iroh endpoint, by which the ledger is signed, too; made if there is none. By
+            default ``coordinator.key`` in ``save_dir``, or a fresh key each time. The UDP ports are kept beside it.
         p2p_port: UDP port of that endpoint; 0 takes that of the last time, if it is known and free, or any free one.
         relay: "default" for iroh's public relay servers, "psyche" for Psyche's, "none", or URLs of relay servers.
         discovery: where the endpoint is found by its key: "n0", "local" or "none"; None suits the relay servers.
@@ -145,7 +148,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
     check_run(configured)
     allowed = read_allow_list(options.allow)
     with contextlib.ExitStack() as stack:
-        store = None
+        store = ledger = None
         uploads = _uploads(options)
         if options.save_dir is not None:
 
@@ -154,6 +157,8 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                     uploads.submit(path, step=step, run_id=configured.run_id)
 
             store = stack.enter_context(StateStore(options.save_dir, configured.run_id, on_saved=on_saved))
+            key = load_secret_key(_key_file(options, options.save_dir))
+            ledger = LedgerFile(store.directory, configured.run_id, key)
         state, note = initial_state(configured, store, resume=options.resume)
         check_run(state)
         files = None
@@ -172,6 +177,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             withdraw_on_disconnect=options.withdraw_on_disconnect,
             init_warmup_time=options.init_warmup_time,
             max_pending=options.limits.connections,
+            account=None if ledger is None else Account(),
         )
         service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=options.limits)
         stop = asyncio.Event()
@@ -201,7 +207,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                 watch.events.append(printable(describe(event)))
                 reporter.event(event)
 
-            server = CoordinatorServer(service, listeners, store=store, on_event=on_event)
+            server = CoordinatorServer(service, listeners, store=store, ledger=ledger, on_event=on_event)
             await servers.enter_async_context(server)
             stack.enter_context(reporter)
             if options.metrics_port is not None:
@@ -288,6 +294,11 @@ def _uploads(options: ServeOptions) -> Uploads | None:
     if options.save_dir is None:
         raise ConfigurationError("--upload copies what is saved, and nothing is: give --save-dir", name="upload")
     return Uploads(options.upload)
+
+
+def _key_file(options: ServeOptions, folder: Path) -> Path:
+    """With the key of this coordinator, where it keeps files."""
+    return options.key_file if options.key_file is not None else folder / "coordinator.key"
 
 
 def _data_port(state: Coordinator) -> int:

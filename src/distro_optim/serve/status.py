@@ -8,8 +8,9 @@ import math
 import re
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from ..coordinator.rules.points import EpochAccount
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.server.host import EpochAbandoned, EpochEnded, Joined, Left, PhaseChanged, Refused
 from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent, Woke
@@ -140,6 +141,8 @@ def event_record(event: ServiceEvent) -> dict[str, Any]:
             value = value.signer.hex()
         elif isinstance(value, enum.Enum):
             value = value.value
+        elif isinstance(value, EpochAccount):
+            value = {key.hex(): dataclasses.asdict(one) for key, one in value.clients.items()}
         record[field.name] = value
     return record
 
@@ -161,7 +164,19 @@ def describe(event: ServiceEvent) -> str:
             return f"{PHASE_NAMES[event.before]} -> {PHASE_NAMES[event.after]}"
         case Woke(seconds=seconds):
             return f"we have slept for {seconds:.0f} s; the run's clock stood still, and clients may come back"
-        case EpochEnded():
-            return "the epoch is complete"
+        case EpochEnded(account=account):
+            return "the epoch is complete" if account is None else f"the epoch is complete: {_points(account)}"
         case EpochAbandoned():
             return "the epoch is abandoned: too few clients are left"
+
+
+_NAMED: Final = 8
+"""Clients whose points are told at the end of an epoch."""
+
+
+def _points(account: EpochAccount) -> str:
+    """Who has done most, in words."""
+    most = sorted(account.clients.items(), key=lambda item: -item[1].work)
+    named = [f"{key.hex()[:8]} {one.samples} samples, {one.work} points" for key, one in most[:_NAMED]]
+    more = [f"{len(most) - _NAMED} more"] if len(most) > _NAMED else []
+    return "; ".join([*named, *more]) or "nobody was in it"

@@ -9,6 +9,7 @@
 ``probation``     who is not waited for, has small work and does not witness, in runs of our own kind
 ``schedule``      learning rate, growth of the batch, warm-up
 ``consensus``     quorum, health, which result of a batch counts
+``points``        what each client has done in an epoch, and the points for it
 ``checkpoints``   where the weights are
 ``outlook``       what a newcomer sees: whether it can take part, and what it will wait for
 ``validation``    what a configuration must satisfy before a run starts with it

@@ -28,6 +28,7 @@ from ..messages import (
 )
 from ..rules import machine
 from ..rules.checkpoints import is_shared_by_peers
+from ..rules.points import Account, EpochAccount
 from ..rules.probation import on_probation
 from ..rules.steps import is_complete, is_done, is_epoch_due
 from ..rules.transitions import is_active, is_halted
@@ -103,7 +104,13 @@ class PhaseChanged:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnded:
-    """An epoch is complete: the time to keep a :meth:`RunHost.snapshot`."""
+    """An epoch is complete: the time to keep a :meth:`RunHost.snapshot`.
+
+    Attributes:
+        account: what its clients did, if the host keeps accounts.
+    """
+
+    account: EpochAccount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,7 @@ class RunHost:
         newcomers_per_address: of those, from one place in the network.
         peers_to_start: the first epoch needs at least so many clients, whatever the run's own rule. For later epochs
             only that rule counts, so that the run goes on when some clients have left.
+        account: follows what clients do, for :class:`EpochEnded`; None keeps no accounts.
 
     Attributes:
         state: the run. It is replaced at each change, and no state is ever modified.
@@ -152,6 +160,7 @@ class RunHost:
         peers_to_start: int = 1,
         newcomers: int = NEWCOMERS,
         newcomers_per_address: int = NEWCOMERS_PER_ADDRESS,
+        account: Account | None = None,
     ) -> None:
         if max_pending < 1:
             raise ConfigurationError(
@@ -170,6 +179,7 @@ class RunHost:
         self._peers_to_start = peers_to_start
         self._book = ProbationBook(newcomers, newcomers_per_address)
         self._places: dict[NodeIdentity, str] = {}
+        self._account = account
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
@@ -244,7 +254,8 @@ class RunHost:
         self._forget_dropped(now)
         events = self._phase_events(before)
         if result is machine.TickResult.EPOCH_END:
-            events.append(EpochEnded())
+            account = None if self._account is None else self._account.end(before)
+            events.append(EpochEnded(account=account))
         elif result is machine.TickResult.EPOCH_ABANDONED:
             events.append(EpochAbandoned())
         return events
@@ -348,6 +359,9 @@ class RunHost:
                 patience.ended_early(now)
             if result is machine.TickResult.EPOCH_END:
                 patience.stayed(c.id for c in before.epoch_state.clients if c.state is ClientState.HEALTHY)
+        if self._account is not None:
+            self._account.see(before)  # one tick may go from one round to the next
+            self._account.see(state)
         if state.run_state is RunState.WARMUP:
             self._peers_to_start = 1
         return state, result

@@ -25,10 +25,12 @@ from ...comm.streams import StreamListener
 from ...errors import CoordinatorLinkError
 from ..client import CoordinatorClient, StateFeed
 from ..messages import ClientToServerMessage
+from ..rules.points import EpochAccount
 from ..types import Coordinator, NodeIdentity, RunState
 from .control import ControlFolder
 from .host import EpochEnded, PhaseChanged
 from .in_process import InProcessClient, InProcessCoordinator
+from .ledger_file import LedgerFile
 from .service import CoordinatorService, ServiceEvent
 from .store import StateStore
 
@@ -49,6 +51,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         service: the run and its rules.
         listeners: where clients come from, such as TCP and iroh at once.
         store: where the run is kept; None keeps nothing.
+        ledger: where it is written down what clients did in each epoch, if the service's host keeps accounts.
         on_event: told of everything that happens, for people to look at. An exception of it is logged.
         clock: monotonic seconds.
         tick_seconds: between two ticks.
@@ -60,6 +63,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         listeners: Sequence[StreamListener],
         *,
         store: StateStore | None = None,
+        ledger: LedgerFile | None = None,
         on_event: Callable[[ServiceEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         tick_seconds: float = TICK_SECONDS,
@@ -68,6 +72,8 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         super().__init__(service, listeners, on_event=on_event, clock=watched, tick_seconds=tick_seconds)
         self.service = service
         self._store = store
+        self._ledger = ledger
+        self._accounts: list[tuple[EpochAccount, int]] = []
         self._control = None if store is None else ControlFolder(store.directory, store.run_id)
         self._finished = asyncio.Event()
         self._unsaved = asyncio.Event()
@@ -111,6 +117,7 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
         # Before the connections go: a client that leaves because we close must not be saved as gone.
         if self._store is not None:
             _save(self._store, self._snapshot())
+        self._write_down()
         self.service.local.end()
 
     @override
@@ -136,18 +143,36 @@ class CoordinatorServer(StreamServer, InProcessCoordinator):
     def _note(self, event: ServiceEvent) -> None:
         is_pause = isinstance(event, PhaseChanged) and RunState.PAUSED in (event.before, event.after)
         if is_pause or isinstance(event, EpochEnded):
+            if isinstance(event, EpochEnded) and event.account is not None:
+                self._accounts.append((event.account, self.service.unix_time(self._clock())))
             self._unsaved.set()
 
     async def _keep_saving(self, store: StateStore) -> None:
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            job = asyncio.ensure_future(asyncio.to_thread(_save, store, self._snapshot()))
+            job = asyncio.ensure_future(asyncio.to_thread(self._keep, store, self._snapshot()))
             try:
                 await asyncio.shield(job)
             except asyncio.CancelledError:
                 await asyncio.wait({job})  # two must not write at once, and the one at closing has to be the last
                 raise
+
+    def _keep(self, store: StateStore, state: Coordinator) -> None:
+        # In this order: a server that is killed in between forgets points, and never gives them twice.
+        _save(store, state)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """Appends to the ledger what is not there yet."""
+        while self._ledger is not None and self._accounts:
+            account, now = self._accounts[0]
+            try:
+                self._ledger.append(account, now)
+            except OSError as error:
+                _log.error("the ledger could not be written: %s", error)
+                return
+            del self._accounts[0]
 
     def _snapshot(self) -> Coordinator:
         return self.service.host.snapshot(self.service.unix_time(self._clock()))

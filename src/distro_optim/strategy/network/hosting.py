@@ -26,9 +26,11 @@ from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
 from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
+from ...coordinator.rules.points import Account
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.acting import acts_on
 from ...coordinator.server.host import RunHost, restartable
+from ...coordinator.server.ledger_file import LedgerFile
 from ...coordinator.server.server import CoordinatorServer, unix_offset
 from ...coordinator.server.service import CoordinatorService
 from ...coordinator.server.store import StateStore
@@ -123,9 +125,10 @@ class HostedRun(RunSource):
     @override
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:
-            store = None
+            store = ledger = None
             if self._config.save_dir is not None:
                 store = stack.enter_context(StateStore(self._config.save_dir, self.run_id))
+                ledger = LedgerFile(store.directory, self.run_id, self.key)
             if self._options.home is not None:
                 stack.enter_context(self._options.home)
                 self._options.home.keep_run_id(self.run_id)
@@ -154,9 +157,10 @@ class HostedRun(RunSource):
                 joiner_wait_time=self._config.joiner_wait_time,
                 peers_to_start=self._config.peers_to_start or 1,
                 max_pending=LIMITS.connections,
+                account=None if ledger is None else Account(),
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
-            server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store))
+            server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store, ledger=ledger))
             rendezvous = Rendezvous(node, service.meeting_place)
             stack.callback(rendezvous.close)
             stack.callback(MeasuringPlace(node).close)

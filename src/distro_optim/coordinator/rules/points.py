@@ -1,0 +1,148 @@
+"""What each client has done in an epoch, as a quorum of witnesses saw it, and the points for it.
+
+Two ways to count, both shown, since they answer different questions:
+
+``equal``  Psyche's rule: a fixed amount per epoch, divided by the number of its clients at the end; each that is
+           healthy then gets one share, and what is left over nobody (PsycheFoundation/psyche
+           ``architectures/decentralized/solana-coordinator``, ``earning_rate_total_shared``).
+``work``   the same amount, in proportion to the samples that a quorum saw.
+
+Who has failed an audit in an epoch has no points for it.
+
+A round's trainers are known when it begins; that they did their work is known two rounds later, when the reports about
+it are complete (:mod:`.consensus`). So an :class:`Account` is shown every state of a run, and says at the end of an
+epoch what there is to be written down. It is the witnesses' word: who saw the results, not what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ...errors import CoordinatorError
+from ..types import ROUND_PHASES, BatchId, ClientState, Coordinator, NodeIdentity
+from .assignment import assign_data
+from .consensus import trainer_score, witness_quorum
+
+__all__ = ["EPOCH_POINTS", "Account", "ClientAccount", "EpochAccount"]
+
+EPOCH_POINTS: Final = 1_000_000
+"""That an epoch is worth. Chosen arbitrarily: the ratios of points count."""
+
+_ABOUT: Final = 2
+"""Rounds from one to that with which the reports about it are complete."""
+
+
+@dataclass(frozen=True)
+class ClientAccount:
+    """What one identity did in an epoch.
+
+    Attributes:
+        batches, samples, tokens: of which a quorum saw a result.
+        audits_passed, audits_failed: as most of its auditors judged.
+        healthy: whether it was in the epoch to its end.
+        equal, work: points, by the two ways to count.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    tokens: int = 0
+    audits_passed: int = 0
+    audits_failed: int = 0
+    healthy: bool = False
+    equal: int = 0
+    work: int = 0
+
+
+@dataclass(frozen=True)
+class EpochAccount:
+    """An epoch that is complete.
+
+    Attributes:
+        epoch: of the run.
+        first_step, last_step: of it, both inside.
+        clients: by public key.
+    """
+
+    epoch: int
+    first_step: int
+    last_step: int
+    clients: Mapping[bytes, ClientAccount]
+
+
+class Account:
+    """Follows a run. Does no I/O."""
+
+    def __init__(self) -> None:
+        self._epoch: tuple[int, int] | None = None
+        self._height = -1
+        self._given: dict[int, dict[BatchId, NodeIdentity]] = {}
+        self._clients: dict[bytes, ClientAccount] = {}
+
+    def see(self, state: Coordinator) -> None:
+        """The run is like this now. To be called with every state of a round, in their order."""
+        if state.run_state not in ROUND_PHASES:
+            return
+        epoch = state.progress.epoch, state.epoch_state.start_step
+        if epoch != self._epoch:
+            self._epoch, self._height, self._given, self._clients = epoch, -1, {}, {}
+        height = state.current_round.height
+        if height == self._height:
+            return
+        self._height = height
+        try:
+            self._given[height] = assign_data(state)
+        except CoordinatorError:
+            self._given[height] = {}  # a run with verifiers, whose work nobody has defined
+        self._credit(state, self._given.pop(height - _ABOUT, {}))
+
+    def audited(self, key: bytes, *, passed: bool) -> None:
+        """Most auditors of a client say so."""
+        before = self._clients.get(key, ClientAccount())
+        if passed:
+            self._clients[key] = replace(before, audits_passed=before.audits_passed + 1)
+        else:
+            self._clients[key] = replace(before, audits_failed=before.audits_failed + 1)
+
+    def end(self, state: Coordinator) -> EpochAccount | None:
+        """The epoch is complete; None if nothing of it was seen.
+
+        Args:
+            state: the last one of the epoch, in which its clients are listed.
+        """
+        if self._epoch is None or self._epoch != (state.progress.epoch, state.epoch_state.start_step):
+            return None
+        members = state.epoch_state.clients
+        for client in members:
+            before = self._clients.get(client.id.signer, ClientAccount())
+            self._clients[client.id.signer] = replace(before, healthy=client.state is ClientState.HEALTHY)
+        share = EPOCH_POINTS // len(members) if members else 0
+        worked = sum(one.samples for one in self._clients.values() if not one.audits_failed)
+        paid = {
+            key: replace(
+                one,
+                equal=share if one.healthy and not one.audits_failed else 0,
+                work=EPOCH_POINTS * one.samples // worked if worked and not one.audits_failed else 0,
+            )
+            for key, one in self._clients.items()
+        }
+        account = EpochAccount(*self._epoch, max(self._epoch[1], state.progress.step - 1), paid)
+        self._epoch = None
+        return account
+
+    def _credit(self, state: Coordinator, given: Mapping[BatchId, NodeIdentity]) -> None:
+        """Those of whom the reports of the previous round say that they trained what they were given before it."""
+        previous = state.previous_round
+        if previous is None or not previous.witnesses:
+            return
+        quorum = witness_quorum(state.config.witness_nodes, len(previous.witnesses))
+        for batch, owner in given.items():
+            if trainer_score(owner, previous.witnesses) >= quorum:
+                before = self._clients.get(owner.signer, ClientAccount())
+                self._clients[owner.signer] = replace(
+                    before,
+                    batches=before.batches + 1,
+                    samples=before.samples + len(batch),
+                    tokens=before.tokens + len(batch) * state.model.max_seq_len,
+                )

@@ -1,0 +1,68 @@
+"""``distro-optim ledger``: checks a points ledger, and shows what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..coordinator.ledger import LedgerTotals
+
+__all__ = ["add_options", "run"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
+    parser.description = (
+        "A host with a folder for saved states writes down after each epoch what every client did, as a quorum of "
+        "witnesses saw it, and points for it. The lines are chained and signed, so that anybody can check them."
+    )
+    actions = parser.add_subparsers(required=True, metavar="action")
+    check = actions.add_parser("check", help="check signatures and chain; the status is 2 if something is wrong")
+    check.add_argument("file", type=Path, metavar="FILE", help="RUN-HOST.ledger.jsonl")
+    check.add_argument("--host", metavar="KEY", help="public key that has to have signed it, 64 hexadecimal digits")
+    check.add_argument("--last", metavar="HASH", help="hash of a last line that was kept, which has to be in it")
+    check.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks; 0 if the ledger is in order.
+
+    Raises:
+        ConfigurationError: it is not, or cannot be read.
+    """
+    from ..coordinator.server.ledger_file import read_ledger
+
+    totals = read_ledger(options.file, host=options.host, holding=options.last)
+    print(json.dumps(_record(totals)) if options.json else _table(totals))
+    return 0
+
+
+def _record(totals: LedgerTotals) -> dict[str, object]:
+    return {
+        "run": totals.run,
+        "host": totals.host.hex(),
+        "lines": totals.lines,
+        "last": totals.last,
+        "clients": {k.hex(): {**asdict(one), "epochs": totals.epochs[k]} for k, one in totals.clients.items()},
+    }
+
+
+def _table(totals: LedgerTotals) -> str:
+    if not totals.lines:
+        return "the ledger is empty"
+    lines = [
+        f"run {totals.run}, {totals.lines} epochs, signed by {totals.host.hex()}: in order",
+        f"{'client':16} {'epochs':>7} {'batches':>8} {'samples':>9} {'tokens':>13} {'audits':>9} "
+        f"{'equal':>10} {'by work':>10}",
+    ]
+    for key, one in sorted(totals.clients.items(), key=lambda item: -item[1].work):
+        audits = f"{one.audits_passed}/{one.audits_passed + one.audits_failed}"
+        lines.append(
+            f"{key.hex()[:16]:16} {totals.epochs[key]:7} {one.batches:8} {one.samples:9} {one.tokens:13} {audits:>9} "
+            f"{one.equal:10} {one.work:10}"
+        )
+    return "\n".join([*lines, f"hash of the last line: {totals.last}"])
