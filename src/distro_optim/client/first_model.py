@@ -198,7 +198,8 @@ class _Check:
     def _largest(self, config: str, names: Sequence[str]) -> int:
         if not config.lstrip().startswith("{"):
             raise ProtocolError("the peer's configuration is not a JSON object")
-        shapes = build_shapes(read_config(config, self._run.architecture, max_seq_len=self._run.max_seq_len))
+        described = read_config(config, self._run.architecture, max_seq_len=self._run.max_seq_len, from_peer=True)
+        shapes = build_shapes(described)
         parameters = sorted_parameters(shapes)
         check_memory(parameters.values(), self._device, buffers=shapes.buffers())
         tensors = {**parameters, **persistent_buffers(shapes)}

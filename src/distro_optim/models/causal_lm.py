@@ -184,7 +184,7 @@ class CausalLM(nn.Module):
         try:
             if not shared.config.lstrip().startswith("{"):
                 raise ModelConfigError("config.json is not a JSON object", name="config")
-            config = read_config(shared.config, architecture, max_seq_len=max_seq_len)
+            config = read_config(shared.config, architecture, max_seq_len=max_seq_len, from_peer=True)
             model = cls(config, weights=GivenTensors(shared.parameters), **settings)
         except (ModelConfigError, ModelWeightsError) as error:
             raise ProtocolError(f"the peers' model cannot be used: {error}") from error

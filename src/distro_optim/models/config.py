@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..coordinator.model import LLMArchitecture
 from ..errors import ModelConfigError
+from .strangers import check_strangers_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -156,6 +157,7 @@ def read_config(
     architecture: LLMArchitecture | str = LLMArchitecture.HF_AUTO,
     *,
     max_seq_len: int | None = None,
+    from_peer: bool = False,
 ) -> LanguageModelConfig:
     """Reads and checks a model's configuration.
 
@@ -163,6 +165,7 @@ def read_config(
         source: see :data:`ConfigSource`.
         architecture: of the run; ``"HfLlama"``, ``"HfDeepseek"`` or ``"HfAuto"``.
         max_seq_len: tokens of a sequence, where the run says so.
+        from_peer: bounds everything as :mod:`.strangers` does.
 
     Raises:
         ModelConfigError: there is none, or no model can be made of it, or Psyche's peers would make another one.
@@ -188,6 +191,8 @@ def read_config(
     if max_seq_len is not None:
         values["max_position_embeddings"] = max_seq_len
     _check_sizes(values)
+    if from_peer:
+        check_strangers_config(values)
     if kind is LLMArchitecture.HF_LLAMA:
         values = _llama(values)
     elif kind is LLMArchitecture.HF_DEEPSEEK:
