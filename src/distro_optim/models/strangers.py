@@ -1,4 +1,4 @@
-"""What a peer's ``config.json`` may ask of transformers: known families, and bounds on everything that is built. No I/O.
+"""What a peer's ``config.json`` may ask of transformers: known families, and bounds on what is built. No I/O.
 
 A configuration class may make lists and modules of whatever length a number says before a shape is known, so what comes
 from a peer is bounded before transformers sees it. Files of one's own are not: see :mod:`.config`.
