@@ -25,6 +25,9 @@ LINE = 120
 USERS_SCRIPTS = {"train.py", "my_script.py", "script.py", "lightning_bytes.py", "byte_data.py", "byte_model.py"}
 """Names that a page gives to a script of the reader's."""
 
+SENDERS = {"", "bystander", "joiner", "member", "regular", "host"}
+"""The rows of docs/security.md that say who is who."""
+
 
 def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -160,3 +163,19 @@ def test_every_picture_is_shown() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     pictures = [path.name for path in (DOCS / "images").iterdir() if path.suffix in (".png", ".svg")]
     assert [name for name in pictures if f"images/{name}" not in text] == []
+
+
+def test_each_row_about_who_may_do_what_names_a_test_that_exists() -> None:
+    rows = [
+        line
+        for line in (DOCS / "security.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and line.count("|") in (5, 6, 7) and not line.startswith(("| message", "| request"))
+    ]
+    rows = [row for row in rows if row.split("|")[1].strip() not in SENDERS]
+    assert len(rows) > 30
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    written = set(re.findall(r"^(?:async )?def (test_\w+)", tests, flags=re.M))
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, f"no test: {row}"
+        assert named <= written, f"no such test: {sorted(named - written)}"
