@@ -78,3 +78,8 @@ def test_each_family_is_a_causal_language_model_of_transformers() -> None:
     mapping = pytest.importorskip("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     assert {"llama", "deepseek_v3", "gpt2", "mistral"} <= FAMILIES & mapping.keys()
     assert len(FAMILIES & mapping.keys()) > len(FAMILIES) // 2
+
+
+def test_what_a_peer_says_of_its_model_beside_it_is_not_given_to_transformers() -> None:
+    beside = {"distro_optim": {"format": 2, "trained": [["weight", [1, 2]]] * 5000}}
+    assert "distro_optim" not in read_config({**LLAMA, **beside}, from_peer=True).values

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..coordinator.model import LLMArchitecture
 from ..errors import ModelConfigError
-from .strangers import check_strangers_config
+from .strangers import OUR_ENTRY, check_strangers_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -192,6 +192,7 @@ def read_config(
         values["max_position_embeddings"] = max_seq_len
     _check_sizes(values)
     if from_peer:
+        values.pop(OUR_ENTRY, None)
         check_strangers_config(values)
     if kind is LLMArchitecture.HF_LLAMA:
         values = _llama(values)

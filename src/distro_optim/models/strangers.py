@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import ModelConfigError
 
-__all__ = ["FAMILIES", "check_strangers_config"]
+__all__ = ["FAMILIES", "OUR_ENTRY", "check_strangers_config"]
 
 FAMILIES: Final = frozenset(
     [
@@ -63,6 +63,10 @@ FAMILIES: Final = frozenset(
 )
 """Causal language models of transformers whose classes make one list of layers and, in each, one of experts. Others,
 such as those that mix kinds of layers by rules of their own, are trained from a configuration of one's own."""
+
+OUR_ENTRY: Final = "distro_optim"
+"""What a peer of our kind says of its model beside the configuration. It has its own bounds
+(``strategy/model/identity.py``), and transformers does not see it."""
 
 MAX_ITEMS: Final = 4096
 """Values in the whole file, of all lists and objects; the largest known has some hundred. Chosen arbitrarily."""
