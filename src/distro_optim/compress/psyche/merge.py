@@ -190,11 +190,12 @@ class PsycheMerge(Merge):
             block: of the batch.
             near: ``(n,)``, of this block; see :class:`Prepared`.
             halves: ``(n, h, w)`` of the parameters' dtype, which takes the signs.
-            scratch: three buffers, of which the second is that of ``halves``.
+            scratch: buffers, of which the second is that of ``halves`` and the first is overwritten.
         """
         filled = self._multiply(known, block, scratch[0], scaled=False)
         numbers = halves.copy_(scratch[0]).view(block.tiles, -1)
-        memory = scratch[2].view(-1).view(halves.dtype)[: numbers.numel()].view(numbers.shape)
+        # What is in the cache still, and not needed any more.
+        memory = scratch[0].view(-1).view(halves.dtype)[: numbers.numel()].view(numbers.shape)
         magnitudes = self._halves.magnitudes(numbers, memory)
         bits = self._halves.take_signs(numbers)
         odd = (magnitudes.min(axis=1) <= near).nonzero()[0]

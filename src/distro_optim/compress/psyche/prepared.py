@@ -173,8 +173,8 @@ class Preparing:
         most = max(max(b.tiles * slots, end - entry) for b, (_, _, entry, end) in zip(blocks, spans, strict=True))
         columns = torch.cat([columns & ((1 << self._column_bits) - 1), columns.new_zeros(1)])
         magnitude = mean.abs()
-        # A term of 0 takes part in no rounding. A few more make up for what is neglected, and for the scale.
-        roundings = slots + 2 + min(slots + 3, self.longest_sum) + 2
+        # Ours, and Psyche's: what is added to 0 is not rounded. Two more make up for what is neglected and the scale.
+        roundings = slots + min(slots, self.longest_sum) + 2
         size = torch.zeros(n, dtype=mean.dtype, device=mean.device)
         size.index_add_(0, (key >> self._order_bits).int(), torch.where(magnitude.isfinite(), magnitude, 0))
         bound = torch.where(size > 0, size * (roundings * _UNIT_ROUNDOFF * _SLACK * self._largest) + self._tiny, 0)
