@@ -89,6 +89,20 @@ def test_peers_that_cannot_be_reached_are_told_of_within_ten_seconds_with_what_t
     assert listener.heard() == ["peers 01010101, 02020202 left: 1 peer now"]  # alone, there is nobody to be reached
 
 
+def test_a_round_that_waits_for_others_is_told_of_now_and_then() -> None:
+    listener = Listener()
+    narration = listener.narration
+    for listener.now, height in ((0.0, 7), (10.0, 7), (14.0, 8), (28.0, 8), (30.0, 8), (40.0, 8), (46.0, 8), (50.0, 9)):
+        narration.look(listener.among(A, B, neighbors=1, height=height), ME)
+    assert listener.heard() == [
+        "step 40: waiting for the others; 16 s so far",
+        "step 40: waiting for the others; 32 s so far",
+    ]
+    for listener.now in (60.0, 90.0, 120.0):
+        narration.look(listener.among(height=10), ME)
+    assert listener.heard() == ["peers 01010101, 02020202 left: 1 peer now"]  # alone, there is nobody to wait for
+
+
 def test_who_comes_and_who_leaves_is_said_once() -> None:
     listener = Listener()
     narration = listener.narration

@@ -23,7 +23,7 @@ SAMPLES = 60
 LR = 1e-2
 _NARRATION = re.compile(
     r"^(found the run|the model comes|in the run|waiting for)|(came|left): \d+ peers? now$|next epoch$"
-    r"|\.\.\.( \d+ s so far)?$"
+    r"|\.\.\.( \d+ s so far)?$|waiting for the others"
 )
 
 

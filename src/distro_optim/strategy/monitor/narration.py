@@ -28,6 +28,8 @@ _KEY_DIGITS: Final = 8
 _WITH_PEERS: Final = frozenset({"WARMUP", "ROUND_TRAIN", "ROUND_WITNESS", "COOLDOWN"})
 """Phases in which the list of clients is that of an epoch."""
 
+_IN_A_ROUND: Final = frozenset({"ROUND_TRAIN", "ROUND_WITNESS"})
+
 
 def peers(count: int) -> str:
     """``count`` peers, in words."""
@@ -58,6 +60,8 @@ class Narration:
         self._told_download_at: float | None = None
         self._waiting_peers = 0
         self._is_in = False
+        self._round: tuple[int, int] | None = None
+        self._round_waits_since = self._told_round_at = 0.0
 
     def found(self, view: RunView) -> None:
         """We have looked at a run that is to be joined, and nobody there knows of us yet."""
@@ -96,6 +100,7 @@ class Narration:
         if view.run_state in _WITH_PEERS and (me is None or me in view.clients):
             self._see_peers(view)
             self._see_reach(view, now)
+            self._see_round(view, now)
         elif self._is_in and view.waits_for is not None and view.run_state in _WITH_PEERS:
             self._is_in, self._others = False, None  # an epoch goes on without us
         waiting = view.waiting_peers or 0
@@ -134,6 +139,17 @@ class Narration:
         elif now >= self._told_wait_at + STILL_SECONDS:
             self._told_wait_at = now
             self._tell(f"waiting for {view.waits_for}; {now - self._waiting_since:.0f} s so far")
+
+    def _see_round(self, view: RunView, now: float) -> None:
+        """Says of a round in which we have nothing left to do that the others still have, after a while."""
+        if view.run_state not in _IN_A_ROUND or len(view.clients) < 2 or self._alone_since is not None:
+            self._round = None
+        elif (at := (view.epoch, view.height)) != self._round:
+            self._round = at
+            self._round_waits_since = self._told_round_at = now
+        elif now >= self._told_round_at + STILL_SECONDS:
+            self._told_round_at = now
+            self._tell(f"step {view.step}: waiting for the others; {now - self._round_waits_since:.0f} s so far")
 
     def _see_reach(self, view: RunView, now: float) -> None:
         """Says that nobody else of the epoch can be reached, or that this is over."""
