@@ -175,6 +175,7 @@ def test_a_transaction_that_only_one_node_has_seen_is_found_there() -> None:
         world.nodes[1].methods.unconfirmed_polls = 10**6
         with pytest.raises(TransactionExpiredError, match="not taken within the minute"):
             await sender.send([pay])
+        assert fees.transactions == 2
 
     with_nodes(2, check)
 
@@ -215,3 +216,24 @@ def test_an_answer_is_signed_and_sent_once_however_often_it_is_asked_for() -> No
         assert world.asked("sendTransaction") == [4, 1]
 
     with_nodes(2, check)
+
+
+def test_what_is_cut_short_on_its_way_counts_as_paid_and_what_was_refused_does_not() -> None:
+    async def check(world: World) -> None:
+        world.nodes[0].methods.unconfirmed_polls = 10**6
+        fees = FeeMeter()
+        sender = Sender(world.rpc, KEYS, fees, poll_seconds=0.001, clock=lambda: world.now)
+        pay = transfer(TransferParams(from_pubkey=KEY, to_pubkey=wallet(6).pubkey(), lamports=SOL // 10))
+        sending = asyncio.create_task(sender.send([pay]))
+        await until_true(lambda: world.asked("getSignatureStatuses") != [0])
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        spent = SOL - world.validator.balance(KEY) - SOL // 10
+        assert fees.spent == spent > 0
+        much = transfer(TransferParams(from_pubkey=KEY, to_pubkey=wallet(6).pubkey(), lamports=2 * SOL))
+        with pytest.raises(CoordinatorLinkError):
+            await sender.send([much])
+        assert (fees.spent, fees.transactions) == (spent, 1)
+
+    with_nodes(1, check)

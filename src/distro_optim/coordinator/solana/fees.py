@@ -74,9 +74,14 @@ class FeeMeter:
             )
 
     def paid(self, fee: int = FEE_PER_SIGNATURE) -> None:
-        """A transaction was taken."""
+        """A transaction is on its way, or taken."""
         self.spent += fee
         self.transactions += 1
+
+    def returned(self, fee: int = FEE_PER_SIGNATURE) -> None:
+        """It was not taken, and will never be."""
+        self.spent -= fee
+        self.transactions -= 1
 
     def epoch_begins(self, balance: int) -> str | None:
         """An epoch begins; returns a warning if the wallet will not last for the next one.

@@ -94,8 +94,18 @@ class Sender:
             raise CoordinatorLinkError(
                 f"a transaction of {len(data)} bytes does not fit in the {MAX_TRANSACTION_BYTES} of a packet"
             )
-        await self._submit(data)
-        await self._confirm(data, signature, blockhash, fee)
+        # Counted before it leaves: whoever is cut short from here on may have to pay for it all the same.
+        self.fees.paid(fee)
+        try:
+            await self._submit(data)
+        except (TransactionFailedError, RpcRefusedError):
+            self.fees.returned(fee)
+            raise
+        try:
+            await self._confirm(data, signature, blockhash)
+        except TransactionExpiredError:
+            self.fees.returned(fee)
+            raise
         return signature
 
     async def _signed(self, instructions: list[Instruction], signers: Sequence[Keypair]) -> tuple[Hash, bytes, str]:
@@ -154,7 +164,7 @@ class Sender:
         except CoordinatorLinkError as error:
             _log.info("%s", error)
 
-    async def _confirm(self, data: bytes, signature: str, blockhash: Hash, fee: int) -> None:
+    async def _confirm(self, data: bytes, signature: str, blockhash: Hash) -> None:
         polls = 0
         while True:
             valid = await self._is_valid(blockhash)  # asked first: what is unknown after it was too old never comes
@@ -164,7 +174,6 @@ class Sender:
                 others = [await self._status(signature, polls + number) for number in range(1, len(self.rpc.urls))]
                 status = next((found for found in others if found is not None), None)
             if status is not None and (status.get("err") is not None or _is_confirmed(status)):
-                self.fees.paid(fee)
                 if status.get("err") is not None:
                     raise failure_of(status["err"])
                 return
