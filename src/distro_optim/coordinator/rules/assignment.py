@@ -55,8 +55,8 @@ def round_batch_size(state: Coordinator, round_: Round) -> int:
 def assign_data(state: Coordinator, selection: CommitteeSelection | None = None) -> dict[BatchId, NodeIdentity]:
     """The current round's intervals and their owners, in order of the data.
 
-    With fewer sequences than trainers the last ones in the shuffled order get none. Clients on probation get the last
-    few sequences, one each at most.
+    With fewer sequences than trainers the last ones in the shuffled order get none. Some clients on probation
+    get the last few sequences.
 
     Args:
         state: the run.
@@ -85,10 +85,11 @@ def assign_data(state: Coordinator, selection: CommitteeSelection | None = None)
     start, total = round_.data_index, round_batch_size(state, round_)
     regular = [client for client in trainers if client not in newcomers]
     newcomers_first = [client for client in trainers if client in newcomers]
-    share = newcomers_share(total, len(newcomers_first), round_.random_seed)
+    count, each = newcomers_share(total, len(newcomers_first), round_.random_seed)
+    share = count * each
     assigned = dict(zip(_cut(start, total - share, len(regular)), regular, strict=False))
-    singles = _cut(start + total - share, share, share)
-    return assigned | dict(zip(singles, newcomers_first, strict=False))
+    parts = _cut(start + total - share, share, count)
+    return assigned | dict(zip(parts, newcomers_first, strict=False))
 
 
 def batch_ids_for_round(state: Coordinator, round_: Round, num_trainers: int) -> list[BatchId]:

@@ -4,7 +4,7 @@ Identities cost nothing. In a run of our own kind a client is on probation until
 clients that are, the coordinator decides (:mod:`..server.probation`) and says in its list of clients, so that all
 compute the same from it:
 
-- the round's data go to the others, but for one sequence for each of a few on probation (:func:`newcomers_share`);
+- the round's data go to the others, but for a pair of sequences for some on probation (:func:`newcomers_share`);
 - nobody on probation is elected as a witness, so none is in a quorum or is waited for;
 - in warm-up the others wait for them only as long as the coordinator says.
 
@@ -21,6 +21,7 @@ from ..types import ON_PROBATION, Client, ClientState, Coordinator, NodeIdentity
 from .checkpoints import is_run_of_psyche
 
 __all__ = [
+    "NEWCOMERS_EACH",
     "NEWCOMERS_PART",
     "NOBODY",
     "Probation",
@@ -32,8 +33,12 @@ __all__ = [
 ]
 
 NEWCOMERS_PART: Final = 8
-"""One in so many sequences of a round is for clients on probation, since it is lost if they do nothing; at least one
-sequence, and none of a round that has only one but for one round in so many. Chosen arbitrarily."""
+"""One in so many sequences is for clients on probation, since it is lost if they do nothing: of each round, or of
+many rounds together where one has fewer. Chosen arbitrarily."""
+
+NEWCOMERS_EACH: Final = 2
+"""Sequences for each of them; a norm over the samples of a batch does not train with one. One, in rounds of fewer than
+four."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,21 @@ def regular_clients(state: Coordinator) -> frozenset[NodeIdentity]:
     return frozenset(client.id for place, client in enumerate(state.epoch_state.clients) if place not in newcomers)
 
 
-def newcomers_share(total: int, newcomers: int, seed: int) -> int:
-    """How many of a round's ``total`` sequences go to so many clients on probation, one each; ``seed`` of the round."""
-    share = total // NEWCOMERS_PART or int(total > 1 or seed % NEWCOMERS_PART == 0)
-    return min(newcomers, share, total)
+def newcomers_share(total: int, newcomers: int, seed: int) -> tuple[int, int]:
+    """How many of so many clients on probation have work in a round, and how many sequences each of them.
+
+    Args:
+        total: sequences of the round.
+        newcomers: on probation.
+        seed: of the round.
+    """
+    if total < 2 * NEWCOMERS_EACH:
+        count, each = int(total > 1 or (total == 1 and seed % NEWCOMERS_PART == 0)), 1
+    else:
+        each = NEWCOMERS_EACH
+        part = NEWCOMERS_PART * each
+        count = total // part or int(seed % part < total)
+    return min(newcomers, count), each
 
 
 def marked(clients: Collection[Client], newcomers: Collection[NodeIdentity]) -> tuple[Client, ...]:
