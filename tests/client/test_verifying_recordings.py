@@ -111,6 +111,7 @@ def verified(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) ->
     return status, found
 
 
+@pytest.mark.slow
 def test_honest_peers_pass_and_the_others_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, found = verified(capsys, run)
     assert status == 1
@@ -134,6 +135,7 @@ def test_the_table_names_peers_numbers_and_limits(run: Path, capsys: pytest.Capt
     assert any(line.startswith("limits of audits") for line in lines)
 
 
+@pytest.mark.slow
 def test_limits_are_learnt_from_a_run_and_used_for_another(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def kinds_of_merges(optimizer: DisTrO) -> set[str]:
 # -- coefficients to weights -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["signs", "values", "extreme"])
 @pytest.mark.parametrize(("k", "peers"), [(8, 1), (8, 16), (32, 4), (100, 3)])
 @pytest.mark.parametrize("crowded", [False, True])
@@ -100,6 +101,7 @@ def test_signs_of_some_and_values_of_others_are_left_to_torch(monkeypatch: pytes
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_weights_that_changed_are_not_differentiated_through() -> None:
     weight = torch.nn.Parameter(torch.ones(128, 128))
     optimizer = DisTrO([weight], overlap=False, quantize_1bit=True)
@@ -113,6 +115,7 @@ def test_weights_that_changed_are_not_differentiated_through() -> None:
 # -- gradients to coefficients -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 8, 12, 13, 32, 128])
 @pytest.mark.parametrize("shape", [(128, 192), (100, 43), (86, 86)])
 @pytest.mark.parametrize("overlap", [False, True])
@@ -338,6 +341,7 @@ def test_another_cpu_and_no_cache_give_the_same_weights() -> None:
     assert step_in_a_child(NUMBA_CPU_NAME="haswell", NUMBA_CACHE_DIR="/dev/null/nowhere") == [digest()]
 
 
+@pytest.mark.slow
 def test_numba_is_loaded_with_the_first_step_that_needs_it() -> None:
     program = """
 import sys, torch, distro_optim

@@ -311,10 +311,10 @@ def test_what_newcomers_have_of_a_round(total: int, newcomers: int, share: tuple
     assert newcomers_share(total, newcomers, 1) == share
 
 
-@pytest.mark.parametrize("total", [4, 8, 15])
-def test_of_small_rounds_some_have_a_pair_for_a_newcomer_and_an_eighth_is_lost(total: int) -> None:
-    lost = sum(count * each for count, each in (newcomers_share(total, 3, seed) for seed in range(1600)))
-    assert lost == 1600 * total / 8
+@pytest.mark.parametrize(("total", "lost"), [(4, 1.0), (6, 1.5), (8, 2.0), (15, 2.0), (31, 2.0), (32, 4.0)])
+def test_a_quarter_of_a_small_round_at_most_is_a_newcomers(total: int, lost: float) -> None:
+    shares = [newcomers_share(total, 3, seed) for seed in range(1600)]
+    assert sum(count * each for count, each in shares) == 1600 * lost
 
 
 def test_a_round_of_one_sequence_is_seldom_a_newcomers() -> None:

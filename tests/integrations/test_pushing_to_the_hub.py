@@ -55,6 +55,7 @@ def pushed(hub: FakeHub) -> dict[str, Any]:
     return load(hub.repos[REPO]["model.safetensors"])
 
 
+@pytest.mark.slow
 def test_a_host_pushes_true_weights_and_says_how_they_were_trained(runs: Runs, hub: FakeHub, tmp_path: Path) -> None:
     trainer = new_trainer(tmp_path / "tiny", hub_model_id=REPO, hub_token="hf_secret")
     assert trainer.pushes
@@ -70,6 +71,7 @@ def test_a_host_pushes_true_weights_and_says_how_they_were_trained(runs: Runs, h
     assert hub.repos[REPO]["README.md"].decode().count("## How this model was trained") == 1
 
 
+@pytest.mark.slow
 def test_what_is_pushed_in_the_middle_of_a_round_does_not_look_ahead(runs: Runs, hub: FakeHub, tmp_path: Path) -> None:
     true_weights: list[Any] = []
 
@@ -88,6 +90,7 @@ def test_what_is_pushed_in_the_middle_of_a_round_does_not_look_ahead(runs: Runs,
     assert ": 3 steps of 6 of 8 samples" in hub.repos[REPO]["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_a_joiner_creates_no_repository_and_pushes_nothing(
     runs: Runs, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return quiet_runs(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_host_trains_each_sample_once_in_an_epoch(runs: Runs, tmp_path: Path, capsys: Any) -> None:
     trainer = new_trainer(tmp_path)
     first = weights(trainer.model)
@@ -52,6 +53,7 @@ def test_a_host_trains_each_sample_once_in_an_epoch(runs: Runs, tmp_path: Path, 
     assert trainer.session is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_pass", "passes"), [(8, 1), (3, 2)])
 def test_how_a_round_is_cut_in_batches_is_each_peers_own_affair(
     runs: Runs, tmp_path: Path, per_pass: int, passes: int
@@ -66,6 +68,7 @@ def test_how_a_round_is_cut_in_batches_is_each_peers_own_affair(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_users_own_counts_by_its_samples(runs: Runs, tmp_path: Path) -> None:
     class OwnLoss(Noting):
         loss_is_scaled_for_ga = False  # as newer versions ask of such a method
@@ -89,6 +92,7 @@ def test_a_loss_of_the_users_own_counts_by_its_samples(runs: Runs, tmp_path: Pat
     assert gradients == pytest.approx([6 * 6 / 8 + 2 * 2 / 8])
 
 
+@pytest.mark.slow
 def test_a_late_joiner_is_at_the_step_of_the_run(runs: Runs, tmp_path: Path) -> None:
     runs.settings.update(
         config=RunConfig(total_steps=9, global_batch_size=8), first_step=5, share_of=2, skipped=[7], cancelled=[8]
@@ -110,6 +114,7 @@ def test_a_late_joiner_is_at_the_step_of_the_run(runs: Runs, tmp_path: Path) -> 
     assert 1.0 < output.training_loss < 5.0, "of the four steps, not of nine"
 
 
+@pytest.mark.slow
 def test_a_peer_leaves_after_its_own_max_steps(runs: Runs, tmp_path: Path) -> None:
     runs.settings["config"] = RunConfig(total_steps=9, global_batch_size=8)
     trainer = new_trainer(tmp_path, run=JOINS, max_steps=4)
@@ -120,6 +125,7 @@ def test_a_peer_leaves_after_its_own_max_steps(runs: Runs, tmp_path: Path) -> No
     assert trainer.rates()[4] > 0.004, "the schedule is the run's"
 
 
+@pytest.mark.slow
 def test_what_is_saved_are_true_weights_and_a_host_goes_on_from_them(runs: Runs, tmp_path: Path) -> None:
     straight = new_trainer(tmp_path / "a", save_strategy="steps", save_steps=2)
     straight.train()
@@ -138,6 +144,7 @@ def test_what_is_saved_are_true_weights_and_a_host_goes_on_from_them(runs: Runs,
     assert [sorted(b) for b in resumed.batches] == [sorted(b) for b in straight.batches[8:]]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_ahead_of_the_run_is_not_resumed_from(runs: Runs, tmp_path: Path) -> None:
     saving = new_trainer(tmp_path, save_strategy="steps", save_steps=4)
     saving.train()
@@ -148,6 +155,7 @@ def test_a_checkpoint_ahead_of_the_run_is_not_resumed_from(runs: Runs, tmp_path:
     assert runs.port.closed
 
 
+@pytest.mark.slow
 def test_a_model_saved_in_mid_round_has_true_weights(runs: Runs, tmp_path: Path) -> None:
     def save(trainer: Any) -> None:
         if trainer.state.global_step == 2:
@@ -212,6 +220,7 @@ def with_adapters(model: Any) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_only_what_has_gradients_is_trained(runs: Runs, tmp_path: Path) -> None:
     model = with_adapters(new_model())
     before = weights(model)
@@ -263,6 +272,7 @@ def test_data_without_a_length_need_a_number_of_steps(runs: Runs, tmp_path: Path
     assert trainer.seen.steps == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_class_of_the_users_own_trainer_trains_in_a_run(runs: Runs, tmp_path: Path) -> None:
     class Own(Trainer):
         pass
@@ -310,6 +320,7 @@ class Peers:
         self.world.run(port, script)
 
 
+@pytest.mark.slow
 def test_two_peers_and_a_late_one_end_with_equal_weights(
     monkeypatch: pytest.MonkeyPatch, make_world: Callable[..., SessionWorld], tmp_path: Path
 ) -> None:
@@ -331,6 +342,7 @@ def test_two_peers_and_a_late_one_end_with_equal_weights(
     peers.world.assert_equal_hashes()
 
 
+@pytest.mark.slow
 def test_a_given_optimizer_and_schedule_are_used(runs: Runs, tmp_path: Path) -> None:
     model = new_model()
     optimizer = DisTrO(model.parameters(), lr=0.02, compression_topk=4)

@@ -42,6 +42,7 @@ def run(style: str, steps: int, **settings: Any) -> tuple[EveryShape, DisTrO]:
 # -- what the rules do -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", RULES[1:], ids=lambda r: f"{r['direction']} {r['update']}")
 @pytest.mark.parametrize(
     ("peers", "quantize", "overlap", "closure"),

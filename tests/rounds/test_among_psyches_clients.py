@@ -139,6 +139,7 @@ class Mixed:
         assert all(member.joins == 1 for member in self.theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 def test_every_result_counts_and_nobody_is_dropped(quantized: bool) -> None:
     run = Mixed.of(2, 2, quantized=quantized)
@@ -182,6 +183,7 @@ def test_late_and_lost_gossip_costs_time_and_no_client(seed: int) -> None:
     assert set(run.dropped) <= HARMLESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
 def test_in_fifty_four_rounds_at_most_ten_announcements_say_what_everybody_has(seconds: float) -> None:
     """As Psyche's client counts them: those that it ignores."""

@@ -32,6 +32,7 @@ def trained(member: Member) -> list[int]:
     return [action.step for action in member.of(act.TrainBatch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_one_wrong_tensor_is_replaced_in_the_next_round(count: int) -> None:
     world, members = run_of(count, **SETTINGS)

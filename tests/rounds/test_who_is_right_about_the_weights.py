@@ -105,6 +105,7 @@ def test_of_two_that_differ_the_one_with_the_longer_standing_is_right() -> None:
     assert decide(B, "b", {A: "a"}, voters, final=True).right == "b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peers", "lying"), [(2, 1), (3, 1), (3, 2), (4, 1), (4, 2)])
 @pytest.mark.parametrize("host", [True, False])
 def test_no_sequence_makes_an_honest_peer_with_standing_take_a_liars_weights(

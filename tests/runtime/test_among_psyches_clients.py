@@ -78,6 +78,7 @@ def wild_values(action: act.TrainBatch, update: CompressedUpdate) -> CompressedU
     return with_wild_values(values(action, update))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 def test_all_results_count_and_nobody_is_dropped(quantized: bool) -> None:
     with PsycheRun() as run:

@@ -76,6 +76,7 @@ def test_copies_of_the_folders_go_on_where_the_run_was_under_the_same_ticket(tmp
     assert len(ends) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_was_paused_is_paused_when_its_host_is_back_and_says_how_it_goes_on(tmp_path: Path) -> None:
     news: list[str] = []
     with host(tmp_path, 1, news) as session:

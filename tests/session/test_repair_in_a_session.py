@@ -26,6 +26,7 @@ def flip_bit(script: Script, name: str) -> None:
         tensor.view(-1).view(torch.int32)[3] ^= 1 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_only_the_tensor_that_is_wrong_is_fetched_and_the_peer_trains_on(make_world: MakeWorld, count: int) -> None:
     world = make_world(total_steps=14, epoch_time=200, init_min_clients=count, min_clients=2)

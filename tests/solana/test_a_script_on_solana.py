@@ -64,6 +64,7 @@ def strangers(validator: Validator, run: RunInstructions) -> list[NodeIdentity]:
     return found
 
 
+@pytest.mark.slow
 def test_a_script_trains_to_the_end_beside_clients_that_nobody_can_reach(pl: ModuleType, tmp_path: Path) -> None:
     validator = Validator()
     key, mine = OPERATOR.pubkey(), wallet(70)

@@ -136,6 +136,7 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is a signal")
 def test_ctrl_c_ends_it_without_a_word(cluster: Cluster, tmp_path: Path) -> None:
     shown = Process(tmp_path / "log", "run", "show", "shown", "--follow", "--rpc", cluster.server.url)

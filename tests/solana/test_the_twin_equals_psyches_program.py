@@ -58,6 +58,7 @@ def test_every_call_of_a_walk_ends_like_the_programs_own(file: Path) -> None:
     assert list(differences(file)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", WALKS, ids=lambda file: file.name.split(".")[0])
 def test_the_raw_account_of_the_program_holds_what_the_twin_holds(file: Path) -> None:
     twin, raw, layout = CoordinatorTwin(), bytearray(ACCOUNT_BYTES), layout_of(CoordinatorAccount)

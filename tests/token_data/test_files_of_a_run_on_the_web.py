@@ -78,6 +78,7 @@ def test_only_the_web_is_asked(url: str) -> None:
         file_urls(SingleUrl(url))
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_arbitrary_text_is_a_url_or_a_clear_error(text: str) -> None:
     for url in (text, "http://" + text, "https://a/" + text, "gs://" + text):

@@ -130,6 +130,7 @@ def on_loop(work: Coroutine[Any, Any, None], loop: LoopThread) -> None:
         loop.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [b"", b"{}", bytes(20_000)])
 def test_a_host_answers_introductions_and_only_those(question: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = LoopThread("test-introductions")

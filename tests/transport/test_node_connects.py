@@ -121,6 +121,7 @@ def test_a_relay_url_that_cannot_be_read_hides_no_other_address(make_node: MakeN
     assert client.submit(say(client, server.endpoint_id, b"hello")).result(SECONDS) == b"hello"
 
 
+@pytest.mark.slow
 def test_each_relay_server_of_a_peer_has_its_turn() -> None:
     # The one that it was at before may be known for longer than the one that it is at now.
     relays = ("http://10.0.0.9:3340/", "https://1.2.3.999/", "https://relay.example/")

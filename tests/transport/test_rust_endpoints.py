@@ -119,6 +119,7 @@ def test_we_dial_rust_and_hear_our_own_words(make_node: MakeNode, runner: asynci
     runner.run(asyncio.wait_for(scenario(), SECONDS))
 
 
+@pytest.mark.slow
 def test_rust_is_turned_away_if_it_is_not_on_the_list(make_node: MakeNode, runner: asyncio.Runner) -> None:
     node = make_node(allowed=[])
 

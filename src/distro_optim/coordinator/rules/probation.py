@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 NEWCOMERS_PART: Final = 8
-"""One in so many sequences is for clients on probation, since it is lost if they do nothing: of each round, or of
-many rounds together where one has fewer. Chosen arbitrarily."""
+"""One in so many sequences of a round is for clients on probation, since it is lost if they do nothing. Rounds of fewer
+than twice as many have one client's, and those of fewer still only in some rounds. Chosen arbitrarily."""
 
 NEWCOMERS_EACH: Final = 2
 """Sequences for each of them; a norm over the samples of a batch does not train with one. One, in rounds of fewer than
@@ -91,8 +91,7 @@ def newcomers_share(total: int, newcomers: int, seed: int) -> tuple[int, int]:
         count, each = int(total > 1 or (total == 1 and seed % NEWCOMERS_PART == 0)), 1
     else:
         each = NEWCOMERS_EACH
-        part = NEWCOMERS_PART * each
-        count = total // part or int(seed % part < total)
+        count = total // (NEWCOMERS_PART * each) or int(seed % NEWCOMERS_PART < total)
     return min(newcomers, count), each
 
 
