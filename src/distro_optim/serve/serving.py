@@ -16,7 +16,6 @@ from typing import Any
 from ..comm.iroh.endpoint import RELAY_SECONDS, Node
 from ..comm.iroh.home import NodeHome
 from ..comm.iroh.introduction import Introductions, VersionDesk
-from ..comm.iroh.keys import load_secret_key
 from ..comm.iroh.measuring import MeasuringPlace
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..comm.iroh.rendezvous import Rendezvous
@@ -147,6 +146,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
     configured = read_state_file(options.state)
     check_run(configured)
     allowed = read_allow_list(options.allow)
+    home = _home(options)
     with contextlib.ExitStack() as stack:
         store = ledger = None
         uploads = _uploads(options)
@@ -157,8 +157,8 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
                     uploads.submit(path, step=step, run_id=configured.run_id)
 
             store = stack.enter_context(StateStore(options.save_dir, configured.run_id, on_saved=on_saved))
-            key = load_secret_key(_key_file(options, options.save_dir))
-            ledger = LedgerFile(store.directory, configured.run_id, key)
+            if home is not None:
+                ledger = LedgerFile(store.directory, configured.run_id, home.key())
         state, note = initial_state(configured, store, resume=options.resume)
         check_run(state)
         files = None
@@ -194,7 +194,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             endpoint = None
             if options.iroh:
                 with narrated("opening the iroh endpoint, and reaching a relay server", reporter.tell):
-                    node = await servers.enter_async_context(_node(options))
+                    node = await servers.enter_async_context(_node(options, home))
                 listeners.append(IrohListener(node))
                 Rendezvous(node, service.meeting_place)
                 if ours:
@@ -252,10 +252,9 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _node(options: ServeOptions) -> AsyncIterator[Node]:
+async def _node(options: ServeOptions, home: NodeHome | None) -> AsyncIterator[Node]:
     """The iroh endpoint, started; with its relay, if one answers in time."""
     relays = parse_relays(options.relay)
-    home = _home(options)
     if home is not None:
         home.enter()
     node = Node(
@@ -294,11 +293,6 @@ def _uploads(options: ServeOptions) -> Uploads | None:
     if options.save_dir is None:
         raise ConfigurationError("--upload copies what is saved, and nothing is: give --save-dir", name="upload")
     return Uploads(options.upload)
-
-
-def _key_file(options: ServeOptions, folder: Path) -> Path:
-    """With the key of this coordinator, where it keeps files."""
-    return options.key_file if options.key_file is not None else folder / "coordinator.key"
 
 
 def _data_port(state: Coordinator) -> int:

@@ -73,9 +73,9 @@ class PsycheMerge(Merge):
         self._bh = inverse_basis(h, batch.value_dtype, device).to(batch.compute_dtype)
         self._bw = inverse_basis(w, batch.value_dtype, device).to(batch.compute_dtype)
         largest = float(self._bh.abs().max() * self._bw.abs().max())
-        self._preparing = Preparing(number, batch, largest=largest, rounds=self._rounds)
-        self._prepared: dict[int, Prepared] = {}
         self._halves = Halves(batch.value_dtype)
+        self._preparing = Preparing(number, batch, self._halves, largest=largest, rounds=self._rounds)
+        self._prepared: dict[int, Prepared] = {}
         self._nearly_zero = NearlyZero(batch, self._preparing, self._bw)
 
     @override

@@ -36,7 +36,7 @@ class NearlyZero:
     """
 
     def __init__(self, batch: Batch, preparing: Preparing, across: Tensor) -> None:
-        self._size, self._w = batch.tile_size, batch.w
+        self._w = batch.w
         self._preparing = preparing
         self._across = across.cpu().numpy()
         self._sums_of_columns = np.stack([running_sums(batch.w).numpy(), np.zeros(batch.w, dtype=np.int64)])

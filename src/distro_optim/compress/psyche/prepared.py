@@ -50,18 +50,19 @@ class Preparing:
     Args:
         number: of the batch in the plan.
         batch: itself.
+        halves: of its parameters' dtype.
         largest: the largest product of two elements of the bases.
         rounds: whether sums are rounded to the dtype of the parameters, as in half precision.
     """
 
-    def __init__(self, number: int, batch: Batch, *, largest: float, rounds: bool) -> None:
+    def __init__(self, number: int, batch: Batch, halves: Halves, *, largest: float, rounds: bool) -> None:
         h, w, device = batch.h, batch.w, batch.device
         self.number = number
         self.batch = batch
         self.longest_sum = w // RUNNING_SUMS + 2 * (RUNNING_SUMS - 1)
         self._rounds = rounds
         self._largest = largest
-        self._halves = Halves(batch.value_dtype) if rounds and device.type == "cpu" else None
+        self._halves = halves if rounds and device.type == "cpu" else None
         # What rounds to 0 or nearly so, for which bounds on relative errors say nothing.
         self._tiny = max(_UNDERFLOW, torch.finfo(batch.value_dtype).tiny)
         self._ordinary = min(_ORDINARY, torch.finfo(batch.value_dtype).max / 2)
