@@ -21,9 +21,17 @@ from distro_optim.coordinator.model import Hub, HubRepo
 from distro_optim.coordinator.rules.assignment import assign_data
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.rules.committee import CommitteeSelection
-from distro_optim.coordinator.rules.probation import marked, newcomers_share, on_probation
+from distro_optim.coordinator.rules.probation import marked, newcomers_report, newcomers_share, on_probation
 from distro_optim.coordinator.server.host import Refused, RunHost
-from distro_optim.coordinator.server.probation import OWN_SECONDS, RESULTS_TO_EARN, SHARE, Purse
+from distro_optim.coordinator.server.probation import (
+    HOLD_SECONDS,
+    NEWCOMERS_SECONDS,
+    NEWCOMERS_SHARE,
+    OWN_SECONDS,
+    RESULTS_TO_EARN,
+    SHARE,
+    Purse,
+)
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState, WitnessProof
 from distro_optim.testing.coordinator import metadata
 from runs import client, clients, elected, ready, report, waiting_run
@@ -96,11 +104,19 @@ class Run:
         proof = dict(elected(self.state))[who]
         self.host.receive(who, WitnessMessage(WitnessStep(report(proof, seen), metadata(1))), self.now, SEED)
 
+    def finish(self, newcomer: NodeIdentity, state: Coordinator | None = None) -> None:
+        state = state or self.state
+        place = [listed.id for listed in state.epoch_state.clients].index(newcomer)
+        report = newcomers_report(CommitteeSelection.for_round(state, state.current_round), place)
+        self.host.receive(newcomer, WitnessMessage(WitnessStep(report, metadata(1))), self.now, SEED)
+
     def round(self, *, idle: Iterable[NodeIdentity] = (), late: Iterable[NodeIdentity] = ()) -> float:
         """A round in which nothing comes of ``idle``, and no report of ``late`` in time; returns its seconds."""
         began, step = self.now, self.state.progress.step
         self.now += ROUND_SECONDS
         seen = [identity for identity in self.listed if identity not in idle]
+        for newcomer in self.newcomers - {*idle, *late}:
+            self.finish(newcomer)
         for identity in dict(elected(self.state)):
             if identity not in {*idle, *late} and self.state.progress.step == step:
                 self.say(identity, seen)
@@ -339,7 +355,82 @@ def test_a_host_that_trains_alone_waits_for_no_newcomer_either() -> None:
     run.host.receive(HOST, WitnessMessage(WarmupStep(ready(0))), run.now, SEED)
     while run.state.run_state is RunState.WARMUP:
         run.pass_time(ROUND_SECONDS)
-    assert [run.round(idle=[client(2)]) for _ in range(6)] == [ROUND_SECONDS] * 6
+    first, *others = [run.round(idle=[client(2)]) for _ in range(6)]
+    assert first <= HOLD_SECONDS + 2 * ROUND_SECONDS
+    assert others == [ROUND_SECONDS] * 5
+
+
+def with_newcomers(*newcomers: NodeIdentity) -> Run:
+    """A run in whose training they have just come."""
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    run.join(*newcomers)
+    run.pass_time(10)
+    run.next_epoch()
+    run.everybody_is_ready()
+    assert run.newcomers == set(newcomers)
+    return run
+
+
+def test_who_has_just_come_is_waited_for_while_it_is_a_little_behind() -> None:
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    while run.newcomers:
+        step = run.state.progress.step
+        run.now += ROUND_SECONDS
+        for identity in clients(1, 2):
+            run.say(identity, run.listed)
+        run.pass_time(3 * ROUND_SECONDS)
+        assert run.state.progress.step == step
+        run.finish(newcomer)
+        assert run.state.progress.step == step + 1
+    assert run.round() == ROUND_SECONDS
+
+
+def test_what_a_newcomer_says_of_another_round_counts_for_nothing() -> None:
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    stale = run.state
+    later = replace(stale.current_round, random_seed=SEED + 1)
+    head, rounds = stale.epoch_state.rounds_head, stale.epoch_state.rounds
+    rounds = (*rounds[:head], later, *rounds[head + 1 :])
+    run.host.state = replace(stale, epoch_state=replace(stale.epoch_state, rounds=rounds))
+    for identity in clients(1, 2):
+        run.say(identity, run.listed)
+    step = run.state.progress.step
+    run.finish(newcomer, stale)
+    assert run.state.progress.step == step
+    run.finish(newcomer)
+    assert run.state.progress.step == step + 1
+
+
+def test_nothing_of_a_newcomers_report_is_in_the_state() -> None:
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    before = run.state
+    run.finish(newcomer)
+    assert run.state is before
+    run.finish(newcomer)
+    assert run.state is before
+
+
+def test_newcomers_that_idle_by_turns_cost_a_purse_and_a_twentieth_of_the_time() -> None:
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    began, lengths = run.now, []
+    for turn in range(8):
+        idle = clients(*range(100, 104 + 4 * turn))
+        run.join(*idle[-4:])
+        run.host.state = replace(run.state, epoch_state=replace(run.state.epoch_state, start_timestamp=-9999))
+        run.next_epoch(idle=idle)
+        run.everybody_is_ready(idle[0])
+        while run.state.run_state is RunState.WARMUP:
+            run.pass_time(ROUND_SECONDS)
+        lengths += [run.round(idle=idle) for _ in range(20)]
+    held = sum(lengths) - ROUND_SECONDS * len(lengths)
+    assert 0 < held <= NEWCOMERS_SECONDS + NEWCOMERS_SHARE * (run.now - began) + 8 * 2 * ROUND_SECONDS
 
 
 def test_an_epoch_does_not_end_early_for_more_newcomers_while_it_is_full_of_idle_ones() -> None:

@@ -123,7 +123,8 @@ def tick(
         case RunState.WARMUP:
             return _tick_warmup(state, now, seed, probation)
         case RunState.ROUND_TRAIN:
-            due = is_due(state, now, round_train_seconds(state)) or is_complete(state, probation.late)
+            due = is_complete(state, probation.late) and not probation.holds
+            due = due or is_due(state, now, round_train_seconds(state))
             return (enter(state, RunState.ROUND_WITNESS, now) if due else state), TickResult.TICKED
         case RunState.ROUND_WITNESS:
             due = is_due(state, now, state.config.round_witness_time or REPORT_SECONDS)
@@ -150,8 +151,10 @@ def warmup_witness(state: Coordinator, sender: NodeIdentity, report: Witness, no
     return start_round_train(state, now, seed) if complete else state
 
 
-def witness(state: Coordinator, sender: NodeIdentity, report: Witness, now: int) -> Coordinator:
+def witness(state: Coordinator, sender: NodeIdentity, report: Witness, now: int, *, holds: bool = False) -> Coordinator:
     """An elected client reports what it saw of the round before; all reports together end the training early.
+
+    Unless the round ``holds`` for a client on probation.
 
     Only the election is verified. The filters and the root in the report are the witness's word, which counts as
     part of a quorum.
@@ -167,7 +170,7 @@ def witness(state: Coordinator, sender: NodeIdentity, report: Witness, now: int)
             state, Input.WITNESS, CoordinatorErrorCode.INVALID_WITNESS, f"client {sender} is not elected as it claims"
         )
     state, complete = store_witness(state, sender, report, Input.WITNESS)
-    if complete and state.run_state is not RunState.ROUND_WITNESS:
+    if complete and not holds and state.run_state is not RunState.ROUND_WITNESS:
         return enter(state, RunState.ROUND_WITNESS, now)
     return state
 

@@ -5,7 +5,8 @@ clients that are, the coordinator decides (:mod:`..server.probation`) and says i
 compute the same from it:
 
 - the round's data go to the others, but for a pair of sequences for some on probation (:func:`newcomers_share`);
-- nobody on probation is elected as a witness, so none is in a quorum or is waited for;
+- nobody on probation is elected as a witness, so none is in a quorum. They say when they have finished in a report that
+  counts nothing (:func:`newcomers_report`), for which the coordinator may hold a round for a little while;
 - in warm-up the others wait for them only as long as the coordinator says.
 
 While nobody in the list has finished a round, nobody is on probation. In a run of Psyche's nobody ever is.
@@ -15,10 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ..types import ON_PROBATION, Client, ClientState, Coordinator, NodeIdentity
+from ..types import ON_PROBATION, Client, ClientState, Coordinator, MerkleRoot, NodeIdentity, Witness
 from .checkpoints import is_run_of_psyche
+
+if TYPE_CHECKING:
+    from .committee import CommitteeSelection
 
 __all__ = [
     "NEWCOMERS_EACH",
@@ -27,6 +31,7 @@ __all__ = [
     "Probation",
     "has_probation",
     "marked",
+    "newcomers_report",
     "newcomers_share",
     "on_probation",
     "regular_clients",
@@ -49,11 +54,13 @@ class Probation:
         newcomers: clients on probation from the next round or epoch on.
         late: clients for which the present round does not wait any longer.
         is_over: whether the warm-up does not wait any longer for those on probation.
+        holds: whether the present round still waits for one of them, although all others have reported.
     """
 
     newcomers: frozenset[NodeIdentity] = frozenset()
     late: frozenset[NodeIdentity] = frozenset()
     is_over: bool = False
+    holds: bool = False
 
 
 NOBODY: Final = Probation()
@@ -93,6 +100,18 @@ def newcomers_share(total: int, newcomers: int, seed: int) -> tuple[int, int]:
         each = NEWCOMERS_EACH
         count = total // (NEWCOMERS_PART * each) or int(seed % NEWCOMERS_PART < total)
     return min(newcomers, count), each
+
+
+def newcomers_report(selection: CommitteeSelection, index: int) -> Witness:
+    """What the client at ``index``, which is on probation, sends instead of a witness's report when it has finished.
+
+    It says nothing about others, and no state ever holds it. In place of the root it has the hash of the round's seed,
+    so that one of an earlier round is not taken for one of this.
+
+    Raises:
+        CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
+    """
+    return Witness(selection.get_witness(index), broadcast_merkle=MerkleRoot(selection.seed))
 
 
 def marked(clients: Collection[Client], newcomers: Collection[NodeIdentity]) -> tuple[Client, ...]:

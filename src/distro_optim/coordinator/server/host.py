@@ -267,8 +267,13 @@ class RunHost:
             match message:
                 case Join(run_id):
                     return self._join(client, run_id, int(now))
+                case WitnessMessage(WitnessStep(report, metadata)) if self._index_of(client) in on_probation(before):
+                    if not self._book.heard(client, self._index_of(client), report, before, now):
+                        return [Refused(client=client, reason="it is on probation, and the report is of another round")]
+                    self.reports[client] = metadata
                 case WitnessMessage(WitnessStep(report, metadata)):
-                    self.state = machine.witness(before, client, report, int(now))
+                    holds = bool(on_probation(before)) and self._book.decide(before, now).holds
+                    self.state = machine.witness(before, client, report, int(now), holds=holds)
                     self.reports[client] = metadata
                 case WitnessMessage(WarmupStep(report)):
                     self.state = machine.warmup_witness(before, client, report, int(now), seed)
@@ -285,14 +290,18 @@ class RunHost:
         except CoordinatorError as error:
             return [Refused(client=client, reason=str(error))]
         self._book.follow(before, self.state, now)
-        late = self._book.decide(self.state, now).late if self.state.run_state in ROUND_PHASES else frozenset()
-        if self.state.run_state in ROUND_PHASES and is_complete(self.state, late):
+        if self.state.run_state in ROUND_PHASES and self._is_over(now):
             # All reports of this round are in: the next one begins at once, not with the next tick.
             for _ in range(_TICKS_OF_A_ROUND):
                 self.state, _ = self._ticked(now, seed)
             # Now, because a client that was dropped hears of it and joins again before the next tick.
             self._forget_dropped(now)
         return self._phase_events(before)
+
+    def _is_over(self, now: float) -> bool:
+        """Whether all that the round waits for is in."""
+        decided = self._book.decide(self.state, now)
+        return is_complete(self.state, decided.late) and not decided.holds
 
     def disconnect(self, client: NodeIdentity) -> list[Event]:
         """A client is gone."""

@@ -11,6 +11,11 @@ Identities cost nothing, and everybody waits for everybody. So:
 
 What a client's work is worth: without one of n, the others take n / (n - 1) times as long for its part of the data.
 
+- when all others have reported, a round is held for a few seconds for those on probation that have not said yet that
+  they have finished: who has just come is a little behind, and could never catch up with rounds that are short. These
+  seconds come out of a third purse, which is for all of them and gains half as much; and for a client that let a round
+  wait in vain none is held until it has been in time again.
+
 The host's own participants are never on probation, and are waited for. Until somebody has finished rounds, as in the
 first epoch, nobody is on probation.
 """
@@ -23,8 +28,9 @@ from typing import Final
 
 from ..rules.committee import CommitteeSelection
 from ..rules.consensus import trainer_score, witness_quorum
-from ..rules.probation import NOBODY, Probation, has_probation, on_probation, regular_clients
-from ..types import ROUND_PHASES, ClientState, Coordinator, NodeIdentity, RunState
+from ..rules.probation import NOBODY, Probation, has_probation, newcomers_report, on_probation, regular_clients
+from ..rules.steps import is_complete
+from ..types import ROUND_PHASES, ClientState, Coordinator, NodeIdentity, RunState, Witness
 from .joiner_patience import EPOCH_SHARE
 
 __all__ = ["RESULTS_TO_EARN", "ProbationBook", "Purse"]
@@ -58,6 +64,18 @@ WARMUP_SHARE: Final = 0.25
 """Of the warm-up's time, to wait for clients on probation once all others are ready. Halved each time it was in vain,
 down to a sixty-fourth of it, and doubled when it was not."""
 
+NEWCOMERS_SECONDS: Final = 10.0
+"""What the purse for those on probation holds at first. Chosen arbitrarily."""
+
+NEWCOMERS_SHARE: Final = 0.05
+"""Of the time that goes by is added to it."""
+
+HOLD_SECONDS: Final = 5.0
+"""For which a round is held at most. As long as peers wait for a result that nobody announced."""
+
+HOLD_SHARE: Final = 0.25
+"""Of a round's time at most."""
+
 MAX_REMEMBERED: Final = 1024
 """Clients; beyond it the one of whom nothing was heard for longest is forgotten."""
 
@@ -68,18 +86,20 @@ class Purse:
     Args:
         seconds: it holds at first.
         now: in seconds.
+        share: of the time that goes by that it gains.
     """
 
-    __slots__ = ("_at", "_seconds", "first")
+    __slots__ = ("_at", "_seconds", "_share", "first")
 
-    def __init__(self, seconds: float, now: float) -> None:
+    def __init__(self, seconds: float, now: float, share: float = SHARE) -> None:
         self.first = seconds
         self._seconds = seconds
+        self._share = share
         self._at = now
 
     def left(self, now: float) -> float:
         """Seconds in it; below 0 if more was taken than was there."""
-        self._seconds = min(MOST_SECONDS, self._seconds + max(0.0, now - self._at) * SHARE)
+        self._seconds = min(MOST_SECONDS, self._seconds + max(0.0, now - self._at) * self._share)
         self._at = max(self._at, now)
         return self._seconds
 
@@ -118,6 +138,12 @@ class ProbationBook:
         self._began = 0.0
         self._reported: dict[NodeIdentity, float] = {}
         self._paced: float | None = None
+        # Since when it is held for those on probation, who of them has said that it has finished, and for whom no round
+        # is held any more.
+        self._held: float | None = None
+        self._finished: dict[NodeIdentity, float] = {}
+        self._let_down: OrderedDict[NodeIdentity, None] = OrderedDict()
+        self._for_newcomers: Purse | None = None
         # The same for the warm-up.
         self._ready: float | None = None
         self._warmup_share = WARMUP_SHARE
@@ -146,7 +172,10 @@ class ProbationBook:
         listed = [client.id for client in state.epoch_state.clients]
         newcomers = self._on_probation(listed, state, now)
         if state.run_state in ROUND_PHASES:
-            return Probation(newcomers, late=self._late(state, now))
+            late = self._late(state, now)
+            if self._held is None and is_complete(state, late):
+                self._held = now
+            return Probation(newcomers, late=late, holds=self._holds(state, now))
         over = state.run_state is RunState.WARMUP and self._is_warmup_over(state, now)
         return Probation(newcomers, is_over=over)
 
@@ -231,7 +260,31 @@ class ProbationBook:
         record = self._records.get(client)
         return 0 if record is None else record.results
 
+    def _holds(self, state: Coordinator, now: float) -> bool:
+        if state.run_state is not RunState.ROUND_TRAIN or not self._awaited(state):
+            return False
+        longest = min(HOLD_SECONDS, HOLD_SHARE * state.config.max_round_train_time)
+        return self._seconds_held(now) < min(longest, self._newcomers_purse(now).left(now))
+
+    def _seconds_held(self, now: float) -> float:
+        return 0.0 if self._held is None else now - self._held
+
+    def _awaited(self, state: Coordinator) -> frozenset[NodeIdentity]:
+        """Those on probation for whom the round would be held, and who have not finished."""
+        clients = [state.epoch_state.clients[place] for place in on_probation(state)]
+        listed = {client.id for client in clients if client.state is ClientState.HEALTHY}
+        return frozenset(listed - self._finished.keys() - self._let_down.keys() - self._unready)
+
     # -- what it sees --------------------------------------------------------------------------------------------------
+
+    def heard(self, client: NodeIdentity, index: int, report: Witness, state: Coordinator, now: float) -> bool:
+        """A client on probation, at this place of the list, says that it has finished; False if another round."""
+        if state.run_state not in ROUND_PHASES:
+            return False
+        if report != newcomers_report(CommitteeSelection.for_round(state, state.current_round), index):
+            return False
+        self._finished.setdefault(client, now)
+        return True
 
     def follow(self, before: Coordinator, after: Coordinator, now: float) -> None:
         """The run went from one state to another."""
@@ -243,6 +296,7 @@ class ProbationBook:
             if self._round is not None:
                 self._end_round(before, now)
             self._round, self._began, self._paced, self._reported = which, now, None, {}
+            self._held, self._finished = None, {}
         if in_round:
             if before.run_state is RunState.WARMUP:
                 self._end_warmup(before)
@@ -305,6 +359,7 @@ class ProbationBook:
             return
         if self._paced is not None and self._has_anybody_worked(last):
             self._charge_late(last, now)
+        self._charge_newcomers(last, now)
         self._count_results(last, now)
 
     def _charge_late(self, last: Coordinator, now: float) -> None:
@@ -317,12 +372,27 @@ class ProbationBook:
         if longest:
             self._purse(now).take(longest, now)
 
+    def _charge_newcomers(self, last: Coordinator, now: float) -> None:
+        """For how long the round was held, and who of those on probation let it wait in vain."""
+        held, awaited = self._seconds_held(now), self._awaited(last)
+        if self._held is not None and (awaited or any(when > self._held for when in self._finished.values())):
+            self._newcomers_purse(now).take(held, now)
+        for client, when in self._finished.items():
+            if self._held is None or when <= self._held:
+                self._let_down.pop(client, None)
+        if held > 0:
+            self._let_down.update(dict.fromkeys(awaited))
+        while len(self._let_down) > MAX_REMEMBERED:
+            self._let_down.popitem(last=False)
+
     def _charge(self, client: NodeIdentity, seconds: float, now: float) -> None:
         record = self._record(client)
         if record.purse is None:
             record.purse = Purse(OWN_SECONDS, now)
         record.purse.take(seconds, now)
-        record.waits = record.waits or min(record.purse.left(now), self._purse(now).left(now) - seconds) <= FREE_SECONDS
+        if min(record.purse.left(now), self._purse(now).left(now) - seconds) <= FREE_SECONDS:
+            record.waits = True
+            self._let_down[client] = None
 
     def _count_results(self, last: Coordinator, now: float) -> None:
         witnesses = last.current_round.witnesses
@@ -368,6 +438,11 @@ class ProbationBook:
         if self._shared is None:
             self._shared = Purse(SHARED_SECONDS, now)
         return self._shared
+
+    def _newcomers_purse(self, now: float) -> Purse:
+        if self._for_newcomers is None:
+            self._for_newcomers = Purse(NEWCOMERS_SECONDS, now, NEWCOMERS_SHARE)
+        return self._for_newcomers
 
     def _record(self, client: NodeIdentity) -> _Record:
         record = self._records.setdefault(client, _Record())

@@ -139,10 +139,12 @@ class OwnResult:
     def publish_or_hold(self, at: Moment, current: RoundState | None, encoded: EncodedResult | None) -> bool:
         """Publishes what there is, or holds it if ``current``, its round, is still being trained; returns whether held.
 
-        Only a run whose rounds end with their last report has a reason to hold results.
+        Only a run whose rounds end with their last report has a reason to hold results. Who is on probation reports
+        when its result is on its way.
         """
         pending = self._unpublished
-        if pending is not None and pending.round is current and is_prompt(at.state) and at.is_in(RunState.ROUND_TRAIN):
+        holds = is_prompt(at.state) and at.is_in(RunState.ROUND_TRAIN)
+        if pending is not None and pending.round is current and holds and not pending.round.is_newcomer:
             pending.encoded, pending.held_until = encoded, at.now + MAX_HOLD_SECONDS
             return True
         self.publish(at.now, encoded)

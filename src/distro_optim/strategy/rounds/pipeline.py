@@ -191,6 +191,11 @@ class RoundPipeline:
             return
         if not current.sent_finished:
             self._finish(current, previous, at.now)
+        if current.is_newcomer:
+            # Nobody waits for our result: it goes out first, so that the others have it when they report.
+            if not self._own_result.is_unpublished(current):
+                self.witness()
+            return
         # Where everybody witnesses, the reports themselves say who has finished: waiting for the others' word would
         # only make each round longer by a message.
         if current.everybody_witnesses or current.finished.issuperset(at.present(current.regular)):

@@ -153,6 +153,11 @@ class RoundState:
         return all(map(self.selection.is_witness_at, range(self.selection.regular_nodes)))
 
     @property
+    def is_newcomer(self) -> bool:
+        """Whether we are on probation ourselves."""
+        return self.committee_proof.index in self.selection.newcomers
+
+    @property
     def regular(self) -> frozenset[NodeIdentity]:
         """The clients that others wait for: those that are not on probation."""
         newcomers = self.selection.newcomers

@@ -156,9 +156,13 @@ class Rounds:
         nonce = self._own_result.count_training()
         if at is not None and pipeline is not None:
             batch = pipeline.end_training(step)
-            pipeline.advance(at)
-            if batch is not None and at.is_in(RunState.ROUND_TRAIN):
-                self._own_result.add(pipeline.current, batch, update, own, nonce, pipeline.plan)
+            current, is_ours = pipeline.current, batch is not None and at.is_in(RunState.ROUND_TRAIN)
+            if not current.is_newcomer:
+                pipeline.advance(at)  # its report goes out first
+            if batch is not None and is_ours:
+                self._own_result.add(current, batch, update, own, nonce, pipeline.plan)
+            if current.is_newcomer:
+                pipeline.advance(at)
         return self._outbox.take()
 
     def encoding(self) -> Callable[[], EncodedResult] | None:

@@ -6,7 +6,7 @@ Rules: PsycheFoundation/psyche, ``shared/client/src/state/{witness,warmup,steps}
 from __future__ import annotations
 
 from ...coordinator.rules.consensus import is_healthy
-from ...coordinator.rules.probation import on_probation
+from ...coordinator.rules.probation import newcomers_report, on_probation
 from ...coordinator.types import CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, Witness, WitnessProof
 from ...errors import CoordinatorError
 from ...verify.merkle import merkle_root
@@ -19,9 +19,11 @@ def witness_report(current: RoundState, previous: RoundState | None) -> Witness 
     """Our report: elected in ``current``, it is about the round before. None if we are not elected.
 
     A client that knows nothing of the round before, since it joined in between, does not report: an empty report would
-    say that nobody took part.
+    say that nobody took part. One on probation only says that it has finished.
     """
     proof = current.witness_proof
+    if current.is_newcomer:
+        return newcomers_report(current.selection, proof.index)
     if not proof.witness:
         return None
     if previous is None:
