@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import warm_python
 from client.ports import ScriptedPort
 from client.processes import DISTRO, TINY_LLAMA, write_state
 from distro_optim import DisTrO
@@ -20,10 +21,11 @@ from distro_optim.client.first_model import FirstModel, comes_through_peers
 from distro_optim.client.preparing import Prepared, prepare
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
-from distro_optim.coordinator.model import P2P, HubRepo
+from distro_optim.coordinator.model import P2P, HubRepo, LLMArchitecture
 from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState
 from distro_optim.errors import ExchangeError, ModelConfigError, ModelTooLargeError, ModelWeightsError, RunError
+from distro_optim.models import trial
 from distro_optim.models.causal_lm import CausalLM
 from distro_optim.strategy.model.handover import MAX_REFUSALS, ModelHandover
 from distro_optim.strategy.model.named_tensors import NamedTensors
@@ -75,6 +77,16 @@ def test_a_model_of_psyches_peers_is_trained(state: Coordinator, theirs: SharedM
     for name, tensor in made.model.tensors().items():
         assert tensor.equal(theirs.parameters[name])
     assert made.model.companions == {"tokenizer.json": b'{"version": "1.0"}'}
+
+
+def test_a_rare_family_of_psyches_peers_is_trained(state: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "Popen", warm_python.Popen)
+    mamba = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    theirs = CausalLM({**mamba, "id2label": {"0": "LABEL_0"}}, seed=3).shared_model()
+    state = replace(state, model=replace(state.model, architecture=LLMArchitecture.HF_AUTO))
+    made = prepared(ScriptedPort([initialize(PEER)], [theirs]), state)
+    assert made.model.config.model_type == "mamba"
+    assert all(tensor.equal(theirs.parameters[name]) for name, tensor in made.model.tensors().items())
 
 
 def test_what_can_take_long_is_told(state: Coordinator, theirs: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 ====================  ==========================================================================================
 ``config``            ``config.json``, checked, in a form that Psyche's clients and transformers both read
-``strangers``         what a peer's ``config.json`` may ask for: known families, bounds on every number and list
+``strangers``         what a peer's ``config.json`` may ask for: bounds on every number and list
+``trial``             what bounds are not enough for: a model that is made in a process with limits first
+``trial_process``     that process
 ``building``          a transformers model from it: on no device, empty, or fresh
 ``native_shapes``     names and shapes of the models that Psyche's peers run on their own code
 ``initialization``    the first weights of a new model

@@ -43,6 +43,7 @@ __all__ = [
     "build_empty",
     "build_fresh",
     "build_shapes",
+    "build_with_buffers",
     "persistent_buffers",
     "sorted_parameters",
     "tied_sources",
@@ -53,9 +54,6 @@ _BUILDING: Final = threading.RLock()
 two that built at a time would leave each other's behind."""
 
 Shape = tuple[int, ...]
-
-_ATTENTION: Final = "sdpa"
-"""``AttentionImplementation::default()`` (shared/modeling/src/auto_config.rs)"""
 
 
 def sorted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -90,13 +88,22 @@ def build_empty(
     Raises:
         ModelConfigError: transformers cannot make it, or makes another model than the run's peers have.
     """
-    with _parameters_in(dtype, torch.device("meta")):
-        model = _construct(config, dtype)
+    model = build_with_buffers(config, dtype)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
     return _settled(model, config, torch.device(device), dtype)
+
+
+def build_with_buffers(config: LanguageModelConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """The model with its parameters on the meta device, as their modules made them, and its buffers computed.
+
+    Raises:
+        ModelConfigError: transformers cannot make it.
+    """
+    with _parameters_in(dtype, torch.device("meta")):
+        return _construct(config, dtype)
 
 
 def build_fresh(
@@ -139,9 +146,9 @@ def _construct(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedMod
     made.dtype = dtype  # transformers 4.56 and later go by it, earlier ones by the default
     try:
         with _default_dtype(dtype):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                made, attn_implementation=_ATTENTION
-            )
+            # Without a wish for its attention: transformers takes sdpa then, as AttentionImplementation::default() does
+            # (shared/modeling/src/auto_config.rs), and "eager" for families that have nothing else.
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(made)  # type: ignore[no-untyped-call]
     except (ModelConfigError, MissingDependencyError):
         raise
     # Sizes that do not fit each other come out as whatever the model's constructor stumbles over.

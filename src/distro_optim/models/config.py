@@ -18,13 +18,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..coordinator.model import LLMArchitecture
 from ..errors import ModelConfigError
-from .strangers import OUR_ENTRY, check_strangers_config
+from .strangers import OUR_ENTRY, check_strangers_config, is_base, is_ordinary
+from .trial import try_to_build
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,6 +51,10 @@ _MAX_EXPERTS: Final = 100_000
 
 _UNSAFE: Final = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels", "backbone")
 """Where code, kernels or other repositories are named, and notes of a transformers process to itself."""
+
+_SPECIAL: Final = "__float__"
+_SPECIAL_FLOATS: Final = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+"""How transformers 5 writes numbers that JSON does not have (``_encode_special_floats``): limits of Mamba's steps."""
 
 _NATIVE_TYPES: Final = {LLMArchitecture.HF_LLAMA: "llama", LLMArchitecture.HF_DEEPSEEK: "deepseek_v3"}
 _CLASSES: Final = {LLMArchitecture.HF_LLAMA: "LlamaForCausalLM", LLMArchitecture.HF_DEEPSEEK: "DeepseekV3ForCausalLM"}
@@ -93,10 +99,19 @@ class LanguageModelConfig:
     values: Mapping[str, Any]
     source_ties: bool | None = False
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Tokens that the model knows."""
-        return int(self.values["vocab_size"])
+        """Tokens that the model knows.
+
+        Raises:
+            ModelConfigError: neither the file nor transformers says so.
+        """
+        size = self.values.get("vocab_size")
+        if not _is_int(size):  # under another name, in a model within the model, or left to the default
+            size = getattr(self.to_transformers().get_text_config(), "vocab_size", None)
+        if not isinstance(size, int):
+            raise ModelConfigError(f"{CONFIG_FILE} has no vocab_size: add it", name="vocab_size", value=size)
+        return size
 
     @property
     def model_type(self) -> str:
@@ -140,7 +155,7 @@ class LanguageModelConfig:
         return made
 
     def _for_transformers(self) -> dict[str, Any]:
-        values = {key: value for key, value in self.values.items() if key != "torch_dtype"}
+        values = {key: _special(value) for key, value in self.values.items() if key != "torch_dtype"}
         if not self.is_native:
             return values
         kept = {key: value for key, value in values.items() if value is not None}
@@ -165,13 +180,14 @@ def read_config(
         source: see :data:`ConfigSource`.
         architecture: of the run; ``"HfLlama"``, ``"HfDeepseek"`` or ``"HfAuto"``.
         max_seq_len: tokens of a sequence, where the run says so.
-        from_peer: bounds everything as :mod:`.strangers` does.
+        from_peer: bounds everything as :mod:`.strangers` does, and tries what that is not enough for as :mod:`.trial`
+            does, which takes some seconds.
 
     Raises:
         ModelConfigError: there is none, or no model can be made of it, or Psyche's peers would make another one.
     """
     kind = _architecture(architecture)
-    values = {key: value for key, value in _mapping(source).items() if not key.startswith("_") and key not in _UNSAFE}
+    values: dict[str, Any] = _without_code(_mapping(source))
     model_type = values.get("model_type") or _NATIVE_TYPES.get(kind)
     if not isinstance(model_type, str):
         raise ModelConfigError(f"{CONFIG_FILE} has no model_type, which HfAuto goes by: add it", name="model_type")
@@ -190,10 +206,10 @@ def read_config(
     values = _with_classic_rope(values)
     if max_seq_len is not None:
         values["max_position_embeddings"] = max_seq_len
-    _check_sizes(values)
     if from_peer:
         values.pop(OUR_ENTRY, None)
         check_strangers_config(values)
+    _check_sizes(values)
     if kind is LLMArchitecture.HF_LLAMA:
         values = _llama(values)
     elif kind is LLMArchitecture.HF_DEEPSEEK:
@@ -210,7 +226,10 @@ def read_config(
             value=True,
         )
     values["tie_word_embeddings"] = False
-    return LanguageModelConfig(kind, values, None if ties is None and kind not in _NATIVE_TYPES else bool(ties))
+    config = LanguageModelConfig(kind, values, None if ties is None and kind not in _NATIVE_TYPES else bool(ties))
+    if from_peer and not is_ordinary(values):
+        try_to_build(config.to_json(), kind.value)
+    return config
 
 
 def packaged_configs() -> tuple[str, ...]:
@@ -287,6 +306,27 @@ def _parse(text: str, where: str = CONFIG_FILE) -> dict[str, Any]:
     return values
 
 
+def _without_code(value: Any) -> Any:
+    """``value`` of JSON without :data:`_UNSAFE`, also in models within the model."""
+    if isinstance(value, dict):
+        return {
+            key: _without_code(inner)
+            for key, inner in value.items()
+            if key not in _UNSAFE and (not key.startswith("_") or key == _SPECIAL)
+        }
+    return [_without_code(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _special(value: Any) -> Any:
+    """``value`` of JSON with infinities for what stands for them."""
+    if isinstance(value, dict):
+        tag = value.get(_SPECIAL)
+        if len(value) == 1 and isinstance(tag, str) and tag in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[tag]
+        return {key: _special(inner) for key, inner in value.items()}
+    return [_special(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _with_classic_rope(values: dict[str, Any]) -> dict[str, Any]:
     """``rope_parameters`` of transformers 5 as ``rope_theta`` and ``rope_scaling``, where it is not per layer type."""
     rope = values.get("rope_parameters")
@@ -309,13 +349,13 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             _check_sizes(value)
-        elif isinstance(value, int) and abs(value) > _MAX_SIZE:
+        elif isinstance(value, int) and abs(value) > _MAX_SIZE and not is_base(key):
             raise ModelConfigError(f"{key}={value} is beyond any model", name=key, value=value)
     layers = max(
         (v for k, v in values.items() if k in ("num_hidden_layers", "n_layer", "num_layers") and _is_int(v)), default=1
     )
     experts = max((v for k, v in values.items() if k in _EXPERTS and _is_int(v)), default=1)
-    if layers > _MAX_LAYERS or layers * experts > _MAX_EXPERTS:
+    if layers > _MAX_LAYERS or (layers * experts > _MAX_EXPERTS and is_ordinary(values)):
         raise ModelConfigError(f"{layers} layers of {experts} experts are beyond any model", name="num_hidden_layers")
 
 
