@@ -265,13 +265,16 @@ def test_the_first_epoch_waits_for_everybody_and_later_ones_go_on_with_fewer() -
     stage.join(1, 2)
     stage.tick(30)
     assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
+    assert stage.host.missing == 1
     stage.join(3)
+    assert stage.host.missing == 0
     stage.tick(3)
     assert stage.host.state.run_state is RunState.WARMUP
     stage.host.disconnect(client(2))
     stage.host.disconnect(client(3))
     stage.tick(3)
     assert stage.state.run_state is RunState.WAITING_FOR_MEMBERS
+    assert stage.host.missing == 1
     stage.join(2)
     stage.tick(3)
     assert stage.host.state.run_state is RunState.WARMUP

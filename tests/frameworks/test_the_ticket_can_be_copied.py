@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from rich.progress import Progress
 from rich.text import Text
 
 from distro_optim.console import Forms, LivePicture, make_console
+from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.frameworks.invitation import invitation, print_unbroken
 from distro_optim.strategy.monitor.shell import shell_line
+from distro_optim.strategy.news import News
 
 TICKET = "psyche1" + "a2" * 60
 CODE = "Trainer(strategy=PsycheStrategy(run={ticket!r}))"
@@ -60,6 +63,11 @@ def test_the_line_for_a_shell_names_the_script(main: ModuleType, what: str) -> N
     assert shell_line(TICKET, main) == f"DISTRO_OPTIM_RUN={TICKET} python {what}"
 
 
+def test_an_invitation_says_whether_the_run_waits_for_others() -> None:
+    assert "RunConfig(peers_to_start=2) would wait" in TEXT
+    assert "The first step waits until 3 peers are here." in invitation("run", TICKET, CODE, 3)
+
+
 def test_it_is_printed_as_it_is_where_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     print_unbroken(TEXT)
     assert capsys.readouterr().out == f"{TEXT}\n"
@@ -85,6 +93,24 @@ def test_the_live_picture_of_a_server_does_not_break_it() -> None:
         display.update("waiting for members")
         display.tell(f"join from anywhere with {TICKET}", stays=True)
     assert lines_with_ticket(screen.getvalue()) == [f"join from anywhere with {TICKET}"]
+
+
+def test_a_sentence_does_not_share_the_line_of_a_bar_of_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(logging.getLogger("distro_optim"), "propagate", False)
+    handler = logging.StreamHandler(screen)
+    logging.getLogger("distro_optim").addHandler(handler)
+    try:
+        with tqdm(total=10, ncols=WIDTH, desc="training") as bar:
+            bar.update(3)
+            News(None, RunEnvironment()).tell("a peer came")
+    finally:
+        logging.getLogger("distro_optim").removeHandler(handler)
+    before, _, after = screen.getvalue().partition("a peer came\n")
+    assert before.endswith("\r"), "the bar is gone"
+    assert after.startswith("\rtraining:"), "and comes back below"
 
 
 def test_a_bar_of_tqdm_does_not_share_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

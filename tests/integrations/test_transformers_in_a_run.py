@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def test_a_host_trains_each_sample_once_in_an_epoch(runs: Runs, tmp_path: Path, 
     assert not same(weights(trainer.model), first)
     assert output.training_loss == pytest.approx(sum(loss or 0.0 for loss in runs.port.losses.values()) / 6)
     assert "run='psyche1quiet'" in capsys.readouterr().out
+    assert trainer.view().run_id == "quiet", "what was to be seen remains"
+    assert trainer.summary().startswith("the run 'quiet'")
     assert (trainer.args.gradient_accumulation_steps, trainer.args.max_steps) == (2, -1), "as the script had them"
     assert trainer.session is None
 
@@ -258,6 +261,16 @@ def test_what_cannot_work_is_said_before_the_run(
     with pytest.raises(ConfigurationError, match=message):
         new_trainer(tmp_path, **settings).train()
     assert runs.ports == []
+
+
+def test_mistakes_of_a_script_with_a_trainer_are_told_in_one_line(
+    monkeypatch: Any, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    with pytest.raises(ConfigurationError) as caught:
+        new_trainer(tmp_path, run="not a ticket")
+    sys.excepthook(caught.type, caught.value, None)
+    assert capsys.readouterr().err == f"distro_optim: {caught.value}\n"
 
 
 def test_data_without_a_length_need_a_number_of_steps(runs: Runs, tmp_path: Path) -> None:

@@ -154,6 +154,28 @@ def test_a_joiner_hears_when_a_run_of_a_script_lets_it_in() -> None:
     assert (waits_for(ending, me, 0) or "").startswith("the next epoch, after step 9: 1 client is in epoch 0")
 
 
+def test_a_host_says_how_many_it_waits_for_and_when_they_are_here() -> None:
+    state = RunConfig(total_steps=20, global_batch_size=4).coordinator_state("run")
+    me = NodeIdentity.from_single_key(ME)
+    assert waits_for(state, me, 0, missing=0) is None, "the host is all that the run needs"
+    assert waits_for(state, me, 0, missing=2) == "2 more peers to begin with"
+    listener = Listener()
+    waiting = replace(VIEW, run_state="WAITING_FOR_MEMBERS", waits_for=waits_for(state, me, 0, missing=1))
+    listener.narration.look(waiting, ME)
+    listener.narration.look(listener.among(A), ME)
+    listener.narration.entered(listener.among(A), 1, is_host=True)
+    assert listener.heard() == ["waiting for 1 more peer to begin with", "in the run with 1 peer, from step 1 of 120"]
+
+
+def test_a_host_to_which_nobody_came_hears_of_the_setting_that_waits() -> None:
+    alone = replace(VIEW, run_state="FINISHED", rounds_trained=9, contributions={ME: Contribution(rounds=9)})
+    (said,) = [line for line in summary(alone, is_host=True).splitlines() if "peers_to_start=2" in line]
+    assert said.startswith("  others        none came in time")
+    together = replace(alone, contributions={**alone.contributions, A: Contribution(rounds=1)})
+    for view, is_host in ((together, True), (alone, False), (replace(alone, rounds_trained=0), True)):
+        assert "peers_to_start" not in summary(view, is_host=is_host)
+
+
 def test_what_remains_of_a_run() -> None:
     view = replace(
         VIEW,
@@ -164,7 +186,7 @@ def test_what_remains_of_a_run() -> None:
         seconds_training=30.0,
         seconds_waiting=4.0,
         weights_root=bytes(32),
-        weights_step=120,
+        weights_step=122,
         contributions={ME: Contribution(rounds=118), A: Contribution(rounds=3), B: Contribution(dropped=1)},
     )
     assert summary(view, ddp_bytes=800_000_000).splitlines() == [
@@ -172,8 +194,10 @@ def test_what_remains_of_a_run() -> None:
         "  trained here  118 rounds; results of 2 peers counted",
         "  sent          1.5 MB in place of 800.0 MB of gradients; received 20.0 kB",
         "  time          30 s training, 4 s waiting for the run",
-        "  weights       0000000000000000 at the start of step 120",
+        "  weights       0000000000000000 after step 120",
     ]
+    left = replace(view, run_state="ROUND_TRAIN", weights_step=40)
+    assert summary(left).splitlines()[-1] == "  weights       0000000000000000 at the start of step 40"
     assert summary(replace(VIEW, fault="too late")).splitlines()[0] == "the run 'run' was left at step 40 of 120"
     assert summary(replace(VIEW, fault="too late")).splitlines()[-1] == "  in doubt      too late"
 

@@ -42,6 +42,7 @@ from .frameworks.hosting_defaults import complete_config, default_batch_size, ro
 from .frameworks.lightning_checks import check_optimizers
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_device import OneDevice
+from .frameworks.one_line import tell_mistakes_in_one_line
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
 from .network.on_solana import check_run
@@ -141,6 +142,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
     def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+        tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
         super().__init__(**others)
         if run is not None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from ..callbacks import SafeCallback
 from .environment import RunEnvironment
+from .monitor.bars import above_bars
 from .monitor.figures import Progress
 from .port import Note, RunEvent, RunFacts
 from .rounds import actions as act
@@ -64,7 +65,8 @@ class News:
             step: of the run; None takes that of the last round.
             routine: a person may want to know it, but need not.
         """
-        _log.log(logging.INFO if routine else self._level, "%s", text)
+        with above_bars():
+            _log.log(logging.INFO if routine else self._level, "%s", text)
         self._reporter.tell(text, step=step)
         if self.progress is not None:
             self.progress.tell(text)

@@ -438,10 +438,7 @@ class SwarmSession:
         if not self.speaks_for_the_peer:
             return
         self._tell_of_uploads()
-        view, state = access.facts.view(), access.facts.state
-        if access.facts.is_host and state is not None and state.config.init_min_clients <= 1:
-            view = replace(view, waits_for=None)  # the host itself is all that an epoch needs
-        self._narration.look(view, access.facts.identity.p2p_identity)
+        self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
 
     def _tell_of_uploads(self) -> None:
         for text in self._uploads.take_news() if self._uploads is not None else ():
@@ -581,7 +578,8 @@ class SwarmSession:
 
     def summary(self) -> str:
         """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights."""
-        return summary(self.view(), ddp_bytes=self._progress.ddp_bytes if self._progress is not None else 0)
+        ddp_bytes = self._progress.ddp_bytes if self._progress is not None else 0
+        return summary(self.view(), ddp_bytes=ddp_bytes, is_host=self.is_host)
 
     def view(self) -> RunView:
         """A snapshot for logs and live tables, after :meth:`close` the last one. For any thread."""

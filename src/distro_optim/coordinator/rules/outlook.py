@@ -49,17 +49,20 @@ def first_data_index(state: Coordinator) -> int:
     return state.current_round.data_index if in_round else state.progress.epoch_start_data_index
 
 
-def waits_for(state: Coordinator, me: NodeIdentity, now: float) -> str | None:
+def waits_for(state: Coordinator, me: NodeIdentity, now: float, missing: int | None = None) -> str | None:
     """What a client that has joined waits for, in words; None while it is in an epoch.
 
     Args:
         state: of the run.
         me: the client.
         now: Unix time in seconds, of this machine; the run's own clock may differ.
+        missing: how many have still to come before an epoch can begin; None if that is not known, as it is to hosts.
     """
     clients = state.epoch_state.clients
     match state.run_state:
         case RunState.WAITING_FOR_MEMBERS | RunState.UNINITIALIZED:
+            if missing is not None:
+                return f"{missing} more peer{'s' if missing != 1 else ''} to begin with" if missing else None
             needed = state.config.init_min_clients
             return f"members: an epoch begins with at least {needed} client{'s' if needed != 1 else ''}"
         case RunState.PAUSED:

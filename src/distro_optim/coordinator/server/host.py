@@ -196,6 +196,11 @@ class RunHost:
         """The clients that want to be in the next epoch, in the order of joining."""
         return self._pending.keys()
 
+    @property
+    def missing(self) -> int:
+        """Clients that have still to come before an epoch can begin."""
+        return max(0, max(self.state.config.init_min_clients, self._peers_to_start) - len(self._pending))
+
     def is_pending(self, public: bytes) -> bool:
         """Whether the owner of this key wants to be in the next epoch."""
         return NodeIdentity.from_single_key(public) in self._pending

@@ -19,14 +19,15 @@ from ...optimizer import DisTrO
 from ...strategy.config import RunConfig
 from ...strategy.environment import RunEnvironment
 from ...strategy.frameworks.first_sample import look_at_first_sample
-from ...strategy.frameworks.framework_session import FrameworkSession, split_options
+from ...strategy.frameworks.framework_session import Ended, FrameworkSession, split_options
 from ...strategy.frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from ...strategy.frameworks.local_ranks import LocalRanks
+from ...strategy.frameworks.one_line import tell_mistakes_in_one_line
 from ...strategy.frameworks.run_ahead import RunAhead
 from ...strategy.frameworks.samples import samples_of, warn
 from ...strategy.model.resuming import StartingPoint
 from ...strategy.model.schedules import FollowingSchedulers
-from ...strategy.network.joining import parse_run
+from ...strategy.network.on_solana import check_run
 from ...strategy.options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from ...strategy.port import RunView
 from ...strategy.round import Round
@@ -85,13 +86,15 @@ class SwarmTraining(_Trainer):
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
     def __init__(self, *args: Any, run: str | None = None, push_from: PushFrom = "host", **options: Any) -> None:
+        tell_mistakes_in_one_line()
         self._run_options, others = split_options(cast(StrategyOptions, options), of=type(self).__name__)
         if run is not None:
-            parse_run(run)
+            check_run(run, self._run_options.get("solana"))
         self.run = run
         self.push_from = check_push_from(push_from)
         self._hosts: bool | None = None  # as far as it has been in a run
         self._trained: TrainedInRun | None = None
+        self._last = Ended()
         self._forget()
         super().__init__(*args, **others)
         # Before the trainer's own callbacks, which look at the counters that it sets.
@@ -101,6 +104,7 @@ class SwarmTraining(_Trainer):
         """What exists only while ``train`` runs."""
         self._ahead: RunAhead | None = None
         self._session: _TrainerSession | None = None
+        self._has_left = False
         self._rounds: EpochsOfRounds | None = None
         self._follower: FollowingSchedulers | None = None
         self._round: Round | None = None
@@ -130,8 +134,12 @@ class SwarmTraining(_Trainer):
         return None if self._session is None else self._session.ticket
 
     def view(self) -> RunView | None:
-        """A snapshot of the run for logs and live tables, from any thread; None but during ``train``."""
-        return None if self._session is None else self._session.view()
+        """A snapshot of the run for logs and live tables, from any thread; after ``train`` the last; None before it."""
+        return self._last.view if self._session is None else self._session.view()
+
+    def summary(self) -> str | None:
+        """What remains of the run in a few lines: peers, bytes, time, and the hash of the weights; None before one."""
+        return self._last.summary if self._session is None else self._session.summary()
 
     @property
     def trains_in_run(self) -> bool:
@@ -303,8 +311,9 @@ class SwarmTraining(_Trainer):
 
     def leave_run(self) -> None:
         """Leaves the run, if we are in it. The model has its true weights then."""
-        if self._session is not None:
-            self._session.close()
+        if self._session is not None and not self._has_left:
+            self._has_left = True
+            self._last = self._session.end()
             self._trained = TrainedInRun.of(self._session)
         if self._ahead is not None:
             self._ahead.close()

@@ -125,6 +125,7 @@ class FrameworkSession(SwarmSession):
         self._ahead = ahead
         self._interrupt = interrupt
         self._complete = complete
+        self._peers_to_start = 1
         super().__init__(model, optimizer, run=run, begin_at=begin_at, **options)
 
     def invite(self, code: str) -> None:
@@ -134,7 +135,7 @@ class FrameworkSession(SwarmSession):
             code: the line of a script that takes a ticket, with ``{ticket!r}`` in it.
         """
         if self.is_host and self.ticket is not None:
-            print_unbroken(invitation(self.run_id, self.ticket, code))
+            print_unbroken(invitation(self.run_id, self.ticket, code, self._peers_to_start))
 
     def end(self) -> Ended:
         """Leaves the run, and shows what remains of it."""
@@ -162,4 +163,6 @@ class FrameworkSession(SwarmSession):
 
     @override
     def hosting_config(self) -> RunConfig:
-        return self._complete(super().hosting_config())
+        config = self._complete(super().hosting_config())
+        self._peers_to_start = config.peers_to_start or config.min_peers
+        return config

@@ -15,18 +15,23 @@ from ..monitor.shell import shell_line
 __all__ = ["invitation", "print_unbroken"]
 
 
-def invitation(run_id: str, ticket: str, code: str) -> str:
+def invitation(run_id: str, ticket: str, code: str, peers_to_start: int = 1) -> str:
     """How to join, in a shell or in the script.
 
     Args:
         run_id: the run's name.
         ticket: the way in.
         code: the line of a script that takes it, with ``{ticket!r}`` in it.
+        peers_to_start: how many the run waits for before its first step, its host among them.
     """
+    if peers_to_start > 1:
+        begins = f"The first step waits until {peers_to_start} peers are here."
+    else:
+        begins = "It begins now and takes in who comes; RunConfig(peers_to_start=2) would wait for a second peer."
     return (
         f"Hosting the run {run_id!r}. Others join with the same script:\n\n"
         f"    {shell_line(ticket)}\n\n"
-        f"or with the ticket in it:\n\n    {code.format(ticket=ticket)}\n"
+        f"or with the ticket in it:\n\n    {code.format(ticket=ticket)}\n\n{begins}\n"
     )
 
 

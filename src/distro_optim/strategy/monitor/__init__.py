@@ -3,6 +3,7 @@
 =================  ==================================================================
 ``narration``      the sentences of a peer: how it comes in, and who comes and leaves
 ``summary``        what there is to say at the end
+``bars``           progress bars that are in the way of sentences
 ``shell``          the line with which others join
 ``figures``        how it goes in numbers: loss, tokens a second, bytes, role
 ``metrics``        the same for Prometheus

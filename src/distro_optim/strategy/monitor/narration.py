@@ -52,6 +52,7 @@ class Narration:
         self._clock = self.clock = clock
         self._others: frozenset[bytes] | None = None
         self._waiting_since: float | None = None
+        self._has_waited = False
         self._alone_since: float | None = None
         self._told_alone_at: float | None = None
         self._linked = False
@@ -81,7 +82,7 @@ class Narration:
         if not self._is_in:
             self._is_in = True
             others = view.num_peers - 1
-            if not is_host:
+            if not is_host or self._has_waited:
                 whom = f"with {peers(others)}" if others > 0 else "as the only peer"
                 self._tell(f"in the run {whom}, from step {step} of {view.total_steps}")
         self._waiting_since = None
@@ -135,6 +136,7 @@ class Narration:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = self._told_wait_at = now
+            self._has_waited = True
             self._tell(f"waiting for {view.waits_for}")
         elif now >= self._told_wait_at + STILL_SECONDS:
             self._told_wait_at = now

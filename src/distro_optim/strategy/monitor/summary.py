@@ -8,12 +8,13 @@ from .narration import peers
 __all__ = ["in_bytes", "summary"]
 
 
-def summary(view: RunView, *, ddp_bytes: int = 0) -> str:
+def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
     """The run as this peer saw it.
 
     Args:
         view: the last one.
         ddp_bytes: what gradients in bfloat16 would have taken, sent by us; 0 if that is not known.
+        is_host: whether the run was hosted here: somebody who has invited others wants to know that nobody came.
     """
     is_over = view.run_state == "FINISHED"
     state = "is finished" if is_over else f"was left at step {view.step} of {view.total_steps}"
@@ -26,8 +27,15 @@ def summary(view: RunView, *, ddp_bytes: int = 0) -> str:
         f"  sent          {in_bytes(view.bytes_sent)}{instead}; received {in_bytes(view.bytes_received)}",
         f"  time          {view.seconds_training:.0f} s training, {view.seconds_waiting:.0f} s waiting for the run",
     ]
+    if is_host and view.rounds_trained and givers <= 1:
+        lines.append(
+            "  others        none came in time to train; RunConfig(peers_to_start=2) makes a host wait for one"
+        )
     if view.weights_root is not None:
-        lines.append(f"  weights       {view.weights_root.hex()[:16]} at the start of step {view.weights_step}")
+        when = f"at the start of step {view.weights_step}"
+        if (view.weights_step or 0) > view.total_steps > 0:  # in the rounds that apply what is still on its way
+            when = f"after step {view.total_steps}"
+        lines.append(f"  weights       {view.weights_root.hex()[:16]} {when}")
     if view.fault is not None:
         lines.append(f"  in doubt      {view.fault}")
     return "\n".join(lines)

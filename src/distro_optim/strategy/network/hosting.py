@@ -180,6 +180,7 @@ class HostedRun(RunSource):
             find_peers=lambda: _visit(rendezvous, node, self._options.peers),
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host, self.identity),
+            missing=lambda: host.missing,
             acts=acts_on(service, time.monotonic),
             guests=HostsGuests(service, self.key.public, self._loop),
             farewell=lambda: _farewell(server, host),

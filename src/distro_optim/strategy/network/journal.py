@@ -43,6 +43,7 @@ class Journal:
         clock: monotonic seconds.
         reports: what clients last reported, where that is known.
         waiting: how many clients wait for the next epoch, where that is known.
+        missing: how many have still to come before an epoch can begin, likewise.
         gives_up_after: seconds without a link to the coordinator after which the run counts as lost; None: never.
     """
 
@@ -54,6 +55,7 @@ class Journal:
         *,
         reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict,
         waiting: Callable[[], int | None] = lambda: None,
+        missing: Callable[[], int | None] = lambda: None,
         gives_up_after: float | None = None,
     ) -> None:
         self._run_id = run_id
@@ -61,6 +63,7 @@ class Journal:
         self._clock = clock
         self._reports = reports
         self._waiting = waiting
+        self._missing = missing
         self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
         self._state: Coordinator | None = None
         self._gives_up_after = gives_up_after
@@ -180,7 +183,7 @@ class Journal:
             contributions=self.contributions.seen(),
             last_events=tuple(self._notes),
         )
-        return view if self._state is None else with_state(view, self._state, self._me)
+        return view if self._state is None else with_state(view, self._state, self._me, self._missing())
 
     def _losses(self) -> dict[bytes, LossReport]:
         losses = {
@@ -193,8 +196,15 @@ class Journal:
         return losses
 
 
-def with_state(view: RunView, state: Coordinator, me: NodeIdentity) -> RunView:
-    """``view``, with what the state of the coordinator says; ``me`` is the client that looks."""
+def with_state(view: RunView, state: Coordinator, me: NodeIdentity, missing: int | None) -> RunView:
+    """``view``, with what the state of the coordinator says.
+
+    Args:
+        view: of a run.
+        state: of its coordinator.
+        me: the client that looks.
+        missing: how many clients have still to come before an epoch can begin; None if that is not known.
+    """
     clients = [client.id for client in state.epoch_state.clients]
     step, total_steps = counted_steps(state)
     try:
@@ -211,7 +221,7 @@ def with_state(view: RunView, state: Coordinator, me: NodeIdentity) -> RunView:
         num_peers=len(clients),
         clients=tuple(client.p2p_identity for client in clients),
         peer_index=clients.index(me) if me in clients else None,
-        waits_for=waits_for(state, me, time.time()),
+        waits_for=waits_for(state, me, time.time(), missing),
         lr=lr,
     )
 

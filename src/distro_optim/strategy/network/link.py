@@ -31,6 +31,7 @@ class RunLink:
         find_peers: see :data:`~.driver.FindPeers`.
         reports: what clients last reported, where the coordinator is in this process.
         waiting: how many clients wait for the next epoch, likewise.
+        missing: how many clients have still to come before an epoch can begin, likewise.
         acts: what can be done to the run, on the network's loop, likewise; by name.
         guests: what can be done about the others, where the coordinator is in this process.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
@@ -46,6 +47,7 @@ class RunLink:
     find_peers: FindPeers | None = None
     reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
     waiting: Callable[[], int | None] = lambda: None
+    missing: Callable[[], int | None] = lambda: None
     acts: Mapping[str, Act] = field(default_factory=dict)
     guests: RunGuests | None = None
     farewell: Callable[[], Awaitable[None]] | None = None

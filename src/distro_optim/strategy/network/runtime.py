@@ -302,6 +302,7 @@ class Runtime(RunPort):
             time.monotonic,
             reports=link.reports,
             waiting=link.waiting,
+            missing=link.missing,
             gives_up_after=link.coordinator.gives_up_after,
         )
         driver = self._driver = RoundDriver(
@@ -477,7 +478,8 @@ class Runtime(RunPort):
         if view is None:
             view = RunView(run_id=self.run_id)
             if state is not None:
-                view = with_state(replace(view, connected=True), state, self.identity)
+                missing = self._link.missing() if self._link is not None else None
+                view = with_state(replace(view, connected=True), state, self.identity, missing)
         return replace(
             view,
             rounds_trained=mailbox.rounds_trained,
