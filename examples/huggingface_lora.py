@@ -84,7 +84,7 @@ def main() -> int:
         ),
         train_dataset=samples,
         run=args.run,
-        config=RunConfig(global_batch_size=16, min_peers=args.peers),
+        config=RunConfig(global_batch_size=16, peers_to_start=args.peers),
         relay=args.relay,
     )
     try:

@@ -102,7 +102,7 @@ def test_the_page_of_a_script_that_hosts_pauses_resumes_and_kicks(
             friend = Friend(pl, until(lambda now: now["step"] > 2)["ticket"])
             now = until(lambda now: sum(peer["in_epoch"] for peer in now["peers"]) == 2)
             me, other = sorted(now["peers"], key=lambda peer: not peer["is_me"])
-            assert now["acts"] == ["kick", "pause", "resume"]
+            assert now["acts"] == ["ban", "kick", "pause", "resume"]
 
             # Whoever does not have the key changes nothing, nor does a peer's own page: the run is not hosted there.
             assert act(url, "pause", X_Key="wrong")[0] == act(url, "kick", other["key"], X_Key="")[0] == 403
@@ -121,12 +121,18 @@ def test_the_page_of_a_script_that_hosts_pauses_resumes_and_kicks(
             until(lambda now: now["step"] > paused + 2 and sum(peer["in_epoch"] for peer in now["peers"]) == 2)
 
             assert act(url, "kick", me["key"])[0] == 409
-            assert act(url, "kick", other["key"]) == (200, f"{other['id']} was turned away")
+            assert act(url, "kick", other["key"]) == (200, f"{other['id']} was taken out, and may come again")
+            until(lambda now: sum(peer["in_epoch"] for peer in now["peers"]) == 1)
+            until(lambda now: sum(peer["in_epoch"] for peer in now["peers"]) == 2)
+            status, said = act(url, "ban", other["key"])
+            assert (status, said.partition(",")[0]) == (200, f"{other['id']} was taken out for good")
             gone = until(lambda now: [peer["is_me"] for peer in now["peers"] if peer["in_epoch"]] == [True])
             friend.join()
             assert isinstance(friend.error, JoinRefusedError)
             assert until(lambda now: now["step"] > gone["step"] + 2)["phase"].startswith("ROUND")
-            assert act(url, "kick", other["key"]) == (409, "this client is not here (any more)")
+            status, said = act(url, "kick", other["key"])
+            assert status == 409
+            assert "not the key of a peer that is here" in said
 
     def operator() -> None:
         try:

@@ -79,3 +79,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         NodeHome(tmp_path / "file").enter()
     with pytest.raises(ConfigurationError, match="name a folder that can be written"):
         NodeHome(tmp_path / "file").key()
+
+
+def test_who_is_banned_is_read_back_and_a_line_that_is_no_key_is_named(tmp_path: Path) -> None:
+    home, keys = NodeHome(tmp_path), [bytes([number]) * 32 for number in (1, 2)]
+    assert home.banned() == frozenset()
+    assert home.keep_banned(keys)
+    assert home.banned() == frozenset(keys)
+    (tmp_path / "host.banned").write_text(f"# a friend of mine\n\n{keys[0].hex()}  # no friend\n")
+    assert home.banned() == {keys[0]}
+    (tmp_path / "host.banned").write_text(f"{keys[0].hex()}\nsomebody\n")
+    with pytest.raises(ConfigurationError, match="line 2: 'somebody' is not a key"):
+        home.banned()
+    assert not NodeHome(tmp_path / "nowhere").keep_banned(keys)

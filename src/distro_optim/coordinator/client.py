@@ -385,7 +385,7 @@ class RemoteCoordinator(CoordinatorClient):
                 await self._flush(connection)
                 await self._read(connection)
             except (OSError, ProtocolError, TimeoutError) as error:
-                _log.warning("link to %s lost, reconnecting: %s", self._name, error)
+                _log.info("link to %s lost, reconnecting: %s", self._name, error)
                 if isinstance(error, _StreamEnded) and loop.time() - opened_at < SHORT_LINK_SECONDS:
                     self._closed_soon()
                 else:

@@ -28,7 +28,7 @@ from ..coordinator.model import ServerData
 from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.points import Account
 from ..coordinator.rules.validation import check_run
-from ..coordinator.server.acting import acts_on, from_another_thread
+from ..coordinator.server.acting import ServiceActs, named_acts
 from ..coordinator.server.host import RunHost, restartable
 from ..coordinator.server.ledger_file import LedgerFile
 from ..coordinator.server.server import CoordinatorServer, unix_offset
@@ -173,6 +173,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         host = RunHost(
             restartable(state, now=int(time.monotonic() + offset)),
             allowed=allowed,
+            banned=() if home is None else home.banned(),
             why_not=desk.why_not if ours else lambda public: None,
             withdraw_on_disconnect=options.withdraw_on_disconnect,
             init_warmup_time=options.init_warmup_time,
@@ -227,10 +228,13 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             if options.web is not None:
                 way_in = ticket if endpoint is not None else f"{ways[0]}/{state.run_id}" if ways else None
                 loop = asyncio.get_running_loop()
-                acts = from_another_thread(
-                    acts_on(service, time.monotonic), lambda act: asyncio.run_coroutine_threadsafe(act, loop)
+                acts = ServiceActs(
+                    service,
+                    time.monotonic,
+                    lambda act: asyncio.run_coroutine_threadsafe(act, loop),
+                    keep=None if home is None else home.keep_banned,
                 )
-                page = stack.enter_context(PageServer(options.web, lambda: watch.picture(way_in), acts))
+                page = stack.enter_context(PageServer(options.web, lambda: watch.picture(way_in), named_acts(acts)))
                 reporter.tell(f"the run is shown at {page.url}", web=page.url)
             if files is not None:
                 door = await TcpListener.bind(options.host, data_port)

@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import SharedModel
 from .polling import POLL_SECONDS
-from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunGuests, RunLife, TrainerAction
+from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunLife, TrainerAction
 
 __all__ = [
     "AccessParts",
@@ -102,11 +102,6 @@ class ForwardingLife(RunLife):
 
     def __init__(self, inner: RunLife) -> None:
         self.inner = inner
-
-    @property
-    @override
-    def guests(self) -> RunGuests | None:
-        return self.inner.guests
 
     @override
     def look(self) -> None:

@@ -30,7 +30,7 @@ came before the answer. Only :meth:`RunActions.is_cancelled` overtakes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,7 +40,7 @@ from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
-from ..coordinator.server.acting import Act
+from ..coordinator.server.acting import HostActs
 from ..coordinator.types import Coordinator, NodeIdentity
 from ..errors import ExchangeError
 from .rounds.actions import (
@@ -67,7 +67,6 @@ __all__ = [
     "RunAnswers",
     "RunEvent",
     "RunFacts",
-    "RunGuests",
     "RunLife",
     "RunPort",
     "RunView",
@@ -223,11 +222,9 @@ class RunFacts(ABC):
         """A cheap snapshot. For any thread."""
 
     @property
-    def acts(self) -> Mapping[str, Act]:
-        """What can be done to the run from here, by name, from :meth:`RunLife.look` on: nothing where it is hosted
-        elsewhere. They wait for an answer. For any thread but the network's own.
-        """
-        return {}
+    def acts(self) -> HostActs | None:
+        """What can be done to the run from here, from :meth:`RunLife.look` on; None where it is hosted elsewhere."""
+        return None
 
 
 class RunActions(ABC):
@@ -364,26 +361,6 @@ class ModelSharing(ABC):
         raise ExchangeError("single tensors cannot be fetched in this run")
 
 
-class RunGuests(ABC):
-    """What the host of a run can do about those who are in it, while it goes on. For any thread.
-
-    A peer is named by its public key: 32 bytes, 64 hexadecimal digits or, if it is here, the first eight or more of
-    them. Every method raises :class:`~distro_optim.errors.ConfigurationError` if that is no peer's key.
-    """
-
-    @abstractmethod
-    def kick(self, peer: bytes | str) -> None:
-        """Takes a peer out of the run and closes its connection. It may come again."""
-
-    @abstractmethod
-    def ban(self, peer: bytes | str) -> None:
-        """The same, and it may not come again, whatever :meth:`allow` says. Another key costs it nothing."""
-
-    @abstractmethod
-    def allow(self, peers: Collection[bytes | str] | None) -> None:
-        """From now on only these and we ourselves may be in the run; others are taken out. None lets everybody in."""
-
-
 class RunLife(ABC):
     """From joining to leaving. Belongs to the training thread.
 
@@ -392,11 +369,6 @@ class RunLife(ABC):
     """
 
     interrupt: Callable[[], None] | None = None
-
-    @property
-    def guests(self) -> RunGuests | None:
-        """What we can do about the others, from :meth:`start` on; None if we do not host the run."""
-        return None
 
     def look(self) -> None:  # noqa: B027 - only what is joined can be looked at before
         """Reads the state of a run that is to be joined, without asking to be in it: nobody there knows of us yet.

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..console import narrated
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
+from ..coordinator.server.acting import HostActs, named_acts
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..logs import start_logging
@@ -55,7 +56,7 @@ from .network.upload_queue import UploadCounts
 from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
-from .port import RunAccess, RunGuests, RunView
+from .port import RunAccess, RunView
 from .round import Round, SampleOrder
 from .sample_order import check_dataset_size, sample_indices, shuffle_seed
 from .upload import read_upload
@@ -249,7 +250,9 @@ class SwarmSession:
         if (place := self._options["web"]) is not None or (place := self._environment.web) is not None:
             from .monitor.page import PageServer  # brings a web server, which few sessions need
 
-            page = self._windows.enter_context(PageServer(place, self._picture, access.facts.acts))
+            acts = access.facts.acts
+            page = PageServer(place, self._picture, named_acts(acts) if acts is not None else None)
+            self._windows.enter_context(page)
             self._tell(f"the run is shown at {page.url}")
         if (port := self._options["metrics_port"]) is not None:
             server = self._windows.enter_context(MetricsServer(port, lambda: metrics_of(self.figures())))
@@ -544,31 +547,38 @@ class SwarmSession:
         return self._uploads.counts if self._uploads is not None else UploadCounts()
 
     def kick(self, peer: bytes | str) -> None:
-        """Takes a peer out of the run that we host, by its key; see :class:`~.port.RunGuests`. It may come again.
+        """Takes a peer out of the run that we host, by its key, or the first eight digits of it. It may come again.
 
         Raises:
             ConfigurationError: no peer has this key, or we do not host the run.
         """
-        self._guests("kick").kick(peer)
+        self._acts("kick").kick(peer)
 
     def ban(self, peer: bytes | str) -> None:
-        """Takes a peer out of the run that we host for good. Raises what :meth:`kick` does."""
-        self._guests("ban").ban(peer)
+        """Takes a peer out of the run that we host for good: with ``checkpoint_dir``, also when the host was restarted.
+
+        Raises what :meth:`kick` does.
+        """
+        self._acts("ban").ban(peer)
+
+    def unban(self, peer: bytes | str) -> None:
+        """Takes a ban back. Raises what :meth:`kick` does."""
+        self._acts("unban").unban(peer)
 
     def allow(self, peers: Collection[bytes | str] | None) -> None:
         """From now on only these and we may be in the run that we host; None lets everybody in that is not banned.
 
         Raises what :meth:`kick` does.
         """
-        self._guests("allow").allow(peers)
+        self._acts("allow").allow(peers)
 
-    def _guests(self, act: str) -> RunGuests:
-        guests = self._access.life.guests if self._access is not None else None
-        if guests is None:
+    def _acts(self, act: str) -> HostActs:
+        acts = self._access.facts.acts if self._access is not None else None
+        if acts is None:
             raise ConfigurationError(
                 f"{act}() is for the host of a run, once it has started: only who hosts decides who is in it", name=act
             )
-        return guests
+        return acts
 
     def figures(self) -> Figures:
         """How it goes, in numbers: those of the view and more. For any thread, after :meth:`start`."""

@@ -6,6 +6,7 @@ is started again is reached by the ticket of the one before::
     host.key     32 bytes, mode 0600: see :mod:`.keys`
     host.ports   the UDP ports of IPv4 and IPv6, in decimal, one a line; 0 for none
     host.run     the name of the run that was hosted last
+    host.banned  public keys that the host has banned, in hexadecimal, one a line; may be edited
     .host.lock   held by the process that lives here
 
 The key is a secret, with which somebody else could host in its place: it is no part of what is published of a folder.
@@ -14,15 +15,14 @@ The key is a secret, with which somebody else could host in its place: it is no 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
 from ...errors import ConfigurationError
 from ..addresses import SocketAddr
-from ..signing import SecretKey
+from ..signing import PUBLIC_KEY_SIZE, SecretKey
 from .keys import load_secret_key
 from .lock_file import lock_file
 
@@ -36,6 +36,10 @@ Ports = tuple[int, int]
 
 MAX_PORTS_BYTES: Final = 64
 """Two numbers of five digits and their line ends take a fifth of it."""
+
+
+MAX_BANNED_BYTES: Final = 1 << 20
+"""Sixteen thousand keys; a host bans by hand."""
 
 
 class NodeHome:
@@ -54,6 +58,7 @@ class NodeHome:
         self._key_file = Path(key_file) if key_file is not None else self.directory / f"{name}.key"
         self._ports_file = self.directory / f"{name}.ports"
         self._run_file = self.directory / f"{name}.run"
+        self._banned_file = self.directory / f"{name}.banned"
         self._lock_path = self.directory / f".{name}.lock"
         self._lock: IO[bytes] | None = None
 
@@ -133,6 +138,40 @@ class NodeHome:
         """Writes the name down. A disk that is full is no reason not to host."""
         _replace(self._run_file, f"{run_id}\n")
 
+    # -- who is banned -------------------------------------------------------------------------------------------------
+
+    def banned(self) -> frozenset[bytes]:
+        """Public keys that were banned here, and still are.
+
+        Raises:
+            ConfigurationError: the file has something else in it.
+        """
+        try:
+            with open(self._banned_file, "rb") as file:
+                lines = file.read(MAX_BANNED_BYTES).decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return frozenset()
+        keys = set()
+        for number, line in enumerate(lines, start=1):
+            if digits := line.partition("#")[0].strip():
+                try:
+                    key = bytes.fromhex(digits)
+                except ValueError:
+                    key = b""
+                if len(key) != PUBLIC_KEY_SIZE:
+                    raise ConfigurationError(
+                        f"{self._banned_file}, line {number}: {digits[:80]!r} is not a key of {2 * PUBLIC_KEY_SIZE} "
+                        "hexadecimal digits: remove the line, or put a # before it",
+                        name="banned",
+                        value=digits,
+                    )
+                keys.add(key)
+        return frozenset(keys)
+
+    def keep_banned(self, keys: Collection[bytes]) -> bool:
+        """Writes down who is banned, and returns whether that could be done."""
+        return _replace(self._banned_file, "".join(f"{key.hex()}\n" for key in sorted(keys)))
+
     def _unusable(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(
             f"the key of the host cannot be kept in {self.directory}: {error.strerror or error}; name a folder that "
@@ -142,8 +181,11 @@ class NodeHome:
         )
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str) -> bool:
     partial = path.with_name(path.name + ".tmp")
-    with suppress(OSError):
+    try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
+    except OSError:
+        return False
+    return True

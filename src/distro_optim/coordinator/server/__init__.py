@@ -8,7 +8,7 @@
 ``service``           a host behind connections
 ``server``            sockets for a service, and files for its run
 ``store``             the files
-``acting``            what its host can do to a run from its page: pause, resume, kick
+``acting``            what its host can do to a run: pause, resume, kick, ban; for a session and for a page
 ``ledger_file``       what clients did in each epoch, signed, beside the saved states
 ``control``           how an operator pauses, resumes and changes a run that is kept in a folder
 ``embedded``          a host for the participants of one process, and nobody else

@@ -127,6 +127,7 @@ class RunHost:
     Args:
         state: where it begins, such as :func:`restartable` returns it.
         allowed: public keys that may join; None lets everybody in.
+        banned: public keys that may not, whatever the list says.
         why_not: why the owner of a public key cannot take part, for another reason; None if it can.
         withdraw_on_disconnect: whether a client that goes leaves its epoch at once.
         init_warmup_time: seconds of the first warm-up, in place of the configured ones.
@@ -152,6 +153,7 @@ class RunHost:
         state: Coordinator,
         *,
         allowed: Collection[bytes] | None = None,
+        banned: Collection[bytes] = (),
         why_not: Callable[[bytes], str | None] = lambda public: None,
         withdraw_on_disconnect: bool = True,
         init_warmup_time: int | None = None,
@@ -169,7 +171,7 @@ class RunHost:
         self.state = state
         self.reports: dict[NodeIdentity, WitnessMetadata] = {}
         self._allowed = None if allowed is None else frozenset(allowed)
-        self._banned: frozenset[bytes] = frozenset()
+        self._banned = frozenset(banned)
         self._why_not = why_not
         self._withdraw_on_disconnect = withdraw_on_disconnect
         self._max_pending = max_pending
@@ -218,6 +220,11 @@ class RunHost:
         """Clients on probation that were not ready when the epoch's training began, as those who do nothing: a state
         twice a second is enough for them."""
         return self._book.idle(self.state)
+
+    @property
+    def banned(self) -> Collection[bytes]:
+        """Public keys that may not join."""
+        return self._banned
 
     def is_allowed(self, public: bytes) -> bool:
         """Whether the owner of this key may take part."""

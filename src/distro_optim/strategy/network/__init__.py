@@ -6,7 +6,6 @@
 ``mailbox``          between the two threads: one queue
 ``link``             what a runtime needs to be in a run
 ``hosting``          ... where the run is hosted here
-``guests``           ... and who may be in it
 ``joining``          ... where it is somebody else's
 ``on_solana``        ... or a blockchain coordinates it
 ``journal``          counters, the last events in words, a witness's numbers

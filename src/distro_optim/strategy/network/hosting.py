@@ -28,7 +28,7 @@ from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.rules.points import Account
 from ...coordinator.rules.validation import check_run
-from ...coordinator.server.acting import acts_on
+from ...coordinator.server.acting import ServiceActs
 from ...coordinator.server.host import RunHost, restartable
 from ...coordinator.server.ledger_file import LedgerFile
 from ...coordinator.server.server import CoordinatorServer, unix_offset
@@ -37,7 +37,6 @@ from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ..config import RunConfig
-from .guests import HostsGuests
 from .joining import NodeOptions
 from .link import RunLink, RunSource
 
@@ -153,6 +152,7 @@ class HostedRun(RunSource):
             host = RunHost(
                 restartable(state, now=int(time.monotonic() + offset)),
                 allowed=self._allow,
+                banned=() if self._options.home is None else self._options.home.banned(),
                 why_not=lambda public: None if public == self.key.public else desk.why_not(public),
                 joiner_wait_time=self._config.joiner_wait_time,
                 peers_to_start=self._config.peers_to_start or 1,
@@ -181,8 +181,13 @@ class HostedRun(RunSource):
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host, self.identity),
             missing=lambda: host.missing,
-            acts=acts_on(service, time.monotonic),
-            guests=HostsGuests(service, self.key.public, self._loop),
+            acts=ServiceActs(
+                service,
+                time.monotonic,
+                self._loop.submit,
+                own=self.key.public,
+                keep=None if self._options.home is None else self._options.home.keep_banned,
+            ),
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...comm.model_exchange import ModelExchange
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...coordinator.client import CoordinatorClient
-from ...coordinator.server.acting import Act
+from ...coordinator.server.acting import HostActs
 from ...coordinator.types import NodeIdentity, WitnessMetadata
-from ..port import RunGuests
 from .driver import FindPeers
 
 __all__ = ["RunLink", "RunSource"]
@@ -32,8 +31,7 @@ class RunLink:
         reports: what clients last reported, where the coordinator is in this process.
         waiting: how many clients wait for the next epoch, likewise.
         missing: how many clients have still to come before an epoch can begin, likewise.
-        acts: what can be done to the run, on the network's loop, likewise; by name.
-        guests: what can be done about the others, where the coordinator is in this process.
+        acts: what can be done to the run, likewise.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
     """
@@ -48,8 +46,7 @@ class RunLink:
     reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
     waiting: Callable[[], int | None] = lambda: None
     missing: Callable[[], int | None] = lambda: None
-    acts: Mapping[str, Act] = field(default_factory=dict)
-    guests: RunGuests | None = None
+    acts: HostActs | None = None
     farewell: Callable[[], Awaitable[None]] | None = None
 
 

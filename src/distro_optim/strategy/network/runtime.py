@@ -19,7 +19,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Final, TypeVar, Unpack
@@ -34,7 +34,7 @@ from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
-from ...coordinator.server.acting import Act, from_another_thread
+from ...coordinator.server.acting import HostActs
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
     ConfigurationError,
@@ -50,7 +50,7 @@ from ...errors import (
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
 from ..polling import POLL_SECONDS
-from ..port import Note, RunEvent, RunGuests, RunPort, RunView, TrainerAction
+from ..port import Note, RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
 from .driver import RoundDriver
@@ -222,13 +222,8 @@ class Runtime(RunPort):
 
     @property
     @override
-    def acts(self) -> Mapping[str, Act]:
-        return from_another_thread(self._link.acts, self._loop.submit) if self._link is not None else {}
-
-    @property
-    @override
-    def guests(self) -> RunGuests | None:
-        return self._link.guests if self._link is not None else None
+    def acts(self) -> HostActs | None:
+        return self._link.acts if self._link is not None else None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
