@@ -150,3 +150,36 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     }
     assert asked
     assert asked - there == set()
+
+
+def test_the_dashboard_has_the_form_that_grafana_imports() -> None:
+    """By Grafana's own description of a dashboard, ``kinds/dashboard/dashboard_kind.cue``, as far as ours goes."""
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    assert dashboard["schemaVersion"] == 39, "a newer Grafana brings it up to date when it loads it"
+    assert 8 <= len(dashboard["uid"]) <= 40
+    assert isinstance(dashboard["title"], str)
+    assert dashboard["time"].keys() == {"from", "to"}
+    assert re.fullmatch(r"\d+[smh]", dashboard["refresh"])
+    variables = {variable["name"]: variable["type"] for variable in dashboard["templating"]["list"]}
+    assert variables == {"datasource": "datasource", "job": "query"}
+    panels = dashboard["panels"]
+    taken: set[tuple[int, int]] = set()
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["type"] in ("stat", "timeseries"), panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
+        assert panel["fieldConfig"].keys() == {"defaults", "overrides"}, panel["title"]
+        place = panel["gridPos"]
+        assert place.keys() == {"x", "y", "w", "h"}, panel["title"]
+        assert place["w"] > 0
+        assert place["h"] > 0
+        assert 0 <= place["x"] <= 24 - place["w"], "a row has 24 columns"
+        cells = {(place["x"] + column, place["y"] + row) for column in range(place["w"]) for row in range(place["h"])}
+        assert not cells & taken, f"{panel['title']} lies on another panel"
+        taken |= cells
+        targets = panel["targets"]
+        assert len({target["refId"] for target in targets}) == len(targets), panel["title"]
+        for target in targets:
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= {"job"}
+            assert target["expr"].count("(") == target["expr"].count(")")
+            assert target["expr"].count("{") == target["expr"].count("}")
