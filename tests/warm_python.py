@@ -8,6 +8,10 @@ it a child of the process that asked for it (``PR_SET_CHILD_SUBREAPER``).
 :func:`run` and :class:`Popen` are those of :mod:`subprocess`. They start a Python of the usual kind wherever the fork
 would differ: on systems other than Linux, for other commands, and where the environment has other settings for the
 libraries that are loaded.
+
+A child that is itself a launcher (torchrun, a Trainer of two devices, a test network) is started with
+``its_children_too=True``: it finds :class:`Popen` in the place of that of :mod:`subprocess`, and a fork of its own to
+ask, made before it has a thread.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from io import TextIOWrapper
 from types import ModuleType
@@ -47,24 +52,37 @@ LOADED: Final = (
     "distro_optim.strategy.psyche_pytorch_lightning",
 )
 SETTINGS_OF_LIBRARIES: Final = ("OMP_", "MKL_", "OPENBLAS_", "ATEN_", "LD_", "PYTHONHASHSEED", "TORCH_", "NUMBA_")
+READ_LATER: Final = "TORCH_NCCL_"
+"""torchrun sets these, which are read when a group is made."""
 PR_SET_CHILD_SUBREAPER: Final = 36
 MAX_REQUEST: Final = 1 << 20
 
 
 class Popen(subprocess.Popen[Any]):
-    """As :class:`subprocess.Popen`; a command that starts with ``sys.executable`` becomes a fork where it can."""
+    """As :class:`subprocess.Popen`; a command that starts with ``sys.executable`` becomes a fork where it can.
+
+    Args:
+        its_children_too: Pythons that the child starts are forks as well.
+    """
+
+    def __init__(self, *args: Any, its_children_too: bool = False, **settings: Any) -> None:
+        self._its_children_too = its_children_too
+        super().__init__(*args, **settings)
 
     def _execute_child(self, *given: Any) -> None:
         args, executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell, *pipes = given
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = pipes[:6]
         start_new_session = bool(pipes[11])
         command = _command(args)
-        if executable is None and not (preexec_fn or pass_fds or shell) and command and _is_as_here(env):
+        first = _name_of(preexec_fn)
+        if executable is None and first is not None and not (pass_fds or shell) and command and _is_as_here(env):
             request = {
                 **command,
                 "cwd": os.fspath(cwd or os.getcwd()),
                 "env": dict(os.environ if env is None else env),
                 "new_session": start_new_session,
+                "first": first,
+                "its_children_too": self._its_children_too,
             }
             files = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1]
             files.append(errwrite if errwrite != -1 else 2)
@@ -104,54 +122,82 @@ def _command(args: Any) -> dict[str, Any] | None:
         return None
     rest = [os.fspath(each) for each in args[1:]]
     options = []
-    while rest[:1] == ["-W"]:
-        options.append(rest[1])
-        rest = rest[2:]
+    unbuffered = False
+    while rest[:1] in (["-W"], ["-u"]):
+        if rest[0] == "-u":
+            unbuffered, rest = True, rest[1:]
+        else:
+            options.append(rest[1])
+            rest = rest[2:]
+    common = {"warnings": options, "unbuffered": unbuffered}
     kind = {"-m": "module", "-c": "code"}.get(rest[0]) if rest else None
     if kind is not None:
-        return {"kind": kind, "what": rest[1], "argv": rest[2:], "warnings": options}
+        return {"kind": kind, "what": rest[1], "argv": rest[2:], **common}
     if rest and not rest[0].startswith("-"):
-        return {"kind": "script", "what": rest[0], "argv": rest[1:], "warnings": options}
+        return {"kind": "script", "what": rest[0], "argv": rest[1:], **common}
     return None
+
+
+def _name_of(function: Any) -> str | None:
+    """Where a new process finds what it shall call first: ``module:name``, or ``""`` for nothing. None: nowhere."""
+    if function is None:
+        return ""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
+    return None if module in (None, "__main__") or "<" in name or "." in name else f"{module}:{name}"
 
 
 def _is_as_here(env: Any) -> bool:
     def settings(of: Any) -> dict[str, str]:
-        return {name: value for name, value in of.items() if name.startswith(SETTINGS_OF_LIBRARIES)}
+        found = {name: value for name, value in of.items() if name.startswith(SETTINGS_OF_LIBRARIES)}
+        return {name: value for name, value in found.items() if not name.startswith(READ_LATER)}
 
     return env is None or settings(env) == settings(os.environ)
 
 
 class _Interpreter:
-    """The process that has loaded everything and is forked."""
+    """The process that has loaded everything and is forked, at the other end of a socket."""
 
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        atexit.register(self._end)
 
     def fork(self, request: dict[str, Any], files: list[int]) -> int:
         socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         answer = self._socket.recv(64)
         if not answer:
-            raise OSError(f"the interpreter that is forked has ended: status {self._process.wait()}")
+            raise OSError("the interpreter that is forked has ended")
         return int(answer)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         self._socket.close()
-        self._process.wait()
+
+
+_OF_THIS_CHILD: list[_Interpreter] = []
+"""In a child that was started with ``its_children_too``: what it forks."""
+
+
+def _interpreter() -> _Interpreter:
+    return _OF_THIS_CHILD[0] if _OF_THIS_CHILD else _new_interpreter()
 
 
 @functools.cache
-def _interpreter() -> _Interpreter:
-    return _Interpreter()
+def _new_interpreter() -> _Interpreter:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    interpreter = _Interpreter(ours)
+
+    def end() -> None:
+        interpreter.end()
+        process.wait()
+
+    atexit.register(end)
+    return interpreter
 
 
 # -- in the interpreter that is forked ---------------------------------------------------------------------------------
@@ -166,12 +212,26 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
         told, tell = os.pipe()
         between = os.fork()
         if between == 0:
+            middle = os.getpid()
             child = os.fork()
             if child == 0:
                 requests.close()
                 os.close(told)
                 os.close(tell)
                 request: dict[str, Any] = json.loads(data)
+                while os.getppid() == middle:  # what is called first may be about the parent
+                    time.sleep(0.001)
+                if request["new_session"]:
+                    os.setsid()
+                if request["its_children_too"]:
+                    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    if os.fork() == 0:
+                        ours.close()
+                        for file in files:
+                            os.close(file)
+                        return _serve(theirs)
+                    theirs.close()
+                    _take_the_place_of_popen(ours)
                 _become(request, files)
                 return request
             os.write(tell, b"%d" % child)
@@ -184,9 +244,15 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             os.close(file)
 
 
+def _take_the_place_of_popen(connection: socket.socket) -> None:
+    _OF_THIS_CHILD.append(_Interpreter(connection))
+    theirs = subprocess.Popen
+    for module in list(sys.modules.values()):
+        if vars(module).get("Popen") is theirs:
+            vars(module)["Popen"] = Popen
+
+
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    if request["new_session"]:
-        os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -194,7 +260,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    unbuffered = request["unbuffered"] or bool(os.environ.get("PYTHONUNBUFFERED"))
     # The three keep their numbers, and have nothing in them: this process has neither read nor written.
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, TextIOWrapper)
@@ -204,6 +270,9 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [first[request["kind"]], *paths, *sys.path[1:]]
     sys.argv = [{"module": request["what"], "code": "-c", "script": request["what"]}[request["kind"]], *request["argv"]]
+    if request["first"]:
+        module, name = request["first"].split(":")
+        getattr(importlib.import_module(module), name)()
 
 
 def _perform(request: dict[str, Any]) -> None:

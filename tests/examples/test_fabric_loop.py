@@ -27,6 +27,7 @@ def test_a_loop_with_fabric_learns(devices: int) -> None:
         capture_output=True,
         text=True,
         timeout=SECONDS,
+        its_children_too=True,
         env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src"), "OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

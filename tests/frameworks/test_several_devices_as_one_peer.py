@@ -33,6 +33,7 @@ def test_two_devices_share_the_rounds_of_one_peer(tmp_path: Path) -> None:
         text=True,
         timeout=SECONDS,
         env=ENVIRONMENT,
+        its_children_too=True,
     )
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output
@@ -59,6 +60,7 @@ def test_a_peer_of_two_devices_joins_one_of_one(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             env={**ENVIRONMENT, **environment},
+            its_children_too=True,
         )
 
     peers = [start(1, **{CONFIG: json.dumps({"min_peers": 2})})]

@@ -8,6 +8,7 @@ import queue
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,18 @@ TIMEOUT = timedelta(seconds=60)
 PLAN = make_plan([ParamSpec((6, 6), torch.float32, torch.device("cpu"), 0, 4, 2)], "padded")
 
 
+def forks_of_one_that_has_loaded_torch() -> ForkServerContext:
+    """Where ranks come from: they have nothing else of this process."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "distro_optim.testing.updates"])
+    return context
+
+
 class RankPool:
     """Processes that form one gloo group and do one job after the other: starting them takes the most time."""
 
     def __init__(self, size: int, folder: Path) -> None:
-        # Ranks are forks of one process that has loaded PyTorch, and nothing else of this one.
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "distro_optim.testing.updates"])
+        context = forks_of_one_that_has_loaded_torch()
         self._results = context.Queue()
         self._commands = [context.Queue() for _ in range(size)]
         self._processes = [

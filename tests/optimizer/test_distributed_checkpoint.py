@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from distro_optim import DisTrO
 from optimizer import ranks
 from optimizer.models import STEPS, EveryShape, all_same_bits, copies
+from optimizer.process_group_ranks import forks_of_one_that_has_loaded_torch
 
 # The single-process mode announces itself, and torch's own planner uses what torch deprecates.
 pytestmark = [
@@ -86,4 +87,5 @@ def test_a_checkpoint_on_disk_is_loaded_in_place(style: str, into: str, tmp_path
 
 @pytest.mark.slow
 def test_two_ranks_save_and_resume_each_its_own_momentum(tmp_path: Path) -> None:
-    mp.spawn(ranks.save_and_resume, args=(2, str(tmp_path)), nprocs=2)
+    forks_of_one_that_has_loaded_torch()
+    mp.start_processes(ranks.save_and_resume, args=(2, str(tmp_path)), nprocs=2, start_method="forkserver")

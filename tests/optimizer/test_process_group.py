@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import warm_python
 from optimizer import process_group_ranks as ranks
 from optimizer.process_group_ranks import RankPool
 
@@ -83,7 +83,7 @@ torch.distributed.destroy_process_group()
 def test_under_torchrun_a_script_without_a_process_group_gets_one(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
+    done = warm_python.run(
         [
             sys.executable,
             "-m",
@@ -97,7 +97,7 @@ def test_under_torchrun_a_script_without_a_process_group_gets_one(tmp_path: Path
         text=True,
         timeout=200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
+        its_children_too=True,
     )
     assert done.returncode == 0, done.stderr
     first, second = (Path(tmp_path, f"report{rank}").read_text() for rank in range(2))

@@ -34,6 +34,7 @@ def start(*args: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
+        its_children_too=True,
         start_new_session=True,  # so that a signal to its group does not reach the tests
     )
 

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 from solders.pubkey import Pubkey
 
+import warm_python
 from client.processes import DISTRO, TINY_LLAMA, write_state, write_tokens
 from distro_optim import PsycheStrategy, SolanaOptions
 from distro_optim.coordinator.server.store import read_state_file
@@ -137,7 +138,7 @@ def test_two_scripts_train_a_llama_and_have_equal_weights(tmp_path: Path) -> Non
             given = (toml, tmp_path / "tiny-llama", data, file, cluster.server.url, tmp_path / name)
             log = stack.enter_context((tmp_path / f"{name}.log").open("wb"))
             command = [sys.executable, "-c", SCRIPT, *map(str, given)]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            process = warm_python.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             stack.callback(process.wait)
             stack.callback(process.kill)
             started.append(process)

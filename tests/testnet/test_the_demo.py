@@ -23,7 +23,9 @@ def test_one_script_trains_as_several_peers_who_come_and_go(tmp_path: Path) -> N
     command += ["--set", "joiner_wait_time=1", "--set", "min_peers=2", "--set", "global_batch_size=4"]
     command += ["--target", "5.3", "--timeout", "280", "--json", "--out", str(tmp_path), str(SCRIPT), "40"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    ended = warm_python.run(command, env=environment, capture_output=True, text=True, timeout=290)
+    ended = warm_python.run(
+        command, env=environment, capture_output=True, text=True, timeout=290, its_children_too=True
+    )
     summary = json.loads(ended.stdout.splitlines()[-1])
     assert ended.returncode == 0, (summary, ended.stderr)
     host, killed, joined = summary["peers"]
