@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distro_optim.errors import ConfigurationError
-from distro_optim.verify.bloom import BLOOM_WORDS, BloomFilter, count_containing, fnv1a
+from distro_optim.verify.bloom import BLOOM_WORDS, BloomFilter, fnv1a
+from distro_optim.verify.filter_bank import MAX_REMEMBERED, FilterBank
 
 U64 = st.integers(0, 2**64 - 1)
 HELLO = hashlib.sha256(b"Hello, world!").digest()
@@ -84,15 +85,42 @@ def test_ten_thousand_items_added_at_once_are_all_found() -> None:
 
 @pytest.mark.slow
 @given(st.data())
-def test_counting_over_filters_agrees_with_asking_each(data: st.DataObject) -> None:
-    item = data.draw(st.binary(min_size=32, max_size=32))
+def test_asking_all_filters_agrees_with_asking_each(data: st.DataObject) -> None:
+    items = data.draw(st.lists(st.binary(min_size=30, max_size=32), min_size=1, max_size=4))
     blooms = []
     for _ in range(data.draw(st.integers(0, 5))):
         bloom = BloomFilter(data.draw(st.lists(U64, min_size=8, max_size=8)))
-        bloom.add_many(data.draw(st.lists(st.sampled_from([item, b"another"]), max_size=2)))
+        bloom.add_many(data.draw(st.lists(st.sampled_from([*items, b"another"]), max_size=3)))
         blooms.append(bloom)
-    expected = sum(item in bloom for bloom in blooms)
-    assert count_containing([(b.keys, b.words) for b in blooms], item) == expected
+    bank = FilterBank((b.keys, b.words) for b in blooms)
+    expected = np.array([[item in bloom for item in items] for bloom in blooms], dtype=bool).reshape(-1, len(items))
+    assert np.array_equal(bank.ask(items), expected)
+    assert np.array_equal(bank.ask(items[::-1]), expected[:, ::-1])  # now it remembers them
+    assert bank.count(items) == expected.sum(axis=0).tolist()
+
+
+def test_asking_many_filters_at_once_agrees_with_asking_each() -> None:
+    rng = random.Random(5)
+    items = [rng.randbytes(32) for _ in range(40)]
+    blooms = [BloomFilter.from_entropy(rng.randbytes(64)) for _ in range(32)]
+    for bloom in blooms:
+        bloom.add_many(rng.sample(items, 20))
+    bank = FilterBank((b.keys, b.words) for b in blooms)
+    assert np.array_equal(bank.ask(items), [b.contains_many(items) for b in blooms])
+    assert bank.ask([]).shape == (32, 0)
+    assert FilterBank([]).count(items) == [0] * 40
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    bloom = BloomFilter([1], [0b10])
+    bank = FilterBank([(bloom.keys, bloom.words)])
+    items = [number.to_bytes(4, "big") for number in range(MAX_REMEMBERED + 1)]
+    expected = bloom.contains_many(items)
+    for start in range(0, len(items), 1000):
+        part = slice(start, start + 1000)
+        assert np.array_equal(bank.ask(items[part])[0], expected[part])
+    assert np.array_equal(bank.ask(items[:10])[0], expected[:10])
+    assert len(bank._known) <= MAX_REMEMBERED
 
 
 def test_a_saturated_filter_claims_everything_and_says_so() -> None:

@@ -4,6 +4,7 @@
 ``commitment``   a result bound to its sender and to its place in the run
 ``merkle``       a list of results bound to one hash
 ``bloom``        which peers were heard, which results were seen, in a few hundred bytes
+``filter_bank``  such reports of all witnesses, asked together
 ``similarity``   do two peers have the same result but for rounding: Jaccard, Manhattan, Hamming
 ``recompute``    test 1: does a result agree with the gradient of the batch that its sender was given
 ``quiet``        gradients for that beside a training, of which nothing can be seen afterwards

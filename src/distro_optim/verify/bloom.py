@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from ..errors import ConfigurationError
 
-__all__ = ["BLOOM_KEYS", "BLOOM_WORDS", "BloomFilter", "count_containing", "fnv1a"]
+__all__ = ["BLOOM_KEYS", "BLOOM_WORDS", "WORD_BITS", "BloomFilter", "Bytes", "fnv1a", "hash_items", "in_blocks"]
 
 BLOOM_KEYS: Final = 8
 """Hash functions of a witness's filter (``WitnessBloom = Bloom<16, 8>``)."""
@@ -32,7 +32,7 @@ BLOOM_WORDS: Final = 16
 
 _FNV_PRIME: Final = 0x100000001B3
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
-_WORD_BITS: Final = 64
+WORD_BITS: Final = 64
 _BLOCK: Final = 1 << 18
 """Hashes in flight at once: 2**18 of 8 bytes stay in a second-level cache, and the memory for any input is bounded."""
 
@@ -95,7 +95,7 @@ class BloomFilter:
     @property
     def num_bits(self) -> int:
         """Size in bits."""
-        return _WORD_BITS * len(self._words)
+        return WORD_BITS * len(self._words)
 
     def add(self, item: Bytes) -> None:
         """Adds one item."""
@@ -103,10 +103,10 @@ class BloomFilter:
 
     def add_many(self, items: Iterable[Bytes]) -> None:
         """Adds every item; one pass of numpy for all items of one length."""
-        for block, _ in _blocks(items, len(self._keys)):
-            positions = (_hash(block, self._keys) % np.uint64(self.num_bits)).ravel()
-            bits = np.uint64(1) << (positions % np.uint64(_WORD_BITS))
-            np.bitwise_or.at(self._words, (positions // np.uint64(_WORD_BITS)).astype(np.intp), bits)
+        for block, _ in in_blocks(items, len(self._keys)):
+            positions = (hash_items(block, self._keys) % np.uint64(self.num_bits)).ravel()
+            bits = np.uint64(1) << (positions % np.uint64(WORD_BITS))
+            np.bitwise_or.at(self._words, (positions // np.uint64(WORD_BITS)).astype(np.intp), bits)
 
     def __contains__(self, item: Bytes) -> bool:
         return bool(self.contains_many((item,))[0])
@@ -114,8 +114,8 @@ class BloomFilter:
     def contains_many(self, items: Sequence[Bytes]) -> NDArray[np.bool_]:
         """``(items,) bool``: may the item have been added?"""
         found = np.zeros(len(items), dtype=np.bool_)
-        for block, indices in _blocks(items, len(self._keys)):
-            positions = _hash(block, self._keys) % np.uint64(self.num_bits)
+        for block, indices in in_blocks(items, len(self._keys)):
+            positions = hash_items(block, self._keys) % np.uint64(self.num_bits)
             found[indices] = _all_set(self._words, positions)
         return found
 
@@ -151,25 +151,7 @@ class BloomFilter:
         return f"BloomFilter({len(self._keys)} keys, {self._bits_set()} of {self.num_bits} bits)"
 
 
-def count_containing(filters: Iterable[tuple[Sequence[int], Sequence[int]]], item: Bytes) -> int:
-    """How many filters, given as ``(keys, words)`` of equal shapes, may contain ``item``.
-
-    One pass for all of them: this is what a health check asks of a round's witnesses.
-    """
-    pairs = list(filters)
-    if not pairs:
-        return 0
-    keys = np.array([keys for keys, _ in pairs], dtype=np.uint64)  # (filters, keys)
-    words = np.array([words for _, words in pairs], dtype=np.uint64)  # (filters, words)
-    data = np.frombuffer(item, dtype=np.uint8)
-    hashes = _hash(data[None, :], keys.ravel()).reshape(keys.shape)
-    positions = hashes % np.uint64(_WORD_BITS * words.shape[1])
-    index = (positions // np.uint64(_WORD_BITS)).astype(np.intp)
-    bits = np.take_along_axis(words, index, axis=1) >> (positions % np.uint64(_WORD_BITS))
-    return int((bits & np.uint64(1)).all(axis=1).sum())
-
-
-def _hash(items: NDArray[np.uint8], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def hash_items(items: NDArray[np.uint8], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """``(items, length) uint8`` and ``(keys,)`` to ``(items, keys)`` hashes. Unsigned numpy arithmetic wraps."""
     if len(items) * len(keys) <= _FEW_HASHES:
         return np.array([[fnv1a(item.data, key) for key in keys.tolist()] for item in items], dtype=np.uint64)
@@ -182,13 +164,13 @@ def _hash(items: NDArray[np.uint8], keys: NDArray[np.uint64]) -> NDArray[np.uint
 
 
 def _all_set(words: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    index = (positions // np.uint64(_WORD_BITS)).astype(np.intp)
-    bits = words[index] >> (positions % np.uint64(_WORD_BITS))
+    index = (positions // np.uint64(WORD_BITS)).astype(np.intp)
+    bits = words[index] >> (positions % np.uint64(WORD_BITS))
     result: NDArray[np.bool_] = np.all(bits & np.uint64(1), axis=1)
     return result
 
 
-def _blocks(items: Iterable[Bytes], num_keys: int) -> Iterable[tuple[NDArray[np.uint8], list[int]]]:
+def in_blocks(items: Iterable[Bytes], num_keys: int) -> Iterable[tuple[NDArray[np.uint8], list[int]]]:
     """Items gathered by length into ``(items, length)`` arrays, each with the places they came from."""
     by_length: dict[int, tuple[list[bytes], list[int]]] = {}
     for place, item in enumerate(items):

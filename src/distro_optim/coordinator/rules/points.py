@@ -23,7 +23,7 @@ from typing import Final
 from ...errors import CoordinatorError
 from ..types import ROUND_PHASES, BatchId, ClientState, Coordinator, NodeIdentity
 from .assignment import assign_data
-from .consensus import trainer_score, witness_quorum
+from .consensus import trainer_scores, witness_quorum
 
 __all__ = ["EPOCH_POINTS", "Account", "ClientAccount", "EpochAccount"]
 
@@ -137,8 +137,9 @@ class Account:
         if previous is None or not previous.witnesses:
             return
         quorum = witness_quorum(state.config.witness_nodes, len(previous.witnesses))
-        for batch, owner in given.items():
-            if trainer_score(owner, previous.witnesses) >= quorum:
+        scores = trainer_scores(given.values(), previous.witnesses)
+        for (batch, owner), score in zip(given.items(), scores, strict=True):
+            if score >= quorum:
                 before = self._clients.get(owner.signer, ClientAccount())
                 self._clients[owner.signer] = replace(
                     before,

@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from ..rules.committee import CommitteeSelection
-from ..rules.consensus import trainer_score, witness_quorum
+from ..rules.consensus import trainer_scores, witness_quorum
 from ..rules.probation import NOBODY, Probation, has_probation, newcomers_report, on_probation, regular_clients
 from ..rules.steps import is_complete
 from ..types import ROUND_PHASES, ClientState, Coordinator, NodeIdentity, RunState, Witness
@@ -399,12 +399,15 @@ class ProbationBook:
         if not witnesses:
             return
         quorum = witness_quorum(last.config.witness_nodes, len(witnesses))
-        for client in last.epoch_state.clients:
-            if client.state is not ClientState.HEALTHY:
-                continue
-            if self._results(client.id) < RESULTS_TO_EARN and trainer_score(client.id, witnesses) >= quorum:
-                self._record(client.id).results += 1
-                self._has_earned(client.id, now)  # if it has, it gets its purse
+        learning = [
+            client.id
+            for client in last.epoch_state.clients
+            if client.state is ClientState.HEALTHY and self._results(client.id) < RESULTS_TO_EARN
+        ]
+        for client, score in zip(learning, trainer_scores(learning, witnesses), strict=True):
+            if score >= quorum:
+                self._record(client).results += 1
+                self._has_earned(client, now)  # if it has, it gets its purse
 
     def _is_warmup_over(self, state: Coordinator, now: float) -> bool:
         longest = self._warmup_share * state.config.warmup_time

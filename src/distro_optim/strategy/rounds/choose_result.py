@@ -1,7 +1,7 @@
 """The rule that decides which result of a batch counts: the one its witnesses agree on. No I/O.
 
-Votes are counted by :func:`~distro_optim.coordinator.rules.consensus.select_commitment`; here stands who votes, on what
-and in which order, and what happens to a result that counts and has not come.
+Votes are counted by :func:`~distro_optim.coordinator.rules.consensus.select_seen`; here stands who votes, on what and
+in which order, and what happens to a result that counts and has not come.
 
 Rules: ``shared/client/src/state/train.rs`` of PsycheFoundation/psyche. There the candidates for a batch stand in order
 of arrival, which decides between equals and gives each vote to the first candidate that a filter seems to hold; so two
@@ -11,17 +11,23 @@ result, as honest ones do, both rules choose the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...compress import CompressedUpdate
 from ...coordinator.rules.checkpoints import is_with_peers
-from ...coordinator.rules.consensus import select_commitment, witness_quorum
+from ...coordinator.rules.consensus import (
+    participant_item,
+    participants_bank,
+    results_bank,
+    select_seen,
+    witness_quorum,
+)
 from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
 from ...coordinator.types import BatchId, Coordinator, NodeIdentity, Witness
 from ...errors import CoordinatorError
-from ...verify.bloom import BloomFilter
+from ...verify.filter_bank import FilterBank
 from .actions import CountedResult
 from .round_state import Claim, ClaimState, RoundState
 
@@ -98,9 +104,12 @@ class DueResults:
             me: whose results are known to fit, whether a quorum says that it saw them or not.
         """
         updates, waiting, wanted, counted, silent, applied = [], [], [], [], [], []
+        # What the reports say of all results, asked in one pass; the loop only looks it up.
+        self._results.ask([claim.commitment.data_hash for claim in self.round.all_claims()])
         for batch, owner in sorted(self.round.assignments.items()):
             claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
-            picked = select_commitment([claim.commitment for claim in claims], self.witnesses, self.quorum)
+            seen = self._results.ask([claim.commitment.data_hash for claim in claims])
+            picked = select_seen(seen, self.quorum)
             fits = any(claim.state is ClaimState.VALID for claim in claims)
             if fits and (picked is not None or owner == me):
                 counted.append(owner)
@@ -128,11 +137,14 @@ class DueResults:
         A witness's filter of participants contains clients, and a client has one batch: so it tells of results whose
         announcements never came here.
         """
-        item = hashlib.sha256(owner.signer).digest()
-        hashes = [claim.commitment.data_hash for claim in claims]
-        votes = 0
-        for witness in self.witnesses:
-            took_part = item in BloomFilter(witness.participant_bloom.keys, witness.participant_bloom.words)
-            seen = BloomFilter(witness.broadcast_bloom.keys, witness.broadcast_bloom.words)
-            votes += took_part and not (hashes and bool(seen.contains_many(hashes).any()))
-        return votes >= self.quorum
+        took_part = self._participants.ask([participant_item(owner)])[:, 0]
+        seen = self._results.ask([claim.commitment.data_hash for claim in claims])
+        return int((took_part & ~seen.any(axis=1)).sum()) >= self.quorum
+
+    @cached_property
+    def _results(self) -> FilterBank:
+        return results_bank(self.witnesses)
+
+    @cached_property
+    def _participants(self) -> FilterBank:
+        return participants_bank(self.witnesses)

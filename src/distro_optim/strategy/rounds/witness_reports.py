@@ -5,7 +5,7 @@ Rules: PsycheFoundation/psyche, ``shared/client/src/state/{witness,warmup,steps}
 
 from __future__ import annotations
 
-from ...coordinator.rules.consensus import is_healthy
+from ...coordinator.rules.consensus import check_worker, trainer_scores, witness_quorum
 from ...coordinator.rules.probation import newcomers_report, on_probation
 from ...coordinator.types import CommitteeProof, Coordinator, MerkleRoot, NodeIdentity, Witness, WitnessProof
 from ...errors import CoordinatorError
@@ -56,14 +56,22 @@ def health_checks(
         return ()
     worked = set(before.assignments.values())
     newcomers = on_probation(state)
-    checks = []
+    had_work = []
     for index, client in enumerate(state.epoch_state.clients):
         if client.id == me or client.id not in worked or index in newcomers:
             continue
         try:
             proof = finished.selection.get_committee(index)
-            if not is_healthy(state, client.id, proof):
-                checks.append((client.id, proof))
+            check_worker(state, client.id, proof)
         except CoordinatorError:
             continue
-    return tuple(checks)
+        had_work.append((client.id, proof))
+    round_ = state.previous_round
+    if not had_work or round_ is None:
+        return ()
+    try:
+        quorum = witness_quorum(state.config.witness_nodes, len(round_.witnesses))
+    except CoordinatorError:
+        return ()  # there are no reports, so nobody can be judged by them
+    scores = trainer_scores([client for client, _ in had_work], round_.witnesses)
+    return tuple(check for check, score in zip(had_work, scores, strict=True) if score < quorum)
