@@ -45,7 +45,9 @@ from distro_optim.coordinator.solana.small_accounts import (
     TokenAccount,
     Treasury,
     authorization_bytes,
+    deployment_slot,
     mint_decimals,
+    program_data_of,
     read_clock,
     read_small_account,
     write_small_account,
@@ -148,7 +150,9 @@ def test_the_accounts_of_the_cluster_are_read() -> None:
     assert read_clock(clock) == (7, -5)
     assert TokenAccount.read(b"m" * 32 + b"o" * 32 + (9).to_bytes(8, "little") + bytes(93)).amount == 9
     assert mint_decimals(bytes(44) + b"\x06" + bytes(37)) == 6
-    for read in (read_clock, TokenAccount.read, mint_decimals):
+    assert program_data_of(b"\2\0\0\0" + bytes(range(32))) == bytes(range(32))
+    assert deployment_slot(b"\3\0\0\0" + bytes([7, *bytes(7)]) + b"code") == 7
+    for read in (read_clock, TokenAccount.read, mint_decimals, program_data_of, deployment_slot):
         with pytest.raises(ProtocolError):
             read(bytes(3))
 

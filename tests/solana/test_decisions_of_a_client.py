@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from distro_optim.coordinator.formats.account import ACCOUNT_SIZE
 from distro_optim.coordinator.rules import machine
 from distro_optim.coordinator.solana.client import without_nan
+from distro_optim.coordinator.solana.decisions.newest import NewestAccount
+from distro_optim.coordinator.solana.decisions.ticking import is_tick_due, should_tick
 from distro_optim.coordinator.solana.fees import KEPT_IN_A_WALLET, FeeMeter, FeesSpentError, shown_sol
-from distro_optim.coordinator.solana.newest import NewestAccount
-from distro_optim.coordinator.solana.ticking import is_tick_due, should_tick
 from distro_optim.coordinator.types import NodeIdentity, RunState, WitnessEvalResult, WitnessMetadata
 from distro_optim.errors import ConfigurationError
 from distro_optim.testing import DUMMY_CONFIG, dummy_run

@@ -45,6 +45,7 @@ class ChangeOptions:
         revoke: of ``authorize``: no longer, in place of from now on.
         close: of ``authorize``: remove the authorization.
         repo, revision, bucket, prefix: of ``checkpoint``.
+        unchecked_format: of ``checkpoint``: do not look whether the program knows its present form.
         points: of ``rates`` and ``claim``.
         slashing: of ``rates``.
         tokens: of ``fund``, in base units.
@@ -69,6 +70,7 @@ class ChangeOptions:
     revision: str | None = None
     bucket: str | None = None
     prefix: str | None = None
+    unchecked_format: bool = False
     points: int | None = None
     slashing: int | None = None
     tokens: int = 0
@@ -129,7 +131,7 @@ async def _plan(operator: Operator, asked: ChangeOptions) -> list[Step]:
         case "tick":
             return await operator.tick()
         case "checkpoint":
-            return await operator.checkpoint(_checkpoint(asked))
+            return await operator.checkpoint(_checkpoint(asked), check_format=not asked.unchecked_format)
         case "authorize" if asked.key is not None:
             key = EVERYBODY if asked.key == "everybody" else parse_key(asked.key, "key")
             return await (operator.unauthorize(key) if asked.close else operator.authorize(key, not asked.revoke))

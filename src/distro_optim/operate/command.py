@@ -139,6 +139,10 @@ _CHANGES: Final[dict[str, tuple[str, dict[str, dict[str, Any]]]]] = {
             "--revision": {**_TEXT, "help": "of it"},
             "--bucket": {"metavar": "NAME", "help": "of Google Cloud Storage, in place of a repository"},
             "--prefix": {**_TEXT, "help": "in it"},
+            "--unchecked-format": {
+                "action": "store_true",
+                "help": "send it although nobody knows whether the program was deployed since 2026-02-20",
+            },
         },
     ),
     "authorize": (

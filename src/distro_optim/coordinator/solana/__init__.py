@@ -6,11 +6,11 @@
 ``arguments``       the instructions of the programs and what each of them takes
 ``instructions``    one builder for each instruction of a client or an operator
 ``program_errors``  the numbers of errors, their names and what to do
+``decisions``       what follows from what was read, without I/O
 ``wallet``          key files, and the key that peers know
 ``fees``            what it costs
 ``rpc``             requests to nodes of the cluster
 ``sending``         transactions on their way
-``newest``          which of many copies of an account is the newest
 ``feed``            the newest copy, by subscription and by reading
 ``finding``         whether there is such a run, and whether this wallet may join it
 ``settings``        what an operator changes of a halted run
@@ -18,7 +18,6 @@
 ``treasury``        runs whose points are paid, and what a wallet can claim
 ``operating``       what an operator does with a run
 ``viewing``         what anybody can see of a run
-``ticking``         when to say that time has passed
 ``client``          all of it: a participant of a run
 ``participation``   that participant, made of what a user says
 ==================  ==========================================================================

@@ -44,15 +44,16 @@ from ..messages import (
 )
 from ..types import Coordinator, NodeIdentity, RunState, WitnessMetadata
 from ..unconfirmed_report import UnconfirmedReport
+from .decisions.checkpoint_format import OldProgramError, check_checkpoint_format
+from .decisions.ticking import is_tick_due, should_tick
 from .feed import POLL_SECONDS, AccountFeed
 from .fees import NEEDED_TO_BEGIN, FeeMeter, FeesSpentError, shown_sol
-from .finding import check_balance, check_room, cluster_time, find_authorization, find_run
+from .finding import check_balance, check_room, cluster_time, find_authorization, find_deployment, find_run
 from .instructions import RunInstructions
 from .programs import Programs
 from .rpc import RETRYING, RpcClient, TransactionFailedError
 from .sending import POLL_SECONDS as CONFIRM_SECONDS
 from .sending import Sender, TransactionExpiredError
-from .ticking import is_tick_due, should_tick
 from .viewing import printable
 from .wallet import derive_peer_secret
 
@@ -95,6 +96,7 @@ class SolanaCoordinator(CoordinatorClient):
         client_version: which client the run must be for, in its own words; None takes any.
         max_fees: lamports that may be spent in all.
         ticks: whether to tell the chain, when it is due, that time has passed. Somebody has to.
+        check_format: look, before a checkpoint is sent, whether the program knows its present form.
         poll_seconds: between two readings of the account.
         confirm_seconds: between two questions for a transaction.
         tick_seconds: between two looks at whether a tick is due.
@@ -120,6 +122,7 @@ class SolanaCoordinator(CoordinatorClient):
         client_version: str | None = None,
         max_fees: int | None = None,
         ticks: bool = True,
+        check_format: bool = True,
         poll_seconds: float = POLL_SECONDS,
         confirm_seconds: float = CONFIRM_SECONDS,
         tick_seconds: float = TICK_SECONDS,
@@ -142,6 +145,7 @@ class SolanaCoordinator(CoordinatorClient):
         self._join_authority = join_authority
         self._client_version = client_version
         self._ticks = ticks
+        self._check_format = check_format
         self._poll_seconds, self._confirm_seconds, self._tick_seconds = poll_seconds, confirm_seconds, tick_seconds
         self._unix_time = unix_time
         self._clock_offset = 0.0
@@ -406,18 +410,28 @@ class SolanaCoordinator(CoordinatorClient):
         what = type(message).__name__
         for _ in range(TRIES):
             try:
+                if isinstance(message, CheckpointMessage):
+                    await self._check_program()
                 await sender.send([instruction])
                 return
             except TransactionFailedError as error:
                 self._tell_failure(what, error)
                 return
-            except FeesSpentError:
+            except (FeesSpentError, OldProgramError):
                 raise
             except CoordinatorLinkError as error:
                 _log.info("%s: %s", what, error)
             if isinstance(message, WitnessMessage) and not await self._is_missing(message):
                 return
         _log.warning("%s was not taken in %d attempts", what, TRIES)
+
+    async def _check_program(self) -> None:
+        """Raises OldProgramError if the program may take a checkpoint for something else."""
+        if self._check_format:
+            check_checkpoint_format(
+                self.programs.coordinator, await find_deployment(self._rpc, self.programs.coordinator)
+            )
+            self._check_format = False  # a later deployment is newer still
 
     async def _is_missing(self, report: WitnessMessage) -> bool:
         """Whether the chain still waits for a report that may have got lost."""

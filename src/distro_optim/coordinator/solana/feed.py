@@ -19,7 +19,7 @@ from solders.rpc.responses import AccountNotification, SubscriptionResult, parse
 
 from ...errors import ConfigurationError, CoordinatorLinkError, ProtocolError
 from ..formats.account import ACCOUNT_SIZE
-from .newest import NewestAccount
+from .decisions.newest import NewestAccount
 from .rpc import RpcClient, shown_url
 
 __all__ = ["AccountFeed"]

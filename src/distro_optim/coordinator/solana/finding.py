@@ -9,15 +9,32 @@ from dataclasses import dataclass, replace
 
 from solders.pubkey import Pubkey
 
-from ...errors import JoinRefusedError, PaymentError, ProtocolError
+from ...errors import CoordinatorLinkError, JoinRefusedError, PaymentError, ProtocolError
 from ..formats.account import CoordinatorAccount
 from ..types import MAX_NUM_CLIENTS, RunState
+from .decisions.checkpoint_format import Deployment
 from .fees import NEEDED_TO_BEGIN, shown_sol
-from .programs import CLOCK_SYSVAR, EVERYBODY, JOIN_SCOPE, Programs
+from .programs import CLOCK_SYSVAR, EVERYBODY, JOIN_SCOPE, NATIVE_LOADER, UPGRADEABLE_LOADER, Programs
 from .rpc import RpcClient
-from .small_accounts import Authorization, CoordinatorInstance, read_clock, read_small_account
+from .small_accounts import (
+    PROGRAM_DATA_HEAD,
+    Authorization,
+    CoordinatorInstance,
+    deployment_slot,
+    program_data_of,
+    read_clock,
+    read_small_account,
+)
 
-__all__ = ["FoundRun", "check_balance", "check_room", "cluster_time", "find_authorization", "find_run"]
+__all__ = [
+    "FoundRun",
+    "check_balance",
+    "check_room",
+    "cluster_time",
+    "find_authorization",
+    "find_deployment",
+    "find_run",
+]
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,38 @@ async def check_balance(rpc: RpcClient, wallet: Pubkey) -> int:
 
 async def cluster_time(rpc: RpcClient) -> int:
     """The cluster's Unix time in seconds."""
+    return (await _clock(rpc))[1]
+
+
+async def _clock(rpc: RpcClient) -> tuple[int, int]:
+    """The cluster's slot, and its Unix time in seconds."""
     read = await rpc.account(CLOCK_SYSVAR)
     if read.data is None:
         raise ProtocolError(f"{rpc.name} has no clock")
-    return read_clock(read.data)[1]
+    return read_clock(read.data)
+
+
+async def find_deployment(rpc: RpcClient, program: Pubkey) -> Deployment:
+    """When a program was last deployed, as far as the cluster tells. Reads only its first bytes.
+
+    Raises:
+        CoordinatorLinkError: no node answers, or there is no such program.
+        ProtocolError: the answer makes no sense.
+    """
+    read = await rpc.account(program)
+    if read.data is None:
+        raise CoordinatorLinkError(f"there is no program {program} at {rpc.name}: is this the cluster of the run?")
+    if read.owner == NATIVE_LOADER:
+        return Deployment(is_built_in=True)
+    if read.owner != UPGRADEABLE_LOADER:
+        return Deployment()
+    code = await rpc.account(Pubkey.from_bytes(program_data_of(read.data)), length=PROGRAM_DATA_HEAD)
+    if code.data is None:
+        raise CoordinatorLinkError(f"the program {program} at {rpc.name} was closed")
+    slot = deployment_slot(code.data)
+    slot_now, now = await _clock(rpc)
+    try:
+        made = await rpc.call("getBlockTime", [slot])
+    except CoordinatorLinkError:
+        made = None  # nodes forget old blocks
+    return Deployment(False, slot, made if isinstance(made, int) else None, slot_now, now)

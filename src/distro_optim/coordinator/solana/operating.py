@@ -16,8 +16,9 @@ from ..formats.account import ACCOUNT_SIZE
 from ..model import Checkpoint, GcsRepo, HubRepo
 from ..rules import machine
 from .arguments import RunUpdate
+from .decisions.checkpoint_format import check_checkpoint_format
 from .fees import FeeMeter, shown_sol
-from .finding import FoundRun, find_run
+from .finding import FoundRun, find_deployment, find_run
 from .instructions import AuthorizerInstructions, RunInstructions, TreasurerInstructions, create_run_account
 from .programs import JOIN_SCOPE, Programs, default_treasurer_index
 from .rpc import RpcClient
@@ -142,8 +143,17 @@ class Operator:
         run = RunInstructions(self._programs, self._run_id, found.account)
         return [Step("tick", [run.tick(self._me)])]
 
-    async def checkpoint(self, uploaded: Checkpoint) -> list[Step]:
-        """Says where the model was uploaded to; the run's clients of the present epoch may."""
+    async def checkpoint(self, uploaded: Checkpoint, *, check_format: bool = True) -> list[Step]:
+        """Says where the model was uploaded to; the run's clients of the present epoch may.
+
+        Args:
+            uploaded: where it is.
+            check_format: look first whether the program knows this form of a checkpoint.
+
+        Raises:
+            ConfigurationError: this wallet is no client of the epoch, or the run's model is of another kind.
+            OldProgramError: the program may take it for something else.
+        """
         seen = await see_run(self._rpc, self._programs, self._run_id)
         state = seen.account.state.coordinator
         clients = [client.id for client in state.epoch_state.clients]
@@ -164,6 +174,9 @@ class Operator:
                 "not change: pause the run and use configure",
                 name="checkpoint",
             )
+        if check_format:
+            program = self._programs.coordinator
+            check_checkpoint_format(program, await find_deployment(self._rpc, program))
         run = RunInstructions(self._programs, self._run_id, seen.found.account)
         return [Step(f"say that the model is in {_place(uploaded)}", [run.checkpoint(self._me, uploaded)])]
 

@@ -20,8 +20,10 @@ __all__ = [
     "CLOCK_SYSVAR",
     "EVERYBODY",
     "JOIN_SCOPE",
+    "NATIVE_LOADER",
     "SYSTEM_PROGRAM",
     "TOKEN_PROGRAM",
+    "UPGRADEABLE_LOADER",
     "Programs",
     "account_discriminator",
     "associated_token_account",
@@ -35,6 +37,12 @@ SYSTEM_PROGRAM: Final = Pubkey.default()
 TOKEN_PROGRAM: Final = Pubkey.from_string("TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA")
 ASSOCIATED_TOKEN_PROGRAM: Final = Pubkey.from_string("ATokenGPvbdGVxr1b2hvZbsiqW5xWH25efTNsLJA8knL")
 CLOCK_SYSVAR: Final = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
+
+NATIVE_LOADER: Final = Pubkey.from_string("NativeLoader1111111111111111111111111111111")
+"""Owns the programs that are a part of the node."""
+
+UPGRADEABLE_LOADER: Final = Pubkey.from_string("BPFLoaderUpgradeab1e11111111111111111111111")
+"""Owns the programs that can be deployed again, as Anchor's are."""
 
 EVERYBODY: Final = Pubkey.default()
 """The grantee of an authorization that lets any wallet in."""

@@ -298,19 +298,24 @@ class RpcClient:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def account(self, key: Pubkey, *, min_slot: int = 0, first: int = 0) -> AccountRead:
+    async def account(
+        self, key: Pubkey, *, min_slot: int = 0, first: int = 0, length: int | None = None
+    ) -> AccountRead:
         """An account as the cluster has confirmed it.
 
         Args:
             key: its address.
             min_slot: a node that is behind this slot is passed over, if another is not.
             first: the number of the node that is asked first, counted round.
+            length: so many bytes from its beginning are enough; None asks for all.
 
         Raises:
             CoordinatorLinkError: no node answered.
             ProtocolError: the answer makes no sense.
         """
         options: dict[str, Any] = {"encoding": "base64+zstd", "commitment": "confirmed"}
+        if length is not None:
+            options["dataSlice"] = {"offset": 0, "length": length}
         try:
             asked = {**options, "minContextSlot": min_slot} if min_slot and len(self.urls) > 1 else options
             text = await self.call_text("getAccountInfo", [str(key), asked], first=first)

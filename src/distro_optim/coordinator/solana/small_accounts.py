@@ -20,6 +20,7 @@ __all__ = [
     "INSTANCE_BYTES",
     "MINT_BYTES",
     "PARTICIPANT_BYTES",
+    "PROGRAM_DATA_HEAD",
     "TOKEN_ACCOUNT_BYTES",
     "TREASURY_BYTES",
     "Authorization",
@@ -28,9 +29,11 @@ __all__ = [
     "TokenAccount",
     "Treasury",
     "authorization_bytes",
+    "deployment_slot",
     "discriminator_of",
     "has_delegate",
     "mint_decimals",
+    "program_data_of",
     "read_clock",
     "read_small_account",
     "write_small_account",
@@ -172,6 +175,40 @@ def read_clock(data: bytes) -> tuple[int, int]:
     if len(data) != _CLOCK_BYTES:
         raise ProtocolError(f"the cluster's clock has {_CLOCK_BYTES} bytes, not {len(data)}")
     return int.from_bytes(data[:8], "little"), int.from_bytes(data[32:], "little", signed=True)
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
+
+PROGRAM_DATA_HEAD: Final = 12
+"""Bytes before the code and its authority: the kind, and the slot of the last deployment."""
+
+_PROGRAM: Final = 2
+_PROGRAM_DATA: Final = 3
+_PROGRAM_BYTES: Final = 36
+
+
+def program_data_of(data: bytes) -> bytes:
+    """The address of the account that holds the code of a program that can be deployed again (32 bytes).
+
+    Solana's ``UpgradeableLoaderState`` in bincode: the kind as u32, then its values.
+
+    Raises:
+        ProtocolError: the account is no such program.
+    """
+    if len(data) < _PROGRAM_BYTES or int.from_bytes(data[:4], "little") != _PROGRAM:
+        raise ProtocolError("the account is no program that can be deployed again")
+    return data[4:_PROGRAM_BYTES]
+
+
+def deployment_slot(data: bytes) -> int:
+    """The slot in which the code was last deployed, from the head of the account that holds it.
+
+    Raises:
+        ProtocolError: it holds no code.
+    """
+    if len(data) < PROGRAM_DATA_HEAD or int.from_bytes(data[:4], "little") != _PROGRAM_DATA:
+        raise ProtocolError("the account holds no code of a program")
+    return int.from_bytes(data[4:PROGRAM_DATA_HEAD], "little")
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from solders.hash import Hash
@@ -16,7 +17,7 @@ from solders.signature import Signature
 from ...coordinator.solana.program_errors import error_name
 from .ledger import Account, rent
 from .transactions import Outcome
-from .validator import Validator
+from .validator import SLOTS_PER_SECOND, Validator
 
 __all__ = ["RpcMethods", "account_json"]
 
@@ -24,6 +25,7 @@ PREFLIGHT_FAILED: Final = -32002
 INVALID_PARAMS: Final = -32602
 METHOD_NOT_FOUND: Final = -32601
 BEHIND: Final = -32016
+NO_BLOCK: Final = -32009
 
 MAX_AIRDROP: Final = 1_000 * 1_000_000_000
 """Lamports of one request; chosen arbitrarily."""
@@ -82,6 +84,8 @@ class RpcMethods:
         self.slot = 0
         self.unconfirmed_polls = 0
         """How often a transaction is still unknown when it is asked for."""
+        self.forgets_blocks = False
+        """The node keeps no old blocks, as most do not."""
         self._asked: dict[Signature, int] = {}
         self._unconfirmed: set[Signature] | None = None
         """Transactions since :meth:`confirm`; None confirms each at once."""
@@ -89,7 +93,7 @@ class RpcMethods:
             "getAccountInfo": self._account_info,
             "getBalance": self._balance,
             "getBlockHeight": lambda params: self.validator.block_height,
-            "getBlockTime": lambda params: self.validator.clock.unix_timestamp,
+            "getBlockTime": self._block_time,
             "getGenesisHash": lambda params: str(Hash.default()),
             "getHealth": lambda params: "ok",
             "getLatestBlockhash": self._latest_blockhash,
@@ -144,7 +148,10 @@ class RpcMethods:
     def _account_info(self, params: Sequence[Any]) -> Any:
         key, options = str(Pubkey.from_string(params[0])), _options(params, 1)
         self._check_slot(options)
-        return self._with_context(account_json(self._accounts.get(key), options.get("encoding", "base64")))
+        account, part = self._accounts.get(key), options.get("dataSlice")
+        if account is not None and part is not None:
+            account = replace(account, data=account.data[part["offset"] :][: part["length"]])
+        return self._with_context(account_json(account, options.get("encoding", "base64")))
 
     def _check_slot(self, options: Mapping[str, Any]) -> None:
         """Refuses what a node that is behind cannot answer."""
@@ -163,6 +170,13 @@ class RpcMethods:
             for key, account in self._accounts.items()
             if account.owner == owner and all(_fits(account.data, rule) for rule in options.get("filters", []))
         ]
+
+    def _block_time(self, params: Sequence[Any]) -> int:
+        """As if all slots had been equally long."""
+        slot, clock = _integer(params, 0), self.validator.clock
+        if self.forgets_blocks:
+            raise RpcFailure(NO_BLOCK, f"Slot {slot} was skipped, or missing in long-term storage")
+        return clock.unix_timestamp - int((clock.slot - slot) / SLOTS_PER_SECOND)
 
     def _latest_blockhash(self, params: Sequence[Any]) -> Any:
         blockhash = self.validator.blockhash

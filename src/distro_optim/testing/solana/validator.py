@@ -35,8 +35,10 @@ from ...coordinator.solana.programs import (
     CLOCK_SYSVAR,
     EVERYBODY,
     JOIN_SCOPE,
+    NATIVE_LOADER,
     SYSTEM_PROGRAM,
     TOKEN_PROGRAM,
+    UPGRADEABLE_LOADER,
     Programs,
     associated_token_account,
     default_treasurer_index,
@@ -86,7 +88,6 @@ GENESIS_LAMPORTS: Final = 1_000_000 * 1_000_000_000
 
 SLOTS_PER_SECOND: Final = 2.5
 
-_NATIVE_LOADER: Final = "NativeLoader1111111111111111111111111111111"
 _BPF_LOADER: Final = "BPFLoader2111111111111111111111111111111111"
 _SYSVAR_OWNER: Final = "Sysvar1111111111111111111111111111111111111"
 _RENT_SYSVAR: Final = "SysvarRent111111111111111111111111111111111"
@@ -123,7 +124,7 @@ class Validator:
             str(self.programs.treasurer): treasurer_program,
         }
         for program in (SYSTEM_PROGRAM, self.programs.coordinator, self.programs.authorizer, self.programs.treasurer):
-            self.accounts[str(program)] = Account(1, b"", _NATIVE_LOADER, True)
+            self.accounts[str(program)] = Account(1, b"", str(NATIVE_LOADER), True)
         # What solana-program-test has for them; nothing depends on the numbers.
         self.accounts[str(TOKEN_PROGRAM)] = Account(929_020_800, b"", _BPF_LOADER, True)
         self.accounts[str(ASSOCIATED_TOKEN_PROGRAM)] = Account(731_913_600, b"", _BPF_LOADER, True)
@@ -171,6 +172,17 @@ class Validator:
         self._blockhashes[Hash.from_bytes(hashlib.sha256(f"block {self._blocks}".encode()).digest())] = self._blocks
         while len(self._blockhashes) > BLOCKHASHES:
             self._blockhashes.popitem(last=False)
+
+    def deployed(self, program: Pubkey, slot: int) -> None:
+        """Has a program look as if its code was last deployed in this slot, and not as a part of the node.
+
+        What it does stays the same.
+        """
+        code, _ = Pubkey.find_program_address([bytes(program)], UPGRADEABLE_LOADER)
+        head = (3).to_bytes(4, "little") + slot.to_bytes(8, "little") + bytes(33)
+        data = (2).to_bytes(4, "little") + bytes(code)
+        self.accounts[str(program)] = Account(rent(len(data)), data, str(UPGRADEABLE_LOADER), True)
+        self.accounts[str(code)] = Account(rent(len(head)), head, str(UPGRADEABLE_LOADER))
 
     # -- lamports ------------------------------------------------------------------------------------------------------
 

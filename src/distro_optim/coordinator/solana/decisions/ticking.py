@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from ...errors import CoordinatorError
-from ..rules import machine
-from ..rules.transitions import is_halted
-from ..types import Coordinator, NodeIdentity
+from ....errors import CoordinatorError
+from ...rules import machine
+from ...rules.transitions import is_halted
+from ...types import Coordinator, NodeIdentity
 
 __all__ = ["ALWAYS_UP_TO", "MARGIN_SECONDS", "is_tick_due", "should_tick"]
 

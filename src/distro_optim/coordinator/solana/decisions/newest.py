@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..formats.account import ACCOUNT_SIZE, nonce_of
+from ...formats.account import ACCOUNT_SIZE, nonce_of
 
 __all__ = ["NewestAccount"]
 
