@@ -49,6 +49,10 @@ def samples(dtype: torch.dtype) -> Tensor:
     return torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
+def batched(share: list[int]) -> list[list[int]]:
+    return [share[start : start + 4] for start in range(0, len(share), 4)]
+
+
 def new_model(seed: int = 0, dtype: torch.dtype = torch.float32, kind: type[Net] = Net) -> Net:
     torch.manual_seed(seed)
     return kind().to(dtype)
@@ -71,6 +75,7 @@ class Script:
         skips: the rounds in which nothing is to be said.
         norm_in_eval: use the norm's statistics, since a batch of one sample has none.
         schedule: factor of the learning rate, of a LambdaLR.
+        by_data_index: the samples know themselves by data index, as those of a token dataset.
         session, model, optimizer: of the peer, once it runs.
         news: what the session said, but for how it gets in and who else comes and leaves.
         trained, cancelled: steps.
@@ -86,6 +91,7 @@ class Script:
     skips: Callable[[Round], bool] = lambda round_: False
     norm_in_eval: bool = False
     schedule: Callable[[int], float] | None = None
+    by_data_index: bool = False
     optimizer_settings: dict[str, Any] = field(default_factory=dict)
     session_settings: dict[str, Any] = field(default_factory=dict)
     news: list[str] = field(default_factory=list)
@@ -105,22 +111,25 @@ class Script:
         data = samples(self.dtype)
         settings = {"dataset_size": SAMPLES, "on_event": self._hear, **self.session_settings}
         self.session = SwarmSession(self.model, self.optimizer, port=port, **settings)
+        self.session.by_data_index = self.by_data_index
         if self.schedule is not None:
             self.session.follow(LambdaLR(self.optimizer, self.schedule))
         with self.session as session:
             for round_ in session.rounds():
                 losses = []
-                for indices in round_.micro_batches(4):
+                without_length = settings["dataset_size"] is None  # as distro-optim join
+                share = list(range(round_.batch.start, round_.batch.end + 1)) if without_length else round_.indices
+                for indices in batched(share) if without_length else round_.micro_batches(4):
                     port.compute(self.seconds(round_) if callable(self.seconds) else self.seconds, round_.step)
-                    x = data[indices]
+                    x = data[[index % SAMPLES for index in indices]]
                     loss = (self.model(x) - x.flip(1)).pow(2).mean()
-                    (loss * len(indices) / len(round_.indices)).backward()
+                    (loss * len(indices) / len(share)).backward()
                     losses.append(loss.item() * len(indices))
                 self.during(self)
-                loss = sum(losses) / len(round_.indices)
+                loss = sum(losses) / len(share)
                 if round_.skip() if self.skips(round_) else round_.finish(loss=loss):
                     self.trained.append(round_.step)
-                    self.samples_seen += round_.indices
+                    self.samples_seen += share
                 else:
                     self.cancelled.append(round_.step)
                 self.after(self, round_)

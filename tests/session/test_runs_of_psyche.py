@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,11 @@ from distro_optim import DisTrO
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.coordinator.model import Distro, Hub, HubRepo
 from distro_optim.coordinator.types import RunState
-from distro_optim.errors import ConfigurationError
+from distro_optim.errors import ConfigurationError, ModelMismatchError
 from distro_optim.strategy.model.psyche_settings import adopt_settings, settings_of
+from distro_optim.strategy.sample_order import sample_indices, shuffle_seed
 
-from .scripts import Net, Script, equal_weights
+from .scripts import SAMPLES, Net, Script, equal_weights
 from .world import SessionWorld, SimulatedPort
 
 MakeWorld = Callable[..., SessionWorld]
@@ -191,3 +193,55 @@ def test_after_a_pause_those_who_stayed_go_on_with_their_weights_and_who_comes_t
     world.until_all_ended()
     assert late.trained
     assert equal_weights(*scripts, late)
+
+
+@pytest.mark.parametrize(
+    "joiner", [Script(model_class=Plain, by_data_index=True, seed=9), None], ids=["script", "join"]
+)
+def test_scripts_with_tokens_train_the_runs_own_samples_beside_peers_that_know_no_length(
+    make_world: MakeWorld, joiner: Script | None
+) -> None:
+    """As ``distro-optim join`` does, and Psyche's clients."""
+    script = Script(model_class=Plain, by_data_index=True, **SAME_START)
+    join = Script(model_class=Plain, session_settings={"dataset_size": None}, **SAME_START)
+    late = joiner or Script(model_class=Plain, session_settings={"dataset_size": None}, seed=9)
+    world = psyche_world(make_world, total_steps=7, epoch_time=10, global_batch_size_start=8, global_batch_size_end=8)
+    for number, each in enumerate((script, join), start=1):
+        world.run(world.port(number), each)
+    world.until_phase(RunState.ROUND_TRAIN, height=1)
+    world.run(world.port(3), late)
+    world.until_all_ended()
+    assert late.trained
+    assert equal_weights(script, join, late)
+    seen = sorted(script.samples_seen + join.samples_seen + late.samples_seen)
+    assert seen[:24] == list(range(24))
+    assert set(Counter(index // 8 for index in seen).values()) == {8}  # each batch of the coordinator is whole
+    assert not any("in this script's own order" in line for line in script.news)
+
+
+def test_an_order_of_ones_own_is_told_and_refused_beside_peers_that_have_none(make_world: MakeWorld) -> None:
+    world = psyche_world(make_world, total_steps=20, init_min_clients=1, min_clients=1)
+    join = Script(model_class=Plain, session_settings={"dataset_size": None}, **SAME_START)
+    world.run(world.port(1), join)
+    world.until_phase(RunState.ROUND_TRAIN, height=2)
+    shuffled = Script(model_class=Plain, seed=9)
+    world.run(world.port(2), shuffled)
+    with pytest.raises(ModelMismatchError) as caught:
+        world.until_all_ended()
+    assert caught.value.what == "length of the dataset"
+    assert str(caught.value) == (
+        "the run trains something else: length of the dataset is 60 here and not set in the run; use the same dataset "
+        "as the others; beside distro-optim join and Psyche's clients give the strategy a TokenDataModule of the run's "
+        "data or another dataset with by_data_index = True, and a session no dataset_size, with round.batch in place "
+        "of round.indices"
+    )
+    assert any(line.startswith("samples are taken in this script's own order") for line in shuffled.news)
+
+
+def test_in_a_run_of_our_own_tokens_are_shuffled_as_ever(make_world: MakeWorld) -> None:
+    world = make_world(total_steps=4, init_min_clients=1, min_clients=1)
+    script = Script(by_data_index=True)
+    world.run(world.port(1), script)
+    world.until_all_ended()
+    count = len(script.samples_seen)
+    assert script.samples_seen == sample_indices(range(count), SAMPLES, shuffle_seed("run"))

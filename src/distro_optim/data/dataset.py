@@ -27,10 +27,15 @@ ENDLESS: Final = 1 << 31
 class TokenDataset(Dataset[TokenSequence]):
     """The sequences of a provider by data index. Several at once are asked for at once.
 
+    Attributes:
+        by_data_index: True, which tells a strategy that an index here is a run's data index.
+
     Args:
         provider: gives them; not closed with the data set.
         num_sequences: how many there are to be; by default as many as the provider has, or :data:`ENDLESS`.
     """
+
+    by_data_index: Final = True
 
     def __init__(self, provider: TokenProvider, num_sequences: int | None = None) -> None:
         if num_sequences is None:

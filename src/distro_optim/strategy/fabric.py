@@ -258,6 +258,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             ranks=None if self._alone else LocalRanks(),
             **self._options,
         )
+        session.by_data_index = loader.samples.by_data_index
         session.look_over = look_at_first_sample(session, loader.samples, model)
         if schedulers:
             session.follow(*schedulers)

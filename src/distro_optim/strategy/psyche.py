@@ -287,6 +287,7 @@ class PsycheStrategy(RoundPasses):
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
             **self._options,
         )
+        session.by_data_index = loader.samples.by_data_index
         session.look_over = look_at_first_sample(session, loader.samples, module)
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)

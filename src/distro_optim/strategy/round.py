@@ -10,12 +10,9 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from .rounds.actions import TrainBatch
-from .sample_order import sample_indices
+from .sample_order import SampleOrder
 
-__all__ = ["Round", "RoundOwner", "SampleOrder"]
-
-SampleOrder = tuple[int, int]
-"""Samples in the dataset, and the seed of their order."""
+__all__ = ["Round", "RoundOwner"]
 
 
 class RoundOwner(Protocol):
@@ -50,7 +47,7 @@ class Round:
 
     @cached_property
     def indices(self) -> list[int]:
-        """Our samples: indices into the dataset, as :func:`~.data.sample_indices` maps them. Never empty.
+        """Our samples: indices into the dataset, as :class:`~.sample_order.SampleOrder` maps them. Never empty.
 
         Raises:
             ConfigurationError: the session was not told ``dataset_size``.
@@ -60,8 +57,7 @@ class Round:
                 "which samples these are depends on how many there are: give the session dataset_size=len(dataset)",
                 name="dataset_size",
             )
-        size, seed = self._order
-        return sample_indices(range(self.batch.start, self.batch.end + 1), size, seed)
+        return self._order.samples(range(self.batch.start, self.batch.end + 1))
 
     def micro_batches(self, size: int) -> Iterator[list[int]]:
         """:attr:`indices` in pieces of at most ``size``; ends early when the round is cancelled."""

@@ -4,6 +4,9 @@ A coordinator hands out indices that only grow; it knows nothing of datasets. He
 ``i // dataset_size`` over the dataset, and every pass goes through the samples in an order of its own. The order
 follows from the seed alone, so that peers that never exchange data agree on it, and since a coordinator gives each
 index to one peer, each sample is trained once per pass, whichever peers come and go.
+
+In a run of Psyche's there is another reading, that of its clients and of ``distro-optim join``: index ``i`` is sequence
+``i`` of the run's data. A dataset that knows no other index says so; see :attr:`SampleOrder.seed`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,15 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 
-__all__ = ["MicroBatch", "check_dataset_size", "micro_batches", "sample_indices", "shuffle_seed"]
+__all__ = [
+    "HOW_TO_TAKE_BY_DATA_INDEX",
+    "MicroBatch",
+    "SampleOrder",
+    "check_dataset_size",
+    "micro_batches",
+    "sample_indices",
+    "shuffle_seed",
+]
 
 # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014): the increment, and the
 # multipliers and shifts of the finalizer.
@@ -85,6 +96,35 @@ def sample_indices(data_indices: range, dataset_size: int, seed: int) -> list[in
         samples += _permuted(places, dataset_size, _mixed(seed + _GOLDEN_GAMMA * number)).tolist()
         start += count
     return samples
+
+
+HOW_TO_TAKE_BY_DATA_INDEX: Final = (
+    "beside distro-optim join and Psyche's clients give the strategy a TokenDataModule of the run's data or another "
+    "dataset with by_data_index = True, and a session no dataset_size, with round.batch in place of round.indices"
+)
+"""What a script has to do whose samples are to be those of Psyche's clients."""
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which samples of a dataset the data indices of a run stand for.
+
+    Attributes:
+        size: samples in the dataset.
+        seed: of their order; None where a sample's index is the data index.
+    """
+
+    size: int
+    seed: int | None
+
+    def samples(self, data_indices: range) -> list[int]:
+        """Indices into the dataset, one for each of ``data_indices``."""
+        return list(data_indices) if self.seed is None else sample_indices(data_indices, self.size, self.seed)
+
+    @property
+    def in_common(self) -> dict[str, int]:
+        """What peers must agree on; nothing where the run says it all."""
+        return {} if self.seed is None else {"size": self.size, "seed": self.seed}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..console import narrated
+from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
 from ..coordinator.server.acting import HostActs, named_acts
@@ -57,8 +58,8 @@ from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
 from .port import RunAccess, RunView
-from .round import Round, SampleOrder
-from .sample_order import check_dataset_size, sample_indices, shuffle_seed
+from .round import Round
+from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_size, shuffle_seed
 from .upload import read_upload
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
@@ -98,6 +99,8 @@ class SwarmSession:
             raises if we should not be.
         follow_schedule: called with the step before anything of a new step is carried out, so that the script's
             learning rates are those of the step; see :meth:`follow`. Not with a step after the last that is trained.
+        by_data_index: in a run of Psyche's the samples of the dataset are those of the run by its data index, as its
+            clients take them; False, the default, orders them by ``data_seed`` there as in runs of our own kind.
     """
 
     @shows(SessionOptions, SESSION_DEFAULTS)
@@ -114,6 +117,7 @@ class SwarmSession:
         _check(model, optimizer, given)
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
+        self.by_data_index = False
         self._model = model
         self._optimizer = optimizer
         self._options = given
@@ -282,13 +286,15 @@ class SwarmSession:
     def sample_of(self, data_index: int) -> int | None:
         """The sample of the dataset that an index of the coordinator means; None if the dataset has no length."""
         order = self._sample_order(self._access) if self._access is not None else None
-        return None if order is None else sample_indices(range(data_index, data_index + 1), *order)[0]
+        return None if order is None else order.samples(range(data_index, data_index + 1))[0]
 
     def _sample_order(self, access: RunAccess) -> SampleOrder | None:
         size, seed = self._options["dataset_size"], self._options["data_seed"]
         if size is None:
             return None
-        return size, shuffle_seed(access.facts.run_id) if seed is None else seed
+        if self.by_data_index and (state := access.facts.state) is not None and is_run_of_psyche(state):
+            return SampleOrder(size, None)
+        return SampleOrder(size, shuffle_seed(access.facts.run_id) if seed is None else seed)
 
     def _checkpoints(self) -> CheckpointKeeper:
         folder = self._options["checkpoint_dir"]
@@ -324,6 +330,12 @@ class SwarmSession:
         if state is not None:
             check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
         terms = RunTerms.adopt(state, self._optimizer, learning_rates=self._options["learning_rates"], tell=self._tell)
+        order = self._sample_order(access)
+        if terms.as_psyche and order is not None and order.seed is not None:
+            self._tell(
+                "samples are taken in this script's own order, so that all peers must run this script: "
+                f"{HOW_TO_TAKE_BY_DATA_INDEX}"
+            )
         local = LocalModel(
             model=self._model,
             optimizer=self._optimizer,
@@ -332,7 +344,7 @@ class SwarmSession:
             resumes_from=resumes_from,
             restored=self._restored,
             begin_at=self._begin_at,
-            order=self._sample_order(access),
+            order=order,
             between=self._between,
         )
         return Participant(

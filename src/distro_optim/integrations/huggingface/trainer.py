@@ -270,6 +270,7 @@ class SwarmTraining(_Trainer):
                 )
             look(run)
 
+        session.by_data_index = rounds.samples.by_data_index
         session.look_over = look_over
         session.follow_schedule = self._follower
         session.start()

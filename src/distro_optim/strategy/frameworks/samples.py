@@ -39,6 +39,10 @@ class Samples(ABC):
     micro_batch_size: int
     """Samples of one forward pass: the user's ``batch_size``."""
 
+    by_data_index: bool = False
+    """The dataset knows its samples by the data indices of a run, as :class:`~distro_optim.TokenDataset` does: it has
+    an attribute of this name that is true. In a run of Psyche's they are taken by those."""
+
     worker_init_fn: Any
     """Called in every worker process; Lightning sets it to seed them."""
 
@@ -110,6 +114,7 @@ class IndexedSamples(Samples):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.size = length_of(loader.dataset)
+        self.by_data_index = getattr(loader.dataset, "by_data_index", False) is True
         self.micro_batch_size = _batch_size(loader)
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
         wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)  # Lightning's wrapper for other samplers

@@ -34,6 +34,7 @@ from ...protocol import SILENT, Speaks, common, why_apart
 from ...verify.merkle import merkle_root
 from ...words import MAX_SHOWN, shown
 from ..rounds.weights import tensor_digest
+from ..sample_order import HOW_TO_TAKE_BY_DATA_INDEX
 from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
 
@@ -234,8 +235,12 @@ class ModelIdentity:
                         else same_optimizer
                     ),
                 )
+        same_data = "use the same dataset as the others"
         for name, what in (("size", "length of the dataset"), ("seed", "seed of the data's order")):
-            yield what, self.data.get(name), theirs.data.get(name), "use the same dataset as the others"
+            size_or_seed, other = self.data.get(name), theirs.data.get(name)
+            is_one_without = (size_or_seed is None) is not (other is None)
+            advice = f"{same_data}; {HOW_TO_TAKE_BY_DATA_INDEX}" if is_one_without else same_data
+            yield what, size_or_seed, other, advice
 
     def harmless_differences(self, theirs: ModelIdentity) -> list[str]:
         """What differs and does not make weights differ, or not for certain; one sentence each."""

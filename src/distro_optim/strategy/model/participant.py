@@ -18,8 +18,9 @@ from ...errors import RunError
 from ...optimizer import DisTrO
 from ..news import News
 from ..port import RunAccess
-from ..round import Round, SampleOrder
+from ..round import Round
 from ..rounds import actions as act
+from ..sample_order import SampleOrder
 from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper
@@ -163,7 +164,7 @@ class Participant:
             self.trainer,
             local.model,
             script_rates=terms.script_rates,
-            data={} if local.order is None else {"size": local.order[0], "seed": local.order[1]},
+            data={} if local.order is None else local.order.in_common,
             as_psyche=terms.as_psyche,
             tell=tell,
             progress=progress,
