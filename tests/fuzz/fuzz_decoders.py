@@ -61,6 +61,7 @@ INSTRUMENTED: Final = (
     "strategy.model.identity",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
+    "strategy.rounds.trust.succession_messages",
     "verify.calibrate",
     "verify.momentum",
     "verify.opening",
@@ -280,6 +281,37 @@ def broadcast(data: bytes) -> None:
     assert postcard.decode(kind, postcard.encode(value)) == value
 
 
+def succession_letter(data: bytes) -> None:
+    """What anybody says about who hosts, signed as it has to be; and what a peer makes of it."""
+    from distro_optim.comm import postcard
+    from distro_optim.comm.signing import SecretKey, SignedMessage
+    from distro_optim.errors import ProtocolError
+    from distro_optim.strategy.rounds.trust import succession_messages as messages
+    from distro_optim.strategy.rounds.trust.succeeding import Succession
+
+    host, me = SecretKey(bytes(32)), SecretKey(bytes(31) + b"\1")
+    run = messages.run_mark("run")
+    letters = [messages.MARK + data]
+    letters.append(messages.MARK + SignedMessage.seal(host, messages.MARK + data))
+    letters.append(messages.MARK + SignedMessage.seal(host, messages.MARK + run + b"\0" + data))
+    peer = Succession(me, "run", number=bytes(8), host=host.public)
+    failures = []
+    for letter in letters:
+        try:
+            _, said = messages.open_letter(run, letter)
+        except ProtocolError as error:
+            failures.append(error)
+            continue
+        assert postcard.decode(messages.Letter, postcard.encode(messages.Letter(run, 0, said))).said == said
+        try:
+            peer.receive(letter, 0.0)
+        except ProtocolError as error:
+            failures.append(error)
+        peer.tick(1.0)
+    if len(failures) == len(letters):
+        raise failures[-1]
+
+
 def introduction(data: bytes) -> None:
     from distro_optim.protocol import OURS, Speaks, why_apart
 
@@ -419,6 +451,7 @@ TARGETS: Final[dict[str, Target]] = {
     "coordinator-state": coordinator_state,
     "run-ticket": run_ticket,
     "broadcast": broadcast,
+    "succession-letter": succession_letter,
     "model-identity": model_identity,
     "audit-limits": audit_limits,
     "ledger-line": ledger_line,
@@ -474,6 +507,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
     from distro_optim.strategy.rounds.results import encode_result
+    from distro_optim.strategy.rounds.trust import succession_messages
     from distro_optim.strategy.rounds.weights import weights_report
     from distro_optim.testing.updates import random_update
     from distro_optim.verify.calibrate import LOOSEST
@@ -489,6 +523,7 @@ def seeds() -> dict[str, list[bytes]]:
     ticket = BlobTicket.raw(address, b"\xbb" * 32)
     tensor = write_tensor(torch.arange(6.0).reshape(2, 3))
     key = b"\xaa" * 32
+    name = SecretKey(bytes(32)).public + bytes(succession_messages.NUMBER_SIZE)
     signer, done = SecretKey(bytes(32)), EpochAccount(1, 1, 9, {key: ClientAccount(batches=3, healthy=True, equal=5)})
     # The vectors of the protocol's description.
     gossip = [
@@ -546,6 +581,19 @@ def seeds() -> dict[str, list[bytes]]:
         "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],
+        "succession-letter": [
+            postcard.encode(said, succession_messages.Said)
+            for said in (
+                succession_messages.Here(name, (1, 2), False),
+                succession_messages.Proposal(
+                    name, 3, succession_messages.VoterList(3, 0, (name,), (0, 0)), None, (), 9
+                ),
+                succession_messages.Pledge((3, 0), (3, 1), name),
+                succession_messages.Stands(4, name, (3, 0), (1, 2)),
+                succession_messages.Ballot(4, name, (3, 0), name, (1, 2)),
+                succession_messages.Elected(4, name, (3, 0), replace(address, id=name[:32]), ()),
+            )
+        ],
         "model-identity": [identity.encode().encode()],
         "audit-limits": [LOOSEST.encode()],
         "ledger-line": [write_line(Entry(0, "0" * 64, "run", signer.public, 5, done), signer)],

@@ -1,8 +1,7 @@
 """Who hosts a run when its host is gone: terms, votes, and lists of voters that follow one another. No I/O.
 
-**Nothing calls this yet.** It is the part that must not be wrong, with its proof: ``tests/rounds/test_succession.py``
-goes through all that can happen among up to five peers. What carries it, signs it and moves the others to a new host is
-still to be written; a run ends with its host, as before.
+It is the part that must not be wrong, with its proof: ``tests/rounds/test_succession.py`` goes through all that can
+happen among up to five peers. When these rules are used, :mod:`.succeeding` decides.
 
 A host hosts in a *term*. Each epoch has a *roster*: the voters, signed by the host of the term. These rules make two
 hosts at a time impossible, whatever is lost, late, or cut off from whom:

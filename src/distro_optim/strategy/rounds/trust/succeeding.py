@@ -1,0 +1,681 @@
+"""One peer's part in keeping a run hosted: who votes, whether the host is silent, who follows it. No I/O.
+
+Messages, the coordinator's states and the time go in; what is to be said and done comes out. The rules that must not be
+wrong are those of :mod:`.succession`; here is when they are used::
+
+    the host          says every 5 seconds who votes; when that changes, the voters of before promise first
+    host silent       everybody says every 2 seconds that it is there, how far it is, and that it hears no host
+    ... for 15 s      if more than half of the voters say so, the one that is furthest, and of those the first of the
+                      list, stands for election; who is asked votes if it hears no host and is not further itself
+    elected           it hosts from its own state, and shows the votes to all, who move to it
+    no majority       everybody waits, and says so; who has not voted goes back to its host as soon as that is heard
+
+Whether a host may end a round is :meth:`Succession.may_go_on`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ....comm.addresses import EndpointAddr
+from ....comm.signing import PUBLIC_KEY_SIZE, SecretKey
+from ....coordinator.rules.probation import on_probation
+from ....coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
+from ....errors import ProtocolError
+from .succession import Candidacy, Peer, Promise, Roster, Vote, election, goes_on, is_followed
+from .succession_messages import (
+    MAX_VOTERS,
+    NUMBER_SIZE,
+    Ballot,
+    Elected,
+    Here,
+    Pledge,
+    Proposal,
+    Said,
+    Stands,
+    VoterList,
+    key_of,
+    open_letter,
+    run_mark,
+    seal_letter,
+)
+
+__all__ = ["SUCCESSION_AFTER", "Follow", "Leave", "Outcome", "Say", "Succession", "TakeOver", "Tell", "position_in"]
+
+SUCCESSION_AFTER: Final = 15.0
+"""Seconds for which a host may be silent. Longer than the 10 seconds after which a link counts as broken and a dial."""
+
+HOST_SECONDS: Final = 5.0
+"""Between two times that the host says who votes. Chosen so that it costs next to nothing."""
+
+HERE_SECONDS: Final = 2.0
+"""Between two times that a peer says that it is there; shorter if hosts may be silent for less than 8 seconds."""
+
+STEP_SECONDS: Final = 1.0
+"""Of silence between two looks at most: if more time went by, it is we who slept."""
+
+CAMPAIGN_SECONDS: Final = 4.0
+"""For the votes to come. Chosen above the time that gossip takes to heal."""
+
+RANK_SECONDS: Final = 1.5
+"""By which each candidate lets those before it go first."""
+
+CHALLENGE_SECONDS: Final = 10.0
+"""Between two times that a host stands because a voter has left it, which costs all others a new link. Chosen
+arbitrarily."""
+
+TELL_SECONDS: Final = 15.0
+"""Between two times that a peer says why it waits."""
+
+_KEPT_ROSTERS: Final = 4
+_U32: Final = 0xFFFF_FFFF
+_TENTHS: Final = 10
+_STEP_BITS: Final = 34
+_PHASES: Final = {RunState.WARMUP: 1, RunState.ROUND_TRAIN: 2, RunState.ROUND_WITNESS: 2, RunState.COOLDOWN: 3}
+
+
+@dataclass(frozen=True)
+class Say:
+    """This is to be announced to all."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Leave:
+    """We have voted against the host: nothing of it is to be taken any more."""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Somebody else hosts.
+
+    Attributes:
+        host: its public key.
+        address: where it is.
+    """
+
+    host: bytes
+    address: EndpointAddr
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """We host, or go on hosting, in this term."""
+
+    term: int
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Something that people should know."""
+
+    text: str
+
+
+Outcome = Say | Leave | Follow | TakeOver | Tell
+
+
+@dataclass
+class _Campaign:
+    """We stand for election; the votes by the voters' names, each with the letter that proves it."""
+
+    asked: Candidacy
+    until: float
+    votes: dict[bytes, tuple[Vote, bytes]] = field(default_factory=dict)
+
+
+@dataclass
+class _Change:
+    """The roster that is to follow the present one, and the letters with the promises that it has so far."""
+
+    list: VoterList
+    old: Roster
+    promises: dict[bytes, tuple[Promise, bytes]] = field(default_factory=dict)
+
+
+def position_in(state: Coordinator) -> int:
+    """How far a run is, as a number that never falls under one host: epoch, step and phase."""
+    progress = state.progress
+    return (progress.epoch << _STEP_BITS) + (progress.step << 2) + _PHASES.get(state.run_state, 0)
+
+
+class Succession:
+    """See the module. Take what is to be done with :meth:`take` after each input.
+
+    Args:
+        key: ours.
+        run_id: the run.
+        number: 8 bytes, drawn at this start of the program.
+        host: public key of the host that we were told of; None if we do not know it: then we only look on.
+        term: the term in which we host; None if we do not.
+        after: seconds for which a host may be silent; a host's counts for all.
+        may_host: whether we stand for election.
+
+    Attributes:
+        address: where others reach us.
+    """
+
+    def __init__(
+        self,
+        key: SecretKey,
+        run_id: str,
+        *,
+        number: bytes,
+        host: bytes | None,
+        term: int | None = None,
+        after: float = SUCCESSION_AFTER,
+        may_host: bool = True,
+    ) -> None:
+        self.address = EndpointAddr(key.public)
+        self._key = key
+        self._run = run_mark(run_id)
+        self._me = key.public + number
+        self._after = after
+        self._may_host = may_host
+        self._peer = Peer(self._me)
+        self._host_key = host
+        self._host: bytes | None = None  # its name
+        self._term = 0  # in which it hosts
+        self._order: tuple[bytes, ...] = ()
+        self._hosts = term is not None
+        self._known: dict[tuple[int, int], Roster] = {}
+        self._here: dict[bytes, tuple[Here, float]] = {}  # by key
+        self._members: tuple[bytes, ...] = ()
+        self._running = False
+        self._is_eligible = False
+        self._is_over = False
+        self._blocked = False
+        self._silence = 0.0
+        self._at: float | None = None
+        self._campaign: _Campaign | None = None
+        self._change: _Change | None = None
+        self._proof: tuple[bytes, ...] = ()  # promises for the present roster
+        self._old: tuple[int, int] | None = None
+        self._elected: Elected | None = None
+        self._due: dict[str, float] = {}
+        self._wait_until = 0.0  # somebody stands for election
+        self._rumours: dict[bytes, tuple[bytes, int]] = {}
+        self._count = 0
+        self._out: list[Outcome] = []
+        if term is not None:
+            first = VoterList(term, 0, (self._me,), (0, 0))
+            self._peer = Peer(self._me, first.roster, term=term, voted=self._me)
+            self._host, self._host_key, self._term, self._order = self._me, key.public, term, first.voters
+
+    # -- what there is to know -----------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> bool:
+        """Whether we host."""
+        return self._hosts
+
+    @property
+    def term(self) -> int:
+        """In which the host hosts; 0 if none has said so."""
+        return self._term
+
+    @property
+    def host(self) -> bytes | None:
+        """Its public key; None while there is none, or we do not know it."""
+        return None if self.has_left else self._host_key
+
+    @property
+    def has_left(self) -> bool:
+        """Whether we have voted against the host, and no other has been elected yet."""
+        return not self._hosts and self._peer.term > self._term
+
+    @property
+    def voters(self) -> tuple[bytes, ...]:
+        """Public keys of the roster by which we vote, in the order in which they may host; empty if we do not vote."""
+        return tuple(map(key_of, self._order)) if self._peer.may_vote else ()
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the host has not been heard of; of a host, those for which it may not go on."""
+        return self._silence
+
+    def take(self) -> list[Outcome]:
+        """What is to be done since the last call."""
+        out, self._out = self._out, []
+        return out
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def see(self, state: Coordinator, *, running: bool) -> bool:
+        """A state of the host's coordinator; False if it is not to be taken.
+
+        Args:
+            state: of the run.
+            running: whether we have the run's weights.
+        """
+        if self.has_left:
+            return False
+        newcomers = on_probation(state)
+        before = self._members
+        self._members = tuple(
+            client.id.p2p_identity
+            for place, client in enumerate(state.epoch_state.clients)
+            if client.state is ClientState.HEALTHY and place not in newcomers
+        )
+        if self._members != before or running != self._running:
+            self._due.pop("proposal", None)
+        self._running = running
+        # Where only some report on a round, nobody knows whether the others were in it.
+        self._is_eligible = state.config.witness_nodes == 0 and len(self._members) <= MAX_NUM_WITNESSES
+        self._is_over = state.run_state is RunState.FINISHED
+        position = (self._term, position_in(state))
+        if self._host is None or self._peer.roster is None:
+            self._peer = replace(self._peer, position=max(self._peer.position, position))
+        else:
+            self._peer, _ = self._peer.take_round(*position, self._peer.roster, self._host)
+        return True
+
+    def heard(self) -> None:
+        """Bytes of the host's coordinator have come."""
+        if not self._hosts and not self.has_left:
+            self._silence = 0.0
+
+    def may_go_on(self, state: Coordinator) -> bool:
+        """Whether the round of ``state`` may end, for a host: whether so many voters were in it that no others can
+        elect somebody."""
+        roster = self._peer.roster
+        if not self._hosts or roster is None:
+            return not self._hosts
+        clients = state.epoch_state.clients
+        there = {
+            clients[report.proof.index].id.p2p_identity
+            for report in state.current_round.witnesses
+            if report.proof.index < len(clients)
+        }
+        present = {name for name in roster.voters if name == self._me or key_of(name) in there}
+        self._blocked = self._peer.term != self._term or not goes_on(roster, present)
+        return not self._blocked
+
+    def receive(self, data: bytes, now: float) -> None:
+        """A letter of a peer.
+
+        Raises:
+            ProtocolError: it is malformed, or not signed by the one that it is about.
+        """
+        sender, said = open_letter(self._run, data)
+        if sender == self._key.public or self._is_over:
+            return
+        match said:
+            case Here():
+                if sender in self._members or said.name in self._order:
+                    self._here[sender] = (said, now)
+            case Proposal():
+                self._hear_proposal(said, now)
+            case Pledge():
+                self._hear_pledge(said, data)
+            case Stands():
+                self._hear_candidate(said, now)
+                self._answer_challenge(said.candidate, said.term, now)
+            case Ballot():
+                self._count_vote(said, data)
+                self._answer_challenge(said.voter, said.term, now)
+            case Elected():
+                self._hear_elected(said)
+
+    def told(self, by: bytes, host: bytes, term: int, address: EndpointAddr) -> None:
+        """We have asked a peer, whose key is proven, who hosts.
+
+        Somebody that has missed an election, or more, believes more than half of its roster's voters. It follows as one
+        that has forgotten everything: what it has promised and voted counts no more.
+        """
+        if term <= self._term or address.id != host or host == self._key.public:
+            return
+        if not (self.has_left or self._silence >= self._after):
+            return
+        roster = self._peer.roster
+        voters = set() if roster is None else {key_of(name) for name in roster.voters}
+        if voters and by not in voters:
+            return
+        if len(self._rumours) < MAX_VOTERS:
+            self._rumours[by] = (host, term)
+        agreeing = sum(rumour == (host, term) for rumour in self._rumours.values())
+        if roster is not None and 2 * agreeing <= len(roster.voters):
+            return
+        number = int.from_bytes(self._me[PUBLIC_KEY_SIZE:], "little") + 1
+        self._me = self._key.public + (number % (1 << 8 * NUMBER_SIZE)).to_bytes(NUMBER_SIZE, "little")
+        self._peer = Peer(self._me, term=term)
+        self._order, self._known, self._elected, self._proof, self._old = (), {}, None, (), None
+        self._become(term, host + bytes(NUMBER_SIZE), hosts=False)
+        self._host = None  # its name is in what it says next
+        self._out += [Follow(host, address), Tell(f"the run went on without us: peer {host.hex()[:8]} hosts it now")]
+
+    def tick(self, now: float) -> None:
+        """Time passes; call it twice a second."""
+        passed = 0.0 if self._at is None else max(0.0, min(STEP_SECONDS, now - self._at))
+        self._at = now
+        if self._is_over:
+            return
+        known = {*self._members, *map(key_of, self._order)}
+        self._here = {key: entry for key, entry in self._here.items() if key in known}
+        if self._hosts:
+            self._silence = self._silence + passed if self._blocked else 0.0
+            self._lead(now)
+        else:
+            self._silence += passed
+        if self._peer.roster is not None and self._silence > self._after / 3:
+            self._call_for_others(now)
+        if self._peer.may_vote and self._silence >= self._after:
+            self._consider(now)
+
+    # -- the host ------------------------------------------------------------------------------------------------------
+
+    def _lead(self, now: float) -> None:
+        """Says who votes, and sees to it that those vote who are there."""
+        campaign = self._campaign
+        if campaign is not None and now < campaign.until and self._is_due("stands", now, STEP_SECONDS):
+            self._say(self._stands(campaign.asked))
+        if self._peer.term != self._term:
+            return  # we stand for another term
+        changed = self._change is None and self._begin_change()
+        if self._is_due("proposal", now, HOST_SECONDS) or changed:
+            self._due["proposal"] = now + HOST_SECONDS
+            self._propose()
+        if self._elected is not None and self._is_due("elected", now, HOST_SECONDS):
+            self._say(self._elected)
+
+    def _begin_change(self) -> bool:
+        """Whether another roster than the present one is proposed now."""
+        roster, wanted = self._peer.roster, self._wanted()
+        if roster is None or roster.voters == set(wanted):
+            return False
+        number = roster.number + 1 if roster.term == self._term else 0
+        new = VoterList(self._term, number, wanted, self._peer.position)
+        self._peer, promise = self._peer.promise(self._term, new.roster, roster, self._me)
+        if promise is None:
+            return False
+        change = self._change = _Change(new, roster)
+        letter = self._seal(Pledge(promise.old, promise.new, promise.voter))
+        change.promises[self._me] = (promise, letter)
+        self._end_change()
+        return True
+
+    def _wanted(self) -> tuple[bytes, ...]:
+        """Who should vote: we, and the epoch's clients that are not on probation and have said their names."""
+        if not self._is_eligible:
+            return (self._me,)
+        names = [self._here[key][0].name for key in self._members if key in self._here]
+        return tuple(dict.fromkeys([self._me, *names]))[:MAX_VOTERS]
+
+    def _hear_pledge(self, said: Pledge, letter: bytes) -> None:
+        change = self._change
+        if change is None or (said.old, said.new) != (change.old.which, change.list.roster.which):
+            return
+        if said.voter in change.old.voters:
+            change.promises[said.voter] = (said.promise, letter)
+            self._end_change()
+
+    def _end_change(self) -> None:
+        """Makes the new roster the present one, once enough have promised it."""
+        change = self._change
+        if change is None or not is_followed(change.old, change.list.roster, (p for p, _ in change.promises.values())):
+            return
+        if not self._take_on(change.list):
+            return
+        if self._hosts:
+            self._old = change.old.which
+            self._proof = tuple(letter for _, letter in change.promises.values())[: MAX_VOTERS // 2 + 1]
+            self._due.pop("proposal", None)
+
+    def _take_on(self, new: VoterList) -> bool:
+        """``new`` is good; False if we cannot vote by it yet."""
+        roster = new.roster
+        self._known[roster.which] = roster
+        self._known = dict(list(self._known.items())[-_KEPT_ROSTERS:])
+        if self._me not in roster.voters:
+            self._peer, self._order = replace(self._peer, roster=None, promised=None), ()
+        elif self._hosts or (self._running and self._peer.position >= roster.base):
+            self._peer, self._order = self._peer.adopt(roster), new.voters
+        else:
+            return False
+        self._change = None
+        return True
+
+    def _propose(self) -> None:
+        change, roster = self._change, self._peer.roster
+        tenths = min(0xFFFF, round(self._after * _TENTHS))
+        if change is not None:
+            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths))
+        elif roster is not None:
+            present = VoterList(roster.term, roster.number, self._order, roster.base)
+            self._say(Proposal(self._me, self._term, present, self._old, self._proof, tenths))
+
+    # -- those who follow ----------------------------------------------------------------------------------------------
+
+    def _hear_proposal(self, said: Proposal, now: float) -> None:
+        if self._hosts or self.has_left or key_of(said.host) != self._host_key:
+            return
+        if said.host != self._host:
+            if said.term < self._term or (self._host is not None and said.term == self._term):
+                return
+            # The first that we hear of it; or it was started again, and nobody else had been elected meanwhile.
+            self._peer = Peer(self._me, term=said.term, voted=said.host)
+            self._host, self._term, self._order, self._known = said.host, said.term, (), {}
+        if said.term != self._term:
+            return
+        self._after = said.after / _TENTHS
+        new = said.voters.roster
+        if said.old is None or said.promises:
+            self._adopt(said, new)
+        else:
+            self._promise(said, new)
+        wants = self._me not in new.voters and self._key.public in self._members and self._running
+        if wants and self._is_due("here", now, HERE_SECONDS):
+            self._say_here()
+
+    def _promise(self, said: Proposal, new: Roster) -> None:
+        """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
+        host may be gone before it says that there are enough."""
+        mine, known = self._peer.roster, None if said.old is None else self._known.get(said.old)
+        old = mine if mine is not None and mine.which == said.old else known
+        if old is None or new.term != self._term:
+            return
+        if self._change is None or self._change.list != said.voters:
+            self._change = _Change(said.voters, old)
+        if mine != old:
+            return
+        self._peer, promise = self._peer.promise(said.term, new, old, said.host)
+        if promise is not None:
+            pledge = Pledge(promise.old, promise.new, promise.voter)
+            self._change.promises[self._me] = (promise, self._seal(pledge))
+            self._say(pledge)
+            self._end_change()
+
+    def _adopt(self, said: Proposal, new: Roster) -> None:
+        """``new`` is good: by the promises if we know whose they had to be, else by the word of the host."""
+        roster = self._peer.roster
+        newest = max(self._known, default=(0, 0))  # what is said again, by whomever, changes nothing
+        if new.which < newest or (roster is not None and new.which <= roster.which):
+            return
+        if roster is None or roster.which != said.old or is_followed(roster, new, self._promises(said)):
+            self._take_on(said.voters)
+
+    def _promises(self, said: Proposal) -> Iterable[Promise]:
+        for letter in said.promises:
+            _, given = open_letter(self._run, letter)
+            if isinstance(given, Pledge):
+                yield given.promise
+
+    # -- elections -----------------------------------------------------------------------------------------------------
+
+    def _call_for_others(self, now: float) -> None:
+        if self._is_due("here", now, min(HERE_SECONDS, self._after / 4)):
+            self._say_here()
+            change = self._change
+            if change is not None and (given := change.promises.get(self._me)) is not None:
+                self._say(Pledge(given[0].old, given[0].new, given[0].voter))
+
+    def _say_here(self) -> None:
+        self._say(Here(self._me, self._peer.position, self._is_silent))
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._silence >= self._after / 2
+
+    def _in_reach(self, roster: Roster, now: float) -> list[bytes]:
+        """The voters that hear no host either, the one that is to stand first in front."""
+        fresh = 3 * min(HERE_SECONDS, self._after / 4) + STEP_SECONDS
+        positions = {self._me: self._peer.position}
+        for here, at in self._here.values():
+            if here.silent and now - at <= fresh and here.name in roster.voters:
+                positions[here.name] = here.position
+        order = {name: place for place, name in enumerate(self._order)}
+        return sorted(
+            positions, key=lambda name: ((-positions[name][0], -positions[name][1]), order.get(name, len(order)))
+        )
+
+    def _consider(self, now: float) -> None:
+        """The host has been silent for too long: stands for election, or says why not."""
+        roster, campaign = self._peer.roster, self._campaign
+        if roster is None:
+            return
+        reach = self._in_reach(roster, now)
+        if 2 * len(reach) <= len(roster.voters):
+            if self._is_due("tell", now, TELL_SECONDS):
+                who = "more than half of the run's voters" if self._hosts else "the host"
+                self._out.append(
+                    Tell(
+                        f"{who} cannot be reached for {self._silence:.0f} s, and of {len(roster.voters)} voters only "
+                        f"{len(reach)} can: a new host takes more than half, so this peer waits for them"
+                    )
+                )
+            return
+        if campaign is not None and now < campaign.until:
+            if self._is_due("stands", now, STEP_SECONDS):
+                self._say(self._stands(campaign.asked))
+            return
+        if campaign is not None:
+            self._campaign, self._wait_until = None, now
+        patience = RANK_SECONDS * reach.index(self._me)
+        is_our_turn = self._silence >= self._after + patience and now >= self._wait_until + patience
+        if self._may_host and is_our_turn:
+            self._stand(now, self._peer.term + 1)
+
+    def _stand(self, now: float, term: int) -> None:
+        roster = self._peer.roster
+        if roster is None:
+            return
+        asked = Candidacy(term, self._me, roster.which)
+        self._peer, vote = self._peer.vote(asked)
+        if vote is None:
+            return
+        self._out.append(Leave())
+        self._campaign = _Campaign(asked, now + CAMPAIGN_SECONDS)
+        ballot = _ballot(vote)
+        self._campaign.votes[self._me] = (vote, self._seal(ballot))
+        self._say(self._stands(asked))
+        self._due["stands"] = now + STEP_SECONDS
+        self._count_up()
+
+    def _stands(self, asked: Candidacy) -> Stands:
+        return Stands(asked.term, asked.candidate, asked.roster, self._peer.position)
+
+    def _hear_candidate(self, said: Stands, now: float) -> None:
+        # The host itself stands if some have voted for another, who was not elected: they come back in a new term.
+        if not (self._is_silent or said.candidate == self._host) or said.position < self._peer.position:
+            return
+        self._peer, vote = self._peer.vote(Candidacy(said.term, said.candidate, said.roster))
+        if vote is not None:
+            if self._campaign is not None and self._campaign.asked.term < said.term:
+                self._campaign = None
+            self._wait_until = now + CAMPAIGN_SECONDS
+            self._out.append(Leave())
+            self._say(_ballot(vote))
+
+    def _answer_challenge(self, voter: bytes, term: int, now: float) -> None:
+        """A voter of ours has left us for a later term: nobody may ever be elected in it, so we stand ourselves."""
+        roster = self._peer.roster
+        if not self._hosts or not self._may_host or roster is None or voter not in roster.voters:
+            return
+        if term > self._peer.term and self._is_due("challenge", now, CHALLENGE_SECONDS):
+            self._stand(now, term + 1)
+
+    def _count_vote(self, said: Ballot, letter: bytes) -> None:
+        campaign = self._campaign
+        if campaign is None or said.position > self._peer.position:
+            return
+        if (said.term, said.candidate) == (campaign.asked.term, self._me):
+            campaign.votes[said.voter] = (said.vote, letter)
+            self._count_up()
+
+    def _count_up(self) -> None:
+        campaign, roster = self._campaign, self._peer.roster
+        if campaign is None or roster is None or self._peer.term != campaign.asked.term:
+            return
+        if election(roster, campaign.asked, [vote for vote, _ in campaign.votes.values()]) is None:
+            return
+        term = campaign.asked.term
+        letters = [letter for vote, letter in campaign.votes.values() if vote.voter in roster.voters]
+        needed = len(roster.voters) // 2 + 1
+        self._elected = Elected(term, self._me, roster.which, self.address, tuple(letters[:needed]))
+        silence = self._silence
+        self._become(term, self._me, hosts=True)
+        self._out += [
+            TakeOver(term),
+            Tell(f"the host could not be reached for {silence:.0f} s: this peer hosts the run now, in term {term}"),
+        ]
+        self._say(self._elected)
+
+    def _hear_elected(self, said: Elected) -> None:
+        roster = self._peer.roster
+        if roster is None or roster.which != said.roster:
+            roster = self._known.get(said.roster)
+        if roster is None or said.term <= self._term or said.term < self._peer.term:
+            return
+        if key_of(said.candidate) != said.address.id or not self._is_proven(said, roster):
+            return
+        followed = self._peer.follow(said.term, roster, said.candidate)
+        # The same term with another candidate of ours: only one of them can have more than half, and it is this one.
+        self._peer = followed if followed is not None else replace(self._peer, voted=said.candidate)
+        self._become(said.term, said.candidate, hosts=False)
+        self._elected = None
+        self._out += [
+            Follow(key_of(said.candidate), said.address),
+            Tell(f"peer {key_of(said.candidate).hex()[:8]} hosts the run now, in term {said.term}"),
+        ]
+
+    def _is_proven(self, said: Elected, roster: Roster) -> bool:
+        votes = []
+        for letter in said.votes:
+            try:
+                _, ballot = open_letter(self._run, letter)
+            except ProtocolError:
+                return False
+            if isinstance(ballot, Ballot):
+                votes.append(ballot.vote)
+        return election(roster, Candidacy(said.term, said.candidate, said.roster), votes) is not None
+
+    def _become(self, term: int, host: bytes, *, hosts: bool) -> None:
+        self._term, self._host, self._host_key, self._hosts = term, host, key_of(host), hosts
+        self._campaign, self._change, self._silence, self._blocked = None, None, 0.0, False
+        self._wait_until = 0.0
+        self._rumours.clear()
+        for what in ("proposal", "elected", "stands", "here", "tell"):
+            self._due.pop(what, None)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _seal(self, said: Said) -> bytes:
+        self._count = (self._count + 1) & _U32
+        return seal_letter(self._key, self._run, self._count, said)
+
+    def _say(self, said: Said) -> None:
+        self._out.append(Say(self._seal(said)))
+
+    def _is_due(self, what: str, now: float, every: float) -> bool:
+        """Whether ``what`` is to be done now, and not again for ``every`` seconds."""
+        if now < self._due.get(what, now):
+            return False
+        self._due[what] = now + every
+        return True
+
+
+def _ballot(vote: Vote) -> Ballot:
+    return Ballot(vote.term, vote.candidate, vote.roster, vote.voter, vote.position)

@@ -1,0 +1,299 @@
+"""Who hosts, among peers whose messages are late, lost or cut off: in simulated time, with the real letters."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import pytest
+
+from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.announcements import MAX_ANNOUNCEMENT
+from distro_optim.comm.signing import SecretKey
+from distro_optim.coordinator.types import (
+    Client,
+    Coordinator,
+    NodeIdentity,
+    Round,
+    RunState,
+    Witness,
+    WitnessProof,
+)
+from distro_optim.errors import ProtocolError
+from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.rounds.trust.succeeding import Follow, Say, Succession, TakeOver, Tell
+from distro_optim.strategy.rounds.trust.succession_messages import (
+    MAX_VOTERS,
+    Ballot,
+    Elected,
+    Here,
+    open_letter,
+    run_mark,
+    seal_letter,
+)
+
+RUN = "run"
+TICK = 0.5
+KEYS = [SecretKey(bytes(31) + bytes([number])) for number in range(1, 8)]
+
+
+@dataclass
+class Peer:
+    """A peer with the coordinator that runs if it hosts; ``chain`` are the rounds that it was in, with their terms."""
+
+    succession: Succession
+    state: Coordinator
+    alive: bool = True
+    term: int = 0  # of the coordinator here
+    reported: set[int] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+    chain: list[tuple[int, int]] = field(default_factory=list)
+
+
+class World:
+    """Peers that tick twice a second. Letters arrive with the next tick, or are lost."""
+
+    def __init__(self, peers: int, *, loss: float = 0.0, seed: int = 0, after: float = 15.0) -> None:
+        self.rng, self.loss, self.now = random.Random(seed), loss, 100.0
+        self.groups: list[set[int]] = []
+        self.counted: list[tuple[int, int]] = []  # term and step of each round that was ended
+        clients = tuple(Client(NodeIdentity.from_single_key(key.public)) for key in KEYS[:peers])
+        begins = RunConfig(total_steps=10_000, global_batch_size=8).coordinator_state(RUN)
+        begins = replace(
+            begins,
+            run_state=RunState.ROUND_WITNESS,
+            epoch_state=replace(begins.epoch_state, clients=clients),
+        )
+        self.after = after
+        self.peers = [Peer(self.new(number), begins) for number in range(peers)]
+        self.peers[0].term = 1
+        self.mail: list[tuple[int, bytes]] = []
+
+    def new(self, number: int, host: int = 0, drawn: int = 0) -> Succession:
+        made = Succession(
+            KEYS[number],
+            RUN,
+            number=bytes([drawn]) * 8,
+            host=KEYS[host].public,
+            term=1 if number == host else None,
+            after=self.after,
+        )
+        made.address = EndpointAddr(KEYS[number].public)
+        return made
+
+    def reach(self, one: int, other: int) -> bool:
+        if not (self.peers[one].alive and self.peers[other].alive):
+            return False
+        return all((one in group) == (other in group) for group in self.groups)
+
+    def hosts(self) -> list[int]:
+        return [n for n, peer in enumerate(self.peers) if peer.alive and peer.succession.hosts]
+
+    def run(self, seconds: float) -> None:
+        for _ in range(int(seconds / TICK)):
+            self.tick()
+
+    def tick(self) -> None:
+        self.now += TICK
+        mail, self.mail = self.mail, []
+        for sender, letter in mail:
+            for number, peer in enumerate(self.peers):
+                if number != sender and self.reach(sender, number) and self.rng.random() >= self.loss:
+                    peer.succession.receive(letter, self.now)
+        for number in range(len(self.peers)):
+            self.follow_host(number)
+        for number, peer in enumerate(self.peers):
+            if peer.alive and peer.succession.silence >= self.after and self.now % 5 == 0:
+                self.ask_around(number, peer)
+            if peer.alive:
+                peer.succession.tick(self.now)
+                self.carry_out(number, peer)
+        for number in self.hosts():
+            self.end_round(number)
+
+    def ask_around(self, number: int, peer: Peer) -> None:
+        for other, neighbor in enumerate(self.peers):
+            host = neighbor.succession.host
+            if other != number and self.reach(number, other) and host is not None:
+                key = KEYS[other].public
+                peer.succession.told(key, host, neighbor.succession.term, EndpointAddr(host))
+
+    def follow_host(self, number: int) -> None:
+        succession = self.peers[number].succession
+        for host in self.hosts():
+            if KEYS[host].public == succession.host and self.reach(number, host):
+                chief = self.peers[host]
+                if chief.term == succession.term or not succession.term:
+                    succession.heard()
+                    self.take(number, chief)
+
+    def take(self, number: int, chief: Peer) -> None:
+        peer = self.peers[number]
+        if peer.succession.see(chief.state, running=True):
+            peer.state = chief.state
+            where = (chief.term, chief.state.progress.step)
+            if where not in peer.chain:
+                peer.chain.append(where)
+            chief.reported.add(number)
+
+    def carry_out(self, number: int, peer: Peer) -> None:
+        for what in peer.succession.take():
+            match what:
+                case Say(data):
+                    assert len(data) <= MAX_ANNOUNCEMENT
+                    self.mail.append((number, data))
+                case TakeOver(term):
+                    peer.term, peer.reported = term, set()
+                case Follow():
+                    peer.reported = set()
+                case Tell(text):
+                    peer.told.append(text)
+
+    def end_round(self, number: int) -> None:
+        """The coordinator of a host: ends a round a tick, if it may."""
+        peer = self.peers[number]
+        self.take(number, peer)
+        reports = tuple(Witness(WitnessProof(0, place, True)) for place in sorted(peer.reported))
+        state = replace(
+            peer.state, epoch_state=replace(peer.state.epoch_state, rounds=(Round(witnesses=reports),) + (Round(),) * 3)
+        )
+        if peer.succession.may_go_on(state):
+            self.counted.append((peer.term, state.progress.step))
+            progress = replace(state.progress, step=state.progress.step + 1)
+            peer.state, peer.reported = replace(state, progress=progress), set()
+
+    def check(self) -> None:
+        """One history: a host of an earlier term ends no round after one of a later has, and the later one begins at
+        the last round that was ended, or behind it."""
+        for (term, step), (next_term, next_step) in pairwise(self.counted):
+            assert (next_term == term and next_step == step + 1) or (next_term > term and next_step >= step)
+
+
+@pytest.mark.parametrize("peers", [3, 5])
+def test_a_host_that_is_gone_is_followed_within_twenty_seconds_and_again(peers: int) -> None:
+    world = World(peers)
+    world.run(10)
+    assert len(world.peers[1].succession.voters) == peers
+    for _ in range((peers - 1) // 2):
+        (host,) = world.hosts()
+        before = len(world.counted)
+        world.peers[host].alive = False
+        world.run(20)
+        assert len(world.hosts()) == 1
+        assert len(world.counted) > before
+        world.run(20)
+    world.check()
+    (host,) = world.hosts()
+    term = world.peers[host].succession.term
+    assert all(peer.succession.term == term for peer in world.peers if peer.alive)
+    assert any("hosts the run now" in text for peer in world.peers for text in peer.told)
+
+
+def test_while_the_host_is_heard_nobody_else_hosts() -> None:
+    world = World(3)
+    world.run(40)
+    assert world.hosts() == [0]
+    assert world.peers[0].term == world.peers[2].succession.term == 1
+
+
+def test_a_partition_without_a_majority_waits_says_so_and_comes_back() -> None:
+    world = World(5)
+    world.run(10)
+    world.groups = [{3, 4}]
+    before = len(world.counted)
+    world.run(60)
+    assert world.hosts() == [0]
+    assert len(world.counted) > before + 100
+    assert any("this peer waits for them" in text for text in world.peers[3].told)
+    assert not world.peers[3].succession.has_left
+    world.groups = []
+    world.run(5)
+    assert world.peers[3].chain[-1][1] == world.counted[-1][1]
+    world.check()
+
+
+def test_a_host_that_is_cut_off_with_the_minority_stops_and_follows_the_new_one() -> None:
+    world = World(5)
+    world.run(10)
+    world.groups = [{0, 4}]
+    world.run(40)
+    assert world.hosts() == [0, 1]
+    ended = [step for term, step in world.counted if term == 1]
+    world.run(20)
+    assert [step for term, step in world.counted if term == 1] == ended
+    world.groups = []
+    world.run(15)
+    assert world.hosts() == [1]
+    assert {peer.succession.term for peer in world.peers} == {2}
+    world.check()
+
+
+def test_one_that_hears_no_host_alone_disturbs_nobody() -> None:
+    world = World(3)
+    world.run(10)
+    world.groups = [{2}]
+    world.run(100)
+    world.groups = []
+    world.run(10)
+    assert world.hosts() == [0]
+    assert {peer.succession.term for peer in world.peers} == {1}
+
+
+def test_of_two_peers_the_one_without_the_host_waits() -> None:
+    world = World(2)
+    world.run(10)
+    world.peers[0].alive = False
+    world.run(60)
+    assert not world.hosts()
+    assert sum("of 2 voters only 1 can" in text for text in world.peers[1].told) >= 2
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 6, 10))])
+def test_whatever_is_lost_and_cut_off_there_is_one_history(seed: int) -> None:
+    world = World(5, loss=0.3, seed=seed)
+    world.run(15)
+    for _ in range(12):
+        event = world.rng.random()
+        if event < 0.5:
+            world.groups = [set(world.rng.sample(range(5), world.rng.choice((1, 2))))]
+        elif event < 0.8:
+            world.groups = []
+        world.run(world.rng.choice((5, 20, 45)))
+        world.check()
+    world.groups, world.loss = [], 0.0
+    world.run(60)
+    world.check()
+    assert len(world.hosts()) == 1
+    assert len({peer.succession.term for peer in world.peers}) == 1
+
+
+def test_a_host_that_forbids_it_and_one_that_is_not_known_have_no_voters() -> None:
+    onlooker = Succession(KEYS[1], RUN, number=bytes(8), host=None)
+    for second in range(60):
+        onlooker.tick(float(second))
+    assert not onlooker.voters
+    assert not onlooker.take()
+
+
+def test_nobody_speaks_for_another_or_in_another_run() -> None:
+    run = run_mark(RUN)
+    name = KEYS[0].public + bytes(8)
+    letter = seal_letter(KEYS[0], run, 1, Here(name, (1, 2), False))
+    assert open_letter(run, letter) == (KEYS[0].public, Here(name, (1, 2), False))
+    forged = seal_letter(KEYS[1], run, 1, Here(name, (1, 2), False))
+    for bad in (forged, letter[:-1], letter[1:], letter + b"\0", letter[:-1] + bytes([letter[-1] ^ 1])):
+        with pytest.raises(ProtocolError):
+            open_letter(run, bad)
+    with pytest.raises(ProtocolError, match="another run"):
+        open_letter(run_mark("other"), letter)
+
+
+def test_the_proof_of_an_election_by_the_most_voters_is_one_announcement() -> None:
+    run = run_mark("r" * 32)
+    name, big = KEYS[0].public + bytes(8), ((1 << 32) - 1, (1 << 50) - 1)
+    ballot = seal_letter(KEYS[0], run, (1 << 32) - 1, Ballot(big[0], name, (big[0], 1 << 20), name, big))
+    places = tuple(SocketAddr.parse(f"[2001:db8::{n}]:40000") for n in range(8))
+    address = EndpointAddr(KEYS[0].public, ("https://relay.example.org/",), places)
+    elected = Elected(big[0], name, (big[0], 1 << 20), address, (ballot,) * (MAX_VOTERS // 2 + 1))
+    assert len(seal_letter(KEYS[0], run, (1 << 32) - 1, elected)) <= MAX_ANNOUNCEMENT
