@@ -11,6 +11,7 @@
 ``momentum``     what a trainer remembers, bound to one hash, leaf by leaf
 ``opening``      some of these leaves, as bytes, for an auditor
 ``audit``        test 2: does the momentum follow from the one before, by the batch that the trainer was given
+``sequential``   many small audits of one peer by test 1, added up until they say something
 ``calibrate``    limits learnt from honest noise, and verdicts by them
 ===============  ==========================================================================================
 """
