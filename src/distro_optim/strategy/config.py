@@ -18,7 +18,7 @@ from ..coordinator.model import (
     LLMTrainingDataType,
     OptimizerDefinition,
 )
-from ..coordinator.rules.checkpoints import SHARED_BY_PEERS, TRUSTING_PEERS
+from ..coordinator.rules.checkpoints import hub_of_peers
 from ..coordinator.rules.outlook import USUAL_WAIT_SECONDS
 from ..coordinator.rules.steps import DRAIN_ROUNDS
 from ..coordinator.types import (
@@ -77,6 +77,9 @@ class RunConfig:
         trust: ``"host"``: while the host trains, its weights are right, whatever the others report, since anybody may
             have come; ``"peers"``: those of most peers that have trained are, and a host whose weights differ takes
             theirs.
+        audit_fraction: share of the results of each round that peers audit, 0 to 1, such as 0.02: three others compute
+            the gradient of the same batch and say whether the result agrees with it. Who fails is taken out of the run.
+            It takes three peers at least; 0 audits nobody.
         save_dir: folder in which the run's state is kept; None keeps nothing.
         resume: go on from what is saved there, with the settings given now; starts from the beginning if nothing is.
 
@@ -105,6 +108,7 @@ class RunConfig:
     start_step: int = 1
     start_data_index: int = 0
     trust: Literal["host", "peers"] = "host"
+    audit_fraction: float = 0.0
     save_dir: str | PathLike[str] | None = None
     resume: bool = False
 
@@ -154,6 +158,13 @@ class RunConfig:
             raise ConfigurationError(
                 f'trust must be "host" or "peers", got {self.trust!r}', name="trust", value=self.trust
             )
+        fraction = self.audit_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise ConfigurationError(
+                f"audit_fraction is the share of results that are audited, a number from 0 to 1, got {fraction!r}",
+                name="audit_fraction",
+                value=fraction,
+            )
         if self.resume and self.save_dir is None:
             raise ConfigurationError(
                 "resume needs the folder to resume from: set save_dir", name="resume", value=self.resume
@@ -197,7 +208,9 @@ class RunConfig:
                 max_seq_len=self.max_seq_len,
                 cold_start_warmup_steps=self.cold_start_warmup_steps,
                 architecture=LLMArchitecture.HF_AUTO,
-                checkpoint=Hub(SHARED_BY_PEERS if self.trust == "host" else TRUSTING_PEERS),
+                checkpoint=Hub(
+                    hub_of_peers(trust_peers=self.trust == "peers", audit_fraction=float(self.audit_fraction))
+                ),
                 data_type=LLMTrainingDataType.PRETRAINING,
                 data_location=DummyData(),
                 lr_schedule=self.lr_schedule or ConstantLR(base_lr=1e-3, warmup_init_lr=0.0, warmup_steps=0),

@@ -40,11 +40,14 @@ from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import Check, Patience, SharedModel
 from ..comm.swarm import PeerInfo
 from ..compress import CompressedUpdate, TilePlan
+from ..coordinator.rules.points import ClientAccount
 from ..coordinator.server.acting import HostActs
 from ..coordinator.types import Coordinator, NodeIdentity
 from ..errors import ExchangeError
+from ..verify.recompute import Evidence
 from .rounds.actions import (
     ApplyResults,
+    AuditResults,
     DecayWeights,
     Desynced,
     DropReason,
@@ -56,6 +59,7 @@ from .rounds.actions import (
     RunEnded,
     TrainBatch,
 )
+from .rounds.audits.book import AuditCount
 
 __all__ = [
     "Contribution",
@@ -74,7 +78,15 @@ __all__ = [
 ]
 
 TrainerAction = (
-    Initialize | TrainBatch | ApplyResults | DecayWeights | HashWeights | RepairWeights | FinishEpoch | RunEnded
+    Initialize
+    | TrainBatch
+    | ApplyResults
+    | AuditResults
+    | DecayWeights
+    | HashWeights
+    | RepairWeights
+    | FinishEpoch
+    | RunEnded
 )
 """What :meth:`RunActions.next_action` gives. After :class:`~.actions.RunEnded` nothing follows."""
 
@@ -153,6 +165,9 @@ class RunView:
         weights_step: at whose start they were those.
         losses: the latest reports known, by public key; ours is among them.
         contributions: what each identity has given, by public key; ours is among them.
+        audits: of each identity, by public key, as this peer has heard of them.
+        points: of each identity by public key, so far; None where they are not known, as they are to a host that keeps
+            a ledger or has results audited.
         last_events: the latest news in words, the newest last.
     """
 
@@ -185,6 +200,8 @@ class RunView:
     weights_step: int | None = None
     losses: Mapping[bytes, LossReport] = field(default_factory=dict)
     contributions: Mapping[bytes, Contribution] = field(default_factory=dict)
+    audits: Mapping[bytes, AuditCount] = field(default_factory=dict)
+    points: Mapping[bytes, ClientAccount] | None = None
     last_events: tuple[str, ...] = ()
 
 
@@ -293,6 +310,18 @@ class RunAnswers(ABC):
         """Answers :class:`~.actions.HashWeights`: see :func:`~.weights.tensor_digest`, in the order of the names.
 
         For any thread: nobody waits for the hashes, and the training may have gone on meanwhile.
+        """
+
+    def audited(  # noqa: B027 - who cannot audit does not
+        self, step: int, trainer: bytes, found: Evidence, own: Evidence | None
+    ) -> None:
+        """Answers :class:`~.actions.AuditResults`, for one of its results.
+
+        Args:
+            step: in which it was made.
+            trainer: public key of who sent it.
+            found: by test 1.
+            own: likewise in our own result, with the two batches changed round; None if there is none.
         """
 
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:  # noqa: B027 - see below

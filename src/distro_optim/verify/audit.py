@@ -42,7 +42,7 @@ from .opening import Opening
 from .recompute import Gradients
 from .similarity import hamming_distance, jaccard_distance, manhattan_distance
 
-__all__ = ["AUDITORS", "LEAVES", "Challenge", "Verdict", "check", "draw", "looking_ahead", "majority"]
+__all__ = ["AUDITORS", "LEAVES", "Challenge", "Verdict", "check", "draw", "drawn", "looking_ahead", "majority"]
 
 LEAVES: Final = 16
 """That are opened. A lie about a tenth of them is found with a probability of 0.81, about a third with 0.998."""
@@ -85,14 +85,28 @@ def draw(
         auditors: of those who may audit; nobody audits itself.
         fraction: of the trainers to audit, 0 to 1.
     """
-    base = _DRAW + seed.to_bytes(8, "little") + step.to_bytes(4, "little")
-    challenges = []
+    return [
+        Challenge(trainer, chosen, _draw_leaves(_base(seed, step), trainer, leaves_of(plan)))
+        for trainer, chosen in drawn(seed, step, trainers, auditors, fraction)
+    ]
+
+
+def drawn(
+    seed: int, step: int, trainers: Sequence[bytes], auditors: Sequence[bytes], fraction: float
+) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    """Of :func:`draw`, who is audited, and by whom."""
+    base = _base(seed, step)
+    found = []
     for trainer in sorted(set(trainers)):
         if _number(base, b"trainer", trainer) >= fraction * 2**64:
             continue
         others = sorted(set(auditors) - {trainer}, key=lambda key: _number(base, b"auditor", trainer + key))
-        challenges.append(Challenge(trainer, tuple(others[:AUDITORS]), _draw_leaves(base, trainer, leaves_of(plan))))
-    return challenges
+        found.append((trainer, tuple(others[:AUDITORS])))
+    return found
+
+
+def _base(seed: int, step: int) -> bytes:
+    return _DRAW + seed.to_bytes(8, "little") + step.to_bytes(4, "little")
 
 
 def _number(base: bytes, what: bytes, key: bytes) -> int:

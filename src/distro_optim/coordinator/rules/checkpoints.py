@@ -11,6 +11,7 @@ joiners get the weights from peers; when all are gone, only a stored copy remain
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from ..model import P2P, Checkpoint, DummyCheckpoint, Gcs, Hub, HubRepo, P2PGcs
@@ -19,7 +20,9 @@ from ..types import Coordinator
 __all__ = [
     "SHARED_BY_PEERS",
     "TRUSTING_PEERS",
+    "audit_fraction_of",
     "believes_host",
+    "hub_of_peers",
     "is_run_of_psyche",
     "is_shared_by_peers",
     "is_with_peers",
@@ -35,6 +38,21 @@ any client of the epoch before. Under this name that means: the first client of 
 TRUSTING_PEERS: Final = HubRepo(SHARED_BY_PEERS.repo_id, "trust-peers")
 """The same, in a run whose host does not claim that its weights are right; see :func:`believes_host`."""
 
+_SETTINGS: Final = re.compile(r"(?P<trust>trust-peers)?(?:(?(trust),)audit-(?P<audit>[0-9.e-]{1,24}))?")
+"""What such a run says about itself in the place of a revision."""
+
+
+def hub_of_peers(*, trust_peers: bool = False, audit_fraction: float = 0.0) -> HubRepo:
+    """What stands where a run of Psyche names its weights, in a run of our own kind.
+
+    Args:
+        trust_peers: the host does not claim that its weights are right.
+        audit_fraction: of the results of a round that are audited, 0 to 1.
+    """
+    settings = [TRUSTING_PEERS.revision] if trust_peers and TRUSTING_PEERS.revision is not None else []
+    settings += [f"audit-{audit_fraction!r}"] if audit_fraction else []
+    return HubRepo(SHARED_BY_PEERS.repo_id, ",".join(settings) or None)
+
 
 def is_with_peers(checkpoint: Checkpoint) -> bool:
     """Whether a peer of the last epoch has the weights, so that joiners ask for them."""
@@ -43,18 +61,34 @@ def is_with_peers(checkpoint: Checkpoint) -> bool:
 
 def is_shared_by_peers(checkpoint: Checkpoint) -> bool:
     """Whether the run has no storage for its weights, so that a client without them must ask a peer."""
-    match checkpoint:
-        case Hub(repo) | P2P(repo):
-            return repo in (SHARED_BY_PEERS, TRUSTING_PEERS)
-    return False
+    return _settings_of(checkpoint) is not None
 
 
 def believes_host(checkpoint: Checkpoint) -> bool:
     """Whether the weights of the host of such a run count, if it trains, whatever the others report."""
+    settings = _settings_of(checkpoint)
+    return settings is not None and not settings[0]
+
+
+def audit_fraction_of(checkpoint: Checkpoint) -> float:
+    """The share of the results of a round that the peers of such a run audit, 0 to 1; 0 in any other run."""
+    settings = _settings_of(checkpoint)
+    return 0.0 if settings is None else settings[1]
+
+
+def _settings_of(checkpoint: Checkpoint) -> tuple[bool, float] | None:
+    """Whether most peers are believed, and the share that is audited; None if the run is none of our own kind."""
     match checkpoint:
-        case Hub(repo) | P2P(repo):
-            return repo == SHARED_BY_PEERS
-    return False
+        case Hub(repo) | P2P(repo) if repo.repo_id == SHARED_BY_PEERS.repo_id:
+            found = _SETTINGS.fullmatch(repo.revision or "")
+            if found is None or repo.revision == "":
+                return None
+            try:
+                fraction = float(found["audit"] or 0)
+            except ValueError:
+                return None
+            return (found["trust"] is not None, fraction) if 0 <= fraction <= 1 else None
+    return None
 
 
 def is_run_of_psyche(state: Coordinator) -> bool:

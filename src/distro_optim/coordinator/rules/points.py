@@ -97,6 +97,10 @@ class Account:
             self._given[height] = {}  # a run with verifiers, whose work nobody has defined
         self._credit(state, self._given.pop(height - _ABOUT, {}))
 
+    def so_far(self) -> dict[bytes, ClientAccount]:
+        """What was seen of the epoch that goes on; points follow at its end."""
+        return dict(self._clients)
+
     def audited(self, key: bytes, *, passed: bool) -> None:
         """Most auditors of a client say so."""
         before = self._clients.get(key, ClientAccount())

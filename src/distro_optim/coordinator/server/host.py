@@ -230,6 +230,16 @@ class RunHost:
         """Whether the owner of this key may take part."""
         return public not in self._banned and (self._allowed is None or public in self._allowed)
 
+    @property
+    def account(self) -> Account | None:
+        """Follows what clients do; None if nobody keeps it."""
+        return self._account
+
+    def audited(self, client: NodeIdentity, *, passed: bool) -> None:
+        """Most auditors of a client say so: it goes into the account."""
+        if self._account is not None:
+            self._account.audited(client.signer, passed=passed)
+
     def let_in(self, allowed: Collection[bytes] | None) -> None:
         """From now on only the owners of these keys may join; None lets everybody in that is not banned."""
         self._allowed = None if allowed is None else frozenset(allowed)

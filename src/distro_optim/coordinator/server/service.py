@@ -262,6 +262,19 @@ class CoordinatorService(ConnectionService):
         self.host.ban(public)
         self.kick(public, now, "the operator banned it")
 
+    def audited(self, public: bytes, now: float, *, passed: bool) -> bool:
+        """Most auditors of a client say so. One that failed may not come again; returns whether it was taken out.
+
+        A participant of this process stays.
+        """
+        client = NodeIdentity.from_single_key(public)
+        self.host.audited(client, passed=passed)
+        if passed or client in self.local:
+            return False
+        self.host.ban(public)
+        self.kick(public, now, "auditors found that it does not train what it is given")
+        return True
+
     def let_in(self, allowed: Collection[bytes] | None, now: float) -> None:
         """From now on only the owners of these keys may take part; the others are taken out. None: everybody may."""
         self.host.let_in(allowed)

@@ -21,6 +21,8 @@ from ...coordinator.client import CoordinatorClient
 from ...coordinator.messages import Join
 from ...coordinator.types import Coordinator
 from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
+from ...verify.recompute import Evidence
+from ..port import Note
 from ..rounds import actions as act
 from ..rounds.actions import Action
 from ..rounds.results import EncodedResult
@@ -75,6 +77,8 @@ class RoundDriver:
         find_peers: finds addresses of peers that gossip does not lead to; None leaves it to gossip.
         on_state: called when the coordinator's state has changed and everything that follows from it is under way.
         on_result: called with the tag and the bytes of each result, ours and others'; returns at once.
+        on_audit: called with the public key of a peer that auditors have decided about, and whether it passed; returns
+            whether something was done about one that failed.
         generator: picks the peers to connect to first.
     """
 
@@ -89,6 +93,7 @@ class RoundDriver:
         find_peers: FindPeers | None = None,
         on_state: Callable[[], None] = lambda: None,
         on_result: Callable[[str, bytes], None] | None = None,
+        on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False,
         generator: random.Random | None = None,
     ) -> None:
         self.rounds = rounds
@@ -99,6 +104,7 @@ class RoundDriver:
         self._find_peers = find_peers
         self._on_state = on_state
         self._on_result = on_result
+        self._on_audit = on_audit
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -171,6 +177,10 @@ class RoundDriver:
         """The weights at ``step`` were hashed: 32 bytes for each tensor."""
         self._journal.hashed(step, digests)
         self._feed(lambda now: self.rounds.weights_hashed(step, digests, now))
+
+    def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
+        """The result of a peer was audited."""
+        self._feed(lambda now: self.rounds.audited(step, trainer, found, own, now))
 
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
         """Tensors that were wrong at ``step`` were replaced; the digests are of all tensors, as they are now."""
@@ -254,6 +264,8 @@ class RoundDriver:
             case act.Dropped():
                 _log.debug("dropped: %s", action)
                 self._journal.contributions.dropped(action.sender, action.reason)
+            case act.AuditSettled():
+                self._audit_settled(action)
             case act.ResultMissing() | act.Desynced():
                 self._journal.event(action)
                 self._mailbox.put_event(action)
@@ -267,6 +279,15 @@ class RoundDriver:
                 self._mailbox.put(action)
             case _:
                 self._mailbox.put(action)
+
+    def _audit_settled(self, action: act.AuditSettled) -> None:
+        acted = self._on_audit(action.trainer, action.passed)
+        if action.passed:
+            return
+        done = ": it is taken out of the run" if acted else ""
+        text = f"peer {action.trainer.hex()[:8]} does not train what it is given{done}; in step {action.step} its "
+        self._journal.tell(text + action.words)
+        self._mailbox.put_event(Note(text + action.words))
 
     async def _tell_peers(self) -> None:
         """In order: what is announced must have been stored."""

@@ -26,6 +26,7 @@ from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
 from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
+from ...coordinator.rules.checkpoints import audit_fraction_of
 from ...coordinator.rules.points import Account
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.acting import ServiceActs
@@ -149,6 +150,7 @@ class HostedRun(RunSource):
             introductions = Introductions(node, desk)
             stack.callback(introductions.close)
             offset = unix_offset()
+            audits = audit_fraction_of(state.model.checkpoint)
             host = RunHost(
                 restartable(state, now=int(time.monotonic() + offset)),
                 allowed=self._allow,
@@ -157,7 +159,7 @@ class HostedRun(RunSource):
                 joiner_wait_time=self._config.joiner_wait_time,
                 peers_to_start=self._config.peers_to_start or 1,
                 max_pending=LIMITS.connections,
-                account=None if ledger is None else Account(),
+                account=Account() if ledger is not None or audits else None,
             )
             service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
             server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store, ledger=ledger))
@@ -188,6 +190,8 @@ class HostedRun(RunSource):
                 own=self.key.public,
                 keep=None if self._options.home is None else self._options.home.keep_banned,
             ),
+            points=lambda: None if host.account is None else host.account.so_far(),
+            on_audit=lambda peer, passed: service.audited(peer, time.monotonic(), passed=passed),
             farewell=lambda: _farewell(server, host),
             aclose=closing.aclose,
         )

@@ -11,6 +11,7 @@ from typing import Final
 from ...comm.swarm import PeerInfo
 from ...coordinator.rules.assignment import round_batch_size
 from ...coordinator.rules.outlook import waits_for
+from ...coordinator.rules.points import ClientAccount
 from ...coordinator.rules.schedule import effective_learning_rate
 from ...coordinator.rules.steps import counted_steps
 from ...coordinator.types import Coordinator, NodeIdentity, RunState, WitnessMetadata
@@ -44,6 +45,7 @@ class Journal:
         reports: what clients last reported, where that is known.
         waiting: how many clients wait for the next epoch, where that is known.
         missing: how many have still to come before an epoch can begin, likewise.
+        points: of each identity so far, where that is known.
         gives_up_after: seconds without a link to the coordinator after which the run counts as lost; None: never.
     """
 
@@ -56,6 +58,7 @@ class Journal:
         reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict,
         waiting: Callable[[], int | None] = lambda: None,
         missing: Callable[[], int | None] = lambda: None,
+        points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None,
         gives_up_after: float | None = None,
     ) -> None:
         self._run_id = run_id
@@ -64,6 +67,7 @@ class Journal:
         self._reports = reports
         self._waiting = waiting
         self._missing = missing
+        self._points = points
         self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
         self._state: Coordinator | None = None
         self._gives_up_after = gives_up_after
@@ -181,6 +185,8 @@ class Journal:
             waiting_peers=self._waiting(),
             losses=self._losses(),
             contributions=self.contributions.seen(),
+            audits=rounds.audits,
+            points=self._points(),
             last_events=tuple(self._notes),
         )
         return view if self._state is None else with_state(view, self._state, self._me, self._missing())

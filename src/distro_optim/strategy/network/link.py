@@ -10,6 +10,7 @@ from ...comm.model_exchange import ModelExchange
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...coordinator.client import CoordinatorClient
+from ...coordinator.rules.points import ClientAccount
 from ...coordinator.server.acting import HostActs
 from ...coordinator.types import NodeIdentity, WitnessMetadata
 from .driver import FindPeers
@@ -32,6 +33,9 @@ class RunLink:
         waiting: how many clients wait for the next epoch, likewise.
         missing: how many clients have still to come before an epoch can begin, likewise.
         acts: what can be done to the run, likewise.
+        points: of each identity so far, where the coordinator is in this process and counts them.
+        on_audit: tells the coordinator in this process that auditors have decided about a peer, by its public key, and
+            whether it passed; returns whether one that failed was taken out.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
     """
@@ -47,6 +51,8 @@ class RunLink:
     waiting: Callable[[], int | None] = lambda: None
     missing: Callable[[], int | None] = lambda: None
     acts: HostActs | None = None
+    points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None
+    on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False
     farewell: Callable[[], Awaitable[None]] | None = None
 
 

@@ -47,6 +47,7 @@ from ...errors import (
     RunError,
     RunLostError,
 )
+from ...verify.recompute import Evidence
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
 from ..polling import POLL_SECONDS
@@ -94,6 +95,7 @@ class Runtime(RunPort):
     Attributes:
         on_result: called with the tag and the bytes of each result, ours and others', in the network's thread; has to
             return at once. Set it before :meth:`start`.
+        audit_alone: share of the results that we audit by ourselves in a run of Psyche's. Set it before :meth:`start`.
     """
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
@@ -111,6 +113,7 @@ class Runtime(RunPort):
         self._closed = False
         self._in_farewell = False
         self.on_result: Callable[[str, bytes], None] | None = None
+        self.audit_alone = 0.0
 
     @classmethod
     @shows(ConnectionOptions, CONNECTION_DEFAULTS)
@@ -298,6 +301,7 @@ class Runtime(RunPort):
             reports=link.reports,
             waiting=link.waiting,
             missing=link.missing,
+            points=link.points,
             gives_up_after=link.coordinator.gives_up_after,
         )
         driver = self._driver = RoundDriver(
@@ -308,6 +312,7 @@ class Runtime(RunPort):
             journal=journal,
             find_peers=link.find_peers,
             on_result=self.on_result,
+            on_audit=link.on_audit,
             on_state=lambda: self._show(
                 journal.view(rounds, self._view.peers if self._view is not None else (), self._mailbox)
             ),
@@ -345,6 +350,7 @@ class Runtime(RunPort):
             address=link.swarm.address,
             draw=os.urandom,
             host=source.host,
+            audit_alone=self.audit_alone,
         )
 
     def _show(self, view: RunView) -> None:
@@ -393,6 +399,10 @@ class Runtime(RunPort):
     @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:
         self._tell(lambda driver: driver.weights_hashed(step, digests))
+
+    @override
+    def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
+        self._tell(lambda driver: driver.audited(step, trainer, found, own))
 
     @override
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:

@@ -22,5 +22,5 @@
 ``moment``             the time and the coordinator's state, as each input meets them
 =====================  ============================================================================
 
-``trust`` says who is believed about the weights.
+``trust`` says who is believed about the weights, ``audits`` whether a peer trains what it is given.
 """

@@ -24,6 +24,9 @@ __all__ = [
     "Announce",
     "AnnounceWeights",
     "ApplyResults",
+    "AuditResult",
+    "AuditResults",
+    "AuditSettled",
     "CancelTraining",
     "DecayWeights",
     "Desynced",
@@ -138,6 +141,41 @@ class ApplyResults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """A result that is to be audited.
+
+    Attributes:
+        trainer: public key of who sent it.
+        batch: that it says it was trained on.
+        update: what was sent, on the model's own plan.
+    """
+
+    trainer: bytes
+    batch: BatchId
+    update: CompressedUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResults:
+    """Compare results with the gradients of their batches, at the weights as they are now; answer with ``audited`` for
+    each. Changes nothing. May be left unanswered: who cannot audit does not.
+
+    Attributes:
+        step: of the coordinator, now; when its training is to be stopped, so is this.
+        of_step: in which the results were made.
+        audited: others' results.
+        control: a batch that none of them was trained on: ours, if we had one.
+        own: our result on ``control``; None if there is none.
+    """
+
+    step: int
+    of_step: int
+    audited: tuple[AuditResult, ...]
+    control: BatchId
+    own: CompressedUpdate | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecayWeights:
     """Decay the weights as training would have: the others train this step and we do not.
 
@@ -228,7 +266,8 @@ class Announce:
 
 @dataclass(frozen=True)
 class AnnounceWeights:
-    """Sign these bytes (a :class:`~.broadcasts.WeightsReport`) and send them to peers of our own kind."""
+    """Sign these bytes (a :class:`~.broadcasts.WeightsReport`, or an :class:`~.audits.reports.AuditReport`) and send
+    them to peers of our own kind."""
 
     data: bytes
 
@@ -320,6 +359,23 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditSettled:
+    """Auditors have decided. A host acts on it; others tell it.
+
+    Attributes:
+        trainer: public key.
+        step: of the result that was audited last.
+        passed: False if the peer has failed: it does not train what it is given.
+        words: what was found.
+    """
+
+    trainer: bytes
+    step: int
+    passed: bool
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultMissing:
     """The round is over, and results that the witnesses saw never came. The weights are in doubt from here on.
 
@@ -365,6 +421,7 @@ Action = (
     | TrainBatch
     | CancelTraining
     | ApplyResults
+    | AuditResults
     | DecayWeights
     | HashWeights
     | RepairWeights
@@ -381,6 +438,7 @@ Action = (
     | SendHealthChecks
     | Rejoin
     | Dropped
+    | AuditSettled
     | ResultMissing
     | Desynced
     | RunEnded

@@ -18,6 +18,7 @@ from . import actions as act
 from .actions import DropReason, Outbox
 from .admission import EarlyMessages, NotAdmitted, Peers
 from .announcer import AMONG_PSYCHES, PROMPT, Announcer
+from .audits.watch import AuditWatch
 from .broadcasts import Broadcast
 from .moment import Moment
 from .own_result import OwnResult
@@ -54,6 +55,7 @@ class Phases:
         announcer: what we announce, and repeat.
         watch: what is known of our weights.
         own_result: what we trained and have not published yet.
+        audits: who is audited, and what came of it.
         outbox: where what is to be done goes.
 
     Attributes:
@@ -72,6 +74,7 @@ class Phases:
         announcer: Announcer,
         watch: WeightsWatch,
         own_result: OwnResult,
+        audits: AuditWatch,
         outbox: Outbox,
     ) -> None:
         self.stage = Stage.OUTSIDE
@@ -84,6 +87,7 @@ class Phases:
         self._announcer = announcer
         self._watch = watch
         self._own_result = own_result
+        self._audits = audits
         self._outbox = outbox
         self._early = EarlyMessages()
         # Of the model that was loaded last.
@@ -118,6 +122,7 @@ class Phases:
             self._watch.clear()
             self._watch.standing.begin_epoch(client.p2p_identity for client in at.clients)
             self.repair.begin_epoch()
+            self._audits.begin_epoch(at.state)
         if not at.lists(self._me):
             if self.stage is Stage.RUNNING:
                 self._drop_out(at, "the epoch begins without us")
@@ -161,6 +166,7 @@ class Phases:
                 announcer=self._announcer,
                 watch=self._watch,
                 repair=self.repair,
+                audits=self._audits,
                 outbox=self._outbox,
             )
             self._begin_round(at, self.pipeline)

@@ -19,6 +19,7 @@ from . import actions as act
 from .actions import DropReason, Outbox
 from .admission import NotAdmitted, Peers, check_broadcast
 from .announcer import Announcer
+from .audits.watch import AuditWatch
 from .broadcasts import Broadcast, Finished, TrainingResult
 from .choose_result import DueResults
 from .downloads import Downloads
@@ -46,6 +47,7 @@ class RoundPipeline:
         announcer: tells the peers when we have finished.
         watch: what is known of our weights.
         repair: whether some of them are to be replaced before we train.
+        audits: of results that are about to be applied.
         outbox: where what is to be done goes.
 
     Attributes:
@@ -68,6 +70,7 @@ class RoundPipeline:
         announcer: Announcer,
         watch: WeightsWatch,
         repair: Repair,
+        audits: AuditWatch,
         outbox: Outbox,
     ) -> None:
         self.plan = plan
@@ -80,6 +83,7 @@ class RoundPipeline:
         self._announcer = announcer
         self._watch = watch
         self._repair = repair
+        self._audits = audits
         self._outbox = outbox
         self.current = RoundState.begin(state, me, draw)
         self._previous: RoundState | None = None
@@ -117,6 +121,7 @@ class RoundPipeline:
         self._previous, self.current = self.current, RoundState.begin(state, self._me, self._draw)
         self._due = None if before is None or self._watch.fault is not None else DueResults.of(state, before)
         self._prepared = False
+        self._audits.begin_round(state, self._previous)
 
     @property
     def live_rounds(self) -> list[RoundState]:
@@ -283,6 +288,8 @@ class RoundPipeline:
             {owner.p2p_identity for owner in choice.counted}, [owner.p2p_identity for owner in choice.silent]
         )
         self._due = None
+        if self.current.trains and not too_late:
+            self._audits.ask(due, choice)
         self._outbox.put(
             act.ApplyResults(
                 step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates, counted=choice.applied

@@ -23,10 +23,14 @@ from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ...errors import ConfigurationError, ProtocolError
+from ...verify.recompute import Evidence
 from . import actions as act
 from .actions import Action, DropReason, Outbox
 from .admission import NotAdmitted, Peers
 from .announcer import Announcer
+from .audits.book import AuditCount
+from .audits.reports import is_report
+from .audits.watch import AuditWatch
 from .broadcasts import Broadcast, Finished, WeightsReport
 from .moment import Moment
 from .own_result import OwnResult
@@ -46,6 +50,7 @@ class Rounds:
         address: where peers can fetch blobs that we offer.
         draw: gives so many random bytes, from a source that peers cannot guess.
         host: public key of the peer that hosts the run, if we know it; see :mod:`.trust.votes`.
+        audit_alone: share of the results that we audit by ourselves in a run of Psyche's, 0 to 1.
 
     Raises:
         ConfigurationError: identity, key and address are not of one peer.
@@ -59,6 +64,7 @@ class Rounds:
         address: EndpointAddr,
         draw: Callable[[int], bytes],
         host: bytes | None = None,
+        audit_alone: float = 0.0,
     ) -> None:
         if identity.p2p_identity != key.public or address.id != key.public:
             raise ConfigurationError("identity, key and address must be of one peer", name="key")
@@ -68,6 +74,7 @@ class Rounds:
         self._peers = Peers(identity, self._outbox)
         self._watch = WeightsWatch(key.public, self._outbox, host)
         self._own_result = OwnResult(identity, address, self._announcer, self._watch, self._outbox)
+        self._audits = AuditWatch(key, self._watch.standing, self._outbox, alone=audit_alone)
         self._phases = Phases(
             identity,
             draw,
@@ -75,6 +82,7 @@ class Rounds:
             announcer=self._announcer,
             watch=self._watch,
             own_result=self._own_result,
+            audits=self._audits,
             outbox=self._outbox,
         )
         # The latest input, once the coordinator has told its state.
@@ -94,6 +102,11 @@ class Rounds:
     def dropped(self) -> Counter[DropReason]:
         """How many messages and results were not taken, by reason."""
         return self._outbox.dropped
+
+    @property
+    def audits(self) -> dict[bytes, AuditCount]:
+        """Audits of each peer of the epoch, by public key; empty in a run without."""
+        return self._audits.seen()
 
     @property
     def address(self) -> EndpointAddr:
@@ -223,6 +236,21 @@ class Rounds:
             self._phases.desync(at, fault.reason, fault.tensors)
         return self._outbox.take()
 
+    def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.AuditResults`, for one of its results.
+
+        Args:
+            step: in which it was made.
+            trainer: public key of who sent it.
+            found: by test 1.
+            own: likewise in our own result, with the two batches changed round.
+            now: monotonic time in seconds.
+        """
+        at = self._moment(now)
+        if at is not None and self.stage is Stage.RUNNING:
+            self._audits.audited(at.state, step, trainer, found, own)
+        return self._outbox.take()
+
     # -- inputs: the peers and the clock -------------------------------------------------------------------------------
 
     def receive(self, announcement: Announcement, now: float) -> list[Action]:
@@ -246,9 +274,13 @@ class Rounds:
         return self._outbox.take()
 
     def receive_weights(self, announcement: Announcement, now: float) -> list[Action]:
-        """A peer of our own kind announces a :class:`~.broadcasts.WeightsReport`. Its signature was checked before."""
+        """A peer of our own kind announces a :class:`~.broadcasts.WeightsReport`, or an
+        :class:`~.audits.reports.AuditReport`. Its signature was checked before."""
         at = self._moment(now)
         if self._sender_of(announcement) is None or at is None:
+            return self._outbox.take()
+        if is_report(announcement.data):
+            self._audits.receive(announcement, at.state.run_id)
             return self._outbox.take()
         try:
             report: WeightsReport = postcard.decode(WeightsReport, announcement.data)

@@ -1,0 +1,8 @@
+"""Audits while a run goes on: who audits whom, what auditors report, and what comes of it. No I/O.
+
+============  ==========================================================================
+``reports``   what an auditor found, signed, as bytes
+``book``      reports of one run, and the rule by which several of them decide
+``watch``     audits of the rounds of a run: drawn, asked for, told, settled
+============  ==========================================================================
+"""
