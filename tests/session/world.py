@@ -34,12 +34,14 @@ from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.weights import tensor_digest
+from distro_optim.verify.recompute import Evidence
 from rounds.simulator import TICK, Member, Weather, World, secret
 
 TRAINER_ACTIONS = (
     act.Initialize,
     act.TrainBatch,
     act.ApplyResults,
+    act.AuditResults,
     act.DecayWeights,
     act.HashWeights,
     act.RepairWeights,
@@ -100,6 +102,7 @@ class SimulatedPort(RunPort):
         self.go = threading.Semaphore(0)
         self.script: Any = None
         self.live: LiveWeights | None = None
+        self.audits: list[tuple[int, bytes, Evidence, Evidence | None]] = []
         self.fetched_tensors: list[tuple[str, int]] = []  # names and bytes
         # Weights are hashed in another thread. Here that takes no time: whatever a session does next with its run, it
         # does when the hashes are there.
@@ -206,6 +209,11 @@ class SimulatedPort(RunPort):
     @override
     def cancelled(self, step: int) -> None:
         self._tell(lambda: self._member.rounds.cancelled(step, self.world.now))
+
+    @override
+    def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
+        self.audits.append((step, trainer, found, own))
+        self._tell(lambda: self._member.rounds.audited(step, trainer, found, own, self.world.now))
 
     @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:

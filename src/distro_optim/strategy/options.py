@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Final, Literal, TypedDict, TypeVar, cast, get_type_hints
 
+from torch import Tensor
+
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
 from ..comm.signing import SecretKey
 from ..coordinator.solana_options import SolanaOptions
@@ -138,10 +140,15 @@ class SessionOptions(TrainingOptions, total=False):
         dataset_size: samples in the dataset; the same on all peers. None, the default, will do if only
             :attr:`.Round.batch` is used.
         port: an access to the run, in place of the connection that the other options describe. None by default.
+        audit_loss: in a run with :attr:`.RunConfig.audit_fraction`, what others' results are audited with: given
+            indices of samples, as :attr:`.Round.indices` has them, it returns their mean loss by the model that trains,
+            as a scalar tensor. It must not change anything but the model, which is as it was afterwards. Without it,
+            the default, this peer audits nobody.
     """
 
     dataset_size: int | None
     port: RunAccess | None
+    audit_loss: Callable[[list[int]], Tensor] | None
 
 
 class StrategyOptions(TrainingOptions, total=False):
@@ -207,6 +214,7 @@ STRATEGY_DEFAULTS: Final[TrainingOptions] = {
 SESSION_DEFAULTS: Final[SessionOptions] = {
     "dataset_size": None,
     "port": None,
+    "audit_loss": None,
     **STRATEGY_DEFAULTS,
 }
 """Of :class:`SessionOptions`."""

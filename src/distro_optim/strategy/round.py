@@ -36,12 +36,14 @@ class Round:
         step: of the run.
         batch: the coordinator's data indices, ``start`` to ``end`` inclusive.
         open: neither :meth:`finish` nor :meth:`skip` was called yet.
+        piece_size: what :meth:`micro_batches` was called with; None if it was not.
     """
 
     def __init__(self, action: TrainBatch, owner: RoundOwner, order: SampleOrder | None) -> None:
         self.step = action.step
         self.batch = action.batch
         self.open = True
+        self.piece_size: int | None = None
         self._owner = owner
         self._order = order
 
@@ -63,6 +65,7 @@ class Round:
         """:attr:`indices` in pieces of at most ``size``; ends early when the round is cancelled."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"size={size!r}: give a whole number of at least 1", name="size", value=size)
+        self.piece_size = size
         for start in range(0, len(self.indices), size):
             if self.cancelled:
                 return

@@ -95,6 +95,8 @@ class SwarmSession:
         ConfigurationError: an argument is wrong, or the optimizer is not a DisTrO of this model's parameters.
 
     Attributes:
+        audit_size: samples that ``audit_loss`` is given at a time; None gives it as many as :meth:`Round.micro_batches`
+            gave last, or all of a batch. Set it before :meth:`start`.
         look_over: called by :meth:`start` with the state of a run that is to be joined, before we ask to be in it;
             raises if we should not be.
         follow_schedule: called with the step before anything of a new step is carried out, so that the script's
@@ -115,6 +117,7 @@ class SwarmSession:
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
         _check(model, optimizer, given)
+        self.audit_size: int | None = None
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
         self.by_data_index = False
@@ -346,6 +349,8 @@ class SwarmSession:
             begin_at=self._begin_at,
             order=order,
             between=self._between,
+            audit_loss=self._options["audit_loss"],
+            audit_size=self.audit_size,
         )
         return Participant(
             access,

@@ -21,6 +21,7 @@ from ..port import RunAccess
 from ..round import Round
 from ..rounds import actions as act
 from ..sample_order import SampleOrder
+from .auditing import AuditLoss, ResultAuditor
 from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper
@@ -95,6 +96,8 @@ class LocalModel:
         begin_at: where a hosted run goes on whose weights and momentum the model has already.
         order: of the samples; None where the script assigns them itself.
         between: saves the model in mid-epoch; None does not.
+        audit_loss: of samples, for audits; None where the script gave none.
+        audit_size: samples that it takes at a time; None for as many as the script's pieces of a round.
     """
 
     model: nn.Module
@@ -106,6 +109,8 @@ class LocalModel:
     begin_at: StartingPoint | None
     order: SampleOrder | None
     between: BetweenEpochs | None = None
+    audit_loss: AuditLoss | None = None
+    audit_size: int | None = None
 
 
 class Participant:
@@ -180,6 +185,16 @@ class Participant:
             as_psyche=terms.as_psyche,
             tell=tell,
         )
+        self._audit_size = local.audit_size
+        self._auditor = ResultAuditor(
+            local.model,
+            self.trainer,
+            access.answers,
+            order=local.order,
+            loss=local.audit_loss,
+            is_cancelled=self.is_cancelled,
+            tell=tell,
+        )
         self.step = local.restored.step if local.restored is not None else FIRST_STEP
         self.round: Round | None = None
         self.ended = False
@@ -196,6 +211,9 @@ class Participant:
             ModelMismatchError: our model is not the run's.
             RunError: the run has ended with an error, or cannot go on with us.
         """
+        if isinstance(action, act.AuditResults):
+            self._auditor.carry_out(action)  # changes nothing
+            return
         with self._tearing():
             match action:
                 case act.Initialize():
@@ -277,6 +295,7 @@ class Participant:
         if not round_.open or round_ is not self.round:
             return False
         round_.open, self.round = False, None
+        self._auditor.size = self._audit_size or round_.piece_size
         published = not self._actions.is_cancelled(round_.step)
         with self._tearing():
             if published:
