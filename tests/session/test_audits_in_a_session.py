@@ -36,7 +36,8 @@ class Noisy(Net):
     @override
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.drop(super().forward(x + 0.1 * torch.rand(()) * random.random()))
+        dropped: Tensor = self.drop(super().forward(x + 0.1 * torch.rand(()) * random.random()))
+        return dropped
 
 
 @dataclass
@@ -61,7 +62,7 @@ class AuditedRun(SessionWorld):
     """A run with audits whose first session hosts. Reports take their random numbers from elsewhere, so that a run
     without any has the same rounds."""
 
-    def __init__(self, fraction: float, **settings: int) -> None:
+    def __init__(self, fraction: float, **settings: Any) -> None:
         checkpoint = Hub(hub_of_peers(audit_fraction=fraction))
         super().__init__(checkpoint=checkpoint, lr=LR, total_steps=400, epoch_time=900, **settings)
         self._elsewhere = random.Random(0)

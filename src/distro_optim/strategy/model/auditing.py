@@ -7,7 +7,7 @@ what stays as it was. Which samples a batch means, everybody knows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ...verify.quiet import mean_of, quiet_gradients
 from ...verify.recompute import compare
 from ..port import RunAnswers
 from ..rounds.actions import AuditResults
-from ..sample_order import sample_indices
+from ..sample_order import SampleOrder
 from .trainer import SwarmTrainer
 
 __all__ = ["AuditLoss", "ResultAuditor"]
@@ -50,7 +50,7 @@ class ResultAuditor:
         trainer: SwarmTrainer,
         answers: RunAnswers,
         *,
-        order: tuple[int, int] | None,
+        order: SampleOrder | None,
         loss: AuditLoss | None,
         is_cancelled: Callable[[int], bool],
         tell: Callable[[str], None],
@@ -111,5 +111,5 @@ class ResultAuditor:
         return total
 
     def _samples_of(self, batch: BatchId) -> list[int]:
-        indices: Sequence[int] = range(batch.start, batch.end + 1)
-        return list(indices) if self._order is None else sample_indices(range(batch.start, batch.end + 1), *self._order)
+        indices = range(batch.start, batch.end + 1)
+        return list(indices) if self._order is None else self._order.samples(indices)
