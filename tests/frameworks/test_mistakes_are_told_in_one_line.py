@@ -11,7 +11,7 @@ import pytest
 
 import warm_python
 from distro_optim.errors import ConfigurationError, DistroError
-from distro_optim.strategy.frameworks.one_line import tell_mistakes_in_one_line
+from distro_optim.strategy.one_line import tell_mistakes_in_one_line
 
 SCRIPT = """
 import sys, warnings

@@ -66,6 +66,9 @@ def test_several_optimizers_and_manual_optimization(
     module.automatic_optimization = False
     text = refusal(make_trainer(both, tmp_path, strategy(both)), module)
     assert "remove `self.automatic_optimization = False`" in text
+    module = make_module(both, configure_optimizers=lambda self: [DisTrO([param]) for param in self.parameters()])
+    text = refusal(make_trainer(both, tmp_path, strategy(both)), module)
+    assert "give one DisTrO all parameters" in text, "and not what Lightning advises, which cannot be done here"
     assert not runs.ports
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
+from distro_optim.coordinator.solana_options import SolanaOptions
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import BIND_ADDR, DISCOVERY, EXTERNAL_ADDR, RELAY
@@ -20,6 +23,7 @@ from distro_optim.strategy.options import (
     ConnectionOptions,
     SessionOptions,
     TrainingOptions,
+    allowed_keys,
 )
 from distro_optim.strategy.session import SwarmSession
 
@@ -62,6 +66,72 @@ def test_an_option_that_nobody_knows_is_refused_at_once() -> None:
         SwarmSession(model, new_optimizer(model), folder="here")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"Runtime.connect\(\) got an unexpected keyword argument 'config_file'"):
         Runtime.connect(RUN, config_file="here")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "advice"),
+    [
+        ("config", {"total_steps": 5}, "give a RunConfig"),
+        ("config", RunConfig, "give a RunConfig"),
+        ("on_event", "print", "a function that takes a sentence"),
+        ("data_seed", "7", "a whole number"),
+        ("metrics_port", 99999, "a port such as 9090"),
+        ("metrics_port", True, "a port such as 9090"),
+        ("give_up_seconds", "10", "a number of seconds"),
+        ("peers", "endpoint...", "a list of endpoint tickets"),
+        ("allow", "ab" * 32, "a list of public keys"),
+        ("solana", "devnet", "SolanaOptions"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_at_once(option: str, value: Any, advice: str) -> None:
+    from distro_optim.strategy.psyche import PsycheStrategy
+
+    model = new_model()
+    for make in (functools.partial(SwarmSession, model, new_optimizer(model)), PsycheStrategy):
+        with pytest.raises(ConfigurationError, match=advice) as error:
+            make(**{option: value})
+        assert error.value.name == option
+
+
+@pytest.mark.parametrize("run", [7, Path("ticket.txt")])
+def test_a_run_that_is_no_text_is_refused_at_once(run: Any) -> None:
+    from distro_optim.strategy.psyche import PsycheStrategy
+
+    with pytest.raises(ConfigurationError, match="as text"):
+        PsycheStrategy(run=run)
+
+
+def test_keys_that_a_host_allows_may_be_digits_and_what_is_none_is_named() -> None:
+    key = bytes(range(32))
+    assert allowed_keys([key, key.hex(), "ff" * 32]) == {key, b"\xff" * 32}
+    for wrong in ("friend", "ab", b"short", 7):
+        with pytest.raises(ConfigurationError, match="which is no public key"):
+            allowed_keys([key, wrong])  # type: ignore[list-item]
+
+
+def test_options_for_solana_have_no_use_where_a_run_is_hosted() -> None:
+    with pytest.raises(ConfigurationError, match="name the one to join"):
+        Runtime.connect(relay="none", solana=SolanaOptions())
+
+
+def test_a_mistake_in_a_strategys_options_is_found_though_lightning_takes_any_name() -> None:
+    from distro_optim.strategy.fabric import FabricPsycheStrategy
+    from distro_optim.strategy.psyche import PsycheStrategy
+
+    for strategy in (PsycheStrategy, FabricPsycheStrategy):
+        with pytest.raises(ConfigurationError, match="no argument 'chekpoint_dir'; did you mean checkpoint_dir"):
+            strategy(chekpoint_dir="here")  # type: ignore[call-arg]
+        strategy(find_unused_parameters=True, bucket_cap_mb=10, timeout=None)
+
+
+def test_settings_that_cannot_work_are_told_in_one_line_before_there_is_a_strategy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    with pytest.raises(ConfigurationError) as caught:
+        RunConfig(total_steps="100")  # type: ignore[arg-type]
+    sys.excepthook(caught.type, caught.value, None)
+    assert capsys.readouterr().err.startswith("distro_optim: total_steps must be a whole number")
 
 
 def test_the_older_name_of_an_option_still_works_with_a_warning() -> None:

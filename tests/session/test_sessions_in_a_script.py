@@ -72,6 +72,35 @@ def test_a_loop_that_knows_only_optimizer_step_trains_just_as_well(make_world: M
     assert losses[-1] < losses[0]
 
 
+def test_gradients_that_are_not_finite_are_told_of_and_less_often_later(make_world: MakeWorld) -> None:
+    told: list[str] = []
+
+    def diverged(port: SimulatedPort) -> None:
+        model = new_model()
+        data = samples(torch.float32)
+        with SwarmSession(
+            model, new_optimizer(model), port=port, dataset_size=SAMPLES, on_event=told.append
+        ) as session:
+            for round_ in session.rounds():
+                loss = model(data[round_.indices]).pow(2).mean() * float("nan" if round_.step != 3 else "1")
+                loss.backward()
+                round_.finish(loss)
+
+    run_alone(make_world, diverged)
+    told = [text for text in told if "not finite" in text]
+    assert [text.partition(":")[0] for text in told] == ["step 1", "step 2", "step 5"]
+    assert "with a loss of nan" in told[0]
+    assert "it is round 4 of this kind" in told[-1]
+
+
+def test_a_model_of_which_nothing_is_to_be_trained_is_refused() -> None:
+    model = new_model()
+    optimizer = new_optimizer(model)
+    model.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="nothing to train"):
+        SwarmSession(model, optimizer)
+
+
 def test_a_round_that_is_left_open_is_finished_by_the_next(make_world: MakeWorld) -> None:
     def careless(port: SimulatedPort) -> None:
         model = new_model()

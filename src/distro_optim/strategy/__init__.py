@@ -24,6 +24,7 @@ What the rooms below share:
 ``sample_order``   which samples the coordinator's data indices mean
 ``news``           what a session says of itself
 ``run_report``     how a peer is doing, as a file of JSON lines
+``one_line``       mistakes of a script's, told without a traceback
 ``upload``         where copies of what is saved go, as a user says it
 =================  =================================================
 

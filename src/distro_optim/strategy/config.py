@@ -31,6 +31,7 @@ from ..coordinator.types import (
     RunState,
 )
 from ..errors import ConfigurationError
+from .one_line import tell_mistakes_in_one_line
 
 __all__ = ["RunConfig"]
 
@@ -113,6 +114,13 @@ class RunConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ConfigurationError:
+            tell_mistakes_in_one_line()  # a script makes its settings before its strategy, which says so, too
+            raise
+
+    def _check(self) -> None:
         _within("total_steps", self.total_steps, 1, _MAX_U32 - _STEPS_AFTER_TRAINING)
         _within("global_batch_size", self.global_batch_size, 1, _MAX_U16)
         _within("min_peers", self.min_peers, 1, MAX_NUM_CLIENTS)

@@ -37,15 +37,15 @@ from ..errors import ConfigurationError, DistroError
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .frameworks.first_sample import look_at_first_sample
-from .frameworks.framework_session import Ended, FrameworkSession, split_options
+from .frameworks.framework_session import Ended, FrameworkSession, check_for_ddp, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_optimizers
 from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_device import OneDevice
-from .frameworks.one_line import tell_mistakes_in_one_line
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
 from .network.on_solana import check_run
+from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
@@ -144,6 +144,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
         tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
+        check_for_ddp(others, of="FabricPsycheStrategy", ddp=type(self))
         super().__init__(**others)
         if run is not None:
             check_run(run, self._options.get("solana"))

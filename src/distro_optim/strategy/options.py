@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Final, Literal, TypedDict, TypeVar, cast, get_type_hints
 
 from torch import Tensor
 
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
-from ..comm.signing import SecretKey
+from ..comm.signing import PUBLIC_KEY_SIZE, SecretKey
 from ..coordinator.solana_options import SolanaOptions
+from ..errors import ConfigurationError
 from .config import RunConfig
 from .port import RunAccess
 from .upload import Upload
@@ -30,6 +31,8 @@ __all__ = [
     "SessionOptions",
     "StrategyOptions",
     "TrainingOptions",
+    "allowed_keys",
+    "check_kinds",
     "check_reach",
     "complete",
     "fill_in",
@@ -66,7 +69,8 @@ class ConnectionOptions(TypedDict, total=False):
         bind_addr: where our endpoint listens, ``"0.0.0.0:0"`` by default.
         tcp: where a host listens for TCP beside iroh, such as ``"0.0.0.0:20000"``; None, the default, does not.
         peers: endpoint tickets of peers that nothing else leads to; none by default.
-        allow: public keys that a host lets in; None, the default, lets everybody in.
+        allow: public keys that a host lets in, 32 bytes or 64 hexadecimal digits each; None, the default, lets
+            everybody in.
         solana: of a run on Solana, ``run="solana:RUN-ID"``: cluster, wallet, limits. None, the default, takes
             :class:`~distro_optim.coordinator.solana_options.SolanaOptions` as it is: devnet, and the wallet of
             ``solana-keygen``. There, the default of ``secret_key`` is the key that follows from wallet and run.
@@ -83,7 +87,7 @@ class ConnectionOptions(TypedDict, total=False):
     bind_addr: str
     tcp: str | None
     peers: Sequence[str]
-    allow: Sequence[bytes] | None
+    allow: Sequence[bytes | str] | None
     solana: SolanaOptions | None
     give_up_seconds: float
     patience: float
@@ -254,6 +258,55 @@ def check_reach(options: Mapping[str, Any]) -> None:
     relays = parse_relays(options.get("relay", "default"))
     parse_discovery(options.get("discovery"), relays)
     parse_external_addrs(options.get("external_addr"))
+
+
+def check_kinds(options: Mapping[str, Any]) -> None:
+    """Looks at options of which a wrong kind would be found late, deep inside, or never.
+
+    Raises:
+        ConfigurationError: one is something else than it must be; names it, and says what to give.
+    """
+
+    def check(name: str, fits: Callable[[Any], bool], wanted: str) -> None:
+        value = options.get(name)
+        if value is not None and not fits(value):
+            raise ConfigurationError(f"{name}={value!r}: give {wanted}", name=name, value=value)
+
+    check("config", lambda v: isinstance(v, RunConfig), "a RunConfig, such as RunConfig(total_steps=1000)")
+    check("on_event", callable, "a function that takes a sentence, such as print")
+    check("data_seed", _is_whole, "a whole number, the same on all peers")
+    check("metrics_port", lambda v: _is_whole(v) and 0 <= v < 1 << 16, "a port such as 9090, or 0 for any free one")
+    check("give_up_seconds", lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number of seconds")
+    check("peers", lambda v: not isinstance(v, str), "a list of endpoint tickets")
+    check("allow", lambda v: not isinstance(v, str | bytes), "a list of public keys")
+    check("solana", lambda v: isinstance(v, SolanaOptions), "SolanaOptions(...)")
+
+
+def allowed_keys(given: Iterable[bytes | str]) -> frozenset[bytes]:
+    """Public keys, as users write them: 32 bytes, or 64 hexadecimal digits.
+
+    Raises:
+        ConfigurationError: one is no key.
+    """
+    keys = set()
+    for key in given:
+        try:
+            public = bytes.fromhex(key) if isinstance(key, str) else key
+        except ValueError:
+            public = b""
+        if not isinstance(public, bytes) or len(public) != PUBLIC_KEY_SIZE:
+            raise ConfigurationError(
+                f"allow holds {key!r}, which is no public key: each has {PUBLIC_KEY_SIZE} bytes, or "
+                f"{2 * PUBLIC_KEY_SIZE} hexadecimal digits",
+                name="allow",
+                value=key,
+            )
+        keys.add(public)
+    return frozenset(keys)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def with_present_names(options: Mapping[str, Any], *, of: str) -> dict[str, Any]:

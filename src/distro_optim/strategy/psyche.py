@@ -43,9 +43,9 @@ from ..errors import ConfigurationError, DistroError
 from .config import RunConfig
 from .frameworks.batch_hooks import BatchHooks
 from .frameworks.first_sample import look_at_first_sample
-from .frameworks.framework_session import Ended, FrameworkSession, split_options
+from .frameworks.framework_session import Ended, FrameworkSession, check_for_ddp, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
-from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice
+from .frameworks.lightning_checks import check_fit, check_optimizers, compile_advice, with_one_optimizer
 from .frameworks.lightning_passes import RoundPasses
 from .frameworks.lightning_progress import (
     RunLimits,
@@ -59,7 +59,6 @@ from .frameworks.lightning_progress import (
     whole_peers,
 )
 from .frameworks.local_ranks import LocalRanks
-from .frameworks.one_line import tell_mistakes_in_one_line
 from .frameworks.round_loader import RoundLoader
 from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
@@ -67,6 +66,7 @@ from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
 from .monitor.figures import run_numbers
 from .network.on_solana import check_run
+from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
 from .round import Round
@@ -122,6 +122,7 @@ class PsycheStrategy(RoundPasses):
     def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
         tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
+        check_for_ddp(others, of="PsycheStrategy", ddp=type(self))
         super().__init__(**others)
         if run is not None:
             check_run(run, self._options.get("solana"))
@@ -245,7 +246,7 @@ class PsycheStrategy(RoundPasses):
 
     @override
     def setup_optimizers(self, trainer: Any) -> None:
-        super().setup_optimizers(trainer)
+        with_one_optimizer(super().setup_optimizers, trainer)
         check_optimizers(self.optimizers)
 
     @override

@@ -56,7 +56,7 @@ from .monitor.summary import summary
 from .network.upload_queue import UploadCounts
 from .network.uploads import Uploads
 from .news import News
-from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_reach, complete, shows
+from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_kinds, check_reach, complete, shows
 from .port import RunAccess, RunView
 from .round import Round
 from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_size, shuffle_seed
@@ -632,6 +632,7 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
             name="optimizer",
             value=optimizer,
         )
+    check_kinds(options)
     check_reach(options)
     if options["metrics_port"] is not None:
         load_prometheus()
@@ -653,3 +654,9 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
     if options["resume"] and options["checkpoint_dir"] is None:
         raise ConfigurationError("resume=True needs the folder to resume from: give checkpoint_dir", name="resume")
     check_overlap(optimizer)
+    if not any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
+        raise ConfigurationError(
+            "no parameter of the optimizer has requires_grad, so there is nothing to train: unfreeze some, or give "
+            "the optimizer those that are to be trained",
+            name="optimizer",
+        )

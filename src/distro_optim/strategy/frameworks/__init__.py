@@ -10,7 +10,6 @@
 ``round_loader``         a loader whose every batch is a round
 ``batch_hooks``          hooks of a script see its own batches
 ``lightning_checks``     what of a script cannot work in a run
-``one_line``               mistakes of a script's, told without a traceback
 ``one_device``           a strategy that does without processes where there is one device
 ``lightning_machine``    one peer of one device or of several
 ``lightning_passes``     a round of several batches in one step of Lightning's

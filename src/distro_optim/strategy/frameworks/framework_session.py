@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Unpack, cast
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from ...comm.signing import SecretKey
@@ -20,6 +23,7 @@ from ..options import (
     SessionOptions,
     StrategyOptions,
     TrainingOptions,
+    check_kinds,
     check_reach,
     with_present_names,
 )
@@ -29,7 +33,7 @@ from .invitation import invitation, print_unbroken
 from .local_ranks import FollowerPort, LocalRanks, leading
 from .run_ahead import RunAhead
 
-__all__ = ["Ended", "FrameworkSession", "split_options"]
+__all__ = ["Ended", "FrameworkSession", "check_for_ddp", "split_options"]
 
 _NOT_IN_SESSION_ARGUMENTS: Final = frozenset(
     {
@@ -73,10 +77,38 @@ def split_options(options: StrategyOptions, *, of: str) -> tuple[TrainingOptions
         )
     session: dict[str, Any] = dict(more)
     session |= {name: given.pop(name) for name in STRATEGY_DEFAULTS if name in given}
+    check_kinds(session)
     check_reach(session)
     if isinstance(key := session.get("secret_key"), SecretKey):
         session["secret_key"] = key.to_bytes()
     return cast(TrainingOptions, session), given
+
+
+def check_for_ddp(others: Mapping[str, Any], *, of: str, ddp: type) -> None:
+    """Looks at what a strategy passes on to ``DDPStrategy``, which takes any name, and with one device uses none.
+
+    Args:
+        others: the arguments.
+        of: name of the strategy, for messages.
+        ddp: the class.
+
+    Raises:
+        ConfigurationError: neither it, nor PyTorch's ``DistributedDataParallel`` has an argument of this name.
+    """
+    known = {name for kind in (*ddp.__mro__, DistributedDataParallel) for name in _arguments(kind)}
+    for name in others:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*STRATEGY_DEFAULTS, "run", *known], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"help({of}) lists what there is"
+            raise ConfigurationError(f"{of} has no argument {name!r}; {hint}", name=name, value=others[name])
+
+
+def _arguments(kind: type) -> Iterator[str]:
+    """The names that the constructor of ``kind`` itself has."""
+    if "__init__" in vars(kind) and kind is not object:
+        for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items():
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                yield name
 
 
 @dataclass(frozen=True)

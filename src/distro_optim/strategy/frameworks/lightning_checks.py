@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from torch.optim import Optimizer
@@ -72,12 +72,7 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> DisTrO:
         ConfigurationError: they are something else; says which line to write instead.
     """
     if len(optimizers) != 1:
-        raise ConfigurationError(
-            f"configure_optimizers returned {len(optimizers)} optimizers, but a round is one step of one: give one "
-            "DisTrO all parameters, with a group for those that need another learning rate:\n"
-            "    return DisTrO([{'params': first}, {'params': second, 'lr': 1e-4}], lr=4e-4)",
-            name="configure_optimizers",
-        )
+        raise _not_one_optimizer(str(len(optimizers) or "no"))
     [optimizer] = optimizers
     if not isinstance(optimizer, DisTrO):
         raise ConfigurationError(
@@ -94,6 +89,29 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> DisTrO:
             value=False,
         )
     return optimizer
+
+
+def with_one_optimizer(setup_optimizers: Callable[[Any], None], trainer: Any) -> None:
+    """Lets Lightning ask the module for its optimizers, of which it wants one as well.
+
+    Raises:
+        ConfigurationError: there are several, for which Lightning would advise something that cannot be done here.
+    """
+    try:
+        setup_optimizers(trainer)
+    except RuntimeError as error:
+        if "multiple optimizers" not in str(error):
+            raise
+        raise _not_one_optimizer("several") from None
+
+
+def _not_one_optimizer(how_many: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"configure_optimizers returned {how_many} optimizers, but a round is one step of one: give one DisTrO all "
+        "parameters, with a group for those that need another learning rate:\n"
+        "    return DisTrO([{'params': first}, {'params': second, 'lr': 1e-4}], lr=4e-4)",
+        name="configure_optimizers",
+    )
 
 
 def compile_advice(error: BaseException, compiled: bool) -> str | None:

@@ -198,6 +198,7 @@ class Participant:
         self.step = local.restored.step if local.restored is not None else FIRST_STEP
         self.round: Round | None = None
         self.ended = False
+        self._not_finite, self._rounds_not_finite = local.optimizer.quarantined, 0
         self._scheduled_step: int | None = None
         self._stopped = False
         self._torn = False  # the weights are between two states that mean something: an action is under way, or broke
@@ -302,11 +303,28 @@ class Participant:
                 has_hooks = not (skip or in_step)
                 update, own = self.trainer.finish_with_hooks() if has_hooks else self.trainer.finish(skip=skip)
                 self._answers.trained(round_.step, update, own, loss=loss)
+                self._look_for_not_finite(round_.step, loss)
             else:
                 self.trainer.cancel()
                 self._answers.cancelled(round_.step)
         self._news.round(self._facts, round_.step, loss, self._hasher.wait)
         return published
+
+    def _look_for_not_finite(self, step: int, loss: float | None) -> None:
+        """Says when gradients were left out, at rounds 1, 2, 4, 8 and so on of those in which that was so."""
+        before, self._not_finite = self._not_finite, self.trainer.optimizer.quarantined
+        if (count := self._not_finite - before) <= 0:
+            return
+        self._rounds_not_finite += 1
+        if self._rounds_not_finite & (self._rounds_not_finite - 1):
+            return
+        of_loss = "" if loss is None else f", with a loss of {loss:.4g}"
+        times = f"; it is round {self._rounds_not_finite} of this kind" if self._rounds_not_finite > 1 else ""
+        self._tell(
+            f"step {step}: the gradients of {count} tensors are not finite{of_loss}, and were left out{times}. Once in "
+            "a while that is no harm; otherwise nothing is learned: lower the learning rate, or look for samples that "
+            "cause it"
+        )
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

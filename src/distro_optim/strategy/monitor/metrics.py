@@ -143,9 +143,10 @@ class MetricsServer:
         registry.register(_Collector(metrics))
         try:
             self._server, self._thread = prometheus_client.start_http_server(port, "127.0.0.1", registry)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"{option} {port} cannot be opened: {error.strerror or error}; give another one",
+                f"{option} {port} cannot be opened: {reason}; give another one",
                 name="metrics_port",
                 value=port,
             ) from None

@@ -38,6 +38,7 @@ from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ..config import RunConfig
+from ..options import allowed_keys
 from .joining import NodeOptions
 from .link import RunLink, RunSource
 
@@ -110,7 +111,7 @@ class HostedRun(RunSource):
         loop: LoopThread,
         state: Coordinator | None = None,
         tcp: str | None = None,
-        allow: Sequence[bytes] | None = None,
+        allow: Sequence[bytes | str] | None = None,
     ) -> None:
         self.key = options.key
         self.run_id = run_id
@@ -118,7 +119,7 @@ class HostedRun(RunSource):
         self._options = options
         self._loop = loop
         self._tcp = None if tcp is None else split_address(tcp, name="tcp", any_port=True)
-        self._allow = None if allow is None else frozenset([*allow, options.key.public])
+        self._allow = None if allow is None else allowed_keys([*allow, options.key.public])
         self._state = state
         check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
 

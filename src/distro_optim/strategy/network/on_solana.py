@@ -43,6 +43,12 @@ def participation_in(run: str, options: SolanaOptions | None) -> Participation |
         ConfigurationError: no run can have this name, an option is wrong, or the options have no use.
         MissingDependencyError: solders is not installed.
     """
+    if not isinstance(run, str):
+        raise ConfigurationError(
+            f"run={run!r}: give the ticket that the host printed (psyche1...), or host:port/run-id, as text",
+            name="run",
+            value=run,
+        )
     try:
         run_id = run_on_solana(run)
     except ProtocolError as error:

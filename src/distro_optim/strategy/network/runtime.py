@@ -149,6 +149,12 @@ class Runtime(RunPort):
             raise ConfigurationError(
                 f"give_up_seconds must be above 0, got {give_up_seconds}", name="give_up_seconds", value=give_up_seconds
             )
+        if run is None and given["solana"] is not None:
+            raise ConfigurationError(
+                'solana is for a run on Solana, and a run is hosted here: name the one to join, run="solana:RUN-ID"',
+                name="solana",
+                value=given["solana"],
+            )
         on_solana = participation_in(run, given["solana"]) if run is not None else None
         secret_key = given["secret_key"]
         if on_solana is not None and secret_key is None:

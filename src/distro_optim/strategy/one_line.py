@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from ...errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, ModelMismatchError
+from ..errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError, ModelMismatchError
 
 __all__ = ["tell_mistakes_in_one_line"]
 
