@@ -11,7 +11,8 @@ libraries that are loaded.
 
 A child that is itself a launcher (torchrun, a Trainer of two devices, a test network) is started with
 ``its_children_too=True``: it finds :class:`Popen` in the place of that of :mod:`subprocess`, and a fork of its own to
-ask, made before it has a thread.
+ask, made before it has a thread. A child that tests what is loaded, or without what something works, is started with
+``without_this_package=True``.
 """
 
 from __future__ import annotations
@@ -36,22 +37,28 @@ from typing import Any, Final
 
 __all__ = ["Popen", "run"]
 
-LOADED: Final = (
+LOADED_FIRST: Final = (
     "torch",
     "torch.distributed.elastic.multiprocessing.errors",
-    "lightning.pytorch",
-    "lightning.fabric",
-    "pytorch_lightning",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "safetensors.torch",
+)
+"""What a child has that is started with ``without_this_package=True``: neither this package nor Lightning."""
+
+LOADED: Final = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "pytorch_lightning",
     "distro_optim.cli",
     "distro_optim.client.command",
     "distro_optim.strategy.session",
     "distro_optim.strategy.psyche_lightning",
     "distro_optim.strategy.psyche_pytorch_lightning",
 )
-SETTINGS_OF_LIBRARIES: Final = ("OMP_", "MKL_", "OPENBLAS_", "ATEN_", "LD_", "PYTHONHASHSEED", "TORCH_", "NUMBA_")
+SETTINGS_OF_LIBRARIES: Final = ("OMP_", "MKL_", "OPENBLAS_", "ATEN_", "LD_", "PYTHONHASHSEED", "TORCH_")
+NOT_LOADED: Final = "numba"
+"""It reads its settings when it is loaded: children may have others."""
 READ_LATER: Final = "TORCH_NCCL_"
 """torchrun sets these, which are read when a group is made."""
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -63,10 +70,14 @@ class Popen(subprocess.Popen[Any]):
 
     Args:
         its_children_too: Pythons that the child starts are forks as well.
+        without_this_package: the child has PyTorch and transformers loaded, and neither this package nor Lightning.
     """
 
-    def __init__(self, *args: Any, its_children_too: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, its_children_too: bool = False, without_this_package: bool = False, **settings: Any
+    ) -> None:
         self._its_children_too = its_children_too
+        self._without_this_package = without_this_package
         super().__init__(*args, **settings)
 
     def _execute_child(self, *given: Any) -> None:
@@ -86,7 +97,7 @@ class Popen(subprocess.Popen[Any]):
             }
             files = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1]
             files.append(errwrite if errwrite != -1 else 2)
-            self.pid = _interpreter().fork(request, files)
+            self.pid = _interpreter(self._without_this_package).fork(request, files)
             self._child_created = True
             self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
             return
@@ -176,28 +187,32 @@ _OF_THIS_CHILD: list[_Interpreter] = []
 """In a child that was started with ``its_children_too``: what it forks."""
 
 
-def _interpreter() -> _Interpreter:
-    return _OF_THIS_CHILD[0] if _OF_THIS_CHILD else _new_interpreter()
+def _interpreter(without_this_package: bool) -> _Interpreter:
+    return _OF_THIS_CHILD[0] if _OF_THIS_CHILD else _new_interpreters()[without_this_package]
 
 
 @functools.cache
-def _new_interpreter() -> _Interpreter:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-    interpreter = _Interpreter(ours)
+def _new_interpreters() -> tuple[_Interpreter, _Interpreter]:
+    """One that has loaded everything, and one without this package."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    theirs = [pair[1] for pair in pairs]
+    process = subprocess.Popen(
+        [sys.executable, __file__, *(str(end.fileno()) for end in theirs)],
+        pass_fds=[end.fileno() for end in theirs],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    for end in theirs:
+        end.close()
+    everything, without = (_Interpreter(ours) for ours, _ in pairs)
 
-    def end() -> None:
-        interpreter.end()
+    def end_both() -> None:
+        everything.end()
+        without.end()
         process.wait()
 
-    atexit.register(end)
-    return interpreter
+    atexit.register(end_both)
+    return everything, without
 
 
 # -- in the interpreter that is forked ---------------------------------------------------------------------------------
@@ -265,7 +280,8 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, TextIOWrapper)
         stream.reconfigure(write_through=unbuffered, line_buffering=stream is sys.stderr)
-    warnings._processoptions(request["warnings"])  # type: ignore[attr-defined]
+    asked = [each.strip() for each in os.environ.get("PYTHONWARNINGS", "").split(",") if each.strip()]
+    warnings._processoptions([*asked, *request["warnings"]])  # type: ignore[attr-defined]
     first = {"module": request["cwd"], "code": "", "script": os.path.dirname(os.path.abspath(request["what"]))}
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [first[request["kind"]], *paths, *sys.path[1:]]
@@ -286,16 +302,29 @@ def _perform(request: dict[str, Any]) -> None:
         exec(compile(request["what"], "<string>", "exec"), main.__dict__)
 
 
+def _load(names: tuple[str, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            importlib.import_module(name)
+    if NOT_LOADED in sys.modules:
+        sys.exit(f"{NOT_LOADED} is loaded: children would not have settings of their own for it")
+    if len(os.listdir("/proc/self/task")) > 1:
+        sys.exit("a library has started a thread: this process cannot be forked")
+    gc.collect()
+    gc.freeze()
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for those of the children that want it
     sys.path[0] = ""
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in LOADED:
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    if len(os.listdir("/proc/self/task")) > 1:
-        sys.exit("a library has started a thread: this process cannot be forked")
+    with_everything, without = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    _load(LOADED_FIRST)
+    if os.fork() == 0:
+        without.close()
+        _load(LOADED)
+        connection = with_everything
+    else:
+        with_everything.close()
+        connection = without
     _perform(_serve(connection))

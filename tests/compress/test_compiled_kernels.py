@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import warm_python
 from compress.fast_step import SHAPES, digest, plan_of, updates_of, weights_after
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, Compressor, TilePlan
@@ -309,13 +309,13 @@ def test_a_position_outside_of_its_tile_stays_in_it() -> None:
 
 def in_a_child(*arguments: str, **environment: str) -> list[str]:
     """What another Python prints, line by line."""
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
         timeout=280,
-        check=False,
+        without_this_package=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

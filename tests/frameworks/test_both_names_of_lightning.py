@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import warm_python
 from distro_optim import SecretKey
 from distro_optim.errors import DistroError
 from distro_optim.strategy.config import RunConfig
@@ -36,14 +36,15 @@ def test_the_name_means_the_class_that_the_script_needs(namespace: str, first: s
         trainer = pl.Trainer(strategy="psyche", accelerator="cpu", logger=False)
         assert type(trainer.strategy) is type(strategy)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=200)
+    started = [sys.executable, "-c", textwrap.dedent(script)]
+    warm_python.run(started, check=True, timeout=200, without_this_package=True)
 
 
 @pytest.mark.slow
 def test_importing_the_package_imports_no_lightning() -> None:
     script = "import sys, distro_optim, distro_optim.strategy.psyche as p; p.PsycheStrategy; "
     script += "assert not {'lightning', 'pytorch_lightning', 'lightning.pytorch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
+    warm_python.run([sys.executable, "-c", script], check=True, timeout=200, without_this_package=True)
 
 
 def test_a_trainer_of_the_other_name_says_which_class_it_takes(strategy: Any, tmp_path: Path) -> None:

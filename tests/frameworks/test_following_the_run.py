@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+import warm_python
 from distro_optim import DisTrO
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
@@ -386,7 +386,8 @@ def test_the_best_checkpoint_is_kept_and_loads_without_this_package(
         assert "net.0.weight" in saved["state_dict"]
         assert not any(name.startswith("distro_optim") for name in sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), best.best_model_path], check=True, timeout=120)
+    loads = [sys.executable, "-c", textwrap.dedent(script), best.best_model_path]
+    warm_python.run(loads, check=True, timeout=120, without_this_package=True)
 
 
 def test_early_stopping_leaves_the_run(both: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import warm_python
 from distro_optim.coordinator.model import Distro
 from distro_optim.errors import ModelTooLargeError
 from distro_optim.models.building import build_shapes, sorted_parameters
@@ -71,13 +71,12 @@ except ModelTooLargeError:
 """
     pytest.importorskip("resource")
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-W", "ignore", "-c", program],
         env=environment,
         capture_output=True,
         text=True,
         timeout=150,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     if available_memory(torch.device("cpu")) is not None:

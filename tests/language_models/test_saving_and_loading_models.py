@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import warm_python
 from distro_optim.errors import ConfigurationError, ModelConfigError, ModelWeightsError
 from distro_optim.models import saving
 from distro_optim.models.accumulation import train_batch
@@ -79,7 +79,8 @@ class Blocked:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
-import torch
+import huggingface_hub, torch
+huggingface_hub.constants.HF_HUB_OFFLINE = True
 from transformers import AutoModelForCausalLM
 tokens = torch.tensor([list(range(24))])
 for folder in sys.argv[1:]:
@@ -107,13 +108,13 @@ def test_transformers_loads_it_where_this_package_is_not_there(tmp_path: Path) -
         folders.append(str(tmp_path / str(number)))
         losses.append(model(torch.arange(24)[None]).loss.item())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_US, *folders],
-        env={**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
-        check=False,
+        without_this_package=True,
     )
     assert done.returncode == 0, done.stderr
     found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("loss")]
