@@ -25,9 +25,9 @@ T = TypeVar("T")
 class Cluster:
     """All that is done to the validator is done in its thread, by :meth:`do`."""
 
-    def __init__(self, validator: Validator) -> None:
+    def __init__(self, validator: Validator, *, slot_seconds: float | None = None) -> None:
         self.validator = validator
-        self.server = ValidatorServer(validator, real_time=True)
+        self.server = ValidatorServer(validator, real_time=True, slot_seconds=slot_seconds)
         self._loop = LoopThread("cluster")
 
     def __enter__(self) -> Cluster:

@@ -1,9 +1,11 @@
-"""A Lightning script and ``distro-optim join`` train a language model in one run on a cluster."""
+"""A Lightning script and ``distro-optim join`` train a language model in one run on a cluster, see all of it or not."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +20,16 @@ from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
 from distro_optim.coordinator.model import LLM, LocalData
 from distro_optim.coordinator.server.store import read_state_file
+from distro_optim.coordinator.solana.instructions import RunInstructions
 from distro_optim.coordinator.types import BatchId, RunState
 from distro_optim.data.opening import open_token_data
 from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.models.causal_lm import CausalLM
 from distro_optim.testing import Validator
+from distro_optim.testing.solana.transactions import Transaction
 from frameworks.lightning_runs import QUIET, load
 from solana.cluster import Cluster
-from solana.solana_arena import OPERATOR, RUN, SOL, wallet
+from solana.solana_arena import ANYBODY, OPERATOR, RUN, SOL, wallet
 
 pytestmark = [
     pytest.mark.waiting,
@@ -61,7 +65,50 @@ class Watched(TokenProvider):
         return self.inner.get_samples(batch)
 
 
-def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(pl: ModuleType, tmp_path: Path) -> None:
+class HastyChain:
+    """Whoever ticks is faster than the nodes tell: some phases are over before any client sees them."""
+
+    def __init__(self, cluster: Cluster, unseen: Collection[RunState]) -> None:
+        self._cluster, self._unseen = cluster, unseen
+        self._tick = RunInstructions(cluster.validator.programs, "proof", RUN.pubkey()).tick(ANYBODY.pubkey())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._hurry, name="hasty chain")
+        self.happened: set[RunState] = set()
+        self.told: set[RunState] = set()
+
+    def __enter__(self) -> HastyChain:
+        self._cluster.validator.fund(ANYBODY.pubkey(), SOL)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _hurry(self) -> None:
+        while not self._stop.wait(0.1):
+            self._cluster.do(self._go_on)
+
+    def _go_on(self) -> None:
+        validator = self._cluster.validator
+        validator.process(Transaction(ANYBODY.pubkey(), [self._tick]))
+        state = validator.run("proof").state.coordinator
+        self.happened.add(state.run_state)
+        # The model is loaded in the first warm-up.
+        if state.run_state not in self._unseen or (state.run_state is RunState.WARMUP and not state.progress.epoch):
+            self.told.add(state.run_state)
+            self._cluster.server.end_slot()
+
+
+S = RunState
+
+
+@pytest.mark.parametrize(
+    "unseen", [set(), {S.ROUND_WITNESS, S.COOLDOWN, S.WARMUP}], ids=["all-phases-seen", "some-phases-unseen"]
+)
+def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(
+    pl: ModuleType, tmp_path: Path, unseen: set[RunState]
+) -> None:
     from distro_optim import PsycheCausalLM, TokenDataModule
 
     data, vocab_size = write_tokens(tmp_path, seq_len=32)
@@ -69,8 +116,8 @@ def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(pl: 
     state = read_state_file(
         write_state(
             tmp_path / "state.toml",
-            total_steps=5,
-            epoch_time=600,
+            total_steps=6,
+            epoch_time=12 if unseen else 600,
             warmup_time=60,
             max_round_train_time=60,
             checkpoint='{ Hub = { repo_id = "somebody/tiny-llama" } }',
@@ -97,7 +144,8 @@ def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(pl: 
         except BaseException as error:
             failures.append(error)
 
-    with Cluster(validator) as cluster:
+    with Cluster(validator, slot_seconds=3600 if unseen else None) as cluster, ExitStack() as stack:
+        chain = stack.enter_context(HastyChain(cluster, unseen)) if unseen else None
         asked = JoinOptions(
             run="solana:proof",
             solana=options("join", wallet(91)),
@@ -130,10 +178,14 @@ def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(pl: 
         beside.join(120)
         assert not failures
         assert not beside.is_alive()
-        assert cluster.do(lambda: validator.run("proof").state.coordinator.run_state) is RunState.FINISHED
+        end = cluster.do(lambda: validator.run("proof").state.coordinator)
+        assert end.run_state is RunState.FINISHED
 
-    [joined] = tmp_path.glob("joined/*/model.safetensors")
-    theirs = load_file(joined)
+    if chain is not None:
+        assert unseen <= chain.happened
+        assert end.progress.epoch >= 1
+        assert chain.told.isdisjoint(unseen - {S.WARMUP})
+    theirs = load_file(max(tmp_path.glob("joined/*/model.safetensors")))
     before = load_file(tmp_path / "llama" / "model.safetensors")
     ours = module.state_dict()
     assert any(not value.equal(before[name]) for name, value in theirs.items())
