@@ -79,7 +79,7 @@ class World:
             term=1 if number == host else None,
             after=self.after,
         )
-        made.address = EndpointAddr(KEYS[number].public)
+        made.running = True
         return made
 
     def reach(self, one: int, other: int) -> bool:
@@ -130,7 +130,7 @@ class World:
 
     def take(self, number: int, chief: Peer) -> None:
         peer = self.peers[number]
-        if peer.succession.see(chief.state, running=True):
+        if peer.succession.see(chief.state):
             peer.state = chief.state
             where = (chief.term, chief.state.progress.step)
             if where not in peer.chain:

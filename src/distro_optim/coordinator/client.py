@@ -11,7 +11,7 @@ message was taken. So the methods that send return as soon as the message is on 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import logging
 import random
 from abc import ABC, abstractmethod
@@ -223,6 +223,8 @@ class RemoteCoordinator(CoordinatorClient):
         give_up_after: seconds without a link after which :meth:`states` fails.
         backoff: pauses between attempts.
         generator: draws the random part of the pauses.
+        on_bytes: called whenever something comes; returns at once.
+        feed: where states go; a new one if None.
 
     Raises:
         ConfigurationError: a number of seconds is not above 0.
@@ -240,6 +242,8 @@ class RemoteCoordinator(CoordinatorClient):
         give_up_after: float = 600.0,
         backoff: BackoffPolicy = RECONNECTING,
         generator: random.Random | None = None,
+        on_bytes: Callable[[], None] = lambda: None,
+        feed: StateFeed | None = None,
     ) -> None:
         for setting, seconds in (("timeout", timeout), ("silence", silence), ("give_up_after", give_up_after)):
             if not seconds > 0:
@@ -256,7 +260,9 @@ class RemoteCoordinator(CoordinatorClient):
         self._give_up_after = give_up_after
         self._backoff = backoff
         self._generator = generator or random.Random()
-        self._feed = StateFeed()
+        self._on_bytes = on_bytes
+        self._feed = feed or StateFeed()
+        self._redirected = asyncio.Event()
         self._connection: _Connection | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
         self._report = UnconfirmedReport()
@@ -296,6 +302,18 @@ class RemoteCoordinator(CoordinatorClient):
         if self._task is None:
             return await self._open_first()
         return await self._join_over_open_link()
+
+    def follow(self) -> None:
+        """Joins in the background, as after a link that broke; in place of :meth:`join`, for one that was in before."""
+        if self._task is not None or self._closed:
+            raise ConfigurationError("follow() is called once, before join() and close()")
+        self._asked = True
+        self._task = asyncio.create_task(self._keep_up(None), name=f"link to {self._name}")
+
+    def redirect(self, name: str | None = None) -> None:
+        """Opens a new link at once, since ``connect`` leads elsewhere now; ``name`` is what errors call it then."""
+        self._name = name or self._name
+        self._redirected.set()
 
     async def _open_first(self) -> Coordinator:
         connection, state = await self._open_within_timeout()
@@ -364,16 +382,21 @@ class RemoteCoordinator(CoordinatorClient):
 
     # -- the background task -------------------------------------------------------------------------------------------
 
-    async def _keep_up(self, connection: _Connection) -> None:
+    async def _keep_up(self, connection: _Connection | None) -> None:
         try:
             await self._follow(connection)
         except Exception as error:  # a reader of the states must not wait forever
             self._give_up(error)
 
-    async def _follow(self, connection: _Connection) -> None:
+    async def _follow(self, connection: _Connection | None) -> None:
         """Reads states for as long as there is a link, and opens new ones."""
         lost: WitnessMessage | None = None
         loop = asyncio.get_running_loop()
+        if connection is None:
+            reopened = await self._reopen()
+            if reopened is None:
+                return
+            connection, _ = reopened
         while True:
             self._connection = connection
             opened_at = loop.time()
@@ -383,7 +406,7 @@ class RemoteCoordinator(CoordinatorClient):
                 if lost is not None:
                     await connection.write(_encode(lost))
                 await self._flush(connection)
-                await self._read(connection)
+                await self._read_until_redirected(connection)
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.info("link to %s lost, reconnecting: %s", self._name, error)
                 if isinstance(error, _StreamEnded) and loop.time() - opened_at < SHORT_LINK_SECONDS:
@@ -432,11 +455,25 @@ class RemoteCoordinator(CoordinatorClient):
                 self._unsent.appendleft(frame)
                 raise
 
+    async def _read_until_redirected(self, connection: _Connection) -> None:
+        reading = asyncio.ensure_future(self._read(connection))
+        leaving = asyncio.ensure_future(self._redirected.wait())
+        try:
+            await asyncio.wait([reading, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            raise ConnectionResetError("it does not host the run any more")
+        finally:
+            for task in (reading, leaving):
+                task.cancel()
+            await asyncio.gather(reading, leaving, return_exceptions=True)
+
     async def _read(self, connection: _Connection) -> None:
         """Feeds states until the link breaks, which it says by raising."""
         while True:
             async with asyncio.timeout(self._silence):
                 states = await connection.receive()
+            self._on_bytes()
             for state in states:
                 self._expect_run(state)
                 before = self._feed.latest
@@ -456,11 +493,14 @@ class RemoteCoordinator(CoordinatorClient):
         """A new link and its newest state; None after giving up, when the reader of the states has been told why."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._give_up_after
-        for failures in itertools.count(1):
-            delay = self._backoff.delay(failures, self._generator.random())
-            await asyncio.sleep(delay)
+        failures = 0
+        while True:
+            failures = 0 if self._redirected.is_set() else failures + 1
+            await self._pause(failures)
             try:
-                return await self._open_within_timeout()
+                opened = await self._open_unless_redirected()
+                if opened is not None:
+                    return opened
             except (CoordinatorLinkError, ProtocolError) as error:
                 other_run = isinstance(error, JoinRefusedError) and error.hosted is not None
                 if other_run or loop.time() >= give_up_at:
@@ -469,7 +509,26 @@ class RemoteCoordinator(CoordinatorClient):
                 if isinstance(error.__cause__, _StreamEnded):
                     self._closed_soon()
                 _log.info("no link to %s yet: %s", self._name, error)
-        return None
+
+    async def _open_unless_redirected(self) -> tuple[_Connection, Coordinator] | None:
+        """A new link; None if it has to be opened elsewhere meanwhile."""
+        opening = asyncio.ensure_future(self._open_within_timeout())
+        leaving = asyncio.ensure_future(self._redirected.wait())
+        try:
+            await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)
+            return opening.result() if opening.done() else None
+        finally:
+            for task in (opening, leaving):
+                task.cancel()
+            await asyncio.gather(opening, leaving, return_exceptions=True)
+
+    async def _pause(self, failures: int) -> None:
+        """After so many attempts in a row that failed; not after :meth:`redirect`."""
+        if failures:
+            delay = self._backoff.delay(failures, self._generator.random())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._redirected.wait(), delay)
+        self._redirected.clear()
 
     # -- opening a link ------------------------------------------------------------------------------------------------
 

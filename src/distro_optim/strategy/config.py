@@ -40,6 +40,8 @@ _MAX_U16: Final = (1 << 16) - 1
 _MAX_U32: Final = (1 << 32) - 1
 _MAX_U64: Final = (1 << 64) - 1
 
+_MAX_SUCCESSION_AFTER: Final = 3600
+
 _STEPS_AFTER_TRAINING: Final = 1 + DRAIN_ROUNDS
 """From the last step that is trained to the coordinator's ``total_steps``, which is the first that has no round."""
 
@@ -81,6 +83,8 @@ class RunConfig:
         audit_fraction: share of the results of each round that peers audit, 0 to 1, such as 0.02: three others compute
             the gradient of the same batch and say whether the result agrees with it. Who fails is taken out of the run.
             It takes three peers at least; 0 audits nobody.
+        succession: whether the run goes on when its host is gone: more than half of those who train elect another one.
+        succession_after: seconds for which the host may be silent until then.
         save_dir: folder in which the run's state is kept; None keeps nothing.
         resume: go on from what is saved there, with the settings given now; starts from the beginning if nothing is.
 
@@ -110,6 +114,8 @@ class RunConfig:
     start_data_index: int = 0
     trust: Literal["host", "peers"] = "host"
     audit_fraction: float = 0.0
+    succession: bool = True
+    succession_after: float = 15.0
     save_dir: str | PathLike[str] | None = None
     resume: bool = False
 
@@ -172,6 +178,12 @@ class RunConfig:
                 f"audit_fraction is the share of results that are audited, a number from 0 to 1, got {fraction!r}",
                 name="audit_fraction",
                 value=fraction,
+            )
+        if not 1 <= self.succession_after <= _MAX_SUCCESSION_AFTER:
+            raise ConfigurationError(
+                f"succession_after is 1 to {_MAX_SUCCESSION_AFTER} seconds, got {self.succession_after!r}",
+                name="succession_after",
+                value=self.succession_after,
             )
         if self.resume and self.save_dir is None:
             raise ConfigurationError(

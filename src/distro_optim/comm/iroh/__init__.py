@@ -8,6 +8,7 @@
 ``home``             where it is kept, with the ports, from one start to the next
 ``lock_file``        a file that one process holds at a time
 ``rendezvous``       where the other peers of a run are
+``whereabouts``      who hosts a run, asked of any of its peers
 ``meeting_place``    the same without I/O, and over TCP
 ``introduction``     which version a peer is of
 ``measuring``        how fast the line to a host is

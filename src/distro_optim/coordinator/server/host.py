@@ -139,6 +139,7 @@ class RunHost:
         peers_to_start: the first epoch needs at least so many clients, whatever the run's own rule. For later epochs
             only that rule counts, so that the run goes on when some clients have left.
         account: follows what clients do, for :class:`EpochEnded`; None keeps no accounts.
+        may_end_round: asked before a round ends, with the state; while it says no, the round goes on.
 
     Attributes:
         state: the run. It is replaced at each change, and no state is ever modified.
@@ -163,6 +164,7 @@ class RunHost:
         newcomers: int = NEWCOMERS,
         newcomers_per_address: int = NEWCOMERS_PER_ADDRESS,
         account: Account | None = None,
+        may_end_round: Callable[[Coordinator], bool] = lambda state: True,
     ) -> None:
         if max_pending < 1:
             raise ConfigurationError(
@@ -182,6 +184,7 @@ class RunHost:
         self._book = ProbationBook(newcomers, newcomers_per_address)
         self._places: dict[NodeIdentity, str] = {}
         self._account = account
+        self._may_end_round = may_end_round
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
         self._dropped: frozenset[NodeIdentity] = frozenset()
@@ -210,6 +213,22 @@ class RunHost:
     def trust(self, client: NodeIdentity) -> None:
         """A participant of the host's own process: it is never on probation, and always waited for."""
         self._book.trust(client)
+
+    def take_over(self, gone: NodeIdentity | None, now: int) -> None:
+        """The state is that of another host, at any point of the run: its clients are ours, without that host's own.
+
+        Call it once, before anything else.
+
+        Args:
+            gone: the other host, as a client.
+            now: Unix time in seconds.
+        """
+        self._book.take_over(self.state)
+        for client in self.state.epoch_state.clients:
+            if client.state is ClientState.HEALTHY:
+                self._pending[client.id] = now
+        if gone is not None:
+            self._remove(gone, withdraw=True)
 
     def came_from(self, client: NodeIdentity, place: str) -> None:
         """Where a client is in the network, as far as its connection shows; for the bound for each address."""
@@ -371,6 +390,8 @@ class RunHost:
         now = int(moment)
         pending: Collection[NodeIdentity] = self._pending.keys()
         before, patience = self.state, self._patience
+        if before.run_state is RunState.ROUND_WITNESS and not self._may_end_round(before):
+            return before, machine.TickResult.TICKED
         if before.run_state is RunState.WAITING_FOR_MEMBERS:
             if len(pending) < self._peers_to_start:
                 pending = ()

@@ -119,13 +119,16 @@ class InProcessClient(CoordinatorClient):
         coordinator: of the run.
         identity: of the participant.
         run_id: the run to join.
+        feed: where states go; a new one if None.
     """
 
-    def __init__(self, coordinator: InProcessCoordinator, identity: NodeIdentity, run_id: str) -> None:
+    def __init__(
+        self, coordinator: InProcessCoordinator, identity: NodeIdentity, run_id: str, *, feed: StateFeed | None = None
+    ) -> None:
         self.run_id = run_id
         self.identity = identity
         self._coordinator = coordinator
-        self._feed = StateFeed()
+        self._feed = feed or StateFeed()
         self._looks = False
         self._joined = False
         self._closed = False

@@ -153,6 +153,12 @@ class ProbationBook:
         """A participant of the host's own process is never on probation."""
         self._trusted.add(client)
 
+    def take_over(self, state: Coordinator) -> None:
+        """Begins in the midst of a run, with what its state tells: who is not on probation has finished rounds."""
+        if has_probation(state):
+            for client in regular_clients(state):
+                self._record(client).results = RESULTS_TO_EARN
+
     def dropped(self, client: NodeIdentity, now: float) -> None:
         """A client was taken off the list, since it did nothing: others have waited for it in vain."""
         record = self._records.get(client)

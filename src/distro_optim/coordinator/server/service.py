@@ -227,6 +227,10 @@ class CoordinatorService(ConnectionService):
         self._back_by = now + RETURN_SECONDS
         self._output.events.append(Woke(seconds=seconds))
 
+    def expect(self, clients: Iterable[NodeIdentity], now: float) -> None:
+        """Clients that are in the run without a connection here may come within :data:`RETURN_SECONDS`."""
+        self._back_by, self._away = now + RETURN_SECONDS, set(clients)
+
     def broadcast(self, now: float, *, news: bool = False) -> None:
         """Sends the state to every client; if it is ``news`` between two ticks, not to those that do nothing."""
         self.local.publish()

@@ -6,6 +6,9 @@
 ``mailbox``          between the two threads: one queue
 ``link``             what a runtime needs to be in a run
 ``hosting``          ... where the run is hosted here
+``coordinating``     ... its coordinator, open to others
+``moving``           ... the host's own link to it
+``keeping``          ... and who hosts it when the host is gone
 ``joining``          ... where it is somebody else's
 ``on_solana``        ... or a blockchain coordinates it
 ``journal``          counters, the last events in words, a witness's numbers

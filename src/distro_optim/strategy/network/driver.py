@@ -28,6 +28,7 @@ from ..rounds.actions import Action
 from ..rounds.results import EncodedResult
 from ..rounds.rounds import Rounds, Stage
 from .journal import Journal
+from .keeping import RunKeeper
 from .mailbox import Mailbox
 
 __all__ = ["FindPeers", "RoundDriver"]
@@ -79,6 +80,7 @@ class RoundDriver:
         on_result: called with the tag and the bytes of each result, ours and others'; returns at once.
         on_audit: called with the public key of a peer that auditors have decided about, and whether it passed; returns
             whether something was done about one that failed.
+        keeper: sees to it that the run has a host; None if nobody does.
         generator: picks the peers to connect to first.
     """
 
@@ -94,6 +96,7 @@ class RoundDriver:
         on_state: Callable[[], None] = lambda: None,
         on_result: Callable[[str, bytes], None] | None = None,
         on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False,
+        keeper: RunKeeper | None = None,
         generator: random.Random | None = None,
     ) -> None:
         self.rounds = rounds
@@ -105,6 +108,7 @@ class RoundDriver:
         self._on_state = on_state
         self._on_result = on_result
         self._on_audit = on_audit
+        self._keeper = keeper
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -213,6 +217,8 @@ class RoundDriver:
         raise CoordinatorLinkError("the link to the coordinator was closed")
 
     def _see(self, state: Coordinator) -> None:
+        if self._keeper is not None and not self._keeper.see(state):
+            return
         self._journal.state(state)
         self._feed(lambda now: self.rounds.coordinator_state(state, now))
         self._on_state()
@@ -220,7 +226,10 @@ class RoundDriver:
     async def _hear(self, channel: Channel) -> None:
         rounds = self.rounds
         receive = rounds.receive if channel is Channel.RUN else rounds.receive_weights
+        keeper = self._keeper if channel is Channel.OWN_KIND else None
         async for announcement in self.swarm.announcements(channel):
+            if keeper is not None and keeper.hear(announcement.data):
+                continue
             self._feed(lambda now, heard=announcement: receive(heard, now))  # type: ignore[misc]
             # A peer that floods us must not keep the loop from doing anything else.
             await asyncio.sleep(0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from shlex import quote
 from typing import Final
@@ -15,8 +13,7 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
-from ...comm.iroh.introduction import Introductions, VersionDesk
-from ...comm.iroh.measuring import MeasuringPlace
+from ...comm.iroh.introduction import VersionDesk
 from ...comm.iroh.rendezvous import Rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.live import LiveSharing
@@ -24,36 +21,30 @@ from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
-from ...comm.serving.limits import ServerLimits
 from ...comm.streams import StreamListener, TcpListener, split_address
+from ...coordinator.client import RemoteCoordinator
 from ...coordinator.rules.checkpoints import audit_fraction_of
 from ...coordinator.rules.points import Account
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.acting import ServiceActs
 from ...coordinator.server.host import RunHost, restartable
 from ...coordinator.server.ledger_file import LedgerFile
-from ...coordinator.server.server import CoordinatorServer, unix_offset
-from ...coordinator.server.service import CoordinatorService
+from ...coordinator.server.server import unix_offset
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ..config import RunConfig
 from ..options import allowed_keys
-from .joining import NodeOptions
+from .coordinating import LIMITS, farewell, open_coordinator
+from .joining import SILENCE_SECONDS, NodeOptions
+from .keeping import RunKeeper
 from .link import RunLink, RunSource
+from .moving import MovingCoordinator
 
 __all__ = ["HostedRun", "host_state"]
 
-FAREWELL_SECONDS: Final = 2.0
-"""How long the others may take to hear that the run is finished."""
-
-FAREWELL_LOOK_SECONDS: Final = 0.02
-"""Between two looks whether they have left."""
-
-LIMITS: Final = ServerLimits(
-    messages_per_second=400, messages_burst=2000, bytes_per_second=1 << 20, bytes_burst=4 << 20
-)
-"""Rounds of a hosted run may take milliseconds, and in each a client sends a report of a kilobyte."""
+PATIENCE_SECONDS: Final = 900.0
+"""As for peers that join, by default."""
 
 
 def host_state(
@@ -95,6 +86,7 @@ class HostedRun(RunSource):
         state: where the run begins; None begins with a fresh one, or with what ``config`` resumes.
         tcp: ``host:port`` to listen on beside iroh; port 0 takes any free one. None does not listen.
         allow: public keys that may join; None lets everybody in.
+        patience: once somebody else hosts it, seconds without a link after which the run counts as lost.
 
     Raises:
         ConfigurationError: the settings cannot work.
@@ -112,6 +104,7 @@ class HostedRun(RunSource):
         state: Coordinator | None = None,
         tcp: str | None = None,
         allow: Sequence[bytes | str] | None = None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.key = options.key
         self.run_id = run_id
@@ -121,6 +114,7 @@ class HostedRun(RunSource):
         self._tcp = None if tcp is None else split_address(tcp, name="tcp", any_port=True)
         self._allow = None if allow is None else allowed_keys([*allow, options.key.public])
         self._state = state
+        self._patience = patience
         check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
 
     @override
@@ -147,29 +141,29 @@ class HostedRun(RunSource):
                 listener = await TcpListener.bind(*self._tcp)
                 listeners.append(listener)
                 ways = () if listener.reachable_address is None else (listener.reachable_address,)
-            desk = VersionDesk(self.on_note)
-            introductions = Introductions(node, desk)
-            stack.callback(introductions.close)
+            keeper = self._keeper(node)
+            if keeper is not None:
+                stack.push_async_callback(keeper.aclose)
             offset = unix_offset()
-            audits = audit_fraction_of(state.model.checkpoint)
-            host = RunHost(
-                restartable(state, now=int(time.monotonic() + offset)),
-                allowed=self._allow,
-                banned=() if self._options.home is None else self._options.home.banned(),
-                why_not=lambda public: None if public == self.key.public else desk.why_not(public),
-                joiner_wait_time=self._config.joiner_wait_time,
-                peers_to_start=self._config.peers_to_start or 1,
-                max_pending=LIMITS.connections,
-                account=Account() if ledger is not None or audits else None,
+            begins = restartable(state, now=int(time.monotonic() + offset))
+            account = Account() if ledger is not None or audit_fraction_of(state.model.checkpoint) else None
+            serving = await stack.enter_async_context(AsyncExitStack())
+            opened = await open_coordinator(
+                serving,
+                node,
+                lambda desk: self._rules(begins, desk, keeper, account),
+                listeners,
+                unix_offset=offset,
+                on_note=self.on_note,
+                store=store,
+                ledger=ledger,
             )
-            service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=LIMITS)
-            server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store, ledger=ledger))
-            rendezvous = Rendezvous(node, service.meeting_place)
-            stack.callback(rendezvous.close)
-            stack.callback(MeasuringPlace(node).close)
-            coordinator = server.client(self.identity, self.run_id)
+            host, service, server = opened.host, opened.service, opened.server
+            coordinator = MovingCoordinator(server, self.identity, self.run_id)
             stack.push_async_callback(coordinator.close)
             await coordinator.join()
+            if keeper is not None:
+                keeper.on_deposed = lambda: self._give_way(keeper, coordinator, serving)
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
@@ -180,7 +174,7 @@ class HostedRun(RunSource):
             swarm=swarm,
             models=models,
             ticket=ticket,
-            find_peers=lambda: _visit(rendezvous, node, self._options.peers),
+            find_peers=lambda: _visit(opened.rendezvous, node, self._options.peers),
             reports=lambda: host.reports,
             waiting=lambda: _waiting(host, self.identity),
             missing=lambda: host.missing,
@@ -193,9 +187,55 @@ class HostedRun(RunSource):
             ),
             points=lambda: None if host.account is None else host.account.so_far(),
             on_audit=lambda peer, passed: service.audited(peer, time.monotonic(), passed=passed),
-            farewell=lambda: _farewell(server, host),
+            farewell=lambda: farewell(opened) if keeper is None or keeper.hosts else _nothing(),
             aclose=closing.aclose,
+            keeper=keeper,
         )
+
+    def _keeper(self, node: Node) -> RunKeeper | None:
+        """What lets the run go on without us; None if it is not to."""
+        if not self._config.succession or self._allow is not None:
+            return None  # whom we let in, the next host does not know
+        return RunKeeper(
+            node,
+            self.key,
+            self.run_id,
+            host=self.key.public,
+            way=None,
+            on_note=self.on_note,
+            term=int(time.time()),  # later than that of any start before, with this clock
+            after=self._config.succession_after,
+        )
+
+    def _rules(
+        self, begins: Coordinator, desk: VersionDesk, keeper: RunKeeper | None, account: Account | None
+    ) -> RunHost:
+        return RunHost(
+            begins,
+            allowed=self._allow,
+            banned=() if self._options.home is None else self._options.home.banned(),
+            why_not=lambda public: None if public == self.key.public else desk.why_not(public),
+            joiner_wait_time=self._config.joiner_wait_time,
+            peers_to_start=self._config.peers_to_start or 1,
+            max_pending=LIMITS.connections,
+            account=account,
+            may_end_round=(lambda state: True) if keeper is None else keeper.core.may_go_on,
+        )
+
+    async def _give_way(self, keeper: RunKeeper, coordinator: MovingCoordinator, serving: AsyncExitStack) -> None:
+        """Somebody else was elected while we were away: we are a peer like any other from now on."""
+        link = RemoteCoordinator(
+            keeper.connect,
+            self.key,
+            self.run_id,
+            silence=SILENCE_SECONDS,
+            give_up_after=self._patience,
+            on_bytes=keeper.heard,
+            feed=coordinator.feed,
+        )
+        keeper.coordinator = link
+        coordinator.move(link)
+        await serving.aclose()
 
 
 def _waiting(host: RunHost, me: NodeIdentity) -> int:
@@ -208,13 +248,5 @@ async def _visit(rendezvous: Rendezvous, node: Node, given: Sequence[EndpointAdd
     return [*given, *rendezvous.visit(node.addr())]
 
 
-async def _farewell(server: CoordinatorServer, host: RunHost) -> None:
-    """Waits until all others have heard that the run is finished and have left.
-
-    What was sent just before the host closes may never arrive.
-    """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(FAREWELL_SECONDS):
-            await server.wait_finished()
-            while len(host.pending) > 1:
-                await asyncio.sleep(FAREWELL_LOOK_SECONDS)
+async def _nothing() -> None:
+    """There is nobody to wait for."""

@@ -29,6 +29,8 @@ from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from ...protocol import OURS, why_apart
+from .coordinating import farewell
+from .keeping import RunKeeper
 from .link import RunLink, RunSource
 
 __all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
@@ -160,6 +162,7 @@ class JoinedRun(RunSource):
         self._loop = loop
         self._patience = patience
         self._is_asked = True
+        self._kept_by: RunKeeper | None = None
 
     @property
     @override
@@ -171,18 +174,30 @@ class JoinedRun(RunSource):
         async with AsyncExitStack() as stack:
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
-            coordinator = RemoteCoordinator(
-                connector(self._ticket, node),
+            keeper = RunKeeper(
+                node,
+                self.key,
+                self.run_id,
+                host=self.host,
+                way=connector(self._ticket, node),
+                on_note=lambda text: self.on_note(text),
+            )
+            stack.push_async_callback(keeper.aclose)
+            coordinator = keeper.coordinator = RemoteCoordinator(
+                keeper.connect,
                 self.key,
                 self.run_id,
                 name=self._name,
                 silence=SILENCE_SECONDS,
                 give_up_after=self._patience,
+                on_bytes=keeper.heard,
             )
             stack.push_async_callback(coordinator.close)
             await self._advised(coordinator.look())
-            if (state := coordinator.state) is not None and not is_run_of_psyche(state):
+            is_ours = (state := coordinator.state) is not None and not is_run_of_psyche(state)
+            if is_ours:
                 await self._introduce(node)
+            self._kept_by = keeper
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
@@ -196,7 +211,9 @@ class JoinedRun(RunSource):
             ticket=str(self._ticket),
             enter=lambda: self._enter(coordinator, node),
             find_peers=lambda: self._find_peers(node),
+            farewell=lambda: _farewell(keeper),
             aclose=closing.aclose,
+            keeper=keeper if is_ours else None,
         )
 
     @property
@@ -245,6 +262,11 @@ class JoinedRun(RunSource):
 
     async def _ask_where(self, node: Node) -> Sequence[EndpointAddr]:
         """Tells the coordinator where we are, and hears where the others are; nothing from one that does not know."""
+        keeper = self._kept_by
+        if keeper is not None and keeper.open is not None:
+            return keeper.open.rendezvous.visit(node.addr())
+        if keeper is not None and keeper.host is not None:
+            return await ask_rendezvous(node, keeper.host)
         if self._ticket.endpoint is not None:
             return await ask_rendezvous(node, self._ticket.endpoint)
         if not self._is_asked:
@@ -252,3 +274,9 @@ class JoinedRun(RunSource):
         found = await ask_over_stream(connector(self._ticket), node)
         self._is_asked = found is not None  # one of Psyche's is not asked again
         return found or []
+
+
+async def _farewell(keeper: RunKeeper) -> None:
+    """The others hear of the end, if we host the run by now."""
+    if keeper.open is not None:
+        await farewell(keeper.open)

@@ -14,6 +14,7 @@ from ...coordinator.rules.points import ClientAccount
 from ...coordinator.server.acting import HostActs
 from ...coordinator.types import NodeIdentity, WitnessMetadata
 from .driver import FindPeers
+from .keeping import RunKeeper
 
 __all__ = ["RunLink", "RunSource"]
 
@@ -38,6 +39,7 @@ class RunLink:
             whether it passed; returns whether one that failed was taken out.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
+        keeper: keeps the run hosted when its host is gone; None if nobody does, as in a run of Psyche's.
     """
 
     coordinator: CoordinatorClient
@@ -54,6 +56,7 @@ class RunLink:
     points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None
     on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False
     farewell: Callable[[], Awaitable[None]] | None = None
+    keeper: RunKeeper | None = None
 
 
 class RunSource(ABC):

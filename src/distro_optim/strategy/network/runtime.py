@@ -33,6 +33,7 @@ from ...comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
 from ...comm.signing import SecretKey
+from ...comm.swarm import Swarm
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.server.acting import HostActs
 from ...coordinator.types import Coordinator, NodeIdentity
@@ -58,6 +59,7 @@ from .driver import RoundDriver
 from .hosting import HostedRun
 from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
 from .journal import Journal, with_state
+from .keeping import RunKeeper
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
 from .on_solana import SolanaRun, participation_in
@@ -194,7 +196,7 @@ class Runtime(RunPort):
         before = lives_at.run_id() if lives_at is not None and (resume or config.resume) else None
         run_id = config.run_id or (state.run_id if state is not None else before)
         run_id = run_id or f"run-{secrets.token_hex(_RUN_ID_BYTES)}"
-        hosted = HostedRun(config, run_id, node, loop=loop, state=state, tcp=tcp, allow=allow)
+        hosted = HostedRun(config, run_id, node, loop=loop, state=state, tcp=tcp, allow=allow, patience=give_up_seconds)
         return cls(hosted, loop=loop, owns_loop=True)
 
     # -- who and what --------------------------------------------------------------------------------------------------
@@ -319,11 +321,14 @@ class Runtime(RunPort):
             find_peers=link.find_peers,
             on_result=self.on_result,
             on_audit=link.on_audit,
+            keeper=link.keeper,
             on_state=lambda: self._show(
                 journal.view(rounds, self._view.peers if self._view is not None else (), self._mailbox)
             ),
         )
-        looking = asyncio.create_task(self._look(link, rounds, journal))
+        looking = [asyncio.create_task(self._look(link, rounds, journal))]
+        if link.keeper is not None:
+            looking.append(asyncio.create_task(_kept(link.keeper, link.swarm, rounds)))
         try:
             await driver.run()
             self._in_farewell = link.farewell is not None
@@ -344,7 +349,8 @@ class Runtime(RunPort):
             failure.__cause__ = error
             self._mailbox.fail(failure)
         finally:
-            looking.cancel()
+            for task in looking:
+                task.cancel()
             self._show(journal.view(rounds, link.swarm.peers(), self._mailbox))
 
     def _new_rounds(self, link: RunLink) -> Rounds:
@@ -375,7 +381,8 @@ class Runtime(RunPort):
         if self._running is None and not self._closed:
             raise ConfigurationError("start() comes first")
         action = self._mailbox.take(timeout)
-        if isinstance(action, RunEnded) and self.is_host:
+        keeper = self._link.keeper if self._link is not None else None
+        if isinstance(action, RunEnded) and (self.is_host or (keeper is not None and keeper.hosts)):
             # Not only once the driver has returned: the training thread may close as soon as it hears this.
             self._in_farewell = True
         return action
@@ -544,6 +551,14 @@ class Runtime(RunPort):
         except BaseException:
             future.cancel()
             raise
+
+
+async def _kept(keeper: RunKeeper, swarm: Swarm, rounds: Rounds) -> None:
+    """The run goes on without it; only its next host would be missed."""
+    try:
+        await keeper.run(swarm, rounds)
+    except Exception:
+        _log.exception("who hosts the run is not looked after any more")
 
 
 async def _done(work: Awaitable[None]) -> None:

@@ -117,6 +117,10 @@ class Rounds:
     def address(self, address: EndpointAddr) -> None:
         self._own_result.address = address
 
+    def forget_host(self) -> None:
+        """Somebody else hosts the run: nobody's word on the weights counts more than the others' from now on."""
+        self._watch.forget_host()
+
     # -- inputs: the coordinator ---------------------------------------------------------------------------------------
 
     def coordinator_state(self, state: Coordinator, now: float) -> list[Action]:

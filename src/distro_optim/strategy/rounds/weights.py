@@ -200,6 +200,10 @@ class WeightsWatch:
         self._ours: dict[int, WeightsReport] = {}
         self._table = WeightsTable()
 
+    def forget_host(self) -> None:
+        """The host is gone, and somebody else was elected: from now on the votes count."""
+        self._host = None
+
     @property
     def num_tensors(self) -> int:
         """Of the model that was loaded last."""

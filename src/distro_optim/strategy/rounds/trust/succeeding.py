@@ -103,9 +103,15 @@ class Follow:
 
 @dataclass(frozen=True)
 class TakeOver:
-    """We host, or go on hosting, in this term."""
+    """We host, or go on hosting.
+
+    Attributes:
+        term: from now on.
+        before: public key of the host before; None if we do not know it.
+    """
 
     term: int
+    before: bytes | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,7 @@ class Succession:
 
     Attributes:
         address: where others reach us.
+        running: whether we have the run's weights.
     """
 
     def __init__(
@@ -184,7 +191,7 @@ class Succession:
         self._known: dict[tuple[int, int], Roster] = {}
         self._here: dict[bytes, tuple[Here, float]] = {}  # by key
         self._members: tuple[bytes, ...] = ()
-        self._running = False
+        self.running = False
         self._is_eligible = False
         self._is_over = False
         self._blocked = False
@@ -237,6 +244,11 @@ class Succession:
         """Seconds for which the host has not been heard of; of a host, those for which it may not go on."""
         return self._silence
 
+    @property
+    def wants_to_know(self) -> bool:
+        """Whether others should be asked who hosts, since we hear no host, or may not go on as one."""
+        return not self._is_over and (self.has_left or self._silence >= self._after / 2)
+
     def take(self) -> list[Outcome]:
         """What is to be done since the last call."""
         out, self._out = self._out, []
@@ -244,13 +256,8 @@ class Succession:
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
-    def see(self, state: Coordinator, *, running: bool) -> bool:
-        """A state of the host's coordinator; False if it is not to be taken.
-
-        Args:
-            state: of the run.
-            running: whether we have the run's weights.
-        """
+    def see(self, state: Coordinator) -> bool:
+        """A state of the host's coordinator; False if it is not to be taken."""
         if self.has_left:
             return False
         newcomers = on_probation(state)
@@ -260,9 +267,8 @@ class Succession:
             for place, client in enumerate(state.epoch_state.clients)
             if client.state is ClientState.HEALTHY and place not in newcomers
         )
-        if self._members != before or running != self._running:
+        if self._members != before:
             self._due.pop("proposal", None)
-        self._running = running
         # Where only some report on a round, nobody knows whether the others were in it.
         self._is_eligible = state.config.witness_nodes == 0 and len(self._members) <= MAX_NUM_WITNESSES
         self._is_over = state.run_state is RunState.FINISHED
@@ -323,12 +329,12 @@ class Succession:
     def told(self, by: bytes, host: bytes, term: int, address: EndpointAddr) -> None:
         """We have asked a peer, whose key is proven, who hosts.
 
-        Somebody that has missed an election, or more, believes more than half of its roster's voters. It follows as one
+        Somebody that has missed an election, or more, believes half of its roster's voters. It follows as one
         that has forgotten everything: what it has promised and voted counts no more.
         """
         if term <= self._term or address.id != host or host == self._key.public:
             return
-        if not (self.has_left or self._silence >= self._after):
+        if not self.wants_to_know:
             return
         roster = self._peer.roster
         voters = set() if roster is None else {key_of(name) for name in roster.voters}
@@ -337,8 +343,8 @@ class Succession:
         if len(self._rumours) < MAX_VOTERS:
             self._rumours[by] = (host, term)
         agreeing = sum(rumour == (host, term) for rumour in self._rumours.values())
-        if roster is not None and 2 * agreeing <= len(roster.voters):
-            return
+        if roster is not None and 2 * agreeing < len(roster.voters):
+            return  # with half of them gone over to another roster the others elect nobody
         number = int.from_bytes(self._me[PUBLIC_KEY_SIZE:], "little") + 1
         self._me = self._key.public + (number % (1 << 8 * NUMBER_SIZE)).to_bytes(NUMBER_SIZE, "little")
         self._peer = Peer(self._me, term=term)
@@ -394,8 +400,9 @@ class Succession:
         change = self._change = _Change(new, roster)
         letter = self._seal(Pledge(promise.old, promise.new, promise.voter))
         change.promises[self._me] = (promise, letter)
+        self._out.append(Say(letter))
         self._end_change()
-        return True
+        return self._change is not None
 
     def _wanted(self) -> tuple[bytes, ...]:
         """Who should vote: we, and the epoch's clients that are not on probation and have said their names."""
@@ -422,7 +429,7 @@ class Succession:
         if self._hosts:
             self._old = change.old.which
             self._proof = tuple(letter for _, letter in change.promises.values())[: MAX_VOTERS // 2 + 1]
-            self._due.pop("proposal", None)
+            self._propose()  # at once: who has not heard of it cannot vote by it
 
     def _take_on(self, new: VoterList) -> bool:
         """``new`` is good; False if we cannot vote by it yet."""
@@ -431,7 +438,7 @@ class Succession:
         self._known = dict(list(self._known.items())[-_KEPT_ROSTERS:])
         if self._me not in roster.voters:
             self._peer, self._order = replace(self._peer, roster=None, promised=None), ()
-        elif self._hosts or (self._running and self._peer.position >= roster.base):
+        elif self._hosts or (self.running and self._peer.position >= roster.base):
             self._peer, self._order = self._peer.adopt(roster), new.voters
         else:
             return False
@@ -466,7 +473,7 @@ class Succession:
             self._adopt(said, new)
         else:
             self._promise(said, new)
-        wants = self._me not in new.voters and self._key.public in self._members and self._running
+        wants = self._me not in new.voters and self._key.public in self._members and self.running
         if wants and self._is_due("here", now, HERE_SECONDS):
             self._say_here()
 
@@ -615,10 +622,10 @@ class Succession:
         letters = [letter for vote, letter in campaign.votes.values() if vote.voter in roster.voters]
         needed = len(roster.voters) // 2 + 1
         self._elected = Elected(term, self._me, roster.which, self.address, tuple(letters[:needed]))
-        silence = self._silence
+        silence, before = self._silence, self._host_key
         self._become(term, self._me, hosts=True)
         self._out += [
-            TakeOver(term),
+            TakeOver(term, before),
             Tell(f"the host could not be reached for {silence:.0f} s: this peer hosts the run now, in term {term}"),
         ]
         self._say(self._elected)

@@ -1,0 +1,333 @@
+"""Keeps a run hosted: carries out what :class:`~..rounds.trust.succeeding.Succession` decides. Decides nothing.
+
+::
+
+    letters   ◄──► the channel of our own kind     states ◄── the link to the coordinator, which moves with the host
+    questions ◄──► whereabouts.py, of any peer     our own coordinator, if we are elected: from the last state we saw
+
+One for each peer of a run of our own kind, whoever hosts it at first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, suppress
+from typing import Final
+
+from ...comm.addresses import EndpointAddr
+from ...comm.iroh.endpoint import Node
+from ...comm.iroh.streams import IrohListener, open_iroh
+from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk, ask_whereabouts
+from ...comm.signing import SecretKey
+from ...comm.streams import MemoryListener, Stream
+from ...comm.swarm import Channel, Swarm
+from ...coordinator.client import RemoteCoordinator
+from ...coordinator.rules.outlook import USUAL_WAIT_SECONDS
+from ...coordinator.server.host import RunHost
+from ...coordinator.types import ClientState, Coordinator, NodeIdentity
+from ...errors import DistroError, ExchangeError, ProtocolError
+from ..rounds.rounds import Rounds, Stage
+from ..rounds.trust.succeeding import SUCCESSION_AFTER, Follow, Leave, Say, Succession, TakeOver, Tell
+from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
+from .coordinating import LIMITS, OpenCoordinator, open_coordinator
+
+__all__ = ["RunKeeper"]
+
+LOOK_SECONDS: Final = 0.5
+"""Between two ticks."""
+
+ASK_SECONDS: Final = 5.0
+"""Between two times that the peers are asked who hosts, while no host is heard. Chosen arbitrarily."""
+
+MAX_UNSAID: Final = 64
+"""Letters that wait to be announced; newer ones say more."""
+
+_log = logging.getLogger(__name__)
+
+
+class RunKeeper:
+    """See the module. All methods belong to the network's loop.
+
+    Args:
+        node: our endpoint.
+        key: ours.
+        run_id: the run.
+        host: public key of the host, as far as we know it.
+        way: opens a link to the host that we were told of; None if that is us.
+        on_note: told what people should know, in a sentence.
+        term: in which we host; None if we do not.
+        after: seconds for which a host may be silent, if we are the host.
+
+    Attributes:
+        coordinator: our link, to be moved to other hosts; set it before :meth:`run`.
+        on_deposed: called when somebody else hosts a run that we did.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        key: SecretKey,
+        run_id: str,
+        *,
+        host: bytes | None,
+        way: Callable[[], Awaitable[Stream]] | None,
+        on_note: Callable[[str], None],
+        term: int | None = None,
+        after: float = SUCCESSION_AFTER,
+    ) -> None:
+        self.core = Succession(
+            key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
+        )
+        self.coordinator: RemoteCoordinator | None = None
+        self.on_deposed: Callable[[], Awaitable[None]] | None = None
+        self._node = node
+        self._key = key
+        self._run_id = run_id
+        self._way = way
+        self._on_note = on_note
+        self._loop = asyncio.get_running_loop()
+        self._host: EndpointAddr | None = None  # where it is, once it has changed
+        self._memory: MemoryListener | None = None
+        self._open: OpenCoordinator | None = None
+        self._stack: AsyncExitStack | None = None
+        self._rounds: Rounds | None = None
+        self._unsaid: deque[bytes] = deque(maxlen=MAX_UNSAID)
+        self._news = asyncio.Event()
+        self._moves: asyncio.Queue[Follow | TakeOver] = asyncio.Queue()
+        self._state: Coordinator | None = None
+        # When the present phase of the run was first seen, and when the host was last heard.
+        self._phase_at = self._heard_at = self._loop.time()
+        self._asked_at = 0.0
+        self._asking: asyncio.Task[None] | None = None
+        self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
+        self._desk = WhereaboutsDesk(node, run_id, self.whereabouts)
+
+    # -- what others see -----------------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> bool:
+        """Whether we host the run now."""
+        return self.core.hosts
+
+    @property
+    def host(self) -> EndpointAddr | None:
+        """Where the host is, if it is not the one of the ticket; None if it is, or there is none."""
+        return None if self.core.has_left else self._host
+
+    @property
+    def open(self) -> OpenCoordinator | None:
+        """Our own coordinator of a run that we took over."""
+        return self._open
+
+    def whereabouts(self) -> Whereabouts:
+        """What we answer to those who ask."""
+        host = self.core.host
+        if host is None or self.core.wants_to_know:
+            return Whereabouts(self.core.term, None, self._others[:MAX_PEERS])
+        address = self._node.addr() if self.core.hosts else self._host or self._address_of(host)
+        return Whereabouts(self.core.term, address, self._others[:MAX_PEERS])
+
+    def _address_of(self, peer: bytes) -> EndpointAddr:
+        return self._node.addresses.lookup(peer, self._loop.time())
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> Stream:
+        """A link to whoever hosts now.
+
+        Raises:
+            OSError: nobody does, or it cannot be reached.
+        """
+        if self._memory is not None:
+            return await self._memory.connect()
+        if self.core.has_left:
+            raise ConnectionRefusedError("the run has no host at the moment, and its peers have not agreed on one yet")
+        if self._host is not None:
+            return await open_iroh(self._node, self._host)
+        if self._way is None:
+            raise ConnectionRefusedError("this peer hosts the run itself")
+        return await self._way()
+
+    def heard(self) -> None:
+        """Bytes of the host have come."""
+        self._heard_at = self._loop.time()
+        self.core.heard()
+
+    def see(self, state: Coordinator) -> bool:
+        """A state of the coordinator; False if it is not to be taken, since we have voted against its host."""
+        if not self.core.see(state):
+            return False
+        before, self._state = self._state, state
+        if before is None or before.run_state_start_unix_timestamp != state.run_state_start_unix_timestamp:
+            self._phase_at = self._loop.time()
+        if self.core.hosts:
+            self._heard_at = self._loop.time()
+        self._flush()
+        return True
+
+    def hear(self, data: bytes) -> bool:
+        """What was announced on the channel of our own kind; False if it is something else than ours."""
+        if not data.startswith(MARK):
+            return False
+        try:
+            self.core.receive(data, self._loop.time())
+        except ProtocolError as error:
+            _log.debug("about the run's host: %s", error)
+        self._flush()
+        return True
+
+    async def run(self, swarm: Swarm, rounds: Rounds) -> None:
+        """Until it is cancelled."""
+        self._rounds = rounds
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._speak(swarm))
+            tasks.create_task(self._move())
+            while True:
+                self.core.running = rounds.stage is Stage.RUNNING and rounds.fault is None
+                with suppress(ExchangeError):
+                    self.core.address = self._node.addr()
+                self.core.tick(self._loop.time())
+                self._flush()
+                self._look_around()
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def aclose(self) -> None:
+        """Answers no more, and stops hosting."""
+        self._desk.close()
+        if self._asking is not None:
+            self._asking.cancel()
+        await self._stop_hosting()
+
+    # -- what comes of it ----------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        for what in self.core.take():
+            match what:
+                case Say(data):
+                    self._unsaid.append(data)
+                    self._news.set()
+                case Tell(text):
+                    _log.info("%s", text)
+                    self._on_note(text)
+                case Leave():
+                    if self.coordinator is not None and self._memory is None:
+                        self.coordinator.redirect()
+                case Follow(address=address):
+                    self._host = address
+                    self._moves.put_nowait(what)
+                case TakeOver():
+                    self._moves.put_nowait(what)
+
+    async def _speak(self, swarm: Swarm) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._unsaid:
+                try:
+                    await swarm.announce(self._unsaid.popleft(), channel=Channel.OWN_KIND)
+                except DistroError as error:
+                    _log.debug("a letter about the run's host was lost: %s", error)
+
+    async def _move(self) -> None:
+        while True:
+            match await self._moves.get():
+                case Follow(address=address):
+                    await self._stop_hosting()
+                    self._node.addresses.add([address])
+                    if self._rounds is not None:
+                        self._rounds.forget_host()
+                    if self.on_deposed is not None:
+                        deposed, self.on_deposed = self.on_deposed, None
+                        await deposed()
+                    if self.coordinator is not None:
+                        self.coordinator.redirect(
+                            f"peer {address.id.hex()[:10]}, which hosts run {self._run_id!r} now,"
+                        )
+                case TakeOver(before=before):
+                    try:
+                        await self._host_it(before)
+                    except DistroError as error:
+                        self._on_note(f"this peer was elected to host the run, but cannot: {error}")
+
+    async def _host_it(self, before: bytes | None) -> None:
+        """Opens a coordinator that goes on from the last state that we have seen.
+
+        Raises:
+            DistroError: it cannot be opened.
+        """
+        state = self._state
+        if self._open is not None or self.on_deposed is not None or state is None:
+            return  # it is open already, and only the term has changed
+        me = NodeIdentity.from_single_key(self._key.public)
+        gone = None if before is None else NodeIdentity.from_single_key(before)
+        now = self._loop.time()
+        # The run's clock stood still while nobody hosted it, whatever the clocks of this machine and the other say.
+        offset = state.run_state_start_unix_timestamp + max(0.0, self._heard_at - self._phase_at) - now
+        members = [client.id for client in state.epoch_state.clients if client.state is ClientState.HEALTHY]
+
+        async with AsyncExitStack() as stack:
+            memory = MemoryListener("this process")
+            opened = await open_coordinator(
+                stack,
+                self._node,
+                lambda _: self._take_over(state, me, gone, int(now + offset)),
+                [IrohListener(self._node), memory],
+                unix_offset=offset,
+                on_note=self._on_note,
+            )
+            opened.service.expect([client for client in members if client not in (me, gone)], now)
+            self._stack = stack.pop_all()
+        self._open, self._memory = opened, memory
+        if self._rounds is not None:
+            self._rounds.forget_host()
+        if self.coordinator is not None:
+            self.coordinator.redirect(f"the coordinator of run {self._run_id!r}, hosted here,")
+
+    def _take_over(self, state: Coordinator, me: NodeIdentity, gone: NodeIdentity | None, now: int) -> RunHost:
+        host = RunHost(
+            state,
+            joiner_wait_time=USUAL_WAIT_SECONDS,
+            max_pending=LIMITS.connections,
+            may_end_round=self.core.may_go_on,
+        )
+        host.trust(me)
+        host.take_over(gone, now)
+        return host
+
+    async def _stop_hosting(self) -> None:
+        stack, self._stack = self._stack, None
+        self._open = self._memory = None
+        if stack is not None:
+            await stack.aclose()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        """Remembers where peers are; and asks them who hosts, while we hear no host."""
+        now = self._loop.time()
+        state = self._state
+        if state is not None:
+            keys = [client.id.p2p_identity for client in state.epoch_state.clients]
+            others = [self._address_of(key) for key in keys if key != self._key.public]
+            known = [address for address in others if not address.is_empty]
+            if known:
+                self._others = tuple(known)
+        if not self.core.wants_to_know or now - self._asked_at < ASK_SECONDS:
+            return
+        if self._asking is None or self._asking.done():
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask(self._others))
+
+    async def _ask(self, peers: Iterable[EndpointAddr]) -> None:
+        async def ask(peer: EndpointAddr) -> None:
+            with suppress(DistroError, OSError):
+                found = await ask_whereabouts(self._node, peer, self._run_id)
+                if found.host is not None:
+                    self.core.told(peer.id, found.host.id, found.term, found.host)
+                    self._flush()
+
+        await asyncio.gather(*(ask(peer) for peer in peers))

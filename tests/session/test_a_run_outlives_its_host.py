@@ -1,0 +1,167 @@
+"""A host is gone without a word, and the others train on to the end: sessions over real endpoints on loopback."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distro_optim.errors import RunError
+from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.strategy.rounds.trust.succeeding import Succession
+
+from .test_live_sessions import CONFIG, Peer, host
+
+pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+
+PATIENCE_SECONDS = 60.0
+AFTER = 2.0
+OUTLIVED = replace(CONFIG, succession_after=AFTER, total_steps=30)
+
+
+class Killed(BaseException):
+    """Ends the script of a peer that was killed."""
+
+
+def runtime_of(peer: Peer) -> Runtime:
+    access = peer.session._access
+    assert isinstance(access, Runtime)
+    return access
+
+
+def succession_of(peer: Peer) -> Succession:
+    link = runtime_of(peer)._link
+    assert link is not None
+    assert link.keeper is not None
+    return link.keeper.core
+
+
+def kill(peer: Peer) -> None:
+    """As kill -9 does it: nothing is said to anybody. Ends the script that calls it."""
+    runtime = runtime_of(peer)
+    assert runtime._link is not None
+    keeper = runtime._link.keeper
+    assert keeper is not None
+    runtime._loop.submit(keeper._node.aclose()).result(PATIENCE_SECONDS)
+    raise Killed
+
+
+def until_all_vote(peers: Sequence[Peer]) -> None:
+    """Waits in the midst of a round until all of these vote for hosts, and no others."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    keys = {runtime_of(peer).secret_key.public for peer in peers}
+    while any(set(succession_of(peer).voters) != keys for peer in peers):
+        assert time.monotonic() < deadline, "the peers have not agreed on who votes"
+        time.sleep(0.05)
+
+
+def equal(peers: list[Peer]) -> bool:
+    weights = [peer.result() for peer in peers]
+    return all(torch.equal(a, b) for mine in weights[1:] for a, b in zip(weights[0], mine, strict=True))
+
+
+def test_the_others_train_to_the_end_with_equal_weights() -> None:
+    def dies(peer: Peer, step: int) -> None:
+        if step == 8:
+            until_all_vote([first, *others])
+            kill(peer)
+
+    others: list[Peer] = []
+    first = host(1, replace(OUTLIVED, min_peers=4, keep_peers=2), during=dies)
+    others += [Peer(seed, run=first.ticket) for seed in (2, 3, 4)]
+    first.join()
+    assert isinstance(first.error, Killed)
+    assert equal(others)
+    for peer in others:
+        assert peer.steps[-1] == 30
+        assert len(set(peer.steps)) == len(peer.steps)
+        assert len(peer.steps) >= 28
+        assert not [text for text in peer.news if "loading them again" in text]
+    assert sum("this peer hosts the run now" in text for peer in others for text in peer.news) == 1
+    assert sum("hosts the run now, in term" in text for peer in others for text in peer.news) == 3
+
+
+def test_hosts_are_killed_twice_and_the_rest_end_with_equal_weights() -> None:
+    killed: list[Peer] = []
+    everybody: list[Peer] = []
+
+    def dies(peer: Peer, step: int) -> None:
+        if step >= 6 + 12 * len(killed) and len(killed) < 2 and succession_of(peer).hosts:
+            until_all_vote([other for other in everybody if other not in killed])
+            killed.append(peer)
+            kill(peer)
+
+    first = host(1, replace(OUTLIVED, min_peers=5, keep_peers=2), during=dies)
+    everybody += [first, *(Peer(seed, run=first.ticket, during=dies) for seed in (2, 3, 4, 5))]
+    for peer in everybody:
+        peer.join()
+    assert len(killed) == 2
+    assert killed[0] is first
+    rest = [peer for peer in everybody if peer not in killed]
+    assert equal(rest)
+    for peer in rest:
+        assert peer.steps[-1] == 30
+        assert len(peer.steps) >= 26
+    assert len({peer.session.view().weights_root for peer in rest}) == 1
+
+
+def test_without_a_majority_a_peer_waits_and_says_so() -> None:
+    def dies(peer: Peer, step: int) -> None:
+        if step == 6:
+            if peer is first:
+                until_all_vote([first, *others])
+                agreed.set()
+            assert agreed.wait(PATIENCE_SECONDS)
+            kill(peer)
+
+    def waits(peer: Peer, step: int) -> None:
+        if step == 6:
+            assert agreed.wait(PATIENCE_SECONDS)
+
+    agreed = threading.Event()
+    others: list[Peer] = []
+    first = host(1, replace(OUTLIVED, min_peers=3, keep_peers=2), during=dies)
+    others += [Peer(2, run=first.ticket, during=dies), Peer(3, run=first.ticket, during=waits)]
+    last = others[1]
+    for peer in (first, others[0]):
+        peer.join()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any("this peer waits for them" in text for text in last.news):
+        assert time.monotonic() < deadline, last.news
+        last.join(0.05)
+    assert last.steps[-1] <= 8
+    assert last.is_alive()
+    assert not succession_of(last).hosts
+    last.session.close()
+    last.join()
+    assert isinstance(last.error, RunError)
+
+
+def test_a_host_that_has_slept_comes_back_as_a_peer() -> None:
+    def sleeps(peer: Peer, step: int) -> None:
+        if step == 6:
+            until_all_vote([first, *others])
+            runtime_of(peer)._loop.start().call_soon_threadsafe(until_others_have_a_host)
+        time.sleep(0.05)
+
+    def until_others_have_a_host() -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not any(succession_of(peer).hosts for peer in others):
+            assert time.monotonic() < deadline, "nobody was elected"
+            time.sleep(0.05)
+        slept.set()
+
+    slept = threading.Event()
+    others: list[Peer] = []
+    first = host(1, replace(OUTLIVED, min_peers=3, total_steps=60), during=sleeps)
+    others += [Peer(seed, run=first.ticket, during=lambda peer, step: time.sleep(0.05)) for seed in (2, 3)]
+    for peer in (first, *others):
+        peer.join()
+    assert slept.is_set()
+    assert first.error is None
+    assert any("hosts it now" in text or "hosts the run now" in text for text in first.news)
+    assert equal([first, *others])
