@@ -21,6 +21,7 @@ from .logs import log_options, logging_to
 from .operate import command as run_command
 from .operate import ledger as ledger_command
 from .operate import localnet as localnet_command
+from .operate import ticket as ticket_command
 from .serve import command as serve_command
 from .testnet import command as testnet_command
 
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look whether this machine can train with others, and how fast")
     doctor.set_defaults(command=doctor_command.run)
     doctor_command.add_options(doctor)
+
+    ticket = commands.add_parser("ticket", help="print a fresh ticket of a run, from an older one or from any peer")
+    ticket.set_defaults(command=ticket_command.run)
+    ticket_command.add_options(ticket)
 
     replay = commands.add_parser(
         "replay", help="repeat a recorded run and compare its weights with those of its clients"

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from comm.stream_contract import run
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+from distro_optim.comm.postcard import decode, encode
 from distro_optim.comm.streams import TcpListener, split_address
 from distro_optim.coordinator.ticket import RunTicket, connector
-from distro_optim.coordinator.ticket_text import check_text, is_ticket
+from distro_optim.coordinator.ticket_text import check_text, decode_text, encode_text, is_ticket
 from distro_optim.errors import ConfigurationError, ProtocolError
 
 ENDPOINT = EndpointAddr(bytes(range(32)), ("https://relay.example.org/",), (SocketAddr(ip_address("192.0.2.1"), 4433),))
@@ -28,6 +29,17 @@ def test_what_a_ticket_says_survives_its_text() -> None:
         assert text.isalnum()
         assert text == text.lower()
         assert RunTicket.parse(f"  {text}\n") == ticket
+
+
+def test_a_ticket_may_name_peers_and_without_any_it_is_as_it_was() -> None:
+    plain = str(RunTicket("a", (), ENDPOINT))
+    assert decode(tuple[str, list[str], EndpointAddr | None], decode_text(plain)) == ("a", [], ENDPOINT)
+    named = RunTicket("a", ("h:1",), ENDPOINT, (PLAIN, ENDPOINT))
+    assert RunTicket.parse(str(named)) == named
+    with pytest.raises(ProtocolError):
+        RunTicket.parse(encode_text(encode(named) + b"\0"))
+    with pytest.raises(ConfigurationError):
+        str(RunTicket("a", (), ENDPOINT, (PLAIN,) * 5))
 
 
 def copied(text: str) -> list[str]:

@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from distro_optim.cli import main
+from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import RunError
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds.trust.succeeding import Succession
@@ -165,3 +168,43 @@ def test_a_host_that_has_slept_comes_back_as_a_peer() -> None:
     assert first.error is None
     assert any("hosts it now" in text or "hosts the run now" in text for text in first.news)
     assert equal([first, *others])
+
+
+def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(peer: Peer, step: int) -> None:
+        if step == 6:
+            until_all_vote([first, *others])
+            old.append(runtime_of(peer).ticket)
+            kill(peer)
+
+    def waits(peer: Peer, step: int) -> None:
+        time.sleep(0.05)
+        if step >= 12 and peer is others[0]:
+            newcomer_may_come.set()
+
+    old: list[str | None] = []
+    newcomer_may_come = threading.Event()
+    others: list[Peer] = []
+    endless = replace(OUTLIVED, min_peers=3, keep_peers=2, total_steps=10_000, joiner_wait_time=1)
+    first = host(1, endless, during=dies)
+    others += [Peer(seed, run=first.ticket, during=waits, checkpoint_dir=tmp_path / str(seed)) for seed in (2, 3)]
+    assert newcomer_may_come.wait(PATIENCE_SECONDS)
+    (ticket,) = old
+    assert ticket is not None
+    assert len(RunTicket.parse(ticket).peers) == 2
+    assert main(["ticket", ticket, "--iroh-relay", "none"]) == 0
+    printed = RunTicket.parse(capsys.readouterr().out)
+    assert printed.endpoint is not None
+    assert printed.endpoint.id in {runtime_of(peer).secret_key.public for peer in others}
+    assert RunTicket.parse((tmp_path / "2" / "run.ticket").read_text()).endpoint == printed.endpoint
+    newcomer = Peer(4, run=ticket)
+    while not newcomer.steps and newcomer.is_alive():
+        newcomer.join(0.05)
+    assert newcomer.error is None
+    for peer in (newcomer, *others):
+        peer.enough.set()
+    for peer in (newcomer, *others):
+        peer.join()
+    assert newcomer.steps

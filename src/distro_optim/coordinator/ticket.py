@@ -1,8 +1,9 @@
 """One string that says which run to join and where.
 
 ``psyche1`` and, in base32 (RFC 4648, lower case, no padding): the first 4 bytes of the SHA-256 of what follows, then
-the postcard of run, TCP addresses and iroh endpoint. The other form, ``host:port/run-id``, can be typed, and is
-all that a centralized coordinator of Psyche needs.
+the postcard of run, TCP addresses and iroh endpoint, and of some more peers, if any are known: those lead to whoever
+hosts when the host is gone. Without them it is the form that older versions read. The other form,
+``host:port/run-id``, can be typed, and is all that a centralized coordinator of Psyche needs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ __all__ = ["RunTicket", "connector"]
 
 MAX_TCP_ADDRESSES: Final = 8
 
+MAX_PEERS: Final = 4
+"""Of a ticket; each takes some 80 characters of it. Chosen arbitrarily."""
+
 
 @dataclass(frozen=True)
 class RunTicket:
@@ -36,6 +40,7 @@ class RunTicket:
         run_id: the run.
         tcp: addresses ``host:port``.
         endpoint: where its iroh endpoint is, if it has one.
+        peers: where some peers of the run are.
 
     Raises:
         ConfigurationError: no run, no way, or an address that is not ``host:port``.
@@ -44,6 +49,7 @@ class RunTicket:
     run_id: Annotated[str, Limit(RUN_ID_MAX_LEN)]
     tcp: Annotated[tuple[Annotated[str, Limit(255)], ...], Limit(MAX_TCP_ADDRESSES)] = ()
     endpoint: EndpointAddr | None = None
+    peers: Annotated[tuple[EndpointAddr, ...], Limit(MAX_PEERS)] = ()
 
     def __post_init__(self) -> None:
         if not self.run_id:
@@ -55,7 +61,7 @@ class RunTicket:
 
     @override
     def __str__(self) -> str:
-        return encode_text(encode(self))
+        return encode_text(encode(self if self.peers else _Plain(self.run_id, self.tcp, self.endpoint)))
 
     @classmethod
     def parse(cls, text: str) -> RunTicket:
@@ -66,12 +72,37 @@ class RunTicket:
         """
         text = pasted(text)
         address, slash, run_id = text.partition("/")
-        return decode(cls, _typed(address, run_id) if slash else decode_text(text))
+        if slash:
+            return _typed(address, run_id)
+        payload = decode_text(text)
+        try:
+            plain = decode(_Plain, payload)
+        except ProtocolError:
+            return decode(cls, payload)
+        return _checked(plain)
 
 
-def _typed(address: str, run_id: str) -> bytes:
+@dataclass(frozen=True)
+class _Plain:
+    """A ticket without peers."""
+
+    run_id: Annotated[str, Limit(RUN_ID_MAX_LEN)]
+    tcp: Annotated[tuple[Annotated[str, Limit(255)], ...], Limit(MAX_TCP_ADDRESSES)]
+    endpoint: EndpointAddr | None
+
+
+def _checked(plain: _Plain) -> RunTicket:
     try:
-        return encode(RunTicket(run_id, (address,)))
+        return RunTicket(plain.run_id, plain.tcp, plain.endpoint)
+    except ConfigurationError as error:
+        raise ProtocolError(f"the ticket leads nowhere: {error}") from None
+
+
+def _typed(address: str, run_id: str) -> RunTicket:
+    try:
+        if len(run_id.encode(errors="surrogatepass")) > RUN_ID_MAX_LEN:
+            raise ProtocolError(f"a run's name has at most {RUN_ID_MAX_LEN} bytes, got {run_id[:40]!r}")
+        return RunTicket(run_id, (address,))
     except ConfigurationError as error:
         raise ProtocolError(f"a run is named as host:port/run-id: {error}") from None
 

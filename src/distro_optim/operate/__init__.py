@@ -9,6 +9,7 @@
 ``run_file``   the file in which an operator describes it
 ``asking``     pause, resume, and other settings for a run that is hosted here
 ``ledger``     who has how many points, and whether the host changed nothing afterwards
+``ticket``     ``distro-optim ticket``: a fresh ticket of a run, from any of its peers
 ``localnet``   a simulated cluster with a run, and what to type to use it
 =============  ====================================================================
 """

@@ -29,6 +29,7 @@ __all__ = [
     "REPORT",
     "RUN",
     "TICKET_FILE",
+    "TICKET_NAME",
     "WEB",
     "RunEnvironment",
     "read_ticket",
@@ -40,6 +41,9 @@ RUN: Final = "DISTRO_OPTIM_RUN"
 
 TICKET_FILE: Final = "DISTRO_OPTIM_TICKET_FILE"
 """A path. The host of a run writes its ticket there."""
+
+TICKET_NAME: Final = "run.ticket"
+"""Of the file in a peer's checkpoint folder with the latest ticket of its run."""
 
 RELAY: Final = "DISTRO_OPTIM_RELAY"
 """``default``, ``psyche``, ``none`` or URLs of relay servers, in place of the default."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -37,7 +38,7 @@ from ..logs import start_logging
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
-from .environment import RunEnvironment, write_ticket
+from .environment import TICKET_NAME, RunEnvironment, write_ticket
 from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints
@@ -144,6 +145,7 @@ class SwarmSession:
         self._progress: Progress | None = None
         self._windows = ExitStack()  # what others look at the run through
         self._uploads: Uploads | None = None
+        self._kept_ticket: str | None = None
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -445,6 +447,7 @@ class SwarmSession:
     def _enter(self, access: RunAccess, round_: Round) -> None:
         """A round begins."""
         self._tell_of_uploads()
+        self._keep_ticket()
         view = access.facts.view()
         if self._progress is not None:
             self._progress.begins(
@@ -458,7 +461,17 @@ class SwarmSession:
         if not self.speaks_for_the_peer:
             return
         self._tell_of_uploads()
+        self._keep_ticket()
         self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
+
+    def _keep_ticket(self) -> None:
+        """The ticket of the run lies beside the checkpoints, for ``distro-optim ticket``; it changes with the host."""
+        folder, ticket = self._options["checkpoint_dir"], self.ticket
+        if folder is None or ticket is None or ticket == self._kept_ticket or not self.speaks_for_the_peer:
+            return
+        with suppress(ConfigurationError):  # the disk is full: the next one is tried again
+            write_ticket(Path(folder) / TICKET_NAME, ticket)
+            self._kept_ticket = ticket
 
     def _tell_of_uploads(self) -> None:
         for text in self._uploads.take_news() if self._uploads is not None else ():

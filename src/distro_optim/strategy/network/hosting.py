@@ -141,7 +141,7 @@ class HostedRun(RunSource):
                 listener = await TcpListener.bind(*self._tcp)
                 listeners.append(listener)
                 ways = () if listener.reachable_address is None else (listener.reachable_address,)
-            keeper = self._keeper(node)
+            keeper = self._keeper(node, ways)
             if keeper is not None:
                 stack.push_async_callback(keeper.aclose)
             offset = unix_offset()
@@ -192,7 +192,7 @@ class HostedRun(RunSource):
             keeper=keeper,
         )
 
-    def _keeper(self, node: Node) -> RunKeeper | None:
+    def _keeper(self, node: Node, tcp: Sequence[str]) -> RunKeeper | None:
         """What lets the run go on without us; None if it is not to."""
         if not self._config.succession or self._allow is not None:
             return None  # whom we let in, the next host does not know
@@ -205,6 +205,7 @@ class HostedRun(RunSource):
             on_note=self.on_note,
             term=int(time.time()),  # later than that of any start before, with this clock
             after=self._config.succession_after,
+            tcp=tcp,
         )
 
     def _rules(

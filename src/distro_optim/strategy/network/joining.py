@@ -30,6 +30,7 @@ from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from ...protocol import OURS, why_apart
 from .coordinating import farewell
+from .finding_the_host import find_host
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
 
@@ -167,6 +168,9 @@ class JoinedRun(RunSource):
     @property
     @override
     def host(self) -> bytes | None:
+        keeper = self._kept_by
+        if keeper is not None and keeper.host is not None:
+            return keeper.host.id
         return self._ticket.endpoint.id if self._ticket.endpoint is not None else None
 
     @override
@@ -181,7 +185,9 @@ class JoinedRun(RunSource):
                 host=self.host,
                 way=connector(self._ticket, node),
                 on_note=lambda text: self.on_note(text),
+                tcp=self._ticket.tcp,
             )
+            self._kept_by = keeper
             stack.push_async_callback(keeper.aclose)
             coordinator = keeper.coordinator = RemoteCoordinator(
                 keeper.connect,
@@ -193,11 +199,10 @@ class JoinedRun(RunSource):
                 on_bytes=keeper.heard,
             )
             stack.push_async_callback(coordinator.close)
-            await self._advised(coordinator.look())
+            await self._look(coordinator, keeper, node)
             is_ours = (state := coordinator.state) is not None and not is_run_of_psyche(state)
             if is_ours:
                 await self._introduce(node)
-            self._kept_by = keeper
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
@@ -216,6 +221,26 @@ class JoinedRun(RunSource):
             keeper=keeper if is_ours else None,
         )
 
+    async def _look(self, coordinator: RemoteCoordinator, keeper: RunKeeper, node: Node) -> None:
+        """Looks at the run, with its host or with whoever hosts it by now.
+
+        Raises:
+            JoinRefusedError, CoordinatorLinkError, ProtocolError: see :meth:`~.link.RunSource.open`.
+        """
+        try:
+            await self._advised(coordinator.look())
+        except JoinRefusedError:
+            raise
+        except CoordinatorLinkError:
+            node.addresses.add(self._ticket.peers)
+            found = await find_host(node, self._ticket)
+            if found is None or found.host is None or found.host == self._ticket.endpoint:
+                raise
+            self.on_note(f"the run {self.run_id!r} is hosted by peer {found.host.id.hex()[:8]} now")
+            node.addresses.add([found.host, *found.peers])
+            keeper.lead(found.host)
+            await self._advised(coordinator.look())
+
     @property
     def _name(self) -> str:
         ways = list(self._ticket.tcp)
@@ -231,7 +256,8 @@ class JoinedRun(RunSource):
         Raises:
             JoinRefusedError: we cannot; says who has to upgrade.
         """
-        host = self._ticket.endpoint
+        host = self._kept_by.host if self._kept_by is not None else None
+        host = host or self._ticket.endpoint
         if host is None or (theirs := await introduce(node, host)) is None:
             return
         reason = why_apart(OURS, theirs, us="this machine", them="the host of the run")

@@ -14,14 +14,14 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
 from ...comm.iroh.streams import IrohListener, open_iroh
-from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk, ask_whereabouts
+from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk
 from ...comm.signing import SecretKey
 from ...comm.streams import MemoryListener, Stream
 from ...comm.swarm import Channel, Swarm
@@ -34,6 +34,7 @@ from ..rounds.rounds import Rounds, Stage
 from ..rounds.trust.succeeding import SUCCESSION_AFTER, Follow, Leave, Say, Succession, TakeOver, Tell
 from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
 from .coordinating import LIMITS, OpenCoordinator, open_coordinator
+from .finding_the_host import ask_all, fresh_ticket
 
 __all__ = ["RunKeeper"]
 
@@ -61,6 +62,7 @@ class RunKeeper:
         on_note: told what people should know, in a sentence.
         term: in which we host; None if we do not.
         after: seconds for which a host may be silent, if we are the host.
+        tcp: addresses of the first host beside its endpoint.
 
     Attributes:
         coordinator: our link, to be moved to other hosts; set it before :meth:`run`.
@@ -78,6 +80,7 @@ class RunKeeper:
         on_note: Callable[[str], None],
         term: int | None = None,
         after: float = SUCCESSION_AFTER,
+        tcp: Sequence[str] = (),
     ) -> None:
         self.core = Succession(
             key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
@@ -87,6 +90,7 @@ class RunKeeper:
         self._node = node
         self._key = key
         self._run_id = run_id
+        self._tcp = tuple(tcp)
         self._way = way
         self._on_note = on_note
         self._loop = asyncio.get_running_loop()
@@ -102,6 +106,7 @@ class RunKeeper:
         # When the present phase of the run was first seen, and when the host was last heard.
         self._phase_at = self._heard_at = self._loop.time()
         self._asked_at = 0.0
+        self._ticket: str | None = None
         self._asking: asyncio.Task[None] | None = None
         self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
         self._desk = WhereaboutsDesk(node, run_id, self.whereabouts)
@@ -117,6 +122,19 @@ class RunKeeper:
     def host(self) -> EndpointAddr | None:
         """Where the host is, if it is not the one of the ticket; None if it is, or there is none."""
         return None if self.core.has_left else self._host
+
+    @property
+    def ticket(self) -> str | None:
+        """A fresh ticket, with the present host and some peers; None while there is nothing to say that is new. For
+        any thread."""
+        return self._ticket
+
+    def lead(self, host: EndpointAddr) -> None:
+        """The host is there, as somebody says whom we believe; before the first link."""
+        self._host = host
+        self.core.lead(host.id)
+        if self.coordinator is not None:
+            self.coordinator.redirect(f"peer {host.id.hex()[:10]}, which hosts run {self._run_id!r} now,")
 
     @property
     def open(self) -> OpenCoordinator | None:
@@ -316,18 +334,22 @@ class RunKeeper:
             known = [address for address in others if not address.is_empty]
             if known:
                 self._others = tuple(known)
+                self._renew_ticket()
         if not self.core.wants_to_know or now - self._asked_at < ASK_SECONDS:
             return
         if self._asking is None or self._asking.done():
             self._asked_at = now
             self._asking = asyncio.create_task(self._ask(self._others))
 
-    async def _ask(self, peers: Iterable[EndpointAddr]) -> None:
-        async def ask(peer: EndpointAddr) -> None:
-            with suppress(DistroError, OSError):
-                found = await ask_whereabouts(self._node, peer, self._run_id)
-                if found.host is not None:
-                    self.core.told(peer.id, found.host.id, found.term, found.host)
-                    self._flush()
+    def _renew_ticket(self) -> None:
+        answer = self.whereabouts()
+        if answer.host is not None and not answer.host.is_empty:
+            with suppress(DistroError):
+                tcp = self._tcp if self._host is None and self._open is None else ()
+                self._ticket = str(fresh_ticket(self._run_id, answer.host, self._others, tcp))
 
-        await asyncio.gather(*(ask(peer) for peer in peers))
+    async def _ask(self, peers: Sequence[EndpointAddr]) -> None:
+        for peer, found in await ask_all(self._node, peers, self._run_id):
+            if found.host is not None:
+                self.core.told(peer, found.host.id, found.term, found.host)
+                self._flush()

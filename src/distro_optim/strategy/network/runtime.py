@@ -219,7 +219,11 @@ class Runtime(RunPort):
     @property
     @override
     def ticket(self) -> str | None:
-        return self._link.ticket if self._link is not None else None
+        link = self._link
+        if link is None:
+            return None
+        fresh = link.keeper.ticket if link.keeper is not None else None
+        return fresh or link.ticket
 
     @property
     @override

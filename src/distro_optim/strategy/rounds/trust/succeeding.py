@@ -279,6 +279,10 @@ class Succession:
             self._peer, _ = self._peer.take_round(*position, self._peer.roster, self._host)
         return True
 
+    def lead(self, host: bytes) -> None:
+        """This is the host's public key, as we were told before anything else."""
+        self._host_key = host
+
     def heard(self) -> None:
         """Bytes of the host's coordinator have come."""
         if not self._hosts and not self.has_left:
