@@ -36,8 +36,8 @@ class Noisy(Net):
     @override
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        dropped: Tensor = self.drop(super().forward(x + 0.1 * torch.rand(()) * random.random()))
-        return dropped
+        y: Tensor = self.drop(super().forward(x + 0.1 * torch.rand(()) * random.random()))
+        return y
 
 
 @dataclass
@@ -50,7 +50,7 @@ class AuditingScript(Script):
     def __call__(self, port: SimulatedPort) -> None:
         def loss(indices: list[int]) -> Tensor:
             x = DATA[indices]
-            mean: Tensor = (self.model(x) - x.flip(1)).pow(2).mean()
+            mean: Tensor = nn.functional.mse_loss(self.model(x), x.flip(1))
             return mean
 
         if self.audits:
@@ -62,9 +62,15 @@ class AuditedRun(SessionWorld):
     """A run with audits whose first session hosts. Reports take their random numbers from elsewhere, so that a run
     without any has the same rounds."""
 
-    def __init__(self, fraction: float, **settings: Any) -> None:
-        checkpoint = Hub(hub_of_peers(audit_fraction=fraction))
-        super().__init__(checkpoint=checkpoint, lr=LR, total_steps=400, epoch_time=900, **settings)
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(
+            checkpoint=Hub(hub_of_peers(audit_fraction=1.0)),
+            lr=LR,
+            total_steps=400,
+            epoch_time=900,
+            global_batch_size_start=batch_size,
+            global_batch_size_end=batch_size,
+        )
         self._elsewhere = random.Random(0)
 
     @override
@@ -87,8 +93,7 @@ def run() -> Any:
     worlds: list[AuditedRun] = []
 
     def start(scripts: list[Script], *, steps: int) -> AuditedRun:
-        size = 4 * len(scripts)  # a norm over a batch needs more than one sample
-        world = AuditedRun(1.0, global_batch_size_start=size, global_batch_size_end=size)
+        world = AuditedRun(4 * len(scripts))  # a norm over a batch needs more than one sample
         worlds.append(world)
         for number, script in enumerate(scripts, start=1):
             world.run(world.port(number), script)

@@ -179,6 +179,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         max_epochs: int | None = None,
         schedulers: Sequence[Any] = (),
         by_index: bool = True,
+        audit_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> FabricRounds:
         """The rounds of the run, instead of ``fabric.setup_dataloaders(loader)``. It is joined with the first one.
 
@@ -188,6 +189,9 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
                 one pass over the data by all peers together.
             schedulers: of the learning rate. They follow the run's step; do not step them.
             by_index: False leaves the choice of samples to the loader's own sampler.
+            audit_loss: in a run with :attr:`.RunConfig.audit_fraction`, what others' results are audited with: given
+                the model and a batch as the rounds have it, it returns the mean loss with its graph, not times any
+                weight, and calls no ``backward``. Without it this peer audits nobody.
 
         Raises:
             ConfigurationError: the loader cannot be asked for single samples.
@@ -200,7 +204,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         model, optimizer = self._module, self._optimizer
         self._loader = source = RoundLoader(samples_of(loader, by_index=by_index), self)
         complete = partial(self._completed, source.samples, max_steps, max_epochs)
-        return FabricRounds(self, lambda: self._join(model, optimizer, source, complete, schedulers))
+        return FabricRounds(self, lambda: self._join(model, optimizer, source, complete, schedulers, audit_loss))
 
     @property
     def session(self) -> FrameworkSession | None:
@@ -246,6 +250,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         loader: RoundLoader,
         complete: Callable[[RunConfig], RunConfig],
         schedulers: Sequence[Any],
+        audit_loss: Callable[[nn.Module, Any], Tensor] | None,
     ) -> FrameworkSession:
         if self._session is not None:
             raise DistroError("the rounds of another loader are not over: close() them first")
@@ -257,9 +262,11 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             complete=complete,
             interrupt=lambda: None,
             ranks=None if self._alone else LocalRanks(),
+            audit_loss=self._audit_loss(model, loader.samples, audit_loss),
             **self._options,
         )
         session.by_data_index = loader.samples.by_data_index
+        session.audit_size = loader.samples.micro_batch_size
         session.look_over = look_at_first_sample(session, loader.samples, model)
         if schedulers:
             session.follow(*schedulers)
@@ -268,6 +275,21 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         if self.is_global_zero:
             session.invite("FabricPsycheStrategy(run={ticket!r})")
         return session
+
+    def _audit_loss(
+        self, model: nn.Module, samples: Samples, loss_of: Callable[[nn.Module, Any], Tensor] | None
+    ) -> Callable[[list[int]], Tensor] | None:
+        """Of samples, from that of a batch; None where there is none."""
+        if loss_of is None or not samples.can_load:
+            return None
+
+        def loss(indices: list[int]) -> Tensor:
+            # The model itself: what Fabric wraps around it lets nobody but fabric.backward differentiate.
+            batch = self.precision.convert_input(self.batch_to_device(samples.load(indices)))
+            with self.precision.forward_context():
+                return loss_of(model, batch)
+
+        return loss
 
     def _completed(
         self, samples: Samples, max_steps: int | None, max_epochs: int | None, config: RunConfig

@@ -36,6 +36,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Final, Self, Unpack
 
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -146,6 +147,7 @@ class PsycheStrategy(RoundPasses):
         self._round_waits = False
         self._set_aside = []
         self._shown = None
+        self._beside_batch = (0,)
         self._batch_hooks = BatchHooks(self._shown_of)
 
     @override
@@ -286,9 +288,11 @@ class PsycheStrategy(RoundPasses):
             ranks=ahead.ranks,
             ahead=ahead,
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
+            audit_loss=self._audit_loss_of_samples if loader.samples.can_load else None,
             **self._options,
         )
         session.by_data_index = loader.samples.by_data_index
+        session.audit_size = loader.samples.micro_batch_size
         session.look_over = look_at_first_sample(session, loader.samples, module)
         if self.lr_scheduler_configs:
             follower = ScheduleFollower(self.lr_scheduler_configs, self._optimizer, self._advance_schedule)
@@ -365,6 +369,9 @@ class PsycheStrategy(RoundPasses):
             if (state := session.state) is not None:
                 self._next_data_index = state.current_round.data_index + state.config.global_batch_size_end
         return self._round
+
+    def _audit_loss_of_samples(self, indices: list[int]) -> Tensor:
+        return self._audit_loss(self._samples.load(indices))
 
     @property
     def rounds_per_epoch(self) -> int:

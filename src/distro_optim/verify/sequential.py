@@ -43,6 +43,10 @@ LEAST_SAMPLES: Final = 6
 LEAST_SCATTER: Final = 0.03
 """Honest results are taken to scatter so much at least, since other hardware scatters, too. Chosen arbitrarily."""
 
+MOST_DEVIATIONS: Final = 4.0
+"""Between honesty and chance: where honest results are far from chance and alike, those that are not so alike shall not
+be taken for chance. Chosen so that two results that were not trained are still enough."""
+
 _DEVIATIONS: Final = 1.4826
 """From the median of absolute deviations to the standard deviation of a normal distribution."""
 
@@ -111,7 +115,8 @@ def usual_of(samples: Mapping[bytes, Sequence[float]]) -> Usual | None:
     middle = statistics.median(map(statistics.median, given))
     # About the middle of all, so that a peer with few samples has a scatter, too.
     scatter = statistics.median(statistics.median(abs(x - middle) for x in of_peer) for of_peer in given)
-    return Usual(middle, max(LEAST_SCATTER, _DEVIATIONS * scatter))
+    least = max(LEAST_SCATTER, (middle - CHANCE) / MOST_DEVIATIONS)
+    return Usual(middle, max(least, _DEVIATIONS * scatter))
 
 
 @dataclass

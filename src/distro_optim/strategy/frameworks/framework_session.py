@@ -49,6 +49,7 @@ _NOT_IN_SESSION_ARGUMENTS: Final = frozenset(
         "optimizer",
         "dataset_size",
         "port",
+        "audit_loss",
     }
 )
 """What the strategies had as arguments of their own from the beginning, or give the session themselves."""

@@ -30,6 +30,8 @@ class RoundPasses(OneMachine):
     """Gradients of all passes but the last, while Lightning clears gradients."""
     _shown: tuple[RoundBatch, Any] | None
     """A round, and the one of its batches that hooks see now: the first before the passes, the last after them."""
+    _beside_batch: tuple[Any, ...]
+    """What ``training_step`` was given last beside the batch."""
 
     @property
     def _trainer(self) -> Any:
@@ -60,6 +62,7 @@ class RoundPasses(OneMachine):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         batch = args[0] if args else None
+        self._beside_batch = args[1:]
         if not isinstance(batch, RoundBatch):
             return super().training_step(*args, **kwargs)
         results = self._trainer.fit_loop._results
@@ -105,6 +108,20 @@ class RoundPasses(OneMachine):
         self._put_gradients_aside()
         return _with_loss(output, sum_of_losses.clone().requires_grad_())
 
+    def _audit_loss(self, batch: Any) -> Tensor:
+        """The loss of a batch as the user's loader makes it, by the module's own ``training_step``, which logs nothing.
+
+        Only called where everything that it changes in the module is put back (:mod:`~...verify.quiet`).
+        """
+        module = self._module
+        prepared = self._prepared(batch)
+        vars(module)["log"] = vars(module)["log_dict"] = _log_nothing
+        with self.precision_plugin.train_step_context():
+            loss = _loss_of(module.training_step(prepared, *self._beside_batch))
+        if loss is None:
+            raise DistroError("training_step returned no loss")
+        return loss
+
     def _heed_sigterm(self) -> None:
         """Lightning's handler only takes a note, to be read after a step, and a step can take a minute here."""
         if self._trainer.received_sigterm:
@@ -143,6 +160,10 @@ class RoundPasses(OneMachine):
             return batch if isinstance(batch, RoundBatch) else hook(batch, dataloader_idx)
 
         module._on_before_batch_transfer = spare_rounds
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """In the place of a module's ``log`` and ``log_dict``."""
 
 
 def _loss_of(output: Any) -> Tensor | None:

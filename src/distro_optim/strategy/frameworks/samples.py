@@ -58,6 +58,19 @@ class Samples(ABC):
         """The sample of this index, read in this process; None where samples have none."""
         return None
 
+    @property
+    def can_load(self) -> bool:
+        """Whether :meth:`load` gives samples by their indices."""
+        return False
+
+    def load(self, indices: Sequence[int]) -> Any:
+        """A batch of these samples, made in this process, beside what :meth:`fetch` is at.
+
+        Raises:
+            ConfigurationError: samples have no indices here.
+        """
+        raise ConfigurationError("samples of a stream cannot be asked for by their indices", name="loader")
+
     @abstractmethod
     def close(self) -> None:
         """Ends the workers; they start again when they are needed."""
@@ -158,6 +171,19 @@ class IndexedSamples(Samples):
         dataset = self._loader.dataset
         several = getattr(dataset, "__getitems__", None)  # by which PyTorch's loader asks where it can
         return several([index])[0] if several is not None else dataset[index]
+
+    @property
+    @override
+    def can_load(self) -> bool:
+        # Where a sample is a batch already, several of them are several batches.
+        return self._loader.batch_sampler is not None
+
+    @override
+    def load(self, indices: Sequence[int]) -> Any:
+        dataset = self._loader.dataset
+        several = getattr(dataset, "__getitems__", None)
+        samples = several(list(indices)) if several is not None else [dataset[index] for index in indices]
+        return self._loader.collate_fn(samples)
 
     @override
     def close(self) -> None:

@@ -101,12 +101,14 @@ class AuditBook:
         self._balances: dict[bytes, Balance] = {}
         self._contradicted: dict[bytes, int] = {}
         self._seen: dict[bytes, AuditCount] = {}
+        self._failed: set[bytes] = set()  # in this epoch: about these nothing more is to be found
 
     # -- what is audited -----------------------------------------------------------------------------------------------
 
     def begin_epoch(self, clients: Collection[bytes]) -> list[Settled]:
         """An epoch begins. Of those that are not in it only who has failed is remembered, for people to look at."""
         settled = self.settle_before(None)
+        self._failed = set()
         # Identities cost nothing, so those that left are not kept; who comes back begins anew.
         self._own = {key: own for key, own in self._own.items() if key in clients}
         self._balances = {key: balance for key, balance in self._balances.items() if key in clients}
@@ -119,6 +121,8 @@ class AuditBook:
     def expect(self, epoch: int, step: int, drawn: Iterable[tuple[bytes, tuple[bytes, ...]]]) -> None:
         """These peers are audited, each by these auditors."""
         for trainer, auditors in drawn:
+            if trainer in self._failed:
+                continue
             self._audits.setdefault((step, trainer), _Audit(auditors, epoch))
 
     def audited_by(self, auditor: bytes, step: int) -> tuple[bytes, ...]:
@@ -150,7 +154,8 @@ class AuditBook:
     def settle_before(self, step: int | None) -> list[Settled]:
         """Settles the audits of earlier steps by what there is; None settles all."""
         old = sorted(key for key in self._audits if step is None or key[0] < step)
-        return [settled for key in old if (settled := self._settle(key)) is not None]
+        found = (self._settle(key) for key in old if key in self._audits)
+        return [settled for settled in found if settled is not None]
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -196,6 +201,8 @@ class AuditBook:
         )
         if verdict is False:
             self._seen[trainer] = AuditCount(passed=before.passed, failed=before.failed + 1)
+            self._failed.add(trainer)
+            self._audits = {key: audit for key, audit in self._audits.items() if key[1] != trainer}
             return Settled(trainer=trainer, step=step, passed=False, words=words)
         if usual.weigh(found) <= 0:
             return None  # it speaks against it, but not enough yet
