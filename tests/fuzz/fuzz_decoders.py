@@ -59,6 +59,7 @@ INSTRUMENTED: Final = (
     "coordinator.ticket",
     "protocol",
     "strategy.model.identity",
+    "strategy.rounds.audits.reports",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
     "strategy.rounds.trust.succession_messages",
@@ -342,6 +343,14 @@ def ledger_line(data: bytes) -> None:
     assert check_ledger([data]).lines == 1
 
 
+def audit_report(data: bytes) -> None:
+    from distro_optim.strategy.rounds.audits.reports import MARK, decode_report, encode_report
+
+    # Nothing that does not begin with the mark gets any further.
+    report = decode_report(data if data.startswith(MARK) else MARK + data)
+    assert decode_report(encode_report(report)) == report
+
+
 def momentum_commitment(data: bytes) -> None:
     from distro_optim.verify.momentum import MomentumCommitment
 
@@ -454,6 +463,7 @@ TARGETS: Final[dict[str, Target]] = {
     "succession-letter": succession_letter,
     "model-identity": model_identity,
     "audit-limits": audit_limits,
+    "audit-report": audit_report,
     "ledger-line": ledger_line,
     "momentum-commitment": momentum_commitment,
     "momentum-opening": momentum_opening,
@@ -506,6 +516,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.data.sidecar import Sidecar
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
+    from distro_optim.strategy.rounds.audits.reports import AuditReport, Compared, encode_report
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.strategy.rounds.trust import succession_messages
     from distro_optim.strategy.rounds.weights import weights_report
@@ -516,6 +527,7 @@ def seeds() -> dict[str, list[bytes]]:
 
     momentum = Snapshot(results_plan(), [torch.arange(-5.0, 103).reshape(12, 9), torch.tensor(2.0), torch.zeros(0, 2)])
     state = RunConfig(total_steps=5, global_batch_size=4).coordinator_state("run")
+    counts = Compared(700, 1000, 500, 990, 300, 100, 1000, 1000)
     weight = TensorIdentity("weight", "trained", "float32", (2, 3))
     identity = ModelIdentity(1, 2, bytes(32), (weight,), {"tiling": "padded"}, ({"lr": 0.1},), {"size": 5})
     places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))
@@ -596,6 +608,7 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "model-identity": [identity.encode().encode()],
         "audit-limits": [LOOSEST.encode()],
+        "audit-report": [encode_report(AuditReport(0, 9, key, counts, own)) for own in (counts, None)],
         "ledger-line": [write_line(Entry(0, "0" * 64, "run", signer.public, 5, done), signer)],
         "momentum-commitment": [MomentumCommitment(7, key, key).encode()],
         "momentum-opening": [

@@ -53,6 +53,7 @@ Where they lie:
 ``swarm``               the swarm of one process
 ``model_exchange``      models shared within one process
 ``coordinator``         the contract of a coordinator's client
+``free_rider``          a peer that does not train, to try audits with; runs a script
 ``psyche_twin``         a client of Psyche's, without I/O, to train beside ours
 ``token_data``          the contract of a provider
 ``solana``              a folder: the programs and the cluster around them
