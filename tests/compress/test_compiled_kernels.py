@@ -318,7 +318,8 @@ def in_a_child(*arguments: str, **environment: str) -> list[str]:
         without_this_package=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    printed: str = done.stdout
+    return printed.split()
 
 
 def step_in_a_child(*arguments: str, **environment: str) -> list[str]:

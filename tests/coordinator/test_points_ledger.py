@@ -293,3 +293,32 @@ def test_an_empty_ledger_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_an_entry_is_read_as_it_was_written() -> None:
     entry = Entry(0, "0" * 64, "run", KEY.public, 5, account_of(3))
     assert read_line(write_line(entry, KEY)) == entry
+
+
+# -- while it goes on --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_meanwhile_is_the_sum_of_all_epochs_and_of_the_one_that_goes_on() -> None:
+    account = Account()
+    shown: list[dict[bytes, ClientAccount]] = []
+    host_state: list[Any] = []
+    see = account.see
+
+    def seen(number: int) -> Sequence[NodeIdentity]:
+        if number == 6:
+            shown.append(account.so_far(host_state[-1]))
+        return CLIENTS
+
+    def see_and_keep(state: Any) -> None:
+        host_state.append(state)
+        see(state)
+
+    account.see = see_and_keep  # type: ignore[method-assign]
+    paid = epoch(seen, account=account)
+    for client in CLIENTS:
+        meanwhile, after = shown[-1][client.signer], account.so_far(host_state[-1])[client.signer]
+        assert 0 < meanwhile.samples < after.samples
+        assert meanwhile.work == after.work == EPOCH_POINTS // 3
+        assert after == paid.clients[client.signer] or after.healthy is False
+    again = account.so_far(replace(host_state[-1], progress=replace(host_state[-1].progress, epoch=9)))
+    assert {key: one.work for key, one in again.items()} == {c.signer: EPOCH_POINTS // 3 for c in CLIENTS}

@@ -70,7 +70,7 @@ def test_little_is_nothing_usual() -> None:
     assert usual_of({b"a": [0.7] * 3, b"b": [0.7] * 2, b"c": []}) is None
     usual = usual_of({b"a": [0.7] * 3, b"b": [0.7] * 3})
     assert usual is not None
-    assert usual.scatter == pytest.approx(0.05), "a quarter of the way from chance: other results scatter more than these"
+    assert usual.scatter == pytest.approx(0.05), "a quarter of the way from chance: others scatter more than these"
 
 
 def test_honest_results_that_are_less_alike_than_usual_do_not_fail() -> None:

@@ -147,8 +147,11 @@ def render(now: Situation) -> RenderableType:
         rate,
     )
     clients = Table(expand=False)
-    for name in ("client", "address", "state", "report", "loss", "tokens/s"):
-        clients.add_column(name, justify="right" if name in ("report", "loss", "tokens/s") else "left")
+    for name in ("client", "address", "state"):
+        clients.add_column(name)
+    has_points = any(client.work is not None for client in status.clients)
+    for name in ("report", "loss", "tokens/s", *(("samples", "points: equal", "by work") if has_points else ())):
+        clients.add_column(name, justify="right")
     for client in status.clients[:SHOWN_CLIENTS]:
         clients.add_row(
             client.key[:8],
@@ -157,10 +160,15 @@ def render(now: Situation) -> RenderableType:
             "-" if client.reported_step is None else f"step {client.reported_step}",
             "-" if client.loss is None else f"{client.loss:.4f}",
             "-" if client.tokens_per_second is None else f"{client.tokens_per_second:,.0f}",
+            *((_count(client.samples), _count(client.equal), _count(client.work)) if has_points else ()),
         )
     if len(status.clients) > SHOWN_CLIENTS:
         clients.caption = f"and {len(status.clients) - SHOWN_CLIENTS} more"
     return Group(head, clients, *(Text(line, style="dim") for line in now.events))
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 FORMS: Final = Forms(

@@ -7,10 +7,11 @@ import enum
 import math
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..coordinator.rules.points import EpochAccount
+from ..coordinator.rules.points import ClientAccount, EpochAccount
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.server.host import EpochAbandoned, EpochEnded, Joined, Left, PhaseChanged, Refused
 from ..coordinator.server.service import Connected, CoordinatorService, Disconnected, ServiceEvent, Woke
@@ -42,6 +43,8 @@ class ClientStatus:
         reported_step: of its last report; None before the first.
         loss: in its last report; None if it named none.
         tokens_per_second: of the run, as it measured.
+        samples, equal, work: that a quorum saw, and points for them in both ways to count; None where the server keeps
+            no ledger.
     """
 
     key: str
@@ -50,6 +53,9 @@ class ClientStatus:
     reported_step: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
+    samples: int | None = None
+    equal: int | None = None
+    work: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ def status_of(service: CoordinatorService, now: float) -> RunStatus:
     members = {member.id: member.state for member in state.epoch_state.clients}
     step, total_steps = counted_steps(state)
     everybody = dict.fromkeys([*members, *service.clients, *host.pending])
-    clients = tuple(_client_status(service, client, members.get(client)) for client in everybody)
+    points = host.points
+    clients = tuple(_client_status(service, client, members.get(client), points) for client in everybody)
     return RunStatus(
         run_id=state.run_id,
         phase=PHASE_NAMES[state.run_state],
@@ -109,7 +116,13 @@ def status_of(service: CoordinatorService, now: float) -> RunStatus:
     )
 
 
-def _client_status(service: CoordinatorService, client: NodeIdentity, member: ClientState | None) -> ClientStatus:
+def _client_status(
+    service: CoordinatorService,
+    client: NodeIdentity,
+    member: ClientState | None,
+    points: Mapping[bytes, ClientAccount] | None,
+) -> ClientStatus:
+    one = None if points is None else points.get(client.signer, ClientAccount())
     session = service.clients.get(client)
     report = service.host.reports.get(client)
     waiting = "Pending" if client in service.host.pending else "Watching"
@@ -120,6 +133,9 @@ def _client_status(service: CoordinatorService, client: NodeIdentity, member: Cl
         reported_step=report.step if report else None,
         loss=_finite(report.loss) if report else None,
         tokens_per_second=_finite(report.tokens_per_sec) if report else None,
+        samples=None if one is None else one.samples,
+        equal=None if one is None else one.equal,
+        work=None if one is None else one.work,
     )
 
 

@@ -88,9 +88,11 @@ class Watch:
                 "rtt": None,
                 "loss": client.loss,
                 "rounds": given[bytes.fromhex(client.key)].rounds if bytes.fromhex(client.key) in given else None,
-                "samples": None,
+                "samples": client.samples,
                 "bytes": None,
                 "dropped": None,
+                "points": client.work,
+                "audits": None,
             }
             for client in status.clients[:MAX_PEERS]
         ]

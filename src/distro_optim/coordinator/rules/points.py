@@ -17,7 +17,7 @@ epoch what there is to be written down. It is the witnesses' word: who saw the r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from ...errors import CoordinatorError
@@ -29,6 +29,9 @@ __all__ = ["EPOCH_POINTS", "Account", "ClientAccount", "EpochAccount"]
 
 EPOCH_POINTS: Final = 1_000_000
 """That an epoch is worth. Chosen arbitrarily: the ratios of points count."""
+
+MAX_PAST: Final = 1024
+"""Identities whose earlier epochs are added up. They cost nothing, so of more those that did least are forgotten."""
 
 _ABOUT: Final = 2
 """Rounds from one to that with which the reports about it are complete."""
@@ -79,6 +82,7 @@ class Account:
         self._height = -1
         self._given: dict[int, dict[BatchId, NodeIdentity]] = {}
         self._clients: dict[bytes, ClientAccount] = {}
+        self._past: dict[bytes, ClientAccount] = {}
 
     def see(self, state: Coordinator) -> None:
         """The run is like this now. To be called with every state of a round, in their order."""
@@ -97,9 +101,10 @@ class Account:
             self._given[height] = {}  # a run with verifiers, whose work nobody has defined
         self._credit(state, self._given.pop(height - _ABOUT, {}))
 
-    def so_far(self) -> dict[bytes, ClientAccount]:
-        """What was seen of the epoch that goes on; points follow at its end."""
-        return dict(self._clients)
+    def so_far(self, state: Coordinator) -> dict[bytes, ClientAccount]:
+        """Sums over all epochs that were seen, the present one as if it ended in this state; for people to look at."""
+        present = self._paid(state) if self._goes_on(state) else {}
+        return {key: _sum(self._past.get(key), present.get(key)) for key in {**self._past, **present}}
 
     def audited(self, key: bytes, *, passed: bool) -> None:
         """Most auditors of a client say so."""
@@ -115,25 +120,39 @@ class Account:
         Args:
             state: the last one of the epoch, in which its clients are listed.
         """
-        if self._epoch is None or self._epoch != (state.progress.epoch, state.epoch_state.start_step):
+        if self._epoch is None or not self._goes_on(state):
             return None
+        paid = self._paid(state)
+        account = EpochAccount(*self._epoch, max(self._epoch[1], state.progress.step - 1), paid)
+        self._epoch = None
+        for key, one in paid.items():
+            self._past[key] = _sum(self._past.get(key), one)
+        if len(self._past) > MAX_PAST:
+            most = sorted(self._past, key=lambda key: -self._past[key].samples)
+            self._past = {key: self._past[key] for key in most[:MAX_PAST]}
+        return account
+
+    def _goes_on(self, state: Coordinator) -> bool:
+        """Whether the epoch that is followed is that of a state."""
+        return self._epoch == (state.progress.epoch, state.epoch_state.start_step)
+
+    def _paid(self, state: Coordinator) -> dict[bytes, ClientAccount]:
+        """The epoch's accounts with their points, if it ends in this state."""
+        clients = dict(self._clients)
         members = state.epoch_state.clients
         for client in members:
-            before = self._clients.get(client.id.signer, ClientAccount())
-            self._clients[client.id.signer] = replace(before, healthy=client.state is ClientState.HEALTHY)
+            before = clients.get(client.id.signer, ClientAccount())
+            clients[client.id.signer] = replace(before, healthy=client.state is ClientState.HEALTHY)
         share = EPOCH_POINTS // len(members) if members else 0
-        worked = sum(one.samples for one in self._clients.values() if not one.audits_failed)
-        paid = {
+        worked = sum(one.samples for one in clients.values() if not one.audits_failed)
+        return {
             key: replace(
                 one,
                 equal=share if one.healthy and not one.audits_failed else 0,
                 work=EPOCH_POINTS * one.samples // worked if worked and not one.audits_failed else 0,
             )
-            for key, one in self._clients.items()
+            for key, one in clients.items()
         }
-        account = EpochAccount(*self._epoch, max(self._epoch[1], state.progress.step - 1), paid)
-        self._epoch = None
-        return account
 
     def _credit(self, state: Coordinator, given: Mapping[BatchId, NodeIdentity]) -> None:
         """Those of whom the reports of the previous round say that they trained what they were given before it."""
@@ -151,3 +170,13 @@ class Account:
                     samples=before.samples + len(batch),
                     tokens=before.tokens + len(batch) * state.model.max_seq_len,
                 )
+
+
+_SUMMED: Final = tuple(field.name for field in fields(ClientAccount) if field.name != "healthy")
+
+
+def _sum(before: ClientAccount | None, one: ClientAccount | None) -> ClientAccount:
+    """Of two epochs; ``healthy`` is that of the later one."""
+    first, second = before or ClientAccount(), one or ClientAccount()
+    sums = {name: getattr(first, name) + getattr(second, name) for name in _SUMMED}
+    return ClientAccount(**sums, healthy=second.healthy)

@@ -28,7 +28,7 @@ from ..messages import (
 )
 from ..rules import machine
 from ..rules.checkpoints import is_shared_by_peers
-from ..rules.points import Account, EpochAccount
+from ..rules.points import Account, ClientAccount, EpochAccount
 from ..rules.probation import on_probation
 from ..rules.steps import is_complete, is_done, is_epoch_due
 from ..rules.transitions import is_active, is_halted
@@ -250,9 +250,9 @@ class RunHost:
         return public not in self._banned and (self._allowed is None or public in self._allowed)
 
     @property
-    def account(self) -> Account | None:
-        """Follows what clients do; None if nobody keeps it."""
-        return self._account
+    def points(self) -> dict[bytes, ClientAccount] | None:
+        """What each client has done so far, by public key; None if nobody keeps accounts."""
+        return None if self._account is None else self._account.so_far(self.state)
 
     def audited(self, client: NodeIdentity, *, passed: bool) -> None:
         """Most auditors of a client say so: it goes into the account."""

@@ -74,6 +74,7 @@ def picture_of(figures: Figures, *, ticket: str | None, is_host: bool, how_to_jo
 def _peers(figures: Figures) -> list[PeerPicture]:
     view = figures.view
     links = {peer.id: peer for peer in view.peers}
+    points, audits = view.points or {}, view.audits
     keys = dict.fromkeys([*view.clients, figures.key, *view.contributions])
     rows: list[PeerPicture] = []
     for key in list(keys)[:MAX_PEERS]:
@@ -91,6 +92,8 @@ def _peers(figures: Figures) -> list[PeerPicture]:
                 "samples": None if given is None else given.samples,
                 "bytes": None if given is None else given.bytes,
                 "dropped": None if given is None else given.dropped,
+                "points": None if key not in points else points[key].work,
+                "audits": None if key not in audits else [audits[key].passed, audits[key].failed],
             }
         )
     return rows

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..port import RunView
 from .narration import peers
 
 __all__ = ["in_bytes", "summary"]
+
+_NAMED: Final = 8
+"""Peers that are named one by one."""
 
 
 def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
@@ -31,6 +36,7 @@ def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
         lines.append(
             "  others        none came in time to train; RunConfig(peers_to_start=2) makes a host wait for one"
         )
+    lines += _audits(view) + _points(view)
     if view.weights_root is not None:
         when = f"at the start of step {view.weights_step}"
         if (view.weights_step or 0) > view.total_steps > 0:  # in the rounds that apply what is still on its way
@@ -39,6 +45,33 @@ def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
     if view.fault is not None:
         lines.append(f"  in doubt      {view.fault}")
     return "\n".join(lines)
+
+
+def _audits(view: RunView) -> list[str]:
+    """Who was audited, in a run with audits."""
+    if not view.audits:
+        return []
+    passed = sum(count.passed for count in view.audits.values())
+    failed = [key.hex()[:8] for key, count in view.audits.items() if count.failed]
+    verdict = f"; failed: {', '.join(failed[:_NAMED])}" if failed else "; nobody failed"
+    more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+    return [f"  audits        {passed} passed, of {peers(len(view.audits))}{verdict}{more}"]
+
+
+def _points(view: RunView) -> list[str]:
+    """Who did most, where that is counted."""
+    points = view.points or {}
+    most = sorted((key for key in points if points[key].samples), key=lambda key: -points[key].work)
+    if not most:
+        return []
+    width = len(f"{points[most[0]].work:,}")
+    rows = [
+        f"    {key.hex()[:8]}    {points[key].work:>{width},} by work, {points[key].equal:>{width},} in equal shares, "
+        f"{points[key].samples:,} samples"
+        for key in most[:_NAMED]
+    ]
+    more = [f"    and {len(most) - _NAMED} more"] if len(most) > _NAMED else []
+    return ["  points", *rows, *more]
 
 
 def in_bytes(count: float) -> str:

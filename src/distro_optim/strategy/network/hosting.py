@@ -185,7 +185,7 @@ class HostedRun(RunSource):
                 own=self.key.public,
                 keep=None if self._options.home is None else self._options.home.keep_banned,
             ),
-            points=lambda: None if host.account is None else host.account.so_far(),
+            points=lambda: host.points,
             on_audit=lambda peer, passed: service.audited(peer, time.monotonic(), passed=passed),
             farewell=lambda: farewell(opened) if keeper is None or keeper.hosts else _nothing(),
             aclose=closing.aclose,
