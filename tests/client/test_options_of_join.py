@@ -9,7 +9,7 @@ import pytest
 
 from distro_optim.cli import _parser, main
 from distro_optim.client.command import options_from
-from distro_optim.client.options import JoinOptions
+from distro_optim.client.options import USUAL_AUDITS, JoinOptions
 from distro_optim.comm.iroh.reach import PSYCHE_RELAYS, parse_relays
 from distro_optim.errors import ConfigurationError
 
@@ -33,6 +33,15 @@ def asked(*arguments: str, **environment: str) -> JoinOptions:
 )
 def test_a_run_can_be_named_as_psyches_client_names_it(arguments: list[str], environment: dict[str, str]) -> None:
     assert asked(*arguments, **environment).run == "example.org:20000/my-run"
+
+
+def test_who_audits_says_how_much() -> None:
+    assert asked("psyche1abc").audit == 0.0
+    assert asked("psyche1abc", "--audit").audit == USUAL_AUDITS
+    assert asked("psyche1abc", "--audit", "0.5").audit == 0.5
+    assert asked("psyche1abc", AUDIT="0.25").audit == 0.25
+    with pytest.raises(ConfigurationError, match="--audit is a share"):
+        asked("psyche1abc", "--audit", "2")
 
 
 def test_a_ticket_names_a_run() -> None:

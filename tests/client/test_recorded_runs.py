@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,22 @@ from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
 from distro_optim.client.replay import Recording, replay
 from distro_optim.models.causal_lm import CausalLM
+from distro_optim.strategy.rounds.rounds import Rounds
+from distro_optim.verify.recompute import Evidence
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 
-def test_a_recorded_run_is_repeated_to_the_weights_that_were_saved(tmp_path: Path) -> None:
+def test_a_recorded_run_is_repeated_to_the_weights_that_were_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited, audits = Rounds.audited, []
+
+    def listen(rounds: Rounds, step: int, trainer: bytes, found: Evidence, *rest: Any) -> Any:
+        audits.append((step, found))
+        return audited(rounds, step, trainer, found, *rest)
+
+    monkeypatch.setattr(Rounds, "audited", listen)
     data, vocab_size = write_tokens(tmp_path, seq_len=32)
     CausalLM({**TINY_LLAMA, "vocab_size": vocab_size}, "HfLlama").save_pretrained(tmp_path / "tiny-llama")
     state = write_state(
@@ -51,8 +63,12 @@ def test_a_recorded_run_is_repeated_to_the_weights_that_were_saved(tmp_path: Pat
         )
         # In this process, since programs take their time to start.
         with ThreadPoolExecutor(2) as pool:
-            for client in [pool.submit(join, options) for options in (records, plain)]:
+            for client in [pool.submit(join, options) for options in (records, replace(plain, audit=1.0))]:
                 client.result()
+    assert [step for step, _ in audits] == list(range(1, len(audits) + 1))
+    assert len(audits) >= 2
+    assert all(found.assigned.total > 400 for _, found in audits)
+    assert sum((found for _, found in audits), Evidence()).excess > 0, "it was trained on its batch"
     recording = Recording.open(folder)
     assert recording.as_psyche
     assert all(len(batches) == 2 for batches in recording.results.values()), "both clients' results"

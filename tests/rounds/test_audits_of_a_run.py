@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
+from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import Announcement
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.model import P2P, Hub, HubRepo
@@ -35,6 +36,7 @@ from distro_optim.strategy.rounds.audits.reports import (
     encode_report,
     is_report,
 )
+from distro_optim.strategy.rounds.rounds import Rounds
 from distro_optim.verify.recompute import Evidence
 from rounds.auditing import AuditedWorld, Auditor, evidence
 from rounds.simulator import Weather
@@ -141,6 +143,32 @@ class Silent(Auditor):
 def test_one_auditor_alone_decides_nothing() -> None:
     _, members = run_with_a_rider(kinds=dict.fromkeys((2, 3, 4, 5), Silent), steps=10)
     assert not any(member.settled for member in members)
+
+
+class Alone(Auditor):
+    """Of a run of Psyche's: audits by itself."""
+
+    @override
+    def _new_rounds(self) -> Rounds:
+        address = EndpointAddr(self.key.public)
+        return Rounds(identity=self.id, key=self.key, address=address, draw=self.world.rng.randbytes, audit_alone=1.0)
+
+
+def test_in_a_run_of_psyches_a_client_that_wants_to_audits_by_itself_and_tells_nobody() -> None:
+    world = AuditedWorld(0.0, total_steps=200, epoch_time=400, round_witness_time=2)
+    model = replace(world.host.state.model, checkpoint=Hub(HubRepo("somebody/model")))
+    world.host.state = replace(world.host.state, model=model)
+    world.riders = {2}
+    members = [(Alone if number == 1 else Auditor)(world, number) for number in range(1, 4)]
+    for member in members:
+        member.number += 10  # nobody of them hosts
+    world.riders = {12}
+    world.until(lambda state: state.progress.step >= 14)
+    alone, rider, other = members
+    assert alone.named == {rider.key.public}
+    assert alone.rounds.audits[other.key.public].passed
+    assert not other.of(act.AuditResults)
+    assert not any(is_report(said.data) for member in members for said in member.of(act.AnnounceWeights))
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

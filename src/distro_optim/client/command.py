@@ -82,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_log_options(parser)
     add("--metrics-local-port", metavar="N", help="serve Prometheus metrics on this port of 127.0.0.1")
     add("--web", metavar="[HOST:]PORT", help="show the run on a page, on this machine unless told")
+    add("--audit", nargs="?", const="0.02", metavar="SHARE", help="check whether others train what they are given (no)")
     add("--give-up-seconds", metavar="S", help="how long to wait for a coordinator that is gone (900)")
     add("--dummy-training-delay-secs", metavar="S", help="duration of a batch in runs without a model (0)")
 
@@ -140,6 +141,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "write_log": given("write_log", Path),
         "metrics_port": given("metrics_local_port", _port),
         "web": given("web"),
+        "audit": given("audit", float),
         "give_up_seconds": given("give_up_seconds", float),
         "dummy_training_delay_secs": given("dummy_training_delay_secs", float),
     }

@@ -37,7 +37,7 @@ from .keeping import kept_in
 from .options import JoinOptions
 from .preparing import is_without_tensors, load_libraries, prepare
 from .recording import Recorder
-from .training import train_language_model
+from .training import audit_loss, train_language_model
 
 __all__ = ["join"]
 
@@ -78,6 +78,7 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         peers=options.peers,
         give_up_seconds=options.give_up_seconds,
     )
+    access.audit_alone = options.audit
     key = access.secret_key
     progress = Progress(key.public)
     with ExitStack() as stack:
@@ -170,7 +171,9 @@ def _train(
         upload=options.upload_to if folder is not None else None,
         learning_rates="run",
         on_event=news.tell,
+        audit_loss=audit_loss(prepared.model, prepared.data, devices[0]) if options.audit else None,
     )
+    session.audit_size = options.micro_batch_size
     stack.callback(session.close)
     if folder is not None and options.upload is not None:
         progress.uploads = lambda: asdict(session.uploads)

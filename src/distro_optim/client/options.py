@@ -20,6 +20,10 @@ GIVE_UP_SECONDS: Final = 900.0
 """As for a script: see :mod:`distro_optim.strategy.options`."""
 
 
+USUAL_AUDITS: Final = 0.02
+"""What ``--audit`` means without a number. Each audit costs two gradients, so this is some 4 % of the work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JoinOptions:
     """Names are those of Psyche's client where they mean the same (``shared/client/src/cli.rs``).
@@ -57,6 +61,8 @@ class JoinOptions:
         metrics_port: port on this machine for Prometheus; None has none.
         web: where the run is shown on a page: a port, or ``host:port``; None shows it nowhere.
         dummy_training_delay_secs: how long the training of a run without a model takes.
+        audit: share of others' results that are audited, 0 to 1; in a run that has audits of its own, anything above 0
+            takes part in those.
         give_up_seconds: without a link to the coordinator, after which the run counts as lost.
         patience: the former name of ``give_up_seconds``.
 
@@ -93,6 +99,7 @@ class JoinOptions:
     metrics_port: int | None = None
     web: str | None = None
     dummy_training_delay_secs: float = 0.0
+    audit: float = 0.0
     give_up_seconds: float = GIVE_UP_SECONDS
     patience: InitVar[float | None] = None
 
@@ -105,6 +112,12 @@ class JoinOptions:
                 f"give_up_seconds must be above 0, got {self.give_up_seconds}",
                 name="give_up_seconds",
                 value=self.give_up_seconds,
+            )
+        if not 0 <= self.audit <= 1:
+            raise ConfigurationError(
+                f"--audit is a share of the results, from 0 to 1, such as {USUAL_AUDITS}: got {self.audit}",
+                name="audit",
+                value=self.audit,
             )
         if self.no_checkpoints and self.checkpoint_dir is not None:
             raise ConfigurationError(

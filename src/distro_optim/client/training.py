@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from ..console import narrated
+from ..coordinator.types import BatchId
 from ..data.provider import TokenProvider
 from ..errors import DataUnavailableError
 from ..models.batches import TokenBatch, collate
+from ..models.causal_lm import CausalLM
 from ..strategy.monitor.figures import Progress
 from ..strategy.round import Round
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers
 
-__all__ = ["train_language_model"]
+__all__ = ["audit_loss", "train_language_model"]
 
 MAX_FAILURES: Final = 3
 """Rounds in a row without data until we leave: others train the batches of who is not there. Chosen arbitrarily."""
@@ -67,6 +70,18 @@ def train_language_model(
         else:
             round_.finish(loss)
         progress.ends(loss)
+
+
+def audit_loss(model: CausalLM, data: TokenProvider, device: torch.device) -> Callable[[list[int]], Tensor]:
+    """The mean loss of sequences of the run, for audits: given their data indices, which follow each other."""
+
+    def loss(indices: list[int]) -> Tensor:
+        with torch.no_grad():
+            batch = collate(data.get_samples(BatchId(indices[0], indices[-1]))).to(device)
+        mean: Tensor = model(batch).loss
+        return mean
+
+    return loss
 
 
 @torch.no_grad()
