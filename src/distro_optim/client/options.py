@@ -21,7 +21,7 @@ GIVE_UP_SECONDS: Final = 900.0
 
 
 USUAL_AUDITS: Final = 0.02
-"""What ``--audit`` means without a number. Each audit costs two gradients, so this is some 4 % of the work."""
+"""What ``--audit`` means without a number. Each audit costs a gradient or two of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
