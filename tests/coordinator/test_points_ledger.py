@@ -322,3 +322,37 @@ def test_what_is_shown_meanwhile_is_the_sum_of_all_epochs_and_of_the_one_that_go
         assert after == paid.clients[client.signer] or after.healthy is False
     again = account.so_far(replace(host_state[-1], progress=replace(host_state[-1].progress, epoch=9)))
     assert {key: one.work for key, one in again.items()} == {c.signer: EPOCH_POINTS // 3 for c in CLIENTS}
+
+
+# -- bytes that others served -------------------------------------------------------------------------------------------
+
+
+def test_bytes_that_came_from_each_client_are_those_of_the_epoch() -> None:
+    counted = {CLIENTS[0].signer: 1000, CLIENTS[1].signer: 0}
+
+    def seen(number: int) -> Sequence[NodeIdentity]:
+        counted[CLIENTS[0].signer] += 10
+        counted[CLIENTS[1].signer] += 1
+        counted[b"somebody else"] = 5
+        return CLIENTS
+
+    paid = epoch(seen, account=Account(lambda: dict(counted)))
+    first, second, third = (paid.clients[c.signer].bytes_served for c in CLIENTS)
+    assert second > 1
+    assert first == 10 * second
+    assert third == 0
+    assert b"somebody else" not in paid.clients
+
+
+def test_a_line_of_version_1_has_no_bytes_and_is_read(tmp_path: Path) -> None:
+    account = epoch(lambda _: CLIENTS)
+    old = write_line(Entry(0, "0" * 64, "run", KEY.public, 5, account, version=1), KEY)
+    assert b"bytes_served" not in old
+    assert read_line(old).account == account
+    new = write_line(Entry(1, line_hash(old), "run", KEY.public, 6, account), KEY)
+    assert b"bytes_served" in new
+    assert check_ledger([old, new]).lines == 2
+    with pytest.raises(ProtocolError):
+        read_line(old.replace(b'"version":1', b'"version":2'))
+    with pytest.raises(ProtocolError):
+        read_line(new.replace(b'"version":2', b'"version":3'))

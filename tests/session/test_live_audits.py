@@ -139,6 +139,7 @@ def test_a_free_rider_is_named_and_dropped_and_the_loss_ends_as_without_it(tmp_p
     for peer in peers:
         assert totals.clients[peer.key].work > 0
         assert totals.clients[peer.key].audits_passed > 0
+        assert (totals.clients[peer.key].bytes_served > 1000) is (peer is not host), "the host served itself nothing"
     assert json.loads(ledger.read_bytes().splitlines()[0])["entry"]["run"] == "audited"
 
     alone, _ = run_of(tmp_path / "without", with_rider=False)

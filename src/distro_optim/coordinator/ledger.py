@@ -5,15 +5,16 @@ A line is an object of two members, without spaces and with sorted names, so tha
     {"entry": {...}, "signature": "<128 hexadecimal digits>"}
 
 ============================  ========================================================================================
-``version``                   1
+``version``                   2; lines of version 1 are read, too
 ``number``                    0, 1, 2, ...
 ``previous``                  SHA-256 of the line before, without its line end; 64 zeros in the first
 ``run``, ``host``             the run's name; the public key by which all lines are signed
 ``time``                      Unix time in seconds
 ``epoch``, ``steps``          of the run; the first and the last step
 ``amount``                    points that an epoch is worth
-``clients``                   by public key: ``batches``, ``samples``, ``tokens``, ``audits_passed``,
-                              ``audits_failed``, ``healthy``, ``equal``, ``work``; see :mod:`.rules.points`
+``clients``                   by public key: ``batches``, ``samples``, ``tokens``, ``bytes_served`` (not in version 1),
+                              ``audits_passed``, ``audits_failed``, ``healthy``, ``equal``, ``work``; see
+                              :mod:`.rules.points`
 ============================  ========================================================================================
 
 The signature is over the words ``distro-optim ledger 1``, a zero byte and the entry as it stands in the line. What a
@@ -36,7 +37,8 @@ from .rules.points import EPOCH_POINTS, ClientAccount, EpochAccount
 
 __all__ = ["MAX_LINE_BYTES", "Entry", "LedgerTotals", "check_ledger", "line_hash", "read_line", "write_line"]
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, 2)
 GENESIS: Final = "0" * 64
 
 MAX_LINE_BYTES: Final = 1 << 20
@@ -66,6 +68,7 @@ class Entry:
     time: int
     account: EpochAccount
     amount: int = EPOCH_POINTS
+    version: int = VERSION
 
 
 def write_line(entry: Entry, key: SecretKey) -> bytes:
@@ -166,8 +169,13 @@ def check_ledger(lines: Iterable[bytes]) -> LedgerTotals:
 
 def _body(entry: Entry) -> bytes:
     account = entry.account
+    left_out = {"bytes_served"} if entry.version == 1 else set()
+    clients = {
+        key.hex(): {name: value for name, value in asdict(one).items() if name not in left_out}
+        for key, one in account.clients.items()
+    }
     values = {
-        "version": VERSION,
+        "version": entry.version,
         "number": entry.number,
         "previous": entry.previous,
         "run": entry.run,
@@ -176,20 +184,20 @@ def _body(entry: Entry) -> bytes:
         "epoch": account.epoch,
         "steps": [account.first_step, account.last_step],
         "amount": entry.amount,
-        "clients": {key.hex(): asdict(one) for key, one in account.clients.items()},
+        "clients": clients,
     }
     return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _entry(values: Any) -> Entry:
     """Raises TypeError, KeyError or ValueError for anything that is none."""
-    if not isinstance(values, dict) or values.keys() != _MEMBERS or values["version"] != VERSION:
+    if not isinstance(values, dict) or values.keys() != _MEMBERS or values["version"] not in VERSIONS:
         raise ValueError("other members")
     texts = (values["previous"], values["run"], values["host"])
     if not all(isinstance(text, str) for text in texts) or len(values["previous"]) != len(GENESIS):
         raise ValueError("texts")
     first, last = values["steps"]
-    for number in (values["number"], values["time"], values["epoch"], values["amount"], first, last):
+    for number in (values["version"], values["number"], values["time"], values["epoch"], values["amount"], first, last):
         _whole(number)
     return Entry(
         values["number"],
@@ -201,6 +209,7 @@ def _entry(values: Any) -> Entry:
             values["epoch"], first, last, {bytes.fromhex(k): _client(v) for k, v in values["clients"].items()}
         ),
         values["amount"],
+        values["version"],
     )
 
 

@@ -56,13 +56,13 @@ def _table(totals: LedgerTotals) -> str:
         return "the ledger is empty"
     lines = [
         f"run {totals.run}, {totals.lines} epochs, signed by {totals.host.hex()}: in order",
-        f"{'client':16} {'epochs':>7} {'batches':>8} {'samples':>9} {'tokens':>13} {'audits':>9} "
+        f"{'client':16} {'epochs':>7} {'batches':>8} {'samples':>9} {'tokens':>13} {'MB served':>10} {'audits':>9} "
         f"{'equal':>10} {'by work':>10}",
     ]
     for key, one in sorted(totals.clients.items(), key=lambda item: -item[1].work):
         audits = f"{one.audits_passed}/{one.audits_passed + one.audits_failed}"
         lines.append(
-            f"{key.hex()[:16]:16} {totals.epochs[key]:7} {one.batches:8} {one.samples:9} {one.tokens:13} {audits:>9} "
-            f"{one.equal:10} {one.work:10}"
+            f"{key.hex()[:16]:16} {totals.epochs[key]:7} {one.batches:8} {one.samples:9} {one.tokens:13} "
+            f"{one.bytes_served / 1e6:10.1f} {audits:>9} {one.equal:10} {one.work:10}"
         )
     return "\n".join([*lines, f"hash of the last line: {totals.last}"])

@@ -16,7 +16,7 @@ epoch what there is to be written down. It is the witnesses' word: who saw the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -43,6 +43,8 @@ class ClientAccount:
 
     Attributes:
         batches, samples, tokens: of which a quorum saw a result.
+        bytes_served: that came from it to the host, results and models, where the host is a peer that can count them.
+            What the other peers got from it nobody but they knows.
         audits_passed, audits_failed: as most of its auditors judged.
         healthy: whether it was in the epoch to its end.
         equal, work: points, by the two ways to count.
@@ -51,6 +53,7 @@ class ClientAccount:
     batches: int = 0
     samples: int = 0
     tokens: int = 0
+    bytes_served: int = 0
     audits_passed: int = 0
     audits_failed: int = 0
     healthy: bool = False
@@ -75,9 +78,15 @@ class EpochAccount:
 
 
 class Account:
-    """Follows a run. Does no I/O."""
+    """Follows a run. Does no I/O.
 
-    def __init__(self) -> None:
+    Args:
+        received: bytes that have come from each peer so far, by public key; None where nobody counts them.
+    """
+
+    def __init__(self, received: Callable[[], Mapping[bytes, int]] | None = None) -> None:
+        self._received = received
+        self._received_before: Mapping[bytes, int] = {}
         self._epoch: tuple[int, int] | None = None
         self._height = -1
         self._given: dict[int, dict[BatchId, NodeIdentity]] = {}
@@ -91,6 +100,8 @@ class Account:
         epoch = state.progress.epoch, state.epoch_state.start_step
         if epoch != self._epoch:
             self._epoch, self._height, self._given, self._clients = epoch, -1, {}, {}
+            if self._received is not None:
+                self._received_before = self._received()
         height = state.current_round.height
         if height == self._height:
             return
@@ -143,6 +154,10 @@ class Account:
         for client in members:
             before = clients.get(client.id.signer, ClientAccount())
             clients[client.id.signer] = replace(before, healthy=client.state is ClientState.HEALTHY)
+        received = self._received() if self._received is not None else {}
+        for key in clients.keys() & received.keys():
+            came = max(0, received[key] - self._received_before.get(key, 0))
+            clients[key] = replace(clients[key], bytes_served=came)
         share = EPOCH_POINTS // len(members) if members else 0
         worked = sum(one.samples for one in clients.values() if not one.audits_failed)
         return {

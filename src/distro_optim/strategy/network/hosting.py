@@ -146,7 +146,13 @@ class HostedRun(RunSource):
                 stack.push_async_callback(keeper.aclose)
             offset = unix_offset()
             begins = restartable(state, now=int(time.monotonic() + offset))
-            account = Account() if ledger is not None or audit_fraction_of(state.model.checkpoint) else None
+            swarms: list[IrohSwarm] = []  # ours, once there is one
+
+            def received() -> dict[bytes, int]:
+                return {peer.id: peer.bytes_received for swarm in swarms for peer in swarm.peers()}
+
+            counts = ledger is not None or audit_fraction_of(state.model.checkpoint)
+            account = Account(received) if counts else None
             serving = await stack.enter_async_context(AsyncExitStack())
             opened = await open_coordinator(
                 serving,
@@ -166,6 +172,7 @@ class HostedRun(RunSource):
                 keeper.on_deposed = lambda: self._give_way(keeper, coordinator, serving)
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
+            swarms.append(swarm)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
             ticket = str(RunTicket(self.run_id, ways, node.addr()))
             closing = stack.pop_all()
