@@ -43,6 +43,13 @@ Psyche's programs on Solana, without a cluster:
 ``CoordinatorTwin``     the rules of the coordinator program alone
 ======================  ==========================================================================================
 
+A run with many peers, in virtual time:
+
+======================  ==========================================================================================
+``simulate``            one run over a simulated network: what a round takes, and what it costs each peer
+``SimulationOptions``   how many peers, over which lines, with which trouble
+======================  ==========================================================================================
+
 Where they lie:
 
 ======================  ==========================================================================================
@@ -57,6 +64,8 @@ Where they lie:
 ``psyche_twin``         a client of Psyche's, without I/O, to train beside ours
 ``token_data``          the contract of a provider
 ``solana``              a folder: the programs and the cluster around them
+``simulation``          a folder: the simulated run, its network and its peers
+``simulating``          ``simulate``, and the command
 ======================  ==========================================================================================
 
 Names are imported when first used: testing an exchange needs neither the swarm nor the coordinator.
@@ -75,6 +84,8 @@ if TYPE_CHECKING:
     from .coordinator import Arena as CoordinatorArena
     from .exchange import check_exchange, check_peer
     from .lockstep import step_together
+    from .simulating import simulate
+    from .simulation.settings import SimulationOptions
     from .solana.coordinator_twin import CoordinatorTwin
     from .solana.server import ValidatorServer
     from .solana.validator import Validator
@@ -94,6 +105,7 @@ __all__ = [
     "CoordinatorTwin",
     "MemoryNetwork",
     "MemorySwarm",
+    "SimulationOptions",
     "SwarmArena",
     "TokenDataArena",
     "Validator",
@@ -103,6 +115,7 @@ __all__ = [
     "dummy_run",
     "random_update",
     "same_update",
+    "simulate",
     "step_together",
 ]
 
@@ -114,6 +127,7 @@ _HOMES = {
     "MemoryNetwork": ("swarm", "MemoryNetwork"),
     "MemorySwarm": ("swarm", "MemorySwarm"),
     "SWARM_CHECKS": ("swarm_checks", "CHECKS"),
+    "SimulationOptions": ("simulation.settings", "SimulationOptions"),
     "SwarmArena": ("swarm_checks", "SwarmArena"),
     "TOKEN_DATA_CHECKS": ("token_data", "CHECKS"),
     "TokenDataArena": ("token_data", "TokenDataArena"),
@@ -124,6 +138,7 @@ _HOMES = {
     "dummy_run": ("coordinator", "dummy_run"),
     "random_update": ("updates", "random_update"),
     "same_update": ("updates", "same_update"),
+    "simulate": ("simulating", "simulate"),
     "step_together": ("lockstep", "step_together"),
 }
 """Public name -> the module that defines it, and its name there."""

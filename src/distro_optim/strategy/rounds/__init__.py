@@ -9,6 +9,7 @@
 ``choose_providers``   which peers are asked for the model before an epoch
 ``downloads``          fetches the results that peers announce
 ``own_result``         our own result, until it is announced
+``reading``            makes of a peer's bytes what they say
 ``results``            from a result to the bytes of a blob, and back, checked
 ``round_state``        what is known of one round
 ``waiting``            how long a round waits for results of the one before

@@ -15,7 +15,8 @@ from ...compress import TilePlan
 from ...errors import InvalidResultError, ProtocolError
 from .actions import DropReason, FetchBlob, Outbox
 from .admission import Peers
-from .results import max_result_size, read_result
+from .reading import Reader
+from .results import max_result_size
 from .round_state import Claim, ClaimState, RoundState
 
 __all__ = ["Downloads"]
@@ -36,13 +37,15 @@ class Downloads:
     Args:
         plan: how the model's tensors are tiled; decides which results fit.
         peers: may all have what one of them announced.
+        reader: of what arrives.
         outbox: where requests, and complaints about what arrived, go.
         finite: whether results with values that are no numbers, or infinite, are refused.
     """
 
-    def __init__(self, plan: TilePlan, peers: Peers, outbox: Outbox, *, finite: bool = True) -> None:
+    def __init__(self, plan: TilePlan, peers: Peers, reader: Reader, outbox: Outbox, *, finite: bool = True) -> None:
         self._plan = plan
         self._peers = peers
+        self._reader = reader
         self._outbox = outbox
         self._finite = finite
 
@@ -94,7 +97,7 @@ class Downloads:
 
     def _read(self, round_: RoundState, claim: Claim, data: bytes) -> None:
         try:
-            result = read_result(
+            result = self._reader.result(
                 data,
                 step=round_.step,
                 batch=claim.batch,

@@ -23,6 +23,7 @@ from .broadcasts import Broadcast
 from .moment import Moment
 from .own_result import OwnResult
 from .pipeline import RoundPipeline
+from .reading import Reader
 from .repair import Repair
 from .round_state import RoundState
 from .warm_up import WarmUp
@@ -56,6 +57,7 @@ class Phases:
         watch: what is known of our weights.
         own_result: what we trained and have not published yet.
         audits: who is audited, and what came of it.
+        reader: of what peers send.
         outbox: where what is to be done goes.
 
     Attributes:
@@ -75,6 +77,7 @@ class Phases:
         watch: WeightsWatch,
         own_result: OwnResult,
         audits: AuditWatch,
+        reader: Reader,
         outbox: Outbox,
     ) -> None:
         self.stage = Stage.OUTSIDE
@@ -88,6 +91,7 @@ class Phases:
         self._watch = watch
         self._own_result = own_result
         self._audits = audits
+        self._reader = reader
         self._outbox = outbox
         self._early = EarlyMessages()
         # Of the model that was loaded last.
@@ -163,6 +167,7 @@ class Phases:
                 plan=plan,
                 peers=self._peers,
                 own_result=self._own_result,
+                reader=self._reader,
                 announcer=self._announcer,
                 watch=self._watch,
                 repair=self.repair,

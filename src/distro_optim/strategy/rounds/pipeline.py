@@ -25,6 +25,7 @@ from .choose_result import DueResults
 from .downloads import Downloads
 from .moment import Moment
 from .own_result import OwnResult
+from .reading import Reader
 from .repair import MAX_FETCH_SECONDS, Repair
 from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
 from .waiting import UNHEARD_SHARE, is_awaited, is_missing, unheard_seconds
@@ -44,6 +45,7 @@ class RoundPipeline:
         plan: how the model's tensors are tiled.
         peers: have what they announce.
         own_result: what we trained and have not published yet.
+        reader: of what peers send.
         announcer: tells the peers when we have finished.
         watch: what is known of our weights.
         repair: whether some of them are to be replaced before we train.
@@ -67,6 +69,7 @@ class RoundPipeline:
         plan: TilePlan,
         peers: Peers,
         own_result: OwnResult,
+        reader: Reader,
         announcer: Announcer,
         watch: WeightsWatch,
         repair: Repair,
@@ -78,7 +81,7 @@ class RoundPipeline:
         self._draw = draw
         self._peers = peers
         self._is_psyches = is_run_of_psyche(state)
-        self._downloads = Downloads(plan, peers, outbox, finite=not self._is_psyches)
+        self._downloads = Downloads(plan, peers, reader, outbox, finite=not self._is_psyches)
         self._own_result = own_result
         self._announcer = announcer
         self._watch = watch

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from ...comm import postcard
 from ...comm.addresses import EndpointAddr
 from ...comm.announcements import Announcement
 from ...comm.signing import SecretKey
@@ -31,10 +30,11 @@ from .announcer import Announcer
 from .audits.book import AuditCount
 from .audits.reports import is_report
 from .audits.watch import AuditWatch
-from .broadcasts import Broadcast, Finished, WeightsReport
+from .broadcasts import Finished
 from .moment import Moment
 from .own_result import OwnResult
 from .phases import KEPT_STEPS, Phases, Stage
+from .reading import Reader
 from .results import EncodedResult
 from .weights import WeightsWatch
 
@@ -51,6 +51,7 @@ class Rounds:
         draw: gives so many random bytes, from a source that peers cannot guess.
         host: public key of the peer that hosts the run, if we know it; see :mod:`.trust.votes`.
         audit_alone: share of the results that we audit by ourselves in a run of Psyche's, 0 to 1.
+        reader: of what peers send; None makes one.
 
     Raises:
         ConfigurationError: identity, key and address are not of one peer.
@@ -65,10 +66,12 @@ class Rounds:
         draw: Callable[[int], bytes],
         host: bytes | None = None,
         audit_alone: float = 0.0,
+        reader: Reader | None = None,
     ) -> None:
         if identity.p2p_identity != key.public or address.id != key.public:
             raise ConfigurationError("identity, key and address must be of one peer", name="key")
         self._me = identity
+        self._reader = reader if reader is not None else Reader()
         self._outbox = Outbox()
         self._announcer = Announcer(key, draw, self._outbox)
         self._peers = Peers(identity, self._outbox)
@@ -83,6 +86,7 @@ class Rounds:
             watch=self._watch,
             own_result=self._own_result,
             audits=self._audits,
+            reader=self._reader,
             outbox=self._outbox,
         )
         # The latest input, once the coordinator has told its state.
@@ -263,7 +267,7 @@ class Rounds:
         sender = self._sender_of(announcement, while_loading=True)
         if sender is not None and at is not None:
             try:
-                broadcast: Broadcast = postcard.decode(Broadcast, announcement.data)
+                broadcast = self._reader.broadcast(announcement.data)
                 if isinstance(broadcast.data, Finished) and broadcast.data.warmup:
                     self._phases.warm_up.hear_ready(sender, broadcast, at)
                 elif self.stage is not Stage.RUNNING:
@@ -287,7 +291,7 @@ class Rounds:
             self._audits.receive(announcement, at.state.run_id)
             return self._outbox.take()
         try:
-            report: WeightsReport = postcard.decode(WeightsReport, announcement.data)
+            report = self._reader.weights(announcement.data)
         except ProtocolError as error:
             self._outbox.drop(announcement.sender, DropReason.MALFORMED, str(error))
             return self._outbox.take()

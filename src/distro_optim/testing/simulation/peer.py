@@ -1,0 +1,339 @@
+"""A client of a simulated run: carries out what its :class:`~distro_optim.strategy.rounds.rounds.Rounds` want done."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from blake3 import blake3
+
+from ...comm.addresses import EndpointAddr
+from ...comm.announcements import Announcement
+from ...comm.signing import SecretKey
+from ...coordinator.messages import (
+    ClientToServerMessage,
+    HealthCheckMessage,
+    Join,
+    WarmupStep,
+    WitnessMessage,
+    WitnessStep,
+)
+from ...coordinator.types import Coordinator, NodeIdentity, WitnessMetadata
+from ...strategy.network.driver import MAX_FETCHES, MAX_TO_ASK_THE_OWNER
+from ...strategy.rounds import actions as act
+from ...strategy.rounds.rounds import Rounds, Stage
+from .events import EventQueue
+from .model import SmallModel
+from .network import SimulatedNetwork
+from .sharing import SharedReader, SharedWork
+
+__all__ = ["Peer", "World"]
+
+LOAD_SECONDS: Final = 1.0
+"""To load a model that is there already, and between two questions for one that is not."""
+
+REQUEST_BYTES: Final = 64
+"""Of a question for a blob, and of the answer that it is not there: 39 bytes and what QUIC puts around them."""
+
+
+class World(Protocol):
+    """What a peer sees of the simulation.
+
+    Attributes:
+        queue: virtual time.
+        network: the lines; a peer's has its number.
+        work: done once for all.
+        reader: of what peers send.
+        rng: where everything random comes from.
+        peers: all that have come, by number.
+        by_key: the same by public key.
+        host_key: of the peer that hosts the run.
+        run_id: its name.
+        result_bytes: that a result is charged for; None takes its own.
+        model_bytes: that a model is charged for.
+    """
+
+    queue: EventQueue
+    network: SimulatedNetwork
+    work: SharedWork
+    reader: SharedReader
+    rng: np.random.Generator
+    peers: list[Peer]
+    by_key: dict[bytes, Peer]
+    host_key: bytes
+    run_id: str
+    result_bytes: int | None
+    model_bytes: int
+
+    def cpu(self) -> float:
+        """CPU seconds of this thread."""
+        raise NotImplementedError
+
+    def train_seconds(self, peer: Peer) -> float:
+        """How long a peer trains this time."""
+        raise NotImplementedError
+
+    def tell_host(self, peer: Peer, message: ClientToServerMessage) -> None:
+        """A message to the coordinator."""
+        raise NotImplementedError
+
+
+class Peer:
+    """See the module.
+
+    Args:
+        world: the simulation.
+        key: its secret key.
+
+    Attributes:
+        number: of its line.
+        id: who it is to the coordinator.
+        model: that it trains.
+        cpu: seconds that it has computed: rounds, codec, and its model.
+        digests: hashes of its weights, by step.
+        blobs: results that it offers, with their steps.
+        seen: what happened to it, counted.
+    """
+
+    def __init__(self, world: World, key: SecretKey) -> None:
+        self.world = world
+        self.key = key
+        self.id = NodeIdentity.from_single_key(key.public)
+        self.number = world.network.join()
+        self.model = SmallModel()
+        self.cpu = 0.0
+        self.digests: dict[int, tuple[bytes, ...]] = {}
+        self.blobs: dict[bytes, tuple[int, bytes]] = {}
+        self.seen: Counter[str] = Counter()
+        self.is_straggler = False
+        self.rounds = Rounds(
+            identity=self.id,
+            key=key,
+            address=EndpointAddr(key.public),
+            draw=world.rng.bytes,
+            host=world.host_key,
+            reader=world.reader,
+        )
+        self._to_do: deque[act.Action] = deque()
+        self._busy = False
+        self._training: act.TrainBatch | None = None
+        self._timer: float | None = None
+        self._to_fetch: deque[act.FetchBlob] = deque()
+        self._fetching = 0
+        self._step = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it takes part, with the weights of the run."""
+        return self.rounds.stage is Stage.RUNNING and self.rounds.fault is None
+
+    def join(self) -> None:
+        """Asks the coordinator to be let in."""
+        self.world.tell_host(self, Join(self.world.run_id))
+
+    # -- what comes in -------------------------------------------------------------------------------------------------
+
+    def see(self, state: Coordinator, cpu: float = 0.0) -> None:
+        """The coordinator's state has arrived; to read it took that many CPU seconds."""
+        self.cpu += cpu
+        self._step = state.progress.step
+        self.feed(lambda: self.rounds.coordinator_state(state, self.world.queue.now))
+
+    def hear(self, announcement: Announcement, *, weights: bool) -> None:
+        """A message of a peer has arrived."""
+        take = self.rounds.receive_weights if weights else self.rounds.receive
+        self.feed(lambda: take(announcement, self.world.queue.now))
+
+    def feed(self, give: Callable[[], list[act.Action]]) -> None:
+        """One input and all that comes of it; what comes of an answer is done after all that was there before."""
+        began = self.world.cpu()
+        self._to_do.extend(give())
+        self.cpu += self.world.cpu() - began + self.world.work.settle()
+        if self._busy:
+            return
+        self._busy = True
+        while self._to_do:
+            self.carry_out(self._to_do.popleft())
+        self._busy = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        began = self.world.cpu()
+        due = self.rounds.next_timer()
+        self.cpu += self.world.cpu() - began
+        if due is not None and (self._timer is None or due < self._timer):
+            self._timer = due
+            self.world.queue.at(due, lambda: self._wake(due))
+
+    def _wake(self, due: float) -> None:
+        if self._timer == due:
+            self._timer = None
+            self.feed(lambda: self.rounds.tick(self.world.queue.now))
+
+    # -- what is to be done --------------------------------------------------------------------------------------------
+
+    def carry_out(self, action: act.Action) -> None:
+        """Does what the rounds want done."""
+        world = self.world
+        match action:
+            case act.Initialize():
+                world.queue.after(LOAD_SECONDS, lambda: self._load(action))
+            case act.PublishResult():
+                self.feed(lambda: self.rounds.publish(world.queue.now))
+            case act.StoreBlob(data=data):
+                self.blobs[blake3(data).digest()] = (self._step, data)
+            case act.Announce(data):
+                self.gossip(data, weights=False)
+            case act.AnnounceWeights(data):
+                self.gossip(data, weights=True)
+            case act.FetchBlob():
+                self._to_fetch.append(action)
+                self._fetch_next()
+            case act.Forget(before_step):
+                self.blobs = {blob: entry for blob, entry in self.blobs.items() if entry[0] >= before_step}
+            case act.SendWitness(step=step, witness=witness):
+                metadata = WitnessMetadata(step, 0.0, 0.0, 0.0, (), (), 0, 0.0)
+                world.tell_host(self, WitnessMessage(WitnessStep(witness, metadata)))
+            case act.SendWarmupWitness(witness):
+                world.tell_host(self, WitnessMessage(WarmupStep(witness)))
+            case act.SendHealthChecks(checks):
+                world.tell_host(self, HealthCheckMessage(checks))
+            case act.Rejoin():
+                self.seen["rejoined"] += 1
+                self.join()
+            case act.Desynced():
+                self.seen["lost the run's weights"] += 1
+            case act.ResultMissing():
+                self.seen["missed results"] += 1
+            case act.RepairWeights(step=step):
+                # Nothing damages memory here, so a difference is one of results, which a repair cannot mend for long.
+                self.feed(lambda: self.rounds.repair_failed(step, world.queue.now))
+            case _:
+                self._train(action)
+
+    def _train(self, action: act.Action) -> None:
+        world, trainer = self.world, self.model.trainer
+        began = world.cpu()
+        match action:
+            case act.TrainBatch():
+                trainer.begin(action)
+                self._training = action
+                world.queue.after(world.train_seconds(self), lambda: self._trained(action))
+            case act.CancelTraining(step):
+                trainer.cancel()
+                self._training = None
+                self.seen["stopped in training"] += 1
+                self.feed(lambda: self.rounds.cancelled(step, world.queue.now))
+            case act.ApplyResults():
+                trainer.apply(action)
+                self.seen["results applied"] += len(action.updates)
+            case act.DecayWeights():
+                trainer.decay(action)
+            case act.HashWeights(step):
+                digests = trainer.digests()
+                self.digests[step] = tuple(digests)
+                self.cpu += world.cpu() - began
+                self.feed(lambda: self.rounds.weights_hashed(step, digests, world.queue.now))
+                return
+        self.cpu += world.cpu() - began
+
+    def _trained(self, action: act.TrainBatch) -> None:
+        if self._training is not action:
+            return
+        self._training = None
+        began = self.world.cpu()
+        self.model.gradients(action)
+        update, own = self.model.trainer.finish()
+        self.cpu += self.world.cpu() - began
+        self.seen["batches trained"] += 1
+        self.feed(lambda: self.rounds.trained(action.step, update, own, self.world.queue.now))
+
+    def _load(self, action: act.Initialize) -> None:
+        world, trainer = self.world, self.model.trainer
+        sources = [world.by_key[key] for key in action.providers if key in world.by_key]
+        source = next((peer for peer in sources if peer.is_running and peer is not self), None)
+        names = trainer.names
+        if not action.providers:
+            self.feed(lambda: self.rounds.initialized(trainer.plan, names, world.queue.now))
+        elif source is None:
+            self.feed(lambda: self.rounds.initialization_failed("nobody shares the model", world.queue.now))
+        else:
+            self.model.copy_from(source.model)
+            self.seen["models loaded"] += 1
+            # Who is there from the beginning has brought the model.
+            size = world.model_bytes if action.epoch else 0
+            seconds = world.network.transit(source.number, self.number, size, world.queue.now)
+            world.queue.after(
+                seconds, lambda: self.feed(lambda: self.rounds.initialized(trainer.plan, names, world.queue.now))
+            )
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def gossip(self, data: bytes, *, weights: bool) -> None:
+        """Says something to everybody."""
+        world = self.world
+        announcement = Announcement(self.key.public, data)
+        others = [peer.number for peer in world.peers if peer is not self]
+        for number, seconds in world.network.gossip(self.number, len(data), others):
+            peer = world.peers[number]
+            world.queue.after(seconds, lambda peer=peer: peer.hear(announcement, weights=weights))  # type: ignore[misc]
+        self.seen["messages sent"] += 1
+
+    def offers(self, blob: bytes) -> bytes | None:
+        """What it gives to whoever asks for a blob."""
+        entry = self.blobs.get(blob)
+        return None if entry is None else entry[1]
+
+    def _fetch_next(self) -> None:
+        while self._to_fetch and self._fetching < MAX_FETCHES:
+            action = self._to_fetch.popleft()
+            self._fetching += 1
+            self._ask(action, self._order(action), 0.0)
+
+    def _order(self, action: act.FetchBlob) -> deque[bytes]:
+        """Whom to ask, as the driver does it: the owner first, in a large swarm anybody."""
+        owner = action.ticket.addr.id
+        others = [key for key in action.providers if key not in (owner, self.key.public)]
+        if len(action.providers) > MAX_TO_ASK_THE_OWNER:
+            others.append(owner)
+            owners = []
+        else:
+            owners = [owner]
+        shuffled = [others[place] for place in self.world.rng.permutation(len(others)).tolist()]
+        return deque([*owners, *shuffled])
+
+    def _ask(self, action: act.FetchBlob, providers: deque[bytes], seconds: float) -> None:
+        """Asks the next provider; ``seconds`` were spent with the last one."""
+        self.world.queue.after(seconds, lambda: self._ask_now(action, providers))
+
+    def _ask_now(self, action: act.FetchBlob, providers: deque[bytes]) -> None:
+        world, blob = self.world, action.ticket.hash
+        now = world.queue.now
+        if not providers:
+            self._end_fetch(lambda: self.rounds.fetch_failed(blob, world.queue.now))
+            return
+        peer = world.by_key.get(providers.popleft())
+        if peer is None:
+            self._ask(action, providers, 0.0)
+            return
+        self.seen["requests"] += 1
+        there = world.network.whisper(self.number, peer.number, REQUEST_BYTES)
+        data = peer.offers(blob)
+        if data is None or len(data) > action.max_size or world.network.is_lost():
+            self._ask(action, providers, there + world.network.whisper(peer.number, self.number, REQUEST_BYTES))
+            return
+        size = world.result_bytes if world.result_bytes is not None else len(data)
+        back = world.network.transit(peer.number, self.number, size, now)
+        world.queue.after(there + back, lambda: self._fetched(blob, data))
+
+    def _fetched(self, blob: bytes, data: bytes) -> None:
+        self.blobs[blob] = (self._step, data)
+        self.seen["results fetched"] += 1
+        self._end_fetch(lambda: self.rounds.fetched(blob, data, self.world.queue.now))
+
+    def _end_fetch(self, answer: Callable[[], list[act.Action]]) -> None:
+        self._fetching -= 1
+        self.feed(answer)
+        self._fetch_next()
