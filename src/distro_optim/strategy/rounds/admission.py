@@ -45,11 +45,15 @@ class Peers:
     Args:
         me: our own identity.
         outbox: told when the peers change.
+
+    Attributes:
+        keys: public keys of all peers, in the order in which they were allowed; the same object while it is the same.
     """
 
     def __init__(self, me: NodeIdentity, outbox: Outbox) -> None:
         self._me = me
         self._outbox = outbox
+        self.keys: tuple[bytes, ...] = ()
         self._others: dict[bytes, NodeIdentity] = {}
         self._of_our_kind: frozenset[bytes] = frozenset()
         self._allowed: frozenset[bytes] = frozenset()
@@ -58,6 +62,9 @@ class Peers:
         """From now on these are the peers. We may be among them; clients that occur twice do not matter."""
         own_key = self._me.p2p_identity
         self._others = {client.p2p_identity: client for client in clients if client.p2p_identity != own_key}
+        keys = tuple(self._others)
+        if keys != self.keys:
+            self.keys = keys
         allowed = frozenset(self._others)
         self._of_our_kind &= allowed
         if allowed != self._allowed:
@@ -66,7 +73,8 @@ class Peers:
 
     def note_our_kind(self, key: bytes) -> None:
         """The peer with this public key has said something that no client of Psyche's says."""
-        self._of_our_kind |= {key} & self._others.keys()
+        if key in self._others and key not in self._of_our_kind:
+            self._of_our_kind |= {key}
 
     def is_of_our_kind(self, key: bytes) -> bool:
         """Whether it has."""
@@ -75,11 +83,6 @@ class Peers:
     def find(self, key: bytes) -> NodeIdentity | None:
         """The peer with this public key; None if there is none, or if the key is ours."""
         return self._others.get(key)
-
-    @property
-    def keys(self) -> tuple[bytes, ...]:
-        """Public keys of all peers, in the order in which they were allowed."""
-        return tuple(self._others)
 
 
 class EarlyMessages:

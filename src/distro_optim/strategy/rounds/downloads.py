@@ -48,6 +48,9 @@ class Downloads:
         self._reader = reader
         self._outbox = outbox
         self._finite = finite
+        self._failed: dict[int, tuple[RoundState, Claim]] = {}  # by the claim's identity, some of them settled since
+        # Who may have the results of a round, while the peers are these.
+        self._providers_of: tuple[RoundState, tuple[bytes, ...], tuple[bytes, ...]] | None = None
 
     def begin(self, round_: RoundState, claim: Claim) -> None:
         """Asks for the data of ``claim``, for the first time or again."""
@@ -68,8 +71,13 @@ class Downloads:
 
     def _providers(self, round_: RoundState) -> tuple[bytes, ...]:
         """Who else may have a result: nobody on probation, who may never have fetched anything or be there at all."""
+        known, keys = self._providers_of, self._peers.keys
+        if known is not None and known[0] is round_ and known[1] is keys:
+            return known[2]
         newcomers = {client.p2p_identity for client in set(round_.clients) - round_.regular}
-        return tuple(key for key in self._peers.keys if key not in newcomers)
+        providers = tuple(key for key in keys if key not in newcomers)
+        self._providers_of = (round_, keys, providers)
+        return providers
 
     def arrived(self, rounds: Sequence[RoundState], blob: bytes, data: bytes) -> None:
         """The download of ``blob`` is here, for whichever of ``rounds`` waits for it."""
@@ -78,22 +86,32 @@ class Downloads:
 
     def failed(self, rounds: Sequence[RoundState], blob: bytes, now: float, *, is_slow: bool) -> None:
         """The download of ``blob`` failed; one that was only slow does not count as a failure."""
-        for _, claim in _fetching(rounds, blob):
+        for round_, claim in _fetching(rounds, blob):
+            self._failed[id(claim)] = (round_, claim)
             doublings = min(claim.failures, _MAX_DOUBLINGS)
             claim.retry_at = now + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2**doublings)
             claim.failures += not is_slow
 
     def retry(self, rounds: Sequence[RoundState], now: float) -> None:
         """Asks again for what is due."""
-        for round_ in rounds:
-            for claim in round_.all_claims():
-                if claim.retry_at is not None and claim.retry_at <= now:
-                    self.begin(round_, claim)
+        for round_, claim in self._to_retry(rounds):
+            if claim.retry_at is not None and claim.retry_at <= now:
+                self.begin(round_, claim)
 
     def next_retry(self, rounds: Sequence[RoundState]) -> float | None:
         """When :meth:`retry` has something to do, in monotonic seconds; None if never."""
-        times = [claim.retry_at for round_ in rounds for claim in round_.all_claims() if claim.retry_at is not None]
+        times = [claim.retry_at for _, claim in self._to_retry(rounds) if claim.retry_at is not None]
         return min(times, default=None)
+
+    def _to_retry(self, rounds: Sequence[RoundState]) -> list[tuple[RoundState, Claim]]:
+        """Claims of ``rounds`` whose downloads have failed; all others are forgotten."""
+        if self._failed:
+            self._failed = {
+                key: (round_, claim)
+                for key, (round_, claim) in self._failed.items()
+                if claim.retry_at is not None and any(round_ is alive for alive in rounds)
+            }
+        return list(self._failed.values())
 
     def _read(self, round_: RoundState, claim: Claim, data: bytes) -> None:
         try:

@@ -8,11 +8,27 @@ state.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from ...coordinator.types import ClientState, Coordinator, NodeIdentity, RunState
 
 __all__ = ["Moment"]
+
+
+class _Listed:
+    """Who is in the list of a state, as sets: every message asks for them, and a state stays for a while."""
+
+    def __init__(self, state: Coordinator) -> None:
+        self._clients = state.epoch_state.clients
+
+    @cached_property
+    def all(self) -> frozenset[NodeIdentity]:
+        return frozenset(client.id for client in self._clients)
+
+    @cached_property
+    def healthy(self) -> frozenset[NodeIdentity]:
+        return frozenset(client.id for client in self._clients if client.state is ClientState.HEALTHY)
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,15 @@ class Moment:
 
     now: float
     state: Coordinator
+    _list: _Listed | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self._list is None:
+            object.__setattr__(self, "_list", _Listed(self.state))
+
+    def later(self, now: float) -> Moment:
+        """The same state at another time."""
+        return Moment(now, self.state, self._list)
 
     @property
     def step(self) -> int:
@@ -48,9 +73,12 @@ class Moment:
 
     def lists(self, client: NodeIdentity) -> bool:
         """Whether ``client`` is in the list of the epoch."""
-        return any(listed.id == client for listed in self.state.epoch_state.clients)
+        return self._list is not None and client in self._list.all
 
     def present(self, clients: Iterable[NodeIdentity]) -> set[NodeIdentity]:
         """Those of ``clients`` that have not left, or been dropped, in the meantime."""
-        healthy = {c.id for c in self.state.epoch_state.clients if c.state is ClientState.HEALTHY}
-        return healthy.intersection(clients)
+        return {client for client in clients if self.is_present(client)}
+
+    def is_present(self, client: NodeIdentity) -> bool:
+        """Whether ``client`` is in the list, and has not left or been dropped."""
+        return self._list is not None and client in self._list.healthy

@@ -283,7 +283,7 @@ class Phases:
 
     def judge(self, at: Moment, step: int, *, final: bool) -> None:
         """Compares our weights at ``step`` with the others'."""
-        if self._watch.fault is not None or self.stage is not Stage.RUNNING:
+        if self._watch.fault is not None or self.stage is not Stage.RUNNING or self._watch.is_undisputed(step):
             return
         finding = self._watch.judge(step, self._watch.electorate(at.state), final=final)
         if finding is None:

@@ -92,6 +92,8 @@ class RoundPipeline:
         self._previous: RoundState | None = None
         # Results of the round before that, while they are not applied.
         self._due: DueResults | None = None
+        # How much had come of the round that is due when it was found to lack something.
+        self._waited_since: int | None = None
         # Whether what was due was applied, and the current round's training, if any, was begun.
         self._prepared = False
 
@@ -123,7 +125,7 @@ class RoundPipeline:
         before = self._previous
         self._previous, self.current = self.current, RoundState.begin(state, self._me, self._draw)
         self._due = None if before is None or self._watch.fault is not None else DueResults.of(state, before)
-        self._prepared = False
+        self._prepared, self._waited_since = False, None
         self._audits.begin_round(state, self._previous)
 
     @property
@@ -206,7 +208,11 @@ class RoundPipeline:
             return
         # Where everybody witnesses, the reports themselves say who has finished: waiting for the others' word would
         # only make each round longer by a message.
-        if current.everybody_witnesses or current.finished.issuperset(at.present(current.regular)):
+        if current.sent_witness or not current.witness_proof.witness:
+            return
+        if current.everybody_witnesses or all(
+            client in current.finished for client in current.regular if at.is_present(client)
+        ):
             self.witness()
 
     def _looks_again_at(self, at: Moment) -> float | None:
@@ -221,13 +227,19 @@ class RoundPipeline:
         """Whether something of the round before may still come, of which our report is to tell."""
         if self._own_result.is_unpublished(previous):
             return True  # ours is being encoded
-        owners = at.present(previous.assignments.values()) & previous.regular - {self._me}
-        if self._is_psyches:
-            theirs = {owner for owner in owners if not self._peers.is_of_our_kind(owner.p2p_identity)}
-            if is_missing(previous, theirs):
-                return True
-            owners -= theirs
-        return is_awaited(previous, owners, unheard_until, at.now)
+
+        def may_bring(client: NodeIdentity) -> bool:
+            return client != self._me and at.is_present(client) and client in previous.regular
+
+        if not self._is_psyches:
+            return is_awaited(previous, may_bring, unheard_until, at.now)
+
+        def is_ours(client: NodeIdentity) -> bool:
+            return self._peers.is_of_our_kind(client.p2p_identity)
+
+        return is_missing(previous, lambda client: may_bring(client) and not is_ours(client)) or is_awaited(
+            previous, lambda client: may_bring(client) and is_ours(client), unheard_until, at.now
+        )
 
     def _finish(self, current: RoundState, previous: RoundState | None, now: float) -> None:
         """Tells the peers that we have nothing more to do in this round."""
@@ -278,11 +290,14 @@ class RoundPipeline:
 
     def _apply(self, due: DueResults, *, too_late: bool) -> bool:
         """Applies what is due; False if it has to wait for a result, which is asked for."""
+        if not too_late and due.round.changes == self._waited_since:
+            return False  # nothing has come since it was asked last
         choice = due.choose(self._me)
         if choice.waiting and not too_late:
             for claim in choice.wanted:
                 claim.state = ClaimState.FETCHING
                 self._downloads.begin(due.round, claim)
+            self._waited_since = due.round.changes
             return False
         if choice.waiting:
             self._watch.suspect(self.current.step)

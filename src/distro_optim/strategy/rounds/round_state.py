@@ -11,6 +11,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from ...comm.tickets import BlobTicket
@@ -85,6 +86,7 @@ class RoundState:
         missing: batches of which nothing that keeps its commitment has come yet.
         participant_keys, result_keys: of the filters in our report.
         claims: announcements by batch.
+        changes: how often an announcement came, or what became of one was found out.
         participants, results: what the report will praise, by batch: the client that took part, and the hash of what
             came.
         finished: clients that have said so, ourselves included.
@@ -108,6 +110,7 @@ class RoundState:
     participant_keys: bytes
     result_keys: bytes
     claims: dict[BatchId, list[Claim]] = field(default_factory=dict)
+    changes: int = 0
     participants: dict[BatchId, bytes] = field(default_factory=dict)
     results: dict[BatchId, bytes] = field(default_factory=dict)
     finished: set[NodeIdentity] = field(default_factory=set)
@@ -118,6 +121,7 @@ class RoundState:
     ready_at: float | None = None
     sent_finished: bool = False
     sent_witness: bool = False
+    _by_blob: dict[bytes, list[Claim]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def begin(cls, state: Coordinator, me: NodeIdentity, draw: Callable[[int], bytes]) -> RoundState:
@@ -147,7 +151,7 @@ class RoundState:
             result_keys=draw(BLOOM_ENTROPY),
         )
 
-    @property
+    @cached_property
     def everybody_witnesses(self) -> bool:
         """Whether all clients are elected that are not on probation."""
         return all(map(self.selection.is_witness_at, range(self.selection.regular_nodes)))
@@ -157,7 +161,7 @@ class RoundState:
         """Whether we are on probation ourselves."""
         return self.committee_proof.index in self.selection.newcomers
 
-    @property
+    @cached_property
     def regular(self) -> frozenset[NodeIdentity]:
         """The clients that others wait for: those that are not on probation."""
         newcomers = self.selection.newcomers
@@ -170,7 +174,7 @@ class RoundState:
 
     def claims_of_blob(self, blob: bytes) -> list[Claim]:
         """Announcements that lead to ``blob``. Honest peers never share one."""
-        return [claim for claim in self.all_claims() if claim.ticket.hash == blob]
+        return list(self._by_blob.get(blob, ()))
 
     def batch_of(self, client: NodeIdentity) -> BatchId | None:
         """The batch that ``client`` trains; None if it has none."""
@@ -185,6 +189,7 @@ class RoundState:
 
     def add(self, claim: Claim) -> None:
         """Keeps an announcement for which there is room, as SPARE if there were enough before."""
+        self.changes += 1
         claims = self.claims.setdefault(claim.batch, [])
         if len(claims) >= MAX_CLAIMS:
             claim.state = ClaimState.SPARE
@@ -194,11 +199,15 @@ class RoundState:
             self.participants.pop(claim.batch, None)
             self.results.pop(claim.batch, None)
         if len(claims) >= MAX_CLAIMS + MAX_SPARE_CLAIMS:
-            claims.remove(max(_spare(claims), key=lambda spare: spare.order))
+            last = max(_spare(claims), key=lambda spare: spare.order)
+            claims.remove(last)
+            self._by_blob[last.ticket.hash].remove(last)
         claims.append(claim)
+        self._by_blob.setdefault(claim.ticket.hash, []).append(claim)
 
     def settle(self, claim: Claim, state: ClaimState, result: ReceivedResult | None = None) -> None:
         """The data of ``claim`` are here and were read."""
+        self.changes += 1
         claim.state, claim.result, claim.retry_at = state, result, None
         if state is ClaimState.BROKEN:
             return

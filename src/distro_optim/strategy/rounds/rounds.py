@@ -352,7 +352,7 @@ class Rounds:
     def _moment(self, now: float) -> Moment | None:
         """The moment of an input; None if the coordinator has not told its state yet."""
         if self._latest is not None:
-            self._latest = Moment(now, self._latest.state)
+            self._latest = self._latest.later(now)
         return self._latest
 
     def _sender_of(self, announcement: Announcement, *, while_loading: bool = False) -> NodeIdentity | None:

@@ -13,7 +13,7 @@ time, as its own kind does.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Final
 
 from ...coordinator.types import NodeIdentity
@@ -53,28 +53,33 @@ def unheard_seconds(max_round_train_time: float, *, among_psyches: bool = False)
     return min(UNHEARD_SECONDS, UNHEARD_SHARE * max_round_train_time)
 
 
-def is_missing(previous: RoundState, owners: Collection[NodeIdentity]) -> bool:
-    """Whether something of ``previous`` is not here that one of ``owners`` was to make, nor anything false."""
+def is_missing(previous: RoundState, may_bring: Callable[[NodeIdentity], bool]) -> bool:
+    """Whether something of ``previous`` is not here that a client was to make which may still bring it, nor anything
+    false.
+    """
     return any(
-        previous.assignments[batch] in owners
+        may_bring(previous.assignments[batch])
         and all(claim.state is not ClaimState.BROKEN for claim in previous.claims.get(batch, ()))
         for batch in previous.missing
     )
 
 
-def is_awaited(previous: RoundState, owners: Collection[NodeIdentity], unheard_until: float, now: float) -> bool:
+def is_awaited(
+    previous: RoundState, may_bring: Callable[[NodeIdentity], bool], unheard_until: float, now: float
+) -> bool:
     """Whether something of ``previous`` may still come.
 
     Args:
         previous: the round before.
-        owners: clients that may still bring it: without those that have left, and without ourselves, since we published
-            all that we had when that round ended.
+        may_bring: whether a client may still bring it: not one that has left, and not we, since we published all that
+            we had when that round ended.
         unheard_until: how long to wait for what nobody has announced, in monotonic seconds.
         now: monotonic time in seconds.
     """
-    missing = [batch for batch in previous.missing if previous.assignments[batch] in owners]
-    if missing and now < unheard_until:
-        return True
+    # Asked with every message: where anything is awaited, the first look shows it.
+    missing = (batch for batch in previous.missing if may_bring(previous.assignments[batch]))
+    if now < unheard_until:
+        return any(True for _ in missing)
     return any(
         claim.state is ClaimState.FETCHING and claim.failures < MAX_FAILURES_AWAITED
         for batch in missing

@@ -124,6 +124,7 @@ class WeightsTable:
 
     def __init__(self) -> None:
         self._reports: dict[tuple[int, int], dict[bytes, WeightsReport]] = {}
+        self._values: dict[tuple[int, int], set[tuple[bytes, bytes]]] = {}  # that were reported
 
     def add(self, sender: bytes, report: WeightsReport) -> bool:
         """Keeps a report; False if the sender has reported on that step already."""
@@ -131,16 +132,22 @@ class WeightsTable:
         if sender in of_step:
             return False
         of_step[sender] = report
+        self._values.setdefault((report.epoch, report.step), set()).add((report.root, report.marks))
         return True
+
+    def is_undisputed(self, ours: WeightsReport) -> bool:
+        """Whether nobody has reported anything else on the step of ``ours``."""
+        return self._values.get((ours.epoch, ours.step), set()) <= {(ours.root, ours.marks)}
 
     def forget_before(self, step: int) -> None:
         """Forgets reports on earlier steps."""
         for key in [key for key in self._reports if key[1] < step]:
-            del self._reports[key]
+            del self._reports[key], self._values[key]
 
     def clear(self) -> None:
         """Forgets all reports."""
         self._reports.clear()
+        self._values.clear()
 
     def judge(self, me: bytes, ours: WeightsReport, electorate: Electorate, *, final: bool) -> Verdict:
         """Compares ``ours`` with the others' reports on its step, by :func:`.trust.votes.decide`.
@@ -287,6 +294,14 @@ class WeightsWatch:
             return Electorate(clients)
         host = self._host if self._host in clients and believes_host(state.model.checkpoint) else None
         return Electorate(clients, self.standing.voters(clients), host)
+
+    def is_undisputed(self, step: int) -> bool:
+        """Whether nothing can speak against our weights at ``step``: nobody has reported others, and there is no doubt.
+
+        What :meth:`judge` says then, None, is known without counting votes at every report.
+        """
+        ours = self._ours.get(step)
+        return self._doubt is None and (ours is None or self._table.is_undisputed(ours))
 
     def verdict(self, step: int, electorate: Electorate, *, final: bool) -> Verdict | None:
         """What the reports that have come say of ours at ``step``; None if our own is not there yet."""
