@@ -22,6 +22,7 @@ from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, MissingDependencyError
 from distro_optim.strategy.monitor.figures import Figures, Progress, StepClock
 from distro_optim.strategy.monitor.metrics import MetricsServer, metrics_of
+from distro_optim.strategy.monitor.summary import summary
 from distro_optim.strategy.port import LossReport, RunView
 from distro_optim.strategy.rounds.actions import DropReason
 
@@ -110,6 +111,21 @@ def test_the_picture_says_when_weights_are_in_doubt() -> None:
 def test_a_line_has_what_matters() -> None:
     assert "step 17 of 100" in status_line(moment())
     assert "loss 2.0000" in status_line(moment())
+
+
+def test_what_taking_part_costs_is_shown_wherever_it_costs_something() -> None:
+    def fees_of(figures: Figures) -> list[float]:
+        return [metric.values[""] for metric in metrics_of(figures) if metric.name == "distro_optim_fees_lamports"]
+
+    free, paying = moment(), moment(view=replace(VIEW, fees=165_000))
+    assert "fees" not in status_line(free) + drawn(free) + summary(free.view)
+    assert record(free)["fees"] is None
+    assert fees_of(free) == []
+    for text in (status_line(paying), drawn(paying)):
+        assert "fees 0.000165 SOL" in text
+    assert "  fees          0.000165 SOL" in summary(paying.view).splitlines()
+    assert record(paying)["fees"] == 165_000
+    assert fees_of(paying) == [165_000]
 
 
 def test_machines_get_one_object_a_line() -> None:

@@ -78,6 +78,7 @@ class SolanaArena(Arena):
         max_fees: int | None = None,
         authorizer: Pubkey | None = None,
         poll_seconds: float | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> SolanaCoordinator:
         keys = wallet(number + 1)
         missing = lamports - self.validator.balance(keys.pubkey())
@@ -91,6 +92,7 @@ class SolanaArena(Arena):
             ticks=ticks,
             max_fees=max_fees,
             authorizer=authorizer,
+            on_note=on_note,
             poll_seconds=poll_seconds or self.poll_seconds,
             confirm_seconds=0.005,
             tick_seconds=0.01,

@@ -181,6 +181,10 @@ def test_both_train_the_samples_that_the_run_assigns_and_have_equal_weights(
         end = cluster.do(lambda: validator.run("proof").state.coordinator)
         assert end.run_state is RunState.FINISHED
 
+    view = strategy.view()
+    assert view is not None
+    assert view.fees is not None
+    assert view.fees >= SOL - validator.balance(wallet(92).pubkey()) >= 5000 * state.config.total_steps / 2
     if chain is not None:
         assert unseen <= chain.happened
         assert end.progress.epoch >= 1

@@ -9,12 +9,14 @@ import pytest
 from solders.pubkey import Pubkey
 
 from distro_optim.coordinator.solana.client import SolanaCoordinator
+from distro_optim.coordinator.solana.fees import KEPT_IN_A_WALLET, NEEDED_TO_BEGIN
 from distro_optim.coordinator.types import RunState, Witness, WitnessProof
 from distro_optim.errors import PaymentError
 from distro_optim.strategy.network.runtime import _lost
 from distro_optim.testing.coordinator import Follower, joined, metadata, report, training, until_true, witnessed_round
+from distro_optim.testing.solana.ledger import Account
 from distro_optim.testing.solana.validator import BLOCKHASHES
-from solana.solana_arena import SolanaArena, in_arena
+from solana.solana_arena import SolanaArena, in_arena, wallet
 
 pytestmark = [pytest.mark.waiting]
 
@@ -202,6 +204,26 @@ def test_a_wallet_that_runs_out_of_money() -> None:
             f"money has run out: the wallet {key} cannot pay any more: put at least 0.00091088 SOL into it, then start "
             "again with the same run"
         )
+
+    in_arena(check)
+
+
+def test_a_wallet_that_does_not_last_for_the_next_epoch_is_told_when_this_one_begins() -> None:
+    async def check(arena: SolanaArena) -> None:
+        notes: list[str] = []
+        client = arena.participant(0, lamports=NEEDED_TO_BEGIN, on_note=notes.append)
+        others = [arena.client(number) for number in (1, 2)]
+        for each in (client, *others):
+            await each.join()
+        assert not notes
+        arena.validator.accounts[str(wallet(1).pubkey())] = Account(KEPT_IN_A_WALLET + 9_000)
+        await arena.advance(4)
+        assert arena.state.run_state is RunState.WARMUP
+        await until_true(lambda: bool(notes))
+        assert notes == [
+            "the wallet holds 0.00089988 SOL, of which 0.00089088 SOL must stay in it, and an epoch costs about "
+            "0.000005 SOL: it does not last for the next one"
+        ]
 
     in_arena(check)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..console import Forms, printable
+from ..coordinator.solana_options import shown_sol
 from ..strategy.monitor.figures import Figures
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def status_line(figures: Figures) -> str:
     if figures.tokens_per_second is not None:
         parts.append(f"{_short(figures.tokens_per_second).rstrip()} tokens/s")
     parts.append(f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B")
+    if view.fees is not None:
+        parts.append(f"fees {shown_sol(view.fees)}")
     return "; ".join(parts)
 
 
@@ -79,6 +82,7 @@ def record(figures: Figures) -> dict[str, object]:
         "efficiency": figures.efficiency,
         "bytes_sent": view.bytes_sent,
         "bytes_received": view.bytes_received,
+        "fees": view.fees,
         "rounds_trained": view.rounds_trained,
         "seconds_training": round(view.seconds_training, 3),
         "seconds_waiting": round(view.seconds_waiting, 3),
@@ -119,7 +123,8 @@ def render(figures: Figures) -> RenderableType:
         f"loss {_number(figures.loss, '.4f')}",
         f"lr {_number(view.lr, '.2e')}",
     ]
-    pace = [speed, *efficiency, f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B"]
+    fees = [f"fees {shown_sol(view.fees)}"] if view.fees is not None else []
+    pace = [speed, *efficiency, f"sent {_short(view.bytes_sent)}B, received {_short(view.bytes_received)}B", *fees]
     lines = [Text(_GAP.join(line), no_wrap=True, overflow="ellipsis") for line in (ours, pace)]
     rows: list[RenderableType] = [head, *lines]
     if view.waits_for is not None:

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from os import PathLike
 from typing import Final
 
-__all__ = ["DEFAULT_CLUSTER", "DEFAULT_WALLET", "LAMPORTS_PER_SOL", "SolanaOptions", "lamports"]
+__all__ = ["DEFAULT_CLUSTER", "DEFAULT_WALLET", "LAMPORTS_PER_SOL", "SolanaOptions", "lamports", "shown_sol"]
 
 LAMPORTS_PER_SOL: Final = 1_000_000_000
 
@@ -53,6 +53,11 @@ class SolanaOptions:
     coordinator_program: str | None = None
     authorizer_program: str | None = None
     treasurer_program: str | None = None
+
+
+def shown_sol(lamports: int) -> str:
+    """An amount as people read it."""
+    return f"{lamports / LAMPORTS_PER_SOL:.9f}".rstrip("0").rstrip(".") + " SOL"
 
 
 def lamports(text: str) -> int:

@@ -153,6 +153,7 @@ class RunView:
         connected: whether there is a link to the coordinator.
         gives_up_after: seconds without one after which the run counts as lost; None if it never does.
         lr: learning rate of the step in the run's own schedule; None before the first round.
+        fees: lamports that taking part has cost so far, what is on its way included; None where it costs nothing.
         bytes_sent, bytes_received: with peers, all protocols together.
         peers: those that are or were connected.
         neighbors: how many of them pass announcements on to us directly.
@@ -187,6 +188,7 @@ class RunView:
     connected: bool = False
     gives_up_after: float | None = None
     lr: float | None = None
+    fees: int | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
     peers: tuple[PeerInfo, ...] = ()

@@ -95,6 +95,7 @@ class SolanaCoordinator(CoordinatorClient):
         join_authority: the key that must let wallets in, to be sure whose run it is.
         client_version: which client the run must be for, in its own words; None takes any.
         max_fees: lamports that may be spent in all.
+        on_note: told what people should know, in a sentence; by default the log is.
         ticks: whether to tell the chain, when it is due, that time has passed. Somebody has to.
         check_format: look, before a checkpoint is sent, whether the program knows its present form.
         poll_seconds: between two readings of the account.
@@ -121,6 +122,7 @@ class SolanaCoordinator(CoordinatorClient):
         join_authority: Pubkey | None = None,
         client_version: str | None = None,
         max_fees: int | None = None,
+        on_note: Callable[[str], None] | None = None,
         ticks: bool = True,
         check_format: bool = True,
         poll_seconds: float = POLL_SECONDS,
@@ -144,6 +146,7 @@ class SolanaCoordinator(CoordinatorClient):
         self._authorizer = authorizer
         self._join_authority = join_authority
         self._client_version = client_version
+        self._note = on_note or _log.warning
         self._ticks = ticks
         self._check_format = check_format
         self._poll_seconds, self._confirm_seconds, self._tick_seconds = poll_seconds, confirm_seconds, tick_seconds
@@ -238,7 +241,7 @@ class SolanaCoordinator(CoordinatorClient):
         else:
             phase = self._known().state.coordinator.run_state
             if phase is RunState.PAUSED:
-                _log.warning("the run %s is paused; we join it as soon as it goes on", self.run_id)
+                self._note(f"the run {self.run_id} is paused; we join it as soon as it goes on")
             else:
                 _log.info("the run %s is in %s; we join it for the next epoch", self.run_id, phase.name)
         self._joined = True
@@ -324,11 +327,9 @@ class SolanaCoordinator(CoordinatorClient):
         if before is None:
             return
         if before.state.client_version != account.state.client_version:
-            _log.warning(
-                "the run %s is now for the client %s, before for %s",
-                self.run_id,
-                account.state.client_version,
-                before.state.client_version,
+            self._note(
+                f"the run {self.run_id} is now for the client {printable(account.state.client_version)}, before for "
+                f"{printable(before.state.client_version)}"
             )
         was, now = before.state.coordinator.run_state, account.state.coordinator.run_state
         if self._asked and was is not now and now is RunState.WARMUP:
@@ -455,7 +456,7 @@ class SolanaCoordinator(CoordinatorClient):
     async def _check_funds(self) -> None:
         warning = self.fees.epoch_begins(await self._rpc.balance(self._wallet.pubkey()))
         if warning:
-            _log.warning("%s", warning)
+            self._note(warning)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...errors import ConfigurationError, PaymentError
-from ..solana_options import LAMPORTS_PER_SOL
+from ..solana_options import LAMPORTS_PER_SOL, shown_sol
 
 __all__ = [
     "FEE_PER_SIGNATURE",
@@ -31,11 +31,6 @@ NEEDED_TO_BEGIN: Final = KEPT_IN_A_WALLET + TRANSACTIONS_TO_BEGIN * FEE_PER_SIGN
 
 WARN_EPOCHS_AHEAD: Final = 2
 """A wallet that lasts for fewer epochs is told about: the one that begins, and one ahead."""
-
-
-def shown_sol(lamports: int) -> str:
-    """An amount as people read it."""
-    return f"{lamports / LAMPORTS_PER_SOL:.9f}".rstrip("0").rstrip(".") + " SOL"
 
 
 class FeesSpentError(PaymentError):

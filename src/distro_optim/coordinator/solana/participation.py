@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...comm.signing import SecretKey
 from ...errors import ConfigurationError
 from ..solana_clusters import cluster_of
@@ -64,11 +66,12 @@ class Participation:
         """Ours in the run: the wallet, and the public key of our endpoint."""
         return NodeIdentity(bytes(self._wallet.pubkey()), peer)
 
-    def coordinator(self, peer: bytes) -> SolanaCoordinator:
+    def coordinator(self, peer: bytes, *, on_note: Callable[[str], None] | None = None) -> SolanaCoordinator:
         """The client of the chain, not used yet.
 
         Args:
             peer: public key of our endpoint.
+            on_note: told what people should know, in a sentence.
         """
         return SolanaCoordinator(
             self._cluster.rpc,
@@ -81,4 +84,5 @@ class Participation:
             join_authority=self._join_authority,
             client_version=self._options.client_version,
             max_fees=self._options.max_fees,
+            on_note=on_note,
         )

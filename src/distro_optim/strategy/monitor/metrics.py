@@ -105,6 +105,8 @@ def _gauges(figures: Figures) -> Iterator[tuple[str, str, float | None]]:
     yield "distro_optim_epoch", "Epoch of the run", view.epoch
     yield "distro_optim_clients", "Clients of the epoch", view.num_peers
     yield "distro_optim_waiting_clients", "Clients that wait for the next epoch", view.waiting_peers
+    # Not a counter: what was not taken in the end costs nothing.
+    yield "distro_optim_fees_lamports", "Fees that taking part has cost", view.fees
     yield "distro_optim_coordinator_connected", "Whether there is a link to the coordinator", float(view.connected)
     yield "distro_optim_weights_in_doubt", "Whether our weights differ from the others'", float(view.fault is not None)
     if figures.downloaded is not None:

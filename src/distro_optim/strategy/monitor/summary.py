@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ...coordinator.solana_options import shown_sol
 from ..port import RunView
 from .narration import peers
 
@@ -37,6 +38,8 @@ def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
             "  others        none came in time to train; RunConfig(peers_to_start=2) makes a host wait for one"
         )
     lines += _audits(view) + _points(view)
+    if view.fees is not None:
+        lines.append(f"  fees          {shown_sol(view.fees)}")
     if view.weights_root is not None:
         when = f"at the start of step {view.weights_step}"
         if (view.weights_step or 0) > view.total_steps > 0:  # in the rounds that apply what is still on its way

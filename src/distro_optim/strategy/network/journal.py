@@ -46,6 +46,7 @@ class Journal:
         waiting: how many clients wait for the next epoch, where that is known.
         missing: how many have still to come before an epoch can begin, likewise.
         points: of each identity so far, where that is known.
+        fees: lamports that taking part has cost so far, where it costs something.
         gives_up_after: seconds without a link to the coordinator after which the run counts as lost; None: never.
     """
 
@@ -59,6 +60,7 @@ class Journal:
         waiting: Callable[[], int | None] = lambda: None,
         missing: Callable[[], int | None] = lambda: None,
         points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None,
+        fees: Callable[[], int | None] = lambda: None,
         gives_up_after: float | None = None,
     ) -> None:
         self._run_id = run_id
@@ -68,6 +70,7 @@ class Journal:
         self._waiting = waiting
         self._missing = missing
         self._points = points
+        self._fees = fees
         self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
         self._state: Coordinator | None = None
         self._gives_up_after = gives_up_after
@@ -171,6 +174,7 @@ class Journal:
             fault=rounds.fault.reason if rounds.fault is not None else None,
             connected=self._connected,
             gives_up_after=self._gives_up_after,
+            fees=self._fees(),
             bytes_sent=sum(peer.bytes_sent for peer in peers),
             bytes_received=sum(peer.bytes_received for peer in peers),
             peers=tuple(peers),

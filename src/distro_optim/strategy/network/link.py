@@ -37,6 +37,7 @@ class RunLink:
         points: of each identity so far, where the coordinator is in this process and counts them.
         on_audit: tells the coordinator in this process that auditors have decided about a peer, by its public key, and
             whether it passed; returns whether one that failed was taken out.
+        fees: lamports that taking part has cost so far, where it costs something.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
         keeper: keeps the run hosted when its host is gone; None if nobody does, as in a run of Psyche's.
@@ -55,6 +56,7 @@ class RunLink:
     acts: HostActs | None = None
     points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None
     on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False
+    fees: Callable[[], int | None] = lambda: None
     farewell: Callable[[], Awaitable[None]] | None = None
     keeper: RunKeeper | None = None
 

@@ -105,7 +105,7 @@ class SolanaRun(RunSource):
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:
             # First, and before our endpoint: what the run says costs little, and may be that we cannot join it.
-            coordinator = self._participation.coordinator(self.key.public)
+            coordinator = self._participation.coordinator(self.key.public, on_note=lambda text: self.on_note(text))
             stack.push_async_callback(coordinator.close)
             await coordinator.look()
             await coordinator.check_admission()
@@ -125,6 +125,7 @@ class SolanaRun(RunSource):
             models=models,
             ticket=f"{SOLANA}{self.run_id}",
             enter=enter,
+            fees=lambda: coordinator.fees.spent,
             find_peers=self._find_peers,
             aclose=closing.aclose,
         )

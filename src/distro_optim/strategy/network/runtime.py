@@ -314,6 +314,7 @@ class Runtime(RunPort):
             waiting=link.waiting,
             missing=link.missing,
             points=link.points,
+            fees=link.fees,
             gives_up_after=link.coordinator.gives_up_after,
         )
         driver = self._driver = RoundDriver(
