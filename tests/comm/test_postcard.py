@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from distro_optim.buffer import Reader, Writer
 from distro_optim.comm import postcard
+from distro_optim.comm._postcard_codecs import HEAD, MAX_DECODED, DecodedValues
 from distro_optim.comm.postcard import (
     F32,
     F64,
@@ -561,3 +562,33 @@ def test_a_cached_class_is_encoded_once() -> None:
     assert encode(holder) == encode(holder) == b"\xac\x02"
     assert holder.kept.reads == [1]
     assert holder == Holder(Kept(300))
+
+
+@dataclass(frozen=True)
+class Report:
+    number: U32
+    text: Annotated[bytes, Limit(200)]
+    __postcard_cached__ = True
+
+
+def test_a_cached_class_is_decoded_once_and_only_for_equal_bytes() -> None:
+    first, other = Report(1, b"a" * 100), Report(1, b"a" * 99 + b"b")
+    assert decode(Report, encode(first)) is decode(Report, encode(first))
+    assert decode(Report, encode(other)) == other  # although it begins alike
+    assert decode(Report, encode(first)) == first
+    pair = decode(tuple[Report, Report], encode((first, other), tuple[Report, Report]))
+    assert pair == (first, other)
+    with pytest.raises(ProtocolError):
+        decode(Report, encode(first)[:-1])
+    with pytest.raises(ProtocolError):
+        decode(Report, encode(first) + b"more")
+    assert decode(Report, encode(Report(2, b""))) is not decode(Report, encode(Report(2, b"")))  # too short to be kept
+
+
+def test_decoded_values_are_bounded() -> None:
+    known = DecodedValues()
+    for number in range(2 * MAX_DECODED):
+        known.remember(number.to_bytes(HEAD, "big"), number)
+        assert len(known._known) <= MAX_DECODED
+    assert known.pull(Reader(number.to_bytes(HEAD, "big") + b"more")) == number
+    assert known.pull(Reader(b"")) is None

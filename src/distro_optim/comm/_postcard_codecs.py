@@ -417,6 +417,43 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
     return Codec(encode_variant, decode_variant, 1 + min(variant.min_size for _, variant in variants))
 
 
+# -- values that were decoded before -----------------------------------------------------------------------------------
+
+HEAD: Final = 64
+"""Bytes by which a value is looked up. Values that begin alike, which is allowed, take each other's place."""
+
+MAX_DECODED: Final = 512
+"""Values. A state of the coordinator has at most 128 reports, of some 600 bytes each."""
+
+
+class DecodedValues:
+    """The latest values of one type; what they were decoded from is compared to the last byte.
+
+    A state of the coordinator repeats the reports of four rounds, thousands of random numbers, and comes several times
+    in a round: to read each report once is most of what a client saves.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[bytes, Any]] = {}
+
+    def pull(self, reader: Reader) -> Any | None:
+        """The next value, if its bytes are those of one that is remembered; otherwise None, and nothing is taken."""
+        left = reader.peek()
+        known = self._known.get(bytes(left[:HEAD]))
+        if known is None or left[: len(known[0])] != known[0]:
+            return None
+        reader.pull_bytes(len(known[0]))
+        return known[1]
+
+    def remember(self, data: bytes, value: Any) -> None:
+        """``value`` was decoded from ``data``; it must never change. One shorter than :data:`HEAD` is not kept."""
+        if len(data) < HEAD:
+            return
+        if len(self._known) >= MAX_DECODED:
+            self._known.clear()
+        self._known[data[:HEAD]] = (data, value)
+
+
 # -- structs -----------------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +497,18 @@ def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -
         except ValueError as error:
             raise ProtocolError(str(error), offset=start) from None
 
-    return Codec(encode_cached if cached else encode_struct, decode_struct, sum(field.min_size for _, field in fields))
+    known = DecodedValues()
+
+    def decode_cached(reader: Reader, depth: int) -> Any:
+        value = known.pull(reader)
+        if value is None:
+            start, left = reader.pos, reader.peek()
+            value = decode_struct(reader, depth)
+            known.remember(bytes(left[: reader.pos - start]), value)
+        return value
+
+    min_size = sum(field.min_size for _, field in fields)
+    return Codec(encode_cached, decode_cached, min_size) if cached else Codec(encode_struct, decode_struct, min_size)
 
 
 def via_codec(wire: Codec, to_wire: Callable[[Any], Any], from_wire: Callable[[Any], Any]) -> Codec:

@@ -41,7 +41,8 @@ annotation                                bytes
 Python flattens unions: an enum inside an enum must be a field of a variant. ``A | B`` and ``B | A`` are equal to
 Python although they differ on the wire; where both were needed, give each its own variant classes.
 
-A class with ``__postcard_cached__ = True`` keeps its bytes once encoded. It must be frozen, and have no slots.
+A class with ``__postcard_cached__ = True`` keeps its bytes once encoded, and of its latest values those that come again
+byte by byte are decoded once. It must be frozen, and have no slots.
 
 Decoders raise only :class:`~distro_optim.errors.ProtocolError`, with the path of the field and the offset.
 Declared lengths are compared with what is left before anything is allocated, and recursive types nest at most
