@@ -80,6 +80,15 @@ def _decisions(prefix: bytes, block: int) -> bytes:
     return hashlib.sha256(prefix + (block & 0xFFFF_FFFF).to_bytes(4, "little")).digest()
 
 
+def _hashed(random_seed: int) -> bytes:
+    return hashlib.sha256(random_seed.to_bytes(8, "little")).digest()
+
+
+@lru_cache(maxsize=32)  # as below; every message of a round asks for it
+def _salted(random_seed: int, salt: bytes) -> bytes:
+    return hashlib.sha256(_hashed(random_seed) + salt).digest()
+
+
 @lru_cache(maxsize=32)  # two salts for each of the few rounds that are asked about
 def _table(count: int, seed: bytes) -> tuple[int, ...]:
     return tuple(shuffled_indices(count, seed).tolist())
@@ -154,7 +163,7 @@ class CommitteeSelection:
     @property
     def seed(self) -> bytes:
         """SHA-256 of the round's seed, 32 bytes."""
-        return hashlib.sha256(self.random_seed.to_bytes(8, "little")).digest()
+        return _hashed(self.random_seed)
 
     @property
     def verifier_nodes(self) -> int:
@@ -216,7 +225,7 @@ class CommitteeSelection:
         return index < min(len(clients), self.total_nodes) and clients[index].id == client
 
     def _seed_of(self, salt: bytes) -> bytes:
-        return hashlib.sha256(self.seed + salt).digest()
+        return _salted(self.random_seed, salt)
 
     def _position(self, index: int, salt: bytes) -> int:
         seed = self._seed_of(salt)

@@ -43,10 +43,6 @@ gossip."""
 PUBLISH_SECONDS: Final = 0.005
 """Enough for a report to leave this process before the thread is busy with a result. Chosen arbitrarily."""
 
-MAX_TO_ASK_THE_OWNER: Final = 15
-"""Up to so many other peers, everybody fetches a result from its owner. Asking the nearest peer first, as Psyche's
-clients do, costs a round trip for each peer that does not have it yet. Chosen arbitrarily."""
-
 FETCH_SECONDS: Final = 20.0
 """For one attempt to fetch a result; results are wanted for two rounds. Chosen arbitrarily."""
 
@@ -382,10 +378,12 @@ class RoundDriver:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
 
     async def _get(self, action: act.FetchBlob) -> bytes:
-        """Fetches a result: from its owner, which has it for sure; in a large swarm from others, to spare its line."""
+        """Fetches a result: from its owner, which has it for sure, and from others if it is slow or gone.
+
+        Asking the nearest peer first, as Psyche's clients do, costs a round trip for each peer that does not have it
+        yet. It spares no line either: each peer sends its own result to all others, and gets one from each of them.
+        """
         ticket, max_size, tag = action.ticket, action.max_size, action.tag
-        if len(action.providers) > MAX_TO_ASK_THE_OWNER:
-            return await self.swarm.fetch(ticket, action.providers, max_size=max_size, tag=tag)
         others = [peer for peer in action.providers if peer != ticket.addr.id]
         try:
             async with asyncio.timeout(OWNER_SECONDS if others else None):

@@ -21,7 +21,8 @@ class Outcome:
 
     Attributes:
         peers: honest ones that were there at the beginning.
-        rounds: that were measured, the first two left out, in which there is nothing to apply.
+        rounds: that were timed, the first two left out, in which there is nothing to apply. What is counted for a round
+            is counted from the first one on; the warm-up is left out.
         round_seconds: virtual seconds of a round in the middle; half of the rounds take longer.
         slowest_round: virtual seconds of the longest one.
         bytes_sent, bytes_received: of a peer in a round on the average, the host left out.

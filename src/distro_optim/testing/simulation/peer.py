@@ -21,7 +21,7 @@ from ...coordinator.messages import (
     WitnessStep,
 )
 from ...coordinator.types import Coordinator, NodeIdentity, WitnessMetadata
-from ...strategy.network.driver import MAX_FETCHES, MAX_TO_ASK_THE_OWNER
+from ...strategy.network.driver import MAX_FETCHES
 from ...strategy.rounds import actions as act
 from ...strategy.rounds.rounds import Rounds, Stage
 from .events import EventQueue
@@ -150,19 +150,15 @@ class Peer:
         """One input and all that comes of it; what comes of an answer is done after all that was there before."""
         began = self.world.cpu()
         self._to_do.extend(give())
+        due = self.rounds.next_timer()
         self.cpu += self.world.cpu() - began + self.world.work.settle()
         if self._busy:
             return
         self._busy = True
         while self._to_do:
             self.carry_out(self._to_do.popleft())
+            due = self.rounds.next_timer()
         self._busy = False
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        began = self.world.cpu()
-        due = self.rounds.next_timer()
-        self.cpu += self.world.cpu() - began
         if due is not None and (self._timer is None or due < self._timer):
             self._timer = due
             self.world.queue.at(due, lambda: self._wake(due))
@@ -293,16 +289,11 @@ class Peer:
             self._ask(action, self._order(action), 0.0)
 
     def _order(self, action: act.FetchBlob) -> deque[bytes]:
-        """Whom to ask, as the driver does it: the owner first, in a large swarm anybody."""
+        """Whom to ask, as the driver does it: the owner first."""
         owner = action.ticket.addr.id
         others = [key for key in action.providers if key not in (owner, self.key.public)]
-        if len(action.providers) > MAX_TO_ASK_THE_OWNER:
-            others.append(owner)
-            owners = []
-        else:
-            owners = [owner]
         shuffled = [others[place] for place in self.world.rng.permutation(len(others)).tolist()]
-        return deque([*owners, *shuffled])
+        return deque([owner, *shuffled])
 
     def _ask(self, action: act.FetchBlob, providers: deque[bytes], seconds: float) -> None:
         """Asks the next provider; ``seconds`` were spent with the last one."""

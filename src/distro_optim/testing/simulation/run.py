@@ -75,7 +75,6 @@ class SimulatedRun:
         self.peers: list[Peer] = []
         self.by_key: dict[bytes, Peer] = {}
         self.host_cpu = 0.0
-        self.host_line: list[int] = [0, 0]  # bytes that the coordinator has sent and received
         self.refused = 0
         self.began: dict[int, float] = {}  # when the round of each step began
         self._moved = 0.0  # when the last of them did
@@ -141,7 +140,6 @@ class SimulatedRun:
             return
         size = FRAME_HEADER + len(CLIENT_TO_SERVER.encode(Else(message)))
         self.queue.after(self.network.whisper(peer.number, 0, size), lambda: self._hear(peer, message))
-        self.host_line[1] += size
 
     # -- the coordinator -----------------------------------------------------------------------------------------------
 
@@ -174,12 +172,23 @@ class SimulatedRun:
         state = self.host.state
         step = state.progress.step
         if state.run_state is RunState.ROUND_TRAIN and step not in self.began:
+            if not self.began:
+                self._begin_accounts()
             self.began[step] = self.queue.now
             self._moved = self.queue.now
             self._progress(step)
             while self._joins_at and step >= self._joins_at[0]:
                 self._joins_at.pop(0)
                 self._add(Peer, self._key()).join()
+
+    def _begin_accounts(self) -> None:
+        """The first round begins: what was spent until then is of the warm-up, and not counted."""
+        self.host_cpu = 0.0
+        for peer in self.peers:
+            peer.cpu = 0.0
+            peer.seen.clear()
+        for line in self.network.lines:
+            line.sent = line.received = 0
 
     def _broadcast(self, *, news: bool) -> None:
         state = self.host.state
@@ -196,7 +205,6 @@ class SimulatedRun:
                 self.queue.after(0.0, lambda peer=peer: peer.see(state))  # type: ignore[misc]
                 continue
             seconds = self.network.transit(0, peer.number, len(frame), self.queue.now)
-            self.host_line[0] += len(frame)
             if self._sent.get(peer.number) is not state:
                 self._sent[peer.number] = state
                 self.queue.after(seconds, lambda peer=peer: self._arrive(peer, state, frame))  # type: ignore[misc]
