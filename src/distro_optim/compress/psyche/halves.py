@@ -30,8 +30,8 @@ class Halves:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        one = torch.ones(1, dtype=dtype, device="cpu").view(torch.int16).numpy()
-        self._one = one[0]
+        self._unit = torch.ones(1, dtype=dtype, device="cpu")
+        one = _bits_of(self._unit)
         self._signs = np.concatenate([np.zeros(1, dtype=np.int16), one, one | _SIGN])
 
     def up_to(self, limit: Tensor) -> Bits:
@@ -46,18 +46,29 @@ class Halves:
         largest: Bits = limit.to(self.dtype).view(torch.int16).numpy() + np.int16(1)
         return largest
 
-    def magnitudes(self, numbers: Tensor, out: Tensor) -> Bits:
-        """Of numbers of the dtype, ``(n, size)``, as integers in their order; ``out`` is memory for as many."""
-        magnitudes = _bits_of(out)
-        np.bitwise_and(_bits_of(numbers), _MAGNITUDE, out=magnitudes)
+    def bits(self, numbers: Tensor) -> Bits:
+        """A view of the bits of numbers of the dtype."""
+        return _bits_of(numbers)
+
+    def magnitudes(self, bits: Bits) -> Bits:
+        """Of numbers with these bits, as integers in their order."""
+        magnitudes: Bits = bits & _MAGNITUDE
         return magnitudes
 
-    def take_signs(self, numbers: Tensor) -> Bits:
-        """Makes 1 and -1 of numbers in place, by their sign alone: of 0 and NaN, too. Returns a view of their bits."""
-        bits = _bits_of(numbers)
-        np.bitwise_and(bits, _SIGN, out=bits)
-        np.bitwise_or(bits, self._one, out=bits)
-        return bits
+    def smallest(self, bits: Bits) -> Bits:
+        """The smallest magnitude of each row, ``(n, size)``.
+
+        Of non-negative numbers it is the smallest unsigned integer, of negative ones the smallest signed one: two
+        passes that only read, where one that writes magnitudes would take as long as both and a third.
+        """
+        least: Bits = np.minimum(
+            bits.view(np.uint16).min(axis=1).view(np.int16) & _MAGNITUDE, bits.min(axis=1) & _MAGNITUDE
+        )
+        return least
+
+    def signs(self, numbers: Tensor, out: Tensor) -> None:
+        """1 and -1 by the sign of numbers alone: of 0 and NaN, too. ``out`` is other memory of their shape."""
+        torch.copysign(self._unit, numbers, out=out)
 
     def of_signs(self, signs: npt.NDArray[np.float32]) -> Bits:
         """The bits of 1, -1 and 0."""

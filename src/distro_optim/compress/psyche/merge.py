@@ -59,6 +59,10 @@ _FEW_COEFFICIENTS: Final = 64
 """Per tile of all contributors together, up to which those of all blocks are prepared before the first block: they
 take some 24 bytes each until the next step. Chosen so that this is a fifth of bfloat16 weights in large tiles."""
 
+_VERY_FEW_COEFFICIENTS: Final = 16
+"""Up to which their columns are summed ahead as well, which take two bytes for each element of a column until the next
+step: chosen so that this is a quarter of bfloat16 weights in large tiles, and an eighth with the usual 8."""
+
 _PREPARED_AT_A_TIME: Final = 1 << 18
 """Coefficients; chosen so that they stay in the cache."""
 
@@ -103,9 +107,10 @@ class PsycheMerge(Merge):
         return [partial(self._prepare_ahead, group, updates) for group in groups]
 
     def _prepare_ahead(self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate]) -> None:
-        self._prepared.update(
-            dict.fromkeys((block.start for block in blocks), self._preparing.prepare(blocks, updates))
-        )
+        known = self._preparing.prepare(blocks, updates)
+        if self._rounds and len(updates) * self.batch.k <= _VERY_FEW_COEFFICIENTS:
+            known = known.with_sums(self._bh, blocks, self.batch.value_dtype)
+        self._prepared.update(dict.fromkeys((block.start for block in blocks), known))
 
     @override
     def decode_block(
@@ -145,10 +150,10 @@ class PsycheMerge(Merge):
             filled = self._multiply(known, block, tiles, scaled=True)
             tiles.clamp_(-1, 1).round_()
             self._settle(block, tiles, known, filled)
-            halves.copy_(tiles)
+            signs = halves.copy_(tiles)
         else:
-            self._multiply_to_signs(known, block, known.near[known.tiles_of(block)], halves, scratch)
-        descend(block, halves, params, lr, params)
+            signs = self._multiply_to_signs(known, block, known.near[known.tiles_of(block)], halves, tiles)
+        descend(block, signs, params, lr, params)
 
     def _known(self, block: Block, updates: Sequence[CompressedUpdate]) -> Prepared:
         return self._prepared.get(block.start) or self._preparing.prepare([block], updates)
@@ -166,9 +171,12 @@ class PsycheMerge(Merge):
             ``(n, slots, h)``.
         """
         batch = self.batch
-        filled = known.columns_summed(self._bh, block)
-        if self._rounds:
-            filled = filled.to(batch.value_dtype).to(batch.compute_dtype)
+        if known.sums is not None:
+            filled = known.sums[known.tiles_of(block)].to(batch.compute_dtype)
+        else:
+            filled = known.columns_summed(self._bh, block)
+            if self._rounds:
+                filled = filled.to(batch.value_dtype).to(batch.compute_dtype)
         column = known.columns[known.tiles_of(block)].view(-1)
         if scaled:
             bound = known.bound[known.tiles_of(block)]
@@ -180,32 +188,34 @@ class PsycheMerge(Merge):
         torch.bmm(filled.transpose(1, 2), along.view(block.tiles, -1, batch.w), out=tiles)
         return filled
 
-    def _multiply_to_signs(
-        self, known: Prepared, block: Block, near: Bits, halves: Tensor, scratch: Sequence[Tensor]
-    ) -> None:
+    def _multiply_to_signs(self, known: Prepared, block: Block, near: Bits, halves: Tensor, tiles: Tensor) -> Tensor:
         """The signs of ``z``, by its bits; summed again, in the right order, where rounding may decide them.
 
         Args:
             known: of this block.
             block: of the batch.
             near: ``(n,)``, of this block; see :class:`Prepared`.
-            halves: ``(n, h, w)`` of the parameters' dtype, which takes the signs.
-            scratch: buffers, of which the second is that of ``halves`` and the first is overwritten.
+            halves: ``(n, h, w)`` of the parameters' dtype, overwritten.
+            tiles: ``(n, h, w)`` of the compute dtype, overwritten.
+
+        Returns:
+            ``(n, h, w)`` of the parameters' dtype, in the memory of ``tiles``.
         """
-        filled = self._multiply(known, block, scratch[0], scaled=False)
-        numbers = halves.copy_(scratch[0]).view(block.tiles, -1)
+        filled = self._multiply(known, block, tiles, scaled=False)
+        numbers = halves.copy_(tiles)
         # What is in the cache still, and not needed any more.
-        memory = scratch[0].view(-1).view(halves.dtype)[: numbers.numel()].view(numbers.shape)
-        magnitudes = self._halves.magnitudes(numbers, memory)
-        bits = self._halves.take_signs(numbers)
-        odd = (magnitudes.min(axis=1) <= near).nonzero()[0]
+        signs = tiles.view(-1).view(halves.dtype)[: halves.numel()].view(halves.shape)
+        self._halves.signs(numbers, out=signs)
+        bits = self._halves.bits(numbers.view(block.tiles, -1))
+        odd = (self._halves.smallest(bits) <= near).nonzero()[0]
         if odd.size:
-            number, position = (magnitudes[odd] <= near[odd, None]).nonzero()
-            tile = odd[number]
-            for part, signs in self._nearly_zero.signs(block, tile, position, known, filled):
-                bits[tile[part], position[part]] = self._halves.of_signs(signs)
-        if (near < 0).any():
-            bits[near < 0] = 0
+            number, position = (self._halves.magnitudes(bits[odd]) <= near[odd, None]).nonzero()
+            tile, flat = odd[number], self._halves.bits(signs.view(block.tiles, -1))
+            for part, right in self._nearly_zero.signs(block, tile, position, known, filled):
+                flat[tile[part], position[part]] = self._halves.of_signs(right)
+        if known.silent:
+            self._halves.bits(signs)[near < 0] = 0
+        return signs
 
     # -- signs that rounding decides -----------------------------------------------------------------------------------
 

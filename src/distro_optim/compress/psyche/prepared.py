@@ -6,7 +6,7 @@ Only what somebody sent is kept. Each tile has the columns that hold any of it, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -174,11 +174,15 @@ class Preparing:
         most = max(max(b.tiles * slots, end - entry) for b, (_, _, entry, end) in zip(blocks, spans, strict=True))
         columns = torch.cat([columns & ((1 << self._column_bits) - 1), columns.new_zeros(1)])
         magnitude = mean.abs()
-        # Ours, and Psyche's: what is added to 0 is not rounded. Two more make up for what is neglected and the scale.
-        roundings = slots + min(slots, self.longest_sum) + 2
+        # Ours, and Psyche's: what is added to 0 is not rounded, nor are products.
+        roundings = slots - 1 + min(slots - 1, self.longest_sum)
         size = torch.zeros(n, dtype=mean.dtype, device=mean.device)
         size.index_add_(0, (key >> self._order_bits).int(), torch.where(magnitude.isfinite(), magnitude, 0))
-        bound = torch.where(size > 0, size * (roundings * _UNIT_ROUNDOFF * _SLACK * self._largest) + self._tiny, 0)
+        # Two more make up for what is neglected and for products with a scale.
+        bound, near = (
+            torch.where(size > 0, size * (count * _UNIT_ROUNDOFF * _SLACK * self._largest) + self._tiny, 0)
+            for count in (roundings + 2, roundings)
+        )
         return Prepared(
             start=start,
             slots=slots,
@@ -190,7 +194,8 @@ class Preparing:
             numbers=torch.arange(most, dtype=torch.int32, device=key.device),
             columns=torch.where(slot < counts, columns[at], 0).int(),
             bound=bound,
-            near=self._near(bound) if bool(size.max() < self._ordinary) and bool(magnitude.isfinite().all()) else None,
+            near=self._near(near) if bool(size.max() < self._ordinary) and bool(magnitude.isfinite().all()) else None,
+            silent=bool((bound == 0).any()),
             fuses=not self._rounds or not bool(((magnitude < _SMALL_COEFFICIENT) & (magnitude > 0)).any()),
         )
 
@@ -240,7 +245,9 @@ class Prepared:
         bound: ``(n,)``: how far two sums of the same terms can be apart in each tile.
         near: ``(n,)``: magnitudes, as :class:`Halves` has them, whose sign such a distance may change, -1 where nothing
             was sent; None unless on the CPU, in half precision, and without infinities and NaN.
+        silent: in some tile nothing was sent.
         fuses: products of ``mean`` with the basis are exact in float32.
+        sums: ``(n, slots, h)`` of the parameters' dtype: what :meth:`columns_summed` gives, rounded; None: not yet.
     """
 
     start: int
@@ -254,11 +261,27 @@ class Prepared:
     columns: Tensor
     bound: Tensor
     near: npt.NDArray[np.int16] | None
+    silent: bool
     fuses: bool
+    sums: Tensor | None = None
 
     def tiles_of(self, block: Block) -> slice:
         """Where the tiles of ``block`` are."""
         return slice(block.start - self.start, block.stop - self.start)
+
+    def with_sums(self, down: Tensor, blocks: Sequence[Block], dtype: torch.dtype) -> Prepared:
+        """The same with :attr:`sums`, of all blocks: code that is called again and again stays in the cache.
+
+        Args:
+            down: ``(h, h)``, the basis of columns.
+            blocks: all that this was made for.
+            dtype: of the parameters.
+        """
+        sums = down.new_empty(self.columns.numel(), len(down), dtype=dtype)
+        for block in blocks:
+            here = self.tiles_of(block)
+            sums[here.start * self.slots : here.stop * self.slots] = self.columns_summed(down, block)
+        return replace(self, sums=sums.view(-1, self.slots, len(down)))
 
     def columns_summed(self, down: Tensor, block: Block) -> Tensor:
         """The columns of its tiles after the first product, ``(n * slots, h)``, not yet rounded.
