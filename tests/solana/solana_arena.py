@@ -79,6 +79,7 @@ class SolanaArena(Arena):
         authorizer: Pubkey | None = None,
         poll_seconds: float | None = None,
         on_note: Callable[[str], None] | None = None,
+        compute_unit_price: int = 0,
     ) -> SolanaCoordinator:
         keys = wallet(number + 1)
         missing = lamports - self.validator.balance(keys.pubkey())
@@ -93,6 +94,7 @@ class SolanaArena(Arena):
             max_fees=max_fees,
             authorizer=authorizer,
             on_note=on_note,
+            compute_unit_price=compute_unit_price,
             poll_seconds=poll_seconds or self.poll_seconds,
             confirm_seconds=0.005,
             tick_seconds=0.01,

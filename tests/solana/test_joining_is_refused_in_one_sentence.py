@@ -62,11 +62,12 @@ def test_a_name_that_no_run_can_have(run_id: str) -> None:
         SolanaCoordinator(["http://localhost"], [], wallet(1), run_id)
 
 
-def test_a_run_of_somebody_else() -> None:
+@pytest.mark.parametrize("authority", ["join", "main"])
+def test_a_run_of_somebody_else(authority: str) -> None:
     async def check(arena: SolanaArena) -> None:
         client = arena.client(1)
-        client._join_authority = wallet(9).pubkey()
-        await refused(arena, client, "belongs to somebody else")
+        setattr(client, f"_{authority}_authority", wallet(9).pubkey())
+        await refused(arena, client, f"belongs to somebody else: its {authority} authority is {OPERATOR.pubkey()}, not")
 
     in_arena(check)
 

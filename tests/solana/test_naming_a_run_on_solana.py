@@ -104,7 +104,10 @@ def test_amounts_that_are_none(amount: str) -> None:
         ({"authorizer": "me"}, "authorizer is 'me', which is no public key"),
         ({"join_authority": "me"}, "join_authority is 'me'"),
         ({"coordinator_program": "it"}, "coordinator_program is 'it'"),
+        ({"main_authority": "me"}, "main_authority is 'me'"),
         ({"max_fees": 4999}, "one transaction costs 5000"),
+        ({"max_fees": 5999, "compute_unit_price": 5000}, "one transaction costs 6000"),
+        ({"compute_unit_price": -1}, "compute_unit_price is -1 millionths of a lamport: give 0 to"),
     ],
 )
 def test_options_that_cannot_work(changed: dict[str, object], words: str, wallet_file: Path) -> None:

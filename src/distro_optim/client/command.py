@@ -47,8 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--ws-rpc", metavar="URL[,URL]", help="their websockets (the same with ws in place of http)")
     add("--authorizer", metavar="KEY", help="that was authorized, and has the wallet among its delegates")
     add("--join-authority", metavar="KEY", help="that must let wallets in, to be sure whose run it is")
+    add("--main-authority", metavar="KEY", help="that must operate the run, or its treasury, likewise")
     add("--client-version", metavar="TEXT", help="which client the run on Solana must be for (any)")
     add("--max-fees", metavar="SOL", help="what the wallet may spend in all, such as 0.05 (no limit)")
+    add("--compute-unit-price", metavar="N", help="offered to a busy cluster, in millionths of a lamport a unit (0)")
     add("--program", metavar="KEY", help="id of the coordinator program, if not that of Psyche's source")
     add("--authorizer-program", metavar="KEY", help="likewise of the authorizer")
     add(
@@ -165,8 +167,10 @@ def _solana(run: str, given: Callable[..., Any]) -> SolanaOptions | None:
         "websockets": given("ws_rpc", _several),
         "authorizer": given("authorizer"),
         "join_authority": given("join_authority"),
+        "main_authority": given("main_authority"),
         "client_version": given("client_version"),
         "max_fees": given("max_fees", lamports),
+        "compute_unit_price": given("compute_unit_price", int),
         "coordinator_program": given("program"),
         "authorizer_program": given("authorizer_program"),
     }

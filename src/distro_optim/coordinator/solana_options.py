@@ -35,8 +35,11 @@ class SolanaOptions:
         websockets: ws addresses of the same; by default those of ``rpc`` with the other scheme.
         authorizer: key that was authorized and has the wallet among its delegates.
         join_authority: key that must let wallets in, to be sure whose run it is: anybody can take any free name.
+        main_authority: key that must operate the run, or of a run whose points are paid its treasury; likewise.
         client_version: which client the run must be for; None takes any.
         max_fees: lamports that may be spent in all; None sets no limit.
+        compute_unit_price: offered to a busy cluster so that it takes our transactions first, in millionths of a
+            lamport for each of 200,000 units: 5,000 make a transaction cost 1,000 lamports more. 0 offers nothing.
         coordinator_program: id of the coordinator program, if not that of Psyche's source.
         authorizer_program: likewise of the authorizer.
         treasurer_program: likewise of the treasurer.
@@ -48,8 +51,10 @@ class SolanaOptions:
     websockets: Sequence[str] = ()
     authorizer: str | None = None
     join_authority: str | None = None
+    main_authority: str | None = None
     client_version: str | None = None
     max_fees: int | None = None
+    compute_unit_price: int = 0
     coordinator_program: str | None = None
     authorizer_program: str | None = None
     treasurer_program: str | None = None

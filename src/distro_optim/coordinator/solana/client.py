@@ -47,8 +47,16 @@ from ..unconfirmed_report import UnconfirmedReport
 from .decisions.checkpoint_format import OldProgramError, check_checkpoint_format
 from .decisions.ticking import is_tick_due, should_tick
 from .feed import POLL_SECONDS, AccountFeed
-from .fees import NEEDED_TO_BEGIN, FeeMeter, FeesSpentError, shown_sol
-from .finding import check_balance, check_room, cluster_time, find_authorization, find_deployment, find_run
+from .fees import FeeMeter, FeesSpentError, shown_sol
+from .finding import (
+    FoundRun,
+    check_balance,
+    check_room,
+    cluster_time,
+    find_authorization,
+    find_deployment,
+    find_run,
+)
 from .instructions import RunInstructions
 from .programs import Programs
 from .rpc import RETRYING, RpcClient, TransactionFailedError
@@ -93,8 +101,10 @@ class SolanaCoordinator(CoordinatorClient):
         programs: the deployment; Psyche's own ids by default.
         authorizer: a key that was authorized and names this wallet as a delegate.
         join_authority: the key that must let wallets in, to be sure whose run it is.
+        main_authority: the key that must operate the run, likewise; of a run whose points are paid its treasury's.
         client_version: which client the run must be for, in its own words; None takes any.
         max_fees: lamports that may be spent in all.
+        compute_unit_price: offered to a busy cluster, in millionths of a lamport for each of 200,000 units.
         on_note: told what people should know, in a sentence; by default the log is.
         ticks: whether to tell the chain, when it is due, that time has passed. Somebody has to.
         check_format: look, before a checkpoint is sent, whether the program knows its present form.
@@ -120,8 +130,10 @@ class SolanaCoordinator(CoordinatorClient):
         programs: Programs | None = None,
         authorizer: Pubkey | None = None,
         join_authority: Pubkey | None = None,
+        main_authority: Pubkey | None = None,
         client_version: str | None = None,
         max_fees: int | None = None,
+        compute_unit_price: int = 0,
         on_note: Callable[[str], None] | None = None,
         ticks: bool = True,
         check_format: bool = True,
@@ -137,7 +149,7 @@ class SolanaCoordinator(CoordinatorClient):
         self.programs.instance(run_id)  # says at once if no run can have this name
         peer = peer_key if peer_key is not None else SecretKey(derive_peer_secret(run_id, wallet)).public
         self.identity = NodeIdentity(bytes(wallet.pubkey()), peer)
-        self.fees = FeeMeter(max_fees)
+        self.fees = FeeMeter(max_fees, compute_unit_price)
         self.account: CoordinatorAccount | None = None
         """The newest state of the account: points and rates are there as well."""
         self._rpc = RpcClient(rpc, retrying=retrying)
@@ -145,6 +157,7 @@ class SolanaCoordinator(CoordinatorClient):
         self._wallet = wallet
         self._authorizer = authorizer
         self._join_authority = join_authority
+        self._main_authority = main_authority
         self._client_version = client_version
         self._note = on_note or _log.warning
         self._ticks = ticks
@@ -184,8 +197,8 @@ class SolanaCoordinator(CoordinatorClient):
         if self._looked or self._closed:
             raise ConfigurationError("look() is called once, before join() and close()")
         self._looked = True
-        run = await find_run(self._rpc, self.programs, self.run_id, join_authority=self._join_authority)
-        self._join_authority = run.join_authority
+        run = await self._find_run()
+        self._join_authority, self._main_authority = run.join_authority, run.main_authority
         feed = AccountFeed(
             self._rpc, self._websockets, run.account, self._on_news, self._end, poll_seconds=self._poll_seconds
         )
@@ -199,6 +212,15 @@ class SolanaCoordinator(CoordinatorClient):
         self._spawn(self._watch_clock)
         return state
 
+    async def _find_run(self) -> FoundRun:
+        return await find_run(
+            self._rpc,
+            self.programs,
+            self.run_id,
+            join_authority=self._join_authority,
+            main_authority=self._main_authority,
+        )
+
     async def check_admission(self) -> None:
         """Finds what speaks against a join, after :meth:`look`. Reads only, and costs nothing.
 
@@ -206,7 +228,7 @@ class SolanaCoordinator(CoordinatorClient):
             JoinRefusedError: the run is over, full, for another client, or does not want this wallet.
             CoordinatorLinkError: the wallet cannot pay, or the cluster does not answer.
         """
-        run = await find_run(self._rpc, self.programs, self.run_id, join_authority=self._join_authority)
+        run = await self._find_run()
         account = self._known()
         check_room(account, self.run_id, self.identity.signer)
         if self._client_version is not None and account.state.client_version != self._client_version:
@@ -217,7 +239,7 @@ class SolanaCoordinator(CoordinatorClient):
             )
         wallet = self._wallet.pubkey()
         self._authorization = await find_authorization(self._rpc, self.programs, run, wallet, self._authorizer)
-        await check_balance(self._rpc, wallet)
+        await check_balance(self._rpc, wallet, self.fees)
 
     @override
     async def join(self) -> Coordinator:
@@ -445,7 +467,7 @@ class SolanaCoordinator(CoordinatorClient):
             self._end(
                 PaymentError(
                     f"the wallet {self._wallet.pubkey()} cannot pay any more: put at least "
-                    f"{shown_sol(NEEDED_TO_BEGIN)} into it"
+                    f"{shown_sol(self.fees.needed_to_begin)} into it"
                 )
             )
         elif isinstance(error, TransactionFailedError) and error.name in _EXPECTED:

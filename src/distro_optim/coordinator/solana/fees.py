@@ -8,6 +8,7 @@ from ...errors import ConfigurationError, PaymentError
 from ..solana_options import LAMPORTS_PER_SOL, shown_sol
 
 __all__ = [
+    "COMPUTE_UNITS",
     "FEE_PER_SIGNATURE",
     "KEPT_IN_A_WALLET",
     "LAMPORTS_PER_SOL",
@@ -20,6 +21,15 @@ __all__ = [
 FEE_PER_SIGNATURE: Final = 5000
 """Lamports; Solana's base fee."""
 
+COMPUTE_UNITS: Final = 200_000
+"""That a transaction may use where it offers a price for them: as many as a call may without saying anything."""
+
+_MICRO: Final = 1_000_000
+"""Prices are in millionths of a lamport."""
+
+_MAX_PRICE: Final = 1_000_000_000
+"""Millionths of a lamport; a transaction would cost 0.2 SOL, which is surely a mistake. Chosen arbitrarily."""
+
 KEPT_IN_A_WALLET: Final = 890_880
 """Lamports that no fee can be paid from: what an account without data must hold, 128 bytes at 6,960 lamports each."""
 
@@ -27,7 +37,7 @@ TRANSACTIONS_TO_BEGIN: Final = 4
 """A wallet must pay for a join, a report of the warm-up and a tick or two; chosen so that a first epoch is possible."""
 
 NEEDED_TO_BEGIN: Final = KEPT_IN_A_WALLET + TRANSACTIONS_TO_BEGIN * FEE_PER_SIGNATURE
-"""Lamports of a wallet that takes part."""
+"""Lamports of a wallet that takes part and offers no price."""
 
 WARN_EPOCHS_AHEAD: Final = 2
 """A wallet that lasts for fewer epochs is told about: the one that begins, and one ahead."""
@@ -42,15 +52,24 @@ class FeeMeter:
 
     Args:
         limit: what may be spent in all; None for no limit.
+        price: offered for each of :data:`COMPUTE_UNITS`, in millionths of a lamport, so that a busy cluster takes ours
+            first; 0 offers nothing.
 
     Raises:
-        ConfigurationError: the limit does not pay for one transaction.
+        ConfigurationError: the limit does not pay for one transaction, or the price makes no sense.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        if limit is not None and limit < FEE_PER_SIGNATURE:
+    def __init__(self, limit: int | None = None, price: int = 0) -> None:
+        if not 0 <= price <= _MAX_PRICE:
             raise ConfigurationError(
-                f"max_fees is {limit} lamports, but one transaction costs {FEE_PER_SIGNATURE}",
+                f"compute_unit_price is {price} millionths of a lamport: give 0 to {_MAX_PRICE}",
+                name="compute_unit_price",
+                value=price,
+            )
+        self.price = price
+        if limit is not None and limit < self.fee_of():
+            raise ConfigurationError(
+                f"max_fees is {limit} lamports, but one transaction costs {self.fee_of()}",
                 name="max_fees",
                 value=limit,
             )
@@ -59,6 +78,15 @@ class FeeMeter:
         self.transactions = 0
         self._at_epoch = 0
         self._of_epoch = 0
+
+    def fee_of(self, signatures: int = 1) -> int:
+        """What a transaction costs."""
+        return FEE_PER_SIGNATURE * signatures - (-self.price * COMPUTE_UNITS // _MICRO)
+
+    @property
+    def needed_to_begin(self) -> int:
+        """Lamports of a wallet that takes part."""
+        return KEPT_IN_A_WALLET + TRANSACTIONS_TO_BEGIN * self.fee_of()
 
     def check(self, fee: int = FEE_PER_SIGNATURE) -> None:
         """Raises FeesSpentError if another transaction would go beyond the limit."""
@@ -85,7 +113,7 @@ class FeeMeter:
             balance: lamports of the wallet.
         """
         self._of_epoch, self._at_epoch = self.spent - self._at_epoch, self.spent
-        needed = max(self._of_epoch, FEE_PER_SIGNATURE)
+        needed = max(self._of_epoch, self.fee_of())
         if balance - KEPT_IN_A_WALLET >= WARN_EPOCHS_AHEAD * needed:
             return None
         return (

@@ -13,7 +13,7 @@ from ...errors import CoordinatorLinkError, JoinRefusedError, PaymentError, Prot
 from ..formats.account import CoordinatorAccount
 from ..types import MAX_NUM_CLIENTS, RunState
 from .decisions.checkpoint_format import Deployment
-from .fees import NEEDED_TO_BEGIN, shown_sol
+from .fees import FeeMeter, shown_sol
 from .programs import CLOCK_SYSVAR, EVERYBODY, JOIN_SCOPE, NATIVE_LOADER, UPGRADEABLE_LOADER, Programs
 from .rpc import RpcClient
 from .small_accounts import (
@@ -55,7 +55,12 @@ class FoundRun:
 
 
 async def find_run(
-    rpc: RpcClient, programs: Programs, run_id: str, *, join_authority: Pubkey | None = None
+    rpc: RpcClient,
+    programs: Programs,
+    run_id: str,
+    *,
+    join_authority: Pubkey | None = None,
+    main_authority: Pubkey | None = None,
 ) -> FoundRun:
     """Reads the small account of a run.
 
@@ -64,6 +69,7 @@ async def find_run(
         programs: the deployment.
         run_id: name of the run.
         join_authority: the key that must let wallets in; anybody can take any free name for a run.
+        main_authority: the key that must operate the run, or its treasury.
 
     Raises:
         JoinRefusedError: there is no such run, or it belongs to somebody else.
@@ -87,12 +93,15 @@ async def find_run(
         Pubkey.from_bytes(instance.main_authority),
         Pubkey.from_bytes(instance.join_authority),
     )
-    if join_authority is not None and found.join_authority != join_authority:
-        raise JoinRefusedError(
-            f"the run {run_id!r} belongs to somebody else: its join authority is {found.join_authority}, not "
-            f"{join_authority}",
-            wanted=run_id,
-        )
+    for what, is_key, must_be in (
+        ("join", found.join_authority, join_authority),
+        ("main", found.main_authority, main_authority),
+    ):
+        if must_be is not None and is_key != must_be:
+            raise JoinRefusedError(
+                f"the run {run_id!r} belongs to somebody else: its {what} authority is {is_key}, not {must_be}",
+                wanted=run_id,
+            )
     return found
 
 
@@ -155,17 +164,18 @@ def check_room(account: CoordinatorAccount, run_id: str, wallet: bytes) -> None:
         )
 
 
-async def check_balance(rpc: RpcClient, wallet: Pubkey) -> int:
+async def check_balance(rpc: RpcClient, wallet: Pubkey, fees: FeeMeter) -> int:
     """The wallet's lamports.
 
     Raises:
         PaymentError: they do not pay for the first transactions, besides what must stay in a wallet.
     """
     balance = await rpc.balance(wallet)
-    if balance < NEEDED_TO_BEGIN:
+    needed = fees.needed_to_begin
+    if balance < needed:
         raise PaymentError(
             f"the wallet {wallet} holds {shown_sol(balance)} at {rpc.name}, and taking part begins with "
-            f"{shown_sol(NEEDED_TO_BEGIN)}: put at least {shown_sol(NEEDED_TO_BEGIN - balance)} into it"
+            f"{shown_sol(needed)}: put at least {shown_sol(needed - balance)} into it"
         )
     return balance
 

@@ -50,7 +50,8 @@ class Participation:
         self._cluster = cluster_of(options.cluster, options.rpc, options.websockets)
         self._authorizer = optional_key(options.authorizer, "authorizer")
         self._join_authority = optional_key(options.join_authority, "join_authority")
-        FeeMeter(options.max_fees)  # says if the limit pays for nothing
+        self._main_authority = optional_key(options.main_authority, "main_authority")
+        FeeMeter(options.max_fees, options.compute_unit_price)  # says if the limit pays for nothing
         if not self._cluster.rpc or not all(url.startswith(("http://", "https://")) for url in self._cluster.rpc):
             raise ConfigurationError("rpc takes addresses that begin with http:// or https://", name="rpc")
         if not all(url.startswith(("ws://", "wss://")) for url in self._cluster.websockets):
@@ -83,6 +84,8 @@ class Participation:
             authorizer=self._authorizer,
             join_authority=self._join_authority,
             client_version=self._options.client_version,
+            main_authority=self._main_authority,
             max_fees=self._options.max_fees,
+            compute_unit_price=self._options.compute_unit_price,
             on_note=on_note,
         )

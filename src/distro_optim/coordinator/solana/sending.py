@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from solders.compute_budget import set_compute_unit_limit, set_compute_unit_price
 from solders.hash import Hash
 from solders.instruction import Instruction
 from solders.keypair import Keypair
@@ -20,7 +21,7 @@ from solders.message import Message
 from solders.transaction import Transaction
 
 from ...errors import CoordinatorLinkError, ProtocolError
-from .fees import FEE_PER_SIGNATURE, FeeMeter
+from .fees import COMPUTE_UNITS, FeeMeter
 from .rpc import NodesBehindError, RpcClient, RpcRefusedError, TransactionFailedError, failure_of
 
 __all__ = ["Sender", "TransactionExpiredError"]
@@ -49,7 +50,7 @@ class Sender:
     Args:
         rpc: the cluster.
         wallet: pays and signs.
-        fees: counts.
+        fees: counts, and says whether a price is offered.
         poll_seconds: between two questions for a signature.
         clock: seconds that only grow, such as a loop's time.
     """
@@ -87,9 +88,11 @@ class Sender:
             TransactionExpiredError: it was not taken in time.
             CoordinatorLinkError: no node answers, or the fees are beyond their limit.
         """
-        fee = FEE_PER_SIGNATURE * (1 + len(signers))
+        fee = self.fees.fee_of(1 + len(signers))
         self.fees.check(fee)
-        blockhash, data, signature = await self._signed(list(instructions), signers)
+        price = self.fees.price
+        offer = [set_compute_unit_limit(COMPUTE_UNITS), set_compute_unit_price(price)] if price else []
+        blockhash, data, signature = await self._signed([*offer, *instructions], signers)
         if len(data) > MAX_TRANSACTION_BYTES:
             raise CoordinatorLinkError(
                 f"a transaction of {len(data)} bytes does not fit in the {MAX_TRANSACTION_BYTES} of a packet"

@@ -1,13 +1,14 @@
 """The programs of the cluster itself that Psyche's stand on: accounts, lamports and tokens.
 
 Only the instructions that a run needs: of the system program ``CreateAccount`` and ``Transfer``; of the token program
-``InitializeMint``, ``MintTo`` and both transfers; of the associated token program both ways to create an account.
+``InitializeMint``, ``MintTo`` and both transfers; of the associated token program both ways to create an account; of
+the compute budget a limit and a price.
 https://docs.rs/solana-system-interface, https://docs.rs/spl-token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -20,11 +21,14 @@ from ...coordinator.solana.small_accounts import MINT_BYTES, TOKEN_ACCOUNT_BYTES
 from .ledger import MAX_ACCOUNT_BYTES, Account, Call, Failure, rent
 
 __all__ = [
+    "COMPUTE_BUDGET",
     "MINT_BYTES",
     "TOKEN_ACCOUNT_BYTES",
     "associated_token_program",
+    "compute_budget_program",
     "create_associated",
     "mint_data",
+    "priority_fee",
     "system_program",
     "token_account_data",
     "token_mint",
@@ -63,6 +67,37 @@ def _keys(call: Call, count: int) -> list[Pubkey]:
     if len(call.metas) < count:
         raise Failure("NotEnoughAccountKeys")
     return [meta.pubkey for meta in call.metas[:count]]
+
+
+# -- what a transaction offers for its computing -----------------------------------------------------------------------
+
+COMPUTE_BUDGET: Final = "ComputeBudget111111111111111111111111111111"
+
+_SET_LIMIT: Final = 2
+_SET_PRICE: Final = 3
+_SIZES: Final = {_SET_LIMIT: 5, _SET_PRICE: 9}
+_UNITS_OF_A_CALL: Final = 200_000
+_MAX_UNITS: Final = 1_400_000
+_MICRO: Final = 1_000_000
+
+
+def compute_budget_program(call: Call) -> None:
+    """Takes a limit (u32) or a price (u64); what they cost is :func:`priority_fee`."""
+    if not call.data or _SIZES.get(call.data[0]) != len(call.data):
+        raise Failure("InvalidInstructionData")
+
+
+def priority_fee(instructions: Sequence[Instruction]) -> int:
+    """Lamports that a transaction pays beside its signatures: price times units, in millionths, rounded up."""
+    price, units, calls = 0, None, 0
+    for instruction in instructions:
+        data = bytes(instruction.data)
+        if str(instruction.program_id) != COMPUTE_BUDGET:
+            calls += 1
+        elif data and _SIZES.get(data[0]) == len(data):
+            value = int.from_bytes(data[1:], "little")
+            price, units = (value, units) if data[0] == _SET_PRICE else (price, value)
+    return -(-price * min(_MAX_UNITS, _UNITS_OF_A_CALL * calls if units is None else units) // _MICRO)
 
 
 # -- the system --------------------------------------------------------------------------------------------------------

@@ -61,8 +61,11 @@ from .coordinator_calls import coordinator_program
 from .coordinator_twin import Clock, CoordinatorTwin
 from .ledger import Account, Call, Failure, Layer, Program, decoded, encoded, rent, run
 from .native_programs import (
+    COMPUTE_BUDGET,
     associated_token_program,
+    compute_budget_program,
     mint_data,
+    priority_fee,
     system_program,
     token_account_data,
     token_program,
@@ -119,6 +122,7 @@ class Validator:
             str(SYSTEM_PROGRAM): system_program,
             str(TOKEN_PROGRAM): token_program,
             str(ASSOCIATED_TOKEN_PROGRAM): associated_token_program,
+            COMPUTE_BUDGET: compute_budget_program,
             str(self.programs.coordinator): coordinator_program,
             str(self.programs.authorizer): authorizer_program,
             str(self.programs.treasurer): treasurer_program,
@@ -353,7 +357,7 @@ class Validator:
 
     def _try(self, transaction: Transaction) -> tuple[Outcome, dict[str, Account | None]]:
         signature = transaction.signed.signatures[0] if transaction.signed is not None else None
-        fee = FEE_PER_SIGNATURE * len(transaction.signers)
+        fee = FEE_PER_SIGNATURE * len(transaction.signers) + priority_fee(transaction.instructions)
         layer = Layer(self.accounts, self.programs, self.clock)
 
         def outcome(error: TransactionError | None, paid: int) -> Outcome:
