@@ -1,6 +1,6 @@
 """What a run on Solana costs its clients: 32 of them over 200 rounds on a simulated cluster, without models.
 
-    python benchmarks/solana_load.py                            # 20 to 30 minutes
+    python benchmarks/solana_load.py                            # 30 to 70 minutes
     python benchmarks/solana_load.py --clients 4 --rounds 10    # a look at it, one minute
 
 The cluster runs in this process and the clients in another, each a real ``SolanaCoordinator`` with a wallet of its own:
