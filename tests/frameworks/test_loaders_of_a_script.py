@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, WeightedRandomSampler
 from typing_extensions import override
 
 from distro_optim.coordinator.types import BatchId
+from distro_optim.data.dataset import TokenDataset
+from distro_optim.data.dummy import DummyTokens
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.frameworks.round_loader import RoundBatch, RoundLoader
 from distro_optim.strategy.frameworks.samples import samples_of
@@ -176,3 +178,15 @@ def test_what_gives_no_samples_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="does not say its batch_size"):
         samples_of(DataLoader(Numbered(20), batch_sampler=Batches()))
+
+
+class ByNumber(Numbered):
+    by_data_index = True
+
+
+def test_a_dataset_says_whether_its_indices_are_those_of_the_run() -> None:
+    tokens = TokenDataset(DummyTokens())
+    assert samples_of(DataLoader(tokens)).by_data_index
+    assert samples_of(DataLoader(ByNumber())).by_data_index
+    assert not samples_of(DataLoader(Numbered())).by_data_index
+    assert not samples_of(DataLoader(Subset(tokens, [5, 6, 7]))).by_data_index  # whose indices are others
