@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
 
-from transformers import LlamaForCausalLM, Trainer, TrainerCallback
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
 from distro_optim import DisTrO, RunConfig
@@ -252,6 +253,8 @@ def test_a_lora_of_peft_is_trained_and_saved_as_an_adapter(runs: Runs, tmp_path:
     [
         ({"optimizers": (torch.optim.AdamW([nn.Parameter(torch.ones(2))]), None)}, "AdamW, which has nothing to send"),
         ({"auto_find_batch_size": True}, "a run is joined once"),
+        ({"train_dataset": Tokens(0)}, "the training dataset is empty"),
+        ({"model": new_model().requires_grad_(False)}, "nothing to train"),
         ({"run": "not a ticket"}, "not a ticket"),
     ],
 )
@@ -271,6 +274,24 @@ def test_mistakes_of_a_script_with_a_trainer_are_told_in_one_line(
         new_trainer(tmp_path, run="not a ticket")
     sys.excepthook(caught.type, caught.value, None)
     assert capsys.readouterr().err == f"distro_optim: {caught.value}\n"
+
+
+def test_an_optimizer_that_the_arguments_name_is_not_used_in_silence(runs: Runs, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"optim='adafactor'\) is not used"):
+        new_trainer(tmp_path, optim="adafactor").create_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_trainer(tmp_path).create_optimizer()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_optimizer_is_told_with_what_to_do_instead(runs: Runs, tmp_path: Path) -> None:
+    model = new_model()
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True)
+    Trainer(model, arguments, train_dataset=Tokens()).train()
+    with pytest.raises(ConfigurationError, match="call train\\(\\) without resume_from_checkpoint"):
+        new_trainer(tmp_path).train(resume_from_checkpoint=True)
+    assert not any(port.started for port in runs.ports)
 
 
 def test_data_without_a_length_need_a_number_of_steps(runs: Runs, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from ...errors import ConfigurationError
 from ...optimizer import DisTrO
 
-__all__ = ["check_optimizer", "check_trainer", "unwrapped"]
+__all__ = ["check_optimizer", "check_trainer", "unused_optimizer", "unwrapped"]
 
 
 def check_trainer(trainer: Any) -> None:
@@ -30,8 +31,26 @@ def check_trainer(trainer: Any) -> None:
             name="auto_find_batch_size",
             value=True,
         )
+    dataset = trainer.train_dataset
+    if isinstance(dataset, Sized) and not len(dataset):
+        raise ConfigurationError(
+            "the training dataset is empty: a run needs samples", name="train_dataset", value=dataset
+        )
     if trainer.optimizer is not None:
         check_optimizer(trainer.optimizer)
+
+
+def unused_optimizer(args: Any) -> str | None:
+    """What there is to say of an optimizer that ``TrainingArguments`` name; None if it is the default."""
+    field = type(args).__dataclass_fields__.get("optim")
+    chosen = getattr(args.optim, "value", args.optim)
+    default = None if field is None else getattr(field.default, "value", field.default)
+    if chosen == default:
+        return None
+    return (
+        f"TrainingArguments(optim={chosen!r}) is not used, since only updates of DisTrO are exchanged: it takes "
+        "learning_rate and weight_decay; for more give optimizers=(DisTrO(model.parameters(), lr=...), None)"
+    )
 
 
 def check_optimizer(optimizer: Any) -> DisTrO:

@@ -31,7 +31,7 @@ from ...strategy.one_line import tell_mistakes_in_one_line
 from ...strategy.options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from ...strategy.port import RunView
 from ...strategy.round import Round
-from .checks import check_optimizer, check_trainer
+from .checks import check_optimizer, check_trainer, unused_optimizer
 from .following import FollowsRun, saved_place, starting_point
 from .hub import PushFrom, TrainedInRun, check_push_from, with_section
 from .rounds import EpochsOfRounds, RoundInputs
@@ -227,10 +227,33 @@ class SwarmTraining(_Trainer):
                 {"params": [p for n, p in named if n in decaying], "weight_decay": self.args.weight_decay},
                 {"params": [p for n, p in named if n not in decaying], "weight_decay": 0.0},
             ]
+            if not named:
+                raise ConfigurationError(
+                    "no parameter of the model has requires_grad, so there is nothing to train: unfreeze some, or add "
+                    "a LoRA (peft.get_peft_model)",
+                    name="model",
+                )
+            if unused := unused_optimizer(self.args):
+                warn(unused)
             self.optimizer = DisTrO([group for group in groups if group["params"]], lr=self.args.learning_rate)
         else:
             super().create_optimizer(*args, **kwargs)
         return self.optimizer
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if isinstance(error, DistroError):
+                raise
+            raise ConfigurationError(
+                f"the optimizer that is saved in {checkpoint} is not this one ({error}). To train on with its weights "
+                "alone, load them, model = AutoModel....from_pretrained(<that folder>), and call train() without "
+                "resume_from_checkpoint",
+                name="resume_from_checkpoint",
+                value=checkpoint,
+            ) from error
 
     @override
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
