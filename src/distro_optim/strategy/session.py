@@ -42,6 +42,7 @@ from .environment import TICKET_NAME, RunEnvironment, write_ticket
 from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints
+from .model.checkpoint_place import CheckpointPlace
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
@@ -146,6 +147,7 @@ class SwarmSession:
         self._windows = ExitStack()  # what others look at the run through
         self._uploads: Uploads | None = None
         self._kept_ticket: str | None = None
+        self._place: CheckpointPlace | None = None
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -183,6 +185,19 @@ class SwarmSession:
             config = replace(config, lr_schedule=schedule_of(self._optimizer))
         return config
 
+    def checkpoint_place(self, folder: Path) -> Path:
+        """Where to save, if the script says ``folder``: there, but for processes that would get in each other's way."""
+        self._place = CheckpointPlace.take(folder)
+        if self._place.directory != folder:
+            self._tell(
+                f"another process on this machine saves checkpoints in {folder}: this one has {self._place.directory}"
+            )
+        return self._place.directory
+
+    def _release_place(self) -> None:
+        if self._place is not None:
+            self._place.release()
+
     def state_to_host(self, config: RunConfig) -> Coordinator | None:
         """Where a run hosted with ``config`` begins; None at its beginning."""
         state = state_to_resume(self._restored, config)
@@ -207,6 +222,13 @@ class SwarmSession:
         if self._participant is not None:
             return
         start_logging(self._environment.log)
+        try:
+            self._begin()
+        except BaseException:
+            self._release_place()
+            raise
+
+    def _begin(self) -> None:
         self._optimizer.flush()
         checkpoints = self._checkpoints()
         resumes_from = checkpoints if self._options["resume"] else NoCheckpoints()
@@ -310,7 +332,7 @@ class SwarmSession:
             self._uploads = Uploads(upload)
         uploads = self._uploads
         store = CheckpointStore(
-            folder,
+            self.checkpoint_place(Path(folder)),
             keep=self._options["keep_checkpoints"],
             keep_every=self._options["keep_every"],
             held=uploads.holds if uploads is not None else None,
@@ -379,6 +401,12 @@ class SwarmSession:
         self._windows.close()
         self._optimizer.hand_over(None)
         self._optimizer.undo_lookahead(discard_edits=True)
+        try:
+            self._end(timeout)
+        finally:
+            self._release_place()
+
+    def _end(self, timeout: float) -> None:
         access, participant = self._access, self._participant
         if access is None:
             return

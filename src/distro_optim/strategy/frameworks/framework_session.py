@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Unpack, cast
 
 from torch import nn
@@ -184,6 +185,11 @@ class FrameworkSession(SwarmSession):
     @override
     def speaks_for_the_peer(self) -> bool:
         return self._ranks is None or self._ranks.leads
+
+    @override
+    def checkpoint_place(self, folder: Path) -> Path:
+        # Every process of a peer resumes from the same one.
+        return super().checkpoint_place(folder) if self._ranks is None else folder
 
     @override
     def connect(self) -> RunAccess:

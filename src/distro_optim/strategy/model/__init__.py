@@ -15,6 +15,7 @@
 ``identity``            what peers must have in common, as text that travels with the model
 ``machine``             does this machine compute what the others compute? The self-test
 ``checkpoint``          checkpoints, whole or not there at all
+``checkpoint_place``    a folder for each process of a machine that was given the same one
 ``between_epochs``      what a host saves in mid-epoch
 ``checkpoint_keeper``   what a session begins from, and what it saves
 ``resuming``            a run that was interrupted, as its host begins it again
