@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import lr_scheduler
 
 import warm_python
@@ -308,6 +309,29 @@ def test_a_dataset_that_has_grown_since_the_checkpoint_is_told(
         resumed.fit(make_module(pl), loader(size), ckpt_path=tmp_path / "epoch=0-step=5.ckpt", **SAFE)
         assert resumed.global_step == size // 8
     assert [len([text for text in news if "has 80 samples, and had 64" in text]) for news in told.values()] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_that_does_not_fit_is_told_with_what_to_do_instead(
+    pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved.ckpt"
+    trainer = make_trainer(pl, tmp_path, strategy(pl), max_steps=2)
+    trainer.fit(make_module(pl), loader())
+    trainer.save_checkpoint(saved)
+    (tmp_path / "damaged.ckpt").write_bytes(b"hello")
+    count = len(runs.ports)
+    in_groups = make_module(pl, optimizer=lambda params: DisTrO([{"params": [param]} for param in params]))
+    wider = make_module(pl)
+    wider.net.add_module("more", nn.Linear(2, 2))
+    for module, file, advice in (
+        (make_module(pl), "damaged.ckpt", "it is damaged, or something else"),
+        (wider, "saved.ckpt", "of another model: (?s:.*)Build the same model"),
+        (in_groups, "saved.ckpt", "Make the same groups"),
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            make_trainer(pl, tmp_path, strategy(pl)).fit(module, loader(), ckpt_path=tmp_path / file, **SAFE)
+    assert len(runs.ports) == count
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

@@ -120,6 +120,7 @@ class ResumableOptimizer(DecoupledMomentum):
         The base class casts every tensor to the dtype of its parameter, and ``delta`` would lose its lower bits.
         """
         seen: dict[str, Any] = {}
+        before = self.param_groups
 
         def complete_and_keep(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             # A state that says nothing of rules is of a version that had none, or of another optimizer.
@@ -136,6 +137,16 @@ class ResumableOptimizer(DecoupledMomentum):
         hook = self.register_load_state_dict_pre_hook(complete_and_keep)
         try:
             super().load_state_dict(state_dict)
+        except ValueError as error:
+            saved, own = ([len(group["params"]) for group in groups] for groups in (seen["param_groups"], before))
+            if saved == own:
+                raise
+            raise ConfigurationError(
+                f"{error}: the groups that are saved have {_counted(saved)} parameters, those of this optimizer "
+                f"{_counted(own)}. Make the same groups, or load the weights alone, and the momentum starts from zero",
+                name="state_dict",
+                value=saved,
+            ) from None
         finally:
             hook.remove()
         return [dict(seen["state"].get(n, {})) for group in seen["param_groups"] for n in group["params"]]
@@ -172,6 +183,10 @@ class ResumableOptimizer(DecoupledMomentum):
         return CompressedUpdate.from_tensors(
             plan, entries + CompressedUpdate.empty(plan, quantized=self._quantize).tensors()[len(entries) :]
         )
+
+
+def _counted(sizes: list[int]) -> str:
+    return " and ".join(map(str, sizes))
 
 
 def _warn_of_another_optimizer(state_dict: dict[str, Any]) -> None:

@@ -454,9 +454,31 @@ class PsycheStrategy(RoundPasses):
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        try:
+            checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        except (OSError, DistroError):
+            raise
+        except Exception as error:  # whatever torch says of bytes that are something else, KeyError: 101 for one
+            raise ConfigurationError(
+                f"{checkpoint_path} cannot be read as a checkpoint of Lightning's ({type(error).__name__}: {error}): "
+                "it is damaged, or something else; name another one, or begin without ckpt_path",
+                name="ckpt_path",
+                value=checkpoint_path,
+            ) from error
         self._saved_place = checkpoint.get(_PLACE_KEY)
         return checkpoint
+
+    @override
+    def load_model_state_dict(self, checkpoint: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().load_model_state_dict(checkpoint, *args, **kwargs)
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"the checkpoint is of another model: {error}\nBuild the same model, or begin without ckpt_path",
+                name="ckpt_path",
+            ) from error
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
