@@ -123,3 +123,16 @@ def test_a_host_that_had_saved_nothing_yet_has_the_same_run_if_it_resumes(tmp_pa
         access.close()
     assert tickets[0].run_id == tickets[1].run_id != tickets[2].run_id
     assert len({ticket.endpoint.id for ticket in tickets if ticket.endpoint is not None}) == 1
+
+
+def test_a_run_that_is_over_is_not_begun_again_and_says_how_to_train_on(tmp_path: Path) -> None:
+    short = replace(CONFIG, total_steps=3, min_peers=1)
+    first = host(1, short, checkpoint_dir=tmp_path)
+    ended = first.result()
+    again = host(2, short, checkpoint_dir=tmp_path, resume=True)
+    weights = again.result()
+    assert (first.steps, again.steps) == ([1, 2, 3], [])
+    assert all(torch.equal(a, b) for a, b in zip(ended, weights, strict=True))
+    (said,) = [text for text in again.news if "nothing is left to train" in text]
+    assert "last step, 3, in it, and its weights are here" in said
+    assert not any("are not those" in text for text in again.news)

@@ -200,6 +200,7 @@ class Participant:
         self.ended = False
         self._not_finite, self._rounds_not_finite = local.optimizer.quarantined, 0
         self._scheduled_step: int | None = None
+        self._hosts_a_checkpoint = access.facts.is_host and (local.restored or local.begin_at) is not None
         self._stopped = False
         self._torn = False  # the weights are between two states that mean something: an action is under way, or broke
 
@@ -279,7 +280,14 @@ class Participant:
         self.ended = True
         if action.error is not None:
             raise RunError(f"the run ended at step {action.step}: {action.error}")
-        if self._facts.view().fault is not None or not self._loader.loaded:
+        if self._hosts_a_checkpoint and not self._loader.loaded:
+            state = self._facts.state
+            last = "" if state is None else f", {last_trained_step(state.config)}"
+            self._tell(
+                f"nothing is left to train: what we went on from has the run's last step{last}, in it, and its weights "
+                "are here. To train on give a later end, as max_steps or RunConfig(total_steps=...)"
+            )
+        elif self._facts.view().fault is not None or not self._loader.loaded:
             self._tell(
                 "the run is over, and the weights here are not those it ended with: "
                 "take them from a peer that was in it to the end"
