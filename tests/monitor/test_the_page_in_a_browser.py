@@ -42,9 +42,13 @@ def test_it_draws_what_it_is_told_fits_a_phone_and_kicks(tmp_path: Path, monkeyp
         assert await tab.until("window.said") == "no"
         refused = [text for text in tab.complaints if "Content Security Policy" in text]
         assert len(refused) == len(tab.complaints) > 0, "the page itself keeps to its policy"
+        assert await tab.value("[...document.querySelectorAll('.peers button')].map(b => b.textContent)") == [
+            "kick",
+            "ban",
+        ]
         await tab.value("window.confirm = () => true; document.querySelector('.peers button').click()")
         await tab.until("document.getElementById('state').textContent !== ''")
 
-    with PageServer(0, lambda: picture(next(steps)), {"kick": kick}) as server:
+    with PageServer(0, lambda: picture(next(steps)), {"kick": kick, "ban": lambda peer: "banned"}) as server:
         browse(tmp_path, server.url, look)
     assert kicked == [OTHER.hex()]
