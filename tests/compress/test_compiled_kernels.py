@@ -318,8 +318,7 @@ def in_a_child(*arguments: str, **environment: str) -> list[str]:
         without_this_package=True,
     )
     assert done.returncode == 0, done.stderr
-    printed: str = done.stdout
-    return printed.split()
+    return list(map(str, done.stdout.split()))
 
 
 def step_in_a_child(*arguments: str, **environment: str) -> list[str]:
