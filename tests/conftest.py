@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,31 @@ os.environ.setdefault("DISTRO_OPTIM_FAST", "0")
 # How fast examples are made depends on what else the machine does, and on tables that a fresh clone has to build.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first in what each process begins with: one that began last would be waited for by all others.
+
+    pytest-xdist cuts the list in as many equal parts as there are processes. Those that are done take over from the
+    ends of the others, where the short tests are. The slow tests of a file stay together, and so do the others.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    files = [list(of_a_file) for _, of_a_file in groupby(slow, key=lambda item: item.path)]
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for of_a_file in sorted(files, key=len, reverse=True):
+        min(parts, key=len).extend(of_a_file)
+    others = iter([item for item in items if not item.get_closest_marker("slow")])
+    left = len(items)
+    for number, part in enumerate(parts):
+        size = left // (processes - number)
+        left -= size
+        part.extend(item for _, item in zip(range(size - len(part)), others, strict=False))
+    items[:] = [item for part in parts for item in part]
+    items.extend(others)
 
 
 @pytest.fixture(autouse=True)
