@@ -39,6 +39,7 @@ __all__ = ["Popen", "run"]
 
 LOADED_FIRST: Final = (
     "torch",
+    "torch._dynamo",  # with the first optimizer of a process
     "torch.distributed.elastic.multiprocessing.errors",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",

@@ -30,7 +30,9 @@ PLAN = make_plan([ParamSpec((6, 6), torch.float32, torch.device("cpu"), 0, 4, 2)
 def forks_of_one_that_has_loaded_torch() -> ForkServerContext:
     """Where ranks come from: they have nothing else of this process."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "distro_optim.testing.updates"])
+    context.set_forkserver_preload(
+        ["torch", "torch._dynamo", "torch.distributed", "pytest", "distro_optim.testing.updates"]
+    )
     return context
 
 

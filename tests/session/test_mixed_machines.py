@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -21,7 +22,7 @@ def test_three_kinds_of_processors_have_equal_weights_after_every_round(tmp_path
     out = tmp_path / "figures.json"
     command = [sys.executable, "benchmarks/mixed_machines.py", "--arithmetic=exact", f"--rounds={ROUNDS}", *SMALL]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
+    done = warm_python.run(
         [*command, f"--out={out}", "--timeout=500"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
