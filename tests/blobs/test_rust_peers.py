@@ -215,6 +215,7 @@ class CutBlob(Blob):
         return super().read(offset, length)
 
 
+@pytest.mark.slow
 def test_a_rust_getter_that_is_cut_resumes_with_a_range(make_peer: Callable[..., Peer], rust_node: RustNode) -> None:
     store = CutStore(cut=6 * MIB)
     peer = make_peer(store)

@@ -168,6 +168,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
         MetricsServer(server.port, list)
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_command_says_how_to_install_it_and_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_finished_run_is_told_and_not_joined(state: Coordinator, entered: Exit
     assert fake.said == []
 
 
+@pytest.mark.slow
 def test_an_epoch_that_came_to_nothing_is_left_before_the_next_begins(state: Coordinator, entered: ExitStack) -> None:
     """Peers had the model, and are gone: the next epoch begins with a checkpoint that we do not have."""
     epoch = replace(state.epoch_state, clients=OTHERS)

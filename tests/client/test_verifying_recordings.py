@@ -127,6 +127,7 @@ def test_honest_peers_pass_and_the_others_are_named(run: Path, capsys: pytest.Ca
     assert rather[HONEST] is None
 
 
+@pytest.mark.slow
 def test_the_table_names_peers_numbers_and_limits(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run), "--data", str(run / "data.toml")]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -153,6 +154,7 @@ def test_limits_are_learnt_from_a_run_and_used_for_another(
     assert "learnt from 16 honest audits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_without_a_sender_stand_for_themselves(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

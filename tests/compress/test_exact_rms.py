@@ -45,6 +45,7 @@ def test_the_engine_for_devices_without_float64_does_without(monkeypatch: pytest
     assert digest(weights) == digest(by_the_oracle(case)[1])
 
 
+@pytest.mark.slow
 def test_neither_engine_nor_the_order_of_peers_nor_compiled_kernels_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     def digests(order: int) -> list[str]:
         return [digest(merged(case, range(case.contributors)[::order])) for case in SOME_LARGE]

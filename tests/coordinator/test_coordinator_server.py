@@ -190,6 +190,7 @@ def test_a_swarm_trains_epoch_after_epoch(memory: bool) -> None:
     serve(work, memory=memory)
 
 
+@pytest.mark.slow
 def test_what_clients_did_in_an_epoch_is_in_the_ledger(tmp_path: Path) -> None:
     with StateStore(tmp_path, RUN) as store:
         ledger = LedgerFile(tmp_path, RUN, key(9))

@@ -433,6 +433,7 @@ def test_newcomers_that_idle_by_turns_cost_a_purse_and_a_twentieth_of_the_time()
     assert 0 < held <= NEWCOMERS_SECONDS + NEWCOMERS_SHARE * (run.now - began) + 8 * 2 * ROUND_SECONDS
 
 
+@pytest.mark.slow
 def test_an_epoch_does_not_end_early_for_more_newcomers_while_it_is_full_of_idle_ones() -> None:
     run = Run(2)
     for _ in range(8):

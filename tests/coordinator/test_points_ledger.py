@@ -324,7 +324,7 @@ def test_what_is_shown_meanwhile_is_the_sum_of_all_epochs_and_of_the_one_that_go
     assert {key: one.work for key, one in again.items()} == {c.signer: EPOCH_POINTS // 3 for c in CLIENTS}
 
 
-# -- bytes that others served -------------------------------------------------------------------------------------------
+# -- bytes that others served ------------------------------------------------------------------------------------------
 
 
 def test_bytes_that_came_from_each_client_are_those_of_the_epoch() -> None:

@@ -115,6 +115,7 @@ def test_our_server_takes_what_clients_sent(client: int) -> None:
     assert connection.peer == SignedMessage.open(response.sealed).sender
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 def test_each_message_is_accepted_in_one_of_the_states_that_psyches_server_was_in(client: int) -> None:
     response = CLIENT_TO_SERVER.decode(payloads(recorded(client, "client-to-server"))[0])

@@ -48,6 +48,7 @@ def loss_of(model: Any, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[1]), batch[2])
 
 
+@pytest.mark.slow
 def test_it_trains_as_a_plain_loop_with_a_session_does(runs: Runs) -> None:
     strategy, fabric, model, optimizer = set_up()
     samples, losses = [], []

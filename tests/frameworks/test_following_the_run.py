@@ -111,6 +111,7 @@ def test_the_length_of_an_epoch_is_that_of_the_run_that_is_joined(
     assert len(module.samples) == 8 * 2
 
 
+@pytest.mark.slow
 def test_estimated_steps_are_there_for_a_schedule(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path) -> None:
     def configure_optimizers(self: Any) -> Any:
         optimizer = DisTrO(self.parameters(), lr=0.01)
@@ -295,6 +296,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_lightnings(
     assert delta.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_dataset_that_has_grown_since_the_checkpoint_is_told(
     pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path

@@ -181,6 +181,7 @@ def test_manual_optimization_trains(pl: ModuleType, tmp_path: Path) -> None:
     assert sum(module.losses[-8:]) < 0.8 * sum(module.losses[:8])
 
 
+@pytest.mark.slow
 def test_two_fits_of_one_trainer_go_on(pl: ModuleType, tmp_path: Path) -> None:
     module = make_module(pl)
     trainer = fit(pl, module, tmp_path, max_epochs=1)

@@ -224,6 +224,7 @@ def test_logging_in_a_compiled_module_ends_with_advice(
     assert runs.port.closed == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("whole", [True, False], ids=["the module", "its network"])
 def test_compiled_modules_train(pl: ModuleType, strategy: Any, runs: Runs, tmp_path: Path, whole: bool) -> None:

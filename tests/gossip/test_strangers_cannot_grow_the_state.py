@@ -106,6 +106,7 @@ def check_bounds(topic: TopicState, config: GossipConfig) -> None:
     assert sum(map(len, b._missing.values())) == sum(b._missing_by_peer.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(EVENTS, st.floats(0, 2), st.booleans()), max_size=40))
 def test_any_sequence_of_events_keeps_every_bound_and_every_invariant(
@@ -128,6 +129,7 @@ def test_any_sequence_of_events_keeps_every_bound_and_every_invariant(
                 assert len(encode_message(action.message)) < SMALL.max_message_size
 
 
+@pytest.mark.slow
 def test_ten_thousand_newcomers_leave_no_more_than_the_views() -> None:
     topic = state()
     for i in range(10_000):

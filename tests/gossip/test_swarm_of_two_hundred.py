@@ -190,6 +190,7 @@ def test_a_bootstrap_peer_that_is_not_there_yet_is_asked_again() -> None:
     assert sim.nodes[early].topic.neighbors == (late,)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_exactly() -> None:
     def run() -> list[tuple[int, int]]:
         sim = Simulator(dataclasses.replace(GossipConfig(), shuffle_interval=3.0), seed=7, loss=0.01)

@@ -21,6 +21,7 @@ def flood(gate: AnnouncementGate, via: bytes, count: int, size: int, now: float 
     return [gate.judge(said(FLOODER, number, size), via, now) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_an_honest_peer_is_within_its_share_in_the_shortest_rounds() -> None:
     gate = AnnouncementGate()
     for number in range(3000):  # three messages in each of a thousand rounds of 20 ms

@@ -183,6 +183,7 @@ def test_a_model_saved_in_mid_round_has_true_weights(runs: Runs, tmp_path: Path)
     assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "mid")), callback.weights)
 
 
+@pytest.mark.slow
 def test_a_loop_that_dies_leaves_the_run(runs: Runs, tmp_path: Path) -> None:
     runs.settings.update(error=RunLostError("the coordinator is gone"), error_at=3)
     trainer = new_trainer(tmp_path)
@@ -294,6 +295,7 @@ def test_a_checkpoint_of_another_optimizer_is_told_with_what_to_do_instead(runs:
     assert not any(port.started for port in runs.ports)
 
 
+@pytest.mark.slow
 def test_data_without_a_length_need_a_number_of_steps(runs: Runs, tmp_path: Path) -> None:
     class Stream(IterableDataset[dict[str, Tensor]]):
         @override

@@ -50,6 +50,7 @@ def test_tokens_never_fall() -> None:
     assert seen.figures(RunView(run_id="run"), None).total_tokens == trained
 
 
+@pytest.mark.slow
 def test_a_script_has_the_metrics_of_join_while_it_trains_and_logs_numbers_of_the_run(
     pl: ModuleType, runs: Runs, tmp_path: Path, strategy: Any
 ) -> None:

@@ -342,6 +342,7 @@ def test_what_was_not_sent_stays_and_is_no_longer_looked_ahead_to() -> None:
     assert same_bits(optimizer.delta(param), whole)
 
 
+@pytest.mark.slow
 def test_replicas_of_the_recipe_stay_equal_and_learn() -> None:
     exchanges = MemoryExchange.group(3)
     target = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))

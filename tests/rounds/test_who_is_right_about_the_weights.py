@@ -138,6 +138,7 @@ class Usurper(liars.LyingReporter, Believing):
     """Says that its weights are others, as do all of its kind."""
 
 
+@pytest.mark.slow
 def test_a_host_keeps_its_weights_though_three_others_report_the_same_false_ones() -> None:
     world = World(total_steps=16, epoch_time=12, max_round_train_time=8)
     host = Believing(world, 1)

@@ -132,6 +132,7 @@ def test_only_a_host_decides() -> None:
         session.allow(None)
 
 
+@pytest.mark.slow
 def test_a_peer_that_the_host_bans_is_out_and_the_host_trains_on() -> None:
     with live_run() as run:
         host = run.host(config(total_steps=2000, peers_to_start=2), step_seconds=0.005)

@@ -89,6 +89,7 @@ def test_what_a_treasury_costs_is_said_before(run: Command) -> None:
     assert f"{worthless} is no mint of tokens at http://127.0.0.1" in said
 
 
+@pytest.mark.slow
 def test_its_operator_changes_the_run_through_the_treasury(run: Command, tmp_path: Path) -> None:
     validator = run.cluster.validator
     treasury = treasury_of(validator)

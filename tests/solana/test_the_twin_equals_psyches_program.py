@@ -53,6 +53,7 @@ def test_there_are_walks() -> None:
     assert len(WALKS) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", WALKS, ids=lambda file: file.name.split(".")[0])
 def test_every_call_of_a_walk_ends_like_the_programs_own(file: Path) -> None:
     assert list(differences(file)) == []

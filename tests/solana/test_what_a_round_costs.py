@@ -81,6 +81,7 @@ def test_a_price_without_a_limit_counts_for_what_each_call_may_use() -> None:
     assert (outcome.error, outcome.fee) == (None, FEE_PER_SIGNATURE + 1)
 
 
+@pytest.mark.slow
 def test_the_wallets_pay_for_joins_reports_and_ticks_and_nothing_else() -> None:
     async def run() -> None:
         async with SolanaArena() as arena:

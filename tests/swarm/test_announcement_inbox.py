@@ -101,6 +101,7 @@ def test_a_full_queue_drops_the_oldest_of_whoever_has_most() -> None:
     assert [a.data for a in heard if a is not None] == [b"2", b"3", b"4", b"0", b"1", b"2"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=60))
 def test_the_queue_never_exceeds_its_bounds_and_keeps_each_senders_order(steps: list[tuple[int, int, bool]]) -> None:
     limits = InboxLimits(queued=7, queued_per_sender=4)

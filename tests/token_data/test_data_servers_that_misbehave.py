@@ -222,6 +222,7 @@ def tokens_at(address: str, seconds: float = 20.0, attempts: int = 3) -> DataSer
     return DataServerTokens(address, key(1), SEQ_LEN, patience=patience, draw=lambda: 0.0, wait=never_wait)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [hang_up, stay_silent, trickle])
 def test_a_broken_connection_is_made_anew(bad: Callable[[socket.socket], None]) -> None:
     with Impostor(bad, answering(honest)) as server, tokens_at(server.address, 0.5) as tokens:
@@ -229,6 +230,7 @@ def test_a_broken_connection_is_made_anew(bad: Callable[[socket.socket], None]) 
         assert len(server.connections) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [hang_up, stay_silent, trickle])
 def test_a_server_that_stays_broken_is_given_up(bad: Callable[[socket.socket], None]) -> None:
     with Impostor(bad) as server, tokens_at(server.address, 0.2) as tokens:

@@ -149,6 +149,7 @@ def test_a_bucket_without_a_prefix_is_listed_whole() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_list_without_end_is_given_up(client: WebClient) -> None:
     with WebServer({}) as server:
         server.always["GET"] = lambda handler: handler.reply(200, b'{"nextPageToken": "again"}')

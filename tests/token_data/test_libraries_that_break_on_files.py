@@ -65,6 +65,7 @@ def test_ctrl_c_stays_what_it_is(tmp_path: Path) -> None:
         tokenizer.encode([b"a"])
 
 
+@pytest.mark.slow
 def test_damaged_parquet_raises_errors_of_ours_alone(tmp_path: Path) -> None:
     rows = pyarrow.array([[1, 2, 3, 4]] * 8, pyarrow.list_(pyarrow.int32()))
     path = tmp_path / "train.parquet"

@@ -204,11 +204,13 @@ def notes(host: Runtime) -> list[str]:
     return [event.text for event in host.take_events() if isinstance(event, Note)]
 
 
+@pytest.mark.slow
 def test_of_the_same_version_nothing_is_said(a_run: Runtime) -> None:
     joined(a_run.ticket)
     assert notes(a_run) == []
 
 
+@pytest.mark.slow
 def test_a_newer_joiner_trains_with_an_older_host_and_the_host_says_so(
     a_run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_joiner_that_is_too_old_is_told_to_upgrade(monkeypatch: pytest.MonkeyP
         assert "has to upgrade" in note
 
 
+@pytest.mark.slow
 def test_a_peer_of_before_introductions_is_let_in_as_long_as_its_protocol_is_spoken(
     a_run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +265,7 @@ def test_a_peer_of_before_introductions_is_refused_where_its_protocol_is_not_spo
         assert "distro_optim of an older version (protocol 1)" in note
 
 
+@pytest.mark.slow
 def test_a_host_of_before_introductions_is_joined_as_long_as_its_protocol_is_spoken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

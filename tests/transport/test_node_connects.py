@@ -114,6 +114,7 @@ def test_a_dead_address_fails_after_the_timeout(make_node: MakeNode) -> None:
         client.submit(client.connect(nobody, ALPN, timeout=0.2)).result(SECONDS)
 
 
+@pytest.mark.slow
 def test_a_relay_url_that_cannot_be_read_hides_no_other_address(make_node: MakeNode) -> None:
     server, client = make_node(), make_node()
     server.accept(ALPN, echo)
@@ -148,6 +149,7 @@ def test_an_external_address_of_a_port_taken_at_random_is_warned_of(
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_a_node_takes_relay_servers_without_tls(make_node: MakeNode) -> None:
     # Nobody listens there: the node works nevertheless, and hears of it only when it asks whether it is online.
     server, client = make_node(relay="http://127.0.0.1:9"), make_node(relay=["http://127.0.0.1:9", "https://[::1]:9/"])

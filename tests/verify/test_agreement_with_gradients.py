@@ -135,6 +135,7 @@ def loss_of(net: nn.Module, batch: Tensor) -> Tensor:
     return F.mse_loss(net(batch), wanted)
 
 
+@pytest.mark.slow
 def test_an_honest_peer_is_told_from_copies_other_data_and_idleness() -> None:
     """Four peers for a while: agreements add up over the rounds, and only the honest one keeps above its control."""
     nets = [make_net() for _ in range(4)]

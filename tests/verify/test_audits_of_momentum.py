@@ -266,6 +266,7 @@ def draws(seeds: Sequence[int], fraction: float) -> list[Challenge]:
     return [challenge for seed in seeds for challenge in draw(seed, 3, plan, KEYS, KEYS[:10], fraction)]
 
 
+@pytest.mark.slow
 def test_so_many_are_drawn_as_the_run_says_and_nobody_audits_itself() -> None:
     found = draws(range(50), 0.1)
     assert 150 < len(found) < 250
@@ -286,6 +287,7 @@ def test_everybody_draws_the_same_and_a_peer_more_changes_nobody_elses_draw() ->
     assert [challenge for challenge in more if challenge.trainer in KEYS[:20]] == some
 
 
+@pytest.mark.slow
 def test_leaves_are_drawn_by_their_elements() -> None:
     plan = train(steps=2).sent.plan
     table = leaves_of(plan)

@@ -27,6 +27,7 @@ from ...coordinator.types import (
 )
 from ...strategy.rounds import actions as act
 from ...strategy.rounds.actions import Action, DropReason
+from ...strategy.rounds.audits.book import AuditCount
 from ...strategy.rounds.broadcasts import BroadcastType, Finished, TrainingResult
 from ...strategy.rounds.phases import Stage
 from ...strategy.rounds.results import encode_any_result
@@ -67,6 +68,7 @@ class PsycheTwin:
         fault: never set: it does not find out.
         dropped: messages that Psyche's client calls invalid or ignores, by the reason that ours would give.
         address: where its blobs are.
+        audits: none: it audits nobody.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PsycheTwin:
         self.fault: act.Desynced | None = None
         self.dropped: Counter[DropReason] = Counter()
         self.address = address
+        self.audits: dict[bytes, AuditCount] = {}
         self._me = identity
         self._draw = draw
         self._voice = Voice(key, draw)
