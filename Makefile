@@ -36,6 +36,7 @@ $(VENV)/.ready: pyproject.toml Makefile constraints.txt
 	$(if $(OLDEST),$(PYTHON) scripts/lower_bounds.py > $(PINS))
 	$(PIP) install --quiet $(addprefix --constraint ,$(PINS)) "$(TORCH)"
 	$(PIP) install --quiet $(addprefix --constraint ,$(PINS)) --editable ".[$(EXTRAS)]"
+	-$(BIN)/python -m pytest --collect-only --quiet > /dev/null  # compiles the tests: else each of their processes does
 	touch $@
 
 # Writes down what is installed, for `make setup` to install from now on. See CONTRIBUTING.md.
