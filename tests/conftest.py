@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests of compiled kernels turn them on. They bring the same bits, and loading them takes each process seconds.
 os.environ.setdefault("DISTRO_OPTIM_FAST", "0")
 
+# While libraries and tests are loaded there is next to nothing to collect, and looking for it takes seconds.
+gc.disable()
+
 # How fast examples are made depends on what else the machine does, and on tables that a fresh clone has to build.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """From here on only what the tests make is looked through, not the libraries."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
