@@ -389,7 +389,8 @@ class SwarmSession:
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the run and releases everything. The model has its true weights then. May be called again.
 
-        What was trained since the last checkpoint is saved. A run that is hosted here ends.
+        What was trained since the last checkpoint is saved. The others of a run that is hosted here elect another host,
+        if it may go on without us (``RunConfig(succession=True)``).
 
         Args:
             timeout: seconds that leaving cleanly may take. What is still to be uploaded is waited for besides, as long
@@ -586,7 +587,7 @@ class SwarmSession:
 
     @property
     def is_host(self) -> bool:
-        """Whether the run ends when we leave it."""
+        """Whether we began the run, and so decide who is in it."""
         return self._access is not None and self._access.facts.is_host
 
     @property

@@ -33,9 +33,12 @@ from ...coordinator.server.server import unix_offset
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
+from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
+from ..environment import TICKET_NAME
 from ..options import allowed_keys
 from .coordinating import LIMITS, farewell, open_coordinator
+from .finding_the_host import find_host, fresh_ticket
 from .joining import SILENCE_SECONDS, NodeOptions
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
@@ -76,7 +79,7 @@ def _is_paused(state: Coordinator) -> bool:
 
 
 class HostedRun(RunSource):
-    """A run that ends with this process.
+    """A run that begins with this process.
 
     Args:
         config: the settings of the run.
@@ -135,6 +138,7 @@ class HostedRun(RunSource):
                 )
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
+            await self._unless_another_hosts(node)
             listeners: list[StreamListener] = [IrohListener(node)]
             ways: tuple[str, ...] = ()
             if self._tcp is not None:
@@ -198,6 +202,31 @@ class HostedRun(RunSource):
             aclose=closing.aclose,
             keeper=keeper,
         )
+
+    async def _unless_another_hosts(self, node: Node) -> None:
+        """Asks the peers of the last time whether the run has gone on without us.
+
+        Raises:
+            ConfigurationError: it has; says how to join it.
+        """
+        home = self._options.home
+        if home is None or not self._config.succession:
+            return
+        path = home.directory / TICKET_NAME
+        try:
+            ticket = RunTicket.parse(path.read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ProtocolError):
+            return
+        if ticket.run_id != self.run_id:
+            return
+        found = await find_host(node, ticket)
+        if found is not None and found.host is not None and found.host.id != self.key.public:
+            fresh = fresh_ticket(self.run_id, found.host, found.peers)
+            raise ConfigurationError(
+                f"the run {self.run_id!r} has gone on without this host: peer {found.host.id.hex()[:8]} hosts it now. "
+                f'Join it, with run="{fresh}"; to begin again without the others, remove {path}',
+                name="run",
+            )
 
     def _keeper(self, node: Node, tcp: Sequence[str]) -> RunKeeper | None:
         """What lets the run go on without us; None if it is not to."""

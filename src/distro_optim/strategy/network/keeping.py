@@ -99,6 +99,7 @@ class RunKeeper:
         self._open: OpenCoordinator | None = None
         self._stack: AsyncExitStack | None = None
         self._rounds: Rounds | None = None
+        self._swarm: Swarm | None = None
         self._unsaid: deque[bytes] = deque(maxlen=MAX_UNSAID)
         self._news = asyncio.Event()
         self._moves: asyncio.Queue[Follow | TakeOver] = asyncio.Queue()
@@ -200,7 +201,7 @@ class RunKeeper:
 
     async def run(self, swarm: Swarm, rounds: Rounds) -> None:
         """Until it is cancelled."""
-        self._rounds = rounds
+        self._rounds, self._swarm = rounds, swarm
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._speak(swarm))
             tasks.create_task(self._move())
@@ -212,6 +213,13 @@ class RunKeeper:
                 self._flush()
                 self._look_around()
                 await asyncio.sleep(LOOK_SECONDS)
+
+    async def resign(self) -> None:
+        """We are about to leave, and say so."""
+        self.core.resign()
+        self._flush()
+        if self._swarm is not None:
+            await self._say(self._swarm)
 
     async def aclose(self) -> None:
         """Answers no more, and stops hosting."""
@@ -244,11 +252,14 @@ class RunKeeper:
         while True:
             await self._news.wait()
             self._news.clear()
-            while self._unsaid:
-                try:
-                    await swarm.announce(self._unsaid.popleft(), channel=Channel.OWN_KIND)
-                except DistroError as error:
-                    _log.debug("a letter about the run's host was lost: %s", error)
+            await self._say(swarm)
+
+    async def _say(self, swarm: Swarm) -> None:
+        while self._unsaid:
+            try:
+                await swarm.announce(self._unsaid.popleft(), channel=Channel.OWN_KIND)
+            except DistroError as error:
+                _log.debug("a letter about the run's host was lost: %s", error)
 
     async def _move(self) -> None:
         while True:

@@ -20,6 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Final, TypeVar, Unpack
@@ -79,6 +80,9 @@ _RUN_ID_BYTES: Final = 4
 
 CLOSE_SECONDS: Final = 5.0
 """How long leaving a run may take. Chosen arbitrarily."""
+
+RESIGN_SECONDS: Final = 0.3
+"""For a word to the others before we leave. Chosen arbitrarily."""
 
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""
@@ -295,6 +299,10 @@ class Runtime(RunPort):
 
     async def _leave(self, link: RunLink) -> None:
         driver = self._driver_task
+        if link.keeper is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESIGN_SECONDS):
+                    await link.keeper.resign()
         if driver is not None:
             # A host that goes while it tells the others of the end would leave them in doubt; its time is limited.
             if not self._in_farewell:

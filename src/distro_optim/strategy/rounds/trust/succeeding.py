@@ -27,6 +27,7 @@ from ....errors import ProtocolError
 from .succession import Candidacy, Peer, Promise, Roster, Vote, election, goes_on, is_followed
 from .succession_messages import (
     MAX_VOTERS,
+    NEVER,
     NUMBER_SIZE,
     Ballot,
     Elected,
@@ -201,6 +202,8 @@ class Succession:
         self._change: _Change | None = None
         self._proof: tuple[bytes, ...] = ()  # promises for the present roster
         self._old: tuple[int, int] | None = None
+        self._wants = False  # to be a voter
+        self._resigned: dict[bytes, bytes] = {}  # voters of the present roster that have left, with their letters
         self._elected: Elected | None = None
         self._due: dict[str, float] = {}
         self._wait_until = 0.0  # somebody stands for election
@@ -271,7 +274,7 @@ class Succession:
             self._due.pop("proposal", None)
         # Where only some report on a round, nobody knows whether the others were in it.
         self._is_eligible = state.config.witness_nodes == 0 and len(self._members) <= MAX_NUM_WITNESSES
-        self._is_over = state.run_state is RunState.FINISHED
+        self._is_over = self._is_over or state.run_state is RunState.FINISHED
         position = (self._term, position_in(state))
         if self._host is None or self._peer.roster is None:
             self._peer = replace(self._peer, position=max(self._peer.position, position))
@@ -288,6 +291,14 @@ class Succession:
         if not self._hosts and not self.has_left:
             self._silence = 0.0
 
+    def resign(self) -> None:
+        """We leave: without us, and without waiting for us, the others may go on."""
+        roster = self._peer.roster
+        if roster is not None and self._peer.may_vote and not self._is_over:
+            self._peer = replace(self._peer, roster=None)
+            self._say(Pledge(roster.which, NEVER, self._me))
+        self._is_over = True
+
     def may_go_on(self, state: Coordinator) -> bool:
         """Whether the round of ``state`` may end, for a host: whether so many voters were in it that no others can
         elect somebody."""
@@ -301,6 +312,7 @@ class Succession:
             if report.proof.index < len(clients)
         }
         present = {name for name in roster.voters if name == self._me or key_of(name) in there}
+        present.update(self._resigned)
         self._blocked = self._peer.term != self._term or not goes_on(roster, present)
         return not self._blocked
 
@@ -370,6 +382,8 @@ class Succession:
             self._lead(now)
         else:
             self._silence += passed
+        if self._wants and self.running and not self._hosts and self._is_due("here", now, HERE_SECONDS):
+            self._say_here()
         if self._peer.roster is not None and self._silence > self._after / 3:
             self._call_for_others(now)
         if self._peer.may_vote and self._silence >= self._after:
@@ -385,8 +399,9 @@ class Succession:
         if self._peer.term != self._term:
             return  # we stand for another term
         changed = self._change is None and self._begin_change()
-        if self._is_due("proposal", now, HOST_SECONDS) or changed:
-            self._due["proposal"] = now + HOST_SECONDS
+        every = HOST_SECONDS if self._change is None else STEP_SECONDS
+        if self._is_due("proposal", now, every) or changed:
+            self._due["proposal"] = now + every
             self._propose()
         if self._elected is not None and self._is_due("elected", now, HOST_SECONDS):
             self._say(self._elected)
@@ -404,6 +419,8 @@ class Succession:
         change = self._change = _Change(new, roster)
         letter = self._seal(Pledge(promise.old, promise.new, promise.voter))
         change.promises[self._me] = (promise, letter)
+        for voter, left in self._resigned.items():
+            change.promises[voter] = (Promise(promise.old, promise.new, voter), left)
         self._out.append(Say(letter))
         self._end_change()
         return self._change is not None
@@ -416,11 +433,14 @@ class Succession:
         return tuple(dict.fromkeys([self._me, *names]))[:MAX_VOTERS]
 
     def _hear_pledge(self, said: Pledge, letter: bytes) -> None:
-        change = self._change
-        if change is None or (said.old, said.new) != (change.old.which, change.list.roster.which):
+        change, roster = self._change, self._peer.roster
+        leaves = said.new == NEVER
+        if leaves and roster is not None and said.old == roster.which and said.voter in roster.voters:
+            self._resigned[said.voter] = letter
+        if change is None or said.old != change.old.which or said.voter not in change.old.voters:
             return
-        if said.voter in change.old.voters:
-            change.promises[said.voter] = (said.promise, letter)
+        if leaves or said.new == change.list.roster.which:
+            change.promises[said.voter] = (said.promise(change.list.roster.which), letter)
             self._end_change()
 
     def _end_change(self) -> None:
@@ -446,17 +466,18 @@ class Succession:
             self._peer, self._order = self._peer.adopt(roster), new.voters
         else:
             return False
-        self._change = None
+        self._change, self._resigned = None, {}
         return True
 
     def _propose(self) -> None:
         change, roster = self._change, self._peer.roster
         tenths = min(0xFFFF, round(self._after * _TENTHS))
-        if change is not None:
-            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths))
-        elif roster is not None:
+        if roster is not None:
+            # Also while it is to be followed by another: who has not heard that it is good cannot promise.
             present = VoterList(roster.term, roster.number, self._order, roster.base)
             self._say(Proposal(self._me, self._term, present, self._old, self._proof, tenths))
+        if change is not None:
+            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths))
 
     # -- those who follow ----------------------------------------------------------------------------------------------
 
@@ -477,9 +498,7 @@ class Succession:
             self._adopt(said, new)
         else:
             self._promise(said, new)
-        wants = self._me not in new.voters and self._key.public in self._members and self.running
-        if wants and self._is_due("here", now, HERE_SECONDS):
-            self._say_here()
+        self._wants = self._me not in new.voters and self._key.public in self._members
 
     def _promise(self, said: Proposal, new: Roster) -> None:
         """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
@@ -512,7 +531,7 @@ class Succession:
         for letter in said.promises:
             _, given = open_letter(self._run, letter)
             if isinstance(given, Pledge):
-                yield given.promise
+                yield given.promise(said.voters.roster.which)
 
     # -- elections -----------------------------------------------------------------------------------------------------
 
@@ -550,11 +569,15 @@ class Succession:
         reach = self._in_reach(roster, now)
         if 2 * len(reach) <= len(roster.voters):
             if self._is_due("tell", now, TELL_SECONDS):
-                who = "more than half of the run's voters" if self._hosts else "the host"
+                of_all = f"of {len(roster.voters)} voters only {len(reach)} can be reached"
                 self._out.append(
                     Tell(
-                        f"{who} cannot be reached for {self._silence:.0f} s, and of {len(roster.voters)} voters only "
-                        f"{len(reach)} can: a new host takes more than half, so this peer waits for them"
+                        f"most others have not been heard of for {self._silence:.0f} s, and {of_all}: they may have "
+                        "another host by now, so this one waits for them; if they are gone for good, close this "
+                        "session, and host again from its checkpoint (resume=True)"
+                        if self._hosts
+                        else f"the host has not been heard of for {self._silence:.0f} s, and {of_all}: a new host "
+                        "takes more than half, so this peer waits for them"
                     )
                 )
             return

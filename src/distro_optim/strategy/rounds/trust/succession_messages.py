@@ -27,6 +27,7 @@ __all__ = [
     "MARK",
     "MAX_LETTER",
     "MAX_VOTERS",
+    "NEVER",
     "NUMBER_SIZE",
     "Ballot",
     "Elected",
@@ -54,6 +55,9 @@ _RUN_SIZE: Final = 8
 
 MAX_VOTERS: Final = 24
 """Of a roster. Chosen so that the votes of more than half of them fit in one announcement."""
+
+NEVER: Final = ((1 << 64) - 1, (1 << 64) - 1)
+"""The roster that is promised by one who leaves: it does not vote any more."""
 
 MAX_LETTER: Final = 1024
 """Bytes of a vote or a promise that is handed on; they have some 250."""
@@ -121,16 +125,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Pledge:
-    """See :class:`~.succession.Promise`."""
+    """See :class:`~.succession.Promise`. With :data:`NEVER` for the new roster, it holds for whichever follows."""
 
     old: Pair
     new: Pair
     voter: Name
 
-    @property
-    def promise(self) -> Promise:
-        """The promise."""
-        return Promise(self.old, self.new, self.voter)
+    def promise(self, new: tuple[int, int]) -> Promise:
+        """The promise; ``new`` is the roster that is to follow."""
+        return Promise(self.old, new if self.new == NEVER else self.new, self.voter)
 
 
 @dataclass(frozen=True)
