@@ -2,12 +2,16 @@
 
     python benchmarks/chaos.py                      # 400 rounds, 200 of them disturbed: a quarter of an hour on 2 cores
     python benchmarks/chaos.py --rounds 300         # shorter
+    python benchmarks/chaos.py --kill-hosts 100 --rounds 600    # nothing but the host, every 100 rounds
 
 What goes wrong is planned as data: :func:`planned_faults` kills processes (``kill -9``) and starts them again with
 nothing left, :func:`planned_cuts` makes partitions of 20 seconds. Besides, each peer loses 30 % of all announcements
 after the gossip, which would have repaired the loss. One peer is slow. One announces, in turns, results of the wrong
 shape, of NaN, of 8 MB, replayed, badly signed, and other results than it committed to. In the last 200 rounds only
 these two go on.
+
+With ``--kill-hosts N`` whoever hosts is killed (``kill -9``) every N rounds, and started again 10 rounds later, to
+join; nothing else goes wrong. Then the longest time between two rounds may be 20 seconds and what a round takes.
 
 Ends with status 1 unless all honest peers end with equal weights, every difference on the way was noticed and repaired,
 no round took longer than its time limit, and the loss on files not trained on is within 2 % of the undisturbed run's.
@@ -34,7 +38,7 @@ from distro_optim.console import PlainLines
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.run_report import EVENT, ROUND, ReportLine, ReportReader
 from distro_optim.testnet.display import FORMS
-from distro_optim.testnet.faults import Fault, Kill, Restart
+from distro_optim.testnet.faults import Fault, Kill, KillHost, Restart, RestartHost
 from distro_optim.testnet.network import LocalNetwork, NetworkOptions, Outcome
 from distro_optim.testnet.watching import SwarmWatch
 from distro_optim.testnet.weather import Weather, write_weather
@@ -57,6 +61,9 @@ QUIET_ROUNDS = 200
 that was dropped twice waits a minute, and after many epochs that were ended for joiners, the next one is ended for them
 only after a quarter of an epoch."""
 LEAST_TROUBLE = 60  # rounds
+RESTART_AFTER = 10  # rounds
+GAP_SECONDS = 20.0
+"""Between two rounds, where a host is killed."""
 EPOCH_SECONDS = 120
 
 SETTINGS: dict[str, Any] = {
@@ -84,6 +91,12 @@ def planned_faults(rounds: int, rng: random.Random) -> list[Fault]:
         peer = rng.choice(MORTAL)
         faults += [Kill(peer=peer, step=step), Restart(peer=peer, step=step + 10)]
     return faults
+
+
+def planned_deaths_of_hosts(rounds: int, every: int) -> list[Fault]:
+    """The host is killed every so many rounds, and 10 rounds later started again, as a peer."""
+    steps = range(every, rounds - every // 2, every)
+    return [fault for step in steps for fault in (KillHost(step=step), RestartHost(step=step + RESTART_AFTER))]
 
 
 def planned_cuts(rounds: int, rng: random.Random) -> list[Cut]:
@@ -149,7 +162,7 @@ class Result:
 
     @property
     def validation_loss(self) -> float:
-        return float(self.ends[0]["validation_loss"]) if 0 in self.ends else float("nan")
+        return next((float(end["validation_loss"]) for _, end in sorted(self.ends.items())), float("nan"))
 
     def rounds(self) -> list[tuple[int, int, float]]:
         """Step, epoch, and when the first peer was done with it."""
@@ -221,10 +234,15 @@ def run(args: argparse.Namespace, name: str, *, disturbed: bool) -> Result:
     out.mkdir(parents=True, exist_ok=True)
     weather = out.absolute() / "weather"
     rng = random.Random(args.seed)
-    faults = planned_faults(args.rounds, rng) if disturbed else []
-    cuts = planned_cuts(args.rounds, rng) if disturbed else []
-    sky = Sky(weather, cuts, LOSS if disturbed else 0.0, args.rounds - QUIET_ROUNDS)
-    troublemakers = ("--liar", f"peer {LIAR}", "--slow", f"peer {SLOW}") if disturbed else ()
+    only_hosts = args.kill_hosts is not None
+    faults, cuts = [], []
+    if disturbed and only_hosts:
+        faults = planned_deaths_of_hosts(args.rounds, args.kill_hosts)
+    elif disturbed:
+        faults, cuts = planned_faults(args.rounds, rng), planned_cuts(args.rounds, rng)
+    stormy = disturbed and not only_hosts
+    sky = Sky(weather, cuts, LOSS if stormy else 0.0, args.rounds - QUIET_ROUNDS)
+    troublemakers = ("--liar", f"peer {LIAR}", "--slow", f"peer {SLOW}") if stormy else ()
     for old in out.glob("peer-*.json"):
         old.unlink()
     options = NetworkOptions(
@@ -266,6 +284,22 @@ def judge(calm: Result, stormy: Result) -> list[str]:
     return problems
 
 
+def judge_deaths(calm: Result, stormy: Result) -> list[str]:
+    """Likewise, where only hosts were killed."""
+    problems = [f"undisturbed: {problem}" for problem in calm.outcome.problems]
+    problems += stormy.outcome.problems
+    if unnoticed := stormy.unnoticed():
+        problems.append(f"differences that nobody noticed within {NOTICED_WITHIN} rounds: {unnoticed}")
+    within, between = stormy.gaps()
+    usual = sorted(within)[len(within) // 2] if within else 0.0
+    longest = max([*within, *(seconds for seconds, _ in between)], default=0.0)
+    if longest > GAP_SECONDS + usual:
+        problems.append(f"{longest:.0f} s went by between two rounds")
+    if not stormy.validation_loss <= LOSS_TOLERANCE * calm.validation_loss:
+        problems.append(f"the loss is {stormy.validation_loss:.3f}, undisturbed it is {calm.validation_loss:.3f}")
+    return problems
+
+
 def table(calm: Result, stormy: Result) -> Table:
     result = Table(title=f"{PEERS} processes, undisturbed and disturbed", show_lines=False)
     for name, justify in (("", "left"), ("undisturbed", "right"), ("disturbed", "right")):
@@ -283,7 +317,8 @@ def table(calm: Result, stormy: Result) -> Table:
     row("epochs", *(len(between) + 1 for _, between in gaps))
     row("longest time between epochs, seconds", *(max(between, default=(0.0, 0))[0] for _, between in gaps))
     row("kill -9", *(sum(isinstance(f, Kill) for f in r.outcome.faults) for r in both))
-    row("started again", *(sum(isinstance(f, Restart) for f in r.outcome.faults) for r in both))
+    row("kill -9 of the host", *(sum(isinstance(f, KillHost) for f in r.outcome.faults) for r in both))
+    row("started again", *(sum(isinstance(f, Restart | RestartHost) for f in r.outcome.faults) for r in both))
     row("partitions of 20 s", *(r.cuts for r in both))
     row("announcements lost", *(r.count("lost")["lost"] for r in both))
     row("stopped by partitions", *(r.count("cut")["cut"] for r in both))
@@ -310,9 +345,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2 * QUIET_ROUNDS)
     parser.add_argument("--seed", type=int, default=1, help="decides which peers are killed and cut off, and when")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each of the two runs")
+    parser.add_argument(
+        "--kill-hosts", type=int, metavar="N", help="kill whoever hosts every N rounds, and nothing else"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/chaos"))
     args = parser.parse_args()
-    if args.rounds < QUIET_ROUNDS + LEAST_TROUBLE:
+    if args.kill_hosts is not None and not LEAST_TROUBLE // 2 <= args.kill_hosts < args.rounds:
+        raise ConfigurationError(
+            f"--kill-hosts {args.kill_hosts}: hosts can be killed every {LEAST_TROUBLE // 2} rounds or more seldom",
+            name="kill_hosts",
+            value=args.kill_hosts,
+        )
+    if args.kill_hosts is None and args.rounds < QUIET_ROUNDS + LEAST_TROUBLE:
         raise ConfigurationError(
             f"fewer than {QUIET_ROUNDS + LEAST_TROUBLE} rounds leave no room for trouble",
             name="rounds",
@@ -322,7 +366,7 @@ def main() -> int:
     stormy = run(args, "disturbed", disturbed=True)
     console = Console()
     console.print(table(calm, stormy))
-    problems = judge(calm, stormy)
+    problems = judge(calm, stormy) if args.kill_hosts is None else judge_deaths(calm, stormy)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)
     return 1 if problems else 0

@@ -20,6 +20,7 @@ from examples.byte_data import SourceWindows
 from examples.byte_model import ByteTransformer, next_byte_loss
 
 from distro_optim import DisTrO
+from distro_optim.comm.iroh.reach import parse_relays
 from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.swarm import Swarm
@@ -77,7 +78,9 @@ class Peer:
 
     def connect(self) -> Runtime:
         loop = LoopThread("chaos")
-        options = NodeOptions(key=self.key, relay=self.environment.relay or "none", bind_addr="127.0.0.1:0")
+        options = NodeOptions(
+            key=self.key, relays=parse_relays(self.environment.relay or "none"), bind_addr="127.0.0.1:0"
+        )
         if self.environment.run is not None:
             ticket = parse_run(self.environment.run)
             source = DisturbedRun(JoinedRun(ticket, options, loop=loop, patience=PATIENCE_SECONDS), self.disturb)

@@ -47,6 +47,7 @@ INSTRUMENTED: Final = (
     "comm.iroh.meeting_place",
     "comm.iroh.sharing.messages",
     "comm.iroh.sharing.torchscript",
+    "comm.iroh.whereabouts",
     "comm.postcard",
     "comm.tickets",
     "compress.wire",
@@ -386,6 +387,14 @@ def data_answer(data: bytes) -> None:
     assert DATA_SERVER_TO_CLIENT.decode(DATA_SERVER_TO_CLIENT.encode(message)) == message
 
 
+def whereabouts(data: bytes) -> None:
+    from distro_optim.comm import postcard
+    from distro_optim.comm.iroh.whereabouts import read_whereabouts
+
+    found = read_whereabouts(data)
+    assert read_whereabouts(postcard.encode(found)) == found
+
+
 def rendezvous_answer(data: bytes) -> None:
     from distro_optim.comm import postcard
     from distro_optim.comm.iroh import meeting_place
@@ -470,6 +479,7 @@ TARGETS: Final[dict[str, Target]] = {
     "introduction": introduction,
     "data-answer": data_answer,
     "rendezvous-answer": rendezvous_answer,
+    "whereabouts": whereabouts,
     "served-link": served_link,
     "state-file": state_file,
     "bucket-listing": bucket_listing,
@@ -495,6 +505,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.comm.iroh.sharing import messages as sharing
     from distro_optim.comm.iroh.sharing._stored_zip import read_entries
     from distro_optim.comm.iroh.sharing.torchscript import write_tensor
+    from distro_optim.comm.iroh.whereabouts import Whereabouts
     from distro_optim.comm.signing import SecretKey, SignedMessage
     from distro_optim.comm.tickets import BlobTicket, EndpointTicket
     from distro_optim.coordinator.formats.text import to_json
@@ -618,6 +629,7 @@ def seeds() -> dict[str, list[bytes]]:
         "data-answer": [
             DATA_SERVER_TO_CLIENT.encode(Else(RequestRejected(BatchId(0, 3), RejectionReason.NOT_IN_THIS_ROUND)))
         ],
+        "whereabouts": [postcard.encode(Whereabouts(3, address, (address,)))],
         "rendezvous-answer": [postcard.encode([address, address], meeting_place.Members)],
         "served-link": [CLIENT_TO_SERVER.encode(Else(Join("run"))), bytes(100)],
         "state-file": [to_json(state).encode()],

@@ -22,7 +22,7 @@ from distro_optim.coordinator.types import (
 )
 from distro_optim.errors import ProtocolError
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.rounds.trust.succeeding import Follow, Say, Succession, TakeOver, Tell
+from distro_optim.strategy.rounds.trust.succeeding import Succession
 from distro_optim.strategy.rounds.trust.succession_messages import (
     MAX_VOTERS,
     Ballot,
@@ -32,6 +32,7 @@ from distro_optim.strategy.rounds.trust.succession_messages import (
     run_mark,
     seal_letter,
 )
+from distro_optim.strategy.rounds.trust.succession_outcomes import Follow, Say, TakeOver, Tell
 
 RUN = "run"
 TICK = 0.5

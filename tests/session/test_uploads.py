@@ -292,7 +292,7 @@ def test_a_session_uploads_what_it_saves(make_world: Any, tmp_path: Path) -> Non
     script = Script(session_settings={"checkpoint_dir": tmp_path / "here", "upload": f"file://{there}"})
     world.run(world.port(1), script)
     world.until_all_ended()
-    here = {path.name for path in (tmp_path / "here").iterdir() if not path.name.startswith(".")}
+    here = {path.name for path in (tmp_path / "here").glob("step-*")}
     assert here
     assert here == {path.name for path in there.iterdir()}
     assert script.session.uploads == UploadCounts(done=len(here))

@@ -490,16 +490,17 @@ class SwarmSession:
         if not self.speaks_for_the_peer:
             return
         self._tell_of_uploads()
-        self._keep_ticket()
         self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
 
     def _keep_ticket(self) -> None:
         """The ticket of the run lies beside the checkpoints, for ``distro-optim ticket``; it changes with the host."""
-        folder, ticket = self._options["checkpoint_dir"], self.ticket
-        if folder is None or ticket is None or ticket == self._kept_ticket or not self.speaks_for_the_peer:
+        folder, file, ticket = self._options["checkpoint_dir"], self._environment.ticket_file, self.ticket
+        if ticket is None or ticket == self._kept_ticket or not self.speaks_for_the_peer:
             return
+        paths = [*([] if folder is None else [Path(folder) / TICKET_NAME]), *([] if file is None else [file])]
         with suppress(ConfigurationError):  # the disk is full: the next one is tried again
-            write_ticket(Path(folder) / TICKET_NAME, ticket)
+            for path in paths:
+                write_ticket(path, ticket)
             self._kept_ticket = ticket
 
     def _tell_of_uploads(self) -> None:

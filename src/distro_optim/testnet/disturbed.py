@@ -30,5 +30,6 @@ class DisturbedRun(RunSource):
 
     @override
     async def open(self) -> RunLink:
+        self._inner.on_note = self.on_note
         link = await self._inner.open()
         return replace(link, swarm=self._disturb(link.swarm))

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ..errors import ConfigurationError
 
-__all__ = ["Fault", "FaultPlan", "Join", "Kill", "Restart", "parse_peer_at_step"]
+__all__ = ["Fault", "FaultPlan", "Join", "Kill", "KillHost", "Restart", "RestartHost", "parse_peer_at_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,28 @@ class Restart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KillHost:
+    """The peer that hosts by then gets ``kill -9`` once the run has come to ``step``."""
+
+    step: int
+
+    @override
+    def __str__(self) -> str:
+        return f"the host is killed with -9 at step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartHost:
+    """The peer that was killed as the host is started again, with nothing of before, and joins."""
+
+    step: int
+
+    @override
+    def __str__(self) -> str:
+        return f"the host of before is started again at step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Join:
     """One peer more joins; it gets the next free number."""
 
@@ -47,7 +69,7 @@ class Join:
         return f"a peer joins at step {self.step}"
 
 
-Fault = Kill | Restart | Join
+Fault = Kill | Restart | KillHost | RestartHost | Join
 
 
 def parse_peer_at_step(text: str) -> tuple[int, int]:
@@ -77,7 +99,7 @@ class FaultPlan:
 
     def __init__(self, faults: Iterable[Fault], *, peers: int) -> None:
         self._pending = sorted(faults, key=lambda fault: fault.step)
-        up, joined = set(range(peers)), peers
+        up, joined, hosts_down = set(range(peers)), peers, 0
         for fault in self._pending:
             match fault:
                 case Join():
@@ -95,6 +117,12 @@ class FaultPlan:
                     if peer in up or peer >= joined:
                         raise ConfigurationError(f"{fault}, but it was not killed before", name="restart", value=fault)
                     up.add(peer)
+                case KillHost():
+                    hosts_down += 1
+                case RestartHost():
+                    hosts_down -= 1
+                    if hosts_down < 0:
+                        raise ConfigurationError(f"{fault}, but it was not killed before", name="restart", value=fault)
         self.fewest_peers = _fewest(self._pending, peers)
         """How many peers run at the worst time."""
 
@@ -113,6 +141,6 @@ class FaultPlan:
 def _fewest(faults: Iterable[Fault], peers: int) -> int:
     fewest = peers
     for fault in faults:
-        peers += -1 if isinstance(fault, Kill) else 1
+        peers += -1 if isinstance(fault, Kill | KillHost) else 1
         fewest = min(fewest, peers)
     return fewest

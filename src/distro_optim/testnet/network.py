@@ -20,7 +20,7 @@ from ..logs import LogOptions
 from ..strategy.environment import RunEnvironment, read_ticket
 from ..strategy.run_report import EVENT, JOINED, ReportReader
 from .display import Situation
-from .faults import Fault, FaultPlan, Join, Kill, Restart
+from .faults import Fault, FaultPlan, Join, Kill, KillHost, Restart, RestartHost
 from .processes import PeerProcess, end_all, tail
 from .watching import PeerState, PeerWatch, SwarmWatch
 
@@ -139,6 +139,7 @@ class LocalNetwork:
         self._problems: list[str] = []
         self._started = self._news = time.monotonic()
         self._host_ended: float | None = None
+        self._killed_hosts: list[int] = []
         self._threads = os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // options.peers))
 
     def run(self) -> Outcome:
@@ -199,10 +200,10 @@ class LocalNetwork:
 
     def _launch(self, peer: PeerWatch) -> None:
         report = self._options.out.absolute() / f"peer-{peer.number}.jsonl"
-        hosts = peer.number == 0
+        hosts = self._ticket is None
         environment = RunEnvironment(
             run=None if hosts else self._ticket,
-            ticket_file=self._ticket_file if hosts else None,
+            ticket_file=self._ticket_file,
             relay=self._options.relay,
             discovery=self._options.discovery,
             report=report,
@@ -267,6 +268,19 @@ class LocalNetwork:
                     peer.restarted()
                     self._launch(peer)
                     self._tell(f"{peer.name} is started again at step {self.watch.step}", kind="restarted")
+                case KillHost():
+                    number = self.watch.host
+                    self._processes[number].kill()
+                    self._killed_hosts.append(number)
+                    self._read(self.watch.peers[number])
+                    self.watch.peers[number].state = PeerState.KILLED
+                    self._tell(f"peer {number}, the host, is killed with -9 at step {self.watch.step}", kind="killed")
+                case RestartHost():
+                    peer = self.watch.peers[self._killed_hosts.pop(0)]
+                    peer.restarted()
+                    self._ticket = read_ticket(self._ticket_file) or self._ticket
+                    self._launch(peer)
+                    self._tell(f"{peer.name} is started again at step {self.watch.step}", kind="restarted")
                 case Join():
                     peer = self.watch.add_peer()
                     self._launch(peer)
@@ -282,7 +296,7 @@ class LocalNetwork:
         if peer.state not in (PeerState.KILLED, PeerState.STOPPED):
             peer.state = PeerState.ENDED if code == 0 else PeerState.FAILED
             self._tell(f"{peer.name} has ended" + (f" with status {code}" if code else ""), kind="ended")
-        if peer.number == 0 and self._host_ended is None:
+        if peer.number == 0 and peer.state is not PeerState.KILLED and self._host_ended is None:
             self._host_ended = time.monotonic()
 
     def _is_over(self) -> bool:

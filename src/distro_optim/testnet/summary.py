@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..console import printable
 from .display import kilobytes, peer_record, peer_table
-from .faults import Join, Kill, Restart
+from .faults import Fault, Join, Kill, KillHost, Restart, RestartHost
 from .network import Outcome
 
 if TYPE_CHECKING:
@@ -17,6 +17,14 @@ __all__ = ["plot", "summary_record", "summary_table"]
 
 DOTS_PER_INCH: Final = 110
 """Of the plot, which is 8 inches wide."""
+
+_SHORT: Final[dict[type[Fault], str]] = {
+    Kill: "kill -9",
+    Restart: "restart",
+    KillHost: "host killed",
+    RestartHost: "restart",
+    Join: "join",
+}
 
 LABEL_HEIGHT: Final = 0.05
 """Of the height of the plot."""
@@ -122,7 +130,7 @@ def plot(outcome: Outcome, path: Path, *, unit: str = "loss") -> bool:
         killed = "" if peer.has_survived else ", killed"
         axes.plot(steps, losses, label=f"{peer.name}{' (host)' if peer.number == 0 else ''}{killed}", linewidth=1.2)
     for number, fault in enumerate(outcome.faults):
-        what = {Kill: "kill -9", Restart: "restart", Join: "join"}[type(fault)]
+        what = _SHORT[type(fault)]
         axes.axvline(fault.step, color="tab:gray", linestyle=":", linewidth=1)
         height = 1 - LABEL_HEIGHT * (number % LABELS_STAGGERED)  # neighbours do not overlap
         axes.annotate(f" {what}", (fault.step, height), xycoords=("data", "axes fraction"), va="top", fontsize=8)

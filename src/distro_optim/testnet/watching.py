@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..strategy.rounds.trust.succession_outcomes import HOSTS_NOW
 from ..strategy.run_report import ENDED, JOINED, ROUND, ReportLine
 
 __all__ = ["Comparison", "PeerState", "PeerWatch", "SwarmWatch"]
@@ -135,6 +136,8 @@ class SwarmWatch:
         """The furthest that any peer has come in training, and never beyond the last step that is trained."""
         self.total_steps = 0
         """The last step that is trained; 0 before it is known."""
+        self.host = 0
+        """Number of the peer that hosts, as it said itself."""
         self.run_state = ""
         self.epoch = 0
         self.waiting_peers: int | None = None
@@ -156,6 +159,8 @@ class SwarmWatch:
         if peer.state is PeerState.STARTING:
             peer.state = PeerState.RUNNING
         self.total_steps = line.total_steps or self.total_steps
+        if HOSTS_NOW in line.text:
+            self.host = peer.number
         if line.kind == JOINED:
             return
         if line.kind == ROUND:

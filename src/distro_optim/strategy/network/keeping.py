@@ -31,8 +31,9 @@ from ...coordinator.server.host import RunHost
 from ...coordinator.types import ClientState, Coordinator, NodeIdentity
 from ...errors import DistroError, ExchangeError, ProtocolError
 from ..rounds.rounds import Rounds, Stage
-from ..rounds.trust.succeeding import SUCCESSION_AFTER, Follow, Leave, Say, Succession, TakeOver, Tell
+from ..rounds.trust.succeeding import SUCCESSION_AFTER, Succession
 from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
+from ..rounds.trust.succession_outcomes import Follow, Leave, Say, TakeOver, Tell
 from .coordinating import LIMITS, OpenCoordinator, open_coordinator
 from .finding_the_host import ask_all, fresh_ticket
 

@@ -5,6 +5,7 @@
 ``votes``                the rule: which of several reports on the weights of a step is right
 ``succession``           who hosts when the host is gone: the rules
 ``succeeding``           ... one peer's part in it: when the rules are used
+``succession_outcomes``  ... and what is to be done
 ``succession_messages``  ... what peers say to each other about it, and the bytes
 =======================  ===================================================================
 """

@@ -42,8 +42,9 @@ from .succession_messages import (
     run_mark,
     seal_letter,
 )
+from .succession_outcomes import HOSTS_NOW, Follow, Leave, Outcome, Say, TakeOver, Tell
 
-__all__ = ["SUCCESSION_AFTER", "Follow", "Leave", "Outcome", "Say", "Succession", "TakeOver", "Tell", "position_in"]
+__all__ = ["SUCCESSION_AFTER", "Succession", "position_in"]
 
 SUCCESSION_AFTER: Final = 15.0
 """Seconds for which a host may be silent. Longer than the 10 seconds after which a link counts as broken and a dial."""
@@ -75,54 +76,6 @@ _U32: Final = 0xFFFF_FFFF
 _TENTHS: Final = 10
 _STEP_BITS: Final = 34
 _PHASES: Final = {RunState.WARMUP: 1, RunState.ROUND_TRAIN: 2, RunState.ROUND_WITNESS: 2, RunState.COOLDOWN: 3}
-
-
-@dataclass(frozen=True)
-class Say:
-    """This is to be announced to all."""
-
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Leave:
-    """We have voted against the host: nothing of it is to be taken any more."""
-
-
-@dataclass(frozen=True)
-class Follow:
-    """Somebody else hosts.
-
-    Attributes:
-        host: its public key.
-        address: where it is.
-    """
-
-    host: bytes
-    address: EndpointAddr
-
-
-@dataclass(frozen=True)
-class TakeOver:
-    """We host, or go on hosting.
-
-    Attributes:
-        term: from now on.
-        before: public key of the host before; None if we do not know it.
-    """
-
-    term: int
-    before: bytes | None
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Something that people should know."""
-
-    text: str
-
-
-Outcome = Say | Leave | Follow | TakeOver | Tell
 
 
 @dataclass
@@ -653,7 +606,7 @@ class Succession:
         self._become(term, self._me, hosts=True)
         self._out += [
             TakeOver(term, before),
-            Tell(f"the host could not be reached for {silence:.0f} s: this peer hosts the run now, in term {term}"),
+            Tell(f"the host could not be reached for {silence:.0f} s: {HOSTS_NOW}, in term {term}"),
         ]
         self._say(self._elected)
 
