@@ -254,6 +254,20 @@ def test_those_who_leave_and_say_so_are_not_waited_for() -> None:
     world.check()
 
 
+def test_a_host_that_leaves_and_says_so_is_followed_within_seconds() -> None:
+    world = World(4)
+    world.run(10)
+    before = len(world.counted)
+    world.peers[0].succession.resign()
+    world.carry_out(0, world.peers[0])
+    world.tick()
+    world.peers[0].alive = False
+    world.run(5)
+    assert world.hosts() == [1]
+    assert len(world.counted) > before
+    world.check()
+
+
 def test_a_host_that_others_have_left_without_a_word_waits() -> None:
     world = World(5)
     world.run(10)

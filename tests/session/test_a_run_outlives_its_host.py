@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 PATIENCE_SECONDS = 60.0
 AFTER = 2.0
+LOOPBACK_ONLY: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
 OUTLIVED = replace(CONFIG, succession_after=AFTER, total_steps=30)
 
 
@@ -111,6 +113,17 @@ def test_hosts_are_killed_twice_and_the_rest_end_with_equal_weights() -> None:
         assert peer.steps[-1] == 30
         assert len(peer.steps) >= 26
     assert len({peer.session.view().weights_root for peer in rest}) == 1
+
+
+def test_a_host_may_forbid_it_and_one_with_a_list_of_guests_does() -> None:
+    config = replace(CONFIG, global_batch_size=8)
+    for options in ({"config": replace(config, succession=False)}, {"config": config, "allow": [bytes(32)]}):
+        access = Runtime.connect(**LOOPBACK_ONLY, **options)
+        access.look()
+        assert access._link is not None
+        assert access._link.keeper is None
+        assert access.guests is not None
+        access.close()
 
 
 def test_without_a_majority_a_peer_waits_and_says_so() -> None:

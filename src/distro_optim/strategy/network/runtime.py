@@ -36,7 +36,7 @@ from ...comm.model_exchange import Check, Patience, SharedModel, download_patien
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...compress import CompressedUpdate, TilePlan
-from ...coordinator.server.acting import HostActs
+from ...coordinator.server.acting import HostActs, ServiceActs
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
     ConfigurationError,
@@ -56,6 +56,7 @@ from ..polling import POLL_SECONDS
 from ..port import Note, RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
+from .coordinating import OpenCoordinator
 from .driver import RoundDriver
 from .hosting import HostedRun
 from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
@@ -242,7 +243,24 @@ class Runtime(RunPort):
     @property
     @override
     def acts(self) -> HostActs | None:
-        return self._link.acts if self._link is not None else None
+        link, opened = self._link, self._opened_here
+        if link is None or not self._hosts_now:
+            return None
+        if opened is None:
+            return link.acts
+        return ServiceActs(opened.service, time.monotonic, self._loop.submit, own=self._source.key.public)
+
+    @property
+    def _hosts_now(self) -> bool:
+        """Whether the run's coordinator is here at present: it was from the beginning, or since we were elected."""
+        keeper = self._link.keeper if self._link is not None else None
+        return self.is_host if keeper is None else keeper.hosts
+
+    @property
+    def _opened_here(self) -> OpenCoordinator | None:
+        """The coordinator that we have opened since."""
+        keeper = self._link.keeper if self._link is not None else None
+        return None if keeper is None else keeper.open
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -394,8 +412,7 @@ class Runtime(RunPort):
         if self._running is None and not self._closed:
             raise ConfigurationError("start() comes first")
         action = self._mailbox.take(timeout)
-        keeper = self._link.keeper if self._link is not None else None
-        if isinstance(action, RunEnded) and (self.is_host or (keeper is not None and keeper.hosts)):
+        if isinstance(action, RunEnded) and self._hosts_now:
             # Not only once the driver has returned: the training thread may close as soon as it hears this.
             self._in_farewell = True
         return action

@@ -149,6 +149,7 @@ class Succession:
         self._is_eligible = False
         self._is_over = False
         self._blocked = False
+        self._is_host_leaving = False
         self._silence = 0.0
         self._at: float | None = None
         self._campaign: _Campaign | None = None
@@ -241,7 +242,7 @@ class Succession:
 
     def heard(self) -> None:
         """Bytes of the host's coordinator have come."""
-        if not self._hosts and not self.has_left:
+        if not (self._hosts or self.has_left or self._is_host_leaving):
             self._silence = 0.0
 
     def resign(self) -> None:
@@ -390,6 +391,9 @@ class Succession:
         leaves = said.new == NEVER
         if leaves and roster is not None and said.old == roster.which and said.voter in roster.voters:
             self._resigned[said.voter] = letter
+        if leaves and said.voter == self._host and not self._hosts:
+            self._is_host_leaving = True  # what still comes of it does not count: nobody need wait
+            self._silence = max(self._silence, self._after)
         if change is None or said.old != change.old.which or said.voter not in change.old.voters:
             return
         if leaves or said.new == change.list.roster.which:
@@ -443,6 +447,7 @@ class Succession:
             # The first that we hear of it; or it was started again, and nobody else had been elected meanwhile.
             self._peer = Peer(self._me, term=said.term, voted=said.host)
             self._host, self._term, self._order, self._known = said.host, said.term, (), {}
+            self._is_host_leaving = False
         if said.term != self._term:
             return
         self._after = said.after / _TENTHS
@@ -642,6 +647,7 @@ class Succession:
     def _become(self, term: int, host: bytes, *, hosts: bool) -> None:
         self._term, self._host, self._host_key, self._hosts = term, host, key_of(host), hosts
         self._campaign, self._change, self._silence, self._blocked = None, None, 0.0, False
+        self._is_host_leaving = False
         self._wait_until = 0.0
         self._rumours.clear()
         for what in ("proposal", "elected", "stands", "here", "tell"):
