@@ -16,6 +16,7 @@ import torch
 from distro_optim.cli import main
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import ConfigurationError, RunError
+from distro_optim.strategy.network.guests import HostsGuests
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds.trust.succeeding import Succession
 
@@ -52,6 +53,9 @@ def kill(peer: Peer) -> None:
     assert runtime._link is not None
     keeper = runtime._link.keeper
     assert keeper is not None
+    guests = runtime.guests
+    if isinstance(guests, HostsGuests):  # a killed process does not tell the others that it loses them one by one
+        setattr(guests._service, "disconnect", lambda *_: None)  # noqa: B010
     runtime._loop.submit(keeper._node.aclose()).result(PATIENCE_SECONDS)
     raise Killed
 
@@ -255,3 +259,32 @@ def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
     for peer in (newcomer, *others):
         peer.join()
     assert newcomer.steps
+
+
+def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
+    def dies(peer: Peer, step: int) -> None:
+        time.sleep(0.05)
+        if newcomer_waits.is_set():
+            until_all_vote([first, *others])
+            kill(peer)
+
+    newcomer_waits = threading.Event()
+    others: list[Peer] = []
+    endless = replace(OUTLIVED, min_peers=3, keep_peers=2, total_steps=10_000, joiner_wait_time=1000, epoch_time=2000)
+    first = host(1, endless, during=dies)
+    others += [Peer(seed, run=first.ticket, during=lambda peer, step: time.sleep(0.05)) for seed in (2, 3)]
+    while not all(peer.steps for peer in others):
+        others[0].join(0.05)
+    newcomer = Peer(4, run=first.ticket)
+    assert newcomer.started_run.wait(PATIENCE_SECONDS)
+    newcomer_waits.set()
+    first.join()
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+    while not newcomer.steps and newcomer.is_alive():
+        assert time.monotonic() < deadline, newcomer.news
+        newcomer.join(0.05)
+    assert newcomer.error is None
+    for peer in (newcomer, *others):
+        peer.enough.set()
+    for peer in (newcomer, *others):
+        peer.join()

@@ -229,7 +229,7 @@ class CoordinatorService(ConnectionService):
 
     def expect(self, clients: Iterable[NodeIdentity], now: float) -> None:
         """Clients that are in the run without a connection here may come within :data:`RETURN_SECONDS`."""
-        self._back_by, self._away = now + RETURN_SECONDS, set(clients)
+        self._back_by, self._away = now + RETURN_SECONDS, set(clients).difference(self._by_client)
 
     def broadcast(self, now: float, *, news: bool = False) -> None:
         """Sends the state to every client; if it is ``news`` between two ticks, not to those that do nothing."""

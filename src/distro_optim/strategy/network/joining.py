@@ -189,6 +189,7 @@ class JoinedRun(RunSource):
             )
             self._kept_by = keeper
             stack.push_async_callback(keeper.aclose)
+            keeper.know(self._ticket.peers)
             coordinator = keeper.coordinator = RemoteCoordinator(
                 keeper.connect,
                 self.key,
@@ -291,10 +292,12 @@ class JoinedRun(RunSource):
         keeper = self._kept_by
         if keeper is not None and keeper.open is not None:
             return keeper.open.rendezvous.visit(node.addr())
-        if keeper is not None and keeper.host is not None:
-            return await ask_rendezvous(node, keeper.host)
-        if self._ticket.endpoint is not None:
-            return await ask_rendezvous(node, self._ticket.endpoint)
+        host = keeper.host if keeper is not None and keeper.host is not None else self._ticket.endpoint
+        if host is not None:
+            members = await ask_rendezvous(node, host)
+            if keeper is not None:
+                keeper.know(members)
+            return members
         if not self._is_asked:
             return []
         found = await ask_over_stream(connector(self._ticket), node)

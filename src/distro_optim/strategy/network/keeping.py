@@ -45,6 +45,9 @@ LOOK_SECONDS: Final = 0.5
 ASK_SECONDS: Final = 5.0
 """Between two times that the peers are asked who hosts, while no host is heard. Chosen arbitrarily."""
 
+MAX_TOLD: Final = 64
+"""Addresses of peers from the host's list and the ticket. Chosen arbitrarily."""
+
 MAX_UNSAID: Final = 64
 """Letters that wait to be announced; newer ones say more."""
 
@@ -110,6 +113,7 @@ class RunKeeper:
         self._asked_at = 0.0
         self._ticket: str | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._told: dict[bytes, EndpointAddr] = {}
         self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
         self._desk = WhereaboutsDesk(node, run_id, self.whereabouts)
 
@@ -130,6 +134,10 @@ class RunKeeper:
         """A fresh ticket, with the present host and some peers; None while there is nothing to say that is new. For
         any thread."""
         return self._ticket
+
+    def know(self, peers: Sequence[EndpointAddr]) -> None:
+        """Peers that somebody told us of: one that waits outside the epoch hears of the host from nobody else."""
+        self._told = dict(list({**self._told, **{peer.id: peer for peer in peers}}.items())[-MAX_TOLD:])
 
     def lead(self, host: EndpointAddr) -> None:
         """The host is there, as somebody says whom we believe; before the first link."""
@@ -342,8 +350,11 @@ class RunKeeper:
         state = self._state
         if state is not None:
             keys = [client.id.p2p_identity for client in state.epoch_state.clients]
-            others = [self._address_of(key) for key in keys if key != self._key.public]
-            known = [address for address in others if not address.is_empty]
+            others = {key: self._address_of(key) for key in keys}
+            others |= {
+                key: peer for key, peer in self._told.items() if others.get(key, peer).is_empty or key not in keys
+            }
+            known = [peer for key, peer in others.items() if key != self._key.public and not peer.is_empty]
             if known:
                 self._others = tuple(known)
                 self._renew_ticket()
