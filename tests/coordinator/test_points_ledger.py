@@ -356,3 +356,15 @@ def test_a_line_of_version_1_has_no_bytes_and_is_read(tmp_path: Path) -> None:
         read_line(old.replace(b'"version":1', b'"version":2'))
     with pytest.raises(ProtocolError):
         read_line(new.replace(b'"version":2', b'"version":3'))
+
+
+def test_points_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    ledger = LedgerFile(tmp_path, "run", KEY)
+    ledger.append(epoch(lambda _: CLIENTS), 5)
+    picture = tmp_path / "points.svg"
+    assert main(["ledger", "check", str(ledger.path), "--plot", str(picture)]) == 0
+    assert "in order" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"<?xml")
+    assert main(["ledger", "check", str(ledger.path), "--plot", str(tmp_path / "points.doc")]) == 2
+    assert "cannot draw" in capsys.readouterr().err

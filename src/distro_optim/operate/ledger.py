@@ -6,12 +6,19 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from ..errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from ..coordinator.ledger import LedgerTotals
 
-__all__ = ["add_options", "run"]
+__all__ = ["add_options", "draw", "run"]
+
+MOST_DRAWN: Final = 24
+"""Clients in a picture, those with most points. Chosen arbitrarily."""
+
+LABELS: Final = {"work": "by work", "equal": "in equal shares"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--host", metavar="KEY", help="public key that has to have signed it, 64 hexadecimal digits")
     check.add_argument("--last", metavar="HASH", help="hash of a last line that was kept, which has to be in it")
     check.add_argument("--json", action="store_true", help="print a JSON object")
+    check.add_argument("--plot", type=Path, metavar="FILE", help="draw the points in a PNG, SVG or PDF file")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,12 +41,53 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ConfigurationError: it is not, or cannot be read.
+        MissingDependencyError: matplotlib is not installed.
     """
     from ..coordinator.server.ledger_file import read_ledger
 
     totals = read_ledger(options.file, host=options.host, holding=options.last)
+    if options.plot is not None:
+        draw(totals, options.plot)
     print(json.dumps(_record(totals)) if options.json else _table(totals))
     return 0
+
+
+def draw(totals: LedgerTotals, path: Path) -> None:
+    """Draws the points of each client, by both ways to count.
+
+    Args:
+        totals: of a ledger.
+        path: of the file; its ending says of what kind.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: the file cannot be written, or is of no kind that can be drawn.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError("--plot needs matplotlib: pip install 'distro-optim[plot]'") from error
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot as plt
+
+    most = sorted(totals.clients.items(), key=lambda item: -item[1].work)[:MOST_DRAWN]
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * max(2, len(most))), layout="constrained")
+    for offset, name, color in ((-0.2, "work", "tab:blue"), (0.2, "equal", "tab:orange")):
+        places = [place + offset for place in range(len(most))]
+        axes.barh(places, [getattr(one, name) for _, one in most], height=0.38, color=color, label=LABELS[name])
+    failed = [f"{key.hex()[:8]}{' (failed an audit)' if one.audits_failed else ''}" for key, one in most]
+    axes.set_yticks(range(len(most)), failed)
+    axes.invert_yaxis()
+    more = f", the first {MOST_DRAWN} of {len(totals.clients)}" if len(totals.clients) > MOST_DRAWN else ""
+    axes.set(xlabel="points", title=f"run {totals.run}, {totals.lines} epochs{more}")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot draw {path}: {error}", name="plot", value=path) from error
+    finally:
+        plt.close(figure)
 
 
 def _record(totals: LedgerTotals) -> dict[str, object]:
