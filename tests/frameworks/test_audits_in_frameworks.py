@@ -17,13 +17,9 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from distro_optim import DisTrO
-from distro_optim.coordinator.types import BatchId
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.rounds.actions import ApplyResults, AuditResult, AuditResults
-from distro_optim.strategy.session import SwarmSession
-from distro_optim.verify.recompute import Evidence
+from frameworks.audited_run import AuditedRun, connect_to
 from frameworks.lightning_runs import QUIET, Numbered, make_module, make_trainer
-from frameworks.quiet_run import QuietRun
 from optimizer.models import copies
 
 pytestmark = [pytest.mark.waiting, *QUIET]
@@ -35,52 +31,7 @@ with warnings.catch_warnings():
     from distro_optim.strategy.fabric import FabricPsycheStrategy
 
 CONFIG = RunConfig(total_steps=8, global_batch_size=8)
-OTHER = bytes([7] * 32)
 SIZE = 64
-
-
-class AuditedRun(QuietRun):
-    """What this peer sent is audited as if another had sent it."""
-
-    audits = True
-    found: list[Evidence]
-
-    @override
-    def start(self) -> None:
-        self.found = []
-        super().start()
-
-    @override
-    def _begin_round(self) -> None:
-        super()._begin_round()
-        if not self.audits:
-            return
-        for place, action in enumerate(list(self._actions)):
-            if isinstance(action, ApplyResults) and self._step <= CONFIG.total_steps:  # type: ignore[operator]
-                of_step = action.step - 2
-                result = AuditResult(trainer=OTHER, batch=self.batches[of_step], update=self.updates[of_step])
-                control = BatchId(result.batch.start + 29, result.batch.end + 29)
-                audit = AuditResults(
-                    step=action.step, of_step=of_step, audited=(result,), control=control, own=result.update
-                )
-                self._actions.insert(place, audit)
-
-    @override
-    def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
-        assert trainer == OTHER
-        self.found.append(found)
-
-
-def connect_to(monkeypatch: pytest.MonkeyPatch, *, audits: bool) -> list[AuditedRun]:
-    ports: list[AuditedRun] = []
-
-    def connect(session: SwarmSession) -> AuditedRun:
-        ports.append(AuditedRun(session.hosting_config()))
-        ports[-1].audits = audits
-        return ports[-1]
-
-    monkeypatch.setattr(SwarmSession, "connect", connect)
-    return ports
 
 
 class Noisy(Numbered):

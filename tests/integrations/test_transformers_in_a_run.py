@@ -24,6 +24,7 @@ from distro_optim.errors import ConfigurationError, RunLostError
 from distro_optim.integrations.huggingface import SwarmTraining
 from distro_optim.strategy.frameworks import run_ahead
 from distro_optim.strategy.session import SwarmSession
+from frameworks.audited_run import AuditedRun, connect_to
 from frameworks.lightning_runs import Runs, quiet_runs
 from integrations.small_trainer import Noting, Tokens, new_model, new_trainer, same, weights
 from session.world import SessionWorld, SimulatedPort
@@ -55,6 +56,23 @@ def test_a_host_trains_each_sample_once_in_an_epoch(runs: Runs, tmp_path: Path, 
     assert trainer.summary().startswith("the run 'quiet'")
     assert (trainer.args.gradient_accumulation_steps, trainer.args.max_steps) == (2, -1), "as the script had them"
     assert trainer.session is None
+
+
+def test_others_are_audited_by_the_loss_that_it_computes_and_it_trains_as_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def train(*, audits: bool) -> tuple[dict[str, Tensor], AuditedRun]:
+        ports = connect_to(monkeypatch, audits=audits)
+        trainer = new_trainer(tmp_path)
+        trainer.train()
+        return weights(trainer.model), ports[-1]
+
+    audited, run = train(audits=True)
+    plain, _ = train(audits=False)
+    assert same(audited, plain)
+    assert len(run.found) >= 3
+    total = sum(run.found[1:], run.found[0])
+    assert total.only_assigned > total.only_control, "it tells the batch that was trained from another one"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from ...strategy.frameworks.framework_session import Ended, FrameworkSession, sp
 from ...strategy.frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from ...strategy.frameworks.local_ranks import LocalRanks
 from ...strategy.frameworks.run_ahead import RunAhead
-from ...strategy.frameworks.samples import samples_of, warn
+from ...strategy.frameworks.samples import Samples, samples_of, warn
 from ...strategy.model.resuming import StartingPoint
 from ...strategy.model.schedules import FollowingSchedulers
 from ...strategy.network.on_solana import check_run
@@ -280,8 +280,10 @@ class SwarmTraining(_Trainer):
             ranks=ahead.ranks,
             ahead=ahead,
             begin_at=starting_point(self._place, resumed),
+            audit_loss=self._audit_loss(model, rounds.samples),
             **self._run_options,
         )
+        session.audit_size = rounds.samples.micro_batch_size
         look = look_at_first_sample(session, rounds.samples, model)
 
         def look_over(run: Any) -> None:
@@ -435,6 +437,18 @@ class SwarmTraining(_Trainer):
         self._session.loss = total
         self._losses.append(float(total))
         return total
+
+    def _audit_loss(self, model: Any, samples: Samples) -> Callable[[list[int]], Tensor] | None:
+        """The mean loss of samples, as :meth:`compute_loss` has it; None where samples have no indices."""
+        if not samples.can_load:
+            return None
+
+        def loss(indices: list[int]) -> Tensor:
+            inputs = self._prepare_inputs(samples.load(indices))
+            with self.compute_loss_context_manager():
+                return cast(Tensor, self.compute_loss(model, inputs))
+
+        return loss
 
     def _loss_is_by_items(self, items: object) -> bool:
         """Whether a loss is a sum over its batch, divided by the tokens of the whole round."""
