@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +145,32 @@ def test_sums_that_cancel_are_decided_as_psyches_order_decides_them(monkeypatch:
     careless = torch.zeros(shapes[0], dtype=torch.bfloat16)
     Compressor(plan, "dct").merge([update], [careless], lr=[LR])
     assert not torch.equal(careless, theirs)
+
+
+@pytest.mark.parametrize("kind", ["signs", "low"])
+def test_a_few_sums_are_done_one_by_one_as_many_are_together(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(44, 44 * 100), (4, 5), (9,)]
+    plan = make_psyche_plan(torch.bfloat16, 44, 3, shapes)
+    update = some_update(plan, kind, generator)
+    for batch, index in zip(plan.batches, update.index, strict=True):  # all in the first row
+        index.copy_(torch.rand(batch.tiles, batch.w, generator=generator).topk(index.shape[1], 1).indices)
+    theirs = [torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes]
+    literal.apply(theirs, [update], LR, in_order)
+    repeated: list[int] = []
+    signs = nearly_zero.NearlyZero.signs
+
+    def counted(self: nearly_zero.NearlyZero, block: Any, tile: Any, *rest: Any) -> Any:
+        repeated.append(len(tile))
+        return signs(self, block, tile, *rest)
+
+    monkeypatch.setattr(nearly_zero.NearlyZero, "signs", counted)
+    for few in (0, 1 << 20):
+        monkeypatch.setattr(nearly_zero, "_FEW", few)
+        ours = [torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes]
+        Compressor(plan, "dct").merge([update], ours, lr=[LR])
+        assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(ours, theirs, strict=True))
+    assert sum(repeated) > 20
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 25, 44, 64])
