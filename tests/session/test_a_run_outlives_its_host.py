@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from distro_optim.cli import main
+from distro_optim.coordinator.server.acting import ServiceActs
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import ConfigurationError, RunError
-from distro_optim.strategy.network.guests import HostsGuests
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds.trust.succeeding import Succession
 
@@ -53,9 +53,9 @@ def kill(peer: Peer) -> None:
     assert runtime._link is not None
     keeper = runtime._link.keeper
     assert keeper is not None
-    guests = runtime.guests
-    if isinstance(guests, HostsGuests):  # a killed process does not tell the others that it loses them one by one
-        setattr(guests._service, "disconnect", lambda *_: None)  # noqa: B010
+    acts = runtime.acts
+    if isinstance(acts, ServiceActs):  # a killed process does not tell the others that it loses them one by one
+        setattr(acts._service, "disconnect", lambda *_: None)  # noqa: B010
     runtime._loop.submit(keeper._node.aclose()).result(PATIENCE_SECONDS)
     raise Killed
 
@@ -126,7 +126,7 @@ def test_a_host_may_forbid_it_and_one_with_a_list_of_guests_does() -> None:
         access.look()
         assert access._link is not None
         assert access._link.keeper is None
-        assert access.guests is not None
+        assert access.acts is not None
         access.close()
 
 
