@@ -312,13 +312,13 @@ def _load(names: tuple[str, ...]) -> None:
         sys.exit(f"{NOT_LOADED} is loaded: children would not have settings of their own for it")
     if len(os.listdir("/proc/self/task")) > 1:
         sys.exit("a library has started a thread: this process cannot be forked")
-    gc.collect()
     gc.freeze()
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for those of the children that want it
     sys.path[0] = ""
+    gc.disable()  # it would look through all the libraries while they are loaded, and find nothing
     with_everything, without = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     _load(LOADED_FIRST)
     if os.fork() == 0:
@@ -328,4 +328,6 @@ if __name__ == "__main__":
     else:
         with_everything.close()
         connection = without
-    _perform(_serve(connection))
+    asked = _serve(connection)
+    gc.enable()
+    _perform(asked)
