@@ -107,7 +107,8 @@ class Run:
     def finish(self, newcomer: NodeIdentity, state: Coordinator | None = None) -> None:
         state = state or self.state
         place = [listed.id for listed in state.epoch_state.clients].index(newcomer)
-        report = newcomers_report(CommitteeSelection.for_round(state, state.current_round), place)
+        selection = CommitteeSelection.for_round(state, state.current_round)
+        report = newcomers_report(selection.get_witness(place), selection.seed)
         self.host.receive(newcomer, WitnessMessage(WitnessStep(report, metadata(1))), self.now, SEED)
 
     def round(self, *, idle: Iterable[NodeIdentity] = (), late: Iterable[NodeIdentity] = ()) -> float:

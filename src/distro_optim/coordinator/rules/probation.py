@@ -16,13 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ..types import ON_PROBATION, Client, ClientState, Coordinator, MerkleRoot, NodeIdentity, Witness
+from ..types import ON_PROBATION, Client, ClientState, Coordinator, MerkleRoot, NodeIdentity, Witness, WitnessProof
 from .checkpoints import is_run_of_psyche
-
-if TYPE_CHECKING:
-    from .committee import CommitteeSelection
 
 __all__ = [
     "NEWCOMERS_EACH",
@@ -102,16 +99,17 @@ def newcomers_share(total: int, newcomers: int, seed: int) -> tuple[int, int]:
     return min(newcomers, count), each
 
 
-def newcomers_report(selection: CommitteeSelection, index: int) -> Witness:
-    """What the client at ``index``, which is on probation, sends instead of a witness's report when it has finished.
+def newcomers_report(proof: WitnessProof, seed: bytes) -> Witness:
+    """What a client on probation sends instead of a witness's report when it has finished a round.
 
     It says nothing about others, and no state ever holds it. In place of the root it has the hash of the round's seed,
     so that one of an earlier round is not taken for one of this.
 
-    Raises:
-        CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
+    Args:
+        proof: that it is no witness in this round.
+        seed: SHA-256 of the round's seed, 32 bytes.
     """
-    return Witness(selection.get_witness(index), broadcast_merkle=MerkleRoot(selection.seed))
+    return Witness(proof, broadcast_merkle=MerkleRoot(seed))
 
 
 def marked(clients: Collection[Client], newcomers: Collection[NodeIdentity]) -> tuple[Client, ...]:

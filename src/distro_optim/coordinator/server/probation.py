@@ -287,7 +287,8 @@ class ProbationBook:
         """A client on probation, at this place of the list, says that it has finished; False if another round."""
         if state.run_state not in ROUND_PHASES:
             return False
-        if report != newcomers_report(CommitteeSelection.for_round(state, state.current_round), index):
+        selection = CommitteeSelection.for_round(state, state.current_round)
+        if report != newcomers_report(selection.get_witness(index), selection.seed):
             return False
         self._finished.setdefault(client, now)
         return True

@@ -23,7 +23,7 @@ def witness_report(current: RoundState, previous: RoundState | None) -> Witness 
     """
     proof = current.witness_proof
     if current.is_newcomer:
-        return newcomers_report(current.selection, proof.index)
+        return newcomers_report(proof, current.selection.seed)
     if not proof.witness:
         return None
     if previous is None:
