@@ -101,7 +101,9 @@ class AuditBook:
         self._balances: dict[bytes, Balance] = {}
         self._contradicted: dict[bytes, int] = {}
         self._seen: dict[bytes, AuditCount] = {}
-        self._failed: set[bytes] = set()  # in this epoch: about these nothing more is to be found
+        # In this epoch: about these nothing more is to be said here. They are audited all the same: others, the host
+        # among them, may have heard less than we.
+        self._failed: set[bytes] = set()
 
     # -- what is audited -----------------------------------------------------------------------------------------------
 
@@ -121,8 +123,6 @@ class AuditBook:
     def expect(self, epoch: int, step: int, drawn: Iterable[tuple[bytes, tuple[bytes, ...]]]) -> None:
         """These peers are audited, each by these auditors."""
         for trainer, auditors in drawn:
-            if trainer in self._failed:
-                continue
             self._audits.setdefault((step, trainer), _Audit(auditors, epoch))
 
     def audited_by(self, auditor: bytes, step: int) -> tuple[bytes, ...]:
@@ -191,6 +191,8 @@ class AuditBook:
         return self._weigh(trainer, step, sidings[self._agreeing - 1], usual, len(agreed))
 
     def _weigh(self, trainer: bytes, step: int, found: float, usual: Usual, auditors: int) -> Settled | None:
+        if trainer in self._failed:
+            return None
         balance = self._balances.setdefault(trainer, Balance())
         audits = balance.audits + 1
         verdict = balance.add(found, usual)
@@ -202,7 +204,6 @@ class AuditBook:
         if verdict is False:
             self._seen[trainer] = AuditCount(passed=before.passed, failed=before.failed + 1)
             self._failed.add(trainer)
-            self._audits = {key: audit for key, audit in self._audits.items() if key[1] != trainer}
             return Settled(trainer=trainer, step=step, passed=False, words=words)
         if usual.weigh(found) <= 0:
             return None  # it speaks against it, but not enough yet
