@@ -305,7 +305,8 @@ def test_who_has_failed_is_remembered_when_it_is_gone_and_others_are_not() -> No
 def test_who_has_failed_here_is_audited_for_those_that_have_heard_less() -> None:
     book, host = AuditBook(lambda key: True), AuditBook(lambda key: True)
     untrue = dict.fromkeys((1, 2, 3), Compared.of(evidence(0.5)))
-    failed, step = [], 0
+    failed: list[Any] = []
+    step = 0
     while not failed:
         failed = [settled for settled in [settle(book, step, untrue)] if settled is not None and not settled.passed]
         step += 1
