@@ -168,7 +168,11 @@ def test_the_page_of_a_server_pauses_resumes_and_kicks(tmp_path: Path) -> None:
             server.line(event="phase_changed", before="Paused", after="WaitingForMembers")
             client = key(1).public.hex()
             assert act(url, "kick", client, X_Key="wrong")[0] == 403
-            assert act(url, "kick", client) == (200, f"{client[:8]} was turned away")
+            assert act(url, "kick", client) == (200, f"{client[:8]} was taken out, and may come again")
+            server.line(event="disconnected")
+        with participant(port):
+            server.line(event="joined")
+            assert act(url, "ban", client)[1].startswith(f"{client[:8]} was taken out for good")
             assert server.line(event="disconnected")["reason"] == "the operator banned it"
         with participant(port):  # and it does not come in again
             assert "not on the list" in server.line(event="disconnected")["reason"]

@@ -44,7 +44,7 @@ if args.fail_at_once == name:
     print("this went wrong")
     sys.exit(3)
 
-if environment.ticket_file is not None:
+if hosts and environment.ticket_file is not None:
     clock = environment.ticket_file.with_name("clock")
     clock.write_text("0")
     write_ticket(environment.ticket_file, str(clock))

@@ -18,7 +18,7 @@ from distro_optim.comm.iroh.introduction import INTRODUCTION_ALPN, Introductions
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import ExchangeError, JoinRefusedError, ProtocolError
 from distro_optim.protocol import MAX_BYTES, OURS, SILENT, Speaks, common, why_apart
-from distro_optim.strategy.network import hosting, joining
+from distro_optim.strategy.network import coordinating, joining
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.port import Note
 from runtime.live import LOOPBACK, config, served_run
@@ -182,7 +182,7 @@ def a_run() -> Iterator[Runtime]:
 
 
 def hosts_speak(monkeypatch: pytest.MonkeyPatch, speaks: Speaks) -> None:
-    monkeypatch.setattr(hosting, "VersionDesk", lambda tell: VersionDesk(tell, speaks))
+    monkeypatch.setattr(coordinating, "VersionDesk", lambda tell: VersionDesk(tell, speaks))
 
 
 def joiners_speak(monkeypatch: pytest.MonkeyPatch, speaks: Speaks) -> None:

@@ -245,8 +245,6 @@ class SwarmTraining(_Trainer):
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
-            if isinstance(error, DistroError):
-                raise
             raise ConfigurationError(
                 f"the optimizer that is saved in {checkpoint} is not this one ({error}). To train on with its weights "
                 "alone, load them, model = AutoModel....from_pretrained(<that folder>), and call train() without "
