@@ -174,6 +174,10 @@ def test_a_llama_is_trained_by_clients_that_come_go_and_cannot_pay(tmp_path: Pat
         assert "may not join the run 'proof': there is no authorization for it" in stranger.log.read_text()
         assert run.validator.balance(wallets["stranger"].pubkey()) == SOL
 
+        first = [client.log for client in run.clients.values()]
+        run.until(
+            lambda _: all("we join it as soon as" in log.read_text() for log in first), "the four of the first epoch"
+        )
         run.pause(False)
         run.until(lambda state: state.progress.step >= 2, "step 2")
         run.client(stack, "late", wallets["late"])
