@@ -16,8 +16,8 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
 
 from typing_extensions import override
 
@@ -44,6 +44,8 @@ __all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "
 
 Connector = Callable[[], Awaitable[Stream]]
 """Opens a new stream to the same coordinator each time; raises OSError or ExchangeError if it cannot."""
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -456,17 +458,8 @@ class RemoteCoordinator(CoordinatorClient):
                 raise
 
     async def _read_until_redirected(self, connection: _Connection) -> None:
-        reading = asyncio.ensure_future(self._read(connection))
-        leaving = asyncio.ensure_future(self._redirected.wait())
-        try:
-            await asyncio.wait([reading, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            raise ConnectionResetError("it does not host the run any more")
-        finally:
-            for task in (reading, leaving):
-                task.cancel()
-            await asyncio.gather(reading, leaving, return_exceptions=True)
+        await self._unless_redirected(self._read(connection))
+        raise ConnectionResetError("it does not host the run any more")
 
     async def _read(self, connection: _Connection) -> None:
         """Feeds states until the link breaks, which it says by raising."""
@@ -498,7 +491,7 @@ class RemoteCoordinator(CoordinatorClient):
             failures = 0 if self._redirected.is_set() else failures + 1
             await self._pause(failures)
             try:
-                opened = await self._open_unless_redirected()
+                opened = await self._unless_redirected(self._open_within_timeout())
                 if opened is not None:
                     return opened
             except (CoordinatorLinkError, ProtocolError) as error:
@@ -510,17 +503,17 @@ class RemoteCoordinator(CoordinatorClient):
                     self._closed_soon()
                 _log.info("no link to %s yet: %s", self._name, error)
 
-    async def _open_unless_redirected(self) -> tuple[_Connection, Coordinator] | None:
-        """A new link; None if it has to be opened elsewhere meanwhile."""
-        opening = asyncio.ensure_future(self._open_within_timeout())
+    async def _unless_redirected(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What comes of ``work``; None if we are redirected first, which ends it."""
+        working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._redirected.wait())
         try:
-            await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)
-            return opening.result() if opening.done() else None
+            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
         finally:
-            for task in (opening, leaving):
+            for task in (working, leaving):
                 task.cancel()
-            await asyncio.gather(opening, leaving, return_exceptions=True)
+            await asyncio.gather(working, leaving, return_exceptions=True)
 
     async def _pause(self, failures: int) -> None:
         """After so many attempts in a row that failed; not after :meth:`redirect`."""

@@ -261,10 +261,10 @@ class CoordinatorService(ConnectionService):
         if connection is not None:
             self._close(connection, reason)
 
-    def ban(self, public: bytes, now: float) -> None:
+    def ban(self, public: bytes, now: float, reason: str = "the operator banned it") -> None:
         """:meth:`kick`, and it may not come again."""
         self.host.ban(public)
-        self.kick(public, now, "the operator banned it")
+        self.kick(public, now, reason)
 
     def audited(self, public: bytes, now: float, *, passed: bool) -> bool:
         """Most auditors of a client say so. One that failed may not come again; returns whether it was taken out.
@@ -275,8 +275,7 @@ class CoordinatorService(ConnectionService):
         self.host.audited(client, passed=passed)
         if passed or client in self.local:
             return False
-        self.host.ban(public)
-        self.kick(public, now, "auditors found that it does not train what it is given")
+        self.ban(public, now, "auditors found that it does not train what it is given")
         return True
 
     def let_in(self, allowed: Collection[bytes] | None, now: float) -> None:

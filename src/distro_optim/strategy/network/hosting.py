@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from shlex import quote
-from typing import Final
 
 from typing_extensions import override
 
@@ -36,7 +35,7 @@ from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
 from ..environment import TICKET_NAME
-from ..options import allowed_keys
+from ..options import GIVE_UP_SECONDS, allowed_keys
 from .coordinating import LIMITS, farewell, open_coordinator
 from .finding_the_host import find_host, fresh_ticket
 from .joining import SILENCE_SECONDS, NodeOptions
@@ -45,9 +44,6 @@ from .link import RunLink, RunSource
 from .moving import MovingCoordinator
 
 __all__ = ["HostedRun", "host_state"]
-
-PATIENCE_SECONDS: Final = 900.0
-"""As for peers that join, by default."""
 
 
 def host_state(
@@ -107,7 +103,7 @@ class HostedRun(RunSource):
         state: Coordinator | None = None,
         tcp: str | None = None,
         allow: Sequence[bytes | str] | None = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = GIVE_UP_SECONDS,
     ) -> None:
         self.key = options.key
         self.run_id = run_id
