@@ -40,7 +40,7 @@ class Service(CoordinatorService):
         self.asked.append(("kick", public))
 
     @override
-    def ban(self, public: bytes, now: float) -> None:
+    def ban(self, public: bytes, now: float, reason: str = "") -> None:
         self.asked.append(("ban", public))
 
     @override
