@@ -2,6 +2,7 @@
 
     python benchmarks/verification.py                   # both models, an hour of a core, most of it for 20M
     python benchmarks/verification.py --models 1M --steps 30
+    python benchmarks/verification.py --models 1M --honest 2000     # honest peers alone, for false alarms
 
 Three honest peers train a byte model, each by other arithmetic: float32, products of bfloat16, and float32 with
 micro-batches of one window. (Factors, results and gradients of products are rounded to bfloat16 and added in float32,
@@ -12,7 +13,9 @@ What honest peers find of each other is the noise from which limits are learnt; 
 limits that were learnt before it.
 
 The table shows false alarms and misses per audit, and after how many rounds a cheat was found, at the most, from
-whichever round one begins to look. It and the numbers go to ``out/``, and so does a picture with --plot.
+whichever round one begins to look. "In a run" is what a run makes of test 1: audits of a peer are added up until they
+say something (`verify/sequential.py`), here from its first one on and again after each verdict. Table and numbers go
+to ``out/``, and so does a picture with --plot.
 """
 
 from __future__ import annotations
@@ -46,13 +49,17 @@ from distro_optim.verify.calibrate import LOOSEST, SAMPLES_OF_A_PEER, Limits, No
 from distro_optim.verify.momentum import Snapshot
 from distro_optim.verify.opening import encode_opening, make_opening
 from distro_optim.verify.quiet import mean_of, quiet_gradients
-from distro_optim.verify.recompute import compare
+from distro_optim.verify.recompute import Evidence, compare
+from distro_optim.verify.sequential import SAMPLES_OF_A_PEER as SIDINGS_OF_A_PEER
+from distro_optim.verify.sequential import Balance, Usual, siding, usual_of
 
 LR, DECAY, TOPK = 1e-3, 0.99, 8
 ARITHMETICS: Final = ("float32", "bfloat16", "micro-batches")
 HONEST: Final = "honest"
 CONTROL_WORKER, OTHER_WORKER = 1000, 2000
 SEED = 0
+UNJUDGED = 6
+"""Rounds until limits are learnt from three honest peers."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -82,6 +89,7 @@ class Found:
         alarms: of each audit, by test: whether something spoke against it; None before limits were learnt.
         numbers: of each audit, for the picture.
         seconds: that an audit took, by test.
+        verdicts: of a run: how many audits it took, and whether the peer passed.
     """
 
     alarms: dict[str, list[bool | None]] = field(default_factory=lambda: {"test 1": [], "test 2": []})
@@ -89,6 +97,17 @@ class Found:
         default_factory=lambda: {name: [] for name in ("agreement", "excess", "jaccard", "hamming", "manhattan")}
     )
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"test 1": [], "test 2": []})
+    verdicts: list[tuple[int, bool]] = field(default_factory=list)
+    balances: dict[int, Balance] = field(default_factory=dict, repr=False)
+
+    def weigh(self, peer: int, side: float | None, usual: Usual | None) -> None:
+        """One more audit of a peer, as a run adds them up."""
+        if side is None or usual is None:
+            return
+        balance = self.balances.setdefault(peer, Balance())
+        audits = balance.audits + 1
+        if (passed := balance.add(side, usual)) is not None:
+            self.verdicts.append((audits, passed))
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -212,6 +231,10 @@ def random_update(update: CompressedUpdate, step: int) -> CompressedUpdate:
     return CompressedUpdate(update.plan, index, values, update.present)
 
 
+def side_of(evidence: Evidence) -> float | None:
+    return siding(evidence.only_assigned, evidence.only_control, sent=evidence.sent, expected=evidence.expected)
+
+
 # -- who audits --------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +247,8 @@ class Auditor:
         self.names = list(self.parameters)
         self.noise: dict[bytes, deque[Noise]] = {}
         self.limits: Limits | None = None
+        self.sidings: dict[bytes, deque[float]] = {}
+        self.usual: Usual | None = None
         self.opening_bytes = 0
         self._computed: dict[tuple[int, str], list[Tensor | None]] = {}
 
@@ -234,9 +259,12 @@ class Auditor:
             self.limits = learn({peer: list(noise) for peer, noise in self.noise.items()})
         except ConfigurationError:
             self.limits = None
+        self.usual = usual_of({peer: list(of_peer) for peer, of_peer in self.sidings.items()})
 
-    def remember(self, peer: bytes, noise: Noise) -> None:
+    def remember(self, peer: bytes, noise: Noise, side: float | None) -> None:
         self.noise.setdefault(peer, deque(maxlen=SAMPLES_OF_A_PEER)).append(noise)
+        if side is not None:
+            self.sidings.setdefault(peer, deque(maxlen=SIDINGS_OF_A_PEER)).append(side)
 
     def parts(self, batch: Batch, weights: dict[str, Tensor], arithmetic: str) -> list[list[Tensor | None]]:
         def loss(part: Batch) -> Tensor:
@@ -248,7 +276,7 @@ class Auditor:
         parts = self.parts(batch, weights, arithmetic)
         return mean_of(parts, [1] * len(parts))
 
-    def test_1(self, found: Found, sent: CompressedUpdate, parts: Any, control: Any) -> Noise:
+    def test_1(self, found: Found, sent: CompressedUpdate, parts: Any, control: Any, peer: int = 0) -> Evidence:
         began = time.perf_counter()
         middle = len(parts) // 2
         halves = mean_of(parts[:middle], [1] * middle), mean_of(parts[middle:], [1] * middle)
@@ -258,7 +286,8 @@ class Auditor:
         found.numbers["agreement"].append(evidence.assigned.share)
         found.numbers["excess"].append(evidence.excess)
         found.seconds["test 1"].append(time.perf_counter() - began)
-        return Noise.of(evidence)
+        found.weigh(peer, side_of(evidence), self.usual)
+        return evidence
 
     def test_2(
         self, found: Found, peer: Peer, sent: CompressedUpdate, batch: Batch, weights: Any, arithmetic: str, step: int
@@ -293,17 +322,23 @@ class Auditor:
         return verdict.noise()
 
 
-def run(size: Size, steps: int, tell: Callable[[str], None]) -> tuple[dict[str, Found], dict[str, Any]]:
+def run(
+    size: Size, steps: int, tell: Callable[[str], None], *, with_cheats: bool = True
+) -> tuple[dict[str, Found], dict[str, Any]]:
     """One run; what was found of each kind of peer, and facts."""
     data = SourceBytes(context=size.context, seed=SEED)
     peers = [Peer(size, arithmetic) for arithmetic in ARITHMETICS]
-    cheats: dict[str, Peer] = {
-        "momentum, nothing trained": FreeRider(size),
-        "other data": Peer(size),
-        "half of the batch": HalfBatch(size),
-        "no lookahead": NoLookahead(size),
-        "adaptive": Adaptive(size),
-    }
+    cheats: dict[str, Peer] = (
+        {
+            "momentum, nothing trained": FreeRider(size),
+            "other data": Peer(size),
+            "half of the batch": HalfBatch(size),
+            "no lookahead": NoLookahead(size),
+            "adaptive": Adaptive(size),
+        }
+        if with_cheats
+        else {}
+    )
     auditor = Auditor(size)
     found: dict[str, Found] = {}
     on_its_way: list[CompressedUpdate] = []
@@ -318,31 +353,32 @@ def run(size: Size, steps: int, tell: Callable[[str], None]) -> tuple[dict[str, 
                 cheat.everybody = on_its_way
             given = data.batch(step, OTHER_WORKER, size.windows) if name == "other data" else batches[0]
             made[name] = cheat, cheat.train(given)
-        idle = cheats["momentum, nothing trained"]
-        made["a copy of another result"] = idle, sent[1]
-        made["random"] = idle, random_update(sent[0], step)
-        made["10 % of the signs flipped"] = peers[0], flipped(sent[0], 0.1, step)
-        made["1 % of the signs flipped"] = peers[0], flipped(sent[0], 0.01, step)
+        if with_cheats:
+            idle = cheats["momentum, nothing trained"]
+            made["a copy of another result"] = idle, sent[1]
+            made["random"] = idle, random_update(sent[0], step)
+            made["10 % of the signs flipped"] = peers[0], flipped(sent[0], 0.1, step)
+            made["1 % of the signs flipped"] = peers[0], flipped(sent[0], 0.01, step)
 
         auditor.learn()
         control = auditor.whole(data.batch(step, CONTROL_WORKER, size.windows), weights, "float32")
-        noise: list[tuple[bytes, Noise]] = []
+        noise: list[tuple[bytes, Noise, float | None]] = []
         parts_of_first = None
         for number, (peer, batch) in enumerate(zip(peers, batches, strict=True)):
             kind = ARITHMETICS[(number + step) % len(ARITHMETICS)]
             row = found.setdefault(HONEST, Found())
             parts = auditor.parts(batch, weights, kind)
             parts_of_first = parts_of_first or parts
-            one = auditor.test_1(row, sent[number], parts, control)
+            evidence = auditor.test_1(row, sent[number], parts, control, number)
             two = auditor.test_2(row, peer, sent[number], batch, weights, kind, step)
-            both = replace(one, jaccard=two.jaccard, hamming=two.hamming, manhattan=two.manhattan)
-            noise.append((bytes([number]), both))
+            both = replace(Noise.of(evidence), jaccard=two.jaccard, hamming=two.hamming, manhattan=two.manhattan)
+            noise.append((bytes([number]), both, side_of(evidence)))
         for name, (peer, update) in made.items():
             row = found.setdefault(name, Found())
             auditor.test_1(row, update, parts_of_first, control)
             auditor.test_2(row, peer, update, batches[0], weights, "float32", step)
-        for who, what in noise:
-            auditor.remember(who, what)
+        for who, what, side in noise:
+            auditor.remember(who, what, side)
         for peer in [*peers, *cheats.values()]:
             peer.optimizer.apply(on_its_way, LR)
         on_its_way = sent
@@ -372,9 +408,9 @@ def latest(alarms: Sequence[bool | None]) -> int | None:
 
 def table(found: dict[str, Found]) -> list[str]:
     lines = [
-        "| peer | agreement | excess | test 1: alarms | found within | Jaccard | Hamming | Manhattan | "
-        "test 2: alarms | found within |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| peer | agreement | excess | test 1: alarms | found within | in a run: failed | after audits | "
+        "Jaccard | Hamming | Manhattan | test 2: alarms | found within |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         cells = [name]
@@ -386,6 +422,10 @@ def table(found: dict[str, Found]) -> list[str]:
             within = latest(row.alarms[test])
             cells.append(f"{sum(judged)} of {len(judged)}")
             cells.append("" if name == HONEST else "never" if within is None else f"{within}")
+            if test == "test 1":
+                took = sorted(audits for audits, passed in row.verdicts if not passed)
+                cells.append(f"{len(took)} of {len(row.verdicts)}")
+                cells.append(f"{took[0]} to {took[-1]}" if took else "" if name == HONEST else "never")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -423,6 +463,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES), help="which (all)")
     parser.add_argument("--steps", type=int, help="instead of those of each model")
+    parser.add_argument("--honest", type=int, metavar="AUDITS", help="audit honest peers alone, so many times")
     parser.add_argument("--plot", action="store_true", help="draw out/verification.png; needs matplotlib")
     options = parser.parse_args()
     results: dict[str, dict[str, Found]] = {}
@@ -430,14 +471,23 @@ def main() -> int:
     out.mkdir(exist_ok=True)
     for model in options.models:
         began = time.process_time()
-        found, facts = run(SIZES[model], options.steps or SIZES[model].steps, lambda text: print(text, flush=True))
+        steps = options.steps or SIZES[model].steps
+        if options.honest:
+            steps = -(-options.honest // len(ARITHMETICS)) + UNJUDGED
+        found, facts = run(SIZES[model], steps, lambda text: print(text, flush=True), with_cheats=not options.honest)
         results[model] = found
         facts["cpu_seconds"] = time.process_time() - began
         print(f"\n{model}: {json.dumps(facts)}\n")
         seconds = {t: sorted(s for row in found.values() for s in row.seconds[t]) for t in ("test 1", "test 2")}
         print({t: f"{1000 * s[len(s) // 2]:.0f} ms" for t, s in seconds.items()}, flush=True)
-        saved = {"facts": facts, "found": {name: vars(row) for name, row in found.items()}}
-        (out / f"verification-{model}.json").write_text(json.dumps(saved))
+        saved = {
+            "facts": facts,
+            "found": {
+                name: {key: value for key, value in vars(row).items() if key != "balances"}
+                for name, row in found.items()
+            },
+        }
+        (out / f"verification-{model}{'-honest' if options.honest else ''}.json").write_text(json.dumps(saved))
     if options.plot:
         plot(results, out / "verification.png")
     return 0
