@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from distro_optim.buffer import Reader, Writer
 from distro_optim.comm import postcard
-from distro_optim.comm._postcard_codecs import HEAD, MAX_DECODED, DecodedValues
 from distro_optim.comm.postcard import (
     F32,
     F64,
@@ -39,6 +38,7 @@ from distro_optim.comm.postcard import (
     decode,
     encode,
 )
+from distro_optim.comm.postcard.codecs import HEAD, MAX_DECODED, DecodedValues
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
 
 

@@ -15,20 +15,18 @@ Seams, each with an implementation elsewhere or beside it:
 
 Bytes and what they mean, without I/O:
 
-=====================  ==============================================================================
-``postcard``           serde's format, from the annotations of dataclasses
-``_postcard_codecs``   one small codec per wire type
-``_varints``           many varints at once
-``declarations``       what the annotations of a message class say about its bytes
-``framing``            length-delimited frames, and the link with a challenge of Psyche's TCP servers
-``signing``            Ed25519 keys and the signed envelope in which peers speak
-``announcements``      from the wire to the application: checked, deduplicated, queued
-``seen``               which messages were here before
-``addresses``          where a peer can be reached
-``tickets``            one string that says where something is
-``backoff``            when to dial a peer that did not answer
-``meter``              bytes and bytes per second
-=====================  ==============================================================================
+=================  ==============================================================================
+``declarations``   what the annotations of a message class say about its bytes
+``framing``        length-delimited frames, and the link with a challenge of Psyche's TCP servers
+``changes``        a frame as what has changed since the one before
+``signing``        Ed25519 keys and the signed envelope in which peers speak
+``announcements``  from the wire to the application: checked, deduplicated, queued
+``seen``           which messages were here before
+``addresses``      where a peer can be reached
+``tickets``        one string that says where something is
+``backoff``        when to dial a peer that did not answer
+``meter``          bytes and bytes per second
+=================  ==============================================================================
 
-``serving`` is a server of connections for any protocol, ``iroh`` the internet.
+``postcard`` is serde's format, ``serving`` a server of connections for any protocol, ``iroh`` the internet.
 """

@@ -17,7 +17,8 @@ OPEN                  Else -> a message                     Else -> a message
 CLOSED                nothing any more                      nothing any more
 ====================  ====================================  =========================================
 
-Anything else closes the link and raises :class:`~distro_optim.errors.ProtocolError`.
+Anything else closes the link and raises :class:`~distro_optim.errors.ProtocolError`. Two ends of ours may agree in the
+handshake that the server sends changes (:mod:`.changes`).
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from typing_extensions import override
 
 from ..errors import ConfigurationError, LimitExceededError, ProtocolError
+from . import changes
 from .postcard import Bytes32, Codec, Limit, codec
 from .signing import SecretKey, SignedMessage
 
 __all__ = [
+    "CHALLENGE_SIZE",
     "CLIENT_FRAME_LIMIT",
     "QUESTION_MARK",
     "SERVER_FRAME_LIMIT",
@@ -49,6 +52,7 @@ __all__ = [
     "SignedMessage",
     "client_envelope",
     "encode_frame",
+    "payload_of",
     "server_envelope",
 ]
 
@@ -59,6 +63,7 @@ CLIENT_FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of a frame that Psyche's client reads (``shared/network/src/tcp.rs``)."""
 
 CHALLENGE_SIZE: Final = 32
+"""Bytes that a server draws for each connection."""
 
 QUESTION_MARK: Final = b"distro-optim/where-are-the-others/0"
 """Between a challenge and a question, in the answer of somebody who does not want to be a client, but to ask."""
@@ -79,6 +84,11 @@ def encode_frame(payload: bytes, *, limit: int = CLIENT_FRAME_LIMIT) -> bytes:
     if len(payload) > limit:
         raise ConfigurationError(f"a frame of {len(payload)} bytes is above the limit of {limit}", name="payload")
     return _HEADER.pack(len(payload)) + payload
+
+
+def payload_of(frame: bytes) -> bytes:
+    """What is in a frame of :func:`encode_frame`."""
+    return frame[_HEADER.size :]
 
 
 class FrameDecoder:
@@ -199,7 +209,7 @@ class _Link:
             for payload in self._frames.feed(data):
                 if max_messages is not None and len(messages) >= max_messages:
                     raise LimitExceededError(f"more than {max_messages} messages came at once")
-                envelope = self._incoming.decode(payload)
+                envelope = self._incoming.decode(self._whole(payload))
                 if self.state is LinkState.CHALLENGE:
                     self._shake(envelope)
                     self.state = LinkState.OPEN
@@ -218,6 +228,9 @@ class _Link:
         self.state = LinkState.CLOSED
         self._frames = FrameDecoder(0)
 
+    def _whole(self, payload: bytes) -> bytes:
+        return payload
+
     def _shake(self, envelope: Any) -> None:
         raise NotImplementedError
 
@@ -234,6 +247,7 @@ class ServerLink(_Link):
 
     Attributes:
         peer: the client's public key once the link is open.
+        sends_changes: whether the client wants changes; only where the challenge announced them.
         question: what the peer wants to know in place of being a client; None if it wants to be one.
     """
 
@@ -250,6 +264,7 @@ class ServerLink(_Link):
         self._challenge = challenge
         self._takes_questions = takes_questions
         self.peer: bytes | None = None
+        self.sends_changes = False
         self.question: bytes | None = None
 
     def opening(self) -> bytes:
@@ -264,6 +279,8 @@ class ServerLink(_Link):
         asks = self._challenge + QUESTION_MARK
         if self._takes_questions and answer.data.startswith(asks):
             self.question = answer.data[len(asks) :]
+        elif answer.data == self._challenge + changes.CHANGES_MARK and changes.announces(self._challenge):
+            self.sends_changes = True
         elif answer.data != self._challenge:
             raise ProtocolError("another challenge than ours was answered", field="sealed.data")
         self.peer = answer.sender
@@ -277,12 +294,23 @@ class ClientLink(_Link):
         incoming: codec made by :func:`server_envelope`.
         outgoing: codec made by :func:`client_envelope`.
         limit: longest frame in bytes taken from the server.
+        takes_changes: whether we ask for changes, of a server that announces them.
     """
 
-    def __init__(self, key: SecretKey, incoming: Codec, outgoing: Codec, *, limit: int = CLIENT_FRAME_LIMIT) -> None:
+    def __init__(
+        self,
+        key: SecretKey,
+        incoming: Codec,
+        outgoing: Codec,
+        *,
+        limit: int = CLIENT_FRAME_LIMIT,
+        takes_changes: bool = False,
+    ) -> None:
         super().__init__(incoming, outgoing, limit)
         self._key = key
         self._unsent = b""
+        self._takes_changes = takes_changes
+        self._before: bytes | None = None  # the latest payload, where changes were agreed on
 
     def data_to_send(self) -> bytes:
         """What the handshake wants sent; empty when there is nothing. Call it after each :meth:`receive`."""
@@ -293,5 +321,13 @@ class ClientLink(_Link):
     def _shake(self, envelope: Any) -> None:
         if not isinstance(envelope, Challenge):
             raise ProtocolError(f"{type(envelope).__name__} came where a challenge was expected")
-        sealed = SignedMessage.seal(self._key, envelope.nonce)
+        self._takes_changes = self._takes_changes and changes.announces(envelope.nonce)
+        mark = changes.CHANGES_MARK if self._takes_changes else b""
+        sealed = SignedMessage.seal(self._key, envelope.nonce + mark)
         self._unsent = encode_frame(self._outgoing.encode(ChallengeResponse(sealed)))
+
+    @override
+    def _whole(self, payload: bytes) -> bytes:
+        if self.state is LinkState.OPEN and self._takes_changes:
+            self._before = payload = changes.apply(self._before, payload, limit=self._limit)
+        return payload

@@ -533,7 +533,8 @@ class RemoteCoordinator(CoordinatorClient):
             async with asyncio.timeout(self._timeout):
                 stream = await self._connect()
                 connection = _Connection(
-                    stream, ClientLink(self._key, RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER)
+                    stream,
+                    ClientLink(self._key, RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER, takes_changes=True),
                 )
                 try:
                     progress = "it sent no challenge; is it a Psyche coordinator?"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from typing import Any
 
 from ...errors import LimitExceededError
-from ..framing import LinkState, ServerLink
+from ..changes import change_of
+from ..framing import LinkState, ServerLink, encode_frame, payload_of
 from ..postcard import Codec
 from .limits import Bucket, ServerLimits
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "changed_frame"]
+
+
+@functools.lru_cache(maxsize=16)  # for most clients the same
+def changed_frame(before: bytes, frame: bytes) -> bytes:
+    """A frame for who has the one before, where changes were agreed on."""
+    return encode_frame(change_of(payload_of(before), payload_of(frame)))
 
 
 class Connection:
@@ -49,6 +57,7 @@ class Connection:
         self._unsent: deque[bytes] = deque([self._link.opening()])
         self._came = now
         self._waiting_since: float | None = now
+        self._before: bytes | None = None  # what the client has, where it wants changes
 
     @property
     def peer(self) -> bytes | None:
@@ -95,7 +104,13 @@ class Connection:
 
     def next_frame(self) -> bytes | None:
         """The next frame to write, None if there is none. It counts as unsent until :meth:`sent`."""
-        return self._unsent.popleft() if self._unsent else None
+        if not self._unsent:
+            return None
+        frame = self._unsent.popleft()
+        if not self._link.sends_changes:
+            return frame
+        before, self._before = self._before, frame
+        return frame if before is None else changed_frame(before, frame)
 
     def sent(self, now: float) -> None:
         """The frame last taken has gone out."""

@@ -5,8 +5,8 @@ write, which are to be closed, and what happened. :mod:`.server` moves the bytes
 
 Protocol: PsycheFoundation/psyche, ``architectures/centralized/server/src/app.rs``. Every client with a proved key gets
 the state at once, with every tick, and when the phase changes. Ours differ: one connection for each key (a newer one
-replaces the older, and the client stays in the run), a client that is refused is told so by a closed connection, and a
-client that goes is forgotten on every path.
+replaces the older, and the client stays in the run), a client that is refused is told so by a closed connection, a
+client that goes is forgotten on every path, and clients of ours get only what has changed (:mod:`...comm.changes`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Final
 
 from typing_extensions import override
 
-from ...comm.framing import Else, encode_frame
+from ...comm import changes
+from ...comm.framing import CHALLENGE_SIZE, Else, encode_frame
 from ...comm.iroh.meeting_place import MeetingPlace
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
@@ -37,7 +38,6 @@ RETURN_SECONDS: Final = 20.0
 """After this process has slept, its clients have so long to come back, which takes them a dial and a pause of
 :data:`~distro_optim.coordinator.client.RECONNECTING`."""
 
-CHALLENGE_SIZE: Final = 32
 SEED_SIZE: Final = 8
 
 
@@ -79,6 +79,7 @@ class CoordinatorService(ConnectionService):
         draw: returns that many random bytes; ``os.urandom``, or a seeded generator in tests.
         unix_offset: Unix time minus monotonic time, in seconds.
         limits: how much one stranger may ask for.
+        sends_changes: whether clients of ours get what has changed in the state, in place of all of it.
 
     Attributes:
         local: participants in this process. They get the states when the connected clients get them.
@@ -86,13 +87,20 @@ class CoordinatorService(ConnectionService):
     """
 
     def __init__(
-        self, host: RunHost, *, draw: Callable[[int], bytes], unix_offset: float, limits: ServerLimits | None = None
+        self,
+        host: RunHost,
+        *,
+        draw: Callable[[int], bytes],
+        unix_offset: float,
+        limits: ServerLimits | None = None,
+        sends_changes: bool = True,
     ) -> None:
         self.host = host
         self.limits = limits or ServerLimits()
         self.local = LocalParticipants(host)
         self.meeting_place = MeetingPlace(host.is_pending)
         self._draw = draw
+        self._sends_changes = sends_changes
         self._unix_offset = unix_offset
         self._connections: set[Connection] = set()
         self._unproved: dict[Connection, None] = {}  # the oldest first
@@ -157,7 +165,7 @@ class CoordinatorService(ConnectionService):
         if self._addresses[place] >= self.limits.per_address:
             raise LimitExceededError(f"{self.limits.per_address} connections from {place} are open already")
         connection = Connection(
-            self._draw(CHALLENGE_SIZE),
+            changes.announce(self._draw(changes.NONCE_SIZE)) if self._sends_changes else self._draw(CHALLENGE_SIZE),
             CLIENT_TO_SERVER,
             SERVER_TO_CLIENT,
             address=address,

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from typing_extensions import override
 
-from ...comm.framing import SERVER_FRAME_LIMIT, Else, encode_frame
+from ...comm.framing import CHALLENGE_SIZE, SERVER_FRAME_LIMIT, Else, encode_frame
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
 from ...comm.serving.service import ConnectionService, Output
@@ -23,7 +23,7 @@ from ...coordinator.messages import (
     RequestRejected,
     RequestTrainingData,
 )
-from ...coordinator.server.service import CHALLENGE_SIZE, Connected, Disconnected
+from ...coordinator.server.service import Connected, Disconnected
 from ...coordinator.types import BatchId, Coordinator, NodeIdentity
 from ...errors import LimitExceededError, ProtocolError
 

@@ -7,7 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from ...comm.framing import Else
+from ...comm import changes
+from ...comm.framing import CLIENT_FRAME_LIMIT, Else, payload_of
+from ...comm.serving.connection import changed_frame
 from ...comm.signing import SecretKey
 from ...coordinator.messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage
 from ...coordinator.model import ConstantLR
@@ -91,7 +93,8 @@ class SimulatedRun:
             lr_schedule=ConstantLR(LEARNING_RATE, LEARNING_RATE, 0),
         )
         self.host = RunHost(config.coordinator_state(self.run_id), joiner_wait_time=JOINER_WAIT_SECONDS)
-        self._sent: dict[int, Coordinator] = {}  # the latest state that is on its way to each peer
+        # The latest state that is on its way to each peer, and its frame.
+        self._sent: dict[int, tuple[Coordinator, bytes]] = {}
         self._framed: tuple[Coordinator, bytes] | None = None
         key = self._key()
         self.host_key = key.public
@@ -204,15 +207,20 @@ class SimulatedRun:
             if peer.number == 0:
                 self.queue.after(0.0, lambda peer=peer: peer.see(state))  # type: ignore[misc]
                 continue
-            seconds = self.network.transit(0, peer.number, len(frame), self.queue.now)
-            if self._sent.get(peer.number) is not state:
-                self._sent[peer.number] = state
-                self.queue.after(seconds, lambda peer=peer: self._arrive(peer, state, frame))  # type: ignore[misc]
+            before, came = self._sent.get(peer.number, (None, b""))
+            began = self._cpu()
+            sent = changed_frame(came, frame) if came else frame
+            self.host_cpu += self._cpu() - began
+            seconds = self.network.transit(0, peer.number, len(sent), self.queue.now)
+            if before is not state:
+                self._sent[peer.number] = state, frame
+                self.queue.after(seconds, lambda peer=peer, came=came, sent=sent: self._arrive(peer, came, sent))  # type: ignore[misc]
 
-    def _arrive(self, peer: Peer, state: Coordinator, frame: bytes) -> None:
+    def _arrive(self, peer: Peer, before: bytes, sent: bytes) -> None:
         """A state has come over the line, and is read there."""
         began = self._cpu()
-        read = self.work.do(frame, lambda: _state_in(frame))
+        payload = self.work.do((before, sent), lambda: _whole(before, sent))
+        read = self.work.do(payload, lambda: _state_in(payload))
         peer.see(read, self._cpu() - began + self.work.settle())
 
     def _add(self, kind: type[Peer], key: SecretKey) -> Peer:
@@ -225,7 +233,11 @@ class SimulatedRun:
         return SecretKey(self.rng.bytes(32))
 
 
-def _state_in(frame: bytes) -> Coordinator:
+def _whole(before: bytes, sent: bytes) -> bytes:
+    return changes.apply(payload_of(before) or None, payload_of(sent), limit=CLIENT_FRAME_LIMIT)
+
+
+def _state_in(payload: bytes) -> Coordinator:
     """The state that :func:`~distro_optim.coordinator.server.service.frame_of` has put into a frame."""
-    state: Coordinator = SERVER_TO_CLIENT.decode(frame[FRAME_HEADER:]).message.state
+    state: Coordinator = SERVER_TO_CLIENT.decode(payload).message.state
     return state

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .declarations import IntShape
+from ..declarations import IntShape
 
 __all__ = ["WORTHWHILE", "decode_varints", "encode_varints"]
 

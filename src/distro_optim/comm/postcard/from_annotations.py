@@ -56,30 +56,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, TypeVar, overload
 
-from ..buffer import Reader, Writer
-from ._postcard_codecs import (
-    BOOL,
-    MAX_NESTING,
-    NOTHING,
-    Codec,
-    array_codec,
-    blob_codec,
-    enum_codec,
-    float_codec,
-    int_codec,
-    int_sequence_codec,
-    map_codec,
-    option_codec,
-    raw_codec,
-    recursive_codec,
-    sequence_codec,
-    str_codec,
-    struct_codec,
-    tuple_codec,
-    unit_enum_codec,
-    via_codec,
-)
-from .declarations import (
+from ...buffer import Reader, Writer
+from ..declarations import (
     BoolShape,
     BytesShape,
     EnumShape,
@@ -102,6 +80,28 @@ from .declarations import (
     Via,
     ViaShape,
     shape_of,
+)
+from .codecs import (
+    BOOL,
+    MAX_NESTING,
+    NOTHING,
+    Codec,
+    array_codec,
+    blob_codec,
+    enum_codec,
+    float_codec,
+    int_codec,
+    int_sequence_codec,
+    map_codec,
+    option_codec,
+    raw_codec,
+    recursive_codec,
+    sequence_codec,
+    str_codec,
+    struct_codec,
+    tuple_codec,
+    unit_enum_codec,
+    via_codec,
 )
 
 __all__ = [

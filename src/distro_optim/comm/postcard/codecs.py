@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..buffer import Reader, Writer
-from ..errors import ConfigurationError, LimitExceededError, ProtocolError
-from ._varints import WORTHWHILE, decode_varints, encode_varints
-from .declarations import IntShape, step_into
+from ...buffer import Reader, Writer
+from ...errors import ConfigurationError, LimitExceededError, ProtocolError
+from ..declarations import IntShape, step_into
+from .varints import WORTHWHILE, decode_varints, encode_varints
 
 MAX_NESTING: Final = 64
 """How often a recursive type may contain itself. Chosen well below Python's own recursion limit."""
