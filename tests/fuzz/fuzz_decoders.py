@@ -213,6 +213,8 @@ def solana_instruction(data: bytes) -> None:
         arguments.COORDINATOR_INSTRUCTIONS,
         arguments.AUTHORIZER_INSTRUCTIONS,
         arguments.TREASURER_INSTRUCTIONS,
+        arguments.coordinator_instructions(2),
+        arguments.treasurer_instructions(2),
     ]
     for table in tables:
         # The first byte chooses the instruction; hardly any input would begin with one of their names.

@@ -15,6 +15,7 @@ from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.coordinator.formats.account import CoordinatorAccount
 from distro_optim.coordinator.solana.client import SolanaCoordinator
 from distro_optim.coordinator.solana.instructions import RunInstructions
+from distro_optim.coordinator.solana.programs import Programs
 from distro_optim.coordinator.types import Coordinator, RunState
 from distro_optim.testing import Validator
 from distro_optim.testing.coordinator import Arena, dummy_run, until_true
@@ -37,14 +38,17 @@ class SolanaArena(Arena):
     hosts_one_run = False
     ticks = False
 
-    def __init__(self, run: Coordinator | None = None) -> None:
+    def __init__(
+        self, run: Coordinator | None = None, programs: Programs | None = None, mint: Pubkey | None = None
+    ) -> None:
         self.run_id = (run or dummy_run()).run_id
-        self.validator = Validator(unix_timestamp=0)
+        self.validator = Validator(programs, unix_timestamp=0)
         self.validator.host(
             run or dummy_run(),
             RUN.pubkey(),
             main_authority=OPERATOR.pubkey(),
             join_authority=OPERATOR.pubkey(),
+            mint=mint,
         )
         self.instructions = RunInstructions(self.validator.programs, self.run_id, RUN.pubkey())
         for key in (OPERATOR, ANYBODY):
@@ -77,6 +81,7 @@ class SolanaArena(Arena):
         lamports: int = SOL,
         max_fees: int | None = None,
         authorizer: Pubkey | None = None,
+        claimer: Pubkey | None = None,
         poll_seconds: float | None = None,
         on_note: Callable[[str], None] | None = None,
         compute_unit_price: int = 0,
@@ -92,7 +97,9 @@ class SolanaArena(Arena):
             run_id or self.run_id,
             ticks=ticks,
             max_fees=max_fees,
+            programs=self.validator.programs,
             authorizer=authorizer,
+            claimer=claimer,
             on_note=on_note,
             compute_unit_price=compute_unit_price,
             poll_seconds=poll_seconds or self.poll_seconds,

@@ -16,6 +16,7 @@ import pytest
 from client.processes import Process
 from distro_optim.console import JsonLines, LivePicture, PlainLines, display_for, make_console
 from distro_optim.coordinator.solana.rpc import RpcClient
+from distro_optim.coordinator.solana_options import SolanaOptions
 from distro_optim.coordinator.types import RunState
 from distro_optim.errors import ConfigurationError, CoordinatorLinkError
 from distro_optim.operate.following import FORMS, Following, follow
@@ -102,7 +103,7 @@ def test_the_picture_has_the_figures_and_the_latest_events() -> None:
 
 
 def test_only_one_run_is_followed() -> None:
-    request = LookOptions(None, "devnet", (), None, False)
+    request = LookOptions(None, SolanaOptions())
     with pytest.raises(ConfigurationError, match="only one run can be followed"):
         asyncio.run(watch(request, display_for("none", FORMS)))
 

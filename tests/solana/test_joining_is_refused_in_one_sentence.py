@@ -93,7 +93,9 @@ def test_an_account_of_another_size(size: int) -> None:
         account = arena.validator.accounts[key]
         arena.validator.accounts[key] = replace(account, data=account.data.ljust(size, b"\0")[:size])
         client = arena.client(1)
-        with pytest.raises(ProtocolError, match=f"has {size} bytes, not 119160: it is of another version") as caught:
+        with pytest.raises(
+            ProtocolError, match=f"has {size} bytes,.* not 119160 .*: it is of another version"
+        ) as caught:
             await client.join()
         assert "\n" not in str(caught.value)
         assert client.fees.spent == 0

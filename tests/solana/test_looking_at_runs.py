@@ -10,6 +10,7 @@ from solders.keypair import Keypair
 from distro_optim import cli
 from distro_optim.coordinator.solana.viewing import printable
 from distro_optim.coordinator.solana_clusters import CLUSTERS, cluster_of
+from distro_optim.coordinator.solana_options import SolanaOptions
 from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.operate.looking import LookOptions, look
 from distro_optim.testing import dummy_run
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.waiting]
 
 
 def request(arena: SolanaArena, run_id: str | None, *, as_json: bool = False) -> LookOptions:
-    return LookOptions(run_id, "devnet", (arena.server.url,), None, as_json)
+    return LookOptions(run_id, SolanaOptions(rpc=(arena.server.url,)), as_json)
 
 
 def test_a_run_is_shown_with_its_phase_and_its_clients() -> None:

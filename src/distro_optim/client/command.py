@@ -51,8 +51,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--client-version", metavar="TEXT", help="which client the run on Solana must be for (any)")
     add("--max-fees", metavar="SOL", help="what the wallet may spend in all, such as 0.05 (no limit)")
     add("--compute-unit-price", metavar="N", help="offered to a busy cluster, in millionths of a lamport a unit (0)")
-    add("--program", metavar="KEY", help="id of the coordinator program, if not that of Psyche's source")
+    add("--programs", metavar="NAME|FILE", help="psyche, psyche-claimers, or a TOML file with ids (psyche)")
+    add("--program", metavar="KEY", help="id of the coordinator program, in place of that among them")
     add("--authorizer-program", metavar="KEY", help="likewise of the authorizer")
+    add("--account-version", metavar="N", help="of the run's account, 1 or 2 (as those programs have it)")
+    add("--claimer", metavar="KEY", help="paid for the points, in accounts of version 2 (the wallet)")
     add(
         "-i",
         "--identity-secret-key-path",
@@ -171,6 +174,9 @@ def _solana(run: str, given: Callable[..., Any]) -> SolanaOptions | None:
         "client_version": given("client_version"),
         "max_fees": given("max_fees", lamports),
         "compute_unit_price": given("compute_unit_price", int),
+        "programs": given("programs"),
+        "account_version": given("account_version", int),
+        "claimer": given("claimer"),
         "coordinator_program": given("program"),
         "authorizer_program": given("authorizer_program"),
     }

@@ -8,6 +8,7 @@
 ``remembering_codec``    what is sent again and again is decoded only once
 ``solana_options``       what a script says about a run on Solana
 ``solana_clusters``      where clusters of Solana are reached
+``solana_deployments``   which programs coordinate runs there
 ``ledger``               points for what clients did, epoch by epoch, chained and signed
 ``unconfirmed_report``   a report that the coordinator may never have got
 ``ticket``               one string that says which run and where

@@ -11,6 +11,8 @@ from decimal import Decimal, InvalidOperation
 from os import PathLike
 from typing import Final
 
+from .solana_deployments import DEFAULT_DEPLOYMENT
+
 __all__ = ["DEFAULT_CLUSTER", "DEFAULT_WALLET", "LAMPORTS_PER_SOL", "SolanaOptions", "lamports", "shown_sol"]
 
 LAMPORTS_PER_SOL: Final = 1_000_000_000
@@ -40,7 +42,11 @@ class SolanaOptions:
         max_fees: lamports that may be spent in all; None sets no limit.
         compute_unit_price: offered to a busy cluster so that it takes our transactions first, in millionths of a
             lamport for each of 200,000 units: 5,000 make a transaction cost 1,000 lamports more. 0 offers nothing.
-        coordinator_program: id of the coordinator program, if not that of Psyche's source.
+        programs: which programs coordinate the run: ``"psyche"``, another of
+            :data:`~distro_optim.coordinator.solana_deployments.DEPLOYMENTS`, or a TOML file with ids of one's own.
+        account_version: of the run's account, 1 or 2; by default as those programs have it. Another is refused.
+        claimer: key of the wallet that may turn the points into tokens, in accounts of version 2; by default ours.
+        coordinator_program: id of the coordinator program, in place of that among ``programs``.
         authorizer_program: likewise of the authorizer.
         treasurer_program: likewise of the treasurer.
     """
@@ -55,6 +61,9 @@ class SolanaOptions:
     client_version: str | None = None
     max_fees: int | None = None
     compute_unit_price: int = 0
+    programs: str | PathLike[str] = DEFAULT_DEPLOYMENT
+    account_version: int | None = None
+    claimer: str | None = None
     coordinator_program: str | None = None
     authorizer_program: str | None = None
     treasurer_program: str | None = None

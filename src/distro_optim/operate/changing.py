@@ -47,6 +47,7 @@ class ChangeOptions:
         repo, revision, bucket, prefix: of ``checkpoint``.
         unchecked_format: of ``checkpoint``: do not look whether the program knows its present form.
         points: of ``rates`` and ``claim``.
+        user: of ``claim``: whose points, if not the wallet's own.
         slashing: of ``rates``.
         tokens: of ``fund``, in base units.
     """
@@ -72,6 +73,7 @@ class ChangeOptions:
     prefix: str | None = None
     unchecked_format: bool = False
     points: int | None = None
+    user: str | None = None
     slashing: int | None = None
     tokens: int = 0
 
@@ -141,7 +143,7 @@ async def _plan(operator: Operator, asked: ChangeOptions) -> list[Step]:
                 raise ConfigurationError("name the wallets to let in, or --clear", name="keys")
             return await operator.delegate(keys, clear=asked.clear)
         case "claim":
-            return await operator.claim(asked.points)
+            return await operator.claim(asked.points, optional_key(asked.user, "user"))
         case "fund":
             return await operator.fund(asked.tokens)
         case "close":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..console import display_for, narrated
+from ..coordinator.solana_deployments import DEFAULT_DEPLOYMENT
 from ..coordinator.solana_options import DEFAULT_WALLET, SolanaOptions
 from ..logs import add_log_options
 
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where changes are heard of (--rpc with ws in place of http)",
     )
     _add_cluster(show)
-    show.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, likewise")
+    show.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, in place of that among them")
 
     listed = actions.add_parser("list", help="all runs of a program")
     listed.set_defaults(action="list", run_id=None)
@@ -67,6 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--wallet", type=Path, default=Path(DEFAULT_WALLET), metavar="FILE", help="(%(default)s)")
         action.add_argument("--authorizer-program", metavar="KEY", help="id of the authorizer, likewise")
         action.add_argument("--treasurer-program", metavar="KEY", help="id of the treasurer, likewise")
+        action.add_argument(
+            "--account-version", type=int, metavar="N", help="of the run's account, 1 or 2 (as those programs have it)"
+        )
         action.add_argument("--yes", action="store_true", help="do it")
     for each in actions.choices.values():
         add_log_options(each)
@@ -162,7 +166,10 @@ _CHANGES: Final[dict[str, tuple[str, dict[str, dict[str, Any]]]]] = {
     ),
     "claim": (
         "turn this wallet's points into tokens of the run's treasury",
-        {"--points": {**_NUMBER, "help": "so many (all that it can pay)"}},
+        {
+            "--points": {**_NUMBER, "help": "so many (all that it can pay)"},
+            "--user": {**_KEY, "help": "whose points, if it has named this wallet as its claimer (this wallet's own)"},
+        },
     ),
     "fund": (
         "give the run's treasury tokens of this wallet",
@@ -186,8 +193,12 @@ def _add_cluster(parser: argparse.ArgumentParser, *, as_json: bool = True) -> No
         help="a node of your own in place of the cluster's public ones; may be repeated",
     )
     parser.add_argument(
-        "--program", metavar="KEY", help="id of the coordinator program, if not that of Psyche's source"
+        "--programs",
+        default=DEFAULT_DEPLOYMENT,
+        metavar="NAME|FILE",
+        help="which programs: psyche, psyche-claimers, psyche-2025, or a TOML file with ids (%(default)s)",
     )
+    parser.add_argument("--program", metavar="KEY", help="id of the coordinator program, in place of that among them")
     if as_json:
         parser.add_argument("--json", action="store_true", help="print one JSON object a run")
 
@@ -215,12 +226,15 @@ def run(options: argparse.Namespace) -> int:
 
     request = LookOptions(
         run_id=options.run_id,
-        cluster=options.cluster,
-        rpc=tuple(options.rpc),
-        program=options.program,
+        options=SolanaOptions(
+            cluster=options.cluster,
+            rpc=tuple(options.rpc),
+            websockets=tuple(getattr(options, "ws_rpc", ())),
+            programs=options.programs,
+            coordinator_program=options.program,
+            treasurer_program=getattr(options, "treasurer_program", None),
+        ),
         as_json=options.json,
-        treasurer_program=getattr(options, "treasurer_program", None),
-        websockets=tuple(getattr(options, "ws_rpc", ())),
     )
     if getattr(options, "follow", False):
         from .following import FORMS
@@ -251,6 +265,8 @@ def _change(options: argparse.Namespace) -> int:
             wallet=options.wallet,
             cluster=options.cluster,
             rpc=tuple(options.rpc),
+            programs=options.programs,
+            account_version=options.account_version,
             coordinator_program=options.program,
             authorizer_program=options.authorizer_program,
             treasurer_program=options.treasurer_program,

@@ -45,6 +45,7 @@ class LocalnetOptions:
         port: of the cluster on loopback; 0 takes any that is free.
         state: describes the run; None for one without tensors.
         model, data: what the clients are told to train; they go into the lines to type as they are.
+        account_version: of the accounts of runs.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class LocalnetOptions:
     state: Path | None = None
     model: Path | None = None
     data: Path | None = None
+    account_version: int = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-id", metavar="NAME", help="of the run (that of the state, or: local)")
     parser.add_argument("--wallets", type=int, metavar="N", help="for so many clients (as the run waits for, or 2)")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the cluster (any that is free)")
+    parser.add_argument("--account-version", type=int, default=1, metavar="N", help="of runs' accounts, 1 or 2 (1)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for the wallets (one that is removed at the end)")
 
 
@@ -94,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
             state=options.state,
             model=options.model,
             data=options.data,
+            account_version=options.account_version,
         )
         asyncio.run(serve_localnet(given, lambda text: print(text, flush=True)))
     return 0
@@ -159,7 +163,9 @@ def make_cluster(options: LocalnetOptions) -> MadeCluster:
         ConfigurationError: an option cannot work.
         MissingDependencyError: solders is not installed.
     """
+    from ..coordinator.formats.account import account_size
     from ..coordinator.model import DummyCheckpoint
+    from ..coordinator.solana.programs import Programs
     from ..coordinator.solana.wallet import new_wallet
     from ..coordinator.solana_options import LAMPORTS_PER_SOL
     from ..testing.solana.validator import Validator
@@ -173,7 +179,8 @@ def make_cluster(options: LocalnetOptions) -> MadeCluster:
         )
     if options.state is None and count < run.config.init_min_clients:
         run = replace(run, config=replace(run.config, init_min_clients=count, min_clients=count))
-    validator = Validator(unix_timestamp=int(time.time()))
+    account_size(options.account_version)  # says which there are
+    validator = Validator(Programs(account_version=options.account_version), unix_timestamp=int(time.time()))
     validator.programs.instance(run.run_id)  # says if no run can have this name
     files = [options.folder / f"wallet-{number}.json" for number in range(1, count + 1)]
     operator, mint = new_wallet(), new_wallet().pubkey()
@@ -222,6 +229,8 @@ def _write_wallet(file: Path, key: bytes) -> None:
 def lines_to_type(options: LocalnetOptions, url: str, made: MadeCluster) -> list[str]:
     """What to tell the user, with each command on a line of its own."""
     name, where = shlex.quote(made.run_id), f"--rpc {url}"
+    # Looking takes any version; what makes, joins or is paid must know it.
+    version = "" if options.account_version == 1 else f" --account-version {options.account_version}"
     here = "--iroh-relay none --iroh-discovery local"
     given = {"--model": options.model, "--data": options.data}
     trains = "".join(f" {word} {shlex.quote(str(path))}" for word, path in given.items() if path is not None)
@@ -233,7 +242,7 @@ def lines_to_type(options: LocalnetOptions, url: str, made: MadeCluster) -> list
         f"A simulated cluster runs at {url}, with the run {made.run_id!r}. Ctrl-C ends it.",
         "",
         "Take part, each in a terminal of its own:",
-        *(f"  distro-optim join {run_name} {where} {wallet} {here}{trains}" for wallet in wallets),
+        *(f"  distro-optim join {run_name} {where} {wallet}{version} {here}{trains}" for wallet in wallets),
         "",
         "Look at the run, once or for as long as it goes on:",
         f"  distro-optim run show {name} {where}",
@@ -241,13 +250,13 @@ def lines_to_type(options: LocalnetOptions, url: str, made: MadeCluster) -> list
         "",
         "Give points to those who take part in the epochs to come, and turn them into tokens:",
         f"  distro-optim run rates {name} 1000 {where} {operator} --yes",
-        f"  distro-optim run claim {name} {where} {wallets[0]} --yes",
+        f"  distro-optim run claim {name} {where} {wallets[0]}{version} --yes",
         "",
         "Stop it after its epoch" + (", and go on:" if made.has_tensors else " (for good, as it has no tensors):"),
         f"  distro-optim run pause {name} {where} {operator} --yes",
         *([again] if made.has_tensors else []),
         "",
         "Make a run of your own, whose points are paid in tokens of which the operator has some:",
-        f"  distro-optim run create mine --treasurer-collateral-mint {made.mint} {where} {operator} --yes",
+        f"  distro-optim run create mine --treasurer-collateral-mint {made.mint} {where} {operator}{version} --yes",
         f"  distro-optim run fund mine 1000 {where} {operator} --yes",
     ]

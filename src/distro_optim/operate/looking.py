@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 
 from ..console import Display
-from ..coordinator.solana.programs import Programs, parse_key
+from ..coordinator.solana.participation import programs_of
 from ..coordinator.solana.rpc import RpcClient
 from ..coordinator.solana.viewing import as_json, as_text, list_runs, printable, see_run
 from ..coordinator.solana_clusters import cluster_of
+from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
 from .following import Following, follow
 
@@ -22,43 +23,26 @@ class LookOptions:
 
     Attributes:
         run_id: the run; None lists all.
-        cluster: a preset.
-        rpc: addresses in place of it.
-        program: id of the coordinator program in base58, if not Psyche's.
+        options: cluster and programs. Accounts of any version that is known are read.
         as_json: for programs rather than for people.
-        treasurer_program: id of the treasurer, likewise.
-        websockets: addresses for subscriptions; by default those of ``rpc`` with the other scheme.
     """
 
     run_id: str | None
-    cluster: str
-    rpc: tuple[str, ...]
-    program: str | None
-    as_json: bool
-    treasurer_program: str | None = None
-    websockets: tuple[str, ...] = ()
-
-    def programs(self) -> Programs:
-        """The deployment.
-
-        Raises:
-            ConfigurationError: an id is no key.
-        """
-        given = {"coordinator": self.program, "treasurer": self.treasurer_program}
-        return Programs(
-            **{name: parse_key(text, f"the id of the {name}") for name, text in given.items() if text is not None}
-        )
+    options: SolanaOptions
+    as_json: bool = False
 
 
 async def watch(options: LookOptions, display: Display[Following]) -> None:
     """Shows a run until it is finished; see :func:`~.following.follow` for what it raises."""
     if options.run_id is None:
         raise ConfigurationError("only one run can be followed: name it", name="run_id")
-    cluster = cluster_of(options.cluster, options.rpc, options.websockets)
+    given = options.options
+    programs = programs_of(given)
+    cluster = cluster_of(given.cluster, given.rpc, given.websockets)
     rpc = RpcClient(cluster.rpc)
     try:
         with display:
-            await follow(rpc, cluster.websockets, options.programs(), options.run_id, display)
+            await follow(rpc, cluster.websockets, programs, options.run_id, display)
     finally:
         await rpc.close()
 
@@ -70,8 +54,8 @@ async def look(options: LookOptions) -> list[str]:
         ConfigurationError: an option cannot work.
         CoordinatorLinkError, ProtocolError: there is no such run, or it cannot be read.
     """
-    programs = options.programs()
-    rpc = RpcClient(cluster_of(options.cluster, options.rpc).rpc)
+    programs = programs_of(options.options)
+    rpc = RpcClient(cluster_of(options.options.cluster, options.options.rpc).rpc)
     try:
         if options.run_id is not None:
             seen = await see_run(rpc, programs, options.run_id)

@@ -1,7 +1,8 @@
 """The instructions of Psyche's programs: their names and what each of them takes, declared once.
 
 PsycheFoundation/psyche, ``architectures/decentralized``. The data of an instruction are 8 bytes that name it and then
-its arguments in borsh. A builder encodes them and a program decodes them from the same declaration.
+its arguments in borsh. A builder encodes them and a program decodes them from the same declaration. Three instructions
+take more, under the same name, where accounts of runs have version 2.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..types import (
     WitnessMetadata,
     WitnessProof,
 )
-from .programs import instruction_discriminator
+from .programs import FIRST_WITH_CLAIMERS, instruction_discriminator
 
 __all__ = [
     "AUTHORIZER_INSTRUCTIONS",
@@ -41,8 +42,11 @@ __all__ = [
     "HealthCheck",
     "InitCoordinator",
     "JoinRun",
+    "JoinRunV2",
     "ParticipantClaim",
+    "ParticipantClaimV2",
     "ParticipantCreate",
+    "ParticipantCreateV2",
     "RunCreate",
     "RunUpdate",
     "SetFutureEpochRates",
@@ -52,9 +56,11 @@ __all__ = [
     "UpdateClientVersion",
     "WarmupWitness",
     "WitnessRound",
+    "coordinator_instructions",
     "decode_arguments",
     "discriminator_of",
     "encode_arguments",
+    "treasurer_instructions",
 ]
 
 T = TypeVar("T")
@@ -115,6 +121,14 @@ class JoinRun:
     """Wants to be in the next epoch."""
 
     client_id: NodeIdentity
+
+
+@dataclass(frozen=True)
+class JoinRunV2:
+    """The same in version 2. Who has joined before keeps the claimer named then."""
+
+    client_id: NodeIdentity
+    claimer: Bytes32
 
 
 @dataclass(frozen=True)
@@ -245,9 +259,24 @@ class ParticipantCreate:
 
 
 @dataclass(frozen=True)
+class ParticipantCreateV2:
+    """The same in version 2, where the wallet itself need not sign."""
+
+    user: Bytes32
+
+
+@dataclass(frozen=True)
 class ParticipantClaim:
     """Turns points into tokens."""
 
+    claim_earned_points: U64
+
+
+@dataclass(frozen=True)
+class ParticipantClaimV2:
+    """The same in version 2, where the claimer signs for the wallet that has earned them."""
+
+    user: Bytes32
     claim_earned_points: U64
 
 
@@ -280,18 +309,38 @@ TREASURER_INSTRUCTIONS: Final[dict[str, type]] = {
     "participant_claim": ParticipantClaim,
 }
 
+_COORDINATOR_V2: Final = {**COORDINATOR_INSTRUCTIONS, "join_run": JoinRunV2}
+_TREASURER_V2: Final = {
+    **TREASURER_INSTRUCTIONS,
+    "participant_create": ParticipantCreateV2,
+    "participant_claim": ParticipantClaimV2,
+}
+
+
+def coordinator_instructions(account_version: int) -> dict[str, type]:
+    """The instructions of the coordinator, where the accounts of runs have this version."""
+    return COORDINATOR_INSTRUCTIONS if account_version < FIRST_WITH_CLAIMERS else _COORDINATOR_V2
+
+
+def treasurer_instructions(account_version: int) -> dict[str, type]:
+    """Likewise of the treasurer."""
+    return TREASURER_INSTRUCTIONS if account_version < FIRST_WITH_CLAIMERS else _TREASURER_V2
+
+
 Arguments = object
 """An instance of one of the classes above."""
 
-_NAMES: Final[dict[type, str]] = {
-    declared: name
-    for table in (COORDINATOR_INSTRUCTIONS, AUTHORIZER_INSTRUCTIONS, TREASURER_INSTRUCTIONS)
-    for name, declared in table.items()
-}
+_TABLES: Final = (
+    COORDINATOR_INSTRUCTIONS,
+    AUTHORIZER_INSTRUCTIONS,
+    TREASURER_INSTRUCTIONS,
+    _COORDINATOR_V2,
+    _TREASURER_V2,
+)
+_NAMES: Final[dict[type, str]] = {declared: name for table in _TABLES for name, declared in table.items()}
 _DISCRIMINATORS: Final[dict[type, bytes]] = {kind: instruction_discriminator(name) for kind, name in _NAMES.items()}
 _BY_TABLE: Final[dict[int, dict[bytes, str]]] = {
-    id(table): {instruction_discriminator(name): name for name in table}
-    for table in (COORDINATOR_INSTRUCTIONS, AUTHORIZER_INSTRUCTIONS, TREASURER_INSTRUCTIONS)
+    id(table): {instruction_discriminator(name): name for name in table} for table in _TABLES
 }
 
 
@@ -313,7 +362,7 @@ def decode_arguments(table: dict[str, type], data: bytes) -> tuple[str, Argument
     """The name of an instruction of a program and its arguments, None if those cannot be decoded.
 
     Args:
-        table: the program's instructions, one of the tables above.
+        table: the program's instructions, one of the tables above, or what the functions beside them return.
         data: the data of the instruction. What follows the arguments is ignored, as by the programs.
 
     Raises:

@@ -52,12 +52,13 @@ from .finding import (
     FoundRun,
     check_balance,
     check_room,
+    check_version,
     cluster_time,
     find_authorization,
     find_deployment,
     find_run,
 )
-from .instructions import RunInstructions
+from .instructions import RunInstructions, check_claimer
 from .programs import Programs
 from .rpc import RETRYING, RpcClient, TransactionFailedError
 from .sending import POLL_SECONDS as CONFIRM_SECONDS
@@ -100,6 +101,7 @@ class SolanaCoordinator(CoordinatorClient):
         peer_key: public key of our iroh endpoint; by default the one that Psyche derives from wallet and run.
         programs: the deployment; Psyche's own ids by default.
         authorizer: a key that was authorized and names this wallet as a delegate.
+        claimer: which wallet is paid for the points, where accounts of runs have version 2; by default this one.
         join_authority: the key that must let wallets in, to be sure whose run it is.
         main_authority: the key that must operate the run, likewise; of a run whose points are paid its treasury's.
         client_version: which client the run must be for, in its own words; None takes any.
@@ -129,6 +131,7 @@ class SolanaCoordinator(CoordinatorClient):
         peer_key: bytes | None = None,
         programs: Programs | None = None,
         authorizer: Pubkey | None = None,
+        claimer: Pubkey | None = None,
         join_authority: Pubkey | None = None,
         main_authority: Pubkey | None = None,
         client_version: str | None = None,
@@ -156,6 +159,8 @@ class SolanaCoordinator(CoordinatorClient):
         self._websockets = tuple(websockets)
         self._wallet = wallet
         self._authorizer = authorizer
+        check_claimer(self.programs, claimer)
+        self._claimer = claimer
         self._join_authority = join_authority
         self._main_authority = main_authority
         self._client_version = client_version
@@ -200,7 +205,13 @@ class SolanaCoordinator(CoordinatorClient):
         run = await self._find_run()
         self._join_authority, self._main_authority = run.join_authority, run.main_authority
         feed = AccountFeed(
-            self._rpc, self._websockets, run.account, self._on_news, self._end, poll_seconds=self._poll_seconds
+            self._rpc,
+            self._websockets,
+            run.account,
+            self._on_news,
+            self._end,
+            account_version=self.programs.account_version,
+            poll_seconds=self._poll_seconds,
         )
         await feed.read()
         self._feed = feed
@@ -238,6 +249,7 @@ class SolanaCoordinator(CoordinatorClient):
                 wanted=self.run_id,
             )
         wallet = self._wallet.pubkey()
+        self._tell_claimer(account)
         self._authorization = await find_authorization(self._rpc, self.programs, run, wallet, self._authorizer)
         await check_balance(self._rpc, wallet, self.fees)
 
@@ -330,6 +342,7 @@ class SolanaCoordinator(CoordinatorClient):
                 f"the account of the run {self.run_id!r} cannot be read ({error}): it is of another version of "
                 "Psyche's program; look for a newer distro_optim"
             ) from error
+        check_version(account, self.programs.account_version)
         before, self.account = self.account, account
         state = account.state.coordinator
         if state.run_id != self.run_id:
@@ -384,6 +397,19 @@ class SolanaCoordinator(CoordinatorClient):
         waits = state.coordinator.run_state is RunState.WAITING_FOR_MEMBERS
         return waits and self.identity not in state.clients_state.pending()
 
+    def _tell_claimer(self, account: CoordinatorAccount) -> None:
+        """Says so if the points go to another wallet than the one that was named; nobody can change that any more."""
+        if not self.programs.has_claimers:
+            return
+        wanted = self.identity.signer if self._claimer is None else bytes(self._claimer)
+        clients = account.state.clients_state.clients
+        paid = next((client.claimer for client in clients if client.id == self.identity), wanted)
+        if paid != wanted:
+            self._note(
+                f"the points of {self._wallet.pubkey()} in the run {self.run_id} are paid to "
+                f"{Pubkey.from_bytes(paid)}, as when it first joined, not to {Pubkey.from_bytes(wanted)}"
+            )
+
     def _join_if_needed(self) -> None:
         under_way = self._joining is not None and not self._joining.done()
         if self._joined and not self._closed and not under_way and self._must_join():
@@ -406,7 +432,7 @@ class SolanaCoordinator(CoordinatorClient):
         instructions, sender = self._ready()
         if self._authorization is None:
             raise CoordinatorLinkError("not joined")
-        await sender.send([instructions.join(self.identity, self._authorization)])
+        await sender.send([instructions.join(self.identity, self._authorization, claimer=self._claimer)])
 
     # -- messages ------------------------------------------------------------------------------------------------------
 

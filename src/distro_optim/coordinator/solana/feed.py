@@ -18,8 +18,8 @@ from solders.pubkey import Pubkey
 from solders.rpc.responses import AccountNotification, SubscriptionResult, parse_websocket_message
 
 from ...errors import ConfigurationError, CoordinatorLinkError, ProtocolError
-from ..formats.account import ACCOUNT_SIZE
 from .decisions.newest import NewestAccount
+from .finding import check_bytes
 from .rpc import RpcClient, shown_url
 
 __all__ = ["AccountFeed"]
@@ -52,6 +52,7 @@ class AccountFeed:
         account: the address.
         on_news: called with each newer copy.
         on_end: called with the error when there will be no more news.
+        account_version: what the account must be; None takes any that is known.
         poll_seconds: between two readings.
         first_pause: seconds before a lost socket is opened again for the first time.
         give_up_after: seconds without any news or reading after which it ends.
@@ -68,6 +69,7 @@ class AccountFeed:
         on_news: Callable[[bytes], None],
         on_end: Callable[[Exception], None],
         *,
+        account_version: int | None = None,
         poll_seconds: float = POLL_SECONDS,
         first_pause: float = 2.0,
         give_up_after: float = 600.0,
@@ -87,6 +89,7 @@ class AccountFeed:
         self._websockets = tuple(websockets)
         self._on_news = on_news
         self._on_end = on_end
+        self._version = account_version
         self._give_up_after = give_up_after
         self._heard = asyncio.get_running_loop().time()
         self._poll_seconds = poll_seconds
@@ -123,11 +126,7 @@ class AccountFeed:
         read = await self._rpc.account(self.account, min_slot=self.newest.slot, first=first)
         if read.data is None:
             raise RunClosedError(f"the account {self.account} of the run was closed by its operator")
-        if len(read.data) != ACCOUNT_SIZE:
-            raise ProtocolError(
-                f"the account {self.account} of the run has {len(read.data)} bytes, not {ACCOUNT_SIZE}: it is of "
-                "another version of Psyche's program; look for a newer distro_optim"
-            )
+        check_bytes(read.data, self._version)
         self._offer(read.data, read.slot)
         return self.newest.data or read.data
 

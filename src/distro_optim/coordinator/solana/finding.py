@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from solders.pubkey import Pubkey
 
 from ...errors import CoordinatorLinkError, JoinRefusedError, PaymentError, ProtocolError
-from ..formats.account import CoordinatorAccount
+from ..formats.account import CoordinatorAccount, version_of
 from ..types import MAX_NUM_CLIENTS, RunState
 from .decisions.checkpoint_format import Deployment
 from .fees import FeeMeter, shown_sol
@@ -29,7 +29,9 @@ from .small_accounts import (
 __all__ = [
     "FoundRun",
     "check_balance",
+    "check_bytes",
     "check_room",
+    "check_version",
     "cluster_time",
     "find_authorization",
     "find_deployment",
@@ -141,6 +143,30 @@ async def find_authorization(
         "or name the key that has authorized it",
         wanted=run.run_id,
     )
+
+
+def check_bytes(data: bytes, selected: int | None) -> None:
+    """Raises ProtocolError unless the bytes are an account of a run, of the version that was selected."""
+    try:
+        version = version_of(data)
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"{error}: it is of another version of Psyche's program; look for a newer distro_optim"
+        ) from None
+    _check_selected(version, selected)
+
+
+def check_version(account: CoordinatorAccount, selected: int) -> None:
+    """The same of an account that was read."""
+    _check_selected(account.version, selected)
+
+
+def _check_selected(version: int, selected: int | None) -> None:
+    if selected is not None and version != selected:
+        raise ProtocolError(
+            f"the account of the run has version {version}, and version {selected} is selected: give "
+            f"--account-version {version}, or account_version={version}"
+        )
 
 
 def check_room(account: CoordinatorAccount, run_id: str, wallet: bytes) -> None:

@@ -13,7 +13,8 @@ from solders.instruction import AccountMeta, Instruction
 from solders.pubkey import Pubkey
 from solders.system_program import CreateAccountParams, create_account
 
-from ..formats.account import ACCOUNT_SIZE, RunMetadata
+from ...errors import ConfigurationError
+from ..formats.account import RunMetadata
 from ..model import Checkpoint, Model
 from ..types import (
     CommitteeProof,
@@ -26,6 +27,7 @@ from ..types import (
 from . import arguments as args
 from .programs import (
     ASSOCIATED_TOKEN_PROGRAM,
+    FIRST_WITH_CLAIMERS,
     JOIN_SCOPE,
     SYSTEM_PROGRAM,
     TOKEN_PROGRAM,
@@ -37,6 +39,7 @@ __all__ = [
     "AuthorizerInstructions",
     "RunInstructions",
     "TreasurerInstructions",
+    "check_claimer",
     "create_run_account",
     "create_token_account",
     "transfer_tokens",
@@ -61,6 +64,17 @@ def _writes(key: Pubkey) -> AccountMeta:
     return AccountMeta(key, is_signer=False, is_writable=True)
 
 
+def check_claimer(programs: Programs, claimer: Pubkey | None) -> None:
+    """Raises ConfigurationError if another wallet is to be paid where only the one that trains can be."""
+    if claimer is not None and not programs.has_claimers:
+        raise ConfigurationError(
+            f"points are paid to another wallet only in runs whose account has version {FIRST_WITH_CLAIMERS}, and "
+            f"version {programs.account_version} is selected: leave the claimer out, or select the other version",
+            name="claimer",
+            value=str(claimer),
+        )
+
+
 _SYSTEM: Final = _reads(SYSTEM_PROGRAM)
 _TOKEN: Final = _reads(TOKEN_PROGRAM)
 
@@ -72,7 +86,7 @@ def create_run_account(programs: Programs, payer: Pubkey, account: Pubkey, rent:
     """
     return create_account(
         CreateAccountParams(
-            from_pubkey=payer, to_pubkey=account, lamports=rent, space=ACCOUNT_SIZE, owner=programs.coordinator
+            from_pubkey=payer, to_pubkey=account, lamports=rent, space=programs.account_size, owner=programs.coordinator
         )
     )
 
@@ -131,21 +145,34 @@ class RunInstructions:
 
     # -- a client's ----------------------------------------------------------------------------------------------------
 
-    def join(self, client: NodeIdentity, authorization: Pubkey, *, user: Pubkey | None = None) -> Instruction:
+    def join(
+        self,
+        client: NodeIdentity,
+        authorization: Pubkey,
+        *,
+        user: Pubkey | None = None,
+        claimer: Pubkey | None = None,
+    ) -> Instruction:
         """Wants to be in the next epoch.
 
         Args:
             client: the wallet's key and the peer's.
             authorization: lets the wallet in.
             user: who signs; the program takes it from nobody but the client's own wallet.
+            claimer: which wallet is paid for the points, in accounts of version 2; by default the client's own.
+
+        Raises:
+            ConfigurationError: a claimer, for an account of version 1.
         """
+        check_claimer(self.programs, claimer)
         metas = [
             _signs(user or Pubkey.from_bytes(client.signer)),
             _reads(authorization),
             _reads(self.instance),
             _writes(self.account),
         ]
-        return self._make(args.JoinRun(client), metas)
+        paid = client.signer if claimer is None else bytes(claimer)
+        return self._make(args.JoinRunV2(client, paid) if self.programs.has_claimers else args.JoinRun(client), metas)
 
     def tick(self, user: Pubkey) -> Instruction:
         """Time has passed; anybody may say so."""
@@ -303,31 +330,42 @@ class TreasurerInstructions:
         return self._make(changes, metas)
 
     def create_participant(self, payer: Pubkey, user: Pubkey) -> Instruction:
-        """Makes the account that remembers what ``user`` has been paid."""
+        """Makes the account that remembers what ``user`` has been paid; it signs where accounts have version 1."""
+        has_claimers = self.programs.has_claimers
         metas = [
             _signs(payer, writable=True),
-            _signs(user),
+            *([] if has_claimers else [_signs(user)]),
             _reads(self.treasury),
             _writes(self.programs.participant(self.treasury, user)),
             _SYSTEM,
         ]
-        return self._make(args.ParticipantCreate(), metas)
+        return self._make(args.ParticipantCreateV2(bytes(user)) if has_claimers else args.ParticipantCreate(), metas)
 
-    def claim(self, user: Pubkey, points: int, *, user_collateral: Pubkey | None = None) -> Instruction:
+    def claim(
+        self, user: Pubkey, points: int, *, user_collateral: Pubkey | None = None, claimer: Pubkey | None = None
+    ) -> Instruction:
         """Turns points into tokens, one base unit for each.
 
         Args:
-            user: the wallet.
+            user: the wallet that has earned them.
             points: not more than it has earned and not claimed yet.
-            user_collateral: where the tokens go; by default the wallet's associated account.
+            user_collateral: where the tokens go; by default the associated account of who signs.
+            claimer: who signs and is paid, in accounts of version 2, as named by the wallet; by default itself.
+
+        Raises:
+            ConfigurationError: a claimer, for an account of version 1.
         """
+        check_claimer(self.programs, claimer)
+        signer = user if claimer is None else claimer
         metas = [
-            _signs(user),
-            _writes(user_collateral or associated_token_account(user, self.mint)),
+            _signs(signer),
+            _writes(user_collateral or associated_token_account(signer, self.mint)),
             _writes(self.treasury),
             _writes(self.collateral),
             _reads(self.account),
             _writes(self.programs.participant(self.treasury, user)),
             _TOKEN,
         ]
+        if self.programs.has_claimers:
+            return self._make(args.ParticipantClaimV2(bytes(user), points), metas)
         return self._make(args.ParticipantClaim(points), metas)

@@ -12,7 +12,6 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from ...errors import ConfigurationError
-from ..formats.account import ACCOUNT_SIZE
 from ..model import Checkpoint, GcsRepo, HubRepo
 from ..rules import machine
 from .arguments import RunUpdate
@@ -83,7 +82,7 @@ class Operator:
         if read.data is not None:
             raise ConfigurationError(f"there is a run {self._run_id!r} already: choose another name", name="run_id")
         account = Keypair()
-        rent = await self._rpc.rent(ACCOUNT_SIZE)
+        rent = await self._rpc.rent(self._programs.account_size)
         make = create_run_account(self._programs, self._me, account.pubkey(), rent)
         deposit = rent + await self._rpc.rent(INSTANCE_BYTES)
         joins = join_authority or self._me
@@ -263,17 +262,19 @@ class Operator:
 
     # -- points --------------------------------------------------------------------------------------------------------
 
-    async def claim(self, points: int | None = None) -> list[Step]:
-        """Turns this wallet's points into tokens.
+    async def claim(self, points: int | None = None, user: Pubkey | None = None) -> list[Step]:
+        """Turns points into tokens of this wallet.
 
         Args:
             points: so many; None takes all that the treasury can pay.
+            user: whose points, if this wallet was named to be paid for them; by default its own.
 
         Raises:
-            ConfigurationError: nobody pays for the run's points, or not for so many of this wallet.
+            ConfigurationError: nobody pays for the run's points, or not for so many, or not to this wallet.
+            ProtocolError: the run's account is of another version than the one that is selected.
         """
         seen = await see_run(self._rpc, self._programs, self._run_id)
-        return await plan_claim(self._rpc, self._paid_by(seen.treasury), seen.account, self._me, points)
+        return await plan_claim(self._rpc, self._paid_by(seen.treasury), seen.account, self._me, points, user)
 
     async def fund(self, units: int) -> list[Step]:
         """Gives the run's treasury tokens of this wallet, in base units: one pays for a point."""

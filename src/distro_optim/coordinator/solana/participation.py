@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from ...comm.signing import SecretKey
 from ...errors import ConfigurationError
+from ..formats.account import account_size
 from ..solana_clusters import cluster_of
+from ..solana_deployments import deployment_of
 from ..solana_options import SolanaOptions
 from ..types import NodeIdentity
 from .client import SolanaCoordinator
 from .fees import FeeMeter
+from .instructions import check_claimer
 from .programs import Programs, optional_key, parse_key
 from .wallet import derive_peer_secret, find_wallet
 
@@ -18,17 +21,21 @@ __all__ = ["Participation", "programs_of"]
 
 
 def programs_of(options: SolanaOptions) -> Programs:
-    """The deployment: Psyche's own programs, but for those that are named.
+    """The deployment: a preset or a file, but for what is said besides.
 
     Raises:
-        ConfigurationError: one of them is no key.
+        ConfigurationError: there is no such deployment, one of the ids is no key, or there is no such version.
     """
-    named = {
-        "coordinator": options.coordinator_program,
-        "authorizer": options.authorizer_program,
-        "treasurer": options.treasurer_program,
-    }
-    return Programs(**{name: parse_key(text, f"{name}_program") for name, text in named.items() if text is not None})
+    known = deployment_of(options.programs)
+    version = options.account_version
+    if version is not None:
+        account_size(version)  # says which there are
+    return Programs(
+        parse_key(options.coordinator_program or known.coordinator, "coordinator_program"),
+        parse_key(options.authorizer_program or known.authorizer, "authorizer_program"),
+        parse_key(options.treasurer_program or known.treasurer, "treasurer_program"),
+        known.account_version if version is None else version,
+    )
 
 
 class Participation:
@@ -47,6 +54,9 @@ class Participation:
         self._options = options
         self._programs = programs_of(options)
         self._programs.instance(run_id)  # says if no run can have this name
+        account_size(self._programs.account_version)  # says if we do not know such runs
+        self._claimer = optional_key(options.claimer, "claimer")
+        check_claimer(self._programs, self._claimer)
         self._cluster = cluster_of(options.cluster, options.rpc, options.websockets)
         self._authorizer = optional_key(options.authorizer, "authorizer")
         self._join_authority = optional_key(options.join_authority, "join_authority")
@@ -82,6 +92,7 @@ class Participation:
             peer_key=peer,
             programs=self._programs,
             authorizer=self._authorizer,
+            claimer=self._claimer,
             join_authority=self._join_authority,
             client_version=self._options.client_version,
             main_authority=self._main_authority,

@@ -19,6 +19,7 @@ __all__ = [
     "COORDINATOR_ERRORS",
     "FIRST_CUSTOM",
     "TREASURER_ERRORS",
+    "TREASURER_ERRORS_V2",
     "advice",
     "coordinator_error_number",
     "error_name",
@@ -59,6 +60,14 @@ COORDINATOR_ERRORS: Final = (
 AUTHORIZER_ERRORS: Final = ("AuthorizationActiveIsTrue", "AuthorizationClosingConditionsNotReachedYet")
 
 TREASURER_ERRORS: Final = ("InvalidParameter", "RunIdInvalidLength")
+
+TREASURER_ERRORS_V2: Final = (
+    "RunIdInvalidLength",
+    "ParticipantClientNotFound",
+    "ClaimerSignerMismatch",
+    "ClaimedPointsExceedEarnedPoints",
+)
+"""Where accounts of runs have version 2."""
 
 ANCHOR_ERRORS: Final = {
     101: "InstructionFallbackNotFound",
@@ -109,6 +118,9 @@ _ADVICE: Final = {
     "AuthorizationClosingConditionsNotReachedYet": "an authorization with delegates can be closed 30 days after its "
     "grantor last changed it; without delegates at once",
     "InvalidParameter": "more points are claimed than are there",
+    "ClaimedPointsExceedEarnedPoints": "more points are claimed than are there",
+    "ParticipantClientNotFound": "the wallet whose points are claimed has never joined the run",
+    "ClaimerSignerMismatch": "the points are paid to another wallet, which was named when theirs first joined the run",
     "InstructionDidNotDeserialize": "the program is of another version",
     "InstructionFallbackNotFound": "the program is of another version",
     "ConstraintRaw": "this wallet has not the right to do that: a join needs an authorization that is active and for "

@@ -13,12 +13,14 @@ from typing import Final
 from solders.pubkey import Pubkey
 
 from ...errors import ConfigurationError
+from ..formats.account import account_size
 from ..types import RUN_ID_MAX_LEN
 
 __all__ = [
     "ASSOCIATED_TOKEN_PROGRAM",
     "CLOCK_SYSVAR",
     "EVERYBODY",
+    "FIRST_WITH_CLAIMERS",
     "JOIN_SCOPE",
     "NATIVE_LOADER",
     "SYSTEM_PROGRAM",
@@ -49,6 +51,9 @@ EVERYBODY: Final = Pubkey.default()
 
 JOIN_SCOPE: Final = b"CoordinatorJoinRun"
 """What an authorization to join a run is for."""
+
+FIRST_WITH_CLAIMERS: Final = 2
+"""The version of accounts since which each client names the wallet that is paid."""
 
 _DISCRIMINATOR: Final = 8
 
@@ -100,6 +105,8 @@ class Programs:
         coordinator: keeps the state of runs.
         authorizer: keeps who may join.
         treasurer: pays for points.
+        account_version: of the accounts of their runs, see :mod:`~distro_optim.coordinator.formats.account`. What some
+            instructions take depends on it.
     """
 
     coordinator: Pubkey = field(
@@ -111,6 +118,21 @@ class Programs:
     treasurer: Pubkey = field(
         default_factory=lambda: Pubkey.from_string("EnU7DRx5az5YWxaxgqEGbXSYtudcfnjXewyBRRZCjJPw")
     )
+    account_version: int = 1
+
+    @property
+    def account_size(self) -> int:
+        """Bytes of the big account of a run.
+
+        Raises:
+            ConfigurationError: accounts of this version are not known.
+        """
+        return account_size(self.account_version)
+
+    @property
+    def has_claimers(self) -> bool:
+        """Whether another wallet than the one that trains can be paid for its points: from version 2 on."""
+        return self.account_version >= FIRST_WITH_CLAIMERS
 
     def instance(self, run_id: str) -> Pubkey:
         """The small account that names the run's authorities and its big account.

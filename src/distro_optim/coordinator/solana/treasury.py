@@ -14,8 +14,14 @@ from solders.pubkey import Pubkey
 from ...errors import ConfigurationError, ProtocolError
 from ..formats.account import CoordinatorAccount
 from . import arguments as args
-from .finding import FoundRun
-from .instructions import RunInstructions, TreasurerInstructions, create_token_account, transfer_tokens
+from .finding import FoundRun, check_version
+from .instructions import (
+    RunInstructions,
+    TreasurerInstructions,
+    check_claimer,
+    create_token_account,
+    transfer_tokens,
+)
 from .programs import TOKEN_PROGRAM, Programs, associated_token_account
 from .rpc import RpcClient
 from .small_accounts import (
@@ -138,20 +144,22 @@ class Claimable:
         return max(0, min(self.earned - self.claimed, self.tokens))
 
 
-async def claimable(rpc: RpcClient, treasury: FoundTreasury, account: CoordinatorAccount, wallet: Pubkey) -> Claimable:
-    """What ``wallet`` can claim.
+async def claimable(
+    rpc: RpcClient, treasury: FoundTreasury, account: CoordinatorAccount, wallet: Pubkey, user: Pubkey | None = None
+) -> Claimable:
+    """What ``wallet`` can claim of the points of ``user``, by default its own.
 
     Raises:
-        ConfigurationError: it never joined the run, or its account for the tokens is not its own alone.
+        ConfigurationError: that one never joined the run, named another wallet for its points, or the account for the
+            tokens is not the wallet's alone.
         CoordinatorLinkError: no node answers.
-        ProtocolError: an account cannot be read.
+        ProtocolError: an account cannot be read, or is of another version than the one that is selected.
     """
     given = treasury.instructions
-    clients = account.state.clients_state.clients
-    earned = next((client.earned for client in clients if client.id.signer == bytes(wallet)), None)
-    if earned is None:
-        raise ConfigurationError(f"the wallet {wallet} has never joined the run {given.run_id!r}", name="wallet")
-    participant = await rpc.account(given.programs.participant(given.treasury, wallet))
+    check_version(account, given.programs.account_version)
+    user = wallet if user is None else user
+    earned = _earned_for(given, account, wallet, user)
+    participant = await rpc.account(given.programs.participant(given.treasury, user))
     claimed = 0
     if participant.data is not None:
         claimed = read_small_account(Participant, participant.data).claimed_earned_points
@@ -166,30 +174,54 @@ async def claimable(rpc: RpcClient, treasury: FoundTreasury, account: Coordinato
     return Claimable(earned, claimed, treasury.tokens, participant.data is not None, held.data is not None)
 
 
+def _earned_for(given: TreasurerInstructions, account: CoordinatorAccount, wallet: Pubkey, user: Pubkey) -> int:
+    """Points of ``user``, if they are paid to ``wallet``."""
+    check_claimer(given.programs, None if user == wallet else wallet)
+    clients = account.state.clients_state.clients
+    entry = next((client for client in clients if client.id.signer == bytes(user)), None)
+    if entry is None:
+        others = [str(Pubkey.from_bytes(client.id.signer)) for client in clients if client.claimer == bytes(wallet)]
+        hint = f"; it is paid for the points of {', '.join(others)}: name one with --user" if others else ""
+        raise ConfigurationError(f"the wallet {user} has never joined the run {given.run_id!r}{hint}", name="wallet")
+    if given.programs.has_claimers and entry.claimer != bytes(wallet):
+        raise ConfigurationError(
+            f"the points of {user} are paid to {Pubkey.from_bytes(entry.claimer)}, and this wallet is {wallet}",
+            name="wallet",
+        )
+    return entry.earned
+
+
 async def plan_claim(
-    rpc: RpcClient, treasury: FoundTreasury, account: CoordinatorAccount, wallet: Pubkey, points: int | None = None
+    rpc: RpcClient,
+    treasury: FoundTreasury,
+    account: CoordinatorAccount,
+    wallet: Pubkey,
+    points: int | None = None,
+    user: Pubkey | None = None,
 ) -> list[Step]:
-    """Turns points of ``wallet`` into tokens; the accounts that this takes are made if they are missing.
+    """Turns points into tokens of ``wallet``; the accounts that this takes are made if they are missing.
 
     Args:
         rpc: the cluster.
         treasury: that pays.
         account: the run.
-        wallet: whose points, and who pays for the transaction.
+        wallet: gets the tokens and pays for the transaction.
         points: so many; None takes all that the treasury can pay.
+        user: whose points; by default those of ``wallet``. Another must have named it, in accounts of version 2.
 
     Raises:
         ConfigurationError: it has no such points, or the treasury not the tokens.
         CoordinatorLinkError, ProtocolError: see :func:`claimable`.
     """
-    mine = await claimable(rpc, treasury, account, wallet)
+    user = wallet if user is None else user
+    mine = await claimable(rpc, treasury, account, wallet, user)
     left = mine.earned - mine.claimed
     if points is None and not left:
         return []
     wanted = mine.points if points is None else points
     if not 0 < wanted <= mine.points:
         raise ConfigurationError(
-            f"{wallet} has earned {mine.earned} points and claimed {mine.claimed} of them, and the treasury has tokens "
+            f"{user} has earned {mine.earned} points and claimed {mine.claimed} of them, and the treasury has tokens "
             f"for {mine.tokens}: {mine.points} can be claimed now",
             name="points",
             value=wanted,
@@ -198,11 +230,12 @@ async def plan_claim(
     make = [] if mine.has_tokens else [create_token_account(wallet, wallet, given.mint)]
     deposit = 0 if mine.has_tokens else await rpc.rent(TOKEN_ACCOUNT_BYTES)
     if not mine.has_participant:
-        make.append(given.create_participant(wallet, wallet))
+        make.append(given.create_participant(wallet, user))
         deposit += await rpc.rent(PARTICIPANT_BYTES)
     amount = shown_tokens(wanted, await decimals_of(rpc, given.mint))
     what = f"claim {wanted} of {left} points, for {amount} tokens of {given.mint}"
-    return [Step(what, [*make, given.claim(wallet, wanted)], (), deposit, forever=True)]
+    claim = given.claim(user, wanted, claimer=None if user == wallet else wallet)
+    return [Step(what, [*make, claim], (), deposit, forever=True)]
 
 
 async def plan_gift(rpc: RpcClient, treasury: FoundTreasury, wallet: Pubkey, units: int) -> list[Step]:

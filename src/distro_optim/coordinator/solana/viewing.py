@@ -112,6 +112,7 @@ def as_plain(run: SeenRun) -> dict[str, Any]:
         "join_authority": str(run.found.join_authority),
         "nonce": run.account.nonce,
         "client_version": state.client_version,
+        "account_version": run.account.version,
         "metadata": json.loads(to_json(state.metadata)),
         "earning_rate_total_shared": {
             "current": state.clients_state.current_epoch_rates.earning_rate_total_shared,
@@ -149,6 +150,7 @@ def rows_of(run: SeenRun) -> list[tuple[str, str]]:
         ("operator", str(found.main_authority if treasury is None else treasury.operator)),
         ("lets in", str(found.join_authority)),
         ("for client", printable(state.client_version)),
+        ("account version", str(run.account.version)),
         ("phase", _phase(coordinator)),
         ("step", f"{coordinator.progress.step} of {coordinator.config.total_steps}"),
         ("epoch", str(coordinator.progress.epoch)),

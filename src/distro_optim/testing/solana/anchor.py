@@ -14,7 +14,7 @@ from solders.instruction import AccountMeta
 from solders.pubkey import Pubkey
 from solders.system_program import CreateAccountParams, create_account
 
-from ...coordinator.formats.account import DISCRIMINATOR, VERSION, CoordinatorAccount
+from ...coordinator.formats.account import DISCRIMINATOR, CoordinatorAccount
 from ...coordinator.solana.arguments import Arguments, decode_arguments
 from ...coordinator.solana.program_errors import ANCHOR_ERRORS
 from ...coordinator.solana.programs import SYSTEM_PROGRAM, TOKEN_PROGRAM, associated_token_account
@@ -193,9 +193,11 @@ class Accounts:
 
     def load(self, key: Pubkey) -> CoordinatorAccount:
         """The run in a big account, whose version must be known."""
-        data = self.call.account(key).data
+        data, programs = self.call.account(key).data, self.call.layer.programs
+        if len(data) < programs.account_size:
+            raise Failure("ProgramFailedToComplete")
         version = int.from_bytes(data[_DISCRIMINATOR : _DISCRIMINATOR + 8], "little")
-        self.must(version == VERSION, key)
+        self.must(version == programs.account_version, key)
         try:
             return decoded(data)
         except ProtocolError:

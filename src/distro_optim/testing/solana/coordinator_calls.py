@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from solders.pubkey import Pubkey
 
-from ...coordinator.formats.account import ACCOUNT_SIZE
+from ...coordinator.formats.account import fresh_account
 from ...coordinator.solana import arguments as args
 from ...coordinator.solana.programs import JOIN_SCOPE, SYSTEM_PROGRAM
 from ...coordinator.solana.small_accounts import (
@@ -18,7 +18,7 @@ from ...coordinator.solana.small_accounts import (
 )
 from ...errors import ConfigurationError
 from .anchor import Accounts, fail, finish, instruction_of
-from .coordinator_twin import CoordinatorTwin, Panic, ProgramError, Refused, check_free, run_instruction
+from .coordinator_twin import Panic, ProgramError, Refused, check_free, run_instruction
 from .ledger import Call, Failure, encoded
 
 __all__ = ["coordinator_program"]
@@ -28,7 +28,7 @@ _OPERATORS = (args.Update, args.UpdateClientVersion, args.SetFutureEpochRates, a
 
 def coordinator_program(call: Call) -> None:
     """Runs one instruction."""
-    name, arguments = instruction_of(call, args.COORDINATOR_INSTRUCTIONS)
+    name, arguments = instruction_of(call, args.coordinator_instructions(call.layer.programs.account_version))
     call.logs.append(f"Program log: Instruction: {''.join(part.title() for part in name.split('_'))}")
     if arguments is None:
         raise fail(call, ProgramError(102, "InstructionDidNotDeserialize"))
@@ -39,7 +39,7 @@ def coordinator_program(call: Call) -> None:
                 _init(call, accounts, arguments)
             case args.FreeCoordinator():
                 _free(call, accounts)
-            case args.JoinRun():
+            case args.JoinRun() | args.JoinRunV2():
                 _join(call, accounts, arguments)
             case _:
                 _change(call, accounts, arguments)
@@ -66,11 +66,12 @@ def _init(call: Call, accounts: Accounts, arguments: args.InitCoordinator) -> No
     accounts.writable(payer, account)
     held = call.account(account)
     accounts.must(held.owner == str(call.program), account, 2004)
-    if len(held.data) != ACCOUNT_SIZE:
+    programs = call.layer.programs
+    if len(held.data) != programs.account_size:
         raise Refused.by_name("CoordinatorAccountIncorrectSize")
     if any(held.data[:8]):
         raise Refused.by_anchor(3000)
-    made = run_instruction(CoordinatorTwin().account, bytes(payer), arguments, call.layer.clock)
+    made = run_instruction(fresh_account(programs.account_version), bytes(payer), arguments, call.layer.clock)
     value = CoordinatorInstance(
         bump, arguments.main_authority, arguments.join_authority, bytes(account), arguments.run_id
     )
@@ -94,7 +95,7 @@ def _free(call: Call, accounts: Accounts) -> None:
     call.close(account, spill)
 
 
-def _join(call: Call, accounts: Accounts, arguments: args.JoinRun) -> None:
+def _join(call: Call, accounts: Accounts, arguments: args.JoinRun | args.JoinRunV2) -> None:
     user = accounts.signer("user")
     authorization, value = accounts.small("authorization", Authorization, call.layer.programs.authorizer)
     key, instance = accounts.small("coordinator_instance", CoordinatorInstance, call.program)

@@ -21,19 +21,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ...coordinator.formats import borsh
 from ...coordinator.formats.account import (
-    ACCOUNT_SIZE,
-    DISCRIMINATOR,
-    VERSION,
     ClientsState,
     CoordinatorAccount,
+    CoordinatorAccountV2,
     CoordinatorInstanceState,
     SolanaClient,
+    SolanaClientV2,
+    fresh_account,
 )
-from ...coordinator.formats.raw import layout_of
 from ...coordinator.rules import machine
 from ...coordinator.rules.steps import start_round_train, with_round
 from ...coordinator.rules.transitions import Input, is_halted, refusal
@@ -58,9 +57,6 @@ from ...errors import CoordinatorError, CoordinatorErrorCode, ProtocolError
 __all__ = ["CallResult", "Clock", "CoordinatorTwin", "Panic", "ProgramError", "Refused", "run_instruction"]
 
 CLIENT_VERSION_BYTES: Final = 96
-
-_ZERO: Final = cast(CoordinatorAccount, layout_of(CoordinatorAccount).read(bytes(ACCOUNT_SIZE - len(DISCRIMINATOR))))
-"""An account that was created and not initialized."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,13 @@ class CoordinatorTwin:
 
     Args:
         account: the account at first; by default zeros, for ``init_coordinator``.
+        account_version: of the program's accounts, 1 or 2.
     """
 
-    def __init__(self, account: CoordinatorAccount | None = None) -> None:
-        self.account = account or _ZERO
+    def __init__(self, account: CoordinatorAccount | None = None, *, account_version: int = 1) -> None:
+        self._zero = fresh_account(account_version)
+        self.account = account or self._zero
+        self._instructions = args.coordinator_instructions(account_version)
 
     def call(self, data: bytes, *, signer: bytes, unix_timestamp: int, slot: int) -> CallResult:
         """Carries out one instruction.
@@ -150,7 +149,7 @@ class CoordinatorTwin:
             slot: the cluster's slot.
         """
         try:
-            name, arguments = args.decode_arguments(args.COORDINATOR_INSTRUCTIONS, data)
+            name, arguments = args.decode_arguments(self._instructions, data)
         except ProtocolError:
             return CallResult(Refused.by_anchor(101).error)
         if arguments is None:
@@ -158,7 +157,7 @@ class CoordinatorTwin:
         try:
             if name == "free_coordinator":
                 check_free(self.account)
-                self.account = _ZERO
+                self.account = self._zero
             else:
                 self.account = run_instruction(self.account, signer, arguments, Clock(slot, unix_timestamp))
         except Refused as refused:
@@ -194,7 +193,7 @@ def run_instruction(
     """
     if isinstance(arguments, args.InitCoordinator):
         return _init(account, arguments)
-    if isinstance(arguments, args.JoinRun) and arguments.client_id.signer != signer:
+    if isinstance(arguments, args.JoinRun | args.JoinRunV2) and arguments.client_id.signer != signer:
         raise Refused.by_name("SignerMismatch")
     handler = _HANDLERS[type(arguments)]
     try:
@@ -213,7 +212,8 @@ def _init(account: CoordinatorAccount, given: args.InitCoordinator) -> Coordinat
     version = given.client_version.encode()[:CLIENT_VERSION_BYTES].decode(errors="surrogateescape")
     coordinator = replace(account.state.coordinator, run_id=given.run_id)
     state = replace(account.state, coordinator=coordinator, client_version=version)
-    return CoordinatorAccount(VERSION, state, 0)
+    account_version = 2 if isinstance(account, CoordinatorAccountV2) else 1
+    return replace(account, version=account_version, state=state, nonce=0)
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -310,19 +310,22 @@ def _check_cold_start(coordinator: Coordinator) -> None:
 # -- handlers ----------------------------------------------------------------------------------------------------------
 
 
-def _join(state: State, signer: bytes, given: args.JoinRun, clock: Clock) -> State:
+def _join(state: State, signer: bytes, given: args.JoinRun | args.JoinRunV2, clock: Clock) -> State:
     known = state.clients_state
     clients = list(known.clients)
     for place, client in enumerate(clients):
         if client.id == given.client_id:
-            clients[place] = replace(client, id=given.client_id, active=known.next_active)
+            clients[place] = replace(client, id=given.client_id, active=known.next_active)  # the claimer stays
             break
     else:
         if state.coordinator.config.global_batch_size_end == len(clients) & 0xFFFF:
             raise Refused.by_name("MoreClientsThanBatches")
         if len(clients) >= MAX_NUM_CLIENTS:
             raise Refused.by_name("ClientsFull")
-        clients.append(SolanaClient(given.client_id, bytes(8), 0, 0, known.next_active))
+        if isinstance(given, args.JoinRunV2):
+            clients.append(SolanaClientV2(given.client_id, given.claimer, 0, 0, known.next_active))
+        else:
+            clients.append(SolanaClient(given.client_id, bytes(8), 0, 0, known.next_active))
     state = _with_clients(state, clients=tuple(clients))
     return state if is_halted(state.coordinator) else _tick(state, clock)
 
@@ -449,6 +452,7 @@ def _set_paused(state: State, signer: bytes, given: args.SetPaused, clock: Clock
 
 _HANDLERS: Final[dict[type, Callable[[State, bytes, Any, Clock], State]]] = {
     args.JoinRun: _join,
+    args.JoinRunV2: _join,
     args.Tick: _tick_call,
     args.WitnessRound: _witness,
     args.WarmupWitness: _warmup_witness,

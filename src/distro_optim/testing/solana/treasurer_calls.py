@@ -1,4 +1,8 @@
-"""The treasurer program. PsycheFoundation/psyche, ``solana-treasurer/src/logic``."""
+"""The treasurer program. PsycheFoundation/psyche, ``solana-treasurer/src/logic``.
+
+Where accounts of runs have version 2, the wallet that signs a claim is the one that was named for it, not the one that
+has trained; some errors have other names and numbers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from solders.instruction import AccountMeta, Instruction
 from solders.pubkey import Pubkey
 
 from ...coordinator.solana import arguments as args
-from ...coordinator.solana.program_errors import FIRST_CUSTOM, TREASURER_ERRORS
+from ...coordinator.solana.program_errors import FIRST_CUSTOM, TREASURER_ERRORS, TREASURER_ERRORS_V2
 from ...coordinator.solana.programs import (
     ASSOCIATED_TOKEN_PROGRAM,
     SYSTEM_PROGRAM,
@@ -38,7 +42,7 @@ _U64: Final = 1 << 64
 
 def treasurer_program(call: Call) -> None:
     """Runs one instruction."""
-    _, arguments = instruction_of(call, args.TREASURER_INSTRUCTIONS)
+    _, arguments = instruction_of(call, args.treasurer_instructions(call.layer.programs.account_version))
     accounts = Accounts(call)
     match arguments:
         case args.RunCreate():
@@ -46,9 +50,13 @@ def treasurer_program(call: Call) -> None:
         case args.RunUpdate():
             _update(call, accounts, arguments)
         case args.ParticipantCreate():
-            _create_participant(call, accounts)
+            _create_participant(call, accounts, None)
+        case args.ParticipantCreateV2():
+            _create_participant(call, accounts, arguments.user)
         case args.ParticipantClaim():
-            _claim(call, accounts, arguments.claim_earned_points)
+            _claim(call, accounts, arguments.claim_earned_points, None)
+        case args.ParticipantClaimV2():
+            _claim(call, accounts, arguments.claim_earned_points, arguments.user)
         case _:
             raise fail(call, ProgramError(102, "InstructionDidNotDeserialize"))
 
@@ -134,48 +142,55 @@ def _parts(given: args.RunUpdate) -> list[args.Arguments]:
     return parts
 
 
-def _create_participant(call: Call, accounts: Accounts) -> None:
-    payer, user = accounts.signer("payer"), accounts.signer("user")
+def _create_participant(call: Call, accounts: Accounts, named: bytes | None) -> None:
+    payer = accounts.signer("payer")
+    user = bytes(accounts.signer("user")) if named is None else named
     treasury, _ = accounts.small("run", Treasury, call.program)
     key = accounts.any("participant")
     accounts.program("system_program", SYSTEM_PROGRAM)
-    address, bump = Pubkey.find_program_address([b"Participant", bytes(treasury), bytes(user)], call.program)
+    address, bump = Pubkey.find_program_address([b"Participant", bytes(treasury), user], call.program)
     accounts.create(key, address, payer, PARTICIPANT_BYTES)
     accounts.writable(payer)
     call.write(key, write_small_account(Participant(bump, 0, 0), PARTICIPANT_BYTES))
 
 
-def _claim(call: Call, accounts: Accounts, points: int) -> None:
-    user = accounts.signer("user")
-    user_collateral = accounts.token_account("user_collateral")
+def _claim(call: Call, accounts: Accounts, points: int, named: bytes | None) -> None:
+    who = "user" if named is None else "claimer"
+    signer = accounts.signer(who)
+    user = bytes(signer) if named is None else named
+    target = accounts.token_account(f"{who}_collateral")
     treasury, value = accounts.small("run", Treasury, call.program)
     collateral = accounts.token_account("run_collateral")
     account = accounts.run_account("coordinator_account")
     key, paid = accounts.small("participant", Participant, call.program)
     accounts.program("token_program", TOKEN_PROGRAM)
 
-    held = call.account(user_collateral).data
-    accounts.writable(user_collateral)
-    accounts.must(token_mint(held) == value.collateral_mint, user_collateral)
-    accounts.must(token_owner(held) == bytes(user), user_collateral)
-    accounts.must(not has_delegate(held), user_collateral)
+    held = call.account(target).data
+    accounts.writable(target)
+    accounts.must(token_mint(held) == value.collateral_mint, target)
+    accounts.must(token_owner(held) == bytes(signer), target)
+    accounts.must(not has_delegate(held), target)
     accounts.writable(treasury)
     accounts.must(value.coordinator_account == bytes(account), treasury)
     accounts.associated(collateral, treasury, Pubkey.from_bytes(value.collateral_mint))
     accounts.writable(collateral)
     run = accounts.load(account)
-    accounts.seeds(key, [b"Participant", bytes(treasury), bytes(user)], paid.bump)
+    accounts.seeds(key, [b"Participant", bytes(treasury), user], paid.bump)
     accounts.writable(key)
 
-    clients = run.state.clients_state.clients
-    earned = next((client.earned for client in clients if client.id.signer == bytes(user)), 0)
+    client = next((client for client in run.state.clients_state.clients if client.id.signer == user), None)
+    if named is not None and client is None:
+        raise _refuse(call, "ParticipantClientNotFound")
+    if named is not None and client is not None and client.claimer != bytes(signer):
+        raise _refuse(call, "ClaimerSignerMismatch")
+    earned = 0 if client is None else client.earned
     if earned < paid.claimed_earned_points:
         raise Failure("ProgramFailedToComplete")
     if points > earned - paid.claimed_earned_points:
-        raise _refuse(call, "InvalidParameter")
+        raise _refuse(call, "InvalidParameter" if named is None else "ClaimedPointsExceedEarnedPoints")
     if max(value.total_claimed_earned_points, value.total_claimed_collateral_amount) + points >= _U64:
         raise Failure("ProgramFailedToComplete")
-    transfer_tokens(call, collateral, user_collateral, treasury, points)
+    transfer_tokens(call, collateral, target, treasury, points)
     total = replace(
         value,
         total_claimed_collateral_amount=value.total_claimed_collateral_amount + points,
@@ -191,4 +206,5 @@ def _claim(call: Call, accounts: Accounts, points: int) -> None:
 
 
 def _refuse(call: Call, name: str) -> Failure:
-    return fail(call, ProgramError(FIRST_CUSTOM + TREASURER_ERRORS.index(name), name))
+    errors = TREASURER_ERRORS_V2 if call.layer.programs.has_claimers else TREASURER_ERRORS
+    return fail(call, ProgramError(FIRST_CUSTOM + errors.index(name), name))

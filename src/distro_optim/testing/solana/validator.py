@@ -29,7 +29,7 @@ from solders.instruction import AccountMeta
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
-from ...coordinator.formats.account import ACCOUNT_SIZE, VERSION, CoordinatorAccount
+from ...coordinator.formats.account import CoordinatorAccount, fresh_account
 from ...coordinator.solana.programs import (
     ASSOCIATED_TOKEN_PROGRAM,
     CLOCK_SYSVAR,
@@ -58,7 +58,7 @@ from ...coordinator.solana.small_accounts import (
 from ...coordinator.types import Coordinator
 from .authorizer_calls import authorizer_program
 from .coordinator_calls import coordinator_program
-from .coordinator_twin import Clock, CoordinatorTwin
+from .coordinator_twin import Clock
 from .ledger import Account, Call, Failure, Layer, Program, decoded, encoded, rent, run
 from .native_programs import (
     COMPUTE_BUDGET,
@@ -101,7 +101,7 @@ class Validator:
     """A cluster with Psyche's programs.
 
     Args:
-        programs: their ids.
+        programs: their ids, and the version of the accounts of their runs.
         unix_timestamp: what the clock shows at first, in seconds.
         slot: the first slot.
     """
@@ -286,7 +286,7 @@ class Validator:
             else self._host_treasury(run.run_id, account, mint, main_authority, join_authority)
         )
         instance, bump = self.programs.instance_and_bump(run.run_id)
-        zero = CoordinatorTwin().account
+        zero = fresh_account(self.programs.account_version)
         clients = replace(zero.state.clients_state, next_active=1)
         state = replace(zero.state, coordinator=run, clients_state=clients, client_version="test")
         small = CoordinatorInstance(bump, bytes(operator), bytes(join_authority), bytes(account), run.run_id)
@@ -295,11 +295,12 @@ class Validator:
         everybody = Authorization(
             authorization_bump, bytes(join_authority), bytes(EVERYBODY), JOIN_SCOPE, True, (), self.clock.unix_timestamp
         )
+        big = encoded(replace(zero, version=self.programs.account_version, state=state, nonce=1))
         size = authorization_bytes(len(JOIN_SCOPE), 0)
         coordinator, authorizer = str(self.programs.coordinator), str(self.programs.authorizer)
         self._put(
             {
-                str(account): Account(rent(ACCOUNT_SIZE), encoded(CoordinatorAccount(VERSION, state, 1)), coordinator),
+                str(account): Account(rent(len(big)), big, coordinator),
                 str(instance): Account(rent(INSTANCE_BYTES), write_small_account(small, INSTANCE_BYTES), coordinator),
                 str(address): Account(rent(size), write_small_account(everybody, size), authorizer),
             }

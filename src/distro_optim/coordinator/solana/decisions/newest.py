@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...formats.account import ACCOUNT_SIZE, nonce_of
+from ...formats.account import VERSIONS, account_size, client_version_bytes, nonce_of
 
 __all__ = ["NewestAccount"]
 
-_VERSION: Final = slice(119050, 119050 + 96)
-"""Where the client version is in the account."""
+_SIZES: Final = frozenset(account_size(version) for version in VERSIONS)
 
 
 class NewestAccount:
@@ -33,10 +32,10 @@ class NewestAccount:
         """Whether this copy is newer than all before; it is kept then.
 
         Args:
-            data: of the size of an account; others are never newer.
+            data: of the size of an account of any version; others are never newer.
             slot: that the node named with it.
         """
-        if len(data) != ACCOUNT_SIZE:
+        if len(data) not in _SIZES:
             return False
         if self.data is not None and not self._is_newer(self.data, data, slot):
             if nonce_of(data) == nonce_of(self.data):
@@ -50,5 +49,5 @@ class NewestAccount:
         if after > before:
             return True
         if after == before:
-            return slot >= self.slot and data[_VERSION] != known[_VERSION]
+            return slot >= self.slot and client_version_bytes(data) != client_version_bytes(known)
         return slot > self.slot
