@@ -8,6 +8,7 @@ import pytest
 from solders.pubkey import Pubkey
 
 from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, CoordinatorAccount, SolanaClient
+from distro_optim.coordinator.solana import client as client_module
 from distro_optim.coordinator.solana.client import SolanaCoordinator
 from distro_optim.coordinator.solana.fees import FEE_PER_SIGNATURE, KEPT_IN_A_WALLET
 from distro_optim.coordinator.solana.instructions import AuthorizerInstructions
@@ -225,3 +226,27 @@ def test_a_paused_run_is_joined_as_soon_as_it_goes_on(caplog: pytest.LogCaptureF
         await until_true(lambda: arena.account.state.clients_state.pending() == (client.identity,))
 
     in_arena(check, SolanaArena(replace(dummy_run(), run_state=RunState.PAUSED)))
+
+
+def test_who_was_locked_out_is_in_again_when_the_door_opens(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else happens in a run that waits for its members, so that no news would remind the client."""
+    monkeypatch.setattr(client_module, "CLOCK_SECONDS", 0.01)
+
+    async def check(arena: SolanaArena) -> None:
+        client = arena.client(1)
+        await client.join()
+        close_the_door(arena)
+        account = arena.account
+        later = replace(account.state.clients_state, next_active=account.state.clients_state.next_active + 1)
+        change(arena, replace(account, state=replace(account.state, clients_state=later), nonce=account.nonce + 1))
+        arena.process(arena.instructions.tick(ANYBODY.pubkey()))
+        await until_true(lambda: "join was not taken" in caplog.text)
+        spent = client.fees.spent
+        everybody = AuthorizerInstructions(arena.validator.programs, OPERATOR.pubkey(), EVERYBODY)
+        arena.process(everybody.set_active(True), payer=OPERATOR)
+        await until_true(lambda: arena.account.state.clients_state.pending() == (client.identity,))
+        assert client.fees.spent == spent + FEE_PER_SIGNATURE  # what is refused costs nothing
+
+    in_arena(check)

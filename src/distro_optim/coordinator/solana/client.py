@@ -516,6 +516,7 @@ class SolanaCoordinator(CoordinatorClient):
     async def _watch_clock(self) -> None:
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
+            self._join_if_needed()  # a run that waits has no news, and who was refused may have been authorized since
             try:
                 self._clock_offset = await cluster_time(self._rpc) - self._unix_time()
             except (CoordinatorLinkError, ProtocolError) as error:

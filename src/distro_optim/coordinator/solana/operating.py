@@ -19,7 +19,7 @@ from .decisions.checkpoint_format import check_checkpoint_format
 from .fees import FeeMeter, shown_sol
 from .finding import FoundRun, find_deployment, find_run
 from .instructions import AuthorizerInstructions, RunInstructions, TreasurerInstructions, create_run_account
-from .programs import JOIN_SCOPE, Programs, default_treasurer_index
+from .programs import EVERYBODY, JOIN_SCOPE, Programs, default_treasurer_index
 from .rpc import RpcClient
 from .sending import MAX_TRANSACTION_BYTES, Sender
 from .settings import Settings, changes_of, check_version, repository_of, words_for
@@ -203,7 +203,9 @@ class Operator:
         make = [authorizer.create(self._me)] if read.data is None else []
         deposit = await self._rpc.rent(authorization_bytes(len(JOIN_SCOPE), 0)) if make else 0
         word = "let in" if allowed else "no longer let in"
-        return [Step(f"{word} {grantee}", [*make, authorizer.set_active(allowed)], (), deposit)]
+        return [
+            Step(f"{word} {_whom(grantee)} {self._everywhere}", [*make, authorizer.set_active(allowed)], (), deposit)
+        ]
 
     async def unauthorize(self, grantee: Pubkey) -> list[Step]:
         """Removes an authorization; what lies in its account comes back."""
@@ -212,7 +214,7 @@ class Operator:
         if read.data is None:
             raise ConfigurationError(f"{grantee} was never authorized", name="key")
         stop = [authorizer.set_active(False)] if read_small_account(Authorization, read.data).active else []
-        what = f"remove the authorization of {grantee}; {shown_sol(read.lamports)} come back"
+        what = f"remove the authorization of {_whom(grantee)} {self._everywhere}; {shown_sol(read.lamports)} come back"
         return [Step(what, [*stop, authorizer.close(self._me)])]
 
     async def delegate(self, wallets: Sequence[Pubkey], *, clear: bool = False) -> list[Step]:
@@ -337,6 +339,11 @@ class Operator:
             )
         return AuthorizerInstructions(self._programs, self._me, grantee)
 
+    @property
+    def _everywhere(self) -> str:
+        """An authorization names no run."""
+        return f"in all runs that {self._me} lets wallets into"
+
     def _paid_by(self, treasury: FoundTreasury | None) -> FoundTreasury:
         if treasury is None:
             raise ConfigurationError(
@@ -344,6 +351,10 @@ class Operator:
                 name="run_id",
             )
         return treasury
+
+
+def _whom(grantee: Pubkey) -> str:
+    return "everybody" if grantee == EVERYBODY else str(grantee)
 
 
 def _place(checkpoint: Checkpoint) -> str:
