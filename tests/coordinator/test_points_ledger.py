@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from distro_optim.cli import main
 from distro_optim.comm.signing import SecretKey
-from distro_optim.coordinator.ledger import MAX_LINE_BYTES, Entry, check_ledger, line_hash, read_line, write_line
+from distro_optim.coordinator.ledger import (
+    MAX_LINE_BYTES,
+    Entry,
+    check_ledger,
+    line_hash,
+    read_line,
+    write_line,
+)
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
 from distro_optim.coordinator.rules.points import EPOCH_POINTS, Account, ClientAccount, EpochAccount
 from distro_optim.coordinator.server.host import EpochEnded, RunHost
@@ -246,6 +253,22 @@ def test_another_key_begins_another_ledger(tmp_path: Path) -> None:
     make_ledger(tmp_path, 1).rename(other.path)
     with pytest.raises(ConfigurationError, match="is signed by"):
         LedgerFile(tmp_path, "run/1", OTHER_KEY)
+
+
+def test_the_ledger_of_a_later_host_names_the_last_line_of_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = read_ledger(make_ledger(tmp_path))
+    later = LedgerFile(tmp_path, "run/1", OTHER_KEY, follows=first.last)
+    assert later.last == first.last
+    later.append(account_of(4), 5)
+    again = LedgerFile(tmp_path, "run/1", OTHER_KEY, follows="ab" * 32)
+    again.append(account_of(5), 6)
+    totals = read_ledger(later.path)
+    assert (totals.lines, totals.follows, totals.last) == (2, first.last, again.last)
+    assert first.follows is None
+    assert main(["ledger", "check", str(later.path)]) == 0
+    assert f"it follows the line {first.last} of the host before" in capsys.readouterr().out
 
 
 @given(st.binary(max_size=300))

@@ -532,6 +532,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.strategy.rounds.audits.reports import AuditReport, Compared, encode_report
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.strategy.rounds.trust import succession_messages
+    from distro_optim.strategy.rounds.trust.estate import Estate
     from distro_optim.strategy.rounds.weights import weights_report
     from distro_optim.testing.updates import random_update
     from distro_optim.verify.calibrate import LOOSEST
@@ -611,12 +612,13 @@ def seeds() -> dict[str, list[bytes]]:
             for said in (
                 succession_messages.Here(name, (1, 2), False),
                 succession_messages.Proposal(
-                    name, 3, succession_messages.VoterList(3, 0, (name,), (0, 0)), None, (), 9
+                    name, 3, succession_messages.VoterList(3, 0, (name,), (0, 0)), None, (), 9, 1
                 ),
                 succession_messages.Pledge((3, 0), (3, 1), name),
                 succession_messages.Stands(4, name, (3, 0), (1, 2)),
                 succession_messages.Ballot(4, name, (3, 0), name, (1, 2)),
                 succession_messages.Elected(4, name, (3, 0), replace(address, id=name[:32]), ()),
+                succession_messages.EstatePart(name, 3, 1, 0, 1, Estate((key,), (key,)).parts()[0]),
             )
         ],
         "model-identity": [identity.encode().encode()],

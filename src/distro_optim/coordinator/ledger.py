@@ -7,7 +7,8 @@ A line is an object of two members, without spaces and with sorted names, so tha
 ============================  ========================================================================================
 ``version``                   2; lines of version 1 are read, too
 ``number``                    0, 1, 2, ...
-``previous``                  SHA-256 of the line before, without its line end; 64 zeros in the first
+``previous``                  SHA-256 of the line before, without its line end; in the first, 64 zeros, or the last line
+                              of the ledger of the host before, where the run has gone on without that one
 ``run``, ``host``             the run's name; the public key by which all lines are signed
 ``time``                      Unix time in seconds
 ``epoch``, ``steps``          of the run; the first and the last step
@@ -35,7 +36,7 @@ from ..comm.signing import SIGNATURE_SIZE, SecretKey, is_signed_by
 from ..errors import ProtocolError
 from .rules.points import EPOCH_POINTS, ClientAccount, EpochAccount
 
-__all__ = ["MAX_LINE_BYTES", "Entry", "LedgerTotals", "check_ledger", "line_hash", "read_line", "write_line"]
+__all__ = ["GENESIS", "MAX_LINE_BYTES", "Entry", "LedgerTotals", "check_ledger", "line_hash", "read_line", "write_line"]
 
 VERSION: Final = 2
 VERSIONS: Final = (1, 2)
@@ -113,6 +114,7 @@ class LedgerTotals:
         host: public key; empty without lines.
         lines: how many there are.
         last: hash of the last one; of none, 64 zeros.
+        follows: hash of the line, in the ledger of another host, that the first one follows; None for none.
         hashes: of all of them.
         clients: sums over all epochs, by public key; ``healthy`` is that of the last one.
         epochs: in how many each of them was healthy at the end.
@@ -122,6 +124,7 @@ class LedgerTotals:
     host: bytes
     lines: int
     last: str
+    follows: str | None
     hashes: frozenset[str]
     clients: Mapping[bytes, ClientAccount]
     epochs: Mapping[bytes, int]
@@ -147,7 +150,8 @@ def check_ledger(lines: Iterable[bytes]) -> LedgerTotals:
             entry = read_line(line)
         except ProtocolError as error:
             raise ProtocolError(f"{where}: {error}") from error
-        first = first or entry
+        if first is None:
+            first, last = entry, entry.previous
         if entry.number != number or entry.previous != last:
             raise ProtocolError(f"{where} does not follow the one before: a line was left out, added or moved")
         if (entry.run, entry.host) != (first.run, first.host):
@@ -161,7 +165,8 @@ def check_ledger(lines: Iterable[bytes]) -> LedgerTotals:
         last, count = line_hash(line), number + 1
         hashes.add(last)
     run, host = (first.run, first.host) if first else ("", b"")
-    return LedgerTotals(run, host, count, last, frozenset(hashes), totals, epochs)
+    follows = first.previous if first and first.previous != GENESIS else None
+    return LedgerTotals(run, host, count, last, follows, frozenset(hashes), totals, epochs)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
@@ -196,6 +201,8 @@ def _entry(values: Any) -> Entry:
     texts = (values["previous"], values["run"], values["host"])
     if not all(isinstance(text, str) for text in texts) or len(values["previous"]) != len(GENESIS):
         raise ValueError("texts")
+    if bytes.fromhex(values["previous"]).hex() != values["previous"]:
+        raise ValueError("no hash")
     first, last = values["steps"]
     for number in (values["version"], values["number"], values["time"], values["epoch"], values["amount"], first, last):
         _whole(number)

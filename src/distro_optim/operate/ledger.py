@@ -96,6 +96,7 @@ def _record(totals: LedgerTotals) -> dict[str, object]:
         "host": totals.host.hex(),
         "lines": totals.lines,
         "last": totals.last,
+        "follows": totals.follows,
         "clients": {k.hex(): {**asdict(one), "epochs": totals.epochs[k]} for k, one in totals.clients.items()},
     }
 
@@ -103,8 +104,10 @@ def _record(totals: LedgerTotals) -> dict[str, object]:
 def _table(totals: LedgerTotals) -> str:
     if not totals.lines:
         return "the ledger is empty"
+    before = [] if totals.follows is None else [f"it follows the line {totals.follows} of the host before"]
     lines = [
         f"run {totals.run}, {totals.lines} epochs, signed by {totals.host.hex()}: in order",
+        *before,
         f"{'client':16} {'epochs':>7} {'batches':>8} {'samples':>9} {'tokens':>13} {'MB served':>10} {'audits':>9} "
         f"{'equal':>10} {'by work':>10}",
     ]

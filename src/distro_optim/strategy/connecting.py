@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError
@@ -21,6 +22,7 @@ def connect_to_run(
     *,
     config: RunConfig | None = None,
     state: Coordinator | None = None,
+    folder: Path | None = None,
 ) -> RunAccess:
     """An access to a run, not started.
 
@@ -29,6 +31,7 @@ def connect_to_run(
         options: complete; what they leave at its default, ``environment`` may say.
         config: of a run that is hosted.
         state: where that begins; None starts at its beginning.
+        folder: of our checkpoints, for one that joins, and may come to host.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -41,6 +44,7 @@ def connect_to_run(
         config=config,
         state=state,
         home=options["checkpoint_dir"] if run is None else None,
+        folder=folder,
         resume=options["resume"],
         secret_key=options["secret_key"],
         relay=options["relay"],

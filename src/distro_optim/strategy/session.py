@@ -170,7 +170,8 @@ class SwarmSession:
         if config is not None and config.global_batch_size is not None:
             check_dataset_size(options["dataset_size"], config.global_batch_size)
         state = self.state_to_host(config) if config is not None else None
-        return connect_to_run(self._run, options, self._environment, config=config, state=state)
+        folder = self._place.directory if self._place is not None else None
+        return connect_to_run(self._run, options, self._environment, config=config, state=state, folder=folder)
 
     def hosting_config(self) -> RunConfig:
         """The settings of a hosted run. Override it to fill in what they leave open.

@@ -8,6 +8,9 @@ signs the challenge together with the question, and with it, its right to ask::
     server -> client    count, EndpointAddr of each other member                in a frame, and the end
 
 A coordinator of Psyche's closes the connection: the challenge is not answered as it knows it.
+
+With :data:`WHO_HOSTS` in place of the address the answer is the address of the peer that hosts, or none: of
+``distro-optim serve``, which is no peer. Whoever was given ``host:port/run-id`` learns its key by that.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ from ..framing import (
 from ..postcard import Bytes32, Limit, decode, encode
 from ..signing import SecretKey, SignedMessage
 
-__all__ = ["MAX_ANSWER", "MAX_QUESTION", "MeetingPlace", "Members", "TcpQuestion"]
+__all__ = ["MAX_ANSWER", "MAX_QUESTION", "WHO_HOSTS", "MeetingPlace", "Members", "TcpQuestion"]
+
+WHO_HOSTS: Final = b"host"
+"""A question; an address is longer."""
 
 MAX_MEMBERS: Final = 256
 """Clients of an epoch."""
@@ -54,9 +60,13 @@ class MeetingPlace:
 
     Args:
         is_member: whether a public key takes part in the run at present; others are told nothing.
+
+    Attributes:
+        host: where the peer is that hosts the run; None if no peer does.
     """
 
     def __init__(self, is_member: Callable[[bytes], bool]) -> None:
+        self.host: Callable[[], EndpointAddr] | None = None
         self._is_member = is_member
         self._places: dict[bytes, EndpointAddr] = {}
 
@@ -90,6 +100,10 @@ class MeetingPlace:
             ProtocolError: it is malformed.
             PeerRefusedError: ``peer`` is not a member.
         """
+        if question == WHO_HOSTS:
+            if not self._is_member(peer):
+                raise PeerRefusedError("it is not in this run")
+            return encode_frame(encode([] if self.host is None else [self.host()], Members))
         address: EndpointAddr = decode(EndpointAddr, question)
         return encode_frame(encode(self.visit(peer, address), Members))
 
@@ -99,17 +113,20 @@ class TcpQuestion:
 
     Args:
         key: our secret key.
-        address: where we are.
+        question: where we are, for the addresses of the other members; or :data:`WHO_HOSTS`.
 
     Attributes:
-        answer: where the other members are; None until it is known.
+        answer: what was asked for; None until it is known.
     """
 
-    def __init__(self, key: SecretKey, address: EndpointAddr) -> None:
+    def __init__(self, key: SecretKey, question: EndpointAddr | bytes) -> None:
         self.answer: list[EndpointAddr] | None = None
         self._key = key
-        few = EndpointAddr(address.id, address.relays[:1], address.direct[:MAX_PLACES])  # a response is short
-        self._question = encode(few)
+        if isinstance(question, EndpointAddr):  # a response is short
+            few = EndpointAddr(question.id, question.relays[:1], question.direct[:MAX_PLACES])
+            self._question = encode(few)
+        else:
+            self._question = question
         self._frames = FrameDecoder(MAX_ANSWER)
         self._asked = False
 

@@ -66,15 +66,19 @@ class Rendezvous:
             pass
 
 
-async def ask_over_stream(open_stream: Callable[[], Awaitable[Stream]], node: Node) -> list[EndpointAddr] | None:
+async def ask_over_stream(
+    open_stream: Callable[[], Awaitable[Stream]], node: Node, question: bytes | None = None
+) -> list[EndpointAddr] | None:
     """The same question as :func:`ask_rendezvous`, put to a coordinator that is reached over TCP.
 
     Args:
         open_stream: connects to it.
         node: says where we are.
+        question: another one, such as :data:`~.meeting_place.WHO_HOSTS`.
 
     Returns:
-        where the other members are; None if that coordinator does not know such questions, as Psyche's does not.
+        where the other members are, or what was asked for; None if that coordinator does not know such questions, as
+        Psyche's does not.
 
     Raises:
         OSError, ExchangeError: it cannot be reached, or does not answer in ten seconds.
@@ -84,14 +88,14 @@ async def ask_over_stream(open_stream: Callable[[], Awaitable[Stream]], node: No
         async with asyncio.timeout(SECONDS):
             stream = await open_stream()
             try:
-                question = TcpQuestion(node.secret_key, node.addr())
-                while question.answer is None and (data := await stream.read()):
-                    await stream.write(question.receive(data))
+                asked = TcpQuestion(node.secret_key, node.addr() if question is None else question)
+                while asked.answer is None and (data := await stream.read()):
+                    await stream.write(asked.receive(data))
             finally:
                 await stream.close()
     except TimeoutError:
         raise PeerTimeoutError(f"no answer about the other peers within {SECONDS} s") from None
-    return question.answer
+    return asked.answer
 
 
 async def ask_rendezvous(node: Node, host: EndpointAddr) -> list[EndpointAddr]:

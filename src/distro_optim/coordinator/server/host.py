@@ -215,7 +215,8 @@ class RunHost:
         self._book.trust(client)
 
     def take_over(self, gone: NodeIdentity | None, now: int) -> None:
-        """The state is that of another host, at any point of the run: its clients are ours, without that host's own.
+        """The state is that of another host, at any point of the run: its clients are ours, without that host's own,
+        and without those that may not be in it.
 
         Call it once, before anything else.
 
@@ -227,8 +228,9 @@ class RunHost:
         for client in self.state.epoch_state.clients:
             if client.state is ClientState.HEALTHY:
                 self._pending[client.id] = now
-        if gone is not None:
-            self._remove(gone, withdraw=True)
+        turned_away = [client for client in self._pending if not self.is_allowed(client.signer)]
+        for left in [*turned_away, *([] if gone is None else [gone])]:
+            self._remove(left, withdraw=True)
 
     def came_from(self, client: NodeIdentity, place: str) -> None:
         """Where a client is in the network, as far as its connection shows; for the bound for each address."""
@@ -239,6 +241,11 @@ class RunHost:
         """Clients on probation that were not ready when the epoch's training began, as those who do nothing: a state
         twice a second is enough for them."""
         return self._book.idle(self.state)
+
+    @property
+    def allowed(self) -> Collection[bytes] | None:
+        """Public keys that may join; None lets everybody in that is not banned."""
+        return self._allowed
 
     @property
     def banned(self) -> Collection[bytes]:

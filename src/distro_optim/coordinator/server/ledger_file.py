@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ...comm.signing import SecretKey
 from ...errors import ConfigurationError, ProtocolError
-from ..ledger import MAX_LINE_BYTES, Entry, LedgerTotals, check_ledger, line_hash, write_line
+from ..ledger import GENESIS, MAX_LINE_BYTES, Entry, LedgerTotals, check_ledger, line_hash, write_line
 from ..rules.points import EpochAccount
 
 __all__ = ["LedgerFile", "read_ledger"]
@@ -28,12 +28,14 @@ class LedgerFile:
         directory: folder of the run's saved states.
         run_id: the run.
         key: the host's.
+        follows: hash of the last line of the ledger of the host before, 64 hexadecimal digits, for a new file; None if
+            there is none, or nobody knows it.
 
     Raises:
         ConfigurationError: what is there is damaged, or was signed by another key.
     """
 
-    def __init__(self, directory: Path, run_id: str, key: SecretKey) -> None:
+    def __init__(self, directory: Path, run_id: str, key: SecretKey, *, follows: str | None = None) -> None:
         self.path = directory / f"{quote(run_id, safe='')}-{key.public.hex()[:8]}{SUFFIX}"
         self._run_id = run_id
         self._key = key
@@ -47,6 +49,13 @@ class LedgerFile:
                 value=self.path,
             )
         self._number, self._last = totals.lines, totals.last
+        if not totals.lines and follows is not None:
+            self._last = follows
+
+    @property
+    def last(self) -> str | None:
+        """Hash of the last line, 64 hexadecimal digits; None if there is none yet, here or before."""
+        return None if self._last == GENESIS else self._last
 
     def append(self, account: EpochAccount, now: int) -> None:
         """Writes down an epoch.

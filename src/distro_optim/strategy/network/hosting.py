@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from shlex import quote
@@ -12,8 +12,7 @@ from typing_extensions import override
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
-from ...comm.iroh.introduction import VersionDesk
-from ...comm.iroh.rendezvous import Rendezvous
+from ...comm.iroh.rendezvous import ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
 from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
@@ -22,21 +21,18 @@ from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.client import RemoteCoordinator
-from ...coordinator.rules.checkpoints import audit_fraction_of
-from ...coordinator.rules.points import Account
 from ...coordinator.rules.validation import check_run
-from ...coordinator.server.acting import ServiceActs
-from ...coordinator.server.host import RunHost, restartable
-from ...coordinator.server.ledger_file import LedgerFile
+from ...coordinator.server.host import restartable
 from ...coordinator.server.server import unix_offset
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
-from ...coordinator.types import Coordinator, NodeIdentity, RunState
+from ...coordinator.types import Coordinator, RunState
 from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
 from ..environment import TICKET_NAME
 from ..options import GIVE_UP_SECONDS, allowed_keys
-from .coordinating import LIMITS, farewell, open_coordinator
+from ..rounds.trust.estate import MAX_KEYS, Estate
+from .coordinating import HostingPeer, OpenCoordinator, farewell, open_books, open_coordinator
 from .finding_the_host import find_host, fresh_ticket
 from .joining import SILENCE_SECONDS, NodeOptions
 from .keeping import RunKeeper
@@ -119,18 +115,16 @@ class HostedRun(RunSource):
     @override
     async def open(self) -> RunLink:
         async with AsyncExitStack() as stack:
-            store = ledger = None
-            if self._config.save_dir is not None:
-                store = stack.enter_context(StateStore(self._config.save_dir, self.run_id))
-                ledger = LedgerFile(store.directory, self.run_id, self.key)
-            if self._options.home is not None:
-                stack.enter_context(self._options.home)
-                self._options.home.keep_run_id(self.run_id)
-            state = host_state(self._config, self.run_id, store, self._state)
+            config, home = self._config, self._options.home
+            books = None if config.save_dir is None else open_books(stack, config.save_dir, self.run_id, self.key)
+            if home is not None:
+                stack.enter_context(home)
+                home.keep_run_id(self.run_id)
+            state = host_state(config, self.run_id, None if books is None else books.store, self._state)
             if _is_paused(state):
                 self.on_note(
                     "the run is paused, as it was when it was saved: distro-optim run resume "
-                    f"{quote(state.run_id)} --save-dir {quote(str(self._config.save_dir))} lets it go on"
+                    f"{quote(state.run_id)} --save-dir {quote(str(config.save_dir))} lets it go on"
                 )
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
@@ -141,35 +135,41 @@ class HostedRun(RunSource):
                 listener = await TcpListener.bind(*self._tcp)
                 listeners.append(listener)
                 ways = () if listener.reachable_address is None else (listener.reachable_address,)
-            keeper = self._keeper(node, ways)
+            peer = HostingPeer(
+                node=node,
+                key=self.key,
+                loop=self._loop,
+                folder=None if home is None else home.directory,
+                keep_banned=None if home is None else home.keep_banned,
+            )
+            estate = self._estate()
+            keeper = self._keeper(peer, ways, estate)
             if keeper is not None:
                 stack.push_async_callback(keeper.aclose)
             offset = unix_offset()
-            begins = restartable(state, now=int(time.monotonic() + offset))
             swarms: list[IrohSwarm] = []  # ours, once there is one
-
-            def received() -> dict[bytes, int]:
-                return {peer.id: peer.bytes_received for swarm in swarms for peer in swarm.peers()}
-
-            counts = ledger is not None or audit_fraction_of(state.model.checkpoint)
-            account = Account(received) if counts else None
             serving = await stack.enter_async_context(AsyncExitStack())
             opened = await open_coordinator(
                 serving,
-                node,
-                lambda desk: self._rules(begins, desk, keeper, account),
+                peer,
+                restartable(state, now=int(time.monotonic() + offset)),
                 listeners,
+                estate=estate,
                 unix_offset=offset,
                 on_note=self.on_note,
-                store=store,
-                ledger=ledger,
+                swarm=lambda: swarms[0] if swarms else None,
+                may_end_round=(lambda state: True) if keeper is None else keeper.core.may_go_on,
+                peers_to_start=config.peers_to_start or 1,
+                books=books,
             )
-            host, service, server = opened.host, opened.service, opened.server
-            coordinator = MovingCoordinator(server, self.identity, self.run_id)
+            coordinator = MovingCoordinator(opened.server, self.identity, self.run_id)
             stack.push_async_callback(coordinator.close)
             await coordinator.join()
+            here: Callable[[], OpenCoordinator | None] = lambda: opened  # noqa: E731
             if keeper is not None:
-                keeper.on_deposed = lambda: self._give_way(keeper, coordinator, serving)
+                opened.service.meeting_place.host = node.addr
+                keeper.begin(opened, lambda: self._give_way(keeper, coordinator, serving))
+                here = lambda: keeper.here  # noqa: E731
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
             swarms.append(swarm)
@@ -181,23 +181,31 @@ class HostedRun(RunSource):
             swarm=swarm,
             models=models,
             ticket=ticket,
-            find_peers=lambda: _visit(opened.rendezvous, node, self._options.peers),
-            reports=lambda: host.reports,
-            waiting=lambda: _waiting(host, self.identity),
-            missing=lambda: host.missing,
-            acts=ServiceActs(
-                service,
-                time.monotonic,
-                self._loop.submit,
-                own=self.key.public,
-                keep=None if self._options.home is None else self._options.home.keep_banned,
-            ),
-            points=lambda: host.points,
-            on_audit=lambda peer, passed: service.audited(peer, time.monotonic(), passed=passed),
-            farewell=lambda: farewell(opened) if keeper is None or keeper.hosts else _nothing(),
+            find_peers=lambda: self._find_peers(node, here, keeper),
+            here=here,
+            farewell=lambda: _farewell(here()),
             aclose=closing.aclose,
             keeper=keeper,
         )
+
+    def _estate(self) -> Estate:
+        """What we decide by, at first."""
+        home = self._options.home
+        return Estate(
+            allowed=None if self._allow is None else tuple(sorted(self._allow)),
+            banned=() if home is None else tuple(sorted(home.banned())),
+            joiner_wait_time=self._config.joiner_wait_time,
+            keeps_books=self._config.save_dir is not None,
+        )
+
+    async def _find_peers(
+        self, node: Node, here: Callable[[], OpenCoordinator | None], keeper: RunKeeper | None
+    ) -> Sequence[EndpointAddr]:
+        opened, given = here(), self._options.peers
+        if opened is not None:
+            return [*given, *opened.rendezvous.visit(node.addr())]
+        host = None if keeper is None else keeper.host
+        return given if host is None else [*given, *await ask_rendezvous(node, host)]
 
     async def _unless_another_hosts(self, node: Node) -> None:
         """Asks the peers of the last time whether the run has gone on without us.
@@ -224,13 +232,18 @@ class HostedRun(RunSource):
                 name="run",
             )
 
-    def _keeper(self, node: Node, tcp: Sequence[str]) -> RunKeeper | None:
+    def _keeper(self, peer: HostingPeer, tcp: Sequence[str], estate: Estate) -> RunKeeper | None:
         """What lets the run go on without us; None if it is not to."""
-        if not self._config.succession or self._allow is not None:
-            return None  # whom we let in, the next host does not know
+        if not self._config.succession:
+            return None
+        if len(estate.allowed or ()) > MAX_KEYS:
+            self.on_note(
+                f"more than {MAX_KEYS} keys are allowed in, which is more than a next host can be told: if this host "
+                "ends, so does the run"
+            )
+            return None
         return RunKeeper(
-            node,
-            self.key,
+            peer,
             self.run_id,
             host=self.key.public,
             way=None,
@@ -238,21 +251,6 @@ class HostedRun(RunSource):
             term=int(time.time()),  # later than that of any start before, with this clock
             after=self._config.succession_after,
             tcp=tcp,
-        )
-
-    def _rules(
-        self, begins: Coordinator, desk: VersionDesk, keeper: RunKeeper | None, account: Account | None
-    ) -> RunHost:
-        return RunHost(
-            begins,
-            allowed=self._allow,
-            banned=() if self._options.home is None else self._options.home.banned(),
-            why_not=lambda public: None if public == self.key.public else desk.why_not(public),
-            joiner_wait_time=self._config.joiner_wait_time,
-            peers_to_start=self._config.peers_to_start or 1,
-            max_pending=LIMITS.connections,
-            account=account,
-            may_end_round=(lambda state: True) if keeper is None else keeper.core.may_go_on,
         )
 
     async def _give_way(self, keeper: RunKeeper, coordinator: MovingCoordinator, serving: AsyncExitStack) -> None:
@@ -271,15 +269,7 @@ class HostedRun(RunSource):
         await serving.aclose()
 
 
-def _waiting(host: RunHost, me: NodeIdentity) -> int:
-    """Others that wait for the next epoch."""
-    members = {me, *(client.id for client in host.state.epoch_state.clients)}
-    return sum(client not in members for client in host.pending)
-
-
-async def _visit(rendezvous: Rendezvous, node: Node, given: Sequence[EndpointAddr]) -> Sequence[EndpointAddr]:
-    return [*given, *rendezvous.visit(node.addr())]
-
-
-async def _nothing() -> None:
-    """There is nobody to wait for."""
+async def _farewell(opened: OpenCoordinator | None) -> None:
+    """If we still host the run, the others have to hear of its end."""
+    if opened is not None:
+        await farewell(opened)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
@@ -14,6 +15,7 @@ from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import RELAY_SECONDS, Node
 from ...comm.iroh.home import NodeHome
 from ...comm.iroh.introduction import introduce
+from ...comm.iroh.meeting_place import WHO_HOSTS
 from ...comm.iroh.reach import Discovery, Relays
 from ...comm.iroh.rendezvous import ask_over_stream, ask_rendezvous
 from ...comm.iroh.sharing.exchange import SharedModels
@@ -29,7 +31,7 @@ from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from ...protocol import OURS, why_apart
-from .coordinating import farewell
+from .coordinating import HostingPeer, farewell
 from .finding_the_host import find_host
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
@@ -56,6 +58,7 @@ class NodeOptions:
         bind_addr: likewise.
         peers: where other peers are, as far as the user knows.
         home: where key and ports are kept from one start to the next; None keeps none. :attr:`key` is the one there.
+        folder: of our checkpoints, where we write down what a host does if we have to host; None writes nothing.
     """
 
     key: SecretKey
@@ -65,6 +68,7 @@ class NodeOptions:
     bind_addr: str = "0.0.0.0:0"
     peers: tuple[EndpointAddr, ...] = ()
     home: NodeHome | None = None
+    folder: Path | None = None
 
     async def open(self, loop: LoopThread) -> Node:
         """An endpoint on ``loop``, the loop that runs this; with its relay server, if one answers in time.
@@ -169,8 +173,8 @@ class JoinedRun(RunSource):
     @override
     def host(self) -> bytes | None:
         keeper = self._kept_by
-        if keeper is not None and keeper.host is not None:
-            return keeper.host.id
+        if keeper is not None and (known := keeper.core.host) is not None:
+            return known
         return self._ticket.endpoint.id if self._ticket.endpoint is not None else None
 
     @override
@@ -178,9 +182,15 @@ class JoinedRun(RunSource):
         async with AsyncExitStack() as stack:
             node = await self._options.open(self._loop)
             stack.push_async_callback(node.aclose)
+            peer = HostingPeer(
+                node=node,
+                key=self.key,
+                loop=self._loop,
+                folder=self._options.folder,
+                keep_banned=lambda keys: True,  # all peers are told, and so is the next host
+            )
             keeper = RunKeeper(
-                node,
-                self.key,
+                peer,
                 self.run_id,
                 host=self.host,
                 way=connector(self._ticket, node),
@@ -217,6 +227,7 @@ class JoinedRun(RunSource):
             ticket=str(self._ticket),
             enter=lambda: self._enter(coordinator, node),
             find_peers=lambda: self._find_peers(node),
+            here=lambda: keeper.here,
             farewell=lambda: _farewell(keeper),
             aclose=closing.aclose,
             keeper=keeper if is_ours else None,
@@ -290,8 +301,8 @@ class JoinedRun(RunSource):
     async def _ask_where(self, node: Node) -> Sequence[EndpointAddr]:
         """Tells the coordinator where we are, and hears where the others are; nothing from one that does not know."""
         keeper = self._kept_by
-        if keeper is not None and keeper.open is not None:
-            return keeper.open.rendezvous.visit(node.addr())
+        if keeper is not None and keeper.here is not None:
+            return keeper.here.rendezvous.visit(node.addr())
         host = keeper.host if keeper is not None and keeper.host is not None else self._ticket.endpoint
         if host is not None:
             members = await ask_rendezvous(node, host)
@@ -300,6 +311,11 @@ class JoinedRun(RunSource):
             return members
         if not self._is_asked:
             return []
+        if keeper is not None and keeper.core.host is None:
+            with suppress(DistroError, OSError):
+                hosts = await ask_over_stream(connector(self._ticket), node, WHO_HOSTS)
+                for host in hosts or ():
+                    keeper.know_host(host)
         found = await ask_over_stream(connector(self._ticket), node)
         self._is_asked = found is not None  # one of Psyche's is not asked again
         return found or []
@@ -307,5 +323,5 @@ class JoinedRun(RunSource):
 
 async def _farewell(keeper: RunKeeper) -> None:
     """The others hear of the end, if we host the run by now."""
-    if keeper.open is not None:
-        await farewell(keeper.open)
+    if keeper.here is not None:
+        await farewell(keeper.here)

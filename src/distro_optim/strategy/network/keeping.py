@@ -19,22 +19,20 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from ...comm.addresses import EndpointAddr
-from ...comm.iroh.endpoint import Node
 from ...comm.iroh.streams import IrohListener, open_iroh
+from ...comm.iroh.swarm import IrohSwarm
 from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk
-from ...comm.signing import SecretKey
 from ...comm.streams import MemoryListener, Stream
 from ...comm.swarm import Channel, Swarm
 from ...coordinator.client import RemoteCoordinator
-from ...coordinator.rules.outlook import USUAL_WAIT_SECONDS
-from ...coordinator.server.host import RunHost
 from ...coordinator.types import ClientState, Coordinator, NodeIdentity
-from ...errors import DistroError, ExchangeError, ProtocolError
+from ...errors import ConfigurationError, DistroError, ExchangeError, ProtocolError
 from ..rounds.rounds import Rounds, Stage
+from ..rounds.trust.estate import Estate
 from ..rounds.trust.succeeding import SUCCESSION_AFTER, Succession
 from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
-from ..rounds.trust.succession_outcomes import Follow, Leave, Say, TakeOver, Tell
-from .coordinating import LIMITS, OpenCoordinator, open_coordinator
+from ..rounds.trust.succession_outcomes import Follow, Inherit, Leave, Say, TakeOver, Tell
+from .coordinating import Books, HostingPeer, OpenCoordinator, open_books, open_coordinator
 from .finding_the_host import ask_all, fresh_ticket
 
 __all__ = ["RunKeeper"]
@@ -44,6 +42,9 @@ LOOK_SECONDS: Final = 0.5
 
 ASK_SECONDS: Final = 5.0
 """Between two times that the peers are asked who hosts, while no host is heard. Chosen arbitrarily."""
+
+HOSTED: Final = "hosted"
+"""In the folder of checkpoints of a peer that has taken a run over: its states, and the ledger."""
 
 MAX_TOLD: Final = 64
 """Addresses of peers from the host's list and the ticket. Chosen arbitrarily."""
@@ -58,8 +59,7 @@ class RunKeeper:
     """See the module. All methods belong to the network's loop.
 
     Args:
-        node: our endpoint.
-        key: ours.
+        peer: we.
         run_id: the run.
         host: public key of the host, as far as we know it.
         way: opens a link to the host that we were told of; None if that is us.
@@ -70,13 +70,11 @@ class RunKeeper:
 
     Attributes:
         coordinator: our link, to be moved to other hosts; set it before :meth:`run`.
-        on_deposed: called when somebody else hosts a run that we did.
     """
 
     def __init__(
         self,
-        node: Node,
-        key: SecretKey,
+        peer: HostingPeer,
         run_id: str,
         *,
         host: bytes | None,
@@ -87,12 +85,15 @@ class RunKeeper:
         tcp: Sequence[str] = (),
     ) -> None:
         self.core = Succession(
-            key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
+            peer.key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
         )
         self.coordinator: RemoteCoordinator | None = None
-        self.on_deposed: Callable[[], Awaitable[None]] | None = None
-        self._node = node
-        self._key = key
+        self._give_way: Callable[[], Awaitable[None]] | None = (
+            None  # in favour of another, while we host from the start
+        )
+        self._peer = peer
+        self._node = peer.node
+        self._key = peer.key
         self._run_id = run_id
         self._tcp = tuple(tcp)
         self._way = way
@@ -100,7 +101,7 @@ class RunKeeper:
         self._loop = asyncio.get_running_loop()
         self._host: EndpointAddr | None = None  # where it is, once it has changed
         self._memory: MemoryListener | None = None
-        self._open: OpenCoordinator | None = None
+        self._here: OpenCoordinator | None = None
         self._stack: AsyncExitStack | None = None
         self._rounds: Rounds | None = None
         self._swarm: Swarm | None = None
@@ -115,7 +116,7 @@ class RunKeeper:
         self._asking: asyncio.Task[None] | None = None
         self._told: dict[bytes, EndpointAddr] = {}
         self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
-        self._desk = WhereaboutsDesk(node, run_id, self.whereabouts)
+        self._desk = WhereaboutsDesk(peer.node, run_id, self.whereabouts)
 
     # -- what others see -----------------------------------------------------------------------------------------------
 
@@ -146,10 +147,27 @@ class RunKeeper:
         if self.coordinator is not None:
             self.coordinator.redirect(f"peer {host.id.hex()[:10]}, which hosts run {self._run_id!r} now,")
 
+    def know_host(self, host: EndpointAddr) -> None:
+        """The host is the owner of this key, as the coordinator itself says, which was reached by its address: it can
+        be followed by others."""
+        if self.core.host is None:
+            self.core.lead(host.id)
+            self._node.addresses.add([host])
+
+    def begin(self, opened: OpenCoordinator, give_way: Callable[[], Awaitable[None]]) -> None:
+        """We host from the start.
+
+        Args:
+            opened: the run's coordinator.
+            give_way: called if somebody else hosts after all.
+        """
+        self._here, self._give_way = opened, give_way
+        self.core.leave_behind(opened.estate)
+
     @property
-    def open(self) -> OpenCoordinator | None:
-        """Our own coordinator of a run that we took over."""
-        return self._open
+    def here(self) -> OpenCoordinator | None:
+        """The run's coordinator, if it is ours: from the start, or since we were elected."""
+        return self._here
 
     def whereabouts(self) -> Whereabouts:
         """What we answer to those who ask."""
@@ -218,6 +236,8 @@ class RunKeeper:
                 self.core.running = rounds.stage is Stage.RUNNING and rounds.fault is None
                 with suppress(ExchangeError):
                     self.core.address = self._node.addr()
+                if self._here is not None and self.core.hosts:
+                    self.core.leave_behind(self._here.estate)
                 self.core.tick(self._loop.time())
                 self._flush()
                 self._look_around()
@@ -251,6 +271,9 @@ class RunKeeper:
                 case Leave():
                     if self.coordinator is not None and self._memory is None:
                         self.coordinator.redirect()
+                case Inherit(estate):
+                    if self._peer.keep_banned is not None:
+                        self._peer.keep_banned(estate.banned)
                 case Follow(address=address):
                     self._host = address
                     self._moves.put_nowait(what)
@@ -278,29 +301,29 @@ class RunKeeper:
                     self._node.addresses.add([address])
                     if self._rounds is not None:
                         self._rounds.forget_host()
-                    if self.on_deposed is not None:
-                        deposed, self.on_deposed = self.on_deposed, None
-                        await deposed()
+                    if self._give_way is not None:
+                        give_way, self._give_way = self._give_way, None
+                        await give_way()
                     if self.coordinator is not None:
                         self.coordinator.redirect(
                             f"peer {address.id.hex()[:10]}, which hosts run {self._run_id!r} now,"
                         )
-                case TakeOver(before=before):
+                case TakeOver(before=before, estate=estate):
                     try:
-                        await self._host_it(before)
+                        await self._host_it(before, estate)
                     except DistroError as error:
                         self._on_note(f"this peer was elected to host the run, but cannot: {error}")
 
-    async def _host_it(self, before: bytes | None) -> None:
+    async def _host_it(self, before: bytes | None, estate: Estate) -> None:
         """Opens a coordinator that goes on from the last state that we have seen.
 
         Raises:
             DistroError: it cannot be opened.
         """
         state = self._state
-        if self._open is not None or self.on_deposed is not None or state is None:
+        if self._here is not None or state is None:
             return  # it is open already, and only the term has changed
-        me = NodeIdentity.from_single_key(self._key.public)
+        me = self._peer.identity
         gone = None if before is None else NodeIdentity.from_single_key(before)
         now = self._loop.time()
         # The run's clock stood still while nobody hosted it, whatever the clocks of this machine and the other say.
@@ -311,34 +334,45 @@ class RunKeeper:
             memory = MemoryListener("this process")
             opened = await open_coordinator(
                 stack,
-                self._node,
-                lambda _: self._take_over(state, me, gone, int(now + offset)),
+                self._peer,
+                state,
                 [IrohListener(self._node), memory],
+                estate=estate,
                 unix_offset=offset,
                 on_note=self._on_note,
+                swarm=lambda: self._swarm if isinstance(self._swarm, IrohSwarm) else None,
+                may_end_round=self.core.may_go_on,
+                books=self._books(stack, estate),
             )
+            opened.host.trust(me)
+            opened.host.take_over(gone, int(now + offset))
             opened.service.expect([client for client in members if client not in (me, gone)], now)
+            opened.service.meeting_place.host = self._node.addr
             self._stack = stack.pop_all()
-        self._open, self._memory = opened, memory
+        self._here, self._memory = opened, memory
         if self._rounds is not None:
             self._rounds.forget_host()
         if self.coordinator is not None:
             self.coordinator.redirect(f"the coordinator of run {self._run_id!r}, hosted here,")
 
-    def _take_over(self, state: Coordinator, me: NodeIdentity, gone: NodeIdentity | None, now: int) -> RunHost:
-        host = RunHost(
-            state,
-            joiner_wait_time=USUAL_WAIT_SECONDS,
-            max_pending=LIMITS.connections,
-            may_end_round=self.core.may_go_on,
+    def _books(self, stack: AsyncExitStack, estate: Estate) -> Books | None:
+        """Where the run is written down from now on, if the host before did that."""
+        if not estate.keeps_books:
+            return None
+        folder, why = self._peer.folder, "it has no folder for checkpoints (checkpoint_dir)"
+        if folder is not None:
+            try:
+                return open_books(stack, folder / HOSTED, self._run_id, self._key, after=estate.ledger)
+            except ConfigurationError as error:
+                why = str(error)
+        self._on_note(
+            f"the host before kept the run's states and the ledger of points; this peer does not while it hosts: {why}"
         )
-        host.trust(me)
-        host.take_over(gone, now)
-        return host
+        return None
 
     async def _stop_hosting(self) -> None:
         stack, self._stack = self._stack, None
-        self._open = self._memory = None
+        self._here = self._memory = None
         if stack is not None:
             await stack.aclose()
 
@@ -368,7 +402,7 @@ class RunKeeper:
         answer = self.whereabouts()
         if answer.host is not None and not answer.host.is_empty:
             with suppress(DistroError):
-                tcp = self._tcp if self._host is None and self._open is None else ()
+                tcp = self._tcp if self._host is None and self._memory is None else ()
                 self._ticket = str(fresh_ticket(self._run_id, answer.host, self._others, tcp))
 
     async def _ask(self, peers: Sequence[EndpointAddr]) -> None:

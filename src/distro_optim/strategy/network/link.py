@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ...comm.model_exchange import ModelExchange
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...coordinator.client import CoordinatorClient
-from ...coordinator.rules.points import ClientAccount
-from ...coordinator.server.acting import HostActs
-from ...coordinator.types import NodeIdentity, WitnessMetadata
+from ...coordinator.types import NodeIdentity
+from .coordinating import OpenCoordinator
 from .driver import FindPeers
 from .keeping import RunKeeper
 
@@ -30,13 +29,7 @@ class RunLink:
         ticket: what others pass as ``run`` to join.
         enter: asks the coordinator to take us in; None if that has been done.
         find_peers: see :data:`~.driver.FindPeers`.
-        reports: what clients last reported, where the coordinator is in this process.
-        waiting: how many clients wait for the next epoch, likewise.
-        missing: how many clients have still to come before an epoch can begin, likewise.
-        acts: what can be done to the run, likewise.
-        points: of each identity so far, where the coordinator is in this process and counts them.
-        on_audit: tells the coordinator in this process that auditors have decided about a peer, by its public key, and
-            whether it passed; returns whether one that failed was taken out.
+        here: the run's coordinator, while it is in this process.
         fees: lamports that taking part has cost so far, where it costs something.
         farewell: awaited once the run is over, before :attr:`aclose`: a host waits until everybody has heard of it.
         aclose: leaves the run and closes everything.
@@ -50,12 +43,7 @@ class RunLink:
     aclose: Callable[[], Awaitable[None]]
     enter: Callable[[], Awaitable[None]] | None = None
     find_peers: FindPeers | None = None
-    reports: Callable[[], Mapping[NodeIdentity, WitnessMetadata]] = dict
-    waiting: Callable[[], int | None] = lambda: None
-    missing: Callable[[], int | None] = lambda: None
-    acts: HostActs | None = None
-    points: Callable[[], Mapping[bytes, ClientAccount] | None] = lambda: None
-    on_audit: Callable[[bytes, bool], bool] = lambda peer, passed: False
+    here: Callable[[], OpenCoordinator | None] = lambda: None
     fees: Callable[[], int | None] = lambda: None
     farewell: Callable[[], Awaitable[None]] | None = None
     keeper: RunKeeper | None = None

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack
 
 from typing_extensions import override
@@ -36,7 +37,7 @@ from ...comm.model_exchange import Check, Patience, SharedModel, download_patien
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...compress import CompressedUpdate, TilePlan
-from ...coordinator.server.acting import HostActs, ServiceActs
+from ...coordinator.server.acting import HostActs
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import (
     ConfigurationError,
@@ -131,6 +132,7 @@ class Runtime(RunPort):
         config: RunConfig | None = None,
         state: Coordinator | None = None,
         home: str | PathLike[str] | None = None,
+        folder: Path | None = None,
         resume: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> Runtime:
@@ -143,6 +145,7 @@ class Runtime(RunPort):
                 start.
             home: folder in which a host keeps its key and its ports, so that its ticket stays the same from one start
                 to the next; None takes ``save_dir`` of ``config``, if that is set.
+            folder: of the checkpoints of one that joins, where it writes down what a host does if it comes to host.
             resume: a run without a name in ``config`` and ``state`` has the one that was hosted from ``home`` last.
             **options: see :class:`~.options.ConnectionOptions`.
 
@@ -166,8 +169,8 @@ class Runtime(RunPort):
         secret_key = given["secret_key"]
         if on_solana is not None and secret_key is None:
             secret_key = on_solana.peer_key
-        folder = home if home is not None or config is None else config.save_dir
-        lives_at = NodeHome(folder) if run is None and folder is not None else None
+        where = home if home is not None or config is None else config.save_dir
+        lives_at = NodeHome(where) if run is None and where is not None else None
         if lives_at is not None and secret_key is None:
             secret_key = lives_at.key()
         loop = LoopThread("distro-optim-run")
@@ -181,6 +184,7 @@ class Runtime(RunPort):
             bind_addr=bind_addr,
             peers=parse_peers(given["peers"]),
             home=lives_at,
+            folder=folder,
         )
         tcp, allow = given["tcp"], given["allow"]
         if run is not None:
@@ -243,12 +247,8 @@ class Runtime(RunPort):
     @property
     @override
     def acts(self) -> HostActs | None:
-        link, opened = self._link, self._opened_here
-        if link is None or not self._hosts_now:
-            return None
-        if opened is None:
-            return link.acts
-        return ServiceActs(opened.service, time.monotonic, self._loop.submit, own=self._source.key.public)
+        opened = self._opened_here
+        return opened.acts if opened is not None and self._hosts_now else None
 
     @property
     def _hosts_now(self) -> bool:
@@ -258,9 +258,13 @@ class Runtime(RunPort):
 
     @property
     def _opened_here(self) -> OpenCoordinator | None:
-        """The coordinator that we have opened since."""
-        keeper = self._link.keeper if self._link is not None else None
-        return None if keeper is None else keeper.open
+        """The run's coordinator, while it is here."""
+        return self._link.here() if self._link is not None else None
+
+    def _missing(self) -> int | None:
+        """Clients that have still to come before an epoch can begin, if the coordinator is here."""
+        opened = self._opened_here
+        return None if opened is None else opened.host.missing
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -336,10 +340,10 @@ class Runtime(RunPort):
             self.run_id,
             self.identity,
             time.monotonic,
-            reports=link.reports,
-            waiting=link.waiting,
-            missing=link.missing,
-            points=link.points,
+            reports=lambda: {} if (opened := link.here()) is None else opened.reports,
+            waiting=lambda: None if (opened := link.here()) is None else opened.waiting,
+            missing=self._missing,
+            points=lambda: None if (opened := link.here()) is None else opened.points,
             fees=link.fees,
             gives_up_after=link.coordinator.gives_up_after,
         )
@@ -351,7 +355,7 @@ class Runtime(RunPort):
             journal=journal,
             find_peers=link.find_peers,
             on_result=self.on_result,
-            on_audit=link.on_audit,
+            on_audit=lambda peer, passed: (opened := link.here()) is not None and opened.on_audit(peer, passed),
             keeper=link.keeper,
             on_state=lambda: self._show(
                 journal.view(rounds, self._view.peers if self._view is not None else (), self._mailbox)
@@ -526,8 +530,7 @@ class Runtime(RunPort):
         if view is None:
             view = RunView(run_id=self.run_id)
             if state is not None:
-                missing = self._link.missing() if self._link is not None else None
-                view = with_state(replace(view, connected=True), state, self.identity, missing)
+                view = with_state(replace(view, connected=True), state, self.identity, self._missing())
         return replace(
             view,
             rounds_trained=mailbox.rounds_trained,

@@ -6,6 +6,7 @@
 ``succession``           who hosts when the host is gone: the rules
 ``succeeding``           ... one peer's part in it: when the rules are used
 ``succession_outcomes``  ... and what is to be done
+``estate``               ... and what a host leaves to the next one
 ``succession_messages``  ... what peers say to each other about it, and the bytes
 =======================  ===================================================================
 """

@@ -24,6 +24,7 @@ from ....comm.signing import PUBLIC_KEY_SIZE, SecretKey
 from ....coordinator.rules.probation import on_probation
 from ....coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
 from ....errors import ProtocolError
+from .estate import Estate, EstateParts
 from .succession import Candidacy, Peer, Promise, Roster, Vote, election, goes_on, is_followed
 from .succession_messages import (
     MAX_VOTERS,
@@ -31,6 +32,7 @@ from .succession_messages import (
     NUMBER_SIZE,
     Ballot,
     Elected,
+    EstatePart,
     Here,
     Pledge,
     Proposal,
@@ -42,7 +44,7 @@ from .succession_messages import (
     run_mark,
     seal_letter,
 )
-from .succession_outcomes import HOSTS_NOW, Follow, Leave, Outcome, Say, TakeOver, Tell
+from .succession_outcomes import HOSTS_NOW, Follow, Inherit, Leave, Outcome, Say, TakeOver, Tell
 
 __all__ = ["SUCCESSION_AFTER", "Succession", "position_in"]
 
@@ -51,6 +53,9 @@ SUCCESSION_AFTER: Final = 15.0
 
 HOST_SECONDS: Final = 5.0
 """Between two times that the host says who votes. Chosen so that it costs next to nothing."""
+
+ESTATE_SECONDS: Final = 30.0
+"""Between two times that the host says what it leaves behind, for those that have not heard it. Chosen arbitrarily."""
 
 HERE_SECONDS: Final = 2.0
 """Between two times that a peer says that it is there; shorter if hosts may be silent for less than 8 seconds."""
@@ -162,6 +167,10 @@ class Succession:
         self._due: dict[str, float] = {}
         self._wait_until = 0.0  # somebody stands for election
         self._rumours: dict[bytes, tuple[bytes, int]] = {}
+        self._estate = Estate()
+        self._has_estate = self._latest_estate = (0, 0)  # term and number: of ours, and of the host's latest
+        self._estate_parts = EstateParts()
+        self._handed: tuple[Ballot, bytes] | None = None  # the vote of a host that leaves, for us
         self._count = 0
         self._out: list[Outcome] = []
         if term is not None:
@@ -202,6 +211,11 @@ class Succession:
         return self._silence
 
     @property
+    def estate(self) -> Estate:
+        """What we leave behind as a host, or what the host has left us so far."""
+        return self._estate
+
+    @property
     def wants_to_know(self) -> bool:
         """Whether others should be asked who hosts, since we hear no host, or may not go on as one."""
         return not self._is_over and (self.has_left or self._silence >= self._after / 2)
@@ -226,6 +240,7 @@ class Succession:
         )
         if self._members != before:
             self._due.pop("proposal", None)
+            self._due.pop("estate", None)
         # Where only some report on a round, nobody knows whether the others were in it.
         self._is_eligible = state.config.witness_nodes == 0 and len(self._members) <= MAX_NUM_WITNESSES
         self._is_over = self._is_over or state.run_state is RunState.FINISHED
@@ -245,10 +260,24 @@ class Succession:
         if not (self._hosts or self.has_left or self._is_host_leaving):
             self._silence = 0.0
 
+    def leave_behind(self, estate: Estate) -> None:
+        """What whoever hosts after us needs, if we host; it is said to all when it changes."""
+        if estate != self._estate:
+            self._estate = estate
+            self._has_estate = self._latest_estate = (self._term, self._latest_estate[1] + 1)
+            self._due.pop("estate", None)
+            self._due.pop("proposal", None)
+
     def resign(self) -> None:
-        """We leave: without us, and without waiting for us, the others may go on."""
+        """We leave: without us, and without waiting for us, the others may go on. A host votes for one of them first,
+        as without its vote a run of two has no majority."""
         roster = self._peer.roster
         if roster is not None and self._peer.may_vote and not self._is_over:
+            heirs = [name for name in self._order if name != self._me and name not in self._resigned]
+            if self._hosts and heirs:
+                self._peer, vote = self._peer.vote(Candidacy(self._peer.term + 1, heirs[0], roster.which))
+                if vote is not None:
+                    self._say(_ballot(vote))
             self._peer = replace(self._peer, roster=None)
             self._say(Pledge(roster.which, NEVER, self._me))
         self._is_over = True
@@ -290,7 +319,11 @@ class Succession:
             case Stands():
                 self._hear_candidate(said, now)
                 self._answer_challenge(said.candidate, said.term, now)
+            case EstatePart():
+                self._hear_estate(said)
             case Ballot():
+                if said.candidate == self._me and said.voter == self._host and not self._hosts:
+                    self._handed = (said, data)
                 self._count_vote(said, data)
                 self._answer_challenge(said.voter, said.term, now)
             case Elected():
@@ -336,12 +369,16 @@ class Succession:
             self._lead(now)
         else:
             self._silence += passed
+        if self._handed is not None:
+            self._inherit_office(*self._handed, now)
         if self._wants and self.running and not self._hosts and self._is_due("here", now, HERE_SECONDS):
             self._say_here()
         if self._peer.roster is not None and self._silence > self._after / 3:
             self._call_for_others(now)
-        if self._peer.may_vote and self._silence >= self._after:
+        if self._silence >= self._after and self._peer.may_vote:
             self._consider(now)
+        elif self._silence >= self._after and self._members and self._is_due("tell", now, TELL_SECONDS):
+            self._out.append(Tell(self._why_no_vote()))
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
@@ -359,6 +396,16 @@ class Succession:
             self._propose()
         if self._elected is not None and self._is_due("elected", now, HOST_SECONDS):
             self._say(self._elected)
+        if self._members and self._is_due("estate", now, ESTATE_SECONDS):
+            self._say_estate()
+
+    def _say_estate(self) -> None:
+        number = self._latest_estate[1]
+        if not number:
+            return  # there is nothing that nobody knows
+        parts = self._estate.parts()
+        for place, data in enumerate(parts):
+            self._say(EstatePart(self._me, self._term, number, place, len(parts), data))
 
     def _begin_change(self) -> bool:
         """Whether another roster than the present one is proposed now."""
@@ -428,13 +475,13 @@ class Succession:
 
     def _propose(self) -> None:
         change, roster = self._change, self._peer.roster
-        tenths = min(0xFFFF, round(self._after * _TENTHS))
+        tenths, estate = min(0xFFFF, round(self._after * _TENTHS)), self._latest_estate[1]
         if roster is not None:
             # Also while it is to be followed by another: who has not heard that it is good cannot promise.
             present = VoterList(roster.term, roster.number, self._order, roster.base)
-            self._say(Proposal(self._me, self._term, present, self._old, self._proof, tenths))
+            self._say(Proposal(self._me, self._term, present, self._old, self._proof, tenths, estate))
         if change is not None:
-            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths))
+            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths, estate))
 
     # -- those who follow ----------------------------------------------------------------------------------------------
 
@@ -451,12 +498,36 @@ class Succession:
         if said.term != self._term:
             return
         self._after = said.after / _TENTHS
+        self._latest_estate = max(self._latest_estate, (said.term, said.estate))
+        if self._latest_estate == (self._term, 0):
+            self._take_estate(Estate(), self._latest_estate)
         new = said.voters.roster
         if said.old is None or said.promises:
             self._adopt(said, new)
         else:
             self._promise(said, new)
         self._wants = self._me not in new.voters and self._key.public in self._members
+
+    def _hear_estate(self, said: EstatePart) -> None:
+        if self._hosts or self.has_left or key_of(said.host) != self._host_key or said.term < self._term:
+            return
+        which = (said.term, said.number)
+        estate = self._estate_parts.add(which, said.place, said.count, said.data)
+        if estate is not None:
+            self._take_estate(estate, which)
+
+    def _take_estate(self, estate: Estate, which: tuple[int, int]) -> None:
+        self._has_estate, self._latest_estate = which, max(self._latest_estate, which)
+        if estate != self._estate:
+            self._estate = estate
+            self._out.append(Inherit(estate))
+
+    @property
+    def _may_stand(self) -> bool:
+        """Whether we could host: not without the host's list of guests, or with one of which we know that it is old,
+        unless nobody else does for long."""
+        is_any = self._has_estate[1] > 0 and self._silence >= 2 * self._after
+        return self._may_host and (self._has_estate == self._latest_estate or is_any)
 
     def _promise(self, said: Proposal, new: Roster) -> None:
         """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
@@ -534,6 +605,8 @@ class Succession:
                         "another host by now, so this one waits for them; if they are gone for good, close this "
                         "session, and host again from its checkpoint (resume=True)"
                         if self._hosts
+                        else self._alone_of_two
+                        if len(roster.voters) == 2
                         else f"the host has not been heard of for {self._silence:.0f} s, and {of_all}: a new host "
                         "takes more than half, so this peer waits for them"
                     )
@@ -547,8 +620,49 @@ class Succession:
             self._campaign, self._wait_until = None, now
         patience = RANK_SECONDS * reach.index(self._me)
         is_our_turn = self._silence >= self._after + patience and now >= self._wait_until + patience
-        if self._may_host and is_our_turn:
+        if not is_our_turn:
+            return
+        if self._may_stand:
             self._stand(now, self._peer.term + 1)
+        elif self._is_due("tell", now, TELL_SECONDS):
+            self._out.append(
+                Tell(
+                    f"the host has not been heard of for {self._silence:.0f} s, and has not told this peer who may be "
+                    "in the run, so it cannot host: another one may, or the host when it is back"
+                )
+            )
+
+    def _inherit_office(self, said: Ballot, letter: bytes, now: float) -> None:
+        """The host leaves, and has voted for us: we stand as soon as we are as far as it was."""
+        roster = self._peer.roster
+        if self._hosts or roster is None or said.roster != roster.which or said.term <= self._peer.term:
+            self._handed = None
+        elif said.position <= self._peer.position and self._may_stand:
+            self._handed = None
+            self._stand(now, said.term)
+            self._count_vote(said, letter)
+
+    def _why_no_vote(self) -> str:
+        silent = f"the host has not been heard of for {self._silence:.0f} s"
+        if self._host is None:
+            return (
+                f"{silent}, and no other peer can host this run: distro-optim serve hosts it, or its host forbids it "
+                "(succession=False). This peer waits; started again from its folder (--save-dir with --resume, "
+                "checkpoint_dir with resume=True) the host has the ticket of before, and the run goes on"
+            )
+        return (
+            f"{silent}. The peers that have trained for longer choose another one; this peer has no vote on it, waits, "
+            "and follows"
+        )
+
+    @property
+    def _alone_of_two(self) -> str:
+        return (
+            f"the host has not been heard of for {self._silence:.0f} s. In a run of two the other peer cannot take "
+            "over: one of two is no majority, and it may be the network that is cut. Start the host again, with the "
+            "same command: this peer waits for it, and goes on where it is; or close this session, and host the run "
+            "from its checkpoint (resume=True)"
+        )
 
     def _stand(self, now: float, term: int) -> None:
         roster = self._peer.roster
@@ -607,11 +721,14 @@ class Succession:
         letters = [letter for vote, letter in campaign.votes.values() if vote.voter in roster.voters]
         needed = len(roster.voters) // 2 + 1
         self._elected = Elected(term, self._me, roster.which, self.address, tuple(letters[:needed]))
-        silence, before = self._silence, self._host_key
+        before = self._host_key
+        why = "has left" if self._is_host_leaving else f"could not be reached for {self._silence:.0f} s"
         self._become(term, self._me, hosts=True)
+        # Said anew, in the new term, if there is anything to say.
+        self._has_estate = self._latest_estate = (term, int(self._has_estate[1] > 0))
         self._out += [
-            TakeOver(term, before),
-            Tell(f"the host could not be reached for {silence:.0f} s: {HOSTS_NOW}, in term {term}"),
+            TakeOver(term, before, self._estate),
+            Tell(f"the host {why}: {HOSTS_NOW}, in term {term}"),
         ]
         self._say(self._elected)
 
@@ -650,7 +767,8 @@ class Succession:
         self._is_host_leaving = False
         self._wait_until = 0.0
         self._rumours.clear()
-        for what in ("proposal", "elected", "stands", "here", "tell"):
+        self._handed = None
+        for what in ("proposal", "elected", "stands", "here", "tell", "estate"):
             self._due.pop(what, None)
 
     # -- steps ---------------------------------------------------------------------------------------------------------

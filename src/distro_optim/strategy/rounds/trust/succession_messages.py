@@ -21,6 +21,7 @@ from ....comm.addresses import EndpointAddr
 from ....comm.postcard import U16, U32, U64, Fixed, Limit
 from ....comm.signing import PUBLIC_KEY_SIZE, SecretKey, SignedMessage
 from ....errors import ProtocolError
+from .estate import PART_SIZE
 from .succession import Promise, Roster, Vote
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "NUMBER_SIZE",
     "Ballot",
     "Elected",
+    "EstatePart",
     "Here",
     "Letter",
     "Pledge",
@@ -44,7 +46,7 @@ __all__ = [
     "seal_letter",
 ]
 
-MARK: Final = b"\xff\xff\xff\xffsucc0"
+MARK: Final = b"\xff\xff\xff\xffsucc1"
 """Begins with what is no number of an epoch, so that a report on weights is never taken for it, nor it for one."""
 
 NUMBER_SIZE: Final = 8
@@ -113,6 +115,8 @@ class Proposal:
         old: the one before, whose voters have to promise; None for the first.
         promises: letters with :class:`Pledge`, once there are enough: from then on the roster is good.
         after: tenths of a second for which a host may be silent.
+        estate: number of what the host leaves behind, see :mod:`.estate`: who has not got it does not stand for
+            election. 0 for nothing that would need to be said.
     """
 
     host: Name
@@ -121,6 +125,7 @@ class Proposal:
     old: Pair | None
     promises: Annotated[tuple[Sealed, ...], Limit(MAX_VOTERS)]
     after: U16
+    estate: U32
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,27 @@ class Elected:
     votes: Annotated[tuple[Sealed, ...], Limit(MAX_VOTERS)]
 
 
-Said = Here | Proposal | Pledge | Stands | Ballot | Elected
+@dataclass(frozen=True)
+class EstatePart:
+    """The host says what it leaves to whoever hosts after it, see :class:`~.estate.Estate`; one part of it.
+
+    Attributes:
+        host: its name.
+        term: in which it hosts.
+        number: of the estate in this term; of two, the later one is larger.
+        place, count: which part it is, from 0, and of how many.
+        data: its bytes.
+    """
+
+    host: Name
+    term: U64
+    number: U32
+    place: U16
+    count: U16
+    data: Annotated[bytes, Limit(PART_SIZE)]
+
+
+Said = Here | Proposal | Pledge | Stands | Ballot | Elected | EstatePart
 
 
 @dataclass(frozen=True)
@@ -231,7 +256,7 @@ def _speaker(said: Said) -> bytes:
     match said:
         case Here():
             return said.name
-        case Proposal():
+        case Proposal() | EstatePart():
             return said.host
         case Pledge() | Ballot():
             return said.voter

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ....comm.addresses import EndpointAddr
+from .estate import Estate
 
-__all__ = ["HOSTS_NOW", "Follow", "Leave", "Outcome", "Say", "TakeOver", "Tell"]
+__all__ = ["HOSTS_NOW", "Follow", "Inherit", "Leave", "Outcome", "Say", "TakeOver", "Tell"]
 
 HOSTS_NOW: Final = "this peer hosts the run now"
 """What a peer says when it was elected."""
@@ -45,10 +46,19 @@ class TakeOver:
     Attributes:
         term: from now on.
         before: public key of the host before; None if we do not know it.
+        estate: what that host left.
     """
 
     term: int
     before: bytes | None
+    estate: Estate
+
+
+@dataclass(frozen=True)
+class Inherit:
+    """The host said what it leaves behind: another estate than before."""
+
+    estate: Estate
 
 
 @dataclass(frozen=True)
@@ -58,4 +68,4 @@ class Tell:
     text: str
 
 
-Outcome = Say | Leave | Follow | TakeOver | Tell
+Outcome = Say | Leave | Follow | TakeOver | Inherit | Tell
