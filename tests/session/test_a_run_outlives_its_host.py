@@ -260,6 +260,14 @@ def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
     assert newcomer.steps
 
 
+def waits_at(peer: Peer, other: Peer) -> bool:
+    """Whether ``other`` waits for an epoch at the coordinator of ``peer``."""
+    link = runtime_of(peer)._link
+    assert link is not None
+    opened = link.here()
+    return opened is not None and opened.host.is_pending(runtime_of(other).secret_key.public)
+
+
 def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
     def dies(peer: Peer, step: int) -> None:
         time.sleep(0.05)
@@ -279,11 +287,12 @@ def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
     newcomer_waits.set()
     first.join()
     deadline = time.monotonic() + 2 * PATIENCE_SECONDS
-    while not newcomer.steps and newcomer.is_alive():
+    while not any(waits_at(peer, newcomer) for peer in others):
         assert time.monotonic() < deadline, newcomer.news
-        newcomer.join(0.05)
+        time.sleep(0.05)
     assert newcomer.error is None
-    for peer in (newcomer, *others):
+    newcomer.session.close()
+    for peer in others:
         peer.enough.set()
     for peer in (newcomer, *others):
         peer.join()
