@@ -31,7 +31,8 @@ from rich.table import Table
 from shapes import MODELS, gpt2_small, make_params, one_tensor, random_updates
 
 from distro_optim import DisTrO
-from distro_optim.compress import CompressedUpdate, compressor, extraction
+from distro_optim.compress import CompressedUpdate, extraction
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import merge as exact_merge
 from distro_optim.compress.fast.loading import kernel
 from distro_optim.optim import momentum as optimizer_momentum
@@ -324,7 +325,7 @@ def main() -> None:
         ours = Ours(make_params(shapes), 8, contributors, psyche=True, fast=False)
         ours.step()
         # One block after the other: in threads, the stages of several blocks would overlap.
-        ours.optimizer._run.compressor = compressor.Compressor(ours.optimizer.plan, "dct")
+        ours.optimizer._run.engine = BlockEngine(ours.optimizer.plan, "dct")
         start = time.perf_counter()
         with stage_clock() as spent:
             ours.step()

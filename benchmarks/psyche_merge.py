@@ -21,7 +21,8 @@ from rich.table import Table
 from shapes import MODELS, random_updates
 from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.optim.workers import Workers
 
 LR = 1e-3
@@ -51,7 +52,7 @@ def main() -> None:
     specs = [ParamSpec(tuple(shape), torch.bfloat16, cpu, 0, 64, args.k) for shape in shapes]
     workers = Workers(args.threads)
     merges = {
-        kind: Compressor(make_plan(specs, "divisor", arithmetic=kind), "dct", workers.run, workers.count)
+        kind: BlockEngine(make_plan(specs, "divisor", arithmetic=kind), "dct", workers.run, workers.count)
         for kind in KINDS
     }
     start = [(torch.randn(shape) * 0.02).bfloat16() for shape in shapes]
@@ -69,16 +70,16 @@ def main() -> None:
         wall: dict[str, list[float]] = {kind: [] for kind in KINDS}
         busy: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for turn in range(args.rounds + 1):
-            for kind, compressor in merges.items():
+            for kind, engine in merges.items():
                 taken = [
-                    CompressedUpdate(compressor.plan, update.index, update.value, update.present)
+                    CompressedUpdate(engine.plan, update.index, update.value, update.present)
                     for update in updates[:contributors]
                 ]
                 if not turn:
                     for tensor, first in zip(weights[kind], start, strict=True):
                         tensor.copy_(first)
                 clock, seconds = time.perf_counter(), time.process_time()
-                compressor.merge(taken, weights[kind], lr=[LR])
+                engine.merge(taken, weights[kind], lr=[LR])
                 if turn:
                     wall[kind].append(time.perf_counter() - clock)
                     busy[kind].append(time.process_time() - seconds)

@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from .comm.exchange import Exchange, LocalExchange
 from .compress.dct import TRANSFORMS, TransformName
-from .compress.engines import ARITHMETICS
+from .compress.engine import ENGINES, EngineName, check_engine
+from .compress.engine.parts import ARITHMETICS
 from .compress.plan import Arithmetic, UpdateRule
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
@@ -84,6 +85,8 @@ class DisTrO(ResumableOptimizer):
             weights on every machine. ``"float"``: by floating-point transforms, as published, with equal weights only
             on the same PyTorch on the same kind of machine. ``"psyche"``: as Psyche's clients compute, whose runs bring
             it themselves.
+        engine: what carries out steps: ``"torch"``, ``"triton"``, or ``"auto"``, the fastest that has been tried on the
+            kind of device. Each peer may have its own.
 
     Raises:
         ConfigurationError: an argument is out of its range, or parameters are of a kind that cannot be compressed.
@@ -135,10 +138,13 @@ class DisTrO(ResumableOptimizer):
         process_group: torch.distributed.ProcessGroup | None = None,
         transform: TransformName = "dct",
         arithmetic: Arithmetic = "exact",
+        engine: EngineName = "auto",
     ) -> None:
         check_choice("tiling", tiling, TILINGS)
         check_choice("transform", transform, TRANSFORMS)
         check_choice("arithmetic", arithmetic, ARITHMETICS)
+        check_choice("engine", engine, ENGINES)
+        check_engine(engine)
         check_flag("quantize_1bit", quantize_1bit)
         check_flag("overlap", overlap)
         check_exchange(exchange)
@@ -174,6 +180,7 @@ class DisTrO(ResumableOptimizer):
             tiling=tiling,
             transform=transform,
             arithmetic=arithmetic,
+            engine=engine,
         )
 
     @property

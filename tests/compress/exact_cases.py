@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, UpdateRule, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, UpdateRule, make_plan
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import oracle
 from distro_optim.compress.tiling import Tiling
 
@@ -92,7 +93,7 @@ def merged(case: Case, order: Sequence[int] | None = None) -> list[Tensor]:
     """The weights after the step, the contributors being in this order."""
     plan, weights = case.plan(), case.weights()
     updates = case.updates(plan)
-    Compressor(plan, "dct").merge([updates[n] for n in order or range(len(updates))], weights, lr=[LR])
+    BlockEngine(plan, "dct").merge([updates[n] for n in order or range(len(updates))], weights, lr=[LR])
     return weights
 
 

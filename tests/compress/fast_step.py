@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.tiling import Tiling
 from distro_optim.optim.workers import Workers
 
@@ -66,7 +67,7 @@ def weights_after(plan: TilePlan, updates: list[CompressedUpdate]) -> list[Tenso
     r = np.random.default_rng(7)
     params = [torch.from_numpy(r.standard_normal(s.shape).astype(np.float32)) for s in plan.specs]
     workers = Workers(2)
-    Compressor(plan, "dct", workers.run, workers.count).merge(updates, params, lr=[1e-3])
+    BlockEngine(plan, "dct", workers.run, workers.count).merge(updates, params, lr=[1e-3])
     return params
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 import warm_python
 from compress.fast_step import SHAPES, digest, plan_of, updates_of, weights_after
 from distro_optim import DisTrO
-from distro_optim.compress import CompressedUpdate, Compressor, TilePlan
+from distro_optim.compress import CompressedUpdate, TilePlan
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import oracle
 from distro_optim.compress.exact.definition import integer_basis
 from distro_optim.compress.fast import engine, loading
@@ -45,9 +46,9 @@ def by_torch(monkeypatch: pytest.MonkeyPatch, plan: TilePlan, updates: list[Comp
 
 def kinds_of_merges(optimizer: DisTrO) -> set[str]:
     optimizer.generate()
-    compressor = optimizer._run.compressor
-    assert compressor is not None
-    return {type(merge).__name__ for merge in compressor._merges}
+    engine = optimizer._run.engine
+    assert isinstance(engine, BlockEngine)
+    return {type(merge).__name__ for merge in engine._merges}
 
 
 # -- coefficients to weights -------------------------------------------------------------------------------------------
@@ -288,10 +289,10 @@ def test_kernels_that_cannot_be_compiled_are_told_of_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(loading, "_known", {})
     monkeypatch.setattr(loading, "_tried", broken)
     with pytest.warns(UserWarning, match="torch does their work, more slowly: MemoryError: no room for code") as told:
-        compressor = Compressor(plan, "dct")
-    Compressor(plan, "dct")
+        engine = BlockEngine(plan, "dct")
+    BlockEngine(plan, "dct")
     assert len(told) == 1
-    assert {type(merge).__name__ for merge in compressor._merges} == {"ExactMerge"}
+    assert {type(merge).__name__ for merge in engine._merges} == {"ExactMerge"}
     for ours, theirs in zip(weights_after(plan, updates), wanted, strict=True):
         assert torch.equal(ours, theirs)
 

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, engines, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan, profile
+from distro_optim.compress.engine import BlockEngine, parts
 from distro_optim.compress.exact import definition, filtered, means, merge
 from distro_optim.cosine import cosine, rounded_cosine
 from distro_optim.errors import ConfigurationError
@@ -73,7 +74,7 @@ def test_cosines_are_the_nearest_doubles() -> None:
 @pytest.fixture(autouse=True)
 def plain_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where compiled kernels are installed, which have tests of their own."""
-    monkeypatch.setattr(engines, "has_kernels", lambda *_: False)
+    monkeypatch.setattr(parts, "has_kernels", lambda *_: False)
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def by_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def by_limbs(monkeypatch: pytest.MonkeyPatch) -> None:
     by_float64(monkeypatch)
-    monkeypatch.setattr(merge, "_HAVE_FLOAT64", ())
+    monkeypatch.setattr(profile, "CPU", replace(profile.CPU, float64=False))
 
 
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +141,9 @@ def test_what_is_decoded_has_the_signs_of_the_oracle_and_nearly_the_values_of_th
 ) -> None:
     for case, (signs, _) in zip(SMALL, expected, strict=True):
         plan = case.plan()
-        decoded = Compressor(plan, "dct").decode(case.updates(plan))
+        decoded = BlockEngine(plan, "dct").decode(case.updates(plan))
         floats = case.plan("float")
-        usual = Compressor(floats, "dct").decode(case.updates(floats))
+        usual = BlockEngine(floats, "dct").decode(case.updates(floats))
         for ours, sign, theirs in zip(decoded, signs, usual, strict=True):
             assert torch.equal(ours.sign(), sign.to(ours.dtype)), case
             assert float((ours - theirs).norm()) <= 1e-3 * float(theirs.norm()), case
@@ -208,7 +209,7 @@ def test_one_engine_uses_no_float64(case: Case, monkeypatch: pytest.MonkeyPatch)
     for cached in (definition.basis, definition.basis_rows):
         cached.cache_clear()
     with RefusesFloat64():
-        Compressor(plan, "dct").merge(updates, weights, lr=[LR])
+        BlockEngine(plan, "dct").merge(updates, weights, lr=[LR])
     assert digest(weights) == digest(right)
 
 
@@ -271,7 +272,7 @@ def test_settings_of_torch_change_nothing(engine: Engine, surroundings: str, mon
         cached.cache_clear()
     with SURROUNDINGS[surroundings]():
         for plan, updates, weights in prepared:
-            Compressor(plan, "dct").merge(updates, weights, lr=[LR])
+            BlockEngine(plan, "dct").merge(updates, weights, lr=[LR])
     assert [digest(weights) for _, _, weights in prepared] == right
 
 
@@ -292,7 +293,7 @@ def test_a_weight_of_minus_zero_keeps_its_sign_where_the_step_is_zero() -> None:
     opposite[0] = replace(opposite[0], present=(True, True))
     for zero in (0.0, -0.0):
         weights = [torch.full((64, 64), zero), torch.full((5,), zero)]
-        Compressor(plan, "dct").merge(opposite, weights, lr=[LR])
+        BlockEngine(plan, "dct").merge(opposite, weights, lr=[LR])
         assert [bool(w.signbit().all()) for w in weights] == [math.copysign(1, zero) < 0] * 2
 
 
@@ -301,7 +302,7 @@ def test_subnormal_values_count_as_zero_beside_nothing_else() -> None:
     plan = case.plan()
     tiny = CompressedUpdate(plan, case.updates(plan)[0].index, (torch.full((1, 2), 1e-42),), (True,))
     weights = case.weights()
-    Compressor(plan, "dct").merge([tiny], weights, lr=[LR])
+    BlockEngine(plan, "dct").merge([tiny], weights, lr=[LR])
     assert digest(weights) == digest(case.weights())
 
 
@@ -310,13 +311,13 @@ def test_more_updates_than_are_proven_are_refused() -> None:
     plan = case.plan()
     updates = case.updates(plan) * 257
     with pytest.raises(ConfigurationError, match="257 updates in one step: arithmetic='exact' is proven for at most"):
-        Compressor(plan, "dct").merge(updates, case.weights(), lr=[LR])
-    Compressor(plan, "dct").merge(updates[:256], case.weights(), lr=[LR])
+        BlockEngine(plan, "dct").merge(updates, case.weights(), lr=[LR])
+    BlockEngine(plan, "dct").merge(updates[:256], case.weights(), lr=[LR])
 
 
 def test_larger_tiles_than_are_proven_are_refused() -> None:
-    def plan(chunk: int, k: int) -> Compressor:
-        return Compressor(
+    def plan(chunk: int, k: int) -> BlockEngine:
+        return BlockEngine(
             make_plan([ParamSpec((400, 400), torch.float32, CPU, 0, chunk, k)], "padded", arithmetic="exact"), "dct"
         )
 
@@ -335,6 +336,6 @@ def test_signs_and_values_together_are_values_of_one() -> None:
     results = []
     for updates in (mixed, as_values):
         weights = values.weights()
-        Compressor(plan, "dct").merge(updates, weights, lr=[LR])
+        BlockEngine(plan, "dct").merge(updates, weights, lr=[LR])
         results.append(digest(weights))
     assert results[0] == results[1] != digest(values.weights())

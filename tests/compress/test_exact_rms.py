@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distro_optim.compress import Compressor
+from distro_optim.compress import profile
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import merge, oracle
 from distro_optim.compress.exact.rms import exponent_of, factor_of
 from distro_optim.errors import ConfigurationError
@@ -30,18 +31,18 @@ def expected() -> list[str]:
 def test_every_engine_takes_the_step_of_the_oracle(
     float64: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "_HAVE_FLOAT64", ("cpu",) if float64 else ())
+    monkeypatch.setattr(profile, "CPU", replace(profile.CPU, float64=float64))
     for case, wanted in zip(BY_RMS, expected, strict=True):
         assert digest(merged(case)) == wanted, case
 
 
 def test_the_engine_for_devices_without_float64_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "_HAVE_FLOAT64", ())
+    monkeypatch.setattr(profile, "CPU", replace(profile.CPU, float64=False))
     case = replace(BY_RMS[0], kind="values")
     plan, weights = case.plan(), case.weights()
     updates = case.updates(plan)
     with RefusesFloat64():
-        Compressor(plan, "dct").merge(updates, weights, lr=[LR])
+        BlockEngine(plan, "dct").merge(updates, weights, lr=[LR])
     assert digest(weights) == digest(by_the_oracle(case)[1])
 
 
@@ -53,9 +54,9 @@ def test_neither_engine_nor_the_order_of_peers_nor_compiled_kernels_matter(monke
     monkeypatch.setenv("DISTRO_OPTIM_FAST", "0")
     plain = digests(1)
     assert digests(-1) == plain
-    monkeypatch.setattr(merge, "_HAVE_FLOAT64", ())
+    monkeypatch.setattr(profile, "CPU", replace(profile.CPU, float64=False))
     assert digests(1) == plain
-    monkeypatch.setattr(merge, "_HAVE_FLOAT64", ("cpu",))
+    monkeypatch.setattr(profile, "CPU", replace(profile.CPU, float64=True))
     monkeypatch.setenv("DISTRO_OPTIM_FAST", "1")
     assert digests(1) == plain
 
@@ -81,7 +82,7 @@ def test_a_step_has_the_size_that_is_asked_for(shape: tuple[int, ...]) -> None:
 def weights_after(lr: float, weight: float) -> Tensor:
     case = Case(shapes=((9, 9),), chunk=9, k=2, contributors=2, absent=False, pattern="pairs", update="rms")
     plan, weights = case.plan(), [torch.full((9, 9), weight)]
-    Compressor(plan, "dct").merge(case.updates(plan), weights, lr=[lr])
+    BlockEngine(plan, "dct").merge(case.updates(plan), weights, lr=[lr])
     return weights[0]
 
 
@@ -100,7 +101,7 @@ def test_steps_that_some_devices_could_not_tell_from_none_are_none() -> None:
 
 def test_tensors_beyond_the_proof_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(shapes=((256, 64),), chunk=64, k=8, update="rms")  # 4 tiles of at most 2,048 coefficients
-    Compressor(case.plan(), "dct")
+    BlockEngine(case.plan(), "dct")
     monkeypatch.setattr(merge, "MAX_SQUARES", 4 * 2048 - 1)
     with pytest.raises(ConfigurationError, match="give it a group with update='sign'"):
-        Compressor(case.plan(), "dct")
+        BlockEngine(case.plan(), "dct")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
+from distro_optim.compress.engine import BlockEngine
 
 from .exact_cases import CPU, GAIN, LR, Case, by_the_oracle, digest
 
@@ -116,10 +117,10 @@ def test_a_step_that_is_written_down_comes_out_again(number: int, file: str) -> 
                 value = torch.tensor(flat, dtype=torch.bool) if quantized else tensor_of(flat, dtype)
                 update.value[home][start:stop] = value.view(stop - start, -1)
         updates.append(CompressedUpdate(plan, update.index, update.value, tuple(e is not None for e in entries)))
-    compressor = Compressor(plan, "dct")
-    for decoded, signs in zip(compressor.decode(updates), vector["signs"], strict=True):
+    engine = BlockEngine(plan, "dct")
+    for decoded, signs in zip(engine.decode(updates), vector["signs"], strict=True):
         assert decoded.sign().int().view(-1).tolist() == signs
-    compressor.merge(updates, weights, lr=[vector["lr"]])
+    engine.merge(updates, weights, lr=[vector["lr"]])
     assert [bits(weight) for weight in weights] == vector["after"]
     assert digest(weights) == vector["sha256"]
 

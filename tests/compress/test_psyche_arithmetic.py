@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distro_optim.compress import CompressedUpdate, Compressor, ParamSpec, TilePlan, make_plan
+from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.dct import dct_basis
+from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.psyche import inverse_basis, nearly_zero
 from distro_optim.errors import ConfigurationError
 from reference import psyche_merge as literal
@@ -94,7 +95,7 @@ def test_a_step_has_the_bits_of_psyches_operations(
         updates[1] = CompressedUpdate(plan, updates[1].index, updates[1].value, present)
     ours = some_params(dtype, generator)
     theirs = [param.clone() for param in ours]
-    Compressor(plan, "dct").merge(updates, ours, lr=[LR])
+    BlockEngine(plan, "dct").merge(updates, ours, lr=[LR])
     literal.apply(theirs, updates, LR, in_order)
     assert_same_bits(ours, theirs)
 
@@ -109,7 +110,7 @@ def test_values_at_the_ends_of_the_range_have_the_bits_too(exponent: int) -> Non
             value.copy_(torch.ldexp(value.float(), torch.tensor(exponent)).clamp_(-3e38, 3e38))
     ours = some_params(torch.bfloat16, generator)
     theirs = [param.clone() for param in ours]
-    Compressor(plan, "dct").merge(updates, ours, lr=[LR])
+    BlockEngine(plan, "dct").merge(updates, ours, lr=[LR])
     literal.apply(theirs, updates, LR, in_order)
     assert_same_bits(ours, theirs)
 
@@ -134,7 +135,7 @@ def test_sums_that_cancel_are_decided_as_psyches_order_decides_them(monkeypatch:
     update.index[0].copy_(torch.rand(512, 44, generator=generator).topk(3, 1).indices)  # all in the first row
     ours, theirs = torch.zeros(shapes[0], dtype=torch.bfloat16), torch.zeros(shapes[0], dtype=torch.bfloat16)
     literal.apply([theirs], [update], LR, in_order)
-    Compressor(plan, "dct").merge([update], [ours], lr=[LR])
+    BlockEngine(plan, "dct").merge([update], [ours], lr=[LR])
     assert torch.equal(ours, theirs)
 
     def in_plain_order(terms: npt.NDArray[np.float32], running: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
@@ -143,7 +144,7 @@ def test_sums_that_cancel_are_decided_as_psyches_order_decides_them(monkeypatch:
 
     monkeypatch.setattr(nearly_zero, "sum_in_order", in_plain_order)
     careless = torch.zeros(shapes[0], dtype=torch.bfloat16)
-    Compressor(plan, "dct").merge([update], [careless], lr=[LR])
+    BlockEngine(plan, "dct").merge([update], [careless], lr=[LR])
     assert not torch.equal(careless, theirs)
 
 
@@ -168,7 +169,7 @@ def test_a_few_sums_are_done_one_by_one_as_many_are_together(monkeypatch: pytest
     for few in (0, 1 << 20):
         monkeypatch.setattr(nearly_zero, "_FEW", few)
         ours = [torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes]
-        Compressor(plan, "dct").merge([update], ours, lr=[LR])
+        BlockEngine(plan, "dct").merge([update], ours, lr=[LR])
         assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(ours, theirs, strict=True))
     assert sum(repeated) > 20
 
@@ -190,7 +191,7 @@ def test_float32_parameters_are_merged_up_to_rounding() -> None:
     generator = torch.Generator().manual_seed(2)
     plan = make_psyche_plan(torch.float32, 64, 20)
     updates = [some_update(plan, "values", generator) for _ in range(2)]
-    decoded = Compressor(plan, "dct").decode(updates)
+    decoded = BlockEngine(plan, "dct").decode(updates)
     for number, ours in enumerate(decoded):
         exact = literal.decode_by_einsum(literal.mean_of([u.tensors()[number] for u in updates], torch.float32))
         assert torch.allclose(ours, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
@@ -201,4 +202,4 @@ def test_psyche_has_no_other_transform() -> None:
     update = CompressedUpdate.empty(plan, quantized=True)
     params = [torch.zeros(shape, dtype=torch.bfloat16) for shape in SHAPES]
     with pytest.raises(ConfigurationError, match="leave transform out"):
-        Compressor(plan, "identity").merge([update], params, lr=[LR])
+        BlockEngine(plan, "identity").merge([update], params, lr=[LR])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distro_optim.compress import ParamSpec, TilePlan, make_plan, tile_grid
-from distro_optim.compress import plan as plan_module
+from distro_optim.compress import ParamSpec, TilePlan, make_plan, profile, tile_grid
 from distro_optim.compress.tiling import TILINGS, Tiling, largest_divisor
 from distro_optim.errors import ConfigurationError
 
@@ -123,11 +123,11 @@ def plans(draw: st.DrawFn) -> TilePlan:
     return make_plan(specs, draw(st.sampled_from(TILINGS)))
 
 
-@pytest.fixture(autouse=True, scope="module", params=[200, plan_module.BLOCK_ELEMENTS_CPU], ids=["tiny", "real"])
+@pytest.fixture(autouse=True, scope="module", params=[200, profile.CPU.block_elements], ids=["tiny", "real"])
 def block_elements(request: pytest.FixtureRequest) -> Iterator[int]:
     """Blocks so small that grids are cut in every way, and blocks as they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "BLOCK_ELEMENTS_CPU", request.param)
+        patch.setattr(profile, "CPU", replace(profile.CPU, block_elements=request.param))
         yield request.param
 
 
@@ -161,7 +161,7 @@ def test_no_two_elements_share_a_place_in_a_block(plan: TilePlan) -> None:
 @settings(max_examples=60, deadline=None)
 def test_blocks_follow_each_other_and_hold_no_more_than_they_may(plan: TilePlan) -> None:
     for batch in plan.batches:
-        capacity = max(1, plan_module.BLOCK_ELEMENTS_CPU // batch.tile_size)
+        capacity = max(1, batch.profile.block_elements // batch.tile_size)
         assert [b.start for b in batch.blocks] == [0, *(b.stop for b in batch.blocks)][:-1]
         assert batch.blocks[-1].stop == batch.tiles
         for block in batch.blocks:

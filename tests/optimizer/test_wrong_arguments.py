@@ -116,6 +116,15 @@ def test_a_group_that_is_none_is_refused(group: Any) -> None:
         optimizer.add_param_group(group)
 
 
+def test_an_engine_that_cannot_be_had_is_told_before_the_first_step() -> None:
+    with pytest.raises(ConfigurationError, match="engine='triton'") as caught:
+        DisTrO([nn.Parameter(torch.ones(2))], engine="triton")
+    assert caught.value.name == "engine"
+    assert "give" in str(caught.value)
+    with pytest.raises(ConfigurationError, match="engine='cuda': give one of auto, torch, triton"):
+        DisTrO([nn.Parameter(torch.ones(2))], engine="cuda")  # type: ignore[arg-type]
+
+
 def test_a_misspelt_argument_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="compresion_topk"):
         DisTrO([nn.Parameter(torch.ones(2))], compresion_topk=8)  # type: ignore[call-arg]

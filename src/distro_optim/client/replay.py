@@ -39,14 +39,14 @@ from ..compress import (
     UPDATES,
     Arithmetic,
     CompressedUpdate,
-    Compressor,
     ParamSpec,
     TilePlan,
     Tiling,
     UpdateRule,
     make_plan,
 )
-from ..compress.engines import ARITHMETICS
+from ..compress.engine import BlockEngine
+from ..compress.engine.parts import ARITHMETICS
 from ..compress.wire import SerializedDistroResult, decode_distro_result
 from ..coordinator.model import Distro, LLMArchitecture
 from ..coordinator.rules.checkpoints import is_run_of_psyche
@@ -234,13 +234,13 @@ def replay(
         weights.update({name: weights[name].to(torch.bfloat16) for name in names})
     params = [weights[name] for name in names]
     plan = _plan(recording.settings, params, terms)
-    compressor = Compressor(plan, "dct")
+    engine = BlockEngine(plan, "dct")
     for step in recording.steps:
         rate = recording.rate(step)
         if step < terms.step:
             continue
         files = recording.results.get(step - _DELAY, {}) if step > terms.step else {}
-        compressor.merge([read_update(path, plan) for path in files.values()], params, lr=[rate])
+        engine.merge([read_update(path, plan) for path in files.values()], params, lr=[rate])
         if begins is not None:
             begins(Beginning(step, weights, names, plan))
         if recording.settings.weight_decay and step in recording.results:

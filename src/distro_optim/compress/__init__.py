@@ -2,6 +2,7 @@
 
 ===============  ==========================================================================================
 ``tiling``       how one tensor is cut into tiles
+``profile``      how torch works on a kind of device
 ``plan``         the tiles of a whole model, in batches that fit in the cache
 ``dct``          orthonormal transforms of a block of tiles
 ``distinct``     are the indices of a tile distinct?
@@ -14,8 +15,7 @@
 ``psyche``       a folder: that step as Psyche's clients do it, to the last bit
 ``exact``        a folder: the merge in integers, with equal bits on every machine
 ``fast``         a folder: both halves of a step by compiled kernels, where numba is installed
-``engines``      which classes do the two halves of a step
-``compressor``   the two halves of a step, over all of the above
+``engine``       a folder: what carries out the two halves of a step, over all of the above
 ``coefficients`` a whole tensor as coefficients, and back
 ``wire``         a contribution as bytes, in Psyche's form
 ``wire_tensor``  one tensor of it
@@ -28,7 +28,6 @@
 from __future__ import annotations
 
 from .coefficients import from_coefficients, to_coefficients
-from .compressor import Compressor
 from .extraction import OwnPart
 from .plan import UPDATES, Arithmetic, ParamSpec, TilePlan, UpdateRule, compute_dtype, make_plan
 from .tiling import TileGrid, Tiling, tile_grid
@@ -39,7 +38,6 @@ __all__ = [
     "Arithmetic",
     "CompressedTensor",
     "CompressedUpdate",
-    "Compressor",
     "OwnPart",
     "ParamSpec",
     "TileGrid",

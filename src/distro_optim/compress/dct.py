@@ -21,6 +21,8 @@ import torch_dct
 from torch import Tensor
 from typing_extensions import override
 
+from .profile import Profile, profile_of
+
 __all__ = [
     "DCT",
     "LONGEST_SMALL_SIDE",
@@ -62,17 +64,23 @@ def _dct_rows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 class Transform(ABC):
     """An orthonormal linear map of tiles of one shape, dtype and device.
 
+    Args:
+        profile: how to work on the device; by default as suits it.
+
     Attributes:
         takes_views: whether tiles that are only read may have any strides.
     """
 
     takes_views = False
 
-    def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, h: int, w: int, dtype: torch.dtype, device: torch.device, profile: Profile | None = None
+    ) -> None:
         self.h = h
         self.w = w
         self.dtype = dtype
         self.device = device
+        self.profile = profile or profile_of(device)
 
     @abstractmethod
     def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
@@ -107,11 +115,13 @@ class Transform(ABC):
 class DCT(Transform):
     """The two-dimensional orthonormal DCT-II of each tile; of one dimension where the other is 1."""
 
-    def __init__(self, h: int, w: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(h, w, dtype, device)
+    def __init__(
+        self, h: int, w: int, dtype: torch.dtype, device: torch.device, profile: Profile | None = None
+    ) -> None:
+        super().__init__(h, w, dtype, device, profile)
         self._fh, self._fw = dct_basis(h, dtype, device), dct_basis(w, dtype, device)
         self._fh_rows, self._fw_rows = _dct_rows(h, dtype, device), _dct_rows(w, dtype, device)
-        self._by_numpy = device.type == "cpu" and max(h, w) <= LONGEST_SMALL_SIDE
+        self._by_numpy = self.profile.by_numpy and max(h, w) <= LONGEST_SMALL_SIDE
         self.takes_views = h > 1 and self._by_numpy
 
     @override
@@ -205,6 +215,8 @@ class Identity(Transform):
 _CLASSES: Final[dict[str, type[Transform]]] = {"dct": DCT, "identity": Identity}
 
 
-def make_transform(name: str, h: int, w: int, dtype: torch.dtype, device: torch.device) -> Transform:
-    """The transform called ``name`` for tiles of ``h`` x ``w``."""
-    return _CLASSES[name](h, w, dtype, device)
+def make_transform(
+    name: str, h: int, w: int, dtype: torch.dtype, device: torch.device, profile: Profile | None = None
+) -> Transform:
+    """The transform called ``name`` for tiles of ``h`` x ``w``; arguments as for :class:`Transform`."""
+    return _CLASSES[name](h, w, dtype, device, profile)

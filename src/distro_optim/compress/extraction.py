@@ -44,7 +44,7 @@ class OwnPart:
 
 @dataclass(frozen=True)
 class Extraction:
-    """:meth:`Compressor.extract` for one batch.
+    """:meth:`Engine.extract` for one batch.
 
     Attributes:
         momenta: one per tensor, as coefficients where ``in_coefficients``.
@@ -86,11 +86,21 @@ class Extraction:
     def _in_weights(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
         """Returns index and value of what is sent, both ``(n, k)``."""
         sent_before = None if self.own is None else self._decode_own(block, self.own, coefficients, spare)
-        load(block, self.grads, self.momenta, tiles, spare, self.rate / self.keep, minus=sent_before)
+        runs_first = self.batch.profile.runs_first
+        load(
+            block,
+            self.grads,
+            self.momenta,
+            tiles,
+            spare,
+            self.rate / self.keep,
+            minus=sent_before,
+            runs_first=runs_first,
+        )
         if self.own is not None:
             store(block, tiles, self.grads, self.momenta, self.keep)
         self.transform.encode([tiles], out=coefficients, scratch=spare)
-        index, value = select_topk(coefficients.flatten(1), self.batch.k, scratch=spare.flatten(1))
+        index, value = self._select(coefficients, spare)
         sent = self._rounded(value * self.keep)
         if self.own is not None:
             self._keep_own(block, self.own, index, sent)
@@ -111,7 +121,7 @@ class Extraction:
         for p, momentum in present:
             part = coefficients[p.block_start : p.block_stop]
             torch.add(momentum, part, alpha=self.rate / self.keep, out=part)
-        index, value = select_topk(coefficients.flatten(1), self.batch.k, scratch=spare.flatten(1))
+        index, value = self._select(coefficients, spare)
         sent = value * self.keep
         rounded = self._rounded(sent)
         left = torch.zeros_like(value) if rounded is sent else value - rounded / self.keep
@@ -121,6 +131,10 @@ class Extraction:
         if self.step is not None:
             self._descend(block, self._decode(index, -rounded, coefficients, spare))
         return index, rounded
+
+    def _select(self, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+        """Index and value of the largest coefficients, both ``(n, k)``."""
+        return select_topk(coefficients.flatten(1), self.batch.k, scratch=spare.flatten(1), profile=self.batch.profile)
 
     def _gradient_tiles(self, block: Block, tiles: Tensor) -> list[Tensor]:
         """Where the gradients of a block lie, or ``tiles``, filled with them."""

@@ -1,8 +1,8 @@
 """Everybody's coefficients to the step on the weights: the seam between a step and the arithmetic it is done in.
 
 Peers must end with equal weights, so they must do this half of a step by the same definition, the plan's
-``arithmetic``. Each definition is a class of :class:`Merge`; :mod:`~distro_optim.compress.engines` chooses it. A faster
-engine of the same definition is another class with the same bits.
+``arithmetic``. Each definition is a class of :class:`Merge`; :mod:`~distro_optim.compress.engine.parts` chooses it. A
+faster way to the same definition is another class with the same bits.
 """
 
 from __future__ import annotations
@@ -167,10 +167,12 @@ class FloatMerge(Merge):
         weight = presence_of(block, batch, updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
         if parts * batch.k <= SPARSE_DECODE_LIMIT:
-            share = contributor_weights(index, value, weight, scratch=flat, scratch2=flat_spare, parts=parts)
+            share = contributor_weights(
+                index, value, weight, scratch=flat, scratch2=flat_spare, parts=parts, profile=batch.profile
+            )
             transform.decode_sparse(index, share, out=tiles)
         else:
-            contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts)
+            contributor_mean(index, value, weight, out=flat, scratch=flat_spare, parts=parts, profile=batch.profile)
             transform.decode(coefficients, out=tiles, scratch=spare)
         return tiles
 
@@ -183,7 +185,9 @@ class FloatMerge(Merge):
         index = joined([u.index[self.number][rows] for u in updates], dim=1).long()
         value = values_of([u.value[self.number][rows] for u in updates], batch.compute_dtype)
         weight = presence_of(block, batch, updates)
-        contributor_mean(index, value, weight, out=coefficients, scratch=spare, parts=len(updates))
+        contributor_mean(
+            index, value, weight, out=coefficients, scratch=spare, parts=len(updates), profile=batch.profile
+        )
         return coefficients.square_().sum(1)
 
 

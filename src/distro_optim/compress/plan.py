@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from .profile import CPU, Profile, profile_of
 from .tiling import TileGrid, Tiling, tile_grid
 
 _T = TypeVar("_T")
@@ -57,11 +58,6 @@ _DEFINITIONS: Final[dict[Arithmetic, str]] = {"exact": "exact-1", "float": "", "
 
 _STEPS: Final[dict[UpdateRule, str]] = {"sign": "sign", "rms": "rms-1"}
 """What goes into the layout where a step is not the published one."""
-
-BLOCK_ELEMENTS_CPU: Final = 128 * 4096
-"""128 tiles of 64 x 64: three such float32 buffers stay in a CPU's cache (64 to 256 tiles are equally fast)."""
-BLOCK_ELEMENTS_ACCELERATOR: Final = 4096 * 4096
-"""A GPU wants enough work in one launch."""
 
 PLACE_COLUMNS: Final = 6
 """Of :attr:`Batch.places`."""
@@ -183,6 +179,7 @@ class Batch:
         value_dtype: of a transmitted value: that of the tensors.
         ranges: tensor -> its tiles ``[start, stop)`` in the batch.
         update, gain: as in :class:`ParamSpec`.
+        profile: how torch works on it.
     """
 
     group: int
@@ -197,6 +194,7 @@ class Batch:
     blocks: tuple[Block, ...] = field(repr=False)
     update: UpdateRule = "sign"
     gain: float = 1.0
+    profile: Profile = CPU
 
     @property
     def tile_size(self) -> int:
@@ -263,7 +261,12 @@ class TilePlan:
 
 
 def make_plan(
-    specs: Sequence[ParamSpec], tiling: Tiling, *, agreed: str = "", arithmetic: Arithmetic = "float"
+    specs: Sequence[ParamSpec],
+    tiling: Tiling,
+    *,
+    agreed: str = "",
+    arithmetic: Arithmetic = "float",
+    profile: Callable[[torch.device], Profile] = profile_of,
 ) -> TilePlan:
     """Plans the tiles of tensors ``specs`` under ``tiling``.
 
@@ -272,6 +275,7 @@ def make_plan(
         tiling: how tensors are cut.
         agreed: what else peers must have in common to understand each other's updates; goes into the plan's layout.
         arithmetic: by which definition updates are merged; goes into the layout too.
+        profile: how torch works on a device. Peers may differ in it.
 
     Raises:
         ConfigurationError: a tile is too large, or Psyche's clients know no such step.
@@ -313,18 +317,21 @@ def make_plan(
     for numbers in members.values():
         for number in numbers:
             home[number] = len(batches)
-        batches.append(_make_batch(numbers, specs, grids, topk))
+        batches.append(_make_batch(numbers, specs, grids, topk, profile(specs[numbers[0]].device)))
     definition = _DEFINITIONS[arithmetic]
     layout = _layout_hash(specs, grids, topk, f"{agreed}\0{definition}" if definition else agreed)
     return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), layout, arithmetic)
 
 
 def _make_batch(
-    numbers: list[int], specs: Sequence[ParamSpec], grids: Sequence[TileGrid], topk: Sequence[int]
+    numbers: list[int],
+    specs: Sequence[ParamSpec],
+    grids: Sequence[TileGrid],
+    topk: Sequence[int],
+    profile: Profile,
 ) -> Batch:
     spec, grid = specs[numbers[0]], grids[numbers[0]]
-    elements = BLOCK_ELEMENTS_CPU if spec.device.type == "cpu" else BLOCK_ELEMENTS_ACCELERATOR
-    capacity = max(1, elements // grid.tile_size)
+    capacity = max(1, profile.block_elements // grid.tile_size)
     blocks: list[Block] = []
     pieces: list[Piece] = []
     ranges: dict[int, tuple[int, int]] = {}
@@ -352,6 +359,7 @@ def _make_batch(
         blocks=tuple(blocks),
         update=spec.update,
         gain=spec.gain,
+        profile=profile,
     )
 
 

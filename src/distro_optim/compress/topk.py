@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .profile import Profile, profile_of
+
 __all__ = ["contributor_mean", "contributor_weights", "select_topk"]
 
 _MIN_SIZE_FOR_GROUPS: Final = 1024
@@ -23,25 +25,28 @@ _WIDTHS_TRIED: Final = 4096
 """A tile of huge prime sides has no fitting divisor; chosen so that finding out takes no time."""
 
 
-def select_topk(coefficients: Tensor, k: int, *, scratch: Tensor) -> tuple[Tensor, Tensor]:
+def select_topk(
+    coefficients: Tensor, k: int, *, scratch: Tensor, profile: Profile | None = None
+) -> tuple[Tensor, Tensor]:
     """The ``k`` coefficients of largest magnitude in each row, in no particular order.
 
     Args:
         coefficients: ``(n, size)``.
         k: between 1 and ``size``.
         scratch: ``(n, size)``, overwritten.
+        profile: how to work; by default as suits the device.
 
     Returns:
         index ``(n, k) int64`` and value ``(n, k)``, signed. Among equal magnitudes the choice is arbitrary.
     """
-    index = _largest(torch.abs(coefficients, out=scratch), k)
+    index = _largest(torch.abs(coefficients, out=scratch), k, profile or profile_of(coefficients.device))
     return index, coefficients.gather(-1, index)
 
 
-def _largest(magnitude: Tensor, k: int) -> Tensor:
+def _largest(magnitude: Tensor, k: int, profile: Profile) -> Tensor:
     """Positions ``(n, k) int64`` of the ``k`` largest elements in each row of ``(n, size)``, in no particular order."""
     size = magnitude.shape[1]
-    if magnitude.device.type != "cpu":
+    if not profile.partition_topk:
         return torch.topk(magnitude, k, dim=1, sorted=False).indices
     if size < _MIN_SIZE_FOR_GROUPS:
         return _largest_of_short_rows(magnitude, k)
@@ -105,7 +110,14 @@ def _group_width(size: int, k: int) -> int:
 
 
 def contributor_mean(
-    index: Tensor, value: Tensor, weight: Tensor | None, *, out: Tensor, scratch: Tensor, parts: int
+    index: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    *,
+    out: Tensor,
+    scratch: Tensor,
+    parts: int,
+    profile: Profile | None = None,
 ) -> Tensor:
     """Mean over contributors of each coefficient: over those who sent it, not over all.
 
@@ -117,6 +129,7 @@ def contributor_mean(
         weight: ``(n, m)`` of 1 (counts) and 0 (absent), or None where all count.
         out, scratch: ``(n, size)``, overwritten.
         parts: number of contributors; each brings ``m / parts`` different positions.
+        profile: how to work; by default as suits the device.
 
     Returns:
         ``out``: the means, 0 where nobody sent anything.
@@ -124,12 +137,19 @@ def contributor_mean(
     out.zero_()
     if parts == 1 and weight is None:
         return out.scatter_(1, index, value)
-    _sum_and_count(index, value, weight, out, scratch, parts)
+    _sum_and_count(index, value, weight, out, scratch, parts, profile or profile_of(out.device))
     return out.div_(scratch)
 
 
 def contributor_weights(
-    index: Tensor, value: Tensor, weight: Tensor | None, *, scratch: Tensor, scratch2: Tensor, parts: int
+    index: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    *,
+    scratch: Tensor,
+    scratch2: Tensor,
+    parts: int,
+    profile: Profile | None = None,
 ) -> Tensor:
     """Values ``(n, m)`` such that summing them per position gives :func:`contributor_mean`.
 
@@ -137,7 +157,7 @@ def contributor_weights(
     """
     if parts == 1:
         return value if weight is None else value * weight
-    _sum_and_count(index, value, weight, scratch.zero_(), scratch2, parts)
+    _sum_and_count(index, value, weight, scratch.zero_(), scratch2, parts, profile or profile_of(scratch.device))
     count = scratch2.gather(1, index).clamp_(min=1)
     # A position named by c contributors occurs c times below: each occurrence carries 1/c of the mean. An absent
     # one carries nothing, so the others' share must not be cut by it.
@@ -146,16 +166,22 @@ def contributor_weights(
 
 
 def _sum_and_count(
-    index: Tensor, value: Tensor, weight: Tensor | None, total: Tensor, count: Tensor, parts: int
+    index: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    total: Tensor,
+    count: Tensor,
+    parts: int,
+    profile: Profile,
 ) -> None:
     counted = torch.ones_like(value) if weight is None else weight
     weighted = value if weight is None else value * weight
     # Where nobody counts, the sum is 0: divided by next to nothing it stays 0.
     count.fill_(_NOBODY).scatter_add_(1, index, counted)
-    if index.device.type == "cpu":
+    if not profile.ordered_adds:
         total.scatter_add_(1, index, weighted)
         return
-    # Atomic adds on an accelerator come in any order. One contributor at a time there are no two adds to one
+    # One contributor at a time there are no two adds to one
     # position, so that every peer gets the same bits.
     for i, v in zip(index.chunk(parts, 1), weighted.chunk(parts, 1), strict=True):
         total.scatter_add_(1, i, v)

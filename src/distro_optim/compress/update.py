@@ -139,18 +139,10 @@ class CompressedUpdate:
                     continue
                 if int(rows.min()) < 0 or int(rows.max()) >= batch.tile_size:
                     raise ProtocolError(f"an index lies outside its tile of {batch.tile_size} elements")
-                if _has_repeats(rows):
+                if has_repeats(rows.cpu().numpy()):
                     raise ProtocolError("a position is named twice in one tile")
                 if finite and value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
                     raise ProtocolError("a value is not finite")
-
-
-def _has_repeats(rows: Tensor) -> bool:
-    """:func:`has_repeats` on any device."""
-    if rows.device.type == "cpu":
-        return has_repeats(rows.numpy())
-    ordered = rows.sort(dim=1).values
-    return bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
 def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:

@@ -52,6 +52,7 @@ def load(
     lr: float,
     *,
     minus: Tensor | None = None,
+    runs_first: bool = True,
 ) -> None:
     """Fills ``tiles`` with ``delta + lr * grad - minus``: without ``lr * grad`` where there is no gradient, and with 0
     beyond the edges of tensors.
@@ -65,6 +66,7 @@ def load(
             its own order, and only what is in the cache already is read in the order of the tiles.
         lr: learning rate.
         minus: ``(n, h, w)``; None is 0.
+        runs_first: so it is with ``spare``; otherwise that is left alone.
     """
     for piece in block.pieces:
         if piece.partial:
@@ -74,7 +76,7 @@ def load(
             window = region.of_block(tiles)
             if grad is None:
                 loaded = region.of_tensor(delta)
-            elif region.is_shuffled_run and tiles.device.type == "cpu":
+            elif runs_first and region.is_shuffled_run:
                 run, loaded = region.run_in_block(spare)
                 torch.add(region.run_of_tensor(delta), region.run_of_tensor(grad), alpha=lr, out=run)
             else:

@@ -13,34 +13,22 @@ copied back.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..compress.fast import can_shift, shift_part
+from ..compress.engine import Engine
+from ..compress.engine.shifting import shifted
 from ..errors import DistroError
 
 __all__ = ["Edits", "Lookahead"]
 
-_CHUNK: Final = 1 << 19
-"""Elements shifted at a time: the temporary for the signs stays in the cache."""
-
 _ALWAYS_COMPARED: Final = 1024
 """Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
 are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing."""
-
-
-_Part = tuple[Tensor, Tensor, Tensor, int, int, float]
-"""Parameter, momentum, saved weights, the first element and the one after the last, learning rate."""
-
-
-class ShareOut(Protocol):
-    """Calls ``work(part, worker)`` for every part, several at a time."""
-
-    def __call__(self, work: Callable[[_Part, int], None], parts: Sequence[_Part], /) -> None: ...
 
 
 class Edits(enum.Enum):
@@ -79,7 +67,7 @@ class Lookahead:
         saved: Sequence[Tensor],
         lr: Sequence[float],
         whole: Sequence[bool],
-        share: ShareOut | None = None,
+        engine: Engine,
     ) -> None:
         """Copies ``params`` to ``saved``, then ``param -= lr * sign(delta)``. Frozen parameters are not shifted.
 
@@ -91,24 +79,17 @@ class Lookahead:
             saved: shaped as ``params`` and of their types; overwritten.
             lr: one learning rate per tensor.
             whole: one per tensor.
-            share: shares out parts of tensors among threads, where compiled kernels do them.
+            engine: shifts them.
         """
         self._shifted = [_is_trained(param) for param in params]
-        parts: list[_Part] = []
-        for param, delta, keep, rate, as_it_is, shifted in zip(
-            params, deltas, saved, lr, whole, self._shifted, strict=True
-        ):
-            if shifted and share is not None and not as_it_is and can_shift(param, delta, keep):
-                size = param.numel()
-                parts += [
-                    (param, delta, keep, start, min(start + _CHUNK, size), rate) for start in range(0, size, _CHUNK)
-                ]
-                continue
-            keep.copy_(param)
-            if shifted:
-                _shift(param, delta, rate, as_it_is)
-        if share is not None and parts:
-            share(_shift_part, parts)
+        chosen = [number for number, shifts in enumerate(self._shifted) if shifts]
+        for number, shifts in enumerate(self._shifted):
+            if not shifts:
+                saved[number].copy_(params[number])
+        shifting, directions, kept = ([each[number] for number in chosen] for each in (params, deltas, saved))
+        engine.shift(
+            shifting, directions, kept, [lr[number] for number in chosen], [whole[number] for number in chosen]
+        )
         self._versions = [p._version for p in params]
         self._on = True
 
@@ -145,10 +126,8 @@ class Lookahead:
             if edits is Edits.DISCARD or (param._version == version and param.numel() > _ALWAYS_COMPARED):
                 param.copy_(keep)
                 continue
-            shifted = keep.clone()
-            _shift(shifted, delta, rate, as_it_is)
             # The parameter may be on another device and of another type by now: module.to(...) writes through .data.
-            unwritten = param == shifted.to(param)
+            unwritten = param == shifted(keep.clone(), delta, rate, as_it_is).to(param)
             count = int(unwritten.sum())
             if count == param.numel():
                 param.copy_(keep)
@@ -165,19 +144,3 @@ class Lookahead:
 def _is_trained(param: Tensor) -> bool:
     # Plain tensors, whose gradients are set by hand, need not require any.
     return param.requires_grad or not isinstance(param, Parameter)
-
-
-def _shift_part(part: _Part, worker: int) -> None:
-    shift_part(*part)
-
-
-def _shift(param: Tensor, delta: Tensor, lr: float, as_it_is: bool) -> None:
-    if as_it_is:
-        param.add_(delta, alpha=-lr)
-        return
-    if not param.is_contiguous():
-        param.add_(torch.sign(delta), alpha=-lr)
-        return
-    flat, flat_delta = param.view(-1), delta.view(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        flat[start : start + _CHUNK].add_(torch.sign(flat_delta[start : start + _CHUNK]), alpha=-lr)

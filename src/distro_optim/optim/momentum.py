@@ -17,7 +17,6 @@ from typing_extensions import override
 from ..compress import (
     Arithmetic,
     CompressedUpdate,
-    Compressor,
     OwnPart,
     ParamSpec,
     TilePlan,
@@ -25,6 +24,7 @@ from ..compress import (
     make_plan,
 )
 from ..compress.dct import TransformName
+from ..compress.engine import Engine, EngineName, Intake, make_engine
 from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, check_rate, normal_settings, unique_params
@@ -72,8 +72,10 @@ class DecoupledMomentum(Optimizer):
         tiling: Tiling,
         transform: TransformName,
         arithmetic: Arithmetic,
+        engine: EngineName,
     ) -> None:
         self._arithmetic: Arithmetic = arithmetic
+        self._engine: EngineName = engine
         self._tiling: Tiling = tiling
         self._transform = transform
         self._quantize = quantize_1bit
@@ -185,8 +187,8 @@ class DecoupledMomentum(Optimizer):
         numbers = [str(number) for number, group in enumerate(self.param_groups) if is_orthogonal(group)]
         return f"\0orthogonal {' '.join(numbers)}" if numbers else ""
 
-    def _ready_compressor(self) -> Compressor:
-        """The compressor for the parameters as they are now.
+    def _ready_engine(self) -> Engine:
+        """What carries out steps of the parameters as they are now.
 
         Raises:
             DistroError: a parameter has changed its shape.
@@ -220,14 +222,14 @@ class DecoupledMomentum(Optimizer):
                         value=group[name],
                     )
         # Also where the state was cleared.
-        if self._run.compressor is None or not all(self.state.get(param) for param in params):
+        if self._run.engine is None or not all(self.state.get(param) for param in params):
             workers = workers_of_a_step()
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
-                self._run.compressor = Compressor(plan, self._transform, workers.run, workers.count)
+                self._run.engine = make_engine(self._engine, plan, self._transform, workers.run, workers.count)
                 for number, param in enumerate(params):
                     self.state[param] = self._restored(self.state[param], number, param)
-        return self._run.compressor
+        return self._run.engine
 
     @torch.no_grad()
     def delta(self, param: Tensor) -> Tensor:
@@ -236,7 +238,7 @@ class DecoupledMomentum(Optimizer):
         Raises:
             ConfigurationError: ``param`` does not belong to the optimizer.
         """
-        self._ready_compressor()
+        self._ready_engine()
         for number, own in enumerate(self._params()):
             if own is param:
                 return self._delta(number, param).clone()
@@ -287,7 +289,7 @@ class DecoupledMomentum(Optimizer):
             raise DistroError("lookahead() is for overlap=True: without overlap nothing is on its way")
         if self._run.lookahead.on:
             return
-        self._ready_compressor()
+        self._ready_engine()
         for group, rate in zip(self.param_groups, self._rates(lr), strict=True):
             group["lookahead_lr"] = rate
         self._look_ahead_again()
@@ -341,7 +343,7 @@ class DecoupledMomentum(Optimizer):
         With ``at_once`` the weights take the update in the same pass.
         """
         self.undo_lookahead()
-        compressor = self._ready_compressor()
+        engine = self._ready_engine()
         params, rates = self._params(), self._rates(lr)
         # Set by GradScaler, like grad_scale below, if it leaves the unscaling to us.
         grads, bad = usable_gradients([p.grad for p in params], getattr(self, "found_inf", None))
@@ -354,19 +356,21 @@ class DecoupledMomentum(Optimizer):
         scale = 1.0 if grad_scale is None else float(grad_scale)
         own = self._own_parts() if self._overlap else None
         directions = self._directions(grads, scale)
-        return compressor.extract(
-            directions,
-            [momentum(self.state[p]) for p in params],
-            in_coefficients=[COEFFICIENTS in self.state[p] for p in params],
-            # A direction has its size already.
-            lr=[
-                rate if is_orthogonal(group) else rate / scale
-                for group, rate in zip(self.param_groups, rates, strict=True)
-            ],
-            decay=[group["compression_decay"] for group in self.param_groups],
-            quantize=self._quantize,
-            own=own,
-            step=(params, rates) if at_once else None,
+        return engine.extract(
+            Intake(
+                directions,
+                [momentum(self.state[p]) for p in params],
+                in_coefficients=[COEFFICIENTS in self.state[p] for p in params],
+                # A direction has its size already.
+                lr=[
+                    rate if is_orthogonal(group) else rate / scale
+                    for group, rate in zip(self.param_groups, rates, strict=True)
+                ],
+                decay=[group["compression_decay"] for group in self.param_groups],
+                quantize=self._quantize,
+                own=own,
+                step=(params, rates) if at_once else None,
+            )
         )
 
     def _directions(self, grads: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
@@ -436,16 +440,18 @@ class DecoupledMomentum(Optimizer):
         """
         self.undo_lookahead()
         if self._overlap:
-            compressor = self._ready_compressor()
-            groups = len(self.param_groups)
-            compressor.extract(
-                [None] * len(compressor.plan),
-                [self.state[p][DELTA] for p in self._params()],
-                in_coefficients=[False] * len(compressor.plan),
-                lr=[0.0] * groups,
-                decay=[1.0] * groups,
-                quantize=self._quantize,
-                own=self._own_parts(),
+            engine = self._ready_engine()
+            groups, tensors = len(self.param_groups), len(engine.plan)
+            engine.extract(
+                Intake(
+                    [None] * tensors,
+                    [self.state[p][DELTA] for p in self._params()],
+                    in_coefficients=[False] * tensors,
+                    lr=[0.0] * groups,
+                    decay=[1.0] * groups,
+                    quantize=self._quantize,
+                    own=self._own_parts(),
+                )
             )
             for param in self._params():
                 self._forget_direction(param)
@@ -467,9 +473,9 @@ class DecoupledMomentum(Optimizer):
             ConfigurationError: an update was made for other parameters.
         """
         self.undo_lookahead()
-        compressor = self._ready_compressor()
-        _check_plans(updates, compressor.plan)
-        compressor.merge(updates, self._params(), lr=self._rates(lr))
+        engine = self._ready_engine()
+        _check_plans(updates, engine.plan)
+        engine.merge(engine.upload(updates), self._params(), lr=self._rates(lr))
 
     @torch.no_grad()
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
@@ -480,16 +486,16 @@ class DecoupledMomentum(Optimizer):
         Raises:
             ConfigurationError: an update was made for other parameters.
         """
-        compressor = self._ready_compressor()
-        _check_plans(updates, compressor.plan)
-        return compressor.decode(updates)
+        engine = self._ready_engine()
+        _check_plans(updates, engine.plan)
+        return engine.decode(engine.upload(updates))
 
     @torch.no_grad()
     def _look_ahead_again(self) -> None:
         """Puts the lookahead on at the learning rates it had last."""
         for group in self.param_groups:
             group["looks_ahead"] = True
-        self._run.lookahead.put_on(*self._lookahead_args(), share=workers_of_a_step().run)
+        self._run.lookahead.put_on(*self._lookahead_args(), engine=self._ready_engine())
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float], list[bool]]:
         params = self._params()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..comm.exchange import Exchange, LocalExchange
 from ..comm.process_group import ProcessGroupExchange, ambient_process_group
-from ..compress import CompressedUpdate, Compressor, TilePlan
+from ..compress import CompressedUpdate, TilePlan
+from ..compress.engine import Engine
 from ..errors import DistroError
 from .lookahead import Lookahead
 from .wrapped import warn_of_wrapper
@@ -47,7 +48,7 @@ class Run:
         exchange: None until the first step decides.
         explicit_exchange: it was given by the user, or was in the optimizer that this one is a copy of.
         process_group: given by the user; None for the default one.
-        plan, compressor: None until needed, and again after :meth:`forget_plan`.
+        plan, engine: None until needed, and again after :meth:`forget_plan`.
         started_with: the plan on which the exchange was started.
         begun: a step is between its two halves.
         published: the exchange that has our update and from which none were collected since; None while nothing is out.
@@ -62,7 +63,7 @@ class Run:
     explicit_exchange: bool = False
     process_group: torch.distributed.ProcessGroup | None = None
     plan: TilePlan | None = None
-    compressor: Compressor | None = None
+    engine: Engine | None = None
     lookahead: Lookahead = field(default_factory=Lookahead)
     started_with: TilePlan | None = None
     begun: bool = False
@@ -86,8 +87,8 @@ class Run:
         return self.trains_on_request is True
 
     def forget_plan(self) -> None:
-        """After a change of the parameters: plan and compressor are made again when they are needed."""
-        self.plan = self.compressor = None
+        """After a change of the parameters: plan and engine are made again when they are needed."""
+        self.plan = self.engine = None
 
     @property
     def num_peers(self) -> int:

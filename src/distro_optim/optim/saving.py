@@ -37,7 +37,7 @@ class ResumableOptimizer(DecoupledMomentum):
         the true ones are in here while the lookahead is on; weights saved for others do.
         """
         self._run.settle()
-        self._ready_compressor()
+        self._ready_engine()
         packed: dict[str, Any] = super().state_dict()
         if self._overlap:
             plan = self.plan
@@ -156,7 +156,10 @@ class ResumableOptimizer(DecoupledMomentum):
         self._run.settle()
         state: dict[str, Any] = super().__getstate__()
         state.update(
-            {key: getattr(self, key) for key in ("_tiling", "_transform", "_arithmetic", "_quantize", "_overlap")}
+            {
+                key: getattr(self, key)
+                for key in ("_tiling", "_transform", "_arithmetic", "_quantize", "_overlap", "_engine")
+            }
         )
         # Neither exchange nor process group: two optimizers that publish on one of them would mix up their steps.
         run = self._run

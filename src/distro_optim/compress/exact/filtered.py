@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..dct import LONGEST_SMALL_SIDE, multiply_small
+from ..profile import CPU, Profile
 from .definition import BASIS_BITS, basis, basis_rows, integer_basis
 from .means import Means
 from .products import exact_tiles, factors
@@ -45,9 +46,9 @@ _MANY: Final = 16
 cost of what an attacker could send is bounded."""
 
 
-def fits_filter(h: int, w: int, dtype: torch.dtype, device: torch.device) -> bool:
+def fits_filter(h: int, w: int, dtype: torch.dtype, profile: Profile) -> bool:
     """Whether :func:`filtered_signs` serves tiles of this kind."""
-    return device.type == "cpu" and dtype == torch.float32 and h > 1 and max(h, w) <= LONGEST_SMALL_SIDE
+    return profile.by_numpy and dtype == torch.float32 and h > 1 and max(h, w) <= LONGEST_SMALL_SIDE
 
 
 def filtered_signs(means: Means, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def _complete(doubtful: npt.NDArray[np.intp], means: Means, q: Tensor, tiles: Te
     if len(zeros) > _MANY * len(doubtful):
         where = torch.from_numpy(doubtful)
         part = Means(means.index[where], q[where], few_terms, None)
-        tiles[where] = exact_tiles(part.index, part.once(room.view(-1, size)), room).sign_()
+        tiles[where] = exact_tiles(part.index, part.once(room.view(-1, size)), room, CPU).sign_()
         return
     if not few_terms:
         where = torch.from_numpy(doubtful)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..profile import Profile
 from .definition import SIGN_SCALE, VALUE_BITS, basis, basis_rows, integer_basis
 from .products import multiply
 
@@ -20,19 +21,21 @@ __all__ = ["integer_tiles"]
 _LARGEST = max(SIGN_SCALE, 1 << VALUE_BITS)
 
 
-def integer_tiles(index: Tensor, q: Tensor, shape: torch.Size) -> Tensor:
+def integer_tiles(index: Tensor, q: Tensor, shape: torch.Size, profile: Profile) -> Tensor:
     """``X`` of :mod:`~.definition`, ``(n, h, w) int64``; arguments as for :func:`~.products.exact_tiles`."""
     n, h, w = shape
     device = index.device
     x = torch.zeros(n, h * w, dtype=torch.float32, device=device).scatter_add_(1, index, q.to(torch.float32))
     rows = basis_rows(w, torch.float32, device)
-    flat = _exact_product(x.view(n * h, w), _LARGEST, _weight(w), lambda digit, out: multiply(digit, rows, out))
+    flat = _exact_product(
+        x.view(n * h, w), _LARGEST, _weight(w), lambda digit, out: multiply(digit, rows, out, profile)
+    )
     tiles = flat.view(n, h, w)
     if h == 1:
         return tiles
     columns = basis(h, torch.float32, device).expand(n, h, h)
     largest = _LARGEST * _weight(w)
-    return _exact_product(tiles, largest, _weight(h), lambda digit, out: multiply(columns, digit, out))
+    return _exact_product(tiles, largest, _weight(h), lambda digit, out: multiply(columns, digit, out, profile))
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..profile import Profile
 from .definition import SIGN_SCALE, VALUE_BITS, mean_of_signs
 
 __all__ = ["Means", "means_of_signs", "means_of_values"]
@@ -85,21 +86,29 @@ def _table(parts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def means_of_values(
-    index: Tensor, value: Tensor, weight: Tensor | None, *, parts: int, scratch: Tensor, largest: Tensor | None = None
+    index: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    *,
+    parts: int,
+    scratch: Tensor,
+    profile: Profile,
+    largest: Tensor | None = None,
 ) -> Means:
     """Of values; arguments as for :func:`means_of_signs`, but ``value`` is ``(n, m)`` float32 or float64.
 
     Args:
+        profile: how to work.
         largest: ``(n, 1)`` of the type of ``value``: the magnitude of which the unit is made; None is that of the tile.
     """
     if weight is not None:
         # Not by a product: what absent contributors hold is not looked at, and may be anything.
         value = torch.where(weight.to(torch.bool), value, 0)
-    rounded, unit = _to_integers(value, largest)
+    rounded, unit = _to_integers(value, largest, profile)
     if parts == 1:
         return Means(index, rounded.to(scratch.dtype), True, unit)
     total, count = _sum_and_count(index, rounded.to(scratch.dtype), weight, parts, scratch)
-    return Means(index, _divided(total, count), False, unit)
+    return Means(index, _divided(total, count, profile), False, unit)
 
 
 def _sum_and_count(
@@ -122,7 +131,7 @@ _TOGETHER: Final = 31
 """Contributors up to which a sum of values and a count fit into the 24 bits of a float32 together."""
 
 
-def _to_integers(value: Tensor, at_most: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _to_integers(value: Tensor, at_most: Tensor | None, profile: Profile) -> tuple[Tensor, Tensor]:
     """``(n, m)`` values to integers of at most ``2**VALUE_BITS``, in units ``2**unit`` that the tile shares.
 
     Multiplying with powers of two is exact for all that does not round to 0, and so is what the rounding is made of.
@@ -141,14 +150,14 @@ def _to_integers(value: Tensor, at_most: Tensor | None = None) -> tuple[Tensor, 
         * ((half + bias) << fraction).view(value.dtype)
         * ((power - half + bias) << fraction).view(value.dtype)
     )
-    if value.device.type != "cpu" or bool((largest <= VALUE_BITS + 1).any()):
+    if not profile.keeps_subnormals or bool((largest <= VALUE_BITS + 1).any()):
         scaled.masked_fill_(magnitude < torch.finfo(value.dtype).tiny, 0)
     whole = scaled.floor()
     rounded = whole.add_(scaled.sub_(whole) >= 0.5)
     return torch.copysign(rounded, value), (-power).to(torch.int32)
 
 
-def _divided(total: Tensor, count: Tensor) -> Tensor:
+def _divided(total: Tensor, count: Tensor, profile: Profile) -> Tensor:
     """``total / count``, rounded to the nearest integer, halves away from zero; both hold integers.
 
     A quotient of floats may be off by a little, on devices that divide approximately; so it is only taken for a guess,
@@ -157,7 +166,7 @@ def _divided(total: Tensor, count: Tensor) -> Tensor:
     numerator = total.abs().mul_(2).add_(count)
     denominator = count * 2
     guess = (numerator / denominator).floor_()
-    if total.device.type == "cpu":  # divides as IEEE 754 says: what is below an integer is not rounded up to it
+    if profile.exact_quotients:  # what is below an integer is not rounded up to it
         return torch.where(total < 0, -guess, guess)
     left = numerator - guess * denominator
     guess.sub_((left < 0).to(guess.dtype)).add_((left >= denominator).to(guess.dtype))

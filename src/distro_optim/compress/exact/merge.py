@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -24,9 +23,6 @@ from .products import exact_tiles
 from .rms import MAX_SQUARES, exponent_of, factor_of
 
 __all__ = ["ExactMerge"]
-
-_HAVE_FLOAT64: Final = ("cpu", "cuda")
-"""Devices whose products in float64 are IEEE 754's; others get :mod:`~.limbs`."""
 
 
 class ExactMerge(Merge):
@@ -58,8 +54,7 @@ class ExactMerge(Merge):
             )
         self._largest: Tensor | None = None
         self._plain = isinstance(transform, Identity)
-        self._filters = fits_filter(batch.h, batch.w, batch.compute_dtype, batch.device)
-        self._in_float64 = batch.device.type in _HAVE_FLOAT64
+        self._filters = fits_filter(batch.h, batch.w, batch.compute_dtype, batch.profile)
 
     @override
     def check(self, updates: Sequence[CompressedUpdate]) -> None:
@@ -153,7 +148,9 @@ class ExactMerge(Merge):
             return means_of_signs(index, joined(values, dim=1), weight, parts=parts, scratch=flat)
         numbers = values_of(values, batch.compute_dtype)
         largest = None if self._largest is None else self._largest[rows]
-        return means_of_values(index, numbers, weight, parts=parts, scratch=flat, largest=largest)
+        return means_of_values(
+            index, numbers, weight, parts=parts, scratch=flat, profile=batch.profile, largest=largest
+        )
 
     def _decode(self, means: Means, tiles: Tensor, scratch: Tensor) -> Tensor:
         """``tiles`` as numbers with the exact sign."""
@@ -162,6 +159,6 @@ class ExactMerge(Merge):
         if self._plain:
             tiles.zero_().view(n, -1).scatter_add_(1, means.index, q)
             return tiles
-        if self._in_float64:
-            return exact_tiles(means.index, q, tiles)
-        return tiles.copy_(integer_tiles(means.index, q, tiles.shape))
+        if self.batch.profile.float64:
+            return exact_tiles(means.index, q, tiles, self.batch.profile)
+        return tiles.copy_(integer_tiles(means.index, q, tiles.shape, self.batch.profile))

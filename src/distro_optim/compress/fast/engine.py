@@ -56,7 +56,7 @@ def has_kernels(batch: Batch, transform: Transform, name: str) -> bool:
         and min(batch.h, batch.w) >= _SHORTEST
         and max(batch.h, batch.w) <= _SIDE
         and batch.k <= _MOST_CHOSEN
-        and batch.device.type == "cpu"
+        and batch.profile.by_threads
         and batch.value_dtype == batch.compute_dtype == torch.float32
         and isinstance(transform, DCT)
         and kernel(name) is not None

@@ -230,8 +230,8 @@ class PsycheMerge(Merge):
         """
         n, size, here = block.tiles, self.batch.tile_size, known.tiles_of(block)
         flat = tiles.view(n, size)
-        on_cpu = tiles.device.type == "cpu"
-        if on_cpu:
+        by_numpy = self.batch.profile.by_numpy
+        if by_numpy:
             rows = flat.numpy()
             counted = np.matmul(rows[:, None, :], rows[:, :, None]).reshape(n)
         else:
@@ -246,7 +246,7 @@ class PsycheMerge(Merge):
         if nothing.any():
             flat[torch.from_numpy(odd[nothing]).to(flat.device)] = 0  # not -0
             odd, bound = odd[~nothing], bound[~nothing]
-        signs = rows[odd] if on_cpu else flat[torch.from_numpy(odd).to(flat.device)].cpu().numpy()
+        signs = rows[odd] if by_numpy else flat[torch.from_numpy(odd).to(flat.device)].cpu().numpy()
         near = signs == 0
         if np.isnan(counted).any():
             # The sign of NaN is 0. But where the bound overflows, the sums may have done so, too.

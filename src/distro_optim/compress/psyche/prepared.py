@@ -17,6 +17,7 @@ from torch import Tensor
 from ..extraction import joined
 from ..merging import presence_of
 from ..plan import Batch, Block
+from ..profile import Profile
 from ..sign import signs_to_values
 from ..update import CompressedUpdate
 from .basis import RUNNING_SUMS, SMALL_PRODUCT, running_sums
@@ -62,7 +63,7 @@ class Preparing:
         self.longest_sum = w // RUNNING_SUMS + 2 * (RUNNING_SUMS - 1)
         self._rounds = rounds
         self._largest = largest
-        self._halves = halves if rounds and device.type == "cpu" else None
+        self._halves = halves if rounds and batch.profile.by_numpy else None
         # What rounds to 0 or nearly so, for which bounds on relative errors say nothing.
         self._tiny = max(_UNDERFLOW, torch.finfo(batch.value_dtype).tiny)
         self._ordinary = min(_ORDINARY, torch.finfo(batch.value_dtype).max / 2)
@@ -95,12 +96,12 @@ class Preparing:
         number_bits = (position.shape[1] - 1).bit_length()
         kind = _integers(self._order_bits + number_bits)
         number = torch.arange(position.shape[1], dtype=kind, device=batch.device)
-        packed = _sorted_rows((order.to(kind) << number_bits) + number)
+        packed = _sorted_rows((order.to(kind) << number_bits) + number, batch.profile)
         by = packed & ((1 << number_bits) - 1)
         kind = _integers(self._order_bits + n.bit_length())
         tile = torch.arange(n, dtype=kind, device=batch.device).unsqueeze(1)
         key = ((packed >> number_bits).to(kind) + (tile << self._order_bits)).view(-1)
-        firsts = _beginnings(key)
+        firsts = _beginnings(key, batch.profile)
         mean = self._means(blocks, updates, by.long(), firsts)
         if len(firsts) - 1 < len(key):
             key = key.index_select(0, firsts[:-1])
@@ -153,9 +154,9 @@ class Preparing:
         """
         start, n = blocks[0].start, blocks[-1].stop - blocks[0].start
         sums = key >> self._row_bits
-        first = _beginnings(sums)
+        first = _beginnings(sums, self.batch.profile)
         columns = sums.index_select(0, first[:-1]) >> _SUM_BITS
-        begin = _beginnings(columns)
+        begin = _beginnings(columns, self.batch.profile)
         columns = columns.index_select(0, begin[:-1])
         counts = torch.bincount(columns >> self._column_bits, minlength=n)
         slots = int(counts.max())
@@ -311,18 +312,18 @@ def in_turn(rows: Tensor, which: Tensor, beginnings: Tensor, weight: Tensor | No
     return torch.embedding_bag(rows, which, beginnings, False, 0, False, weight)[0]
 
 
-def _beginnings(key: Tensor) -> Tensor:
+def _beginnings(key: Tensor, profile: Profile) -> Tensor:
     """Where in ``key``, ``(n,)`` with equals side by side, another one begins, and ``n``: ``(b + 1,) int32``."""
     another = torch.ones(len(key) + 1, dtype=torch.bool, device=key.device)
     torch.ne(key[1:], key[:-1], out=another[1:-1])
-    if key.device.type == "cpu":
+    if profile.by_numpy:
         return torch.from_numpy(np.flatnonzero(another.numpy()).astype(np.int32))
     return another.nonzero().squeeze(1).int()
 
 
-def _sorted_rows(numbers: Tensor) -> Tensor:
+def _sorted_rows(numbers: Tensor, profile: Profile) -> Tensor:
     """Each row of integers ``(n, m)`` in ascending order."""
-    if numbers.device.type == "cpu":  # numpy has vector instructions for it
+    if profile.by_numpy:  # numpy has vector instructions for it
         return torch.from_numpy(np.sort(numbers.numpy(), axis=1))
     return numbers.sort(dim=1).values
 

@@ -1,16 +1,16 @@
-"""Which class does which half of a step: one definition for all peers, and of its engines the fastest there is."""
+"""Which class does which half of a step for a block: one definition for all peers, and of its classes the fastest."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from .dct import Transform
-from .exact import ExactMerge
-from .extraction import Extraction
-from .fast import FastExtraction, FastMerge, has_kernels
-from .merging import FloatMerge, Merge
-from .plan import Arithmetic, Batch
-from .psyche import PsycheMerge
+from ..dct import Transform
+from ..exact import ExactMerge
+from ..extraction import Extraction
+from ..fast import FastExtraction, FastMerge, has_kernels
+from ..merging import FloatMerge, Merge
+from ..plan import Arithmetic, Batch
+from ..psyche import PsycheMerge
 
 __all__ = ["ARITHMETICS", "extraction_class", "make_merge"]
 

@@ -1,0 +1,144 @@
+"""The seam between what a step means and what carries it out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..extraction import OwnPart
+from ..plan import TilePlan
+from ..update import CompressedUpdate
+
+__all__ = ["Engine", "Intake"]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What the first half of a step begins with. Per tensor of the plan, if nothing else is said.
+
+    Attributes:
+        grads: shaped as the tensors, contiguous, of any float type; or None: that tensor keeps its momentum and is
+            absent from the update.
+        momenta: contiguous, of the compute dtype; changed in place.
+        in_coefficients: whether the momentum is ``(tiles, h, w)``, coefficients of whole tiles, or shaped as the
+            tensor; alike for all tensors of a batch. Not together with ``own``.
+        lr: per parameter group, with any unscaling of the gradients folded in.
+        decay: per parameter group.
+        quantize: signs are sent, not values.
+        own: what was sent in the round before, which leaves the momentum first; what is sent now replaces it, in
+            place. None: what is sent leaves the momentum at once.
+        step: parameters and their groups' learning rates, for a peer that is alone and sends values: what leaves the
+            momentum is the whole update then, so the parameters take it at once, in place.
+    """
+
+    grads: Sequence[Tensor | None]
+    momenta: Sequence[Tensor]
+    in_coefficients: Sequence[bool]
+    lr: Sequence[float]
+    decay: Sequence[float]
+    quantize: bool
+    own: Sequence[OwnPart] | None = None
+    step: tuple[Sequence[Tensor], Sequence[float]] | None = None
+
+
+class Engine(ABC):
+    """Carries out the steps of one plan, on the devices of its tensors. Belongs to one thread.
+
+    Engines of one arithmetic differ in what they pick where rounding decides, since what a peer sends is its own, and
+    in speed. In ``arithmetic="exact"`` they agree in every bit of the weights. ``tests/engines`` holds all of them to
+    the same promises.
+
+    Updates come and go in two forms: on the devices of the plan, as :meth:`extract` makes them and :meth:`merge` takes
+    them, or in main memory, as they travel. Only :meth:`upload` and :meth:`download` know both: threads other than the
+    one that trains never touch a device.
+
+    Attributes:
+        plan: of the tensors.
+    """
+
+    plan: TilePlan
+
+    @property
+    @abstractmethod
+    def needs_whole_updates(self) -> bool:
+        """Whether a step depends on all of an update, so that weights cannot take it tile by tile as it is made."""
+
+    @abstractmethod
+    def extract(self, intake: Intake) -> CompressedUpdate:
+        """``momentum = decay * momentum + lr * grad``, and the largest coefficients of it.
+
+        Tensors that are zero all over are absent where signs are sent: a sign cannot say 0, and their weights would
+        start to move. So it is with gradients of zeros, and with a learning rate that warms up from 0.
+
+        Raises:
+            ValueError: ``step`` together with ``quantize`` or ``own``, or a step needs the whole update first.
+        """
+
+    @abstractmethod
+    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+        """``param -= gain * lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
+
+        Or, where the plan's rule is ``"rms"``, by the decoded update over its root mean square, in place of the sign.
+        By the definition that the plan names. In the arithmetic of floats the result depends on the order of
+        ``updates`` by rounding: all peers must pass the same order.
+
+        Args:
+            updates: of all contributors, on this plan; none leaves the parameters as they are.
+            params: one per tensor, of the planned shape; changed in place.
+            lr: one per parameter group.
+
+        Raises:
+            ConfigurationError: these updates cannot be merged by the plan's definition.
+        """
+
+    @abstractmethod
+    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+        """The merged update of every tensor before its sign, in its shape and compute dtype."""
+
+    @abstractmethod
+    def shift(
+        self,
+        params: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        whole: Sequence[bool],
+    ) -> None:
+        """``saved = param``, then ``param -= lr * sign(direction)``, or by the direction itself.
+
+        All arguments hold as many as there are tensors to shift, not all of the plan.
+
+        Args:
+            params: of any shapes and float types; changed in place.
+            directions: shaped as ``params``, float32 or float64.
+            saved: shaped as ``params`` and of their types; overwritten.
+            lr: of each.
+            whole: of each, whether the direction is taken as it is, not its sign.
+        """
+
+    def upload(self, updates: Sequence[CompressedUpdate]) -> list[CompressedUpdate]:
+        """The updates, wherever they are, on the devices of the plan."""
+        return [_moved(update, self.plan) for update in updates]
+
+    def download(self, update: CompressedUpdate) -> CompressedUpdate:
+        """The update in main memory, complete when this returns."""
+        return CompressedUpdate(
+            update.plan,
+            tuple(index.cpu() for index in update.index),
+            tuple(value.cpu() for value in update.value),
+            update.present,
+        )
+
+
+def _moved(update: CompressedUpdate, plan: TilePlan) -> CompressedUpdate:
+    devices = [batch.device for batch in plan.batches]
+    index, value = (
+        tuple(part.to(device) for part, device in zip(parts, devices, strict=True))
+        for parts in (update.index, update.value)
+    )
+    if all(a is b for a, b in zip((*index, *value), (*update.index, *update.value), strict=True)):
+        return update
+    return CompressedUpdate(update.plan, index, value, update.present)

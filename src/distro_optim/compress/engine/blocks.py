@@ -1,0 +1,277 @@
+"""Steps by torch, on any device: the two halves, block by block, and the lookahead.
+
+Both halves walk the plan block by block and run every stage of a block before the next block, in three reused scratch
+buffers of a few megabytes. A step therefore needs no temporary of the size of a tensor, and its many small tensors
+cost little more than one large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..dct import Transform, make_transform
+from ..extraction import Extraction
+from ..fast import can_shift, shift_part
+from ..merging import Merge
+from ..plan import Batch, Block, TilePlan, compute_dtype
+from ..update import CompressedUpdate
+from ..windows import Contiguous
+from .base import Engine, Intake
+from .parts import extraction_class, make_merge
+from .shifting import PART, shifted
+
+__all__ = ["BlockEngine", "ShareOut"]
+
+Work = Callable[[Block, int], None]
+"""All stages of a step for one block, in the scratch memory of one worker, a number from 0."""
+Job = tuple[Work, Block]
+ShareOut = Callable[[Callable[[Any, int], None], Sequence[Any]], None]
+"""Calls ``perform(job, worker)`` for every job; no two calls that run at the same time have the same worker."""
+
+
+def _one_by_one(perform: Callable[[Any, int], None], jobs: Sequence[Any]) -> None:
+    for job in jobs:
+        perform(job, 0)
+
+
+def _perform(job: Job, worker: int) -> None:
+    work, block = job
+    work(block, worker)
+
+
+def _prepare(preparation: Callable[[], None], block: Block, worker: int) -> None:
+    preparation()
+
+
+def _shift_part(part: tuple[Tensor, Tensor, Tensor, int, int, float], worker: int) -> None:
+    shift_part(*part)
+
+
+class BlockEngine(Engine):
+    """Scratch memory and transforms for one plan.
+
+    Args:
+        plan: of the tensors.
+        transform: its name.
+        share: shares out blocks among threads, on a CPU; by default they are done one after the other.
+        workers: how many blocks ``share`` may have in work at a time; each needs scratch memory of its own.
+        batches: numbers of those of the plan that it works on, for an engine that does the others itself; by default
+            all.
+    """
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        transform: str,
+        share: ShareOut | None = None,
+        workers: int = 1,
+        *,
+        batches: Collection[int] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._share = share
+        numbers = range(len(plan.batches)) if batches is None else sorted(batches)
+        self._batches = {number: plan.batches[number] for number in numbers}
+        self._transforms: dict[int, Transform] = {
+            n: make_transform(transform, b.h, b.w, b.compute_dtype, b.device, b.profile)
+            for n, b in self._batches.items()
+        }
+        self._merges = [
+            make_merge(plan.arithmetic, n, b, self._transforms[n], workers) for n, b in self._batches.items()
+        ]
+        needed: dict[tuple[torch.device, torch.dtype, int], int] = {}
+        for b in self._batches.values():
+            size = max(block.tiles for block in b.blocks) * b.tile_size
+            for worker in range(workers if b.profile.by_threads else 1):
+                key = (b.device, b.compute_dtype, worker)
+                needed[key] = max(needed.get(key, 0), size)
+        self._scratch = {
+            key: [torch.empty(size, device=key[0], dtype=key[1]) for _ in range(3)] for key, size in needed.items()
+        }
+
+    @property
+    @override
+    def needs_whole_updates(self) -> bool:
+        return any(merge.measures for merge in self._merges)
+
+    def _buffers(self, batch: Batch, block: Block, worker: int) -> list[Tensor]:
+        shape = (block.tiles, batch.h, batch.w)
+        size = block.tiles * batch.tile_size
+        return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
+
+    def _for_each_block(self, works: Sequence[tuple[Batch, Work]]) -> None:
+        """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
+        shared: list[tuple[int, Job]] = []
+        for batch, work in works:
+            if batch.profile.by_threads:
+                shared += [(block.tiles * batch.tile_size, (work, block)) for block in batch.blocks]
+            else:
+                _one_by_one(_perform, [(work, block) for block in batch.blocks])
+        # All batches together, so that no core waits at the end of each, and the smallest last, where one may wait.
+        shared.sort(key=lambda sized: -sized[0])
+        (self._share or _one_by_one)(_perform, [job for _, job in shared])
+
+    # -- gradients to coefficients -------------------------------------------------------------------------------------
+
+    @override
+    def extract(self, intake: Intake) -> CompressedUpdate:
+        update = CompressedUpdate.empty(self.plan, quantized=intake.quantize)
+        present = [grad is not None for grad in intake.grads]
+        spoken = self.extract_into(update, intake)
+        if intake.quantize:
+            self.silence(present, spoken)
+        return CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+
+    def extract_into(self, update: CompressedUpdate, intake: Intake) -> dict[int, Tensor]:
+        """The coefficients of this engine's batches into ``update``; the rest is as for :meth:`extract`.
+
+        Returns:
+            by batch, of each of its tiles whether anything is said, ``(tiles,) bool``; it only means something for
+            signs.
+        """
+        own, step, quantize = intake.own, intake.step, intake.quantize
+        if step is not None and self.needs_whole_updates:
+            raise ValueError("a step of a fixed size needs the whole update first: merge it")
+        if step is not None and (quantize or own is not None):
+            raise ValueError("step needs values that leave the momentum at once: it goes with neither quantize nor own")
+        # In the arithmetic of floats, what is taken out of the momentum is decoded once for both.
+        fused = self.plan.arithmetic == "float"
+        weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
+        spoken: dict[int, Tensor] = {}
+        works: list[tuple[Batch, Work]] = []
+        grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in intake.grads]
+        present = tuple(grad is not None for grad in grads)
+        alone = [CompressedUpdate(self.plan, update.index, update.value, present)]
+        for (number, batch), merge in zip(self._batches.items(), self._merges, strict=True):
+            spoken[number] = torch.ones(batch.tiles, dtype=torch.bool, device=batch.device)
+            as_coefficients = intake.in_coefficients[min(batch.ranges)]
+            make = extraction_class(
+                self.plan.arithmetic,
+                batch,
+                self._transforms[number],
+                in_coefficients=as_coefficients,
+                overlap=own is not None,
+                quantize=quantize,
+            )
+            extraction = make(
+                batch=batch,
+                transform=self._transforms[number],
+                in_coefficients=as_coefficients,
+                grads=grads,
+                momenta=intake.momenta,
+                rate=intake.lr[batch.group],
+                keep=intake.decay[batch.group],
+                own=own,
+                step=None if weights is None or not fused else (weights.tensors, rates[batch.group] * batch.gain),
+                index_out=update.index[number],
+                value_out=update.value[number],
+                spoken_out=spoken[number],
+            )
+            then = None
+            if weights is not None and not fused:
+                merge.check(alone)
+                then = partial(self._merge_block, merge, alone, weights.tensors, rates)
+            works.append((batch, partial(self._extract_block, extraction, then)))
+        self._for_each_block(works)
+        if weights is not None:
+            weights.write_back()
+        return spoken
+
+    def _extract_block(self, extraction: Extraction, then: Work | None, block: Block, worker: int) -> None:
+        extraction.extract(block, *self._buffers(extraction.batch, block, worker))
+        if then is not None:
+            then(block, worker)
+
+    def silence(self, present: list[bool], spoken: dict[int, Tensor]) -> None:
+        """Takes out of ``present`` the tensors about which nothing is said, tile by tile, as :meth:`extract` says."""
+        for number, tiles in spoken.items():
+            batch = self.plan.batches[number]
+            before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
+            for tensor, (start, stop) in batch.ranges.items():
+                present[tensor] = present[tensor] and before[stop] > before[start]
+
+    # -- coefficients to weights ---------------------------------------------------------------------------------------
+
+    @override
+    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+        if not updates:
+            return
+        for merge in self._merges:
+            merge.check(updates)
+        for by_threads in (True, False):
+            jobs: list[Job] = [
+                (partial(_prepare, preparation), merge.batch.blocks[0])
+                for merge in self._merges
+                if merge.batch.profile.by_threads is by_threads
+                for preparation in merge.preparations(updates)
+            ]
+            ((self._share if by_threads else None) or _one_by_one)(_perform, jobs)
+        weights = Contiguous(params)
+        measuring = [merge for merge in self._merges if merge.measures]
+        self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])
+        for merge in measuring:
+            merge.end_measuring()
+        self._for_each_block(
+            [(m.batch, partial(self._merge_block, m, updates, weights.tensors, lr)) for m in self._merges]
+        )
+        weights.write_back()
+
+    def _merge_block(
+        self,
+        merge: Merge,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        lr: Sequence[float],
+        block: Block,
+        worker: int,
+    ) -> None:
+        batch = merge.batch
+        rate = lr[batch.group] * batch.gain
+        merge.merge_block(block, worker, self._buffers(batch, block, worker), updates, params, rate)
+
+    def _measure_block(self, merge: Merge, updates: Sequence[CompressedUpdate], block: Block, worker: int) -> None:
+        merge.measure_block(block, worker, self._buffers(merge.batch, block, worker), updates)
+
+    @override
+    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+        decoded = [
+            torch.zeros(spec.shape, dtype=compute_dtype(spec.dtype), device=spec.device) for spec in self.plan.specs
+        ]
+        for merge in self._merges if updates else ():
+            merge.check(updates)
+            for block in merge.batch.blocks:
+                tiles = merge.decode_block(block, 0, self._buffers(merge.batch, block, 0), updates)
+                for piece in block.pieces:
+                    for region in piece.regions:
+                        region.of_tensor(decoded[piece.param]).copy_(region.of_block(tiles))
+        return decoded
+
+    # -- the lookahead -------------------------------------------------------------------------------------------------
+
+    @override
+    def shift(
+        self,
+        params: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        whole: Sequence[bool],
+    ) -> None:
+        parts: list[tuple[Tensor, Tensor, Tensor, int, int, float]] = []
+        for param, direction, keep, rate, as_it_is in zip(params, directions, saved, lr, whole, strict=True):
+            if self._share is not None and not as_it_is and can_shift(param, direction, keep):
+                size = param.numel()
+                parts += [
+                    (param, direction, keep, start, min(start + PART, size), rate) for start in range(0, size, PART)
+                ]
+                continue
+            keep.copy_(param)
+            shifted(param, direction, rate, as_it_is)
+        if self._share is not None and parts:
+            self._share(_shift_part, parts)
