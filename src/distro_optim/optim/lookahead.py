@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ __all__ = ["Edits", "Lookahead"]
 _ALWAYS_COMPARED: Final = 1024
 """Tensors up to this size are compared at every undo, since versions do not see a write through ``.data``: small ones
 are often clipped that way (CLIP's logit scale), and here the comparison costs next to nothing."""
+
+
+class _Shifted(NamedTuple):
+    """A tensor that looks ahead."""
+
+    param: Tensor
+    delta: Tensor
+    saved: Tensor
+    lr: float
+    whole: bool
 
 
 class Edits(enum.Enum):
@@ -118,14 +128,19 @@ class Lookahead:
         """
         versions = self._versions if self._versions is not None else [-1] * len(params)
         shifted_ones = self._shifted if self._shifted is not None else [_is_trained(param) for param in params]
-        for param, delta, keep, rate, as_it_is, version, shifts in zip(
-            params, deltas, saved, lr, whole, versions, shifted_ones, strict=True
-        ):
-            if not shifts and edits is not Edits.DISCARD:
-                continue
-            if edits is Edits.DISCARD or (param._version == version and param.numel() > _ALWAYS_COMPARED):
-                param.copy_(keep)
-                continue
+        tensors = [_Shifted(*one) for one in zip(params, deltas, saved, lr, whole, strict=True)]
+        untouched: list[_Shifted] = []
+        small: list[_Shifted] = []
+        doubtful: list[_Shifted] = []
+        for one, version, shifts in zip(tensors, versions, shifted_ones, strict=True):
+            if edits is Edits.DISCARD:
+                untouched.append(one)
+            elif shifts:
+                same = one.param._version == version
+                (doubtful if not same else untouched if one.param.numel() > _ALWAYS_COMPARED else small).append(one)
+        if small:
+            (untouched if _all_are_shifted(small) else doubtful).extend(small)
+        for param, delta, keep, rate, as_it_is in doubtful:
             # The parameter may be on another device and of another type by now: module.to(...) writes through .data.
             unwritten = param == shifted(keep.clone(), delta, rate, as_it_is).to(param)
             count = int(unwritten.sum())
@@ -138,9 +153,31 @@ class Lookahead:
                 )
             elif count > param.numel() // 2 and edits is Edits.MERGE:
                 param.copy_(torch.where(unwritten, keep.to(param), param))
+        if untouched:
+            torch._foreach_copy_([one.param for one in untouched], [one.saved for one in untouched])
         self._versions, self._shifted, self._on = None, None, False
 
 
 def _is_trained(param: Tensor) -> bool:
     # Plain tensors, whose gradients are set by hand, need not require any.
     return param.requires_grad or not isinstance(param, Parameter)
+
+
+def _all_are_shifted(tensors: Sequence[_Shifted]) -> bool:
+    """Whether nobody has written to any of them; one look at a device, for all tensors together.
+
+    May say no for want of a bit of rounding: then they are looked at one by one.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype, torch.dtype, float, bool], list[_Shifted]] = {}
+    for one in tensors:
+        param, delta, keep, rate, as_it_is = one
+        if not (param.device == delta.device == keep.device and param.dtype == keep.dtype):
+            return False
+        kinds.setdefault((param.device, param.dtype, delta.dtype, rate, as_it_is), []).append(one)
+    same = []
+    for (_, _, _, rate, as_it_is), members in kinds.items():
+        saved = torch.cat([one.saved.reshape(-1) for one in members])
+        deltas = torch.cat([one.delta.reshape(-1) for one in members])
+        params = torch.cat([one.param.reshape(-1) for one in members])
+        same.append((params == shifted(saved, deltas, rate, as_it_is)).all())
+    return all(torch.stack([one.to(same[0].device) for one in same]).tolist())

@@ -345,15 +345,16 @@ class DecoupledMomentum(Optimizer):
         self.undo_lookahead()
         engine = self._ready_engine()
         params, rates = self._params(), self._rates(lr)
-        # Set by GradScaler, like grad_scale below, if it leaves the unscaling to us.
-        grads, bad = usable_gradients([p.grad for p in params], getattr(self, "found_inf", None))
-        for number in bad:
+        # Both set by GradScaler, if it leaves the unscaling to us.
+        usable = usable_gradients(
+            [p.grad for p in params], getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        )
+        grads, scale = usable.grads, usable.scale
+        for number in usable.bad:
             self.state[params[number]][QUARANTINED].add_(1)
         for param, grad, factor in zip(params, grads, self._shrinkage(rates), strict=True):
             if decay_weights and factor != 1 and (grad is not None or (param.requires_grad and not alone)):
                 shrink(param, factor)
-        grad_scale = getattr(self, "grad_scale", None)
-        scale = 1.0 if grad_scale is None else float(grad_scale)
         own = self._own_parts() if self._overlap else None
         directions = self._directions(grads, scale)
         return engine.extract(

@@ -91,6 +91,7 @@ class BlockEngine(Engine):
             for worker in range(workers if b.profile.by_threads else 1):
                 key = (b.device, b.compute_dtype, worker)
                 needed[key] = max(needed.get(key, 0), size)
+        self._last_tiles: dict[int, Tensor] = {}
         self._scratch = {
             key: [torch.empty(size, device=key[0], dtype=key[1]) for _ in range(3)] for key, size in needed.items()
         }
@@ -190,11 +191,30 @@ class BlockEngine(Engine):
 
     def silence(self, present: list[bool], spoken: dict[int, Tensor]) -> None:
         """Takes out of ``present`` the tensors about which nothing is said, tile by tile, as :meth:`extract` says."""
-        for number, tiles in spoken.items():
-            batch = self.plan.batches[number]
-            before = [0, *tiles.cumsum(0).tolist()] if not bool(tiles.all()) else range(batch.tiles + 1)
-            for tensor, (start, stop) in batch.ranges.items():
-                present[tensor] = present[tensor] and before[stop] > before[start]
+        if not spoken:
+            return
+        # How many tiles say something up to the end of each tensor: one look at all batches, wherever they are.
+        counted = [
+            tiles.cumsum(0, dtype=torch.int32).index_select(0, self._ends(self.plan.batches[number]))
+            for number, tiles in spoken.items()
+        ]
+        so_far: list[int] = torch.cat([count.to(counted[0].device) for count in counted]).tolist()
+        at = iter(so_far)
+        for number in spoken:
+            before = 0
+            for tensor in self.plan.batches[number].ranges:
+                until = next(at)
+                present[tensor] = present[tensor] and until > before
+                before = until
+
+    def _ends(self, batch: Batch) -> Tensor:
+        """The number of the last tile of each tensor of a batch, ``(tensors,) int32``."""
+        known = self._last_tiles.get(id(batch))
+        if known is None:
+            last = [stop - 1 for _, stop in batch.ranges.values()]
+            known = torch.tensor(last, dtype=torch.int32, device=batch.device)
+            self._last_tiles[id(batch)] = known
+        return known
 
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
