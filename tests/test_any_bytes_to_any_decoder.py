@@ -1,4 +1,8 @@
-"""Each target of the fuzzer, for a moment: changed inputs raise ProtocolError or nothing."""
+"""Each target of the fuzzer, for a moment: changed inputs raise ProtocolError or nothing.
+
+Bounded by a number of inputs and not by seconds, so that the same ones are tried on every machine; ``make fuzz`` is for
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import pytest
 from fuzz import fuzz_decoders
 
 CHANGED = 150
+"""Inputs of each target. All of them together take some five seconds; with ten seconds each it would be minutes."""
 
 
 @pytest.fixture(scope="module")

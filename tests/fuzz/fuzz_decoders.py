@@ -13,7 +13,6 @@ What it found of new paths is kept in the corpus. Without atheris valid inputs a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -22,10 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a program
+
+from fuzz.file_targets import FILE_INSTRUMENTED, FILE_TARGETS, file_seeds, refused_with
 
 if TYPE_CHECKING:
     from distro_optim.compress import TilePlan
@@ -67,6 +71,7 @@ INSTRUMENTED: Final = (
     "verify.calibrate",
     "verify.momentum",
     "verify.opening",
+    *FILE_INSTRUMENTED,
 )
 
 Target = Callable[[bytes], object]
@@ -371,17 +376,6 @@ def momentum_opening(data: bytes) -> None:
     assert len(data) <= max_opening_bytes(plan)
 
 
-@contextlib.contextmanager
-def refused_with(*errors: type[Exception]) -> Iterator[None]:
-    """What this decoder refuses with, as the others do."""
-    from distro_optim.errors import ProtocolError
-
-    try:
-        yield
-    except errors as error:
-        raise ProtocolError(str(error)) from None
-
-
 def data_answer(data: bytes) -> None:
     from distro_optim.coordinator.messages import DATA_SERVER_TO_CLIENT
 
@@ -487,6 +481,7 @@ TARGETS: Final[dict[str, Target]] = {
     "bucket-listing": bucket_listing,
     "mixture-file": mixture_file,
     "token-sidecar": token_sidecar,
+    **FILE_TARGETS,
 }
 
 
@@ -659,6 +654,7 @@ def seeds() -> dict[str, list[bytes]]:
             for quantized in (True, False)
             for present in (None, [False, True, True])
         ],
+        **file_seeds(),
     }
 
 

@@ -11,7 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from distro_optim.coordinator.model import Seeded
 from distro_optim.coordinator.types import BatchId
+from distro_optim.data import parquet as parquet_module
 from distro_optim.data.making.vocabulary import HfTokenizer, load_tokenizer
 from distro_optim.data.parquet import ParquetTokens
 from distro_optim.errors import ConfigurationError, DistroError, InvalidDataError
@@ -84,3 +86,31 @@ def test_damaged_parquet_raises_errors_of_ours_alone(tmp_path: Path) -> None:
         except DistroError:
             refused += 1
     assert refused > 100
+
+
+def test_a_file_that_has_fewer_rows_than_it_says_is_damaged(tmp_path: Path) -> None:
+    """The numbers of rows lie in the last bytes, some of which count for a group alone."""
+    path = tmp_path / "train.parquet"
+    rows = pyarrow.array([[1, 2, 3, 4]] * 3, pyarrow.list_(pyarrow.int32()))
+    pyarrow.parquet.write_table(pyarrow.table({"inputs": rows}), path, row_group_size=2)
+    whole = path.read_bytes()
+    told = []
+    for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8):
+        # One more, as integers are written there; or, of a negative one, one less.
+        path.write_bytes(whole[:place] + bytes([(whole[place] + 2) % 256]) + whole[place + 1 :])
+        try:
+            with ParquetTokens(tmp_path, 4) as tokens:
+                tokens.get_samples(BatchId(0, tokens.num_sequences - 1))
+        except DistroError as error:
+            told.append(str(error))
+    assert any("it has fewer or more rows than it says" in text for text in told)
+
+
+def test_rows_that_are_only_said_to_be_there_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_module, "MAX_SHUFFLED", 7)
+    path = tmp_path / "train.parquet"
+    rows = pyarrow.array([[1, 2, 3, 4]] * 8, pyarrow.list_(pyarrow.int32()))
+    pyarrow.parquet.write_table(pyarrow.table({"inputs": rows}), path)
+    assert ParquetTokens(tmp_path, 4).num_sequences == 8
+    with pytest.raises(InvalidDataError, match="say that they have 8 rows, and at most 7 are shuffled"):
+        ParquetTokens(tmp_path, 4, Seeded(bytes(32)))

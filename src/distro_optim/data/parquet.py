@@ -48,6 +48,10 @@ OPTIONAL: Final = ("labels", "position_ids", "sequence_lengths")
 GROUPS_KEPT: Final = 4
 """Groups of rows in memory; neighbours are in one, and a batch in one or two."""
 
+MAX_SHUFFLED: Final = 1 << 28
+"""Rows that are put in another order, which takes 8 bytes for each before any is read: a file may say that it has more
+than it has. Chosen arbitrarily: with 2048 tokens in a row, so many are half a trillion."""
+
 
 class ParquetTokens(TokenProvider):
     """The rows of a folder of parquet files.
@@ -85,13 +89,19 @@ class ParquetTokens(TokenProvider):
             self._groups = [
                 (number, group) for number, file in enumerate(self._files) for group in range(file.num_row_groups)
             ]
-            rows = [self._files[number].metadata.row_group(group).num_rows for number, group in self._groups]
+            rows = [_rows_of(self._paths[number], self._files[number], group) for number, group in self._groups]
             self._starts: list[int] = [0, *accumulate(rows)]
             if not self._starts[-1]:
                 raise ConfigurationError(f"the parquet files in {directory} have no rows", name="dir", value=directory)
         except BaseException:
             self.close()
             raise
+        if isinstance(shuffle, Seeded) and self._starts[-1] > MAX_SHUFFLED:
+            self.close()
+            raise InvalidDataError(
+                f"the parquet files in {directory} say that they have {self._starts[-1]} rows, and at most "
+                f"{MAX_SHUFFLED} are shuffled"
+            )
         self._order = permutation(self._starts[-1], ChaCha8(shuffle.seed)) if isinstance(shuffle, Seeded) else None
         self._kept: OrderedDict[int, list[TokenSequence]] = OrderedDict()
 
@@ -138,6 +148,8 @@ class ParquetTokens(TokenProvider):
             raise
         except Exception as error:  # of a damaged file: pyarrow's, but also IndexError and NotImplementedError
             raise InvalidDataError(f"{self._paths[number]} is cut or damaged: {shown(str(error), 200)}") from error
+        if table.num_rows != self._starts[group + 1] - self._starts[group]:
+            raise InvalidDataError(f"{self._paths[number]} is damaged: it has fewer or more rows than it says")
         absent: list[IntArray | None] = [None] * table.num_rows
         optional = (columns.get(name, absent) for name in OPTIONAL)
         return [TokenSequence(*row) for row in zip(columns[REQUIRED], *optional, strict=True)]
@@ -217,6 +229,14 @@ def _opened(parquet: Any, path: Path) -> Any:
         return parquet.ParquetFile(path, memory_map=True)
     except Exception as error:  # see ParquetTokens._group
         raise InvalidDataError(f"{path} is cut, or no parquet file: {shown(str(error), 200)}") from error
+
+
+def _rows_of(path: Path, file: Any, group: int) -> int:
+    """Rows of a group, as the file says; whether it has them is seen when they are read."""
+    rows = int(file.metadata.row_group(group).num_rows)
+    if rows < 0:
+        raise InvalidDataError(f"{path} is damaged: it says that a group has {rows} rows")
+    return rows
 
 
 def _columns(paths: Sequence[Path], files: Sequence[Any]) -> list[str]:
