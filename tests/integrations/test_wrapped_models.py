@@ -43,6 +43,23 @@ def test_an_optimizer_among_processes_warns_of_it(
     step(nn.Linear(3, 2))  # another model than the one that is wrapped
 
 
+def test_so_does_one_with_an_exchange_of_its_own(wrapped: DistributedDataParallel) -> None:
+    class TwoPeers(LocalExchange):
+        num_peers = 2
+
+    optimizer = DisTrO(wrapped.parameters(), lr=1e-3, exchange=TwoPeers())
+    wrapped(torch.ones(1, 3)).sum().backward()
+    with pytest.warns(UserWarning, match="wrapped in DistributedDataParallel"):
+        optimizer.step()
+    optimizer.step()  # once
+
+
+def test_a_session_refuses_the_model_in_a_wrapper(wrapped: DistributedDataParallel) -> None:
+    optimizer = DisTrO(wrapped.parameters(), lr=1e-3)
+    with pytest.raises(ConfigurationError, match="make no wrapper around it"):
+        SwarmSession(wrapped.module, optimizer, dataset_size=10)
+
+
 def test_a_session_refuses_it(wrapped: DistributedDataParallel) -> None:
     optimizer = DisTrO(wrapped.parameters(), lr=1e-3)
     with pytest.raises(ConfigurationError, match=r"pass the model in it, model\.module"):

@@ -56,6 +56,7 @@ class Run:
         asked_to_train: ``train()`` was called since the last step.
         asked_again: so it was, and not to end an evaluation.
         trains_on_request: ``train()`` was called before every step of this run; None as long as that says nothing.
+        looked_for_wrapper: whether the parameters are in a DistributedDataParallel was asked.
         takes_step: what ``step()`` calls instead of stepping itself.
     """
 
@@ -72,6 +73,7 @@ class Run:
     asked_to_train: bool = False
     asked_again: bool = False
     trains_on_request: bool | None = None
+    looked_for_wrapper: bool = False
     takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
 
     def count_request(self) -> bool:
@@ -108,6 +110,7 @@ class Run:
         Raises:
             DistroError: this is the run of a copied optimizer, which has not been given an exchange of its own.
         """
+        peers = 1
         if self.exchange is None:
             if self.explicit_exchange:
                 raise DistroError(
@@ -115,9 +118,11 @@ class Run:
                     "optimizer.exchange"
                 )
             group, peers = ambient_process_group(self.process_group, initialize=True, params=params)
-            if peers > 1:
-                warn_of_wrapper(params)
             self.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
+        if not self.looked_for_wrapper:
+            self.looked_for_wrapper = True
+            if self.exchange.num_peers > 1 or peers > 1:
+                warn_of_wrapper(params)
         return self.exchange
 
     def collect(self) -> None:

@@ -35,6 +35,7 @@ from ..coordinator.server.acting import HostActs, named_acts
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..logs import start_logging
+from ..optim.wrapped import is_wrapped
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
@@ -119,6 +120,8 @@ class SwarmSession:
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
         _check(model, optimizer, given)
+        if not self.several_processes:
+            _refuse_wrapper(model, optimizer)
         self.audit_size: int | None = None
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
@@ -150,6 +153,14 @@ class SwarmSession:
         self._place: CheckpointPlace | None = None
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether several processes are one peer, and may average gradients before a round takes them.
+
+        Override it to say otherwise. It is asked for before the session is complete.
+        """
+        return False
 
     @property
     def speaks_for_the_peer(self) -> bool:
@@ -659,16 +670,27 @@ class SwarmSession:
         return self._access.facts.view() if self._access is not None else RunView(run_id="")
 
 
+def _refuse_wrapper(model: object, optimizer: DisTrO) -> None:
+    """Raises ConfigurationError if the parameters are wrapped, though the model that was given is not."""
+    if is_wrapped([param for group in optimizer.param_groups for param in group["params"]]):
+        raise _wrapped(model)
+
+
+def _wrapped(model: object) -> ConfigurationError:
+    return ConfigurationError(
+        "the model is wrapped in DistributedDataParallel, which averages gradients of processes that are in different "
+        "rounds, and sends all of them: pass the model in it, model.module, make no wrapper around it (of accelerate: "
+        "do not prepare() it), and start one process for each peer; several devices as one peer are possible with "
+        "PsycheStrategy, FabricPsycheStrategy and SwarmTrainer",
+        name="model",
+        value=model,
+    )
+
+
 def _check(model: object, optimizer: object, options: SessionOptions) -> None:
     """Raises :class:`~distro_optim.errors.ConfigurationError` if something is wrong that needs no network to see."""
     if isinstance(model, DistributedDataParallel):
-        raise ConfigurationError(
-            "the model is wrapped in DistributedDataParallel, which averages gradients of processes that are in "
-            "different rounds: pass the model in it, model.module, and start one process for each peer; several "
-            "devices as one peer are possible with PsycheStrategy, FabricPsycheStrategy and SwarmTrainer",
-            name="model",
-            value=model,
-        )
+        raise _wrapped(model)
     if not isinstance(optimizer, DisTrO):
         raise ConfigurationError(
             f"a run needs the optimizer DisTrO, got {type(optimizer).__name__}: write "

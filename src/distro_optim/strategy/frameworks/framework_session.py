@@ -183,6 +183,11 @@ class FrameworkSession(SwarmSession):
 
     @property
     @override
+    def several_processes(self) -> bool:
+        return self._ranks is not None
+
+    @property
+    @override
     def speaks_for_the_peer(self) -> bool:
         return self._ranks is None or self._ranks.leads
 
