@@ -26,6 +26,7 @@ from .optim.run import Run
 from .optim.saving import ResumableOptimizer
 from .optim.state import DIRECTION, MOMENTUM_BUFFER, OWN_VALUE, QUARANTINED
 from .optim.state import momentum as momentum_of
+from .optim.uncompiled import uncompiled
 
 __all__ = ["DisTrO"]
 
@@ -230,6 +231,7 @@ class DisTrO(ResumableOptimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @uncompiled
     @torch.no_grad()
     @override
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -266,6 +268,7 @@ class DisTrO(ResumableOptimizer):
         """
         self._run.takes_step = takes_step
 
+    @uncompiled
     @torch.no_grad()
     def begin_step(self) -> None:
         """The first half of :meth:`step`: generates this peer's update and starts to send it.
@@ -292,6 +295,7 @@ class DisTrO(ResumableOptimizer):
             self._run.published = exchange
         self._run.begun = True
 
+    @uncompiled
     @torch.no_grad()
     def finish_step(self) -> None:
         """The second half: applies all peers' updates; with overlap those of the step before.
@@ -309,6 +313,7 @@ class DisTrO(ResumableOptimizer):
             self._run.collect()
         self._apply_arrived()
 
+    @uncompiled
     def eval(self) -> None:
         """Puts the true weights back until :meth:`train`, to evaluate or save them, as schedule-free optimizers do."""
         ahead = self._run.lookahead.on
@@ -318,6 +323,7 @@ class DisTrO(ResumableOptimizer):
                 group["training"] = False
                 group["resumes_ahead"] = ahead or group["resumes_ahead"]
 
+    @uncompiled
     def train(self) -> None:
         """Back to training: puts the lookahead on again if :meth:`eval` took it off.
 
@@ -332,6 +338,7 @@ class DisTrO(ResumableOptimizer):
         if ahead:
             self._look_ahead_again()
 
+    @uncompiled
     @torch.no_grad()
     def flush(self) -> None:
         """Applies what is on its way and leaves nothing in flight. All peers must call it together.

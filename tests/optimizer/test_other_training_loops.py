@@ -196,6 +196,27 @@ def test_a_compiled_model_sees_every_update() -> None:
     assert losses[1] < math.log(31) - 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("what", ["the step", "a function that takes it"])
+def test_a_compiled_step_is_a_step(what: str) -> None:
+    """By inductor, which computes other weights if it is let."""
+    eager, compiled = EveryShape(), EveryShape()
+    a, b = DisTrO(eager.parameters(), lr=0.01), DisTrO(compiled.parameters(), lr=0.01)
+
+    def take() -> None:
+        b.step()
+
+    step: Any = torch.compile(b.step if what == "the step" else take)
+    for number in range(4):
+        plain_step(eager, a, number)
+        compiled.zero_grad()
+        compiled.loss(number).backward()
+        step()
+        assert all_same_bits(copies(compiled.parameters()), copies(eager.parameters())), number
+
+
 def test_two_optimizers_of_one_model_do_not_get_in_each_others_way() -> None:
     together, apart = EveryShape(), EveryShape()
     head, rest = [together.head.weight], [p for n, p in together.named_parameters() if n != "head.weight"]

@@ -58,6 +58,7 @@ from ..models.building import build_shapes, sorted_parameters
 from ..models.config import one_line, read_config
 from ..models.optimization import distro_settings
 from ..optim.weight_decay import shrink
+from ..optim.workers import true_float32
 from ..strategy.rounds.results import max_result_size
 
 __all__ = ["Beginning", "Comparison", "Recording", "Replayed", "compare", "read_update", "replay", "sender_of"]
@@ -240,7 +241,8 @@ def replay(
         if step < terms.step:
             continue
         files = recording.results.get(step - _DELAY, {}) if step > terms.step else {}
-        engine.merge([read_update(path, plan) for path in files.values()], params, lr=[rate])
+        with true_float32():
+            engine.merge([read_update(path, plan) for path in files.values()], params, lr=[rate])
         if begins is not None:
             begins(Beginning(step, weights, names, plan))
         if recording.settings.weight_decay and step in recording.results:

@@ -46,6 +46,10 @@ class CompressedTensor:
 class CompressedUpdate:
     """One peer's contribution to one step.
 
+    In main memory, whatever the devices of the plan are; but for what an engine makes
+    (:meth:`~distro_optim.compress.engine.Engine.extract`) and takes
+    (:meth:`~distro_optim.compress.engine.Engine.merge`), which is on them.
+
     Attributes:
         plan: how the tensors are tiled.
         index: one ``(tiles, k) int32`` for each batch of the plan.
@@ -64,17 +68,21 @@ class CompressedUpdate:
         return any(v.dtype == torch.bool for v in self.value)
 
     @classmethod
-    def empty(cls, plan: TilePlan, *, quantized: bool) -> CompressedUpdate:
-        """A contribution that says nothing: what a peer without gradients sends."""
-        return cls(
-            plan,
-            tuple(torch.zeros(b.tiles, b.k, dtype=torch.int32, device=b.device) for b in plan.batches),
-            tuple(
-                torch.zeros(b.tiles, b.k, dtype=torch.bool if quantized else b.value_dtype, device=b.device)
-                for b in plan.batches
-            ),
-            (False,) * len(plan),
-        )
+    def empty(cls, plan: TilePlan, *, quantized: bool, on_devices: bool = False) -> CompressedUpdate:
+        """A contribution that says nothing: what a peer without gradients sends.
+
+        Args:
+            plan: how the tensors are tiled.
+            quantized: values are single bits.
+            on_devices: it lies on the devices of the plan, not in main memory.
+        """
+        index, value = [], []
+        for batch in plan.batches:
+            device = batch.device if on_devices else "cpu"
+            kind = torch.bool if quantized else batch.value_dtype
+            index.append(torch.zeros(batch.tiles, batch.k, dtype=torch.int32, device=device))
+            value.append(torch.zeros(batch.tiles, batch.k, dtype=kind, device=device))
+        return cls(plan, tuple(index), tuple(value), (False,) * len(plan))
 
     def tensors(self) -> list[CompressedTensor]:
         """Tensor by tensor, in the plan's order, of the shapes in :class:`CompressedTensor`; views where possible."""

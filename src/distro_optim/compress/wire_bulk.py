@@ -177,7 +177,7 @@ def _to_batch(layout: BatchLayout, results: memoryview) -> _BatchData:
 
 
 def _spread(layout: BatchLayout, rows: Tensor) -> Tensor:
-    """The rows of the present tensors, on the batch's device and with rows of zeros for the absent ones."""
+    """The rows of the present tensors, with rows of zeros for the absent ones."""
     if not layout.complete:
         present, position = rows, 0
         rows = torch.zeros(layout.batch.tiles, layout.batch.k, dtype=present.dtype, device="cpu")
@@ -185,4 +185,4 @@ def _spread(layout: BatchLayout, rows: Tensor) -> Tensor:
             stop = position + run.stop - run.start
             rows[run] = present[position:stop]
             position = stop
-    return rows.to(layout.batch.device)
+    return rows

@@ -13,6 +13,7 @@
 ``weight_decay`` with the same bits on every device
 ``quarantine``   which gradients may touch the momentum
 ``wrapped``      finds a DistributedDataParallel around the parameters
-``workers``      threads that share out the blocks of a step among the cores
+``uncompiled``  methods that torch.compile leaves as they are
+``workers``      threads that share out the blocks of a step among the cores, and true float32 in them
 ===============  ========================================================================
 """

@@ -45,8 +45,9 @@ from .state import (
     momentum,
     restore_state,
 )
+from .uncompiled import uncompiled
 from .weight_decay import shrink
-from .workers import workers_of_a_step
+from .workers import true_float32, workers_of_a_step
 
 __all__ = ["DecoupledMomentum", "Rates"]
 
@@ -119,6 +120,7 @@ class DecoupledMomentum(Optimizer):
                 self._look_ahead_again()
 
     @torch.no_grad()
+    @true_float32()
     def reconfigure(
         self,
         *,
@@ -232,6 +234,7 @@ class DecoupledMomentum(Optimizer):
         return self._run.engine
 
     @torch.no_grad()
+    @true_float32()
     def delta(self, param: Tensor) -> Tensor:
         """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
 
@@ -272,6 +275,7 @@ class DecoupledMomentum(Optimizer):
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
+    @uncompiled
     @torch.no_grad()
     def lookahead(self, lr: Rates = None) -> None:
         """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass, unless they are shifted.
@@ -294,6 +298,7 @@ class DecoupledMomentum(Optimizer):
             group["lookahead_lr"] = rate
         self._look_ahead_again()
 
+    @uncompiled
     @torch.no_grad()
     def undo_lookahead(self, *, discard_edits: bool = False) -> None:
         """Puts the weights back, bit for bit. Does nothing if they are not shifted.
@@ -318,6 +323,7 @@ class DecoupledMomentum(Optimizer):
             for group in self.param_groups:
                 group["looks_ahead"] = False
 
+    @uncompiled
     @torch.no_grad()
     def generate(self, lr: Rates = None, *, decay_weights: bool = True) -> CompressedUpdate:
         """Takes the gradients into the momentum and returns this peer's contribution to the step.
@@ -337,6 +343,7 @@ class DecoupledMomentum(Optimizer):
         """
         return self._generate(lr, alone=False, at_once=False, decay_weights=decay_weights)
 
+    @true_float32()
     def _generate(self, lr: Rates, *, alone: bool, at_once: bool, decay_weights: bool = True) -> CompressedUpdate:
         """:meth:`generate`; ``alone``, a parameter without gradient keeps its weight, as in torch.optim.
 
@@ -434,6 +441,7 @@ class DecoupledMomentum(Optimizer):
             self._forget_direction(param)
 
     @torch.no_grad()
+    @true_float32()
     def remove_own(self) -> None:
         """What was generated last was sent, and leaves the momentum now instead of in the next step.
 
@@ -460,7 +468,9 @@ class DecoupledMomentum(Optimizer):
     def _own_parts(self) -> list[OwnPart]:
         return [OwnPart(self.state[p][OWN_INDEX], self.state[p][OWN_VALUE]) for p in self._params()]
 
+    @uncompiled
     @torch.no_grad()
+    @true_float32()
     def apply(self, updates: Sequence[CompressedUpdate], lr: Rates = None) -> None:
         """``p -= gain * lr * sign(decode(mean over senders))``, or by the group's other rule.
 
@@ -478,7 +488,15 @@ class DecoupledMomentum(Optimizer):
         _check_plans(updates, engine.plan)
         engine.merge(engine.upload(updates), self._params(), lr=self._rates(lr))
 
+    def download(self, update: CompressedUpdate) -> CompressedUpdate:
+        """What :meth:`generate` made, in main memory: for other threads and processes, which touch no device.
+
+        :meth:`apply` takes it from there or from a device.
+        """
+        return self._ready_engine().download(update)
+
     @torch.no_grad()
+    @true_float32()
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update before its sign: a tensor for every parameter, in its shape and in the dtype of ``delta``.
 

@@ -216,8 +216,8 @@ def pack_in_flight(
             value = torch.zeros(len(held), 0, plan.topk[number], device="cpu")
         else:
             start, stop = plan.batches[home].ranges[number]
-            index = torch.stack([u.index[home][start:stop] for u in held])
-            value = _stack_values([u.value[home][start:stop] for u in held], present.tolist())
+            index = torch.stack([u.index[home][start:stop].cpu() for u in held])
+            value = _stack_values([u.value[home][start:stop].cpu() for u in held], present.tolist())
         packed.append({_IN_FLIGHT_INDEX: index, _IN_FLIGHT_VALUE: value, _IN_FLIGHT_PRESENT: present})
     return packed
 

@@ -5,6 +5,7 @@
 ``blocks``    :class:`BlockEngine`: by torch, block by block, on any device
 ``parts``     which classes do the two halves of a step for the blocks of a batch
 ``shifting``  the lookahead by torch
+``transfer``  updates between main memory and devices
 ``choice``    which engine an optimizer gets
 ============  ==========================================================================================
 

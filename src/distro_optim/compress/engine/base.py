@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..extraction import OwnPart
 from ..plan import TilePlan
 from ..update import CompressedUpdate
+from .transfer import Uploads, downloaded
 
 __all__ = ["Engine", "Intake"]
 
@@ -55,11 +57,13 @@ class Engine(ABC):
     them, or in main memory, as they travel. Only :meth:`upload` and :meth:`download` know both: threads other than the
     one that trains never touch a device.
 
-    Attributes:
-        plan: of the tensors.
+    Args:
+        plan: of the tensors; an attribute, too.
     """
 
-    plan: TilePlan
+    def __init__(self, plan: TilePlan) -> None:
+        self.plan = plan
+        self._uploads: dict[torch.device, Uploads] = {}
 
     @property
     @abstractmethod
@@ -120,25 +124,40 @@ class Engine(ABC):
         """
 
     def upload(self, updates: Sequence[CompressedUpdate]) -> list[CompressedUpdate]:
-        """The updates, wherever they are, on the devices of the plan."""
-        return [_moved(update, self.plan) for update in updates]
+        """The updates, wherever they are, on the devices of the plan: those in main memory by one copy."""
+        devices = [batch.device for batch in self.plan.batches]
+        coming = [
+            number
+            for number, update in enumerate(updates)
+            if any(index.device != device for index, device in zip(update.index, devices, strict=True))
+        ]
+        if not coming:
+            return list(updates)
+        index = [list(update.index) for update in updates]
+        value = [list(update.value) for update in updates]
+        waiting = [downloaded(updates[number]) for number in coming]
+        for device in dict.fromkeys(devices):
+            if device.type == "cpu":
+                arrived = {
+                    n: [(update.index[n], update.value[n]) for update in waiting]
+                    for n, other in enumerate(devices)
+                    if other == device
+                }
+            else:
+                arrived = self._uploads_to(device).upload(waiting)
+            for batch, parts in arrived.items():
+                for number, part in zip(coming, parts, strict=True):
+                    index[number][batch], value[number][batch] = part
+        return [
+            CompressedUpdate(update.plan, tuple(i), tuple(v), update.present)
+            for update, i, v in zip(updates, index, value, strict=True)
+        ]
+
+    def _uploads_to(self, device: torch.device) -> Uploads:
+        if device not in self._uploads:
+            self._uploads[device] = Uploads(self.plan, device)
+        return self._uploads[device]
 
     def download(self, update: CompressedUpdate) -> CompressedUpdate:
         """The update in main memory, complete when this returns."""
-        return CompressedUpdate(
-            update.plan,
-            tuple(index.cpu() for index in update.index),
-            tuple(value.cpu() for value in update.value),
-            update.present,
-        )
-
-
-def _moved(update: CompressedUpdate, plan: TilePlan) -> CompressedUpdate:
-    devices = [batch.device for batch in plan.batches]
-    index, value = (
-        tuple(part.to(device) for part, device in zip(parts, devices, strict=True))
-        for parts in (update.index, update.value)
-    )
-    if all(a is b for a, b in zip((*index, *value), (*update.index, *update.value), strict=True)):
-        return update
-    return CompressedUpdate(update.plan, index, value, update.present)
+        return downloaded(update)

@@ -74,7 +74,7 @@ class BlockEngine(Engine):
         *,
         batches: Collection[int] | None = None,
     ) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self._share = share
         numbers = range(len(plan.batches)) if batches is None else sorted(batches)
         self._batches = {number: plan.batches[number] for number in numbers}
@@ -122,7 +122,7 @@ class BlockEngine(Engine):
 
     @override
     def extract(self, intake: Intake) -> CompressedUpdate:
-        update = CompressedUpdate.empty(self.plan, quantized=intake.quantize)
+        update = CompressedUpdate.empty(self.plan, quantized=intake.quantize, on_devices=True)
         present = [grad is not None for grad in intake.grads]
         spoken = self.extract_into(update, intake)
         if intake.quantize:

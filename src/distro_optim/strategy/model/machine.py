@@ -178,9 +178,9 @@ def _update(optimizer: DisTrO, quantize: bool, number: int) -> CompressedUpdate:
             drawn = _draw(number * 1009 + tile, batch.k, batch.h, batch.w, mirrored=mirrored)
             places.append([place for place, _ in drawn])
             numbers.append([size for _, size in drawn])
-        sizes = torch.tensor(numbers, dtype=torch.float64)
-        index.append(torch.tensor(places, dtype=torch.int32, device=batch.device))
-        value.append((sizes < 0 if quantize else sizes.to(batch.compute_dtype)).to(batch.device))
+        sizes = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        index.append(torch.tensor(places, dtype=torch.int32, device="cpu"))
+        value.append(sizes < 0 if quantize else sizes.to(batch.compute_dtype))
     return CompressedUpdate(plan, tuple(index), tuple(value), (True,) * len(plan))
 
 

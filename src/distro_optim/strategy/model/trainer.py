@@ -110,6 +110,8 @@ class SwarmTrainer:
         return self._plan
 
     def _outgoing(self, update: CompressedUpdate) -> CompressedUpdate:
+        # Other threads encode it, and those touch no device.
+        update = self.optimizer.download(update)
         if self._order is None:
             return update
         entries = update.tensors()
