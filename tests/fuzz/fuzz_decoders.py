@@ -42,6 +42,7 @@ MAX_INPUT: Final = 16384
 # What the fuzzer watches the paths through.
 INSTRUMENTED: Final = (
     "comm.announcements",
+    "comm.changes",
     "comm.iroh.blobs.decoder",
     "comm.iroh.blobs.request",
     "comm.iroh.gossip.frames",
@@ -409,6 +410,16 @@ def served_link(data: bytes) -> None:
     assert not link.is_open
 
 
+BEFORE: Final = b"\1" + bytes(range(251)) * 80
+"""What a frame changes: more than one piece."""
+
+
+def frame_change(data: bytes) -> None:
+    from distro_optim.comm import changes
+
+    assert len(changes.apply(BEFORE, b"\2" + data, limit=1 << 18)) <= 1 << 18
+
+
 def state_file(data: bytes) -> None:
     from distro_optim.coordinator.formats.text import from_json, to_json
     from distro_optim.coordinator.types import Coordinator
@@ -477,6 +488,7 @@ TARGETS: Final[dict[str, Target]] = {
     "rendezvous-answer": rendezvous_answer,
     "whereabouts": whereabouts,
     "served-link": served_link,
+    "frame-change": frame_change,
     "state-file": state_file,
     "bucket-listing": bucket_listing,
     "mixture-file": mixture_file,
@@ -492,6 +504,7 @@ def seeds() -> dict[str, list[bytes]]:
 
     from distro_optim.comm import postcard
     from distro_optim.comm.addresses import EndpointAddr, SocketAddr
+    from distro_optim.comm.changes import change_of
     from distro_optim.comm.framing import Else
     from distro_optim.comm.framing import encode_frame as encode_tcp_frame
     from distro_optim.comm.iroh import meeting_place
@@ -631,6 +644,10 @@ def seeds() -> dict[str, list[bytes]]:
         "whereabouts": [postcard.encode(Whereabouts(3, address, (address,)))],
         "rendezvous-answer": [postcard.encode([address, address], meeting_place.Members)],
         "served-link": [CLIENT_TO_SERVER.encode(Else(Join("run"))), bytes(100)],
+        "frame-change": [
+            change_of(BEFORE, BEFORE[:900] + bytes(50) + BEFORE[900:])[1:],
+            change_of(BEFORE, BEFORE[:17000])[1:],
+        ],
         "state-file": [to_json(state).encode()],
         "bucket-listing": [
             b'{"items": [{"name": "a.bin", "size": "12", "mediaLink": "https://a.example/a.bin"}]}',
