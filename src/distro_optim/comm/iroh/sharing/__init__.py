@@ -6,6 +6,7 @@
 ``search``           who has the model? All peers are asked at once
 ``peers``            whom to ask next for a part
 ``live``             single tensors of the model in training, for peers of our own kind
+``asking``           how often each peer may ask
 ``requests``         one question and its answer, for both protocols
 ``messages``         the bytes of questions and answers
 ``torchscript``      one tensor as the archive that C++ ``torch::save`` writes

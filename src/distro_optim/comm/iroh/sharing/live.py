@@ -9,7 +9,7 @@ The ticket leads to the hashes of all tensors, one after the other, or to a ``Mo
 speak this; what they speak is in :mod:`.messages`.
 
 What it may cost a peer is bounded: of a step, at most half of the tensors are given, each copied once however many ask;
-and each peer may ask about few steps.
+and each peer may ask about few steps, and so often.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ...swarm import Swarm
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
+from .asking import AskBudget
 from .messages import (
     ParametersNotInitialized,
     ParameterUnknown,
@@ -103,6 +104,7 @@ class LiveSharing(TensorSource):
         # Of this step, by name; None for the hashes.
         self._tickets: dict[str | None, asyncio.Task[BlobTicket]] = {}
         self._asked: dict[bytes, set[int]] = {}
+        self._budget = AskBudget()
         node.accept(ALPN, self._serve)
 
     def offer(self, live: LiveWeights | None) -> None:
@@ -143,13 +145,14 @@ class LiveSharing(TensorSource):
 
     async def _serve(self, connection: Connection) -> None:
         peer = connection.remote_id
-        await answer_request(connection, lambda data: self._answer(peer, decode_live_request(data)))
+        await answer_request(connection, self._budget, lambda data: self._answer(peer, decode_live_request(data)))
 
     async def _answer(self, peer: bytes, request: LiveRequest) -> Any:
         live = self._live
         digests = live.digests(request.step) if live is not None else None
         if live is None or digests is None or not self._may_ask(peer, request.step):
             return ParametersNotInitialized()
+        self._budget.resize(len(digests))
         if request.step != self._step:
             self._begin(request.step)
         key = request.name if isinstance(request, TensorRequest) else None

@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from ....errors import PeerTimeoutError
+from ....errors import ExchangeError, PeerTimeoutError
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
+from .asking import AskBudget
 from .messages import MAX_ANSWER, MAX_REQUEST, decode_answer, encode_answer
 
 __all__ = ["REQUEST_SECONDS", "answer_request", "send_request"]
@@ -58,13 +60,19 @@ async def send_request(node: Node, peer: bytes, alpn: bytes, request: bytes, *, 
         raise PeerTimeoutError(f"no answer about {about} within {REQUEST_SECONDS} s") from None
 
 
-async def answer_request(connection: Connection, answer: Callable[[bytes], Awaitable[Any]]) -> None:
+async def answer_request(connection: Connection, budget: AskBudget, answer: Callable[[bytes], Awaitable[Any]]) -> None:
     """Serves the one request of a connection.
 
     Args:
         connection: that was accepted.
+        budget: of the peer; where it is used up nothing is read, and the connection ends.
         answer: gives what is to be said to an encoded request; raises ProtocolError if that is malformed.
+
+    Raises:
+        ExchangeError: the peer has asked too often.
     """
+    if not budget.take(connection.remote_id, time.monotonic()):
+        raise ExchangeError("it has asked too often")
     send, recv = await connection.accept_bi(timeout=REQUEST_SECONDS)
     said = await answer(await recv.read_to_end(MAX_REQUEST, timeout=REQUEST_SECONDS))
     await send.write(encode_answer(said), timeout=REQUEST_SECONDS)

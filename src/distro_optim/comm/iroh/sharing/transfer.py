@@ -21,6 +21,7 @@ from ...model_exchange import Check, Patience, SharedModel
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
+from .asking import AskBudget
 from .messages import (
     ALPN,
     MAX_CONFIG_BLOB,
@@ -81,6 +82,7 @@ class ModelSharing:
         self._node = node
         self._publish = publish
         self._model: SharedModel | None = None
+        self._budget = AskBudget()
         # Per part, so that many who ask at once cause one archive; kept while this model is offered.
         self._tickets: dict[str | None, asyncio.Task[BlobTicket]] = {}
         node.accept(ALPN, self._serve)
@@ -92,6 +94,7 @@ class ModelSharing:
         blobs of a former model, ``model-*``, is up to the owner of the store.
         """
         self._model = model
+        self._budget.resize(len(model.parameters))
         self._tickets.clear()
 
     def withdraw(self) -> None:
@@ -117,7 +120,7 @@ class ModelSharing:
         return await send_request(self._node, peer, ALPN, encode_request(request), about="the model")
 
     async def _serve(self, connection: Connection) -> None:
-        await answer_request(connection, lambda data: self._answer(decode_request(data)))
+        await answer_request(connection, self._budget, lambda data: self._answer(decode_request(data)))
 
     async def _answer(self, request: ConfigRequest | ParameterRequest) -> Any:
         model = self._model
