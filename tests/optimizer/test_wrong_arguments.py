@@ -116,7 +116,8 @@ def test_a_group_that_is_none_is_refused(group: Any) -> None:
         optimizer.add_param_group(group)
 
 
-def test_an_engine_that_cannot_be_had_is_told_before_the_first_step() -> None:
+def test_an_engine_that_cannot_be_had_is_told_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="engine='triton'") as caught:
         DisTrO([nn.Parameter(torch.ones(2))], engine="triton")
     assert caught.value.name == "engine"

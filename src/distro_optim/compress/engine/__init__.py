@@ -6,6 +6,7 @@
 ``parts``     which classes do the two halves of a step for the blocks of a batch
 ``shifting``  the lookahead by torch
 ``transfer``  updates between main memory and devices
+``triton``    a folder: the kernels for GPUs, and the engine that launches them
 ``choice``    which engine an optimizer gets
 ============  ==========================================================================================
 

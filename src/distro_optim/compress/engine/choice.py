@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Final, Literal, get_args
 
 from ...errors import ConfigurationError
@@ -20,9 +21,12 @@ ENGINES: Final[tuple[str, ...]] = get_args(EngineName)
 
 def check_engine(name: str) -> None:
     """Raises ConfigurationError if no tensors on this machine could have the engine called ``name``."""
-    if name == "triton":
+    if name == "triton" and importlib.util.find_spec("triton") is None:
         raise ConfigurationError(
-            "engine='triton': this version has no kernels in Triton; give 'auto' or 'torch'", name="engine", value=name
+            "engine='triton': Triton is not installed, which comes with PyTorch for CUDA and ROCm on Linux: "
+            "pip install 'distro-optim[gpu]', or give 'auto' or 'torch'",
+            name="engine",
+            value=name,
         )
 
 
@@ -31,12 +35,18 @@ def make_engine(
 ) -> Engine:
     """The engine called ``name``; ``"auto"`` is the fastest of those that have been run on the devices of the plan.
 
+    The kernels in Triton have not been run on a GPU so far, so that they must be asked for by name.
+
     Args:
         name: of the engine.
         plan, transform, share, workers: as for :class:`~.blocks.BlockEngine`.
 
     Raises:
-        ConfigurationError: there is no such engine for these tensors, or here.
+        ConfigurationError: there is no such engine here.
     """
     check_engine(name)
+    if name == "triton":
+        from .triton.engine import TritonEngine
+
+        return TritonEngine(plan, transform, share, workers)
     return BlockEngine(plan, transform, share, workers)

@@ -1,0 +1,319 @@
+"""Steps by the kernels, where they are for a batch, and by torch where they are not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ....errors import ConfigurationError
+from ...exact.definition import MAX_CONTRIBUTORS
+from ...plan import Batch, TilePlan
+from ...update import CompressedUpdate
+from ...windows import Contiguous
+from ..base import Engine, Intake
+from ..blocks import BlockEngine, ShareOut
+from . import launching
+from .batches import Ahead, KernelBatch, on_device
+from .tables import fits
+from .trial import extraction_differs, merge_differs
+
+__all__ = ["TritonEngine"]
+
+_SHIFTED: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class TritonEngine(Engine):
+    """One launch for all tensors of a batch, for each half of a step.
+
+    The kernels are for tiles with sides of up to 64 and up to 64 coefficients, tensors of float32, bfloat16 and
+    float16, ``arithmetic="exact"`` and ``transform="dct"``, on GPUs of CUDA and ROCm. Steps of a fixed size
+    (``update="rms"``) are extracted by kernels and merged by torch. Everything else is torch's.
+
+    Before a batch's first step one block of it is done by both, on copies. Where the results differ, or a kernel cannot
+    be compiled, torch does that batch from then on, and a warning says so.
+
+    Args:
+        plan, transform, share, workers: as for :class:`~distro_optim.compress.engine.blocks.BlockEngine`.
+    """
+
+    def __init__(self, plan: TilePlan, transform: str, share: ShareOut | None = None, workers: int = 1) -> None:
+        super().__init__(plan)
+        self._blocks_of: Callable[[Sequence[int]], BlockEngine] = lambda numbers: BlockEngine(
+            plan, transform, share, workers, batches=numbers
+        )
+        chosen = [n for n, b in enumerate(plan.batches) if self._runs(b, transform)]
+        if len(chosen) < len(plan.batches) and not any(self._has_device(b) for b in plan.batches):
+            warnings.warn(
+                "engine='triton' is for GPUs of CUDA and ROCm, and no parameters are on one: torch takes the steps. "
+                "Move the model before the first step, or give engine='auto'",
+                UserWarning,
+                stacklevel=2,
+            )
+        kernels = {n: KernelBatch(n, plan.batches[n], len(plan)) for n in chosen}
+        self._extracts = dict(kernels)
+        self._merges = {n: k for n, k in kernels.items() if k.batch.update == "sign"}
+        self._tried: set[tuple[str, int]] = set()
+        self._rest: dict[tuple[int, ...], BlockEngine] = {}
+
+    def _runs(self, batch: Batch, transform: str) -> bool:
+        return self.plan.arithmetic == "exact" and transform == "dct" and fits(batch) and self._has_device(batch)
+
+    @staticmethod
+    def _has_device(batch: Batch) -> bool:
+        return batch.device.type == ("cpu" if launching.interpreted() else "cuda")
+
+    def _without(self, ours: dict[int, KernelBatch]) -> BlockEngine:
+        """Torch for all other batches."""
+        numbers = tuple(n for n in range(len(self.plan.batches)) if n not in ours)
+        if numbers not in self._rest:
+            self._rest[numbers] = self._blocks_of(numbers)
+        return self._rest[numbers]
+
+    def _fall_back(self, half: str, ours: dict[int, KernelBatch], number: int, why: str) -> None:
+        batch = ours.pop(number).batch
+        warnings.warn(
+            f"engine='triton': torch does the {half} of tiles of {batch.h} x {batch.w} from now on, more slowly: "
+            f"{why}. engine='torch' leaves the kernels alone",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _try(self, half: str, ours: dict[int, KernelBatch], trial: Callable[[KernelBatch], str | None]) -> None:
+        """Before the first step: takes those batches out of ``ours`` that the kernels cannot do here."""
+        for number, kernels in list(ours.items()):
+            if (half, number) not in self._tried:
+                self._tried.add((half, number))
+                try:
+                    why = trial(kernels)
+                except Exception as error:
+                    # Compilers fail in many ways, on GPUs that they do not know or whose memory is full.
+                    why = f"{type(error).__name__}: {error}"
+                if why is not None:
+                    self._fall_back(half, ours, number, why)
+
+    @property
+    @override
+    def needs_whole_updates(self) -> bool:
+        return any(batch.update == "rms" for batch in self.plan.batches)
+
+    # -- gradients to coefficients -------------------------------------------------------------------------------------
+
+    @override
+    def extract(self, intake: Intake) -> CompressedUpdate:
+        if intake.step is not None:
+            if self.needs_whole_updates:
+                raise ValueError("a step of a fixed size needs the whole update first: merge it")
+            if intake.quantize or intake.own is not None:
+                raise ValueError("step needs values that leave the momentum at once: not with quantize or own")
+        flags = {n: k.flags([[g is not None for g in intake.grads]])[0] for n, k in self._extracts.items()}
+        self._try("extraction", self._extracts, lambda k: extraction_differs(k, intake, flags[k.number]))
+        update = self._room(quantize=intake.quantize)
+        spoken = self.extract_into(update, intake, flags)
+        present = [grad is not None for grad in intake.grads]
+        rest = self._without(self._extracts)
+        by_torch = rest.extract_into(update, _without_step(intake))
+        if intake.quantize:
+            rest.silence(present, by_torch)
+            if spoken:
+                said = torch.stack([one.to(next(iter(spoken.values())).device) for one in spoken.values()]).tolist()
+                for (number, _), row in zip(spoken.items(), said, strict=True):
+                    for tensor in self.plan.batches[number].ranges:
+                        present[tensor] = present[tensor] and bool(row[tensor])
+        update = CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+        if intake.step is not None:
+            params, rates = intake.step
+            self.merge([update], params, lr=rates)
+        return update
+
+    def _room(self, *, quantize: bool) -> CompressedUpdate:
+        """For an update of ours: what the kernels fill need not be filled before."""
+        index, value = [], []
+        for number, b in enumerate(self.plan.batches):
+            make = torch.empty if number in self._extracts else torch.zeros
+            index.append(make(b.tiles, b.k, dtype=torch.int32, device=b.device))
+            value.append(make(b.tiles, b.k, dtype=torch.bool if quantize else b.value_dtype, device=b.device))
+        return CompressedUpdate(self.plan, tuple(index), tuple(value), (False,) * len(self.plan))
+
+    def extract_into(
+        self,
+        update: CompressedUpdate,
+        intake: Intake,
+        flags: dict[int, Tensor],
+        *,
+        codes: bool = False,
+        precision: str = "split",
+    ) -> dict[int, Tensor]:
+        """The kernels' batches of an update; nothing waits for the device.
+
+        Args:
+            update: whose index and value are filled.
+            intake: what is taken.
+            flags: by batch ``(tensors,)`` int32, 0 for gradients that are left out.
+            codes: the signs of the momentum are wanted, for the lookahead of :meth:`merge_into`.
+            precision: of the transform.
+
+        Returns:
+            by batch ``(tensors,)`` int32, 1 where anything is said; it only means something for signs.
+        """
+        spoken: dict[int, Tensor] = {}
+        for number, kernels in self._extracts.items():
+            batch = kernels.batch
+            spoken[number] = torch.zeros(len(self.plan), dtype=torch.int32, device=batch.device)
+            kernels.extract(
+                kernels.of_one_type(intake.grads),
+                intake.momenta,
+                intake.own,
+                as_coefficients=intake.in_coefficients[min(batch.ranges)],
+                rate=intake.lr[batch.group],
+                keep=intake.decay[batch.group],
+                present=flags[number],
+                index=update.index[number],
+                value=update.value[number],
+                spoken=spoken[number],
+                codes=codes,
+                precision=precision,
+            )
+        return spoken
+
+    def usable(self, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """By batch ``(tensors,)`` int32, 1 for gradients that are finite, found out without waiting for the device."""
+        flags: dict[int, Tensor] = {}
+        for number, kernels in self._extracts.items():
+            flags[number] = kernels.flags([[grad is not None for grad in grads]])[0].clone()
+            kernels.check(kernels.of_one_type(grads), flags[number])
+        return flags
+
+    # -- coefficients to weights ---------------------------------------------------------------------------------------
+
+    @override
+    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+        if not updates:
+            return
+        if len(updates) > MAX_CONTRIBUTORS and self.plan.arithmetic == "exact":
+            raise ConfigurationError(
+                f"{len(updates)} updates in one step: arithmetic='exact' is proven for at most {MAX_CONTRIBUTORS}",
+                name="updates",
+                value=len(updates),
+            )
+        if not self._can_merge(updates):
+            self._without({}).merge(updates, params, lr=lr)
+            return
+        weights = Contiguous(params)
+        flags = {n: k.flags([u.present for u in updates]) for n, k in self._merges.items()}
+        self._try(
+            "merge",
+            self._merges,
+            lambda k: merge_differs(k, updates, flags[k.number], weights.tensors, lr[k.batch.group] * k.batch.gain),
+        )
+        self._without(self._merges).merge(updates, weights.tensors, lr=lr)
+        self.merge_into(updates, flags, weights.tensors, lr)
+        weights.write_back()
+        for kernels in self._merges.values():
+            _count_writes([weights.tensors[n] for n in kernels.batch.ranges])
+
+    def _can_merge(self, updates: Sequence[CompressedUpdate]) -> bool:
+        """Whether the kernels read them: some may send signs and others values, or values of another type."""
+        for number, kernels in self._merges.items():
+            shape = (kernels.batch.tiles, kernels.batch.k)
+            kinds = {u.value[number].dtype for u in updates}
+            if len(kinds) > 1 or not kinds <= {torch.bool, *_SHIFTED}:
+                return False
+            for u in updates:
+                parts = (u.index[number], u.value[number])
+                if u.index[number].dtype != torch.int32 or not all(
+                    p.shape == shape and p.is_contiguous() and p.device == kernels.batch.device for p in parts
+                ):
+                    return False
+        return True
+
+    def merge_into(
+        self,
+        updates: Sequence[CompressedUpdate],
+        flags: dict[int, Tensor],
+        weights: Sequence[Tensor],
+        lr: Sequence[float],
+        *,
+        ahead: Ahead | None = None,
+    ) -> None:
+        """The kernels' batches of a merge, and the lookahead of the next step on the way. Nothing waits for the device.
+
+        Args:
+            updates: of all contributors.
+            flags: by batch ``(contributors, tensors)`` int32: who says anything of a tensor.
+            weights: of the model, contiguous; changed in place.
+            lr: per parameter group.
+            ahead: by the momentum that :meth:`extract_into` left last, with ``codes``.
+        """
+        for number, kernels in self._merges.items():
+            batch = kernels.batch
+            kernels.merge(updates, flags[number], weights, lr[batch.group] * batch.gain, ahead=ahead)
+
+    @override
+    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+        return self._without({}).decode(updates)
+
+    # -- the lookahead -------------------------------------------------------------------------------------------------
+
+    @override
+    def shift(
+        self,
+        params: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        whole: Sequence[bool],
+    ) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype, torch.dtype], list[int]] = {}
+        others: list[int] = []
+        for number, (param, direction, keep, as_it_is) in enumerate(zip(params, directions, saved, whole, strict=True)):
+            device = param.device
+            ready = (
+                not as_it_is
+                and device.type == ("cpu" if launching.interpreted() else "cuda")
+                and param.dtype in _SHIFTED
+                and direction.dtype == torch.float32
+                and keep.dtype == param.dtype
+                and all(t.is_contiguous() and t.device == device for t in (param, direction, keep))
+            )
+            if ready:
+                kinds.setdefault((device, param.dtype, direction.dtype), []).append(number)
+            else:
+                others.append(number)
+        for (device, dtype, kind), numbers in kinds.items():
+            rows, runs = [], []
+            for position, n in enumerate(numbers):
+                size = params[n].numel()
+                rows += [params[n].data_ptr(), directions[n].data_ptr(), saved[n].data_ptr(), size]
+                starts = torch.arange(0, size, launching.RUN, dtype=torch.int64, device="cpu")
+                runs.append(torch.stack([torch.full_like(starts, position), starts], dim=1))
+            where = torch.cat(runs)
+            if len(where):
+                launching.shift(
+                    on_device(rows, torch.int64, device).view(-1, 4),
+                    where.to(device),
+                    on_device([lr[n] for n in numbers], torch.float32, device),
+                    dtype,
+                    kind,
+                )
+            _count_writes([tensor for n in numbers for tensor in (params[n], saved[n])])
+        if others:
+            args = ([each[n] for n in others] for each in (params, directions, saved, lr, whole))
+            self._without({}).shift(*args)  # type: ignore[arg-type]
+
+
+def _without_step(intake: Intake) -> Intake:
+    return intake if intake.step is None else Intake(
+        intake.grads, intake.momenta, intake.in_coefficients, intake.lr, intake.decay, intake.quantize, intake.own
+    )  # fmt: skip
+
+
+def _count_writes(tensors: Sequence[Tensor]) -> None:
+    """As after any change in place: autograd refuses to go back through what they were before."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)

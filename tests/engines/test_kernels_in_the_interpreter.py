@@ -1,0 +1,86 @@
+"""The Triton kernels take the steps that torch takes, on a CPU, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distro_optim.compress.engine.triton.bounds import LONGEST_SIDE, largest_high_word, largest_low_word, largest_middle
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
+)
+
+CASES = (
+    "signs, ragged",
+    "signs, 64 contributors",
+    "signs, without overlap",
+    "values of bfloat16",
+    "values, as coefficients",
+    "values of float16, a convolution",
+    "tiles too large for the kernels",
+)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """By case, see :class:`engines.interpreted_steps.Found`."""
+    script = Path(__file__).with_name("interpreted_steps.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *CASES],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_coefficients_are_picked_in_ascending_order(found: dict[str, Any], case: str) -> None:
+    assert found[case]["tiles"] > 0
+    assert found[case]["picks"] == 0
+    assert found[case]["presence"] == 0
+    if "too large" not in case:
+        assert found[case]["unordered"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_sent_and_what_is_kept_are_the_same_but_for_rounding(found: dict[str, Any], case: str) -> None:
+    # Two bfloat16 hold 2**-17 of a number.
+    assert found[case]["sent"] < 4e-5
+    assert found[case]["momentum"] < 4e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_have_the_same_bits_in_whatever_order_contributors_come(found: dict[str, Any], case: str) -> None:
+    assert found[case]["weights"] == 0
+    assert found[case]["permuted"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_lookahead_leads_to_the_same_bits(found: dict[str, Any], case: str) -> None:
+    assert found[case]["shifted"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_block_is_no_reason_to_fall_back(found: dict[str, Any], case: str) -> None:
+    assert found[case]["warnings"] == []
+
+
+def test_two_words_hold_every_sum_of_every_tile() -> None:
+    for w in range(1, LONGEST_SIDE + 1):
+        assert largest_low_word(w) < 2**31
+        for h in range(1, LONGEST_SIDE + 1):
+            assert largest_middle(h) + 128 < 2**31
+            assert largest_high_word(h, w) < 2**31
