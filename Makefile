@@ -42,7 +42,7 @@ $(VENV)/.ready: pyproject.toml Makefile constraints.txt
 # Writes down what is installed, for `make setup` to install from now on. See CONTRIBUTING.md.
 constraints: setup
 	$(PIP) freeze --exclude-editable --exclude pip --exclude setuptools \
-		| sed -e '/^nvidia-/d' -e '/^triton==/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
+		| sed -e '/^nvidia-/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 
 check: setup
 	$(BIN)/ruff check .
