@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,16 +68,18 @@ class ScriptedPort(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
+        check: Callable[[bytes, str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         patience: Patience = Patience.LONG,
     ) -> SharedModel:
-        while self.models:
+        for peer in itertools.cycle(list(providers)):
+            if not self.models:
+                break
             model = self.models.pop(0)
             if isinstance(model, Exception):
                 raise model
             try:
-                self.bounds.append(check(model.config, list(model.parameters)) if check is not None else None)
+                self.bounds.append(check(peer, model.config, list(model.parameters)) if check is not None else None)
             except ProtocolError as error:
                 self.said.append(("refused", str(error)))
                 continue

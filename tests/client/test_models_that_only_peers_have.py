@@ -27,7 +27,7 @@ from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, Ru
 from distro_optim.errors import ExchangeError, ModelConfigError, ModelTooLargeError, ModelWeightsError, RunError
 from distro_optim.models import trial
 from distro_optim.models.causal_lm import CausalLM
-from distro_optim.strategy.model.handover import MAX_REFUSALS, ModelHandover
+from distro_optim.strategy.model.handover import ModelHandover
 from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.rounds.actions import Initialize, RunEnded
@@ -108,7 +108,7 @@ def test_what_was_looked_at_comes_again_for_the_session(state: Coordinator, thei
     assert made.access.actions.next_action() == initialize(PEER)
     checked: list[str] = []
     model = made.access.sharing.download_model(
-        [PEER], max_parameter_bytes=1, check=lambda config, names: checked.append(config)
+        [PEER], max_parameter_bytes=1, check=lambda peer, config, names: checked.append(config)
     )
     assert model is theirs
     assert checked == [theirs.config]
@@ -193,7 +193,7 @@ def test_sizes_that_the_parameters_do_not_have_are_refused_and_another_peer_is_a
 def test_what_all_peers_say_is_believed_in_the_end(state: Coordinator, theirs: SharedModel) -> None:
     other = replace(theirs, config=json.dumps({**SMALL, "model_type": "gpt2"}))
     with pytest.raises(ModelConfigError):
-        wants(state, [other] * MAX_REFUSALS, peers=3).download()
+        wants(state, [other] * 3, peers=3).download()
 
 
 def test_peers_that_give_nothing_are_asked_again_when_the_run_says_so(state: Coordinator, theirs: SharedModel) -> None:

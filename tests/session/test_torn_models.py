@@ -37,7 +37,7 @@ class Offers:
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], None] | None = None,
+        check: Callable[[bytes, str, Sequence[str]], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         patience: Patience = Patience.LONG,
     ) -> SharedModel:

@@ -225,7 +225,7 @@ class SimulatedPort(RunPort):
         providers: Iterable[bytes],
         *,
         max_parameter_bytes: int,
-        check: Callable[[str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
+        check: Callable[[bytes, str, Sequence[str]], int | Mapping[str, int] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         patience: Patience = Patience.LONG,
     ) -> SharedModel:
@@ -241,7 +241,7 @@ class SimulatedPort(RunPort):
                 assert peers[peer].offered_digests == digests_of(model), "what is offered was changed"
                 try:
                     if check is not None:
-                        check(model.config, list(model.parameters))
+                        check(peer, model.config, list(model.parameters))
                 except ProtocolError as error:
                     reason = str(error)
                     attempts[peer] -= 1

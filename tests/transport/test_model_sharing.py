@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -221,6 +222,38 @@ def test_peers_that_fail_in_every_way_do_not_keep_the_model_from_the_joiner(
     joiner.submit(scenario()).result(SECONDS)
 
 
+@pytest.mark.parametrize("how_many", [1, 4])
+def test_liars_that_describe_the_model_and_give_other_parts_are_passed_over(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, how_many: int
+) -> None:
+    monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
+    blobs = Blobs()
+    joiner, giver, *liars = [make_node() for _ in range(2 + how_many)]
+    ModelSharing(giver, blobs.publisher(giver)).offer(MODEL)
+
+    async def half_true(connection: Connection, node: Node) -> None:
+        send, recv = await connection.accept_bi()
+        request = messages.decode_request(await recv.read_to_end(messages.MAX_REQUEST))
+        said: Any = ModelConfig(MODEL.config, MODEL.tokenizer, list(MODEL.parameters))
+        if isinstance(request, ParameterRequest):
+            said = ModelParameter(b"another", write_tensor(torch.zeros(1)))
+        ticket = await blobs.publisher(node)(messages.encode_blob(said), f"model-{node.endpoint_id.hex()[:8]}")
+        await send.write(messages.encode_answer(ticket))
+        await send.finish()
+        await connection.closed()
+
+    for liar in liars:
+        liar.accept(messages.ALPN, functools.partial(half_true, node=liar))
+
+    async def scenario() -> None:
+        sharing = ModelSharing(joiner, blobs.publisher(joiner))
+        order = [*(liar.endpoint_id for liar in liars), giver.endpoint_id]
+        assert same(await download_model(sharing, order, blobs.fetch, max_parameter_bytes=1 << 20), MODEL)
+        assert {liar.endpoint_id for liar in liars} <= set(blobs.fetched)
+
+    joiner.submit(scenario()).result(SECONDS)
+
+
 def test_when_all_peers_fail_the_last_reason_is_told(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distro_optim.comm.iroh.sharing.transfer._ERROR_SECONDS", 0.001)
     blobs = Blobs()
@@ -290,7 +323,7 @@ def test_each_parameter_has_its_own_bound_where_sizes_are_known(make_node: MakeN
             [giver.endpoint_id],
             blobs.fetch,
             max_parameter_bytes=1 << 20,
-            check=lambda config, names: bounds,
+            check=lambda peer, config, names: bounds,
         )
         assert same(model, MODEL)
 

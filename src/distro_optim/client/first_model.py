@@ -30,7 +30,6 @@ from ..models.building import build_shapes, persistent_buffers, sorted_parameter
 from ..models.config import read_config
 from ..models.memory import check_memory
 from ..strategy.forwarding import AccessParts, ForwardingActions, ForwardingLife, ForwardingSharing
-from ..strategy.model.handover import MAX_REFUSALS
 from ..strategy.port import RunAccess, TrainerAction
 from ..strategy.rounds.actions import Initialize, RunEnded
 
@@ -87,6 +86,7 @@ class FirstModel:
         self._actions = _Actions(access.actions)
         self._sharing = _Sharing(access.sharing)
         self._refused = 0
+        self._one_alone = False
 
     @property
     def access(self) -> RunAccess:
@@ -124,11 +124,12 @@ class FirstModel:
                     "join again once others train"
                 )
             turn = self._refused % len(action.providers)
+            order = [*action.providers[turn:], *action.providers[:turn]]
             try:
                 model = self._inner.sharing.download_model(
-                    [*action.providers[turn:], *action.providers[:turn]],
+                    order[:1] if self._one_alone else order,
                     max_parameter_bytes=MAX_PARAMETER_BYTES,
-                    check=_Check(self._run, self._device, len(action.providers)),
+                    check=_Check(self._run, self._device, action.providers),
                     progress=progress,
                 )
             except (ExchangeError, ProtocolError) as error:
@@ -138,7 +139,11 @@ class FirstModel:
             return model
 
     def refuse(self, reason: str) -> None:
-        """What came cannot be used; the run asks for it again, and another peer is tried first then."""
+        """What came cannot be used; the run asks for it again, and another peer is tried first then.
+
+        If a whole model came, it is tried alone: one of the others may have given a part that is wrong.
+        """
+        self._one_alone = self._sharing.again is not None
         self._actions.again = self._sharing.again = None
         self._refused += 1
         self._inner.answers.initialization_failed(reason)
@@ -172,26 +177,27 @@ class _Sharing(ForwardingSharing):
         if model is None:
             return self.inner.download_model(providers, check=check, **settings)
         if check is not None:
-            check(model.config, list(model.parameters))
+            check(next(iter(providers), b""), model.config, list(model.parameters))
         return model
 
 
 class _Check:
     """Whether what a peer describes is a model that can be trained here; asked before any of it is downloaded."""
 
-    def __init__(self, run: LLM, device: torch.device, providers: int) -> None:
+    def __init__(self, run: LLM, device: torch.device, providers: Iterable[bytes]) -> None:
         self._run = run
         self._device = device
-        # One peer alone must not keep us out with a model that nobody trains.
-        self._left = 1 if providers == 1 else MAX_REFUSALS
+        self._providers = frozenset(providers)
+        self._refused: set[bytes] = set()
 
-    def __call__(self, config: str, names: Sequence[str]) -> int:
+    def __call__(self, peer: bytes, config: str, names: Sequence[str]) -> int:
         """Returns the bytes that its largest parameter takes at most."""
         try:
             return self._largest(config, names)
         except (ModelConfigError, ModelTooLargeError) as error:
-            self._left -= 1
-            if self._left <= 0:
+            # Some peers must not keep us out with a model that nobody trains, as long as others may have another.
+            self._refused.add(peer)
+            if self._refused >= self._providers:
                 raise
             raise ProtocolError(str(error)) from None
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "ModelExchange", "Patience", "SharedModel", "download_patiently"]
 
-Check = Callable[[str, Sequence[str]], int | Mapping[str, int] | None]
-"""Called with the text of a configuration and the names of the parameters, in another thread and before any parameter
-is asked for. Raises ProtocolError if this is not the model that is wanted. May return lower bounds on the bytes of a
-parameter, one for all or one for each name."""
+Check = Callable[[bytes, str, Sequence[str]], int | Mapping[str, int] | None]
+"""Called with a peer, the text of its configuration and the names of its parameters, in another thread and before any
+parameter is asked for. Raises ProtocolError if this is not the model that is wanted. May return lower bounds on the
+bytes of a parameter, one for all or one for each name."""
 
 _PAUSE_SECONDS: Final = 0.25
 """Between two attempts, when the first failed in the middle of the model."""

@@ -59,7 +59,7 @@ class MemoryModels(ModelExchange):
             if model is None:
                 raise NotSharedError("it has nothing to share", reason="ParametersNotInitialized")
             if check is not None:
-                check(model.config, list(model.parameters))
+                check(peer, model.config, list(model.parameters))
             return _Offer(model)
 
         model = (await find_sharers(ask, providers, patience=patience, seconds=seconds)).answer.model

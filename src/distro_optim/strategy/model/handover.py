@@ -20,10 +20,6 @@ from .trainer import SwarmTrainer
 
 __all__ = ["ModelHandover", "message_bytes"]
 
-MAX_REFUSALS: Final = 10
-"""Models refused in a row, of however many peers, until we take it that the run trains something else. One peer could
-say so to keep joiners away; it is asked five times at most. Chosen arbitrarily above that."""
-
 MAX_SINGLE_PROVIDERS: Final = 3
 """Peers that are asked for the whole model, one after the other, where several together gave no whole one. Each costs
 as much as all together; the next warm-up begins afresh. Chosen arbitrarily."""
@@ -41,7 +37,7 @@ def message_bytes(tensor: Tensor, widest: int = 0) -> int:
 
 
 class _TornModelError(ProtocolError):
-    """What came is in parts of different models."""
+    """What came is in parts of different models, or a part is of none."""
 
 
 class ModelHandover:
@@ -134,22 +130,23 @@ class ModelHandover:
             patience: with peers that have nothing to share yet.
 
         Raises:
-            ModelMismatchError: the run trains something else, as far as the peers can be believed.
+            ModelMismatchError: the run trains something else, as every one of the peers says.
             ExchangeError: nobody gave it.
             ProtocolError: what came is not the model of the run, or not whole.
         """
         ours = self.identity(action.epoch, action.step)
         bounds = self._bounds()
         largest = max(bounds.values())
-        refusals = 0
+        refused: set[bytes] = set()
 
-        def check(config: str, names: Sequence[str]) -> Mapping[str, int]:
-            nonlocal refusals
+        def check(peer: bytes, config: str, names: Sequence[str]) -> Mapping[str, int]:
             try:
                 self._check(ours, ModelIdentity.decode(config), names)
             except ModelMismatchError as error:
-                refusals += 1
-                if len(action.providers) == 1 or refusals >= MAX_REFUSALS:
+                refused.add(peer)
+                # Liars could say so to keep joiners away: as long as one of the others may still say something else,
+                # it is one peer's word.
+                if refused >= set(action.providers):
                     raise
                 raise ProtocolError(str(error)) from None
             return bounds
@@ -160,8 +157,8 @@ class ModelHandover:
             return self._fetch(order, ours, check, largest, patience)
         except _TornModelError as error:
             reason: Exception = error
-        # Some of them have other weights and do not know it yet. From one alone the model is whole; whether it is the
-        # right one, the reports of the warm-up tell.
+        # Some of them have other weights and do not know it yet, or lie. From one alone the model is whole; whether it
+        # is the right one, the reports of the warm-up tell.
         for peer in order[:MAX_SINGLE_PROVIDERS]:
             try:
                 return self._fetch([peer], ours, check, largest, patience)
@@ -227,7 +224,7 @@ class ModelHandover:
         castable = self._as_psyche and value.is_floating_point() and own.is_floating_point()
         same_dtype = value.dtype == own.dtype or castable
         if value.shape != own.shape or not same_dtype:
-            raise ProtocolError(
+            raise _TornModelError(
                 f"{name} came as {value.dtype} of shape {tuple(value.shape)}, it is {own.dtype} of "
                 f"{tuple(own.shape)} here"
             )

@@ -223,14 +223,14 @@ async def download_model(
     """
     one_by_one = asyncio.Lock()
 
-    def checked(blob: bytes) -> tuple[ModelConfig, int | Mapping[str, int] | None]:
+    def checked(peer: bytes, blob: bytes) -> tuple[ModelConfig, int | Mapping[str, int] | None]:
         config = _config(blob)
-        return config, check(config.config, config.parameter_names) if check is not None else None
+        return config, check(peer, config.config, config.parameter_names) if check is not None else None
 
     async def ask(peer: bytes) -> _Described:
         blob = await fetch(await sharing.request_config(peer), MAX_CONFIG_BLOB)
         async with one_by_one:
-            return _Described(blob, *await asyncio.to_thread(checked, blob))
+            return _Described(blob, *await asyncio.to_thread(checked, peer, blob))
 
     def limit_of(name: str) -> int:
         bound = bounds.get(name) if isinstance(bounds, Mapping) else bounds
