@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from typing_extensions import override
 
 from distro_optim.coordinator.ticket import RunTicket
-from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.environment import TICKET_NAME
 from distro_optim.strategy.model import between_epochs
 from distro_optim.strategy.model.between_epochs import FOLDER, BetweenEpochs
 from distro_optim.strategy.model.checkpoint import CheckpointStore
 from distro_optim.strategy.network.runtime import Runtime
 
+from .test_a_run_outlives_its_host import Killed, kill
 from .test_live_sessions import CONFIG, Peer, host
 
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
@@ -32,23 +34,41 @@ def until_trained(peer: Peer, steps: int) -> None:
         peer.join(0.02)
 
 
-def test_the_ticket_stays_the_same_and_a_peer_that_was_in_trains_on(tmp_path: Path) -> None:
-    first = host(1, ENDLESS, checkpoint_dir=tmp_path)
-    friend = Peer(2, run=first.ticket)
-    until_trained(friend, 3)
-    first.enough.set()
-    first.result()
-    before, last, ticket = len(friend.steps), first.steps[-1], first.ticket
+@pytest.mark.parametrize("has_saved", [True, False])
+def test_the_ticket_stays_the_same_and_the_run_goes_on_where_the_other_is(tmp_path: Path, *, has_saved: bool) -> None:
+    def dies(peer: Peer, step: int) -> None:
+        kept = tmp_path / TICKET_NAME
+        if step >= 9 and kept.exists() and RunTicket.parse(kept.read_text()).peers:
+            kill(peer)
+        time.sleep(0.05)
+
+    def slowly(peer: Peer, step: int) -> None:
+        time.sleep(0.05)
+
+    config = replace(ENDLESS, keep_peers=1)
+    first = host(1, config, checkpoint_dir=tmp_path, during=dies)
+    friend = Peer(2, run=first.ticket, during=slowly)
+    first.join()
+    assert isinstance(first.error, Killed)
+    ticket = first.ticket
+    for saved in [] if has_saved else tmp_path.glob("step-*"):
+        shutil.rmtree(saved)
     del first.session  # as the process that ends would: the socket is open for as long as something has it
+    first.error.__traceback__ = None
     gc.collect()
 
-    longer = RunConfig(**{**vars(CONFIG), "total_steps": last + 8})
-    again = host(3, longer, checkpoint_dir=tmp_path, resume=True)
+    again = host(3, config, checkpoint_dir=tmp_path, resume=True)
     assert again.ticket == ticket
-    mine, theirs = again.result(), friend.result()
-    assert len(friend.steps) > before
-    assert again.steps[-1] == friend.steps[-1] == longer.total_steps
-    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    until_trained(again, 3)
+    for peer in (friend, again):
+        peer.enough.set()
+        peer.join()
+    assert again.error is None
+    assert again.steps[0] > 9
+    assert friend.steps[:9] == list(range(1, 10))
+    assert sorted(set(friend.steps)) == friend.steps  # not one round was lost
+    assert not [text for text in friend.news if "loading them again" in text]
+    assert any("the run goes on where they are" in text for text in again.news)
     assert any(text.startswith("the coordinator does not answer") for text in friend.news)
     assert any(text.startswith("the coordinator answers again") for text in friend.news)
 

@@ -11,6 +11,7 @@ from .config import RunConfig
 from .environment import RunEnvironment
 from .options import SessionOptions, fill_in
 from .port import RunAccess
+from .rounds.trust.saved_step import SavedStep
 
 __all__ = ["connect_to_run", "settings_to_host"]
 
@@ -23,6 +24,7 @@ def connect_to_run(
     config: RunConfig | None = None,
     state: Coordinator | None = None,
     folder: Path | None = None,
+    saved: SavedStep | None = None,
 ) -> RunAccess:
     """An access to a run, not started.
 
@@ -32,6 +34,7 @@ def connect_to_run(
         config: of a run that is hosted.
         state: where that begins; None starts at its beginning.
         folder: of our checkpoints, for one that joins, and may come to host.
+        saved: what the checkpoint that we resume from says of the run.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -45,6 +48,7 @@ def connect_to_run(
         state=state,
         home=options["checkpoint_dir"] if run is None else None,
         folder=folder,
+        saved=saved,
         resume=options["resume"],
         secret_key=options["secret_key"],
         relay=options["relay"],

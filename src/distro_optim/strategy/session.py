@@ -47,7 +47,7 @@ from .model.checkpoint_place import CheckpointPlace
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
-from .model.resuming import StartingPoint, other_dataset, state_to_resume
+from .model.resuming import StartingPoint, other_dataset, saved_step, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .model.trainer import check_overlap
 from .monitor.figures import Figures, Progress
@@ -182,7 +182,10 @@ class SwarmSession:
             check_dataset_size(options["dataset_size"], config.global_batch_size)
         state = self.state_to_host(config) if config is not None else None
         folder = self._place.directory if self._place is not None else None
-        return connect_to_run(self._run, options, self._environment, config=config, state=state, folder=folder)
+        saved = saved_step(self._restored)
+        return connect_to_run(
+            self._run, options, self._environment, config=config, state=state, folder=folder, saved=saved
+        )
 
     def hosting_config(self) -> RunConfig:
         """The settings of a hosted run. Override it to fill in what they leave open.
@@ -349,7 +352,7 @@ class SwarmSession:
             keep_every=self._options["keep_every"],
             held=uploads.holds if uploads is not None else None,
         )
-        if self._run is None and self.speaks_for_the_peer and self._options["port"] is None:
+        if self.speaks_for_the_peer and self._options["port"] is None:
             self._between = BetweenEpochs(store.directory, self._model, self._narration.clock, self._tell)
         return CheckpointFolder(
             store,

@@ -93,6 +93,10 @@ class MeetingPlace:
             del self._places[next(iter(self._places))]
         return others
 
+    def place_of(self, peer: bytes) -> EndpointAddr | None:
+        """Where a member said that it is; None if it has not said so."""
+        return self._places.get(peer)
+
     def answer(self, peer: bytes, question: bytes) -> bytes:
         """The frame that answers ``question``, as it came over TCP from ``peer``, whose identity is proven.
 

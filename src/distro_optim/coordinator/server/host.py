@@ -38,6 +38,7 @@ from ..types import (
     ClientState,
     Coordinator,
     CoordinatorEpochState,
+    CoordinatorProgress,
     NodeIdentity,
     RunState,
     WitnessMetadata,
@@ -139,6 +140,8 @@ class RunHost:
         peers_to_start: the first epoch needs at least so many clients, whatever the run's own rule. For later epochs
             only that rule counts, so that the run goes on when some clients have left.
         account: follows what clients do, for :class:`EpochEnded`; None keeps no accounts.
+        may_begin: asked before the first epoch begins, with the clients that want to be in it; while it says no, they
+            wait.
         may_end_round: asked before a round ends, with the state; while it says no, the round goes on.
 
     Attributes:
@@ -164,6 +167,7 @@ class RunHost:
         newcomers: int = NEWCOMERS,
         newcomers_per_address: int = NEWCOMERS_PER_ADDRESS,
         account: Account | None = None,
+        may_begin: Callable[[Collection[NodeIdentity]], bool] = lambda clients: True,
         may_end_round: Callable[[Coordinator], bool] = lambda state: True,
     ) -> None:
         if max_pending < 1:
@@ -184,6 +188,7 @@ class RunHost:
         self._book = ProbationBook(newcomers, newcomers_per_address)
         self._places: dict[NodeIdentity, str] = {}
         self._account = account
+        self._may_begin = may_begin
         self._may_end_round = may_end_round
         # In the order of joining, with the time of it.
         self._pending: dict[NodeIdentity, int] = {}
@@ -231,6 +236,16 @@ class RunHost:
         turned_away = [client for client in self._pending if not self.is_allowed(client.signer)]
         for left in [*turned_away, *([] if gone is None else [gone])]:
             self._remove(left, withdraw=True)
+
+    def go_on_from(self, progress: CoordinatorProgress, first: NodeIdentity) -> bool:
+        """Before the first epoch: the run goes on from there, and ``first``, which has the weights, is the first of its
+        list. False if it cannot, as the run would be over, or has begun."""
+        state = replace(self.state, progress=progress)
+        if self.state.run_state is not RunState.WAITING_FOR_MEMBERS or is_done(state) or first not in self._pending:
+            return False
+        self.state = state
+        self._pending = {first: self._pending.pop(first), **self._pending}
+        return True
 
     def came_from(self, client: NodeIdentity, place: str) -> None:
         """Where a client is in the network, as far as its connection shows; for the bound for each address."""
@@ -400,7 +415,7 @@ class RunHost:
         if before.run_state is RunState.ROUND_WITNESS and not self._may_end_round(before):
             return before, machine.TickResult.TICKED
         if before.run_state is RunState.WAITING_FOR_MEMBERS:
-            if len(pending) < self._peers_to_start:
+            if len(pending) < self._peers_to_start or not self._may_begin(pending):
                 pending = ()
             pending, probation = self._book.admit(pending, self._places, before, moment)
         else:
@@ -422,7 +437,7 @@ class RunHost:
             self._account.see(before)  # one tick may go from one round to the next
             self._account.see(state)
         if state.run_state is RunState.WARMUP:
-            self._peers_to_start = 1
+            self._peers_to_start, self._may_begin = 1, lambda clients: True
         return state, result
 
     def _join(self, client: NodeIdentity, run_id: str, now: int) -> list[Event]:

@@ -165,6 +165,9 @@ class CheckpointFolder(CheckpointKeeper):
 
     @override
     def of_step(self, run_id: str, step: int) -> Checkpoint | None:
+        between = None if self._between is None else self._between.newest(None)
+        if between is not None and (between.run_id, between.step) == (run_id, step):
+            return between
         return self._store.of_step(step, run_id)
 
     @override

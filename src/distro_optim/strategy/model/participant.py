@@ -95,7 +95,7 @@ class LocalModel:
         restored: the one whose weights it has, and whose momentum is still to be loaded.
         begin_at: where a hosted run goes on whose weights and momentum the model has already.
         order: of the samples; None where the script assigns them itself.
-        between: saves the model in mid-epoch; None does not.
+        between: saves the model in mid-epoch, while this peer hosts; None does not.
         audit_loss: of samples, for audits; None where the script gave none.
         audit_size: samples that it takes at a time; None for as many as the script's pieces of a round.
     """
@@ -272,6 +272,8 @@ class Participant:
         between = self._between
         if between is None or not between.is_due or not self._loader.loaded or self._facts.view().fault is not None:
             return
+        if self._facts.acts is None:
+            return  # somebody else hosts, and does it
         state = self._facts.state
         values, identity = self._handover.snapshot(_epoch_of(state), step)
         between.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)

@@ -10,9 +10,10 @@ from typing import Any, Final, Self
 from ...coordinator.rules.steps import is_prompt, last_trained_step, next_data_index
 from ...coordinator.types import Coordinator, CoordinatorProgress, RunState
 from ..config import RunConfig
+from ..rounds.trust.saved_step import SavedStep, with_standing
 from .checkpoint import Checkpoint
 
-__all__ = ["StartingPoint", "other_dataset", "state_to_resume"]
+__all__ = ["StartingPoint", "other_dataset", "saved_step", "state_to_resume"]
 
 _RUN_ID_BYTES: Final = 4
 """Of randomness in the name of a run that got none."""
@@ -78,6 +79,16 @@ def state_to_resume(checkpoint: Checkpoint | None, config: RunConfig) -> Coordin
         progress=CoordinatorProgress(
             epoch=before.progress.epoch + 1, step=checkpoint.step, epoch_start_data_index=_next_data_index(before)
         ),
+    )
+
+
+def saved_step(checkpoint: Checkpoint | None) -> SavedStep | None:
+    """Where the run of ``checkpoint`` goes on; None if there is none, or none with a state."""
+    if checkpoint is None or checkpoint.state is None:
+        return None
+    before = checkpoint.state
+    return SavedStep(
+        checkpoint.run_id, before.progress.epoch + 1, checkpoint.step, _next_data_index(before), with_standing(before)
     )
 
 

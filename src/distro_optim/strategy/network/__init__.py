@@ -9,6 +9,7 @@
 ``coordinating``     ... its coordinator, open to others
 ``moving``           ... the host's own link to it
 ``keeping``          ... and who hosts it when the host is gone
+``newest``           ... and how far its peers are, if it starts again
 ``finding_the_host`` who that is by now, asked of its peers
 ``joining``          ... where it is somebody else's
 ``on_solana``        ... or a blockchain coordinates it

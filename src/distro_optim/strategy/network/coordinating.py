@@ -28,7 +28,7 @@ from ...coordinator.server.ledger_file import LedgerFile
 from ...coordinator.server.server import CoordinatorServer
 from ...coordinator.server.service import CoordinatorService
 from ...coordinator.server.store import StateStore
-from ...coordinator.types import Coordinator, NodeIdentity, WitnessMetadata
+from ...coordinator.types import ClientState, Coordinator, NodeIdentity, WitnessMetadata
 from ..rounds.trust.estate import MAX_KEYS, Estate, LedgerEnd
 
 __all__ = ["LIMITS", "Books", "HostingPeer", "OpenCoordinator", "farewell", "open_books", "open_coordinator"]
@@ -136,6 +136,19 @@ class OpenCoordinator:
             ledger=None if last is None else LedgerEnd(self.peer.key.public, bytes.fromhex(last)),
         )
 
+    def go_on(self, gone: NodeIdentity | None) -> None:
+        """The state is that of another host, or of our own before it was started again: its clients are ours, and have
+        some seconds to come.
+
+        Args:
+            gone: the other host, which is not in the epoch any more; or we, as we have lost what we had.
+        """
+        me, state, now = self.peer.identity, self.host.state, time.monotonic()
+        members = [client.id for client in state.epoch_state.clients if client.state is ClientState.HEALTHY]
+        self.host.trust(me)
+        self.host.take_over(gone, self.service.unix_time(now))
+        self.service.expect([client for client in members if client not in (me, gone)], now)
+
     @property
     def reports(self) -> Mapping[NodeIdentity, WitnessMetadata]:
         """What clients last reported."""
@@ -168,6 +181,7 @@ async def open_coordinator(
     on_note: Callable[[str], None],
     swarm: Callable[[], IrohSwarm | None],
     may_end_round: Callable[[Coordinator], bool] = lambda state: True,
+    may_begin: Callable[[Collection[NodeIdentity]], bool] = lambda clients: True,
     peers_to_start: int = 1,
     books: Books | None = None,
 ) -> OpenCoordinator:
@@ -182,8 +196,7 @@ async def open_coordinator(
         unix_offset: Unix time of the run minus monotonic time, in seconds.
         on_note: told what people should know.
         swarm: of the run, once there is one.
-        may_end_round: see :class:`~distro_optim.coordinator.server.host.RunHost`.
-        peers_to_start: see there.
+        may_end_round, may_begin, peers_to_start: see :class:`~distro_optim.coordinator.server.host.RunHost`.
         books: where the run is written down; None does not.
     """
     node, own = peer.node, peer.key.public
@@ -205,6 +218,7 @@ async def open_coordinator(
         peers_to_start=peers_to_start,
         max_pending=LIMITS.connections,
         account=Account(received) if counts else None,
+        may_begin=may_begin,
         may_end_round=may_end_round,
     )
     service = CoordinatorService(host, draw=os.urandom, unix_offset=unix_offset, limits=LIMITS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from shlex import quote
+from typing import Final
 
 from typing_extensions import override
 
@@ -18,6 +20,7 @@ from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
+from ...comm.iroh.whereabouts import Whereabouts
 from ...comm.loop import LoopThread
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.client import RemoteCoordinator
@@ -26,20 +29,29 @@ from ...coordinator.server.host import restartable
 from ...coordinator.server.server import unix_offset
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
-from ...coordinator.types import Coordinator, RunState
+from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
 from ..environment import TICKET_NAME
 from ..options import GIVE_UP_SECONDS, allowed_keys
 from ..rounds.trust.estate import MAX_KEYS, Estate
+from ..rounds.trust.saved_step import SavedStep
 from .coordinating import HostingPeer, OpenCoordinator, farewell, open_books, open_coordinator
 from .finding_the_host import find_host, fresh_ticket
-from .joining import SILENCE_SECONDS, NodeOptions
+from .joining import SILENCE_SECONDS, JoinedRun, NodeOptions
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
 from .moving import MovingCoordinator
+from .newest import Newest, NewestSearch, ask_all_newest, ask_newest, newest_live
 
 __all__ = ["HostedRun", "host_state"]
+
+ELECTION_SECONDS: Final = 20.0
+"""For peers that have voted against us to agree on somebody, before we host after all. Chosen arbitrarily."""
+
+PLACE_LOOKS: Final = 30
+PLACE_LOOK_SECONDS: Final = 0.1
+"""For a client that has joined to say where it is, which it does at once."""
 
 
 def host_state(
@@ -70,6 +82,19 @@ def _is_paused(state: Coordinator) -> bool:
     return state.run_state is RunState.PAUSED
 
 
+@dataclass(frozen=True)
+class _Others:
+    """What became of the run while we were away.
+
+    Attributes:
+        host: who hosts it now; None if nobody else does.
+        state: as far as the others are, if that is further than our own checkpoint.
+    """
+
+    host: Whereabouts | None = None
+    state: Coordinator | None = None
+
+
 class HostedRun(RunSource):
     """A run that begins with this process.
 
@@ -82,6 +107,7 @@ class HostedRun(RunSource):
         tcp: ``host:port`` to listen on beside iroh; port 0 takes any free one. None does not listen.
         allow: public keys that may join; None lets everybody in.
         patience: once somebody else hosts it, seconds without a link after which the run counts as lost.
+        saved: what the checkpoint that we resume from says of the run; None if there is none.
 
     Raises:
         ConfigurationError: the settings cannot work.
@@ -100,6 +126,7 @@ class HostedRun(RunSource):
         tcp: str | None = None,
         allow: Sequence[bytes | str] | None = None,
         patience: float = GIVE_UP_SECONDS,
+        saved: SavedStep | None = None,
     ) -> None:
         self.key = options.key
         self.run_id = run_id
@@ -110,7 +137,14 @@ class HostedRun(RunSource):
         self._allow = None if allow is None else allowed_keys([*allow, options.key.public])
         self._state = state
         self._patience = patience
+        self._saved = saved
+        self._joined: JoinedRun | None = None  # once we know that somebody else hosts the run by now
         check_run(state if state is not None else config.coordinator_state(run_id), prompt=True)
+
+    @property
+    @override
+    def host(self) -> bytes | None:
+        return self.key.public if self._joined is None else self._joined.host
 
     @override
     async def open(self) -> RunLink:
@@ -126,9 +160,13 @@ class HostedRun(RunSource):
                     "the run is paused, as it was when it was saved: distro-optim run resume "
                     f"{quote(state.run_id)} --save-dir {quote(str(config.save_dir))} lets it go on"
                 )
+            network = await stack.enter_async_context(AsyncExitStack())
             node = await self._options.open(self._loop)
-            stack.push_async_callback(node.aclose)
-            await self._unless_another_hosts(node)
+            network.push_async_callback(node.aclose)
+            others = await self._ask_the_others(node, state)
+            if others.host is not None:
+                await network.aclose()
+                return await self._join(others, stack)
             listeners: list[StreamListener] = [IrohListener(node)]
             ways: tuple[str, ...] = ()
             if self._tcp is not None:
@@ -147,21 +185,29 @@ class HostedRun(RunSource):
             if keeper is not None:
                 stack.push_async_callback(keeper.aclose)
             offset = unix_offset()
+            begins = restartable(state, now=int(time.monotonic() + offset))
+            if others.state is not None:
+                begins = replace(others.state, config=state.config, model=others.state.model)
+                offset = begins.run_state_start_unix_timestamp - time.monotonic()  # its clock stood still
             swarms: list[IrohSwarm] = []  # ours, once there is one
             serving = await stack.enter_async_context(AsyncExitStack())
+            search = self._search(serving, lambda: opened)
             opened = await open_coordinator(
                 serving,
                 peer,
-                restartable(state, now=int(time.monotonic() + offset)),
+                begins,
                 listeners,
                 estate=estate,
                 unix_offset=offset,
                 on_note=self.on_note,
                 swarm=lambda: swarms[0] if swarms else None,
+                may_begin=(lambda clients: True) if search is None or others.state is not None else search,
                 may_end_round=(lambda state: True) if keeper is None else keeper.core.may_go_on,
                 peers_to_start=config.peers_to_start or 1,
                 books=books,
             )
+            if others.state is not None:
+                opened.go_on(self.identity)
             coordinator = MovingCoordinator(opened.server, self.identity, self.run_id)
             stack.push_async_callback(coordinator.close)
             await coordinator.join()
@@ -207,30 +253,85 @@ class HostedRun(RunSource):
         host = None if keeper is None else keeper.host
         return given if host is None else [*given, *await ask_rendezvous(node, host)]
 
-    async def _unless_another_hosts(self, node: Node) -> None:
-        """Asks the peers of the last time whether the run has gone on without us.
-
-        Raises:
-            ConfigurationError: it has; says how to join it.
-        """
+    async def _ask_the_others(self, node: Node, state: Coordinator) -> _Others:
+        """Asks the peers of the last time whether the run has gone on without us, and how far they are."""
         home = self._options.home
         if home is None or not self._config.succession:
-            return
-        path = home.directory / TICKET_NAME
+            return _Others()
         try:
-            ticket = RunTicket.parse(path.read_text(encoding="utf-8", errors="replace"))
+            ticket = RunTicket.parse((home.directory / TICKET_NAME).read_text(encoding="utf-8", errors="replace"))
         except (OSError, ProtocolError):
-            return
+            return _Others()
         if ticket.run_id != self.run_id:
-            return
-        found = await find_host(node, ticket)
-        if found is not None and found.host is not None and found.host.id != self.key.public:
-            fresh = fresh_ticket(self.run_id, found.host, found.peers)
-            raise ConfigurationError(
-                f"the run {self.run_id!r} has gone on without this host: peer {found.host.id.hex()[:8]} hosts it now. "
-                f'Join it, with run="{fresh}"; to begin again without the others, remove {path}',
-                name="run",
+            return _Others()
+        until = time.monotonic() + ELECTION_SECONDS
+        while True:
+            found = await find_host(node, ticket)
+            if found is not None and found.host is not None and found.host.id != self.key.public:
+                return _Others(host=found)
+            answers = await ask_all_newest(node, ticket)
+            if not any(answer.has_left for _, answer in answers) or time.monotonic() >= until:
+                break
+            await asyncio.sleep(1.0)  # an election is under way: whoever wins it hosts
+        standing = {peer.id for peer in ticket.peers} if self._saved is None else self._saved.standing
+        live = newest_live(answers, self.run_id, standing, state.progress.step)
+        if live is not None:
+            self.on_note(
+                f"the other peers are in step {live.progress.step} of the run, and our own checkpoint is of step "
+                f"{state.progress.step}: the run goes on where they are, and this peer is in it from the next epoch on"
             )
+        return _Others(state=live)
+
+    async def _join(self, others: _Others, stack: AsyncExitStack) -> RunLink:
+        """Joins the run that we hosted once.
+
+        Raises what :meth:`.JoinedRun.open` does.
+        """
+        host = others.host.host if others.host is not None else None
+        if others.host is None or host is None:
+            raise ConfigurationError("nobody else hosts the run", name="run")
+        self.on_note(
+            f"the run {self.run_id!r} has gone on without this host: peer {host.id.hex()[:8]} hosts it now, and this "
+            "one joins it as a peer"
+        )
+        home = self._options.home
+        options = replace(self._options, folder=None if home is None else home.directory)
+        ticket = fresh_ticket(self.run_id, host, others.host.peers)
+        joined = self._joined = JoinedRun(ticket, options, loop=self._loop, patience=self._patience, saved=self._saved)
+        joined.on_note = self.on_note
+        self.is_host = False
+        link = await joined.open()
+        outer = stack.pop_all()
+
+        async def aclose() -> None:
+            async with outer:
+                await link.aclose()
+
+        return replace(link, aclose=aclose)
+
+    def _search(
+        self, stack: AsyncExitStack, opened: Callable[[], OpenCoordinator]
+    ) -> Callable[[Collection[NodeIdentity]], bool] | None:
+        """Asks those that join for newer checkpoints than ours, if the run goes on from one."""
+        if self._saved is None or not self._config.succession:
+            return None
+
+        async def ask(peer: bytes) -> Newest | None:
+            node, meeting_place = opened().peer.node, opened().service.meeting_place
+            for _ in range(PLACE_LOOKS):
+                if (place := meeting_place.place_of(peer)) is not None:
+                    return await ask_newest(node, place, self.run_id)
+                await asyncio.sleep(PLACE_LOOK_SECONDS)
+            return None
+
+        search = NewestSearch(
+            self._saved,
+            ask=ask,
+            adopt=lambda saved, client: opened().host.go_on_from(saved.progress, client),
+            on_note=self.on_note,
+        )
+        stack.callback(search.close)
+        return lambda clients: search.may_begin([client for client in clients if client != self.identity])
 
     def _keeper(self, peer: HostingPeer, tcp: Sequence[str], estate: Estate) -> RunKeeper | None:
         """What lets the run go on without us; None if it is not to."""

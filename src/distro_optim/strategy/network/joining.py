@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from ...protocol import OURS, why_apart
+from ..environment import TICKET_NAME
+from ..rounds.trust.saved_step import SavedStep
 from .coordinating import HostingPeer, farewell
 from .finding_the_host import find_host
 from .keeping import RunKeeper
@@ -41,6 +44,12 @@ __all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
 SILENCE_SECONDS: Final = 10.0
 """A coordinator sends twice a second; after so many seconds without a byte we open a new link. As long as the host has
 patience with us (``comm/iroh/streams.py``)."""
+
+HOST_SECONDS: Final = 60.0
+"""For which a peer that was in the run before looks for a host, when it is started again. Chosen arbitrarily."""
+
+HOST_LOOK_SECONDS: Final = 1.0
+"""Between two attempts."""
 
 MAX_GIVEN_PEERS: Final = 256
 """Tickets that a user may pass as ``peers``. Chosen arbitrarily."""
@@ -146,6 +155,7 @@ class JoinedRun(RunSource):
         options: how to open our endpoint.
         loop: the event loop of the network.
         patience: seconds without a link to the coordinator after which the run counts as lost.
+        saved: what our own checkpoint says of the run; None if we resume from none.
 
     Raises:
         ConfigurationError: our key is that of the host.
@@ -153,7 +163,15 @@ class JoinedRun(RunSource):
 
     is_host = False
 
-    def __init__(self, ticket: RunTicket, options: NodeOptions, *, loop: LoopThread, patience: float) -> None:
+    def __init__(
+        self,
+        ticket: RunTicket,
+        options: NodeOptions,
+        *,
+        loop: LoopThread,
+        patience: float,
+        saved: SavedStep | None = None,
+    ) -> None:
         if ticket.endpoint is not None and ticket.endpoint.id == options.key.public:
             raise ConfigurationError(
                 "secret_key is the key of the run's host, and a key stands for one peer: leave secret_key out, or give "
@@ -166,6 +184,7 @@ class JoinedRun(RunSource):
         self._options = options
         self._loop = loop
         self._patience = patience
+        self._saved = saved
         self._is_asked = True
         self._kept_by: RunKeeper | None = None
 
@@ -196,6 +215,7 @@ class JoinedRun(RunSource):
                 way=connector(self._ticket, node),
                 on_note=lambda text: self.on_note(text),
                 tcp=self._ticket.tcp,
+                saved=self._saved,
             )
             self._kept_by = keeper
             stack.push_async_callback(keeper.aclose)
@@ -234,24 +254,51 @@ class JoinedRun(RunSource):
         )
 
     async def _look(self, coordinator: RemoteCoordinator, keeper: RunKeeper, node: Node) -> None:
-        """Looks at the run, with its host or with whoever hosts it by now.
+        """Looks at the run, with its host or with whoever hosts it by now. A peer that was in the run before waits a
+        while for one: after a power cut all start at once.
 
         Raises:
             JoinRefusedError, CoordinatorLinkError, ProtocolError: see :meth:`~.link.RunSource.open`.
         """
-        try:
-            await self._advised(coordinator.look())
-        except JoinRefusedError:
-            raise
-        except CoordinatorLinkError:
-            node.addresses.add(self._ticket.peers)
-            found = await find_host(node, self._ticket)
-            if found is None or found.host is None or found.host == self._ticket.endpoint:
+        node.addresses.add(self._ticket.peers)
+        until = time.monotonic() + (HOST_SECONDS if self._was_in_it() else 0.0)
+        is_told = False
+        while True:
+            try:
+                await self._advised(coordinator.look())
+                return
+            except JoinRefusedError:
                 raise
-            self.on_note(f"the run {self.run_id!r} is hosted by peer {found.host.id.hex()[:8]} now")
-            node.addresses.add([found.host, *found.peers])
-            keeper.lead(found.host)
-            await self._advised(coordinator.look())
+            except CoordinatorLinkError as error:
+                found = await find_host(node, self._ticket)
+                if found is not None and found.host is not None and found.host != self._ticket.endpoint:
+                    self.on_note(f"the run {self.run_id!r} is hosted by peer {found.host.id.hex()[:8]} now")
+                    node.addresses.add([found.host, *found.peers])
+                    keeper.lead(found.host)
+                    await self._advised(coordinator.look())
+                    return
+                if time.monotonic() >= until:
+                    raise
+                if not is_told:
+                    is_told = True
+                    self.on_note(
+                        f"{error} This peer was in the run before, so it tries again for up to {HOST_SECONDS:.0f} s, "
+                        "in case the host is starting, too"
+                    )
+            await asyncio.sleep(HOST_LOOK_SECONDS)
+
+    def _was_in_it(self) -> bool:
+        """Whether the folder of our checkpoints says that we were in the run before."""
+        if self._saved is not None and self._saved.run_id == self.run_id:
+            return True
+        folder = self._options.folder
+        if folder is None:
+            return False
+        try:
+            kept = (folder / TICKET_NAME).read_text(encoding="utf-8", errors="replace")
+            return RunTicket.parse(kept).run_id == self.run_id
+        except (OSError, ProtocolError):
+            return False
 
     @property
     def _name(self) -> str:

@@ -25,15 +25,17 @@ from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk
 from ...comm.streams import MemoryListener, Stream
 from ...comm.swarm import Channel, Swarm
 from ...coordinator.client import RemoteCoordinator
-from ...coordinator.types import ClientState, Coordinator, NodeIdentity
+from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import ConfigurationError, DistroError, ExchangeError, ProtocolError
 from ..rounds.rounds import Rounds, Stage
 from ..rounds.trust.estate import Estate
+from ..rounds.trust.saved_step import SavedStep
 from ..rounds.trust.succeeding import SUCCESSION_AFTER, Succession
 from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
 from ..rounds.trust.succession_outcomes import Follow, Inherit, Leave, Say, TakeOver, Tell
 from .coordinating import Books, HostingPeer, OpenCoordinator, open_books, open_coordinator
 from .finding_the_host import ask_all, fresh_ticket
+from .newest import Newest, NewestDesk, claim_of, keep_key, kept_key, state_bytes
 
 __all__ = ["RunKeeper"]
 
@@ -67,6 +69,7 @@ class RunKeeper:
         term: in which we host; None if we do not.
         after: seconds for which a host may be silent, if we are the host.
         tcp: addresses of the first host beside its endpoint.
+        saved: what our own checkpoint says of the run.
 
     Attributes:
         coordinator: our link, to be moved to other hosts; set it before :meth:`run`.
@@ -83,6 +86,7 @@ class RunKeeper:
         term: int | None = None,
         after: float = SUCCESSION_AFTER,
         tcp: Sequence[str] = (),
+        saved: SavedStep | None = None,
     ) -> None:
         self.core = Succession(
             peer.key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
@@ -117,6 +121,10 @@ class RunKeeper:
         self._told: dict[bytes, EndpointAddr] = {}
         self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
         self._desk = WhereaboutsDesk(peer.node, run_id, self.whereabouts)
+        before = kept_key(peer.folder) if saved is not None and saved.run_id == run_id else None
+        self._claim = b"" if before is None or saved is None else claim_of(saved, before, peer.key.public)
+        self._has_kept_key = peer.folder is None
+        self._newest_desk = NewestDesk(peer.node, run_id, self.newest)
 
     # -- what others see -----------------------------------------------------------------------------------------------
 
@@ -177,6 +185,12 @@ class RunKeeper:
         address = self._node.addr() if self.core.hosts else self._host or self._address_of(host)
         return Whereabouts(self.core.term, address, self._others[:MAX_PEERS])
 
+    def newest(self) -> Newest:
+        """What we answer to a host that has started again."""
+        has_weights, state = self.core.running and not self.core.hosts, self._state
+        alive = b"" if state is None or not has_weights else state_bytes(state)
+        return Newest(alive, self.core.has_left, self._claim)
+
     def _address_of(self, peer: bytes) -> EndpointAddr:
         return self._node.addresses.lookup(peer, self._loop.time())
 
@@ -234,6 +248,9 @@ class RunKeeper:
             tasks.create_task(self._move())
             while True:
                 self.core.running = rounds.stage is Stage.RUNNING and rounds.fault is None
+                if self.core.running and not self._has_kept_key and self._peer.folder is not None:
+                    self._has_kept_key = True  # from now on what is saved is of a run that we were in with this key
+                    keep_key(self._peer.folder, self._key)
                 with suppress(ExchangeError):
                     self.core.address = self._node.addr()
                 if self._here is not None and self.core.hosts:
@@ -253,6 +270,7 @@ class RunKeeper:
     async def aclose(self) -> None:
         """Answers no more, and stops hosting."""
         self._desk.close()
+        self._newest_desk.close()
         if self._asking is not None:
             self._asking.cancel()
         await self._stop_hosting()
@@ -323,12 +341,10 @@ class RunKeeper:
         state = self._state
         if self._here is not None or state is None:
             return  # it is open already, and only the term has changed
-        me = self._peer.identity
         gone = None if before is None else NodeIdentity.from_single_key(before)
         now = self._loop.time()
         # The run's clock stood still while nobody hosted it, whatever the clocks of this machine and the other say.
         offset = state.run_state_start_unix_timestamp + max(0.0, self._heard_at - self._phase_at) - now
-        members = [client.id for client in state.epoch_state.clients if client.state is ClientState.HEALTHY]
 
         async with AsyncExitStack() as stack:
             memory = MemoryListener("this process")
@@ -344,9 +360,7 @@ class RunKeeper:
                 may_end_round=self.core.may_go_on,
                 books=self._books(stack, estate),
             )
-            opened.host.trust(me)
-            opened.host.take_over(gone, int(now + offset))
-            opened.service.expect([client for client in members if client not in (me, gone)], now)
+            opened.go_on(gone)
             opened.service.meeting_place.host = self._node.addr
             self._stack = stack.pop_all()
         self._here, self._memory = opened, memory
@@ -399,9 +413,9 @@ class RunKeeper:
             self._asking = asyncio.create_task(self._ask(self._others))
 
     def _renew_ticket(self) -> None:
-        answer = self.whereabouts()
-        if answer.host is not None and not answer.host.is_empty:
-            with suppress(DistroError):
+        with suppress(DistroError):  # the node is closing
+            answer = self.whereabouts()
+            if answer.host is not None and not answer.host.is_empty:
                 tcp = self._tcp if self._host is None and self._memory is None else ()
                 self._ticket = str(fresh_ticket(self._run_id, answer.host, self._others, tcp))
 

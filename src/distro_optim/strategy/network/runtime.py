@@ -57,6 +57,7 @@ from ..polling import POLL_SECONDS
 from ..port import Note, RunEvent, RunPort, RunView, TrainerAction
 from ..rounds.actions import RunEnded
 from ..rounds.rounds import Rounds
+from ..rounds.trust.saved_step import SavedStep
 from .coordinating import OpenCoordinator
 from .driver import RoundDriver
 from .hosting import HostedRun
@@ -133,6 +134,7 @@ class Runtime(RunPort):
         state: Coordinator | None = None,
         home: str | PathLike[str] | None = None,
         folder: Path | None = None,
+        saved: SavedStep | None = None,
         resume: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> Runtime:
@@ -146,6 +148,7 @@ class Runtime(RunPort):
             home: folder in which a host keeps its key and its ports, so that its ticket stays the same from one start
                 to the next; None takes ``save_dir`` of ``config``, if that is set.
             folder: of the checkpoints of one that joins, where it writes down what a host does if it comes to host.
+            saved: what our own checkpoint says of the run, if we resume from one.
             resume: a run without a name in ``config`` and ``state`` has the one that was hosted from ``home`` last.
             **options: see :class:`~.options.ConnectionOptions`.
 
@@ -199,13 +202,23 @@ class Runtime(RunPort):
             if on_solana is not None:
                 source = SolanaRun(on_solana, node, loop=loop)
             else:
-                source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
+                source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds, saved=saved)
             return cls(source, loop=loop, owns_loop=True)
         config = config if config is not None else RunConfig()
         before = lives_at.run_id() if lives_at is not None and (resume or config.resume) else None
         run_id = config.run_id or (state.run_id if state is not None else before)
         run_id = run_id or f"run-{secrets.token_hex(_RUN_ID_BYTES)}"
-        hosted = HostedRun(config, run_id, node, loop=loop, state=state, tcp=tcp, allow=allow, patience=give_up_seconds)
+        hosted = HostedRun(
+            config,
+            run_id,
+            node,
+            loop=loop,
+            state=state,
+            tcp=tcp,
+            allow=allow,
+            patience=give_up_seconds,
+            saved=saved if saved is not None and saved.run_id == run_id else None,
+        )
         return cls(hosted, loop=loop, owns_loop=True)
 
     # -- who and what --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 ``succeeding``           ... one peer's part in it: when the rules are used
 ``succession_outcomes``  ... and what is to be done
 ``estate``               ... and what a host leaves to the next one
+``saved_step``           ... and where a run goes on that was saved
 ``succession_messages``  ... what peers say to each other about it, and the bytes
 =======================  ===================================================================
 """
