@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -63,13 +63,16 @@ def garbage(request: bytes) -> bytes:
 class Fetch:
     """Carries a download out and keeps what a store would have."""
 
-    def __init__(self, peers: dict[str, Peer], max_size: int = 10 * MIB) -> None:
+    def __init__(self, peers: dict[str, Peer], max_size: int = 10 * MIB, silent: Sequence[str] = ()) -> None:
+        self.silent = silent
         self.download = Download(BLOB.hash, list(peers), max_size=max_size)
         self.data = b""
         self.asked: list[tuple[str, bytes, Purpose]] = []
         while (attempt := self.download.next_attempt()) is not None:
             self.asked.append((attempt.provider, attempt.request, attempt.purpose))
-            self.download.ended(attempt, self.carry_out(attempt, peers[attempt.provider](attempt.request)))
+            error = self.carry_out(attempt, peers[attempt.provider](attempt.request))
+            attempt.was_silent = error is not None and attempt.provider in self.silent
+            self.download.ended(attempt, error)
             if self.download.must_discard:
                 self.data, self.download.must_discard = b"", False
 
@@ -116,6 +119,21 @@ def test_after_a_cut_the_next_is_asked_for_the_rest(at: int) -> None:
     first = parsed.ranges.runs[0][1].boundaries[0]
     # At most one group, and the pairs, are asked for twice.
     assert first * 1024 >= at - 16384 - 64 * (at // 16384 + 10)
+
+
+def test_who_fell_silent_is_asked_once_more_for_the_rest_before_anybody_else() -> None:
+    answers = iter([cut_after(MIB + 5000), honest])
+    fetch = Fetch({"a": lambda request: next(answers)(request), "b": absent}, silent="a")
+    assert fetch.data == BLOB.data
+    assert [provider for provider, _, _ in fetch.asked] == ["a", "a"]
+    assert fetch.failures == []
+
+
+def test_who_falls_silent_every_time_is_not_asked_a_third_time() -> None:
+    fetch = Fetch({"a": absent, "b": honest}, silent="a")
+    assert fetch.data == BLOB.data
+    assert [provider for provider, _, _ in fetch.asked] == ["a", "a", "b"]
+    assert fetch.failures == [("a", TruncatedError)]
 
 
 @pytest.mark.parametrize("at", [8, 100, 20_000, MIB + 5000, 3 * MIB + 12_000])

@@ -70,6 +70,10 @@ arbitrarily."""
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
 
+BESIDE_SECONDS: Final = 1.5
+"""Without a byte, after which a new link is opened beside the silent one. A coordinator sends twice a second; one whose
+program is busy for longer loses nothing but the old link."""
+
 RECONNECTING: Final = BackoffPolicy(first=0.5, longest=8.0)
 """Begins later than a peer's, since every client of a run comes back to the one coordinator; and ends sooner, so that
 all of them are back half a minute after it was started again, a dial that is not answered included."""
@@ -222,6 +226,8 @@ class RemoteCoordinator(CoordinatorClient):
         name: what errors call the coordinator, such as its address.
         timeout: seconds for connecting, handshake and first state together.
         silence: seconds without a byte after which the link counts as broken. A coordinator sends twice a second.
+        beside: seconds without a byte after which a new link is opened beside it, which replaces it as soon as it
+            stands; None waits until the link is broken.
         give_up_after: seconds without a link after which :meth:`states` fails.
         backoff: pauses between attempts.
         generator: draws the random part of the pauses.
@@ -241,14 +247,16 @@ class RemoteCoordinator(CoordinatorClient):
         name: str = "the coordinator",
         timeout: float = 10.0,
         silence: float = 60.0,
+        beside: float | None = None,
         give_up_after: float = 600.0,
         backoff: BackoffPolicy = RECONNECTING,
         generator: random.Random | None = None,
         on_bytes: Callable[[], None] = lambda: None,
         feed: StateFeed | None = None,
     ) -> None:
-        for setting, seconds in (("timeout", timeout), ("silence", silence), ("give_up_after", give_up_after)):
-            if not seconds > 0:
+        given = (("timeout", timeout), ("silence", silence), ("beside", beside), ("give_up_after", give_up_after))
+        for setting, seconds in given:
+            if seconds is not None and not seconds > 0:
                 raise ConfigurationError(
                     f"{setting} must be above 0 seconds, got {seconds}", name=setting, value=seconds
                 )
@@ -259,6 +267,8 @@ class RemoteCoordinator(CoordinatorClient):
         self._name = name
         self._timeout = timeout
         self._silence = silence
+        self.beside = beside
+        self._heard_at = 0.0
         self._give_up_after = give_up_after
         self._backoff = backoff
         self._generator = generator or random.Random()
@@ -401,14 +411,15 @@ class RemoteCoordinator(CoordinatorClient):
             connection, _ = reopened
         while True:
             self._connection = connection
-            opened_at = loop.time()
+            opened_at = self._heard_at = loop.time()
+            newer: tuple[_Connection, Coordinator] | None = None
             try:
                 if self._asked and not connection.asked:  # join() came while this link was being opened
                     await self._ask(connection)
                 if lost is not None:
                     await connection.write(_encode(lost))
                 await self._flush(connection)
-                await self._read_until_redirected(connection)
+                newer = await self._unless_redirected(self._read_until_left(connection))
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.info("link to %s lost, reconnecting: %s", self._name, error)
                 if isinstance(error, _StreamEnded) and loop.time() - opened_at < SHORT_LINK_SECONDS:
@@ -421,7 +432,7 @@ class RemoteCoordinator(CoordinatorClient):
             finally:
                 self._connection = None
                 await connection.close()
-            reopened = await self._reopen()
+            reopened = newer or await self._reopen()
             if reopened is None:
                 return
             connection, state = reopened
@@ -457,15 +468,51 @@ class RemoteCoordinator(CoordinatorClient):
                 self._unsent.appendleft(frame)
                 raise
 
-    async def _read_until_redirected(self, connection: _Connection) -> None:
-        await self._unless_redirected(self._read(connection))
-        raise ConnectionResetError("it does not host the run any more")
+    async def _read_until_left(self, connection: _Connection) -> tuple[_Connection, Coordinator] | None:
+        """Feeds states until there is a newer link, which it returns; raises if the link breaks before."""
+        reading = asyncio.ensure_future(self._read(connection))
+        try:
+            newer = await self._open_beside(reading)
+            if newer is None:
+                await reading
+            return newer
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _open_beside(self, reading: asyncio.Future[None]) -> tuple[_Connection, Coordinator] | None:
+        """A newer link, opened because nothing comes over the present one; None when that has ended.
+
+        An attempt is not given up when the old link ends: the coordinator ends it when it has taken the new one.
+        """
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while not reading.done():
+            beside = BESIDE_SECONDS if self.beside is None else self.beside
+            pause = self._backoff.delay(failures, self._generator.random()) if failures else 0.0
+            due = max(loop.time() + pause, self._heard_at + beside) if self.beside else loop.time() + beside
+            await asyncio.wait([reading], timeout=due - loop.time())
+            if reading.done():
+                break
+            if loop.time() - due > beside:
+                self._heard_at = loop.time()  # it is we who slept, and what came meanwhile has not been read yet
+            if self.beside is None or loop.time() - self._heard_at < beside:
+                failures = 0
+                continue
+            _log.info("nothing comes from %s: a new link is opened beside the old one", self._name)
+            try:
+                return await self._open_within_timeout()
+            except (CoordinatorLinkError, ProtocolError) as error:
+                failures += 1
+                _log.info("no new link to %s yet: %s", self._name, error)
+        return None
 
     async def _read(self, connection: _Connection) -> None:
         """Feeds states until the link breaks, which it says by raising."""
         while True:
             async with asyncio.timeout(self._silence):
                 states = await connection.receive()
+            self._heard_at = asyncio.get_running_loop().time()
             self._on_bytes()
             for state in states:
                 self._expect_run(state)

@@ -15,11 +15,12 @@
 ``reach``            how others reach an endpoint: relay servers, discovery, external addresses
 ``reach_options``    the same as options of our commands
 ``local_discovery``  the nodes of one machine find each other by files, as Psyche's do
+``vigil``            which connections do not answer
 ``streams``          byte streams through NATs and relays
 ``swarm``            announcements by gossip, data by verified blobs
 ``traffic``          bytes and rates of each peer
 ``ffi``              makes the ``iroh`` package's foreign-function layer fast, where that is safe
 ===================  ========================================================================
 
-``gossip``, ``blobs`` and ``sharing`` are the three protocols.
+``gossip``, ``blobs`` and ``sharing`` are the three protocols; ``watching`` has the rules of ``vigil``.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
@@ -24,10 +24,30 @@ from ...errors import (
     StreamStoppedError,
     TruncatedError,
 )
+from .watching.silence import Silence
 
-__all__ = ["READ_SIZE", "Connection", "ConnectionStats", "RecvStream", "SendStream", "translate_errors"]
+__all__ = [
+    "READ_SIZE",
+    "SILENT_REASON",
+    "Connection",
+    "ConnectionStats",
+    "RecvStream",
+    "SendStream",
+    "translate_errors",
+]
 
 T = TypeVar("T")
+
+SILENT_REASON: Final = b"silent"
+"""Word with which a connection is closed that does not answer, once there is another one."""
+
+NUDGE_SECONDS: Final = 0.5
+"""Without a byte, after which a peer that owes an answer is sent a packet that it has to acknowledge. Twice the pause
+between two states of a coordinator is a second; chosen below it."""
+
+_NUDGE: Final = bytes(64)
+"""A datagram that nobody reads: it takes room in the other side's buffer, of about a megabyte, until newer ones drive
+it out. Not empty, since that buffer counts bytes."""
 
 READ_SIZE: Final = 256 * 1024
 """One read asks for this much. Measured: throughput is flat from 64 KiB to 1 MiB, and each call costs the same."""
@@ -228,10 +248,23 @@ class Connection:
         remote_id: the peer's endpoint id, 32 bytes, proven by the handshake.
         alpn: the protocol.
         dialled: whether we dialled; else the peer did.
+        endpoint: which of the node's endpoints it is on.
+        opened: loop time in seconds.
+        is_patient: whoever uses it decides himself when it has been silent for too long.
+        awaiting: how many wait for the peer to say something over it. While they do, it is made to acknowledge
+            something whenever nothing has come for half a second, so that a dead way shows.
     """
 
-    def __init__(self, raw: Any, *, dialled: bool) -> None:
+    def __init__(self, raw: Any, *, dialled: bool, endpoint: Any = None) -> None:
         self._raw = raw
+        self.endpoint = endpoint
+        self.opened = asyncio.get_running_loop().time()
+        self.is_patient = False
+        self.awaiting = 0
+        self._received = (-1, self.opened)  # bytes, and when so many had come
+        self._silence = Silence(self.opened)
+        self._is_silent = False
+        self._silence_hooks: list[Callable[[], None]] = []
         self.remote_id: bytes = raw.remote_id().to_bytes()
         self.alpn: bytes = raw.alpn()
         self.dialled = dialled
@@ -242,7 +275,8 @@ class Connection:
     @override
     def __repr__(self) -> str:
         state = f"closed: {self._reason}" if self.is_closed else "open"
-        return f"<Connection {self.remote_id.hex()[:10]} {self.alpn.decode(errors='replace')} {state}>"
+        how = "dialled" if self.dialled else "taken"
+        return f"<Connection {self.remote_id.hex()[:10]} {self.alpn.decode(errors='replace')} {how}, {state}>"
 
     @property
     def is_closed(self) -> bool:
@@ -303,12 +337,83 @@ class Connection:
         pair = await _call(self._raw.accept_bi(), timeout, "waiting for a stream")
         return SendStream(pair.send()), RecvStream(pair.recv())
 
+    # -- whether it answers --------------------------------------------------------------------------------------------
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it does not answer, as of the last :meth:`look`."""
+        return self._is_silent
+
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last look that found that something had come."""
+        return self._received[1]
+
+    @property
+    def has_lost_its_way(self) -> bool:
+        """Whether it does not answer, or was closed for that by one of the sides. It says nothing about the peer."""
+        return self._is_silent or SILENT_REASON.decode() in (self.close_reason or "")
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """Loop time since which nothing that was sent is answered; None if it is."""
+        return self._silence.since
+
+    def on_silence(self, hook: Callable[[], None]) -> None:
+        """Has ``hook`` called on the loop when the connection has become silent."""
+        self._silence_hooks.append(hook)
+
+    def look(self, now: float, *, at_ways: bool = True) -> bool:
+        """Looks at the counters; returns whether the connection is silent. Called by the node's watch.
+
+        Args:
+            now: loop time.
+            at_ways: looks, too, whether the connection has any path left, which costs twice as much.
+        """
+        if self.is_closed:
+            self._is_silent = False
+            return False
+        was_silent = self._is_silent
+        counters = self._raw.stats()
+        if counters.udp_rx_bytes != self._received[0]:
+            self._received = counters.udp_rx_bytes, now
+        elif self.awaiting and now - self._received[1] >= NUDGE_SECONDS:
+            self._nudge()
+        has_way = not at_ways or bool(self._raw.paths())
+        self._is_silent = self._silence.look(counters.udp_tx_bytes, counters.udp_rx_bytes, now, has_way=has_way)
+        if self._is_silent and not was_silent:
+            for hook in self._silence_hooks:
+                hook()
+        return self._is_silent
+
+    def _nudge(self) -> None:
+        """Sends something that has to be acknowledged, if the peer takes such things at all."""
+        try:
+            with translate_errors():
+                if self._raw.max_datagram_size() is not None:
+                    self._raw.send_datagram(_NUDGE)
+        except ExchangeError:
+            pass  # it has just ended, or so much waits that silence shows anyway
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """For the time of a ``with`` block somebody waits for the peer; see :attr:`awaiting`."""
+        self.awaiting += 1
+        try:
+            yield
+        finally:
+            self.awaiting -= 1
+
     def limit_streams(self, *, uni: int | None = None, bi: int | None = None) -> None:
         """How many streams of each kind the peer may have open at a time; the transport's default is 100."""
         if uni is not None:
             self._raw.set_max_concurrent_uni_streams(uni)
         if bi is not None:
             self._raw.set_max_concurrent_bi_streams(bi)
+
+    def places(self) -> tuple[str, ...]:
+        """Where the peer is by all paths that are open and direct."""
+        return () if self.is_closed else tuple(path.remote_addr for path in self._raw.paths() if not path.is_relay)
 
     def stats(self) -> ConnectionStats:
         """The present path and the counters."""

@@ -46,6 +46,8 @@ from .home import Ports
 from .keys import generate_secret_key, load_secret_key
 from .local_discovery import LocalDiscovery, local_addresses
 from .reach import Discovery, parse_discovery, parse_external_addrs, parse_relays
+from .vigil import Vigil
+from .watching.beside import EndpointsBeside
 
 __all__ = ["CLOSE_NOT_ALLOWED", "CLOSE_PROTOCOL_ERROR", "RELAY_SECONDS", "Handler", "Node", "NodeLimits"]
 
@@ -62,6 +64,13 @@ CLOSE_PROTOCOL_ERROR: Final = 2
 
 DIAL_SECONDS: Final = 5.0
 """Psyche's connection pool gives a dial this long (``shared/network/src/lib.rs``)."""
+
+BESIDE_SWEEP_SECONDS: Final = 5.0
+"""Between two looks at such endpoints. Chosen arbitrarily."""
+
+BESIDE_SECONDS: Final = 0.5
+"""After which a peer that we are connected to, and that does not answer a dial, is dialled from another endpoint too:
+see :mod:`.watching.beside`. Longer than most handshakes take; short, since what waits for the dial waits."""
 
 RELAY_SECONDS: Final = 5.0
 """How long to wait for :meth:`Node.online`; without a relay server peers learn our own addresses only."""
@@ -186,6 +195,7 @@ class Node:
         self._connections: set[Connection] = set()
         self._per_peer: Counter[bytes] = Counter()
         self._handshakes = 0
+        self._beside: EndpointsBeside[Any] = EndpointsBeside(self._open_beside, time.monotonic)
 
     @override
     def __repr__(self) -> str:
@@ -327,22 +337,83 @@ class Node:
         address = self.addresses.lookup(address.id, time.monotonic()).merged(address)
         if self._local is not None:
             address = address.merged(self._local.look_up(address.id))
-        endpoint = self._bound()
         try:
             async with asyncio.timeout(timeout):
-                with translate_errors():
-                    raw = await endpoint.connect(_raw_addr(address), alpn)
+                raw, endpoint = await self._dial(address, alpn)
         except TimeoutError:
             raise PeerUnreachableError(f"{name} did not answer within {timeout} s at {_places(address)}") from None
         except ExchangeError as error:
             raise PeerUnreachableError(f"{name} cannot be reached at {_places(address)}: {error}") from error
-        connection = Connection(raw, dialled=True)
+        connection = Connection(raw, dialled=True, endpoint=endpoint)
         # The list may have changed during the handshake.
         if not self._allows(connection.remote_id, alpn):
             connection.close(CLOSE_NOT_ALLOWED, _NOT_ALLOWED)
             raise PeerRefusedError(f"{name} is not on the allow-list")
         self._register(connection)
+        _log.debug(
+            "%r from %s at %s", connection, "the first" if endpoint is self._endpoint else "another", address.direct
+        )
         return connection
+
+    async def _dial(self, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:
+        """A raw connection, and the endpoint that it is on."""
+        first = self._bound()
+        held = [connection for connection in self._connections if connection.remote_id == address.id]
+        address = address.merged(_seen_at(address.id, held))
+        if not held or not address.direct:
+            return await _dial_from(first, address, alpn)
+        dials: set[asyncio.Task[tuple[Any, Any]]] = set()
+        try:
+            if not any(connection.is_silent for connection in held):
+                dials.add(asyncio.ensure_future(_dial_from(first, address, alpn)))
+                done, _ = await asyncio.wait(dials, timeout=BESIDE_SECONDS)
+                if done:
+                    return done.pop().result()
+            dials.add(asyncio.ensure_future(self._dial_beside(address, alpn)))
+            while True:
+                done, waiting = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+                for dial in done:
+                    if not waiting or dial.exception() is None:
+                        return dial.result()
+                dials = waiting
+        finally:
+            for dial in dials:
+                dial.cancel()
+
+    async def _dial_beside(self, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:
+        def knows_peer(endpoint: Any) -> bool:
+            return any(
+                connection.endpoint is endpoint and connection.remote_id == address.id
+                for connection in self._connections
+            )
+
+        endpoint = await self._beside.take(knows_peer)
+        if endpoint is None:
+            return await _dial_from(self._bound(), address, alpn)
+        try:
+            return await _dial_from(endpoint, address, alpn)
+        finally:
+            self._beside.give_back(endpoint)
+
+    async def _open_beside(self) -> Any:
+        """Another endpoint with our key."""
+        host = self._bind_addr.ip
+        binds = [f"{host}:0", *(["[::1]:0"] if host.is_loopback else [])]
+        _log.debug("another endpoint is opened beside the first")
+        preset = self._preset(_iroh(), binds, alone=True)
+        with translate_errors():
+            options = _iroh().EndpointOptions(preset=preset, alpns=list(self._handlers))
+            endpoint = await _iroh().Endpoint.bind(options)
+        self._spawn(self._accept_loop(endpoint))
+        return endpoint
+
+    async def _close_beside(self) -> None:
+        """Closes what is beside the first endpoint and is not needed any more, all the time."""
+        while True:
+            await asyncio.sleep(BESIDE_SWEEP_SECONDS)
+            used = {id(connection.endpoint) for connection in self._connections}
+            for endpoint in self._beside.idle(lambda endpoint, used=used: id(endpoint) in used):  # type: ignore[misc]
+                await _close_quietly(endpoint)
 
     async def online(self) -> None:
         """Waits until a relay server is connected, so that :meth:`addr` holds it; without end if there is none."""
@@ -366,6 +437,8 @@ class Node:
         self._endpoint = await self._open(iroh)
         self._advertise()
         self._spawn(self._accept_loop(self._endpoint))
+        self._spawn(Vigil(self.connections, self._own_places).run())
+        self._spawn(self._close_beside())
         with translate_errors():
             for external in self._external:
                 await self._endpoint.add_external_addr(str(external))
@@ -443,16 +516,20 @@ class Node:
                 ports,
             )
 
-    def _preset(self, iroh: Any, binds: Sequence[str]) -> Any:
+    def _own_places(self) -> object:
+        return None if self._endpoint is None else self._endpoint.addr().direct_addresses()
+
+    def _preset(self, iroh: Any, binds: Sequence[str], *, alone: bool = False) -> Any:
+        """What an endpoint is to be like; one that is ``alone`` has no relay server and publishes nothing."""
         relays, discovery, secret_key = self._relays, self._discovery, self.secret_key.to_bytes()
 
         class Settings(iroh.Preset):  # type: ignore[misc]
             def apply(self, builder: Any) -> None:
-                if discovery == "n0":
+                if discovery == "n0" and not alone:
                     builder.apply_n0()
                 else:
                     builder.apply_minimal()
-                if relays == "none":
+                if relays == "none" or alone:
                     builder.relay_mode(iroh.RelayMode.disabled())
                 elif relays == "default":
                     builder.relay_mode(iroh.RelayMode.default_mode())
@@ -473,7 +550,8 @@ class Node:
 
     def _advertise(self) -> None:
         if self._endpoint is not None and self._closing is None:
-            self._endpoint.set_alpns(list(self._handlers))
+            for endpoint in (self._endpoint, *self._beside):
+                endpoint.set_alpns(list(self._handlers))
 
     def _allows(self, peer: bytes, alpn: bytes) -> bool:
         return self._allowed is None or peer in self._allowed or alpn in self._exempt
@@ -518,9 +596,9 @@ class Node:
                 _log.debug("an incoming connection vanished: %s", error)
                 continue
             self._handshakes += 1
-            self._spawn(self._serve(incoming))
+            self._spawn(self._serve(incoming, endpoint))
 
-    async def _serve(self, incoming: Any) -> None:
+    async def _serve(self, incoming: Any, endpoint: Any) -> None:
         try:
             async with asyncio.timeout(self.limits.handshake_seconds):
                 with translate_errors():
@@ -531,7 +609,7 @@ class Node:
             return
         finally:
             self._handshakes -= 1
-        connection = Connection(raw, dialled=False)
+        connection = Connection(raw, dialled=False, endpoint=endpoint)
         peer = connection.remote_id
         handler = self._handlers.get(connection.alpn)
         if not self._allows(peer, connection.alpn):
@@ -577,14 +655,29 @@ class Node:
         for connection in list(self._connections):
             connection.close()
         endpoint, self._endpoint = self._endpoint, None
-        try:
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                with translate_errors():
-                    await endpoint.close()
-        except (TimeoutError, PeerTimeoutError):
-            _log.debug("some peers did not acknowledge the close in time")
-        except ExchangeError as error:
-            _log.debug("closing the endpoint: %s", error)
+        await asyncio.gather(*map(_close_quietly, [endpoint, *self._beside.all()]))
+
+
+def _seen_at(peer: bytes, connections: Iterable[Connection]) -> EndpointAddr:
+    """Where ``peer`` is by the connections that answer: it may have moved since somebody told us."""
+    places = {place for connection in connections if not connection.is_silent for place in connection.places()}
+    return EndpointAddr(peer, (), tuple(map(SocketAddr.parse, places)))
+
+
+async def _dial_from(endpoint: Any, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:
+    with translate_errors():
+        return await endpoint.connect(_raw_addr(address), alpn), endpoint
+
+
+async def _close_quietly(endpoint: Any) -> None:
+    try:
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            with translate_errors():
+                await endpoint.close()
+    except (TimeoutError, PeerTimeoutError):
+        _log.debug("some peers did not acknowledge the close in time")
+    except ExchangeError as error:
+        _log.debug("closing the endpoint: %s", error)
 
 
 def _checked_ids(ids: Iterable[bytes]) -> frozenset[bytes]:

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Final
 
 from ...errors import ConnectionLostError, NodeClosedError, PeerUnreachableError
 from ..backoff import BackoffPolicy, DialSchedule
-from .connection import Connection
+from .connection import SILENT_REASON, Connection
 from .endpoint import DIAL_SECONDS, Node
 
 __all__ = ["ConnectionPool"]
@@ -165,6 +166,7 @@ class ConnectionPool:
                 raise NodeClosedError("the connection pool is closed")
             entry = _Entry(connection)
             self._entries[key] = entry
+            connection.on_silence(partial(self._let_go, key, entry))
             watcher = asyncio.get_running_loop().create_task(self._watch(key, entry))
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
@@ -176,6 +178,11 @@ class ConnectionPool:
     async def _watch(self, key: _Key, entry: _Entry) -> None:
         await entry.connection.closed()
         self._drop(key, entry)
+
+    def _let_go(self, key: _Key, entry: _Entry) -> None:
+        """It does not answer: whoever asks again gets a new connection, and nobody waits on this one."""
+        self._drop(key, entry)
+        entry.connection.close(_IDLE_CODE, SILENT_REASON)
 
     def _drop(self, key: _Key, entry: _Entry) -> None:
         self._keep(entry)

@@ -213,6 +213,7 @@ class IrohListener(StreamListener):
     async def _take(self, connection: Connection) -> None:
         """On the node's loop."""
         connection.limit_streams(uni=0, bi=0)  # the one stream is ours to open
+        connection.is_patient = True  # see _until_dead
         send, recv = await connection.open_bi()
         await send.write(GREETING, timeout=OPEN_SECONDS)
         stream = _IrohStream(self._node, connection, send, recv)
@@ -266,6 +267,7 @@ async def open_iroh(node: Node, peer: EndpointAddr, alpn: bytes = COORDINATOR_AL
         except BaseException:
             connection.close(_CLOSE_CODE)
             raise
+        connection.awaiting = 1  # a coordinator says something all the time
         return _IrohStream(node, connection, send, recv)
 
     try:

@@ -27,7 +27,7 @@ from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
 from ...comm.signing import SecretKey
 from ...comm.tickets import EndpointTicket
-from ...coordinator.client import RemoteCoordinator
+from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
@@ -233,6 +233,7 @@ class JoinedRun(RunSource):
             await self._look(coordinator, keeper, node)
             is_ours = (state := coordinator.state) is not None and not is_run_of_psyche(state)
             if is_ours:
+                coordinator.beside = BESIDE_SECONDS
                 await self._introduce(node)
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)

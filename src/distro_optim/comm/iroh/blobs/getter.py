@@ -50,6 +50,8 @@ class Attempt(Generic[P]):
         provider: whom to ask.
         request: what to write before closing our direction of the stream.
         purpose: if it is not DATA, the pieces are not to be stored.
+        was_silent: set when the connection to the provider did not answer, which says nothing about the provider: it
+            is asked once more, over another one.
     """
 
     def __init__(self, provider: P, purpose: Purpose, request: bytes, decoder: Decoder) -> None:
@@ -58,6 +60,7 @@ class Attempt(Generic[P]):
         self.request = request
         self._decoder = decoder
         self.received = 0
+        self.was_silent = False
 
     @property
     def is_complete(self) -> bool:
@@ -119,6 +122,7 @@ class Download(Generic[P]):
         self._new_outboard = new_outboard
         self._queue: list[tuple[P, Purpose]] = [(provider, Purpose.DATA) for provider in reversed(providers)]
         self._size_proofs: dict[P, int] = {}
+        self._asked_again: set[P] = set()
 
     @property
     def is_complete(self) -> bool:
@@ -160,6 +164,9 @@ class Download(Generic[P]):
         if isinstance(error, SizeConflictError) and self._size_proofs.get(provider, 0) < MAX_SIZE_PROOFS:
             self._size_proofs[provider] = self._size_proofs.get(provider, 0) + 1
             self._queue.append((provider, Purpose.SIZE_PROOF))
+        elif attempt.was_silent and not self.is_complete and provider not in self._asked_again:
+            self._asked_again.add(provider)
+            self._queue.append((provider, Purpose.DATA))
         elif not self.is_complete:
             self._note(provider, error)
 

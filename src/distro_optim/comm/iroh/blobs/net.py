@@ -273,8 +273,10 @@ class BlobService:
         async with self._pool.lease(attempt.provider, ALPN, attempts=limits.dial_attempts) as connection:
             send, recv = await connection.open_bi(timeout=limits.open_seconds)
             try:
-                await self._converse(attempt, send, recv, keep)
+                with connection.awaited():
+                    await self._converse(attempt, send, recv, keep)
             except BaseException:
+                attempt.was_silent = connection.has_lost_its_way
                 # Not left to the garbage collector: a failure that is remembered holds on to the stream, and until it
                 # is stopped the provider fills its window, waits in vain, and in the end cuts the whole connection.
                 await recv.stop(_NO_MORE)

@@ -14,6 +14,8 @@ Where this node is stricter than iroh-gossip, with the same messages:
 * lists are cut so that the message stays below the maximum size, and an answer names no more peers than a Shuffle
   asks with;
 * a node without neighbours asks its bootstrap peers again, waiting longer each time.
+
+And a node whose addresses change tells its neighbours at once, by a Neighbor message, which they answer.
 """
 
 from __future__ import annotations
@@ -125,6 +127,9 @@ class HyParView:
                 self._on_closed(peer)
             case UpdatePeerData(data=data):
                 self._set_my_data(data)
+                # They hear where we are now; and if the way to one of them is gone, that shows when it does not answer.
+                for peer in self.active:
+                    self._send_neighbor(peer, high=True)
             case Quit():
                 self._quit()
             case ShuffleTimer():

@@ -1,8 +1,11 @@
 """The connections to one peer, as gossip uses them: frames go out in order, frames come in from everywhere.
 
 Rules of n0-computer/iroh-gossip ``src/net.rs``: each side sends on one-way streams, one per topic, on the connection
-that *it* came to know last; when both dialled at once there are two, and messages arrive on both. The end of the
-connection used for sending is the end of the link; the end of an older one is not.
+that *it* came to know last; when both dialled at once there are two, and messages arrive on both.
+
+Where we differ: there the end of the connection used for sending is the end of the link, even if another is open;
+here that of the last one is. And a connection that does not answer is left as soon as there is another, an older one or
+one that the owner dials for that; what was sent on it unanswered is sent again, and gossip drops what comes twice.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ....errors import DistroError, ExchangeError, PeerTimeoutError, ProtocolError, StreamStoppedError
-from ..connection import Connection, RecvStream, SendStream
+from ..connection import SILENT_REASON, Connection, RecvStream, SendStream
 from ..endpoint import CLOSE_PROTOCOL_ERROR
 from .frames import FrameReader, encode_header
 from .messages import PeerId, TopicId
@@ -30,6 +33,14 @@ event loop."""
 
 _WRITE_SIZE: Final = 256 << 10
 """One write carries at most this much, so that its time limit means a rate."""
+
+_RECENT_SECONDS: Final = 5.0
+_RECENT_BYTES: Final = 64 << 10
+"""What was sent is kept for so long, and so much of it, in case that the connection was not answered any more: it is
+left after two seconds of silence. Chosen with room to spare; with all links together 16 MiB."""
+
+_MARGIN_SECONDS: Final = 1.0
+"""A connection's silence is noticed between two looks at it; what was sent so long before may be lost, too."""
 
 _CLOSE_OK: Final = 0
 """Close code of iroh-gossip, which gives it no meaning."""
@@ -63,7 +74,10 @@ class LinkOwner(Protocol):
         """A frame arrived; raises ProtocolError if it is not a message."""
 
     def on_lost(self, link: PeerLink) -> None:
-        """The connection used for sending has ended."""
+        """The last connection has ended."""
+
+    def on_silence(self, link: PeerLink) -> None:
+        """The connection used for sending does not answer, and there is no other one that does."""
 
     def on_offence(self, link: PeerLink, reason: str) -> None:
         """The peer broke a rule or a limit; the owner closes the link."""
@@ -102,6 +116,9 @@ class PeerLink:
         self._max_message_size = max_message_size
         self._outbox: deque[tuple[TopicId, bytes | None]] = deque()
         self._channels: list[_Channel] = []
+        self._recent: deque[tuple[float, TopicId, bytes]] = deque()
+        self._recent_bytes = 0
+        self._is_held = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._connected = asyncio.Event()
@@ -116,6 +133,11 @@ class PeerLink:
     def is_connected(self) -> bool:
         """Whether a connection to the peer is open."""
         return bool(self._channels)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the connection used for sending is open and does not answer."""
+        return bool(self._channels) and self._channels[-1].connection.is_silent
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -147,11 +169,22 @@ class PeerLink:
         """Takes a new connection, and sends on it from now on."""
         connection.limit_streams(uni=self._limits.streams)
         channel = _Channel(connection, {}, float(self._limits.streams), self._loop.time())
+        left = self._leave_silent()
+        if self._channels:
+            self._channels[-1].connection.awaiting = 0
+        connection.awaiting = 1
         self._channels.append(channel)
+        if left is not None:
+            left.connection.close(_CLOSE_OK, SILENT_REASON)
+        connection.on_silence(lambda: self._on_silence(channel))
         self._connected.set()
         self._work.set()
         self._spawn(self._accept_loop(channel))
         self._spawn(self._watch(channel))
+
+    def hold(self, held: bool) -> None:
+        """While the owner dials for a link, it is not lost if its last connection ends; what is to be sent waits."""
+        self._is_held = held
 
     def close(self, code: int = _CLOSE_OK, reason: bytes = b"") -> None:
         """Ends everything at once."""
@@ -172,6 +205,48 @@ class PeerLink:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _on_silence(self, channel: _Channel) -> None:
+        if self._closed or not self._channels or self._channels[-1] is not channel:
+            return
+        others = [other for other in self._channels if not other.connection.is_silent]
+        if not others:
+            self._owner.on_silence(self)
+            return
+        self._leave_silent()
+        self._channels.remove(others[-1])
+        self._channels.append(others[-1])
+        others[-1].connection.awaiting = 1
+        # At once: a write may hang in it.
+        channel.connection.close(_CLOSE_OK, SILENT_REASON)
+        self._work.set()
+
+    def _leave_silent(self) -> _Channel | None:
+        """If the connection used so far does not answer, what it was sent in vain goes out once more, before all else.
+
+        Returns:
+            its channel, to be closed as soon as there is another one; None if it answers, or there is none.
+        """
+        if not self.is_silent:
+            return None
+        channel = self._channels[-1]
+        since = channel.connection.unanswered_since or self._loop.time()
+        lost = [(topic, frame) for sent, topic, frame in self._recent if sent >= since - _MARGIN_SECONDS]
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._outbox.extendleft(reversed(lost))
+        self.queued += sum(len(frame) for _, frame in lost)
+        if lost:
+            self._drained.clear()
+        return channel
+
+    def _remember(self, topic: TopicId, frames: list[bytes]) -> None:
+        now = self._loop.time()
+        for frame in frames:
+            self._recent.append((now, topic, frame))
+            self._recent_bytes += len(frame)
+        while self._recent and (self._recent_bytes > _RECENT_BYTES or now - self._recent[0][0] > _RECENT_SECONDS):
+            self._recent_bytes -= len(self._recent.popleft()[2])
 
     def _offend(self, reason: str) -> None:
         if not self._closed:
@@ -203,13 +278,14 @@ class PeerLink:
             # The peer wants no more on this stream; a later message opens another.
             channel.streams.pop(topic, None)
         except ExchangeError as error:
-            if channel is not self._channels[-1]:
+            if not self._channels or channel is not self._channels[-1]:
                 # A peer that was restarted dials us while its old connection hangs.
+                await self._connected.wait()
                 return False
             if isinstance(error, PeerTimeoutError):
                 self._offend(f"does not read: a write took more than {self._limits.stall_seconds} s")
                 return True
-            # The watcher of the connection has the last word, and ends this task.
+            # The watcher of the connection has the last word: it ends this task, or goes on with another one.
             _log.debug("writing to %s: %s", self.peer.hex()[:10], error)
             await channel.connection.closed()
         return True
@@ -231,6 +307,7 @@ class PeerLink:
 
     async def _write(self, channel: _Channel, topic: TopicId, frames: list[bytes]) -> None:
         timeout = self._limits.stall_seconds
+        self._remember(topic, frames)
         stream = channel.streams.get(topic)
         if stream is None:
             stream = await channel.connection.open_uni(timeout=timeout)
@@ -252,9 +329,15 @@ class PeerLink:
         await channel.connection.closed()
         if self._closed:
             return
-        current = self._channels[-1] is channel
+        if self._channels[-1] is channel:
+            self._leave_silent()
         self._channels.remove(channel)
-        if current:
+        if self._channels:
+            self._channels[-1].connection.awaiting = 1
+            self._work.set()
+            return
+        self._connected.clear()
+        if not self._is_held:
             self._owner.on_lost(self)
 
     async def _accept_loop(self, channel: _Channel) -> None:

@@ -240,6 +240,13 @@ class GossipService:
         self._remove(link)
         self._perform(self.protocol.disconnected(link.peer, self._now()))
 
+    def on_silence(self, link: PeerLink) -> None:
+        """See :class:`~.links.LinkOwner`."""
+        if self._closed or link.peer in self._dials or not self.protocol.needs(link.peer):
+            return
+        _log.info("%s does not answer, and is dialled anew", link.peer.hex()[:10])
+        self._dials[link.peer] = asyncio.get_running_loop().create_task(self._renew(link))
+
     def on_offence(self, link: PeerLink, reason: str) -> None:
         """See :class:`~.links.LinkOwner`."""
         _log.warning("cut off %s: %s", link.peer.hex()[:10], reason)
@@ -419,6 +426,29 @@ class GossipService:
                 self._schedule.succeeded(link.peer)
                 link.add(connection)
                 break
+        del self._dials[link.peer]
+        if not link.is_connected:
+            self.on_lost(link)
+
+    async def _renew(self, link: PeerLink) -> None:
+        """Dials a peer beside a connection that does not answer, until one does or the last one has ended."""
+        link.hold(True)
+        while True:
+            await asyncio.sleep(self._schedule.wait(link.peer, self._now()))
+            if not link.is_silent:
+                break
+            try:
+                async with self._dial_slots:
+                    connection = await self._node.connect(link.peer, GOSSIP_ALPN)
+            except PeerRefusedError:
+                break
+            except DistroError as error:
+                _log.debug("dialling %s anew: %s", link.peer.hex()[:10], error)
+                self._schedule.failed(link.peer, self._now())
+            else:
+                self._schedule.succeeded(link.peer)
+                link.add(connection)
+        link.hold(False)
         del self._dials[link.peer]
         if not link.is_connected:
             self.on_lost(link)
