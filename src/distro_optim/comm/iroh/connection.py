@@ -262,6 +262,7 @@ class Connection:
         self.is_patient = False
         self.awaiting = 0
         self._received = (-1, self.opened)  # bytes, and when so many had come
+        self._nudged_at = self.opened
         self._silence = Silence(self.opened)
         self._is_silent = False
         self._silence_hooks: list[Callable[[], None]] = []
@@ -377,7 +378,8 @@ class Connection:
         counters = self._raw.stats()
         if counters.udp_rx_bytes != self._received[0]:
             self._received = counters.udp_rx_bytes, now
-        elif self.awaiting and now - self._received[1] >= NUDGE_SECONDS:
+        elif self.awaiting and now - max(self._received[1], self._nudged_at) >= NUDGE_SECONDS:
+            self._nudged_at = now
             self._nudge()
         has_way = not at_ways or bool(self._raw.paths())
         self._is_silent = self._silence.look(counters.udp_tx_bytes, counters.udp_rx_bytes, now, has_way=has_way)
