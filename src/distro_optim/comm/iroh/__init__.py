@@ -3,6 +3,7 @@
 ===================  ========================================================================
 ``endpoint``         a node: one endpoint on an event loop of its own
 ``connection``       QUIC connections and streams with our errors, timeouts and limits
+``one_question``     a question and its answer, over a connection for nothing else
 ``pool``             connections dialled when needed, shared, retried
 ``keys``             a node's identity
 ``home``             where it is kept, with the ports, from one start to the next

@@ -11,7 +11,6 @@ In a run of Psyche's nobody asks. A host of before this protocol does not know i
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +20,7 @@ from ...protocol import MAX_BYTES, OURS, SILENT, Speaks, why_apart
 from ..addresses import EndpointAddr
 from .connection import Connection
 from .endpoint import Node
+from .one_question import answer_question, ask_question
 
 __all__ = ["INTRODUCTION_ALPN", "Introductions", "VersionDesk", "introduce"]
 
@@ -95,32 +95,31 @@ class Introductions:
         self._node.refuse(INTRODUCTION_ALPN)
 
     async def _serve(self, connection: Connection) -> None:
-        send, recv = await connection.accept_bi(timeout=SECONDS)
-        self._desk.hear(connection.remote_id, Speaks.decode(await recv.read_to_end(MAX_BYTES, timeout=SECONDS)))
-        await send.write(self._desk.ours.encode(), timeout=SECONDS)
-        await send.finish()
-        try:
-            await asyncio.wait_for(connection.closed(), SECONDS)
-        except TimeoutError:
-            pass
+        async def answer(said: bytes) -> bytes:
+            self._desk.hear(connection.remote_id, Speaks.decode(said))
+            return self._desk.ours.encode()
+
+        await answer_question(connection, answer, max_question=MAX_BYTES, seconds=SECONDS)
 
 
 async def introduce(node: Node, host: EndpointAddr, ours: Speaks = OURS) -> Speaks | None:
     """Says to the host of a run what we speak, and hears what it does; None if it cannot be asked now."""
     node.exempt(INTRODUCTION_ALPN)
     try:
-        async with asyncio.timeout(SECONDS):
-            connection = await node.connect(host, INTRODUCTION_ALPN, timeout=DIAL_SECONDS)
-            try:
-                send, recv = await connection.open_bi()
-                await send.write(ours.encode())
-                await send.finish()
-                return Speaks.decode(await recv.read_to_end(MAX_BYTES))
-            finally:
-                connection.close()
+        answer = await ask_question(
+            node,
+            host,
+            INTRODUCTION_ALPN,
+            ours.encode(),
+            max_answer=MAX_BYTES,
+            seconds=SECONDS,
+            about="the host's version",
+            dial_seconds=DIAL_SECONDS,
+        )
+        return Speaks.decode(answer)
     except PeerUnreachableError as error:
         return SILENT if _UNKNOWN_PROTOCOL in str(error) else None
-    except (ExchangeError, ProtocolError, TimeoutError):
+    except (ExchangeError, ProtocolError):
         return None
 
 

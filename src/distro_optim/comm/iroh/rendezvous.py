@@ -22,6 +22,7 @@ from ..streams import Stream
 from .connection import Connection
 from .endpoint import Node
 from .meeting_place import MAX_ANSWER, MAX_QUESTION, MeetingPlace, Members, TcpQuestion
+from .one_question import answer_question, ask_question
 
 __all__ = ["RENDEZVOUS_ALPN", "Rendezvous", "ask_over_stream", "ask_rendezvous"]
 
@@ -54,16 +55,11 @@ class Rendezvous:
         self._node.refuse(RENDEZVOUS_ALPN)
 
     async def _serve(self, connection: Connection) -> None:
-        send, recv = await connection.accept_bi(timeout=SECONDS)
-        question = await recv.read_to_end(MAX_QUESTION, timeout=SECONDS)
-        address: EndpointAddr = postcard.decode(EndpointAddr, question)
-        others = self._place.visit(connection.remote_id, address)
-        await send.write(postcard.encode(others, Members), timeout=SECONDS)
-        await send.finish()
-        try:
-            await asyncio.wait_for(connection.closed(), SECONDS)
-        except TimeoutError:
-            pass
+        async def answer(question: bytes) -> bytes:
+            address: EndpointAddr = postcard.decode(EndpointAddr, question)
+            return postcard.encode(self._place.visit(connection.remote_id, address), Members)
+
+        await answer_question(connection, answer, max_question=MAX_QUESTION, seconds=SECONDS)
 
 
 async def ask_over_stream(
@@ -106,18 +102,15 @@ async def ask_rendezvous(node: Node, host: EndpointAddr) -> list[EndpointAddr]:
         ProtocolError: its answer is malformed.
     """
     node.exempt(RENDEZVOUS_ALPN)
-    try:
-        async with asyncio.timeout(SECONDS):
-            connection = await node.connect(host, RENDEZVOUS_ALPN)
-            try:
-                send, recv = await connection.open_bi()
-                await send.write(postcard.encode(node.addr()))
-                await send.finish()
-                members: list[EndpointAddr] = postcard.decode(Members, await recv.read_to_end(MAX_ANSWER))
-            finally:
-                connection.close()
-    except PeerTimeoutError:
-        raise
-    except TimeoutError:
-        raise PeerTimeoutError(f"no answer about the other peers within {SECONDS} s") from None
+    await node.bind()
+    answer = await ask_question(
+        node,
+        host,
+        RENDEZVOUS_ALPN,
+        postcard.encode(node.addr()),
+        max_answer=MAX_ANSWER,
+        seconds=SECONDS,
+        about="the other peers",
+    )
+    members: list[EndpointAddr] = postcard.decode(Members, answer)
     return [member for member in members if member.id != node.endpoint_id]

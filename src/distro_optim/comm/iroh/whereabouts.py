@@ -12,17 +12,17 @@ affair of the one who asks; that it is the answer of this peer is proven by the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from ...errors import PeerTimeoutError, ProtocolError
+from ...errors import ProtocolError
 from .. import postcard
 from ..addresses import EndpointAddr
 from ..postcard import U64, Limit
 from .connection import Connection
 from .endpoint import Node
+from .one_question import answer_question, ask_question
 
 __all__ = ["MAX_PEERS", "WHEREABOUTS_ALPN", "Whereabouts", "WhereaboutsDesk", "ask_whereabouts"]
 
@@ -75,15 +75,10 @@ class WhereaboutsDesk:
         self._node.refuse(WHEREABOUTS_ALPN)
 
     async def _serve(self, connection: Connection) -> None:
-        send, recv = await connection.accept_bi(timeout=SECONDS)
-        asked = await recv.read_to_end(MAX_QUESTION, timeout=SECONDS)
-        answer = self._known() if asked == self._run_id else Whereabouts()
-        await send.write(postcard.encode(answer), timeout=SECONDS)
-        await send.finish()
-        try:
-            await asyncio.wait_for(connection.closed(), SECONDS)
-        except TimeoutError:
-            pass
+        await answer_question(connection, self._answer, max_question=MAX_QUESTION, seconds=SECONDS)
+
+    async def _answer(self, asked: bytes) -> bytes:
+        return postcard.encode(self._known() if asked == self._run_id else Whereabouts())
 
 
 async def ask_whereabouts(node: Node, peer: EndpointAddr, run_id: str) -> Whereabouts:
@@ -94,20 +89,16 @@ async def ask_whereabouts(node: Node, peer: EndpointAddr, run_id: str) -> Wherea
         ProtocolError: its answer is malformed.
     """
     node.exempt(WHEREABOUTS_ALPN)
-    try:
-        async with asyncio.timeout(SECONDS):
-            connection = await node.connect(peer, WHEREABOUTS_ALPN)
-            try:
-                send, recv = await connection.open_bi()
-                await send.write(run_id.encode())
-                await send.finish()
-                return read_whereabouts(await recv.read_to_end(MAX_ANSWER))
-            finally:
-                connection.close()
-    except PeerTimeoutError:
-        raise
-    except TimeoutError:
-        raise PeerTimeoutError(f"no answer about the run's host within {SECONDS} s") from None
+    answer = await ask_question(
+        node,
+        peer,
+        WHEREABOUTS_ALPN,
+        run_id.encode(),
+        max_answer=MAX_ANSWER,
+        seconds=SECONDS,
+        about="the run's host",
+    )
+    return read_whereabouts(answer)
 
 
 def read_whereabouts(answer: bytes) -> Whereabouts:

@@ -1,25 +1,19 @@
-"""One question about a model and its answer: a connection for each, as Psyche's peers do it.
+"""One question about a model and its answer: ``Ok(BlobTicket) | Err(SharingError variant)``, see :mod:`..one_question`.
 
-::
-
-    requester  -> a request, then the end of the stream
-    responder  <- Ok(BlobTicket) | Err(SharingError variant), then the end of the stream
-    requester     closes the connection, when it has read
-
-(``shared/network/src/p2p_model_sharing.rs``)
+(PsycheFoundation/psyche ``shared/network/src/p2p_model_sharing.rs``)
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from ....errors import ExchangeError, PeerTimeoutError
+from ....errors import ExchangeError
 from ...tickets import BlobTicket
 from ..connection import Connection
 from ..endpoint import Node
+from ..one_question import answer_question, ask_question
 from .asking import AskBudget
 from .messages import MAX_ANSWER, MAX_REQUEST, decode_answer, encode_answer
 
@@ -44,20 +38,8 @@ async def send_request(node: Node, peer: bytes, alpn: bytes, request: bytes, *, 
         ExchangeError: it cannot be reached, or does not answer in 10 seconds.
         ProtocolError: its answer is malformed.
     """
-    try:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            connection = await node.connect(peer, alpn)
-            try:
-                send, recv = await connection.open_bi()
-                await send.write(request)
-                await send.finish()
-                return decode_answer(await recv.read_to_end(MAX_ANSWER))
-            finally:
-                connection.close()
-    except PeerTimeoutError:
-        raise
-    except TimeoutError:
-        raise PeerTimeoutError(f"no answer about {about} within {REQUEST_SECONDS} s") from None
+    answer = await ask_question(node, peer, alpn, request, max_answer=MAX_ANSWER, seconds=REQUEST_SECONDS, about=about)
+    return decode_answer(answer)
 
 
 async def answer_request(connection: Connection, budget: AskBudget, answer: Callable[[bytes], Awaitable[Any]]) -> None:
@@ -73,12 +55,8 @@ async def answer_request(connection: Connection, budget: AskBudget, answer: Call
     """
     if not budget.take(connection.remote_id, time.monotonic()):
         raise ExchangeError("it has asked too often")
-    send, recv = await connection.accept_bi(timeout=REQUEST_SECONDS)
-    said = await answer(await recv.read_to_end(MAX_REQUEST, timeout=REQUEST_SECONDS))
-    await send.write(encode_answer(said), timeout=REQUEST_SECONDS)
-    await send.finish()
-    # The requester closes when it has read; if we did, the answer could be lost.
-    try:
-        await asyncio.wait_for(connection.closed(), REQUEST_SECONDS)
-    except TimeoutError:
-        pass
+
+    async def encoded(request: bytes) -> bytes:
+        return encode_answer(await answer(request))
+
+    await answer_question(connection, encoded, max_question=MAX_REQUEST, seconds=REQUEST_SECONDS)
