@@ -126,7 +126,6 @@ class KernelBatch:
         index: Tensor,
         value: Tensor,
         spoken: Tensor,
-        codes: bool = False,
         precision: str = "split",
         tiles: tuple[int, int] | None = None,
     ) -> None:
@@ -138,7 +137,6 @@ class KernelBatch:
             present: ``(tensors,)`` int32: 0 for gradients that are left out.
             index, value: ``(tiles, k)``, filled.
             spoken: ``(tensors,)`` int32, becomes 1 where anything is said.
-            codes: the signs of the momentum are wanted, for :class:`Ahead`.
             precision: of the transform.
             tiles: the first and the one after the last; by default all.
         """
@@ -158,7 +156,6 @@ class KernelBatch:
                 own=own is not None,
                 as_coefficients=as_coefficients,
                 signs=value.dtype == torch.bool,
-                codes=codes and own is not None,
                 grad=self._type_of_gradients(grads),
                 precision=precision,
             ),
@@ -172,7 +169,7 @@ class KernelBatch:
             value=value,
             left=self._nothing if self._left is None else self._left,
             spoken=spoken,
-            codes=self.codes if codes and own is not None else self._nothing,
+            codes=self.codes if own is not None else self._nothing,
             numbers=self._constant([rate, keep], torch.float32),
         )
 
@@ -193,7 +190,7 @@ class KernelBatch:
             present: ``(contributors, tensors)`` int32.
             weights: of the model, contiguous; changed in place.
             rate: of learning, with its gain.
-            ahead: by the momentum that :meth:`extract` left last, with ``codes``.
+            ahead: by the momentum that :meth:`extract` left last, with ``own``.
             tiles: the first and the one after the last; by default all.
         """
         batch, number = self.batch, self.number

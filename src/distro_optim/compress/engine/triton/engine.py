@@ -65,7 +65,7 @@ class TritonEngine(Engine):
 
     @staticmethod
     def _has_device(batch: Batch) -> bool:
-        return batch.device.type == ("cpu" if launching.interpreted() else "cuda")
+        return batch.device.type == launching.device_type()
 
     def _without(self, ours: dict[int, KernelBatch]) -> BlockEngine:
         """Torch for all other batches."""
@@ -112,7 +112,7 @@ class TritonEngine(Engine):
                 raise ValueError("step needs values that leave the momentum at once: not with quantize or own")
         flags = {n: k.flags([[g is not None for g in intake.grads]])[0] for n, k in self._extracts.items()}
         self._try("extraction", self._extracts, lambda k: extraction_differs(k, intake, flags[k.number]))
-        update = self._room(quantize=intake.quantize)
+        update = self.room(quantize=intake.quantize)
         spoken = self.extract_into(update, intake, flags)
         present = [grad is not None for grad in intake.grads]
         rest = self._without(self._extracts)
@@ -130,7 +130,7 @@ class TritonEngine(Engine):
             self.merge([update], params, lr=rates)
         return update
 
-    def _room(self, *, quantize: bool) -> CompressedUpdate:
+    def room(self, *, quantize: bool) -> CompressedUpdate:
         """For an update of ours: what the kernels fill need not be filled before."""
         index, value = [], []
         for number, b in enumerate(self.plan.batches):
@@ -145,7 +145,6 @@ class TritonEngine(Engine):
         intake: Intake,
         flags: dict[int, Tensor],
         *,
-        codes: bool = False,
         precision: str = "split",
     ) -> dict[int, Tensor]:
         """The kernels' batches of an update; nothing waits for the device.
@@ -154,7 +153,6 @@ class TritonEngine(Engine):
             update: whose index and value are filled.
             intake: what is taken.
             flags: by batch ``(tensors,)`` int32, 0 for gradients that are left out.
-            codes: the signs of the momentum are wanted, for the lookahead of :meth:`merge_into`.
             precision: of the transform.
 
         Returns:
@@ -175,7 +173,6 @@ class TritonEngine(Engine):
                 index=update.index[number],
                 value=update.value[number],
                 spoken=spoken[number],
-                codes=codes,
                 precision=precision,
             )
         return spoken
@@ -247,7 +244,7 @@ class TritonEngine(Engine):
             flags: by batch ``(contributors, tensors)`` int32: who says anything of a tensor.
             weights: of the model, contiguous; changed in place.
             lr: per parameter group.
-            ahead: by the momentum that :meth:`extract_into` left last, with ``codes``.
+            ahead: by the momentum that :meth:`extract_into` left last, with ``own``.
         """
         for number, kernels in self._merges.items():
             batch = kernels.batch
@@ -274,7 +271,7 @@ class TritonEngine(Engine):
             device = param.device
             ready = (
                 not as_it_is
-                and device.type == ("cpu" if launching.interpreted() else "cuda")
+                and device.type == launching.device_type()
                 and param.dtype in _SHIFTED
                 and direction.dtype == torch.float32
                 and keep.dtype == param.dtype

@@ -41,7 +41,7 @@ def _encoded(
 def extract_kernel(
     first, places, addresses, present, fh, fw, index_out, value_out, left_out, spoken, codes, numbers, parts,
     H: tl.constexpr, W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
-    OWN: tl.constexpr, AS_COEFFICIENTS: tl.constexpr, SIGNS: tl.constexpr, CODES: tl.constexpr,
+    OWN: tl.constexpr, AS_COEFFICIENTS: tl.constexpr, SIGNS: tl.constexpr,
     GRAD: tl.constexpr, VALUE: tl.constexpr, LIMIT: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -57,7 +57,7 @@ def extract_kernel(
         left_out: ``(tiles, KP)`` float32, room for what leaves the momentum at once; used neither with ``OWN`` nor with
             ``AS_COEFFICIENTS``.
         spoken: ``(tensors,)`` int32: becomes 1 where anything that is not 0 is sent.
-        codes: ``(tiles, BH * BW / 4)`` uint8, where ``CODES``: the signs of the new momentum, for the lookahead.
+        codes: ``(tiles, BH * BW / 4)`` uint8, filled where ``OWN``: the signs of the new momentum, for the lookahead.
         numbers: ``(2,)`` float32: the learning rate, and the decay.
         parts: of the bases, as for :func:`~distro_optim.compress.engine.triton.products.times_basis`.
         H, W: of a tile. BH, BW: powers of two from 32, not less. KP: not less than K and 16.
@@ -72,33 +72,38 @@ def extract_kernel(
     in_tile = (i < H)[:, None] & (j < W)[None, :]
     linear = i[:, None] * W + j[None, :]
 
-    grad_ptr = address(addresses, tensor, 0, GRAD, ALIGNED) + base
-    grad = tl.load(grad_ptr + offsets, mask=inside & here, other=0.0).to(tl.float32)
     keeps = tl.where(here, keep, 1.0)
     momentum = address(addresses, tensor, 1, tl.float32, ALIGNED)
+    grad_ptr = address(addresses, tensor, 0, GRAD, ALIGNED) + base
     if AS_COEFFICIENTS:
         momentum += local * (H * W)
+        grad = tl.load(grad_ptr + offsets, mask=inside & here, other=0.0).to(tl.float32)
         c = rate * _encoded(grad, fh, fw, parts, H, BH, BW, PRECISION, EMULATE)
         c += keep * tl.load(momentum + linear, mask=in_tile, other=0.0)
     else:
         momentum += base
-        x = tl.load(momentum + offsets, mask=inside, other=0.0)
         if OWN:
+            # Before the tile is loaded, so that it does not fill registers meanwhile.
             at = tl.arange(0, KP)
             own_index = address(addresses, tensor, 2, tl.int32, False) + local * K
             own_value = address(addresses, tensor, 3, tl.float32, False) + local * K
             position = tl.load(own_index + at, mask=at < K, other=0)
             value = tl.load(own_value + at, mask=at < K, other=0.0)
-            x -= sum_of_few(position, value, fh, fw, parts, H, W, BH, BW, KP, PRECISION, EMULATE)
+            own = sum_of_few(position, value, fh, fw, parts, H, W, BH, BW, KP, PRECISION, EMULATE)
+            x = tl.load(momentum + offsets, mask=inside, other=0.0) - own
+        else:
+            x = tl.load(momentum + offsets, mask=inside, other=0.0)
+        grad = tl.load(grad_ptr + offsets, mask=inside & here, other=0.0).to(tl.float32)
         x = tl.where(inside, keeps * x + rate * grad, 0.0)
         if OWN:
             tl.store(momentum + offsets, x, mask=inside)
-            if CODES:
-                codes_at = i[:, None] * (BW // 4) + tl.arange(0, BW // 4)[None, :]
-                tl.store(codes + tile * (BH * BW // 4) + codes_at, signs_packed(x, BH, BW))
+            codes_at = i[:, None] * (BW // 4) + tl.arange(0, BW // 4)[None, :]
+            tl.store(codes + tile * (BH * BW // 4) + codes_at, signs_packed(x, BH, BW))
         c = _encoded(x, fh, fw, parts, H, BH, BW, PRECISION, EMULATE)
 
-    chosen = largest(c, in_tile, K)
+    chosen, most = largest(c, in_tile, K)
+    if SIGNS:
+        tl.store(spoken + tensor, 1, mask=(most > 0) & here)
     position = ranks(chosen.to(tl.int32))
     chosen = chosen & (position < K)
     sent = c
@@ -108,8 +113,6 @@ def extract_kernel(
     tl.store(index_out + to, linear, mask=chosen)
     if SIGNS:
         tl.store(value_out + to, (sent.to(tl.int32, bitcast=True) < 0).to(tl.uint8), mask=chosen)
-        any_sent = tl.max((chosen & (sent != 0)).to(tl.int32))
-        tl.store(spoken + tensor, 1, mask=(any_sent != 0) & here)
     else:
         tl.store(value_out + to, rounded(sent, VALUE, EMULATE), mask=chosen)
 

@@ -30,6 +30,7 @@ __all__ = [
     "Extracting",
     "Merging",
     "check",
+    "device_type",
     "extract",
     "extract_constants",
     "interpreted",
@@ -64,6 +65,11 @@ def interpreted() -> bool:
     return not isinstance(merge_kernel, triton.JITFunction)
 
 
+def device_type() -> str:
+    """Of tensors that kernels can work on: ``"cuda"``, which ROCm's are called too, or ``"cpu"`` when interpreted."""
+    return "cpu" if interpreted() else "cuda"
+
+
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -80,7 +86,6 @@ class Extracting:
     own: bool
     as_coefficients: bool
     signs: bool
-    codes: bool
     grad: torch.dtype
     precision: str = "split"
 
@@ -94,7 +99,6 @@ def extract_constants(batch: Batch, how: Extracting, *, emulate: bool, aligned: 
         "OWN": how.own,
         "AS_COEFFICIENTS": how.as_coefficients,
         "SIGNS": how.signs,
-        "CODES": how.codes,
         "GRAD": _TYPES[how.grad],
         "VALUE": _TYPES[batch.value_dtype],
         "LIMIT": torch.finfo(batch.value_dtype).max,

@@ -22,9 +22,9 @@ def ranks(chosen):
 
 
 @triton.jit
-def _bound(bits, K: tl.constexpr):
+def _bound(bits, most, K: tl.constexpr):
     """A bound that at least ``K`` of ``bits`` reach, and how many do: ``K``, unless equal ones lie at the bound."""
-    above = tl.max(bits) + 1  # nobody reaches it
+    above = most + 1  # nobody reaches it
     step = 1 << 24  # two octaves: the coefficients of a tile that are sent are seldom further apart
     bound = tl.maximum(above - step, 0)
     count = tl.sum((bits >= bound).to(tl.int32))
@@ -53,15 +53,16 @@ def largest(x, inside, K: tl.constexpr):
         K: how many.
 
     Returns:
-        ``[BH, BW]``, a mask.
+        ``[BH, BW]``, a mask, and the bits of the largest magnitude.
     """
     bits = tl.minimum(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800000)  # NaN counts as infinity
     bits = tl.where(inside, bits, -1)
-    bound, count = _bound(bits, K)
+    most = tl.max(bits)
+    bound, count = _bound(bits, most, K)
     chosen = bits >= bound
     if count != K:
         equal = (bits == bound).to(tl.int32)
         surely = bits > bound
         free = K - tl.sum(surely.to(tl.int32))
         chosen = surely | ((equal != 0) & (ranks(equal) < free))
-    return chosen
+    return chosen, most

@@ -1,0 +1,154 @@
+"""What a step by the kernels asks of a GPU, counted without one: launches, waits and bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from distro_optim.compress import OwnPart, ParamSpec, TilePlan, make_plan
+from distro_optim.compress.engine import Intake
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
+)
+
+META = torch.device("meta")
+
+LLAMA: list[tuple[int, ...]] = [(128256, 2048)]
+for _ in range(16):
+    LLAMA += [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
+    LLAMA += [(2048,), (2048,)]
+LLAMA += [(2048,)]
+"""1.2 billion parameters."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations of torch on the meta device that are not mere views or allocations.
+
+    Reading a number from a tensor without memory is an error there, so that no step that passes waits for the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counted: Counter[str] = Counter()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func).removeprefix("aten.").split(".")[0]
+        there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs, out)))
+        if there and name not in {"empty", "view", "select", "slice", "alias", "detach", "_unsafe_view"}:
+            self.counted[name] += 1
+        return out
+
+
+class Kernel:
+    """In the place of a kernel: remembers its launches."""
+
+    def __init__(self, name: str, launches: Counter[str]) -> None:
+        self._name = name
+        self._launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self._launches[self._name] += 1
+
+        return launch
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Launches of kernels from now on; tensors on the meta device are taken for those of a GPU."""
+    from distro_optim.compress.engine.triton import engine, launching
+
+    launches: Counter[str] = Counter()
+    for name in ("check_kernel", "extract_kernel", "merge_kernel", "shift_kernel"):
+        monkeypatch.setattr(launching, name, Kernel(name, launches))
+    monkeypatch.setattr(engine.TritonEngine, "_has_device", staticmethod(lambda batch: batch.device == META))
+    return launches
+
+
+def _plan(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> TilePlan:
+    return make_plan([ParamSpec(shape, dtype, META, 0, 64, 8) for shape in shapes], "padded", arithmetic="exact")
+
+
+@pytest.mark.parametrize("contributors", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_at_1_2_billion_is_at_most_20_launches_and_never_waits(
+    kernels: Counter[str], contributors: int, dtype: torch.dtype
+) -> None:
+    from distro_optim.compress.engine.triton.batches import Ahead
+    from distro_optim.compress.engine.triton.engine import TritonEngine
+
+    plan = _plan(LLAMA, dtype)
+    assert sum(torch.Size(shape).numel() for shape in LLAMA) > 1.2e9
+    engine = TritonEngine(plan, "dct")
+
+    def like(kind: torch.dtype) -> list[Tensor]:
+        return [torch.empty(shape, dtype=kind, device=META) for shape in LLAMA]
+
+    grads, weights, shifted, momenta = like(dtype), like(dtype), like(dtype), like(torch.float32)
+    own = []
+    for number, grid in enumerate(plan.grids):
+        k = plan.topk[number]
+        index = torch.empty(grid.tiles, k, dtype=torch.int32, device=META)
+        own.append(OwnPart(index, torch.empty(grid.tiles, k, device=META)))
+    intake = Intake(grads, momenta, [False] * len(plan), [1e-3], [0.999], True, own)
+
+    def step() -> None:
+        usable = engine.usable(grads)
+        update = engine.room(quantize=True)
+        spoken = engine.extract_into(update, intake, usable)
+        # The others' flags come with their updates.
+        flags = {n: torch.stack([spoken[n]] * contributors) for n in spoken}
+        engine.merge_into([update] * contributors, flags, weights, [1e-3], ahead=Ahead(shifted, [1e-3]))
+
+    step()  # tables are made
+    kernels.clear()
+    with Operations() as operations:
+        step()
+    assert kernels == {"check_kernel": 2, "extract_kernel": 2, "merge_kernel": 2}
+    assert kernels.total() + operations.counted.total() <= 20, operations.counted
+
+
+def test_the_lookahead_alone_is_one_launch_and_its_tables(
+    kernels: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distro_optim.compress.engine.triton import launching
+    from distro_optim.compress.engine.triton.engine import TritonEngine
+
+    engine = TritonEngine(_plan(LLAMA, torch.float32), "dct")
+    monkeypatch.setattr(launching, "device_type", lambda: "meta")
+    params, directions, saved = ([torch.empty(s, device=META) for s in LLAMA] for _ in range(3))
+    with Operations() as operations:
+        engine.shift(params, directions, saved, [1e-3] * len(LLAMA), [False] * len(LLAMA))
+    assert kernels == {"shift_kernel": 1}
+    assert operations.counted.total() <= 4, operations.counted
+
+
+def test_a_step_moves_at_most_32_bytes_for_each_parameter_with_lookahead() -> None:
+    script = Path(__file__).with_name("counted_bytes.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout.splitlines()[-1])
+    # Read: a gradient twice, momentum, weight. Written: momentum, weight, shifted weight. And some indices and signs.
+    assert 28 < sum(counted["alone"].values()) <= 32
+    assert 28 < sum(counted["with 15 others"].values()) <= 32
+    assert 18 < sum(counted["in bfloat16"].values()) <= 20
