@@ -12,6 +12,7 @@ from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.rendezvous import Rendezvous
 from distro_optim.comm.iroh.streams import IrohListener
 from distro_optim.comm.loop import LoopThread
+from distro_optim.comm.streams import TcpListener
 from distro_optim.coordinator.model import ConstantLR
 from distro_optim.coordinator.server.host import RunHost, restartable
 from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset
@@ -69,19 +70,28 @@ class LiveRun:
 
 
 @contextmanager
-def served_run(settings: RunConfig, run_id: str, state: Coordinator | None = None) -> Iterator[str]:
-    """A coordinator that is not a peer; gives its ticket. It begins with ``state``, if that is given."""
+def served_run(
+    settings: RunConfig, run_id: str, state: Coordinator | None = None, *, tcp_only: bool = False
+) -> Iterator[str]:
+    """A coordinator that is not a peer; gives its ticket, or ``host:port/run-id`` if it listens to TCP alone.
+
+    It begins with ``state``, if that is given.
+    """
     loop = LoopThread("served")
     stack = AsyncExitStack()
 
     async def begin() -> str:
-        node = Node(loop=loop, **LOOPBACK)
-        await node.bind()
-        stack.push_async_callback(node.aclose)
         offset = unix_offset()
         begins = state if state is not None else settings.coordinator_state(run_id)
         host = RunHost(restartable(begins, now=int(time.monotonic() + offset)))
         service = CoordinatorService(host, draw=os.urandom, unix_offset=offset)
+        if tcp_only:
+            listener = await TcpListener.bind("127.0.0.1", 0)
+            await stack.enter_async_context(CoordinatorServer(service, [listener]))
+            return f"{listener.address}/{run_id}"
+        node = Node(loop=loop, **LOOPBACK)
+        await node.bind()
+        stack.push_async_callback(node.aclose)
         await stack.enter_async_context(CoordinatorServer(service, [IrohListener(node)]))
         Rendezvous(node, host.is_pending)
         return str(RunTicket(run_id, (), node.addr()))

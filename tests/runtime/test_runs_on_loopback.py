@@ -92,8 +92,10 @@ def test_a_hosts_ticket_has_the_address_that_it_is_told() -> None:
         assert SocketAddr.parse("203.0.113.7:4433") in endpoint.direct
 
 
-def test_peers_of_a_run_that_only_a_server_hosts_find_each_other() -> None:
-    with live_run() as run, served_run(config(min_peers=2, total_steps=15), "served") as ticket:
+@pytest.mark.parametrize("tcp_only", [False, True])
+def test_peers_of_a_run_that_only_a_server_hosts_find_each_other_without_internet(*, tcp_only: bool) -> None:
+    settings = config(min_peers=2, total_steps=15)
+    with live_run() as run, served_run(settings, "served", tcp_only=tcp_only) as ticket:
         peers = [run.join(ticket), run.join(ticket)]
         for peer in peers:
             peer.join()
