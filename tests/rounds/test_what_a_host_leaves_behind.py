@@ -55,7 +55,7 @@ def test_one_that_has_not_heard_who_may_come_does_not_host() -> None:
     world.peers[0].alive = False
     world.groups = []
     for peer in world.peers[1:]:  # it has heard that there is a list, and not which
-        peer.succession._latest_estate = world.peers[2].succession._latest_estate
+        peer.succession._estate.latest = world.peers[2].succession._estate.latest
     world.run(40)
     assert world.hosts() == [2]
     world.check()

@@ -8,6 +8,7 @@
 ``succession_outcomes``  ... and what is to be done
 ``estate``               ... and what a host leaves to the next one
 ``saved_step``           ... and where a run goes on that was saved
+``succession_words``     ... and what people are told about it
 ``succession_messages``  ... what peers say to each other about it, and the bytes
 =======================  ===================================================================
 """

@@ -16,7 +16,7 @@ from ....comm.postcard import U32, Bytes32, Limit
 from ....coordinator.rules.outlook import USUAL_WAIT_SECONDS
 from ....errors import ProtocolError
 
-__all__ = ["MAX_KEYS", "MAX_PARTS", "PART_SIZE", "Estate", "EstateParts", "LedgerEnd"]
+__all__ = ["MAX_KEYS", "MAX_PARTS", "PART_SIZE", "Estate", "EstateBook", "EstateParts", "LedgerEnd"]
 
 MAX_KEYS: Final = 1024
 """On the list of guests, and likewise of those that are banned. Chosen so that all of it is said in 33 parts."""
@@ -96,4 +96,63 @@ class EstateParts:
             return None
         whole, self._parts = b"".join(self._parts[number] for number in range(count)), {}
         estate: Estate = postcard.decode(Estate, whole)
+        return estate
+
+
+class EstateBook:
+    """What a peer has of its host's estate, or leaves behind itself. Which one it is, is told by the host's term and a
+    number in it; number 0 is that of an estate that nobody needs to be told.
+
+    Attributes:
+        ours: the estate that we have.
+        latest: which the host's latest is.
+    """
+
+    def __init__(self) -> None:
+        self.ours = Estate()
+        self.latest = (0, 0)
+        self._has = (0, 0)
+        self._parts = EstateParts()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the host's latest is ours."""
+        return self._has == self.latest
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a host has told us one, if not the latest."""
+        return self._has[1] > 0
+
+    def write(self, estate: Estate, term: int) -> bool:
+        """As a host: this is what we leave behind; whether it is another one than before."""
+        if estate == self.ours:
+            return False
+        self.ours = estate
+        self._has = self.latest = (term, self.latest[1] + 1)
+        return True
+
+    def take_over(self, term: int) -> None:
+        """We host from now on: what we have is said again, in our term, if there is anything to say."""
+        self._has = self.latest = (term, int(self.has_any))
+
+    def announced(self, which: tuple[int, int]) -> Estate | None:
+        """The host says which is its latest; returns the estate if we have it by that, and it is new."""
+        self.latest = max(self.latest, which)
+        return self._take(Estate(), which) if self.latest == which and not which[1] else None
+
+    def hear(self, which: tuple[int, int], place: int, count: int, data: bytes) -> Estate | None:
+        """A part; returns the estate if it is whole by that, and new.
+
+        Raises:
+            ProtocolError: see :meth:`EstateParts.add`.
+        """
+        estate = self._parts.add(which, place, count, data)
+        return None if estate is None else self._take(estate, which)
+
+    def _take(self, estate: Estate, which: tuple[int, int]) -> Estate | None:
+        self._has, self.latest = which, max(self.latest, which)
+        if estate == self.ours:
+            return None
+        self.ours = estate
         return estate

@@ -24,7 +24,7 @@ from ....comm.signing import PUBLIC_KEY_SIZE, SecretKey
 from ....coordinator.rules.probation import on_probation
 from ....coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
 from ....errors import ProtocolError
-from .estate import Estate, EstateParts
+from .estate import Estate, EstateBook
 from .succession import Candidacy, Peer, Promise, Roster, Vote, election, goes_on, is_followed
 from .succession_messages import (
     MAX_VOTERS,
@@ -45,6 +45,7 @@ from .succession_messages import (
     seal_letter,
 )
 from .succession_outcomes import HOSTS_NOW, Follow, Inherit, Leave, Outcome, Say, TakeOver, Tell
+from .succession_words import others_are_gone, too_few_in_reach, without_a_vote, without_the_estate
 
 __all__ = ["SUCCESSION_AFTER", "Succession", "position_in"]
 
@@ -167,9 +168,7 @@ class Succession:
         self._due: dict[str, float] = {}
         self._wait_until = 0.0  # somebody stands for election
         self._rumours: dict[bytes, tuple[bytes, int]] = {}
-        self._estate = Estate()
-        self._has_estate = self._latest_estate = (0, 0)  # term and number: of ours, and of the host's latest
-        self._estate_parts = EstateParts()
+        self._estate = EstateBook()
         self._handed: tuple[Ballot, bytes] | None = None  # the vote of a host that leaves, for us
         self._count = 0
         self._out: list[Outcome] = []
@@ -213,7 +212,7 @@ class Succession:
     @property
     def estate(self) -> Estate:
         """What we leave behind as a host, or what the host has left us so far."""
-        return self._estate
+        return self._estate.ours
 
     @property
     def wants_to_know(self) -> bool:
@@ -262,9 +261,7 @@ class Succession:
 
     def leave_behind(self, estate: Estate) -> None:
         """What whoever hosts after us needs, if we host; it is said to all when it changes."""
-        if estate != self._estate:
-            self._estate = estate
-            self._has_estate = self._latest_estate = (self._term, self._latest_estate[1] + 1)
+        if self._estate.write(estate, self._term):
             self._due.pop("estate", None)
             self._due.pop("proposal", None)
 
@@ -378,7 +375,7 @@ class Succession:
         if self._silence >= self._after and self._peer.may_vote:
             self._consider(now)
         elif self._silence >= self._after and self._members and self._is_due("tell", now, TELL_SECONDS):
-            self._out.append(Tell(self._why_no_vote()))
+            self._out.append(Tell(without_a_vote(self._silence, is_followed=self._host is not None)))
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
@@ -400,10 +397,10 @@ class Succession:
             self._say_estate()
 
     def _say_estate(self) -> None:
-        number = self._latest_estate[1]
+        number = self._estate.latest[1]
         if not number:
             return  # there is nothing that nobody knows
-        parts = self._estate.parts()
+        parts = self._estate.ours.parts()
         for place, data in enumerate(parts):
             self._say(EstatePart(self._me, self._term, number, place, len(parts), data))
 
@@ -475,7 +472,7 @@ class Succession:
 
     def _propose(self) -> None:
         change, roster = self._change, self._peer.roster
-        tenths, estate = min(0xFFFF, round(self._after * _TENTHS)), self._latest_estate[1]
+        tenths, estate = min(0xFFFF, round(self._after * _TENTHS)), self._estate.latest[1]
         if roster is not None:
             # Also while it is to be followed by another: who has not heard that it is good cannot promise.
             present = VoterList(roster.term, roster.number, self._order, roster.base)
@@ -498,9 +495,7 @@ class Succession:
         if said.term != self._term:
             return
         self._after = said.after / _TENTHS
-        self._latest_estate = max(self._latest_estate, (said.term, said.estate))
-        if self._latest_estate == (self._term, 0):
-            self._take_estate(Estate(), self._latest_estate)
+        self._inherit(self._estate.announced((said.term, said.estate)))
         new = said.voters.roster
         if said.old is None or said.promises:
             self._adopt(said, new)
@@ -511,23 +506,18 @@ class Succession:
     def _hear_estate(self, said: EstatePart) -> None:
         if self._hosts or self.has_left or key_of(said.host) != self._host_key or said.term < self._term:
             return
-        which = (said.term, said.number)
-        estate = self._estate_parts.add(which, said.place, said.count, said.data)
-        if estate is not None:
-            self._take_estate(estate, which)
+        self._inherit(self._estate.hear((said.term, said.number), said.place, said.count, said.data))
 
-    def _take_estate(self, estate: Estate, which: tuple[int, int]) -> None:
-        self._has_estate, self._latest_estate = which, max(self._latest_estate, which)
-        if estate != self._estate:
-            self._estate = estate
+    def _inherit(self, estate: Estate | None) -> None:
+        if estate is not None:
             self._out.append(Inherit(estate))
 
     @property
     def _may_stand(self) -> bool:
         """Whether we could host: not without the host's list of guests, or with one of which we know that it is old,
         unless nobody else does for long."""
-        is_any = self._has_estate[1] > 0 and self._silence >= 2 * self._after
-        return self._may_host and (self._has_estate == self._latest_estate or is_any)
+        is_any = self._estate.has_any and self._silence >= 2 * self._after
+        return self._may_host and (self._estate.is_complete or is_any)
 
     def _promise(self, said: Proposal, new: Roster) -> None:
         """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
@@ -598,19 +588,8 @@ class Succession:
         reach = self._in_reach(roster, now)
         if 2 * len(reach) <= len(roster.voters):
             if self._is_due("tell", now, TELL_SECONDS):
-                of_all = f"of {len(roster.voters)} voters only {len(reach)} can be reached"
-                self._out.append(
-                    Tell(
-                        f"most others have not been heard of for {self._silence:.0f} s, and {of_all}: they may have "
-                        "another host by now, so this one waits for them; if they are gone for good, close this "
-                        "session, and host again from its checkpoint (resume=True)"
-                        if self._hosts
-                        else self._alone_of_two
-                        if len(roster.voters) == 2
-                        else f"the host has not been heard of for {self._silence:.0f} s, and {of_all}: a new host "
-                        "takes more than half, so this peer waits for them"
-                    )
-                )
+                words = others_are_gone if self._hosts else too_few_in_reach
+                self._out.append(Tell(words(self._silence, len(roster.voters), len(reach))))
             return
         if campaign is not None and now < campaign.until:
             if self._is_due("stands", now, STEP_SECONDS):
@@ -625,12 +604,7 @@ class Succession:
         if self._may_stand:
             self._stand(now, self._peer.term + 1)
         elif self._is_due("tell", now, TELL_SECONDS):
-            self._out.append(
-                Tell(
-                    f"the host has not been heard of for {self._silence:.0f} s, and has not told this peer who may be "
-                    "in the run, so it cannot host: another one may, or the host when it is back"
-                )
-            )
+            self._out.append(Tell(without_the_estate(self._silence)))
 
     def _inherit_office(self, said: Ballot, letter: bytes, now: float) -> None:
         """The host leaves, and has voted for us: we stand as soon as we are as far as it was."""
@@ -641,28 +615,6 @@ class Succession:
             self._handed = None
             self._stand(now, said.term)
             self._count_vote(said, letter)
-
-    def _why_no_vote(self) -> str:
-        silent = f"the host has not been heard of for {self._silence:.0f} s"
-        if self._host is None:
-            return (
-                f"{silent}, and no other peer can host this run: distro-optim serve hosts it, or its host forbids it "
-                "(succession=False). This peer waits; started again from its folder (--save-dir with --resume, "
-                "checkpoint_dir with resume=True) the host has the ticket of before, and the run goes on"
-            )
-        return (
-            f"{silent}. The peers that have trained for longer choose another one; this peer has no vote on it, waits, "
-            "and follows"
-        )
-
-    @property
-    def _alone_of_two(self) -> str:
-        return (
-            f"the host has not been heard of for {self._silence:.0f} s. In a run of two the other peer cannot take "
-            "over: one of two is no majority, and it may be the network that is cut. Start the host again, with the "
-            "same command: this peer waits for it, and goes on where it is; or close this session, and host the run "
-            "from its checkpoint (resume=True)"
-        )
 
     def _stand(self, now: float, term: int) -> None:
         roster = self._peer.roster
@@ -724,10 +676,9 @@ class Succession:
         before = self._host_key
         why = "has left" if self._is_host_leaving else f"could not be reached for {self._silence:.0f} s"
         self._become(term, self._me, hosts=True)
-        # Said anew, in the new term, if there is anything to say.
-        self._has_estate = self._latest_estate = (term, int(self._has_estate[1] > 0))
+        self._estate.take_over(term)
         self._out += [
-            TakeOver(term, before, self._estate),
+            TakeOver(term, before, self._estate.ours),
             Tell(f"the host {why}: {HOSTS_NOW}, in term {term}"),
         ]
         self._say(self._elected)
