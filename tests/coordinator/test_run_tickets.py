@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 
 import pytest
@@ -12,6 +13,7 @@ from comm.stream_contract import run
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.postcard import decode, encode
 from distro_optim.comm.streams import TcpListener, split_address
+from distro_optim.coordinator import ticket as ways
 from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.ticket_text import check_text, decode_text, encode_text, is_ticket
 from distro_optim.errors import ConfigurationError, ProtocolError
@@ -152,6 +154,30 @@ def test_a_listener_on_every_interface_has_no_address_for_a_ticket() -> None:
             listener = await TcpListener.bind(host, 0)
             assert listener.reachable_address == (listener.address if reachable else None)
             await listener.close()
+
+    run(work)
+
+
+def test_an_address_that_swallows_everything_does_not_keep_a_connector_from_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ways, "TCP_SECONDS", 0.01)
+    really = asyncio.open_connection
+
+    async def swallowed(host: str, port: int) -> object:
+        if host == "192.0.2.1":
+            await asyncio.Event().wait()
+        return await really(host, port)
+
+    monkeypatch.setattr(asyncio, "open_connection", swallowed)
+
+    async def work() -> None:
+        listener = await TcpListener.bind("127.0.0.1", 0)
+        stream = await connector(RunTicket("run", ("192.0.2.1:1", listener.address)))()
+        assert stream.peer == listener.address
+        await stream.close()
+        await (await listener.accept()).close()
+        await listener.close()
 
     run(work)
 

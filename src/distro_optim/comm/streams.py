@@ -261,13 +261,23 @@ class TcpListener(StreamListener):
             self._waiting.put_nowait(stream)
 
 
-async def open_tcp(host: str, port: int) -> Stream:
+async def open_tcp(host: str, port: int, *, seconds: float | None = None) -> Stream:
     """Connects.
+
+    Args:
+        host, port: where.
+        seconds: to wait for an answer; None waits as long as the system does, which may be minutes.
 
     Raises:
         OSError: there is no answer.
     """
-    return _TcpStream(*await asyncio.open_connection(host, port))
+    try:
+        async with asyncio.timeout(seconds):
+            return _TcpStream(*await asyncio.open_connection(host, port))
+    except TimeoutError:
+        if seconds is None:
+            raise
+        raise ConnectionRefusedError(f"no answer within {seconds:g} s") from None
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

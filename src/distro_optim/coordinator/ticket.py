@@ -28,6 +28,10 @@ __all__ = ["RunTicket", "connector"]
 
 MAX_TCP_ADDRESSES: Final = 8
 
+TCP_SECONDS: Final = 1.0
+"""For an address to answer if there is another way to try: where packets are dropped without a word, the system would
+wait for minutes. Chosen above the round trip of any line that is of use."""
+
 MAX_PEERS: Final = 4
 """Of a ticket; each takes some 80 characters of it. Chosen arbitrarily."""
 
@@ -120,11 +124,13 @@ def connector(ticket: RunTicket, node: Node | None = None) -> Callable[[], Await
     if not ticket.tcp and node is None:
         raise ConfigurationError("this run is reached through iroh: a node is needed to dial it", name="node")
 
+    is_choice = len(ticket.tcp) > 1 or (ticket.endpoint is not None and node is not None)
+
     async def connect() -> Stream:
         failures: list[str] = []
         for address in ticket.tcp:
             try:
-                return await open_tcp(*split_address(address))
+                return await open_tcp(*split_address(address), seconds=TCP_SECONDS if is_choice else None)
             except OSError as error:
                 failures.append(f"{address}: {error}")
         if ticket.endpoint is not None and node is not None:
