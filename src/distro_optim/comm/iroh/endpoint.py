@@ -379,6 +379,7 @@ class Node:
         finally:
             for dial in dials:
                 dial.cancel()
+            await asyncio.gather(*dials, return_exceptions=True)
 
     async def _dial_beside(self, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:
         def knows_peer(endpoint: Any) -> bool:
