@@ -103,7 +103,7 @@ class Transform(ABC):
         """:meth:`decode` of coefficients that are nearly all zero.
 
         Args:
-            index: ``(n, m) int64`` positions in the flattened tile; one that occurs twice counts twice.
+            index: ``(n, m)`` positions in the flattened tile, int64 or int32; one that occurs twice counts twice.
             value: ``(n, m)`` coefficients at these positions.
             out: ``(n, h, w)``, overwritten.
 
@@ -177,7 +177,7 @@ def sparse_factors(index: Tensor, value: Tensor, rows_h: Tensor, rows_w: Tensor)
     """``(n, m, h)`` and ``(n, m, w)``, of which the first transposed times the second are tiles, term by term.
 
     Args:
-        index: ``(n, m) int64`` positions in the flattened tile.
+        index: ``(n, m)`` positions in the flattened tile, int64 or int32.
         value: ``(n, m)`` coefficients at these positions.
         rows_h, rows_w: ``(h, h)`` and ``(w, w)`` of the type of ``value``: row k is the k-th basis function. Tiles of
             one row have no first factor.
@@ -185,7 +185,7 @@ def sparse_factors(index: Tensor, value: Tensor, rows_h: Tensor, rows_w: Tensor)
     (n, m), h, w = index.shape, len(rows_h), len(rows_w)
     if h > 1:
         row = torch.div(index, w, rounding_mode="floor")
-        column = index - row * w
+        column = torch.remainder(index, w)
         left = rows_h.index_select(0, row.reshape(-1)).view(n, m, h)
         left.mul_(value.unsqueeze(-1))
     else:
@@ -208,7 +208,7 @@ class Identity(Transform):
 
     @override
     def decode_sparse(self, index: Tensor, value: Tensor, *, out: Tensor) -> Tensor:
-        out.zero_().view(out.shape[0], -1).scatter_add_(1, index, value)
+        out.zero_().view(out.shape[0], -1).scatter_add_(1, index.long(), value)
         return out
 
 

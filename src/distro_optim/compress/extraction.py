@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from .dct import Transform
 from .plan import Batch, Block
-from .sign import values_to_signs
 from .topk import select_topk
 from .windows import descend, gather, load, store, store_sum, windows_of
 
@@ -43,6 +42,27 @@ class OwnPart:
 
 
 @dataclass(frozen=True)
+class WholeBatch:
+    """What an accelerator does for all blocks of a batch together, since each operation is a launch.
+
+    Attributes:
+        index, value: of :class:`OwnPart`, of all tensors one after the other.
+        sent: ``(tiles, k)`` of the compute dtype: what is sent now, unquantised.
+    """
+
+    index: Tensor
+    value: Tensor
+    sent: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, own: Sequence[OwnPart]) -> Self:
+        """Of a batch, before its first block."""
+        index = joined([own[number].index for number in batch.ranges], dim=0)
+        value = joined([own[number].value for number in batch.ranges], dim=0)
+        return cls(index, value, torch.empty_like(value))
+
+
+@dataclass(frozen=True)
 class Extraction:
     """:meth:`Engine.extract` for one batch.
 
@@ -53,6 +73,7 @@ class Extraction:
         step: parameters and their learning rate, if they take what is sent at once.
         index_out, value_out: ``(tiles, k)``: what is sent.
         spoken_out: ``(tiles,) bool``: where it is not all 0; only set for signs.
+        whole: what is done for all blocks together, before the first one and in :meth:`end`; None: nothing.
     """
 
     batch: Batch
@@ -67,6 +88,7 @@ class Extraction:
     index_out: Tensor
     value_out: Tensor
     spoken_out: Tensor
+    whole: WholeBatch | None = None
 
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
         """All stages for one block, whose rows of the outputs it fills; the scratch memory is ``(n, h, w)``.
@@ -77,11 +99,51 @@ class Extraction:
         stages = self._in_coefficients if self.in_coefficients else self._in_weights
         index, sent = stages(block, tiles, coefficients, spare)
         rows = slice(block.start, block.stop)
-        quantize = self.value_out.dtype == torch.bool
-        if quantize:
-            torch.any(sent, dim=1, out=self.spoken_out[rows])
         self.index_out[rows].copy_(index)
-        self.value_out[rows].copy_(values_to_signs(sent) if quantize else sent)
+        if self.whole is None:
+            self._send(rows, sent, [(p.param, slice(p.start, p.stop), p.block_start) for p in block.pieces])
+        elif sent.data_ptr() != self.whole.sent[rows].data_ptr():
+            self.whole.sent[rows].copy_(sent)
+
+    def end(self) -> None:
+        """After the last block."""
+        if self.whole is not None:
+            everything = slice(0, self.batch.tiles)
+            tensors = [(n, slice(0, stop - start), start) for n, (start, stop) in self.batch.ranges.items()]
+            self._send(everything, self.whole.sent, tensors)
+
+    def _send(self, rows: slice, sent: Tensor, parts: Sequence[tuple[int, slice, int]]) -> None:
+        """Fills rows of the outputs, but for the indices, which are there, and keeps what is sent.
+
+        Args:
+            rows: of the batch.
+            sent: the values in these rows.
+            parts: of tensors that are in them: which, which of its own tiles, and where in these rows they begin.
+        """
+        if self.value_out.dtype == torch.bool:
+            torch.any(sent, dim=1, out=self.spoken_out[rows])
+            torch.signbit(sent, out=self.value_out[rows])
+        else:
+            self.value_out[rows].copy_(sent)
+        if self.own is None:
+            return
+        index = self.index_out[rows]
+        silent: list[Tensor] = []
+        indices: tuple[list[Tensor], list[Tensor]] = [], []
+        values: tuple[list[Tensor], list[Tensor]] = [], []
+        for number, here, start in parts:
+            part, there = self.own[number], slice(start, start + here.stop - here.start)
+            if self.grads[number] is None:
+                silent.append(part.value[here])
+                continue
+            for (kept, new), ours, what in ((indices, part.index, index), (values, part.value, sent)):
+                kept.append(ours[here])
+                new.append(what[there])
+        if silent:
+            torch._foreach_zero_(silent)
+        if values[0]:
+            torch._foreach_copy_(*indices)
+            torch._foreach_copy_(*values)
 
     def _in_weights(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
         """Returns index and value of what is sent, both ``(n, k)``."""
@@ -98,13 +160,12 @@ class Extraction:
             runs_first=runs_first,
         )
         if self.own is not None:
-            store(block, tiles, self.grads, self.momenta, self.keep)
+            store(block, tiles, self.grads, self.momenta, self.keep, runs_first=runs_first)
         self.transform.encode([tiles], out=coefficients, scratch=spare)
         index, value = self._select(coefficients, spare)
-        sent = self._rounded(value * self.keep)
-        if self.own is not None:
-            self._keep_own(block, self.own, index, sent)
-        else:
+        out = None if self.whole is None else self.whole.sent[block.start : block.stop]
+        sent = self._rounded(torch.mul(value, self.keep, out=out))
+        if self.own is None:
             leaving = self._decode(index, -sent, coefficients, spare)
             store_sum(block, leaving, tiles, self.grads, self.momenta, self.keep)
             self._descend(block, leaving)
@@ -155,30 +216,24 @@ class Extraction:
         """What leaves the momentum, negated, is the whole update of a peer that is alone."""
         if self.step is not None:
             params, rate = self.step
-            descend(block, leaving.sign_(), params, -rate, self.grads)
+            descend(block, leaving.sign_(), params, -rate, self.grads, runs_first=self.batch.profile.runs_first)
 
     def _decode(self, index: Tensor, value: Tensor, coefficients: Tensor, spare: Tensor) -> Tensor:
         """Tiles of one contributor's coefficients, in ``coefficients``; overwrites ``spare`` too."""
         if index.shape[1] <= SPARSE_DECODE_LIMIT or self.batch.h == 1:
             return self.transform.decode_sparse(index, value, out=coefficients)
-        coefficients.zero_().view(len(index), -1).scatter_(1, index, value)
+        coefficients.zero_().view(len(index), -1).scatter_(1, index.long(), value)
         # The first of the two products has read all coefficients when the second one overwrites them.
         return self.transform.decode(coefficients, out=coefficients, scratch=spare)
 
     def _decode_own(self, block: Block, own: Sequence[OwnPart], coefficients: Tensor, spare: Tensor) -> Tensor:
         """What was sent in the round before, as tiles, in ``coefficients``."""
+        if self.whole is not None:
+            rows = slice(block.start, block.stop)
+            return self._decode(self.whole.index[rows], self.whole.value[rows], coefficients, spare)
         index = joined([own[p.param].index[p.start : p.stop] for p in block.pieces], dim=0)
         value = joined([own[p.param].value[p.start : p.stop] for p in block.pieces], dim=0)
-        return self._decode(index.long(), value, coefficients, spare)
-
-    def _keep_own(self, block: Block, own: Sequence[OwnPart], index: Tensor, value: Tensor) -> None:
-        for p in block.pieces:
-            part = own[p.param]
-            if self.grads[p.param] is None:
-                part.value[p.start : p.stop].zero_()
-            else:
-                part.index[p.start : p.stop].copy_(index[p.block_start : p.block_stop])
-                part.value[p.start : p.stop].copy_(value[p.block_start : p.block_stop])
+        return self._decode(index, value, coefficients, spare)
 
 
 def joined(parts: list[Tensor], dim: int) -> Tensor:

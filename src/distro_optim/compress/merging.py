@@ -105,7 +105,7 @@ class Merge(ABC):
         if self.measures:
             self.descend_measured(block, tiles, params, lr)
         else:
-            descend(block, tiles.sign_(), params, lr, params)
+            descend(block, tiles.sign_(), params, lr, params, runs_first=self.batch.profile.runs_first)
 
     # -- steps of a fixed size -----------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Merge(ABC):
         for piece in block.pieces:
             # What is added to it makes +0 of -0, whose subtraction would change the sign of a weight that is -0.
             tiles[piece.block_start : piece.block_stop].mul_(self.factor(piece.param, lr)).add_(0.0)
-        descend(block, tiles, params, 1.0, params)
+        descend(block, tiles, params, 1.0, params, runs_first=self.batch.profile.runs_first)
 
 
 class FloatMerge(Merge):
@@ -207,5 +207,5 @@ def presence_of(block: Block, batch: Batch, updates: Sequence[CompressedUpdate])
     for part, update in enumerate(updates):
         for p in block.pieces:
             if not update.present[p.param]:
-                weight[p.block_start : p.block_stop, part] = 0
+                weight[p.block_start : p.block_stop, part].zero_()
     return weight.view(block.tiles, -1)

@@ -62,6 +62,9 @@ _STEPS: Final[dict[UpdateRule, str]] = {"sign": "sign", "rms": "rms-1"}
 PLACE_COLUMNS: Final = 6
 """Of :attr:`Batch.places`."""
 
+_WORTH_FILLING: Final = 8
+"""Where blocks are few, a tensor is cut to fill one of which more than the eighth part is empty."""
+
 _MAX_TILE_SIZE: Final = torch.iinfo(torch.int32).max
 """Positions in a tile are held as int32."""
 
@@ -124,8 +127,13 @@ class Region:
         return block.as_strided(self.size, self.block_stride, block.storage_offset() + self.block_offset)
 
     def run_of_tensor(self, tensor: Tensor) -> Tensor:
-        """Of a shuffled run: its elements in the tensor, ``(numel,)``."""
+        """Of a shuffled run, or of a flat piece: its elements in the tensor, ``(numel,)``."""
         return tensor.view(-1)[self.tensor_offset : self.tensor_offset + math.prod(self.size)]
+
+    def runs(self, tensor: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a flat piece: its elements in the tensor and in the block, ``(numel,)``."""
+        run = slice(self.block_offset, self.block_offset + math.prod(self.size))
+        return self.run_of_tensor(tensor), block.view(-1)[run]
 
     def run_in_block(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Room for these in a block of the same size, ``(numel,)``, and as a window of the shape ``size``."""
@@ -140,6 +148,7 @@ class Piece:
     Attributes:
         regions: windows that together hold every element of the tensor in these tiles once.
         partial: some tiles reach beyond the tensor, so that the regions do not cover them.
+        flat: tiles have one row, and the piece is of a vector: regions are runs of memory, in the tensor and the block.
     """
 
     param: int
@@ -148,6 +157,7 @@ class Piece:
     block_start: int
     regions: tuple[Region, ...]
     partial: bool
+    flat: bool = False
 
     @property
     def block_stop(self) -> int:
@@ -331,14 +341,18 @@ def _make_batch(
     profile: Profile,
 ) -> Batch:
     spec, grid = specs[numbers[0]], grids[numbers[0]]
-    capacity = max(1, profile.block_elements // grid.tile_size)
+    tiles = sum(grids[number].tiles for number in numbers)
+    capacity = max(1, profile.block_elements // grid.tile_size, -(-tiles // (profile.most_blocks or tiles)))
     blocks: list[Block] = []
     pieces: list[Piece] = []
     ranges: dict[int, tuple[int, int]] = {}
     total = block_start = 0
     for number in numbers:
         ranges[number] = (total, total + grids[number].tiles)
-        for window in _windows(grids[number], capacity):
+        room = capacity - (total - block_start)
+        # A block more is some forty launches more, a piece three.
+        fills = profile.most_blocks is not None and room * _WORTH_FILLING >= capacity
+        for window in _windows(grids[number], capacity, first=room if fills else capacity):
             size = window.tiles
             if total + size - block_start > capacity:
                 blocks.append(Block(block_start, total, tuple(pieces)))
@@ -385,7 +399,7 @@ class _Window:
         regions = tuple(self._regions(block_start))
         covered = sum(math.prod(r.size) for r in regions)
         partial = covered < self.tiles * g.tile_size
-        return Piece(param, start, start + self.tiles, block_start, regions, partial)
+        return Piece(param, start, start + self.tiles, block_start, regions, partial, g.height == 1 and g.batch == 1)
 
     def _regions(self, block_start: int) -> Iterator[Region]:
         g = self.grid
@@ -413,10 +427,22 @@ def _whole_and_rest(start: int, stop: int, side: int, length: int) -> Iterator[t
         yield max(whole, start), stop, length % side
 
 
-def _windows(grid: TileGrid, capacity: int) -> Iterator[_Window]:
-    """Cuts a grid into boxes of at most ``capacity`` tiles, in tile order."""
+def _windows(grid: TileGrid, capacity: int, *, first: int) -> Iterator[_Window]:
+    """Cuts a grid into boxes of at most ``capacity`` tiles, in tile order; of a matrix, the first of at most ``first``.
+
+    Args:
+        grid: of the tensor.
+        capacity: at least 1.
+        first: at most ``capacity``; of other than matrices, and where no row of tiles fits, it does not count.
+    """
     rows, cols, batch = grid.rows, grid.cols, grid.batch
-    if rows * cols <= capacity:
+    if batch == 1 and cols <= first < min(rows * cols, capacity):
+        top = first // cols
+        yield _Window(grid, 0, 1, 0, top, 0, cols)
+        step = capacity // cols
+        for y in range(top, rows, step):
+            yield _Window(grid, 0, 1, y, min(y + step, rows), 0, cols)
+    elif rows * cols <= capacity:
         step = capacity // (rows * cols)
         for b in range(0, batch, step):
             yield _Window(grid, b, min(b + step, batch), 0, rows, 0, cols)

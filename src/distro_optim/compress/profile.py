@@ -20,7 +20,9 @@ class Profile:
 
     Attributes:
         block_elements: in a block, which goes through all stages of a step before the next one.
-        exact_elements: that are multiplied at a time in :mod:`~distro_optim.compress.exact.products`.
+        most_blocks: of a batch; one with more elements has larger blocks. None: any number.
+        exact_elements: that are multiplied at a time in :mod:`~distro_optim.compress.exact.products`, unless it gets
+            room for a whole block.
         by_threads: several blocks are in work at a time, each in one thread.
         by_numpy: tensors lie in main memory, where numpy multiplies small matrices faster than torch, and reads signs
             without a copy.
@@ -35,6 +37,7 @@ class Profile:
     """
 
     block_elements: int
+    most_blocks: int | None
     exact_elements: int
     by_threads: bool
     by_numpy: bool
@@ -48,6 +51,7 @@ class Profile:
 
 CPU: Final = Profile(
     block_elements=128 * 4096,  # three such float32 buffers stay in the cache (64 to 256 tiles are equally fast)
+    most_blocks=None,
     exact_elements=32 * 4096,  # three float64 buffers stay in the cache
     by_threads=True,
     by_numpy=True,
@@ -62,6 +66,7 @@ CPU: Final = Profile(
 
 ACCELERATOR: Final = Profile(
     block_elements=4096 * 4096,  # enough work in one launch
+    most_blocks=16,  # more launches of 10 microseconds than that cost more than memory: 4% of what training takes
     exact_elements=1024 * 4096,  # three buffers take 100 MB
     by_threads=False,
     by_numpy=False,

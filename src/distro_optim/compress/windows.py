@@ -66,8 +66,14 @@ def load(
             its own order, and only what is in the cache already is read in the order of the tiles.
         lr: learning rate.
         minus: ``(n, h, w)``; None is 0.
-        runs_first: so it is with ``spare``; otherwise that is left alone.
+        runs_first: so it is with ``spare``; otherwise that is left alone, and ``minus`` is taken away from all tiles
+            at once, where it can be.
     """
+    if not runs_first and _is_flat(block):
+        _load_runs(block, grads, deltas, tiles, lr, minus)
+        return
+    # Where tiles reach beyond their tensors, so does what is taken away from them.
+    at_once = not runs_first and not any(piece.partial for piece in block.pieces)
     for piece in block.pieces:
         if piece.partial:
             tiles[piece.block_start : piece.block_stop].zero_()
@@ -81,14 +87,54 @@ def load(
                 torch.add(region.run_of_tensor(delta), region.run_of_tensor(grad), alpha=lr, out=run)
             else:
                 loaded = torch.add(region.of_tensor(delta), region.of_tensor(grad), alpha=lr, out=window)
-            if minus is not None:
+            if minus is not None and not at_once:
                 torch.sub(loaded, region.of_block(minus), out=window)
             elif loaded is not window:
                 window.copy_(loaded)
+    if minus is not None and at_once:
+        tiles.sub_(minus)
 
 
-def store(block: Block, tiles: Tensor, grads: Gradients, deltas: Sequence[Tensor], decay: float) -> None:
-    """``delta = decay * tiles``, or ``delta = tiles`` where there is no gradient; ``tiles`` is ``(n, h, w)``."""
+def _is_flat(block: Block) -> bool:
+    """Whether it holds vectors, of which there may be many: they are done together then, on an accelerator."""
+    return all(piece.flat for piece in block.pieces)
+
+
+def _load_runs(
+    block: Block, grads: Gradients, deltas: Sequence[Tensor], tiles: Tensor, lr: float, minus: Tensor | None
+) -> None:
+    """:func:`load` of a flat block."""
+    if any(piece.partial for piece in block.pieces):
+        tiles.zero_()
+    runs = [(region.runs(deltas[p.param], tiles), p.param, region) for p in block.pieces for region in p.regions]
+    torch._foreach_copy_([there for (_, there), _, _ in runs], [here for (here, _), _, _ in runs])
+    taught = [(there, region.run_of_tensor(grad)) for (_, there), n, region in runs if (grad := grads[n]) is not None]
+    if taught:
+        torch._foreach_add_([there for there, _ in taught], [grad for _, grad in taught], alpha=lr)
+    if minus is not None:
+        leaving = [region.runs(deltas[n], minus)[1] for _, n, region in runs]
+        torch._foreach_sub_([there for (_, there), _, _ in runs], leaving)
+
+
+def store(
+    block: Block,
+    tiles: Tensor,
+    grads: Gradients,
+    deltas: Sequence[Tensor],
+    decay: float,
+    *,
+    runs_first: bool = True,
+) -> None:
+    """``delta = decay * tiles``, or ``delta = tiles`` where there is no gradient; ``tiles`` is ``(n, h, w)``.
+
+    ``runs_first`` as for :func:`load`.
+    """
+    if not runs_first and _is_flat(block):
+        runs = [(region.runs(deltas[p.param], tiles), p.param) for p in block.pieces for region in p.regions]
+        torch._foreach_copy_([here for (here, _), _ in runs], [there for (_, there), _ in runs])
+        if taught := [here for (here, _), n in runs if grads[n] is not None]:
+            torch._foreach_mul_(taught, decay)
+        return
     for piece in block.pieces:
         keep = 1.0 if grads[piece.param] is None else decay
         for region in piece.regions:
@@ -107,8 +153,24 @@ def store_sum(
                 torch.add(region.of_block(leaving), region.of_block(tiles), alpha=decay, out=window)
 
 
-def descend(block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float, spoken_of: Gradients) -> None:
-    """``param -= lr * tiles``, except where ``spoken_of`` has None; ``tiles`` is ``(n, h, w)``."""
+def descend(
+    block: Block,
+    tiles: Tensor,
+    params: Sequence[Tensor],
+    lr: float,
+    spoken_of: Gradients,
+    *,
+    runs_first: bool = True,
+) -> None:
+    """``param -= lr * tiles``, except where ``spoken_of`` has None; ``tiles`` is ``(n, h, w)``.
+
+    ``runs_first`` as for :func:`load`.
+    """
+    if not runs_first and _is_flat(block):
+        pieces = [piece for piece in block.pieces if spoken_of[piece.param] is not None]
+        if runs := [region.runs(params[p.param], tiles) for p in pieces for region in p.regions]:
+            torch._foreach_add_([here for here, _ in runs], [there for _, there in runs], alpha=-lr)
+        return
     for piece in block.pieces:
         if spoken_of[piece.param] is not None:
             for region in piece.regions:

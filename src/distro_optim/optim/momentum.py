@@ -46,7 +46,7 @@ from .state import (
     restore_state,
 )
 from .uncompiled import uncompiled
-from .weight_decay import shrink
+from .weight_decay import shrink_all
 from .workers import true_float32, workers_of_a_step
 
 __all__ = ["DecoupledMomentum", "Rates"]
@@ -359,9 +359,10 @@ class DecoupledMomentum(Optimizer):
         grads, scale = usable.grads, usable.scale
         for number in usable.bad:
             self.state[params[number]][QUARANTINED].add_(1)
-        for param, grad, factor in zip(params, grads, self._shrinkage(rates), strict=True):
-            if decay_weights and factor != 1 and (grad is not None or (param.requires_grad and not alone)):
-                shrink(param, factor)
+        if decay_weights:
+            self._shrink(
+                rates, [g is not None or (p.requires_grad and not alone) for p, g in zip(params, grads, strict=True)]
+            )
         own = self._own_parts() if self._overlap else None
         directions = self._directions(grads, scale)
         return engine.extract(
@@ -420,17 +421,21 @@ class DecoupledMomentum(Optimizer):
             lr: for all groups, or one for each; by default each group's own.
         """
         self.undo_lookahead()
-        for param, factor in zip(self._params(), self._shrinkage(self._rates(lr)), strict=True):
-            if factor != 1 and param.requires_grad:
-                shrink(param, factor)
+        self._shrink(self._rates(lr), [param.requires_grad for param in self._params()])
 
-    def _shrinkage(self, rates: Sequence[float]) -> list[float]:
-        """What weight decay multiplies each parameter with."""
-        return [
+    def _shrink(self, rates: Sequence[float], which: Sequence[bool]) -> None:
+        """Weight decay of the parameters of which ``which`` says so."""
+        factors = [
             1 - rate * group["weight_decay"]
             for group, rate in zip(self.param_groups, rates, strict=True)
             for _ in group["params"]
         ]
+        chosen = [
+            (param, factor)
+            for param, factor, decays in zip(self._params(), factors, which, strict=True)
+            if decays and factor != 1
+        ]
+        shrink_all([param for param, _ in chosen], [factor for _, factor in chosen])
 
     @torch.no_grad()
     def keep_own(self) -> None:

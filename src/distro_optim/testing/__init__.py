@@ -56,6 +56,7 @@ Where they lie:
 ``exchange``            the contract of an exchange
 ``lockstep``            several optimizers in one thread, in the same order every time
 ``updates``             random updates
+``launches``            counts what a step would ask of a GPU
 ``swarm_checks``        the contract of a swarm
 ``swarm``               the swarm of one process
 ``model_exchange``      models shared within one process

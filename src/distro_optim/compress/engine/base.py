@@ -117,7 +117,7 @@ class Engine(ABC):
 
         Args:
             params: of any shapes and float types; changed in place.
-            directions: shaped as ``params``, float32 or float64.
+            directions: shaped as ``params``, float32 or float64, contiguous.
             saved: shaped as ``params`` and of their types; overwritten.
             lr: of each.
             whole: of each, whether the direction is taken as it is, not its sign.

@@ -16,15 +16,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..dct import Transform, make_transform
-from ..extraction import Extraction
+from ..extraction import Extraction, WholeBatch
 from ..fast import can_shift, shift_part
 from ..merging import Merge
 from ..plan import Batch, Block, TilePlan, compute_dtype
+from ..profile import profile_of
 from ..update import CompressedUpdate
 from ..windows import Contiguous
 from .base import Engine, Intake
 from .parts import extraction_class, make_merge
-from .shifting import PART, shifted
+from .shifting import PART, Shift, shift_together, shifted
 
 __all__ = ["BlockEngine", "ShareOut"]
 
@@ -91,10 +92,8 @@ class BlockEngine(Engine):
             for worker in range(workers if b.profile.by_threads else 1):
                 key = (b.device, b.compute_dtype, worker)
                 needed[key] = max(needed.get(key, 0), size)
-        self._last_tiles: dict[int, Tensor] = {}
-        self._scratch = {
-            key: [torch.empty(size, device=key[0], dtype=key[1]) for _ in range(3)] for key, size in needed.items()
-        }
+        self._lasts: dict[int, Tensor] = {}
+        self._scratch = {key: torch.empty(3 * size, device=key[0], dtype=key[1]) for key, size in needed.items()}
 
     @property
     @override
@@ -102,9 +101,11 @@ class BlockEngine(Engine):
         return any(merge.measures for merge in self._merges)
 
     def _buffers(self, batch: Batch, block: Block, worker: int) -> list[Tensor]:
-        shape = (block.tiles, batch.h, batch.w)
         size = block.tiles * batch.tile_size
-        return [s[:size].view(shape) for s in self._scratch[batch.device, batch.compute_dtype, worker]]
+        room = self._scratch[batch.device, batch.compute_dtype, worker][: 3 * size]
+        # Side by side, and the last two at its beginning, where they may serve as one of wider numbers.
+        second, third, first = room.view(3, block.tiles, batch.h, batch.w)
+        return [first, second, third]
 
     def _for_each_block(self, works: Sequence[tuple[Batch, Work]]) -> None:
         """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
@@ -145,6 +146,7 @@ class BlockEngine(Engine):
         fused = self.plan.arithmetic == "float"
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         spoken: dict[int, Tensor] = {}
+        extractions: list[Extraction] = []
         works: list[tuple[Batch, Work]] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in intake.grads]
         present = tuple(grad is not None for grad in grads)
@@ -173,13 +175,17 @@ class BlockEngine(Engine):
                 index_out=update.index[number],
                 value_out=update.value[number],
                 spoken_out=spoken[number],
+                whole=None if batch.profile.by_threads or own is None else WholeBatch.of(batch, own),
             )
+            extractions.append(extraction)
             then = None
             if weights is not None and not fused:
                 merge.check(alone)
                 then = partial(self._merge_block, merge, alone, weights.tensors, rates)
             works.append((batch, partial(self._extract_block, extraction, then)))
         self._for_each_block(works)
+        for extraction in extractions:
+            extraction.end()
         if weights is not None:
             weights.write_back()
         return spoken
@@ -193,28 +199,24 @@ class BlockEngine(Engine):
         """Takes out of ``present`` the tensors about which nothing is said, tile by tile, as :meth:`extract` says."""
         if not spoken:
             return
-        # How many tiles say something up to the end of each tensor: one look at all batches, wherever they are.
-        counted = [
-            tiles.cumsum(0, dtype=torch.int32).index_select(0, self._ends(self.plan.batches[number]))
-            for number, tiles in spoken.items()
-        ]
-        so_far: list[int] = torch.cat([count.to(counted[0].device) for count in counted]).tolist()
-        at = iter(so_far)
-        for number in spoken:
-            before = 0
-            for tensor in self.plan.batches[number].ranges:
-                until = next(at)
-                present[tensor] = present[tensor] and until > before
-                before = until
+        said = []
+        for number, tiles in spoken.items():
+            # How many tiles say something up to the end of each tensor.
+            before = tiles.cumsum(0, dtype=torch.int32).index_select(0, self._last_tiles(number))
+            said.append(before.diff(prepend=before.new_zeros(1)) > 0)
+        # One look at all batches, wherever they are.
+        answers: list[bool] = torch.cat([some.to(said[0].device) for some in said]).tolist()
+        tensors = [tensor for number in spoken for tensor in self.plan.batches[number].ranges]
+        for tensor, answer in zip(tensors, answers, strict=True):
+            present[tensor] = present[tensor] and answer
 
-    def _ends(self, batch: Batch) -> Tensor:
-        """The number of the last tile of each tensor of a batch, ``(tensors,) int32``."""
-        known = self._last_tiles.get(id(batch))
-        if known is None:
+    def _last_tiles(self, number: int) -> Tensor:
+        """The last tile of each tensor of a batch, ``(tensors,) int32``."""
+        if number not in self._lasts:
+            batch = self.plan.batches[number]
             last = [stop - 1 for _, stop in batch.ranges.values()]
-            known = torch.tensor(last, dtype=torch.int32, device=batch.device)
-            self._last_tiles[id(batch)] = known
-        return known
+            self._lasts[number] = torch.tensor(last, dtype=torch.int32, device=batch.device)
+        return self._lasts[number]
 
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
@@ -284,6 +286,7 @@ class BlockEngine(Engine):
         whole: Sequence[bool],
     ) -> None:
         parts: list[tuple[Tensor, Tensor, Tensor, int, int, float]] = []
+        together: list[Shift] = []
         for param, direction, keep, rate, as_it_is in zip(params, directions, saved, lr, whole, strict=True):
             if self._share is not None and not as_it_is and can_shift(param, direction, keep):
                 size = param.numel()
@@ -291,7 +294,11 @@ class BlockEngine(Engine):
                     (param, direction, keep, start, min(start + PART, size), rate) for start in range(0, size, PART)
                 ]
                 continue
-            keep.copy_(param)
-            shifted(param, direction, rate, as_it_is)
+            if profile_of(param.device).by_threads:
+                keep.copy_(param)
+                shifted(param, direction, rate, as_it_is)
+            else:
+                together.append(Shift(param, direction, keep, rate, as_it_is))
+        shift_together(together)
         if self._share is not None and parts:
             self._share(_shift_part, parts)

@@ -110,7 +110,7 @@ def _complete(doubtful: npt.NDArray[np.intp], means: Means, q: Tensor, tiles: Te
     if len(zeros) > _MANY * len(doubtful):
         where = torch.from_numpy(doubtful)
         part = Means(means.index[where], q[where], few_terms, None)
-        tiles[where] = exact_tiles(part.index, part.once(room.view(-1, size)), room, CPU).sign_()
+        tiles[where] = exact_tiles(part, torch.empty_like(room), room, CPU).sign_()
         return
     if not few_terms:
         where = torch.from_numpy(doubtful)

@@ -55,12 +55,12 @@ def means_of_signs(index: Tensor, sign: Tensor, weight: Tensor | None, *, parts:
         parts: contributors, at most :data:`~.definition.MAX_CONTRIBUTORS`.
         scratch: ``(n, size)`` float32 or float64, overwritten.
     """
-    value = sign.to(scratch.dtype).mul_(-2)
+    value = sign.to(scratch.dtype)
     if parts == 1:
-        value.add_(1).mul_(SIGN_SCALE)
+        value.mul_(-2 * SIGN_SCALE).add_(SIGN_SCALE)
         return Means(index, value if weight is None else value.mul_(weight), True, None)
     radix = _radix(parts)
-    value.add_(1 + radix)
+    value.mul_(-2).add_(1 + radix)
     if weight is not None:
         value.mul_(weight)
     scratch.zero_().scatter_add_(1, index, value)  # at most 256 * 1025 = 2**18: exact in any order

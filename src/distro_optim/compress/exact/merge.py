@@ -19,7 +19,7 @@ from .definition import BASIS_BITS, MAX_CONTRIBUTORS, MAX_TERMS, SIGN_SCALE
 from .filtered import filtered_signs, fits_filter
 from .limbs import integer_tiles
 from .means import Means, means_of_signs, means_of_values
-from .products import exact_tiles
+from .products import SPARSE_LIMIT, exact_tiles
 from .rms import MAX_SQUARES, exponent_of, factor_of
 
 __all__ = ["ExactMerge"]
@@ -112,23 +112,23 @@ class ExactMerge(Merge):
         tiles, coefficients, spare = scratch
         means = self._means(block, updates, coefficients)
         if self.measures:
-            self.descend_measured(block, self._decode(means, tiles, coefficients), params, lr)
+            self.descend_measured(block, self._decode(means, tiles, coefficients, spare), params, lr)
             return
         if self._filters and not self._plain:
             filtered_signs(means, tiles, coefficients, spare)
         else:
-            self._decode(means, tiles, coefficients).sign_()
+            self._decode(means, tiles, coefficients, spare).sign_()
         # A sign of -1, 0 or 1 times the learning rate is exact, so that it does not matter whether the subtraction is
         # fused with it. The signs are float32 (or float64 with the weights): 16-bit weights are promoted.
-        descend(block, tiles, params, lr, params)
+        descend(block, tiles, params, lr, params, runs_first=self.batch.profile.runs_first)
 
     @override
     def decode_block(
         self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]
     ) -> Tensor:
-        tiles, coefficients, _ = scratch
+        tiles, coefficients, spare = scratch
         means = self._means(block, updates, coefficients)
-        decoded = self._decode(means, tiles, coefficients)
+        decoded = self._decode(means, tiles, coefficients, spare)
         h, w = self.batch.h, self.batch.w
         factor = 1.0
         if not self._plain:
@@ -140,7 +140,9 @@ class ExactMerge(Merge):
 
     def _means(self, block: Block, updates: Sequence[CompressedUpdate], scratch: Tensor) -> Means:
         batch, rows, parts = self.batch, slice(block.start, block.stop), len(updates)
-        index = joined([u.index[self.number][rows] for u in updates], dim=1).long()
+        index = joined([u.index[self.number][rows] for u in updates], dim=1)
+        if parts > 1 or parts * batch.k > SPARSE_LIMIT or self._plain or not batch.profile.float64:
+            index = index.long()  # as whoever writes to these positions wants it
         values = [u.value[self.number][rows] for u in updates]
         weight = presence_of(block, batch, updates)
         flat = scratch.view(block.tiles, -1)
@@ -152,13 +154,24 @@ class ExactMerge(Merge):
             index, numbers, weight, parts=parts, scratch=flat, profile=batch.profile, largest=largest
         )
 
-    def _decode(self, means: Means, tiles: Tensor, scratch: Tensor) -> Tensor:
-        """``tiles`` as numbers with the exact sign."""
+    def _decode(self, means: Means, tiles: Tensor, scratch: Tensor, spare: Tensor) -> Tensor:
+        """``tiles`` as numbers with the exact sign; overwrites the other two as well."""
         n = tiles.shape[0]
+        if self.batch.profile.float64 and not self._plain:
+            return exact_tiles(means, tiles, scratch, self.batch.profile, room=self._room(scratch, spare))
         q = means.once(scratch.view(n, -1))
         if self._plain:
             tiles.zero_().view(n, -1).scatter_add_(1, means.index, q)
             return tiles
-        if self.batch.profile.float64:
-            return exact_tiles(means.index, q, tiles, self.batch.profile)
         return tiles.copy_(integer_tiles(means.index, q, tiles.shape, self.batch.profile))
+
+    def _room(self, first: Tensor, second: Tensor) -> Tensor | None:
+        """Two scratch buffers as one of float64, on an accelerator, where they lie side by side."""
+        if self.batch.profile.by_threads:
+            return None  # what stays in the cache is faster
+        if first.dtype == torch.float64:
+            return second.view(-1)
+        size = first.numel()
+        if second.storage_offset() != first.storage_offset() + size or first.storage_offset() % 2:
+            return None
+        return first.view(-1).as_strided((2 * size,), (1,)).view(torch.float64)
