@@ -18,10 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distro_optim import DisTrO, ProcessGroupExchange
+from distro_optim.comm import process_group
 from distro_optim.compress import ParamSpec, make_plan
 from distro_optim.errors import ExchangeError
 from distro_optim.testing.exchange import check_peer
-from distro_optim.testing.updates import random_update
+from distro_optim.testing.updates import random_update, same_update
 
 TIMEOUT = timedelta(seconds=60)
 PLAN = make_plan([ParamSpec((6, 6), torch.float32, torch.device("cpu"), 0, 4, 2)], "padded")
@@ -222,6 +223,37 @@ def a_message_that_is_none_is_an_exchange_error(rank: int, size: int) -> None:
         exchange.publish(update)
         with pytest.raises(ExchangeError, match="rank 1 sent no update"):
             exchange.collect()
+
+
+def updates_go_past_nccl(rank: int, size: int) -> None:
+    """A group whose tensors lie on another device: its updates go over gloo, in a group of their own."""
+    calls: list[tuple[str, object]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_group, "_communication_device", lambda group, params: torch.device("meta"))
+        patch.setattr(process_group, "_gather_flat", _recorded(process_group._gather_flat, calls))
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        exchange = ProcessGroupExchange(pairs[rank // 2], timeout=timedelta(seconds=2))
+        exchange.start(PLAN, [])
+        updates = [random_update(PLAN, quantized=True, seed=n) for n in range(size)]
+        exchange.publish(updates[rank])
+        first = rank // 2 * 2
+        collected = exchange.collect()
+        assert all(map(same_update, collected, updates[first : first + 2]))
+        groups = {group for _, group in calls}
+        assert len(groups) == 1
+        assert not groups & {None, *pairs}
+        if rank == 0:  # and a rank that does not answer is told in time, as without NCCL
+            exchange.publish(updates[rank])
+            with pytest.raises(ExchangeError, match="within 0:00:02"):
+                exchange.collect()
+
+
+def _recorded(call: Any, calls: list[tuple[str, object]]) -> Any:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        calls.append((call.__name__, kwargs["group"]))
+        return call(*args, **kwargs)
+
+    return recorded
 
 
 def a_rank_that_does_not_answer(rank: int, size: int) -> None:

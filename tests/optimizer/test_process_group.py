@@ -46,10 +46,15 @@ def test_on_four_ranks(
     pool[0].run(job)
 
 
-def test_a_rank_that_does_not_answer_is_an_exchange_error(tmp_path: Path) -> None:
-    pool = RankPool(2, tmp_path)
+@pytest.mark.parametrize(
+    ("size", "job"), [(2, ranks.a_rank_that_does_not_answer), (4, ranks.updates_go_past_nccl)], ids=["gloo", "nccl"]
+)
+def test_a_rank_that_does_not_answer_is_an_exchange_error(
+    size: int, job: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    pool = RankPool(size, tmp_path)
     try:
-        pool.run(ranks.a_rank_that_does_not_answer)
+        pool.run(job)
     finally:
         pool.broken = True  # one rank is still in a collective
         pool.close()

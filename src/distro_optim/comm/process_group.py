@@ -1,5 +1,9 @@
 """An exchange on ``torch.distributed``: one asynchronous all-gather a step for the whole model, gloo or NCCL.
 
+Updates travel in main memory, by gloo, also where the group has NCCL, which moves only the weights at the start: they
+come from there and go there, and NCCL knows no time at which a call gives up. It ends the process after a time of its
+own.
+
 The ranks of a process group are one's own machines; their messages are decoded with the sizes checked but trusted
 otherwise, as DistributedDataParallel trusts gradients. For strangers there is :mod:`distro_optim.comm.swarm`.
 """
@@ -46,7 +50,7 @@ class ProcessGroupExchange(Exchange):
         self._group = group
         self._timeout = check_timeout(timeout)
         self._plan: TilePlan | None = None
-        self._device = torch.device("cpu")
+        self._messages: dist.ProcessGroup | None = None  # None: the group itself
         self._capacity = 0  # bytes of a message, agreed on by all ranks
         self._in_flight: deque[tuple[dist.Work, Tensor, Tensor, CompressedUpdate]] = deque()
         self._closed = False
@@ -62,8 +66,10 @@ class ProcessGroupExchange(Exchange):
         self._require_open()
         if self._in_flight:
             raise ExchangeError("start() with an update in flight: collect() it first")
-        self._device = _communication_device(self._group, params)
-        mine = torch.frombuffer(bytearray(plan.layout), dtype=torch.uint8).to(self._device)
+        device = _communication_device(self._group, params)
+        if device.type != "cpu" and self._messages is None:
+            self._messages = self._group_of_hosts()
+        mine = torch.frombuffer(bytearray(plan.layout), dtype=torch.uint8)
         everybody = self._compared(mine)
         for rank, layout in enumerate(everybody):
             if not torch.equal(layout, everybody[0]):
@@ -73,7 +79,7 @@ class ProcessGroupExchange(Exchange):
                 )
         source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
         for param in params:
-            data = param.detach().to(self._device).contiguous()
+            data = param.detach().to(device).contiguous()
             work = dist.broadcast(data, src=source, group=self._group, async_op=True)
             self._wait(work)
             with torch.no_grad():
@@ -93,14 +99,14 @@ class ProcessGroupExchange(Exchange):
             self._agree_on_capacity(capacity)
         message = bytearray(len(payload).to_bytes(_LENGTH_SIZE, "little") + payload)
         message.extend(bytes(capacity - len(message)))
-        mine = torch.frombuffer(message, dtype=torch.uint8).to(self._device)
+        mine = torch.frombuffer(message, dtype=torch.uint8)
         work, everybody = self._all_gather(mine)
         self._in_flight.append((work, mine, everybody, update))
         self.bytes_sent += capacity
 
     def _agree_on_capacity(self, capacity: int) -> None:
         """A collective of messages of different sizes would break down with an error that says nothing."""
-        sizes = self._compared(torch.tensor([capacity], device=self._device)).flatten().tolist()
+        sizes = self._compared(torch.tensor([capacity], device="cpu")).flatten().tolist()
         if len(set(sizes)) > 1:
             raise ExchangeError(
                 f"the ranks send messages of {sizes} bytes: give quantize_1bit the same value on every rank"
@@ -115,7 +121,7 @@ class ProcessGroupExchange(Exchange):
         work, mine, everybody, own = self._in_flight.popleft()
         self._wait(work)
         rank = dist.get_rank(self._group)
-        messages = everybody.cpu().numpy()
+        messages = everybody.numpy()
         self.bytes_received += mine.numel() * (self.num_peers - 1)
         updates = []
         for peer, message in enumerate(messages):
@@ -132,10 +138,24 @@ class ProcessGroupExchange(Exchange):
                 raise ExchangeError(f"rank {peer} sent no update: {error}") from error
         return updates
 
+    def _group_of_hosts(self) -> dist.ProcessGroup:
+        """The same ranks, over gloo."""
+        ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
+        try:
+            made: dist.ProcessGroup = dist.new_group(
+                ranks, timeout=self._timeout, backend="gloo", use_local_synchronization=True
+            )
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"the ranks do not reach each other over gloo, which carries updates beside NCCL: {error}; set "
+                "GLOO_SOCKET_IFNAME to the network interface between them"
+            ) from error
+        return made
+
     def _all_gather(self, mine: Tensor) -> tuple[dist.Work, Tensor]:
         """Starts to gather everybody's ``(n,)`` as ``(ranks, n)``."""
         everybody = mine.new_empty(self.num_peers, mine.numel())
-        work = _gather_flat(everybody.view(-1), mine, group=self._group, async_op=True)
+        work = _gather_flat(everybody.view(-1), mine, group=self._messages or self._group, async_op=True)
         return work, everybody
 
     def _compared(self, mine: Tensor) -> Tensor:
@@ -157,6 +177,7 @@ class ProcessGroupExchange(Exchange):
         # A collective that has begun runs to its end without us, so the others get our last update.
         self._in_flight.clear()
         self._closed = True
+        self._messages = None
 
     def _require_open(self) -> None:
         if self._closed:
