@@ -4,6 +4,7 @@
 ``standing``             who has trained in this run, and so may vote on its weights
 ``votes``                the rule: which of several reports on the weights of a step is right
 ``succession``           who hosts when the host is gone: the rules
+``voter_lists``          ... who votes, as long as there is a host
 ``succeeding``           ... one peer's part in it: when the rules are used
 ``succession_outcomes``  ... and what is to be done
 ``estate``               ... and what a host leaves to the next one

@@ -15,7 +15,6 @@ Whether a host may end a round is :meth:`Succession.may_go_on`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,8 +23,7 @@ from ....comm.signing import PUBLIC_KEY_SIZE, SecretKey
 from ....coordinator.rules.probation import on_probation
 from ....coordinator.types import MAX_NUM_WITNESSES, ClientState, Coordinator, RunState
 from ....errors import ProtocolError
-from .estate import Estate, EstateBook
-from .succession import Candidacy, Peer, Promise, Roster, Vote, election, goes_on, is_followed
+from .succession import Candidacy, Peer, Roster, Vote, election, goes_on
 from .succession_messages import (
     MAX_VOTERS,
     NEVER,
@@ -36,21 +34,15 @@ from .succession_messages import (
     Here,
     Pledge,
     Proposal,
-    Said,
     Stands,
-    VoterList,
     key_of,
     open_letter,
-    run_mark,
-    seal_letter,
 )
-from .succession_outcomes import HOSTS_NOW, Follow, Inherit, Leave, Outcome, Say, TakeOver, Tell
+from .succession_outcomes import HOSTS_NOW, Follow, Leave, TakeOver, Tell
 from .succession_words import others_are_gone, too_few_in_reach, without_a_vote, without_the_estate
+from .voter_lists import SUCCESSION_AFTER, VoterLists
 
 __all__ = ["SUCCESSION_AFTER", "Succession", "position_in"]
-
-SUCCESSION_AFTER: Final = 15.0
-"""Seconds for which a host may be silent. Longer than the 10 seconds after which a link counts as broken and a dial."""
 
 HOST_SECONDS: Final = 5.0
 """Between two times that the host says who votes. Chosen so that it costs next to nothing."""
@@ -77,9 +69,6 @@ arbitrarily."""
 TELL_SECONDS: Final = 15.0
 """Between two times that a peer says why it waits."""
 
-_KEPT_ROSTERS: Final = 4
-_U32: Final = 0xFFFF_FFFF
-_TENTHS: Final = 10
 _STEP_BITS: Final = 34
 _PHASES: Final = {RunState.WARMUP: 1, RunState.ROUND_TRAIN: 2, RunState.ROUND_WITNESS: 2, RunState.COOLDOWN: 3}
 
@@ -93,22 +82,13 @@ class _Campaign:
     votes: dict[bytes, tuple[Vote, bytes]] = field(default_factory=dict)
 
 
-@dataclass
-class _Change:
-    """The roster that is to follow the present one, and the letters with the promises that it has so far."""
-
-    list: VoterList
-    old: Roster
-    promises: dict[bytes, tuple[Promise, bytes]] = field(default_factory=dict)
-
-
 def position_in(state: Coordinator) -> int:
     """How far a run is, as a number that never falls under one host: epoch, step and phase."""
     progress = state.progress
     return (progress.epoch << _STEP_BITS) + (progress.step << 2) + _PHASES.get(state.run_state, 0)
 
 
-class Succession:
+class Succession(VoterLists):
     """See the module. Take what is to be done with :meth:`take` after each input.
 
     Args:
@@ -136,46 +116,15 @@ class Succession:
         after: float = SUCCESSION_AFTER,
         may_host: bool = True,
     ) -> None:
-        self.address = EndpointAddr(key.public)
-        self._key = key
-        self._run = run_mark(run_id)
-        self._me = key.public + number
-        self._after = after
+        super().__init__(key, run_id, number=number, host=host, term=term, after=after)
         self._may_host = may_host
-        self._peer = Peer(self._me)
-        self._host_key = host
-        self._host: bytes | None = None  # its name
-        self._term = 0  # in which it hosts
-        self._order: tuple[bytes, ...] = ()
-        self._hosts = term is not None
-        self._known: dict[tuple[int, int], Roster] = {}
-        self._here: dict[bytes, tuple[Here, float]] = {}  # by key
-        self._members: tuple[bytes, ...] = ()
-        self.running = False
-        self._is_eligible = False
-        self._is_over = False
         self._blocked = False
-        self._is_host_leaving = False
-        self._silence = 0.0
         self._at: float | None = None
         self._campaign: _Campaign | None = None
-        self._change: _Change | None = None
-        self._proof: tuple[bytes, ...] = ()  # promises for the present roster
-        self._old: tuple[int, int] | None = None
-        self._wants = False  # to be a voter
-        self._resigned: dict[bytes, bytes] = {}  # voters of the present roster that have left, with their letters
         self._elected: Elected | None = None
-        self._due: dict[str, float] = {}
         self._wait_until = 0.0  # somebody stands for election
         self._rumours: dict[bytes, tuple[bytes, int]] = {}
-        self._estate = EstateBook()
         self._handed: tuple[Ballot, bytes] | None = None  # the vote of a host that leaves, for us
-        self._count = 0
-        self._out: list[Outcome] = []
-        if term is not None:
-            first = VoterList(term, 0, (self._me,), (0, 0))
-            self._peer = Peer(self._me, first.roster, term=term, voted=self._me)
-            self._host, self._host_key, self._term, self._order = self._me, key.public, term, first.voters
 
     # -- what there is to know -----------------------------------------------------------------------------------------
 
@@ -195,11 +144,6 @@ class Succession:
         return None if self.has_left else self._host_key
 
     @property
-    def has_left(self) -> bool:
-        """Whether we have voted against the host, and no other has been elected yet."""
-        return not self._hosts and self._peer.term > self._term
-
-    @property
     def voters(self) -> tuple[bytes, ...]:
         """Public keys of the roster by which we vote, in the order in which they may host; empty if we do not vote."""
         return tuple(map(key_of, self._order)) if self._peer.may_vote else ()
@@ -210,19 +154,9 @@ class Succession:
         return self._silence
 
     @property
-    def estate(self) -> Estate:
-        """What we leave behind as a host, or what the host has left us so far."""
-        return self._estate.ours
-
-    @property
     def wants_to_know(self) -> bool:
         """Whether others should be asked who hosts, since we hear no host, or may not go on as one."""
         return not self._is_over and (self.has_left or self._silence >= self._after / 2)
-
-    def take(self) -> list[Outcome]:
-        """What is to be done since the last call."""
-        out, self._out = self._out, []
-        return out
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -258,12 +192,6 @@ class Succession:
         """Bytes of the host's coordinator have come."""
         if not (self._hosts or self.has_left or self._is_host_leaving):
             self._silence = 0.0
-
-    def leave_behind(self, estate: Estate) -> None:
-        """What whoever hosts after us needs, if we host; it is said to all when it changes."""
-        if self._estate.write(estate, self._term):
-            self._due.pop("estate", None)
-            self._due.pop("proposal", None)
 
     def resign(self) -> None:
         """We leave: without us, and without waiting for us, the others may go on. A host votes for one of them first,
@@ -396,121 +324,7 @@ class Succession:
         if self._members and self._is_due("estate", now, ESTATE_SECONDS):
             self._say_estate()
 
-    def _say_estate(self) -> None:
-        number = self._estate.latest[1]
-        if not number:
-            return  # there is nothing that nobody knows
-        parts = self._estate.ours.parts()
-        for place, data in enumerate(parts):
-            self._say(EstatePart(self._me, self._term, number, place, len(parts), data))
-
-    def _begin_change(self) -> bool:
-        """Whether another roster than the present one is proposed now."""
-        roster, wanted = self._peer.roster, self._wanted()
-        if roster is None or roster.voters == set(wanted):
-            return False
-        number = roster.number + 1 if roster.term == self._term else 0
-        new = VoterList(self._term, number, wanted, self._peer.position)
-        self._peer, promise = self._peer.promise(self._term, new.roster, roster, self._me)
-        if promise is None:
-            return False
-        change = self._change = _Change(new, roster)
-        letter = self._seal(Pledge(promise.old, promise.new, promise.voter))
-        change.promises[self._me] = (promise, letter)
-        for voter, left in self._resigned.items():
-            change.promises[voter] = (Promise(promise.old, promise.new, voter), left)
-        self._out.append(Say(letter))
-        self._end_change()
-        return self._change is not None
-
-    def _wanted(self) -> tuple[bytes, ...]:
-        """Who should vote: we, and the epoch's clients that are not on probation and have said their names."""
-        if not self._is_eligible:
-            return (self._me,)
-        names = [self._here[key][0].name for key in self._members if key in self._here]
-        return tuple(dict.fromkeys([self._me, *names]))[:MAX_VOTERS]
-
-    def _hear_pledge(self, said: Pledge, letter: bytes) -> None:
-        change, roster = self._change, self._peer.roster
-        leaves = said.new == NEVER
-        if leaves and roster is not None and said.old == roster.which and said.voter in roster.voters:
-            self._resigned[said.voter] = letter
-        if leaves and said.voter == self._host and not self._hosts:
-            self._is_host_leaving = True  # what still comes of it does not count: nobody need wait
-            self._silence = max(self._silence, self._after)
-        if change is None or said.old != change.old.which or said.voter not in change.old.voters:
-            return
-        if leaves or said.new == change.list.roster.which:
-            change.promises[said.voter] = (said.promise(change.list.roster.which), letter)
-            self._end_change()
-
-    def _end_change(self) -> None:
-        """Makes the new roster the present one, once enough have promised it."""
-        change = self._change
-        if change is None or not is_followed(change.old, change.list.roster, (p for p, _ in change.promises.values())):
-            return
-        if not self._take_on(change.list):
-            return
-        if self._hosts:
-            self._old = change.old.which
-            self._proof = tuple(letter for _, letter in change.promises.values())[: MAX_VOTERS // 2 + 1]
-            self._propose()  # at once: who has not heard of it cannot vote by it
-
-    def _take_on(self, new: VoterList) -> bool:
-        """``new`` is good; False if we cannot vote by it yet."""
-        roster = new.roster
-        self._known[roster.which] = roster
-        self._known = dict(list(self._known.items())[-_KEPT_ROSTERS:])
-        if self._me not in roster.voters:
-            self._peer, self._order = replace(self._peer, roster=None, promised=None), ()
-        elif self._hosts or (self.running and self._peer.position >= roster.base):
-            self._peer, self._order = self._peer.adopt(roster), new.voters
-        else:
-            return False
-        self._change, self._resigned = None, {}
-        return True
-
-    def _propose(self) -> None:
-        change, roster = self._change, self._peer.roster
-        tenths, estate = min(0xFFFF, round(self._after * _TENTHS)), self._estate.latest[1]
-        if roster is not None:
-            # Also while it is to be followed by another: who has not heard that it is good cannot promise.
-            present = VoterList(roster.term, roster.number, self._order, roster.base)
-            self._say(Proposal(self._me, self._term, present, self._old, self._proof, tenths, estate))
-        if change is not None:
-            self._say(Proposal(self._me, self._term, change.list, change.old.which, (), tenths, estate))
-
-    # -- those who follow ----------------------------------------------------------------------------------------------
-
-    def _hear_proposal(self, said: Proposal, now: float) -> None:
-        if self._hosts or self.has_left or key_of(said.host) != self._host_key:
-            return
-        if said.host != self._host:
-            if said.term < self._term or (self._host is not None and said.term == self._term):
-                return
-            # The first that we hear of it; or it was started again, and nobody else had been elected meanwhile.
-            self._peer = Peer(self._me, term=said.term, voted=said.host)
-            self._host, self._term, self._order, self._known = said.host, said.term, (), {}
-            self._is_host_leaving = False
-        if said.term != self._term:
-            return
-        self._after = said.after / _TENTHS
-        self._inherit(self._estate.announced((said.term, said.estate)))
-        new = said.voters.roster
-        if said.old is None or said.promises:
-            self._adopt(said, new)
-        else:
-            self._promise(said, new)
-        self._wants = self._me not in new.voters and self._key.public in self._members
-
-    def _hear_estate(self, said: EstatePart) -> None:
-        if self._hosts or self.has_left or key_of(said.host) != self._host_key or said.term < self._term:
-            return
-        self._inherit(self._estate.hear((said.term, said.number), said.place, said.count, said.data))
-
-    def _inherit(self, estate: Estate | None) -> None:
-        if estate is not None:
-            self._out.append(Inherit(estate))
+    # -- elections -----------------------------------------------------------------------------------------------------
 
     @property
     def _may_stand(self) -> bool:
@@ -518,41 +332,6 @@ class Succession:
         unless nobody else does for long."""
         is_any = self._estate.has_any and self._silence >= 2 * self._after
         return self._may_host and (self._estate.is_complete or is_any)
-
-    def _promise(self, said: Proposal, new: Roster) -> None:
-        """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
-        host may be gone before it says that there are enough."""
-        mine, known = self._peer.roster, None if said.old is None else self._known.get(said.old)
-        old = mine if mine is not None and mine.which == said.old else known
-        if old is None or new.term != self._term:
-            return
-        if self._change is None or self._change.list != said.voters:
-            self._change = _Change(said.voters, old)
-        if mine != old:
-            return
-        self._peer, promise = self._peer.promise(said.term, new, old, said.host)
-        if promise is not None:
-            pledge = Pledge(promise.old, promise.new, promise.voter)
-            self._change.promises[self._me] = (promise, self._seal(pledge))
-            self._say(pledge)
-            self._end_change()
-
-    def _adopt(self, said: Proposal, new: Roster) -> None:
-        """``new`` is good: by the promises if we know whose they had to be, else by the word of the host."""
-        roster = self._peer.roster
-        newest = max(self._known, default=(0, 0))  # what is said again, by whomever, changes nothing
-        if new.which < newest or (roster is not None and new.which <= roster.which):
-            return
-        if roster is None or roster.which != said.old or is_followed(roster, new, self._promises(said)):
-            self._take_on(said.voters)
-
-    def _promises(self, said: Proposal) -> Iterable[Promise]:
-        for letter in said.promises:
-            _, given = open_letter(self._run, letter)
-            if isinstance(given, Pledge):
-                yield given.promise(said.voters.roster.which)
-
-    # -- elections -----------------------------------------------------------------------------------------------------
 
     def _call_for_others(self, now: float) -> None:
         if self._is_due("here", now, min(HERE_SECONDS, self._after / 4)):
@@ -721,22 +500,6 @@ class Succession:
         self._handed = None
         for what in ("proposal", "elected", "stands", "here", "tell", "estate"):
             self._due.pop(what, None)
-
-    # -- steps ---------------------------------------------------------------------------------------------------------
-
-    def _seal(self, said: Said) -> bytes:
-        self._count = (self._count + 1) & _U32
-        return seal_letter(self._key, self._run, self._count, said)
-
-    def _say(self, said: Said) -> None:
-        self._out.append(Say(self._seal(said)))
-
-    def _is_due(self, what: str, now: float, every: float) -> bool:
-        """Whether ``what`` is to be done now, and not again for ``every`` seconds."""
-        if now < self._due.get(what, now):
-            return False
-        self._due[what] = now + every
-        return True
 
 
 def _ballot(vote: Vote) -> Ballot:
