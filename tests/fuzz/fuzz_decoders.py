@@ -65,6 +65,7 @@ INSTRUMENTED: Final = (
     "coordinator.ticket",
     "protocol",
     "strategy.model.identity",
+    "strategy.network.newest",
     "strategy.rounds.audits.reports",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
@@ -291,6 +292,20 @@ def broadcast(data: bytes) -> None:
     assert postcard.decode(kind, postcard.encode(value)) == value
 
 
+def newest_rounds(data: bytes) -> None:
+    """What peers answer to a host that has started again: a state, or a claim that is signed as it has to be."""
+    from distro_optim.comm import postcard
+    from distro_optim.comm.signing import SecretKey, SignedMessage
+    from distro_optim.strategy.network import newest
+
+    if data[:1] == b"\0":
+        answer = postcard.decode(newest.Newest, data[1:])
+        assert postcard.decode(newest.Newest, postcard.encode(answer)) == answer
+        newest.live_state(answer, "run")
+    else:
+        newest.read_claim(SignedMessage.seal(SecretKey(bytes(32)), data[1:]), "run", bytes(32))
+
+
 def succession_letter(data: bytes) -> None:
     """What anybody says about who hosts, signed as it has to be; and what a peer makes of it."""
     from distro_optim.comm import postcard
@@ -476,6 +491,7 @@ TARGETS: Final[dict[str, Target]] = {
     "coordinator-state": coordinator_state,
     "run-ticket": run_ticket,
     "broadcast": broadcast,
+    "newest-rounds": newest_rounds,
     "succession-letter": succession_letter,
     "model-identity": model_identity,
     "audit-limits": audit_limits,
@@ -537,10 +553,12 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.data.sidecar import Sidecar
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
+    from distro_optim.strategy.network import newest
     from distro_optim.strategy.rounds.audits.reports import AuditReport, Compared, encode_report
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.strategy.rounds.trust import succession_messages
     from distro_optim.strategy.rounds.trust.estate import Estate
+    from distro_optim.strategy.rounds.trust.saved_step import SavedStep
     from distro_optim.strategy.rounds.weights import weights_report
     from distro_optim.testing.updates import random_update
     from distro_optim.verify.calibrate import LOOSEST
@@ -559,6 +577,7 @@ def seeds() -> dict[str, list[bytes]]:
     key = b"\xaa" * 32
     name = SecretKey(bytes(32)).public + bytes(succession_messages.NUMBER_SIZE)
     signer, done = SecretKey(bytes(32)), EpochAccount(1, 1, 9, {key: ClientAccount(batches=3, healthy=True, equal=5)})
+    claim = newest.claim_of(SavedStep("run", 1, 2, 3), signer, bytes(32))
     # The vectors of the protocol's description.
     gossip = [
         b"\0\0\0",
@@ -615,6 +634,10 @@ def seeds() -> dict[str, list[bytes]]:
         "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],
+        "newest-rounds": [
+            b"\0" + postcard.encode(newest.Newest(newest.state_bytes(state), claim=claim)),
+            b"\1" + SignedMessage.open(claim).data,
+        ],
         "succession-letter": [
             postcard.encode(said, succession_messages.Said)
             for said in (
