@@ -61,6 +61,7 @@ class Found:
         sent: the largest difference of signs or values that were sent, over their largest.
         momentum: the largest difference of momenta, over their largest.
         presence: tensors of which only one says that they are present.
+        quarantined: gradients that were left out for not being finite.
         weights: weights with other bits, after a step that merged all contributors.
         permuted: and with other bits after a step that took them in another order.
         shifted: weights that look ahead to elsewhere.
@@ -73,6 +74,7 @@ class Found:
     sent: float = 0.0
     momentum: float = 0.0
     presence: int = 0
+    quarantined: int = 0
     weights: int = 0
     permuted: int = 0
     shifted: int = 0
@@ -101,6 +103,8 @@ def _gradients(case: Case, step: int) -> list[Tensor | None]:
     grads: list[Tensor | None] = [torch.randn(s, generator=generator).to(dtype) for s in case.shapes]
     if step == 1:
         grads[0] = None if len(grads) > 1 else torch.zeros_like(torch.empty(case.shapes[0], dtype=dtype))
+        if len(grads) > 2 and grads[1] is not None:
+            grads[1][3, 3] = torch.inf
     return grads
 
 
@@ -138,6 +142,7 @@ def _run(case: Case) -> Found:
         for mine, theirs in zip(params, params_too, strict=True):
             far, most = (ours.delta(mine) - other.delta(theirs)).abs().max(), other.delta(theirs).abs().max()
             found.momentum = max(found.momentum, float(far / most.clamp(min=1e-30)))
+    found.quarantined = ours.quarantined
     # Contributors that name the same positions, and such that do not.
     everybody = [_turned(updates[n % 2], n) for n in range(case.contributors)]
     ours.apply(everybody)

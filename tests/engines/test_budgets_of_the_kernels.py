@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from typing_extensions import override
+from torch.nn import Parameter
 
+from distro_optim import DisTrO
 from distro_optim.compress import OwnPart, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.engine import Intake
+from distro_optim.optim import momentum
+from distro_optim.testing.launches import Launches
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
@@ -34,26 +35,6 @@ for _ in range(16):
     LLAMA += [(2048,), (2048,)]
 LLAMA += [(2048,)]
 """1.2 billion parameters."""
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations of torch on the meta device that are not mere views or allocations.
-
-    Reading a number from a tensor without memory is an error there, so that no step that passes waits for the device.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counted: Counter[str] = Counter()
-
-    @override
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = str(func).removeprefix("aten.").split(".")[0]
-        there = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs, out)))
-        if there and name not in {"empty", "view", "select", "slice", "alias", "detach", "_unsafe_view"}:
-            self.counted[name] += 1
-        return out
 
 
 class Kernel:
@@ -76,9 +57,11 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     from distro_optim.compress.engine.triton import engine, launching
 
     launches: Counter[str] = Counter()
-    for name in ("check_kernel", "extract_kernel", "merge_kernel", "shift_kernel"):
+    for name in ("check_kernel", "extract_kernel", "merge_kernel", "put_back_kernel", "shift_kernel"):
         monkeypatch.setattr(launching, name, Kernel(name, launches))
-    monkeypatch.setattr(engine.TritonEngine, "_has_device", staticmethod(lambda batch: batch.device == META))
+    monkeypatch.setattr(launching, "device_type", lambda: "meta")
+    # What is done without memory cannot be compared.
+    monkeypatch.setattr(engine.TritonEngine, "_try", lambda *args: None)
     return launches
 
 
@@ -119,25 +102,40 @@ def test_a_step_at_1_2_billion_is_at_most_20_launches_and_never_waits(
 
     step()  # tables are made
     kernels.clear()
-    with Operations() as operations:
+    with Launches() as operations:
         step()
     assert kernels == {"check_kernel": 2, "extract_kernel": 2, "merge_kernel": 2}
-    assert kernels.total() + operations.counted.total() <= 20, operations.counted
+    assert kernels.total() + operations.count <= 20, operations.kernels
+    assert operations.waits.total() == 0
 
 
-def test_the_lookahead_alone_is_one_launch_and_its_tables(
-    kernels: Counter[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("contributors", [1, 16])
+def test_the_verbs_of_an_optimizer_are_at_most_20_launches_and_2_waits(
+    kernels: Counter[str], contributors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distro_optim.compress.engine.triton import launching
-    from distro_optim.compress.engine.triton.engine import TritonEngine
+    # Parameters without memory are refused, since nobody could train them.
+    monkeypatch.setattr(momentum, "check_param", lambda param: None)
+    params = [Parameter(torch.empty(shape, device=META)) for shape in LLAMA]
+    for param in params:
+        param.grad = torch.empty_like(param)
+    optimizer = DisTrO(params, lr=1e-3, engine="triton")
 
-    engine = TritonEngine(_plan(LLAMA, torch.float32), "dct")
-    monkeypatch.setattr(launching, "device_type", lambda: "meta")
-    params, directions, saved = ([torch.empty(s, device=META) for s in LLAMA] for _ in range(3))
-    with Operations() as operations:
-        engine.shift(params, directions, saved, [1e-3] * len(LLAMA), [False] * len(LLAMA))
-    assert kernels == {"shift_kernel": 1}
-    assert operations.counted.total() <= 4, operations.counted
+    def step() -> None:
+        optimizer.lookahead()
+        optimizer.undo_lookahead()
+        update = optimizer.generate()
+        assert all(update.present)
+        optimizer.apply([update] * contributors)
+
+    with Launches():
+        step()  # tables are made
+    kernels.clear()
+    with Launches() as operations:
+        step()
+    by_name = {"shift_kernel": 1, "put_back_kernel": 1, "check_kernel": 2, "extract_kernel": 2, "merge_kernel": 2}
+    assert kernels == by_name
+    assert kernels.total() + operations.count <= 20, operations.kernels
+    assert operations.waits.total() == 2  # are gradients finite, and is something said about each tensor
 
 
 def test_a_step_moves_at_most_32_bytes_for_each_parameter_with_lookahead() -> None:

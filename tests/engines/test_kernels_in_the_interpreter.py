@@ -55,6 +55,11 @@ def test_the_same_coefficients_are_picked_in_ascending_order(found: dict[str, An
         assert found[case]["unordered"] == 0
 
 
+def test_a_gradient_that_is_not_finite_is_left_out(found: dict[str, Any]) -> None:
+    assert found["signs, ragged"]["quarantined"] == 1
+    assert found["signs, 64 contributors"]["quarantined"] == 0
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_sent_and_what_is_kept_are_the_same_but_for_rounding(found: dict[str, Any], case: str) -> None:
     # Two bfloat16 hold 2**-17 of a number.

@@ -113,6 +113,7 @@ class Lookahead:
         *,
         edits: Edits = Edits.MERGE,
         alone: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         """Copies ``saved`` back to ``params``, where no other code has written meanwhile.
 
@@ -121,6 +122,7 @@ class Lookahead:
                 other types now.
             edits: what becomes of tensors that other code wrote to.
             alone: there are no other peers, whose weights could become different.
+            engine: puts them back; None leaves it to torch.
 
         Raises:
             DistroError: not ``alone``, and a part of a tensor was written to: each peer's weights are shifted in its
@@ -154,7 +156,8 @@ class Lookahead:
             elif count > param.numel() // 2 and edits is Edits.MERGE:
                 param.copy_(torch.where(unwritten, keep.to(param), param))
         if untouched:
-            torch._foreach_copy_([one.param for one in untouched], [one.saved for one in untouched])
+            put_back = torch._foreach_copy_ if engine is None else engine.put_back
+            put_back([one.param for one in untouched], [one.saved for one in untouched])
         self._versions, self._shifted, self._on = None, None, False
 
 

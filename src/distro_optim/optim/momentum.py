@@ -319,7 +319,7 @@ class DecoupledMomentum(Optimizer):
         if self._run.lookahead.on:
             exchange = self._run.exchange
             alone = exchange is None or exchange.num_peers == 1
-            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits, alone=alone)
+            self._run.lookahead.take_off(*self._lookahead_args(), edits=edits, alone=alone, engine=self._run.engine)
             for group in self.param_groups:
                 group["looks_ahead"] = False
 
@@ -354,7 +354,10 @@ class DecoupledMomentum(Optimizer):
         params, rates = self._params(), self._rates(lr)
         # Both set by GradScaler, if it leaves the unscaling to us.
         usable = usable_gradients(
-            [p.grad for p in params], getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            [p.grad for p in params],
+            getattr(self, "found_inf", None),
+            getattr(self, "grad_scale", None),
+            look=engine.finite,
         )
         grads, scale = usable.grads, usable.scale
         for number in usable.bad:

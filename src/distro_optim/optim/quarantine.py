@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,10 @@ class Usable:
 
 
 def usable_gradients(
-    grads: Sequence[Tensor | None], found_inf: Tensor | None = None, scale: Tensor | float | None = None
+    grads: Sequence[Tensor | None],
+    found_inf: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    look: Callable[[Sequence[Tensor | None]], Tensor | None] | None = None,
 ) -> Usable:
     """The gradients that may be used. Waits for a device once, however many tensors there are.
 
@@ -38,6 +41,7 @@ def usable_gradients(
         grads: one per parameter, shaped as it and of any float type, or None.
         found_inf: 0-D, from a GradScaler that leaves the unscaling to the optimizer; above 0 no gradient may be used.
         scale: of it.
+        look: :meth:`~distro_optim.compress.engine.Engine.finite`, for an engine that may do it.
 
     Raises:
         DistroError: a gradient is sparse.
@@ -53,7 +57,11 @@ def usable_gradients(
             kinds.setdefault((grad.device, grad.dtype), []).append((number, grad))
     numbers: list[int] = []
     looks: list[Tensor] = []
-    for (_, dtype), members in kinds.items():
+    finite = look(grads) if look is not None and kinds else None
+    if finite is not None:
+        looks.append(finite)
+        numbers += range(len(grads))
+    for (_, dtype), members in kinds.items() if finite is None else ():
         norms = torch._foreach_norm([grad for _, grad in members], 2, dtype=compute_dtype(dtype))
         # As float32, which every device has, and in which the scale is.
         looks.append(torch.stack(norms).isfinite().to(torch.float32))
@@ -70,7 +78,9 @@ def usable_gradients(
     if overflow:
         bad = [n for n, g in enumerate(grads) if g is not None and not bool(g.isfinite().all())]
         return Usable([None] * len(grads), bad, factor)
-    bad = sorted(number for number, finite in zip(numbers, seen, strict=True) if not finite)
+    wrong = {number for number, fine in zip(numbers, seen, strict=True) if not fine}
+    bad = [number for members in kinds.values() for number, _ in members if number in wrong]
+    bad.sort()
     usable = list(grads)
     for number in bad:
         usable[number] = None

@@ -123,6 +123,20 @@ class Engine(ABC):
             whole: of each, whether the direction is taken as it is, not its sign.
         """
 
+    def put_back(self, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        """``param = saved``, for as many tensors as there are to put back; they may be anywhere, and of any types."""
+        torch._foreach_copy_(list(params), list(saved))
+
+    def finite(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """Which gradients are finite, and have finite squares: ``(tensors,)`` float32 of 1 and 0, on their device.
+
+        Does not wait for it. None: this engine does not look, so that somebody else must.
+
+        Args:
+            grads: one per tensor of the plan, of any float type; what is said of those that are None means nothing.
+        """
+        return None
+
     def upload(self, updates: Sequence[CompressedUpdate]) -> list[CompressedUpdate]:
         """The updates, wherever they are, on the devices of the plan: those in main memory by one copy."""
         devices = [batch.device for batch in self.plan.batches]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,13 +17,12 @@ from ...windows import Contiguous
 from ..base import Engine, Intake
 from ..blocks import BlockEngine, ShareOut
 from . import launching
-from .batches import Ahead, KernelBatch, on_device
+from .batches import Ahead, KernelBatch
+from .lists import SHIFTED, Lists
 from .tables import fits
 from .trial import extraction_differs, merge_differs
 
 __all__ = ["TritonEngine"]
-
-_SHIFTED: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class TritonEngine(Engine):
@@ -58,6 +56,8 @@ class TritonEngine(Engine):
         self._extracts = dict(kernels)
         self._merges = {n: k for n, k in kernels.items() if k.batch.update == "sign"}
         self._tried: set[tuple[str, int]] = set()
+        self._looks = len(chosen) == len(plan.batches) and len({b.device for b in plan.batches}) == 1
+        self._lists = Lists()
         self._rest: dict[tuple[int, ...], BlockEngine] = {}
 
     def _runs(self, batch: Batch, transform: str) -> bool:
@@ -177,6 +177,27 @@ class TritonEngine(Engine):
             )
         return spoken
 
+    @override
+    def finite(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        device = self.plan.batches[0].device if self.plan.batches else None
+        if not self._looks or any(grad is not None and grad.device != device for grad in grads):
+            return None
+        [first, *_] = self._extracts.values()
+        flags = first.flags([[grad is not None for grad in grads]])[0].clone()
+        try:
+            for kernels in self._extracts.values():
+                kernels.check(kernels.of_one_type(grads), flags)
+        except Exception as error:
+            # Nothing but flags was written to.
+            self._looks = False
+            warnings.warn(
+                f"engine='triton': torch looks at the gradients from now on: {type(error).__name__}: {error}",
+                UserWarning,
+                stacklevel=2,
+            )
+            return None
+        return flags.to(torch.float32)
+
     def usable(self, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
         """By batch ``(tensors,)`` int32, 1 for gradients that are finite, found out without waiting for the device."""
         flags: dict[int, Tensor] = {}
@@ -218,7 +239,7 @@ class TritonEngine(Engine):
         for number, kernels in self._merges.items():
             shape = (kernels.batch.tiles, kernels.batch.k)
             kinds = {u.value[number].dtype for u in updates}
-            if len(kinds) > 1 or not kinds <= {torch.bool, *_SHIFTED}:
+            if len(kinds) > 1 or not kinds <= {torch.bool, *SHIFTED}:
                 return False
             for u in updates:
                 parts = (u.index[number], u.value[number])
@@ -265,42 +286,26 @@ class TritonEngine(Engine):
         lr: Sequence[float],
         whole: Sequence[bool],
     ) -> None:
-        kinds: dict[tuple[torch.device, torch.dtype, torch.dtype], list[int]] = {}
-        others: list[int] = []
-        for number, (param, direction, keep, as_it_is) in enumerate(zip(params, directions, saved, whole, strict=True)):
-            device = param.device
-            ready = (
-                not as_it_is
-                and device.type == launching.device_type()
-                and param.dtype in _SHIFTED
-                and direction.dtype == torch.float32
-                and keep.dtype == param.dtype
-                and all(t.is_contiguous() and t.device == device for t in (param, direction, keep))
-            )
-            if ready:
-                kinds.setdefault((device, param.dtype, direction.dtype), []).append(number)
-            else:
-                others.append(number)
-        for (device, dtype, kind), numbers in kinds.items():
-            rows, runs = [], []
-            for position, n in enumerate(numbers):
-                size = params[n].numel()
-                rows += [params[n].data_ptr(), directions[n].data_ptr(), saved[n].data_ptr(), size]
-                starts = torch.arange(0, size, launching.RUN, dtype=torch.int64, device="cpu")
-                runs.append(torch.stack([torch.full_like(starts, position), starts], dim=1))
-            where = torch.cat(runs)
-            if len(where):
-                launching.shift(
-                    on_device(rows, torch.int64, device).view(-1, 4),
-                    where.to(device),
-                    on_device([lr[n] for n in numbers], torch.float32, device),
-                    dtype,
-                    kind,
-                )
+        chosen = [n for n, as_it_is in enumerate(whole) if not as_it_is and directions[n].dtype == torch.float32]
+        kinds, others = self._lists.kinds(params, saved, chosen, directions)
+        for (device, dtype), numbers in kinds.items():
+            tensors, runs = self._lists.tables([(params[n], directions[n], saved[n]) for n in numbers])
+            rates = self._lists.rates([lr[n] for n in numbers], device)
+            launching.shift(tensors, runs, rates, dtype, torch.float32)
             _count_writes([tensor for n in numbers for tensor in (params[n], saved[n])])
         if others:
             args = ([each[n] for n in others] for each in (params, directions, saved, lr, whole))
             self._without({}).shift(*args)  # type: ignore[arg-type]
+
+    @override
+    def put_back(self, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        kinds, others = self._lists.kinds(params, saved, range(len(params)))
+        for (_, dtype), numbers in kinds.items():
+            tensors, runs = self._lists.tables([(params[n], params[n], saved[n]) for n in numbers])
+            launching.put_back(tensors, runs, dtype)
+            _count_writes([params[n] for n in numbers])
+        if others:
+            super().put_back([params[n] for n in others], [saved[n] for n in others])
 
 
 def _without_step(intake: Intake) -> Intake:

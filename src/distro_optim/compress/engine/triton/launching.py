@@ -21,7 +21,7 @@ from ...plan import Batch
 from .checking import check_kernel
 from .extracting import extract_kernel
 from .merging import merge_kernel
-from .shifting import shift_kernel
+from .shifting import put_back_kernel, shift_kernel
 from .tables import encoding_basis, integer_digits, padded_side
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "interpreted",
     "merge",
     "merge_constants",
+    "put_back",
     "shift",
 ]
 
@@ -228,3 +229,9 @@ def shift(tensors: Tensor, runs: Tensor, rates: Tensor, param: torch.dtype, dire
             tensors, runs, rates,
             SIZE=RUN, PARAM=_TYPES[param], DIRECTION=_TYPES[direction], EMULATE=interpreted(), num_warps=WARPS,
         )  # fmt: skip
+
+
+def put_back(tensors: Tensor, runs: Tensor, param: torch.dtype) -> None:
+    """The true weights of all ``tensors``; arguments as for :func:`~.shifting.put_back_kernel`."""
+    with _on(tensors.device):
+        put_back_kernel[(len(runs),)](tensors, runs, SIZE=RUN, PARAM=_TYPES[param], num_warps=WARPS)

@@ -1,4 +1,4 @@
-"""The lookahead alone, of any tensors: where no merge comes before it that could do it on the way."""
+"""The lookahead alone, of any tensors, where no merge comes before it that could do it on the way; and its undoing."""
 
 # mypy: disable-error-code="no-untyped-def,import-untyped,import-not-found"
 
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .tiles import rounded
 
-__all__ = ["shift_kernel"]
+__all__ = ["put_back_kernel", "shift_kernel"]
 
 
 @triton.jit
@@ -38,3 +38,16 @@ def shift_kernel(
     x = tl.load(direction, mask=inside, other=0.0).to(tl.float32)
     x = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
     tl.store(param, rounded(weight.to(tl.float32) - tl.load(rates + tensor) * x, PARAM, EMULATE), mask=inside)
+
+
+@triton.jit
+def put_back_kernel(tensors, runs, SIZE: tl.constexpr, PARAM: tl.constexpr):
+    """``param = saved``; arguments as for :func:`shift_kernel`."""
+    run = runs + tl.program_id(0).to(tl.int64) * 2
+    tensor, start = tl.load(run), tl.load(run + 1)
+    row = tensors + tensor * 4
+    at = start + tl.arange(0, SIZE)
+    inside = at < tl.load(row + 3)
+    param = tl.load(row).to(tl.pointer_type(PARAM)) + at
+    saved = tl.load(row + 2).to(tl.pointer_type(PARAM)) + at
+    tl.store(param, tl.load(saved, mask=inside, other=0.0), mask=inside)
