@@ -23,7 +23,7 @@ from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.iroh.whereabouts import Whereabouts
 from ...comm.loop import LoopThread
 from ...comm.streams import StreamListener, TcpListener, split_address
-from ...coordinator.client import RemoteCoordinator
+from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.host import restartable
 from ...coordinator.server.server import unix_offset
@@ -360,6 +360,7 @@ class HostedRun(RunSource):
             self.key,
             self.run_id,
             silence=SILENCE_SECONDS,
+            beside=BESIDE_SECONDS,
             give_up_after=self._patience,
             on_bytes=keeper.heard,
             feed=coordinator.feed,
