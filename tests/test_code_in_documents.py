@@ -1,4 +1,6 @@
-"""Code in the README and the guides: Python compiles and imports names that are there, commands have the options."""
+"""Code in the README, the guides and the page on Solana: Python compiles and imports names that are there, commands
+have the options.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pytest
 from distro_optim.cli import _parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "solana.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -28,6 +30,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 def missing_names(code: str) -> list[str]:
     """What a block imports from the library that is not there."""
     missing = []
+    compile(code, "a block", "exec")  # says more than a parser, such as of what stands outside of a function
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "distro_optim":
             module = importlib.import_module(node.module or "")

@@ -11,7 +11,7 @@ import pytest
 from solders.pubkey import Pubkey
 
 from client.processes import DISTRO, write_state
-from distro_optim.coordinator.formats.account import ACCOUNT_SIZE
+from distro_optim.coordinator.formats.account import ACCOUNT_SIZE, ClientsEpochRates
 from distro_optim.coordinator.model import Gcs, GcsRepo, Hub, HubRepo
 from distro_optim.coordinator.solana.operating import Operator
 from distro_optim.coordinator.solana.programs import EVERYBODY
@@ -55,11 +55,16 @@ def test_the_life_of_a_run(cluster: Cluster, tmp_path: Path, capsys: pytest.Capt
     assert "the operator of the run 'mine' is" in run("configure", str(toml), "--yes", status=2, keys=ANYBODY)
     run("configure", str(toml), "--yes")
     run("rates", "1000", "--yes")
+    assert "it is so already" in run("rates", "1000", "--slashing", "0", "--yes")
+    said = run("rates", "1000", "--slashing", "10", "--yes")
+    assert said.startswith("10 points against each client that is ejected: costs 0.000005 SOL")
+    for given, name in ((("-1",), "points"), (("1", "--slashing", str(1 << 64)), "slashing")):
+        assert f"{name} takes a number of 64 bits" in run("rates", *given, status=2)
     run("resume", "--yes")
     state = validator.run("mine").state
     assert state.coordinator.run_state is RunState.WAITING_FOR_MEMBERS
     assert state.coordinator.config.total_steps == 10
-    assert state.clients_state.future_epoch_rates.earning_rate_total_shared == 1000
+    assert state.clients_state.future_epoch_rates == ClientsEpochRates(1000, 10)
 
     run("authorize", "everybody", "--yes")
     assert "it is so already" in run("authorize", "everybody", "--yes")
@@ -140,7 +145,7 @@ def test_where_the_model_is_says_a_client_of_the_epoch() -> None:
         await mine.send([step])
         assert arena.state.model.checkpoint == Hub(HubRepo("me/model", "main"))
         assert await mine.checkpoint(Hub(HubRepo("me/model", "main"))) == []
-        with pytest.raises(ConfigurationError, match="of the kind Hub, which a checkpoint of the kind Gcs does not"):
+        with pytest.raises(ConfigurationError, match="from the hub, where only another repository of the hub can foll"):
             await mine.checkpoint(Gcs(GcsRepo("bucket", "here")))
         stranger = Operator(rpc, arena.validator.programs, ANYBODY, "dummy")
         with pytest.raises(ConfigurationError, match="only a client of the present epoch says where the model is"):
@@ -153,7 +158,10 @@ def test_where_the_model_is_says_a_client_of_the_epoch() -> None:
 
 def test_a_checkpoint_has_one_place(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Command(cluster, tmp_path, capsys)
-    for given in ([], ["--repo", "a/b", "--bucket", "c"]):
+    for given in ([], ["--repo", ""]):
         assert "name where the model is: --repo for the hub, or --bucket" in run("checkpoint", *given, status=2)
+    assert "name --repo or --bucket, and not both" in run("checkpoint", "--repo", "a/b", "--bucket", "c", status=2)
+    assert "a --repo has a --revision" in run("checkpoint", "--repo", "a/b", "--prefix", "c", status=2)
+    assert "a --bucket has a --prefix" in run("checkpoint", "--bucket", "a", "--revision", "c", status=2)
     assert "there is no run 'mine'" in run("checkpoint", "--bucket", "c", status=1)
     assert "nothing was said that is to change" in run("configure", status=2)

@@ -164,8 +164,14 @@ def _settings(asked: ChangeOptions) -> Settings:
 
 
 def _checkpoint(asked: ChangeOptions) -> Hub | Gcs:
-    if (asked.repo is None) == (asked.bucket is None):
+    if not asked.repo and not asked.bucket:
         raise ConfigurationError("name where the model is: --repo for the hub, or --bucket", name="repo")
+    if asked.repo and asked.bucket:
+        raise ConfigurationError("a model is in one place: name --repo or --bucket, and not both", name="repo")
+    if asked.repo is not None and asked.prefix is not None:
+        raise ConfigurationError("--prefix is a place in a --bucket: a --repo has a --revision", name="prefix")
+    if asked.bucket is not None and asked.revision is not None:
+        raise ConfigurationError("--revision is one of a --repo: a --bucket has a --prefix", name="revision")
     if asked.repo is not None:
         return Hub(HubRepo(asked.repo, asked.revision))
     return Gcs(GcsRepo(asked.bucket or "", asked.prefix))

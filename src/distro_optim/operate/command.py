@@ -132,7 +132,10 @@ _CHANGES: Final[dict[str, tuple[str, dict[str, dict[str, Any]]]]] = {
         "points that the clients of an epoch share, from the next one on",
         {
             "points": {"type": int, "metavar": "POINTS"},
-            "--slashing": {**_NUMBER, "help": "points that each client loses that is ejected"},
+            "--slashing": {
+                **_NUMBER,
+                "help": "points noted against each client that is ejected: by Psyche's program, nobody",
+            },
         },
     ),
     "tick": ("tell the chain that time has passed", {}),

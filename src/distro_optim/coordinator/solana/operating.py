@@ -12,7 +12,7 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from ...errors import ConfigurationError
-from ..model import Checkpoint, GcsRepo, HubRepo
+from ..model import Checkpoint, Gcs, GcsRepo, Hub, HubRepo
 from ..rules import machine
 from .arguments import RunUpdate
 from .decisions.checkpoint_format import check_checkpoint_format
@@ -128,11 +128,24 @@ class Operator:
 
         Args:
             earning: that the clients of an epoch share.
-            slashing: that each client loses that is ejected.
+            slashing: noted against each client that is ejected, beside what it has earned. Psyche's program has that
+                number and ejects nobody.
+
+        Raises:
+            ConfigurationError: this wallet is not the operator's, or the account has no place for so many.
         """
-        authority = await self._authority()
+        for name, points in (("points", earning), ("slashing", slashing)):
+            if points is not None and not 0 <= points < 1 << 64:
+                raise ConfigurationError(f"{name} takes a number of 64 bits, 0 or more", name=name, value=points)
+        seen = await see_run(self._rpc, self._programs, self._run_id)
+        authority = self._authority_of(seen.found, seen.treasury)
+        now = seen.account.state.clients_state.future_epoch_rates
+        if earning == now.earning_rate_total_shared:
+            earning = None
+        if slashing == now.slashing_rate_per_client:
+            slashing = None
         change = RunUpdate(epoch_earning_rate_total_shared=earning, epoch_slashing_rate_per_client=slashing)
-        words = {"points an epoch": earning, "points lost by who is ejected": slashing}
+        words = {"points an epoch": earning, "points against each client that is ejected": slashing}
         what = " and ".join(f"{points} {word}" for word, points in words.items() if points is not None)
         return [Step(what, authority.change(change))] if what else []
 
@@ -165,14 +178,9 @@ class Operator:
             )
         after = machine.checkpoint(state, clients[index], index, uploaded).model.checkpoint
         if after == state.model.checkpoint:
-            kind = type(after).__name__
             if repository_of(after) == repository_of(uploaded):
                 return []
-            raise ConfigurationError(
-                f"the run's model is of the kind {kind}, which a checkpoint of the kind {type(uploaded).__name__} does "
-                "not change: pause the run and use configure",
-                name="checkpoint",
-            )
+            raise ConfigurationError(_why_not(after), name="checkpoint")
         if check_format:
             program = self._programs.coordinator
             check_checkpoint_format(program, await find_deployment(self._rpc, program))
@@ -355,6 +363,18 @@ class Operator:
 
 def _whom(grantee: Pubkey) -> str:
     return "everybody" if grantee == EVERYBODY else str(grantee)
+
+
+def _why_not(present: Checkpoint) -> str:
+    """Why a run with this model keeps it when a client says that it is in a place of another kind."""
+    match present:
+        case Hub():
+            reason = "loads its model from the hub, where only another repository of the hub can follow"
+        case Gcs():
+            reason = "loads its model from a bucket, where only another bucket can follow"
+        case _:
+            reason = "has no model that anybody could upload"
+    return f"the run {reason}: pause it, and set the model with configure"
 
 
 def _place(checkpoint: Checkpoint) -> str:

@@ -118,6 +118,10 @@ def as_plain(run: SeenRun) -> dict[str, Any]:
             "current": state.clients_state.current_epoch_rates.earning_rate_total_shared,
             "future": state.clients_state.future_epoch_rates.earning_rate_total_shared,
         },
+        "slashing_rate_per_client": {
+            "current": state.clients_state.current_epoch_rates.slashing_rate_per_client,
+            "future": state.clients_state.future_epoch_rates.slashing_rate_per_client,
+        },
         "wallets": [
             {
                 "wallet": str(Pubkey.from_bytes(client.id.signer)),
@@ -163,6 +167,11 @@ def rows_of(run: SeenRun) -> list[tuple[str, str]]:
     if treasury is not None:
         rows.append(("treasury", f"{treasury.instructions.treasury}, with tokens for {treasury.tokens} points"))
         rows.append(("its tokens", str(treasury.instructions.mint)))
+    slashing = {rates.slashing_rate_per_client for rates in (clients.current_epoch_rates, clients.future_epoch_rates)}
+    if slashing != {0}:
+        rows.append(
+            ("against the ejected", f"{clients.future_epoch_rates.slashing_rate_per_client} points, from the next on")
+        )
     if state.metadata.name or state.metadata.description:
         rows.insert(1, ("is about", printable(f"{state.metadata.name}: {state.metadata.description}")))
     return rows
