@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -90,6 +91,25 @@ def test_addresses_of_ones_own_take_the_place_of_a_preset() -> None:
     assert cluster_of("mainnet", ["http://a"], ["ws://b"]).websockets == ("ws://b",)
     with pytest.raises(ConfigurationError):
         cluster_of("moon")
+    for wrong in ("your-node.example", "ws://a", "http://", "http://a:x", "http://a:1,http://b", "https://[b"):
+        with pytest.raises(ConfigurationError, match="rpc takes addresses that begin with http:// or https:// and"):
+            cluster_of("devnet", ["https://secret.example/key", wrong])
+    with pytest.raises(ConfigurationError, match="websockets takes addresses that begin with ws:// or wss:// and"):
+        cluster_of("devnet", [], ["https://a"])
+    with pytest.raises(ConfigurationError, match="rpc takes a list of addresses, also of one"):
+        cluster_of("devnet", "https://a")
+
+
+def test_several_nodes_are_named_with_commas_or_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    async def check(arena: SolanaArena) -> None:
+        url = arena.server.url
+        for given in (["--rpc", f"{url}, {url}"], ["--rpc", url, "--rpc", url]):
+            assert await asyncio.to_thread(cli.main, ["run", "list", *given]) == 0
+            assert "dummy" in capsys.readouterr().out
+        assert await asyncio.to_thread(cli.main, ["run", "list", "--rpc", "nowhere"]) == 2
+        assert "and name a host, and number 1 is none" in capsys.readouterr().err
+
+    in_arena(check)
 
 
 def test_text_of_strangers_cannot_steer_a_terminal() -> None:

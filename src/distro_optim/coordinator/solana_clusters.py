@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 
@@ -40,8 +41,10 @@ def cluster_of(name: str, rpc: Sequence[str] = (), websockets: Sequence[str] = (
     ``https``.
 
     Raises:
-        ConfigurationError: there is no such preset.
+        ConfigurationError: there is no such preset, or an address is none.
     """
+    _check("rpc", rpc, ("http", "https"))
+    _check("websockets", websockets, ("ws", "wss"))
     if rpc:
         swapped = tuple(url.replace("http", "ws", 1) for url in rpc if url.startswith("http"))
         return Cluster(tuple(rpc), tuple(websockets) or swapped)
@@ -50,3 +53,21 @@ def cluster_of(name: str, rpc: Sequence[str] = (), websockets: Sequence[str] = (
         names = ", ".join(CLUSTERS)
         raise ConfigurationError(f"there is no cluster {name!r}, only {names}", name="cluster", value=name)
     return Cluster(preset.rpc, tuple(websockets) or preset.websockets)
+
+
+def _check(name: str, urls: Sequence[str], schemes: tuple[str, str]) -> None:
+    """Raises ConfigurationError unless each is an address; shows none, as many have a key in them."""
+    if isinstance(urls, str):
+        raise ConfigurationError(f"{name} takes a list of addresses, also of one", name=name)
+    for number, url in enumerate(urls, 1):
+        try:
+            parts = urlsplit(url)
+            is_one = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # the port is no number, or brackets are open
+            is_one = False
+        if not is_one:
+            raise ConfigurationError(
+                f"{name} takes addresses that begin with {schemes[0]}:// or {schemes[1]}:// and name a host, and "
+                f"number {number} is none",
+                name=name,
+            )

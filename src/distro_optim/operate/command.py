@@ -30,9 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--follow", action="store_true", help="go on showing it, as it changes, until Ctrl-C")
     show.add_argument(
         "--ws-rpc",
-        action="append",
+        action="extend",
+        type=_several,
         default=[],
-        metavar="URL",
+        metavar="URL[,URL]",
         help="where changes are heard of (--rpc with ws in place of http)",
     )
     _add_cluster(show)
@@ -92,6 +93,11 @@ def _setting(text: str) -> tuple[str, int]:
         return name.strip(), int(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, got {text!r}") from None
+
+
+def _several(text: str) -> list[str]:
+    """Addresses with commas between them, as ``distro-optim join`` takes them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 _KEY: Final[dict[str, Any]] = {"metavar": "KEY"}
@@ -190,10 +196,11 @@ def _add_cluster(parser: argparse.ArgumentParser, *, as_json: bool = True) -> No
     )
     parser.add_argument(
         "--rpc",
-        action="append",
+        action="extend",
+        type=_several,
         default=[],
-        metavar="URL",
-        help="a node of your own in place of the cluster's public ones; may be repeated",
+        metavar="URL[,URL]",
+        help="nodes of your own in place of the cluster's public ones; may be repeated",
     )
     parser.add_argument(
         "--programs",

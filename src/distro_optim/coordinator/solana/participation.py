@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...comm.signing import SecretKey
-from ...errors import ConfigurationError
 from ..formats.account import account_size
 from ..solana_clusters import cluster_of
 from ..solana_deployments import deployment_of
@@ -62,10 +61,6 @@ class Participation:
         self._join_authority = optional_key(options.join_authority, "join_authority")
         self._main_authority = optional_key(options.main_authority, "main_authority")
         FeeMeter(options.max_fees, options.compute_unit_price)  # says if the limit pays for nothing
-        if not self._cluster.rpc or not all(url.startswith(("http://", "https://")) for url in self._cluster.rpc):
-            raise ConfigurationError("rpc takes addresses that begin with http:// or https://", name="rpc")
-        if not all(url.startswith(("ws://", "wss://")) for url in self._cluster.websockets):
-            raise ConfigurationError("websockets takes addresses that begin with ws:// or wss://", name="websockets")
         self._wallet = find_wallet(str(options.wallet))
 
     @property
