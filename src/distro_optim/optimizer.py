@@ -251,9 +251,16 @@ class DisTrO(ResumableOptimizer):
         loss = None
         if closure is not None:
             loss = self._evaluate(closure)
-        self.begin_step()
-        self.finish_step()
-        if self._overlap and closure is None:
+        looks_ahead = self._overlap and closure is None
+        self._run.renews = looks_ahead and not self._run.requested()
+        try:
+            self.begin_step()
+            self.finish_step()
+        finally:
+            self._run.renews = False
+            if self._run.lookahead.stale:  # nothing had arrived, or not in time
+                self.undo_lookahead()
+        if looks_ahead:
             self._prepare_next_gradient()
         return loss
 
@@ -420,7 +427,9 @@ class DisTrO(ResumableOptimizer):
     def _apply_arrived(self) -> None:
         if self._run.arrived is not None:
             updates, self._run.arrived = self._run.arrived, None
-            self.apply([self._on_current_plan(u) for u in updates])
+            updates = [self._on_current_plan(u) for u in updates]
+            if not self._apply_ahead(updates):
+                self.apply(updates)
 
     def _require_training(self) -> None:
         if not self.param_groups[0]["training"]:

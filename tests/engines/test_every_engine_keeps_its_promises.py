@@ -298,3 +298,33 @@ def test_weights_look_ahead_and_come_back_bit_for_bit(arena: Arena, dtype: torch
             torch.testing.assert_close(ahead.cpu(), wanted)
         else:
             assert torch.equal(ahead.cpu(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_merge_that_looks_ahead_is_a_merge_and_a_lookahead_or_nothing(arena: Arena, dtype: torch.dtype) -> None:
+    peer = Peer(arena, Setting(dtype=dtype, chunk=64))
+    engine = peer.engine
+    updates = engine.upload([peer.step(gradients(peer.setting, seed)) for seed in range(2)])
+    true = [torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(dtype) for shape in SHAPES]
+    weights, ahead = arena.put([weight.clone() for weight in true]), arena.put([w.clone() for w in true])
+    frozen = 2
+    shifted = [None if n == frozen else weight for n, weight in enumerate(ahead)]
+    versions = [weight._version for weight in (*weights, *ahead)]
+    done = engine.merge_ahead(updates, weights, shifted, lr=[LR], ahead_lr=[0.02])
+    assert done == engine.merges_ahead
+    twins, saved = arena.put([w.clone() for w in true]), arena.put([torch.empty_like(w) for w in true])
+    if done:
+        engine.merge(updates, twins, lr=[LR])
+        engine.shift(twins, peer.momenta, saved, [0.0 if n == frozen else 0.02 for n in range(len(true))], [False] * 6)
+        twins[frozen] = arena.put(true)[frozen]
+        changed = [weight._version for weight in (*weights, *ahead)]
+        assert [n for n, (a, b) in enumerate(zip(versions, changed, strict=True)) if a == b] == [len(true) + frozen]
+    else:
+        saved = arena.put(true)
+    assert all(map(torch.equal, weights, saved))
+    assert all(map(torch.equal, ahead, twins))
+
+
+def test_kernels_take_weights_and_the_next_lookahead_in_one_pass(arena: Arena) -> None:
+    plan = make_plan([ParamSpec((16, 16), torch.float32, arena.device, 0, 16, 4)], "padded", arithmetic="exact")
+    assert arena.engine(plan).merges_ahead == (arena.name == "triton")

@@ -29,12 +29,10 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """By case, see :class:`engines.interpreted_steps.Found`."""
-    script = Path(__file__).with_name("interpreted_steps.py")
+def _interpreted(name: str, *args: str) -> dict[str, Any]:
+    """What a script beside this one prints at last."""
     done = subprocess.run(
-        [sys.executable, str(script), *CASES],
+        [sys.executable, str(Path(__file__).with_name(name)), *args],
         capture_output=True,
         text=True,
         timeout=600,
@@ -44,6 +42,12 @@ def found() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """By case, see :class:`engines.interpreted_steps.Found`."""
+    return _interpreted("interpreted_steps.py", *CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,6 +85,17 @@ def test_the_lookahead_leads_to_the_same_bits(found: dict[str, Any], case: str) 
 @pytest.mark.parametrize("case", CASES)
 def test_the_first_block_is_no_reason_to_fall_back(found: dict[str, Any], case: str) -> None:
     assert found[case]["warnings"] == []
+
+
+def test_an_optimizer_takes_a_step_and_the_next_lookahead_in_one_pass_to_the_same_bits() -> None:
+    [trained] = _interpreted("interpreted_training.py").values()
+    assert trained["seen"] == 48
+    assert trained["weights"] == 0
+    assert trained["quarantined"] == [1, 1]
+    assert trained["momentum"] < 4e-5
+    assert trained["warnings"] == []
+    # All but the first, for which nothing has arrived, and the one before which other code wrote to weights.
+    assert trained["passes"] == 3
 
 
 def test_two_words_hold_every_sum_of_every_tile() -> None:

@@ -64,11 +64,61 @@ class Lookahead:
         # Tells whether other code has written to a tensor; None where that is unknown, as in a copied optimizer.
         self._versions: list[int] | None = None
         self._shifted: list[bool] | None = None
+        self._stale = False
 
     @property
     def on(self) -> bool:
         """Whether the parameters are shifted."""
         return self._on
+
+    @property
+    def stale(self) -> bool:
+        """Whether a step has begun and they are still shifted, by a momentum that is no more: see :meth:`stay`."""
+        return self._stale
+
+    def stay(
+        self,
+        params: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        whole: Sequence[bool],
+    ) -> bool:
+        """A step begins that ends with another lookahead. Whether ``params`` may stay as they are until then.
+
+        ``saved`` are the true weights from now on, which the step changes; then :meth:`renewed`, or :meth:`take_off`,
+        which puts back all of them. False where other code has written to weights, and as long as that is unknown.
+
+        Args:
+            params, deltas, saved, lr, whole: as in :meth:`put_on`.
+        """
+        if not self._on or self._versions is None or self._shifted != [_is_trained(param) for param in params]:
+            return False
+        tensors = [_Shifted(*one) for one in zip(params, deltas, saved, lr, whole, strict=True)]
+        chosen = [
+            (one, version)
+            for one, version, shifts in zip(tensors, self._versions, self._shifted, strict=True)
+            if shifts
+        ]
+        for one, version in chosen:
+            alike = one.param.device == one.saved.device and one.param.dtype == one.saved.dtype
+            if one.whole or not alike or one.param._version != version:
+                return False
+        small = [one for one, _ in chosen if one.param.numel() <= _ALWAYS_COMPARED]
+        self._stale = not small or _all_are_shifted(small)
+        return self._stale
+
+    def true_weights(self, params: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor]:
+        """Where the true weights are: ``saved`` where the parameter is shifted, otherwise the parameter itself."""
+        shifted_ones = self._shifted or [False] * len(params)
+        return [keep if shifts else param for param, keep, shifts in zip(params, saved, shifted_ones, strict=True)]
+
+    def renewed(self, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        """The ``params`` that :meth:`stay` left shifted are shifted anew, from the weights of :meth:`true_weights`."""
+        frozen = [n for n, shifts in enumerate(self._shifted or ()) if not shifts]
+        if frozen:
+            torch._foreach_copy_([saved[n] for n in frozen], [params[n] for n in frozen])
+        self._versions, self._stale = [p._version for p in params], False
 
     def put_on(
         self,
@@ -135,7 +185,7 @@ class Lookahead:
         small: list[_Shifted] = []
         doubtful: list[_Shifted] = []
         for one, version, shifts in zip(tensors, versions, shifted_ones, strict=True):
-            if edits is Edits.DISCARD:
+            if edits is Edits.DISCARD or (self._stale and shifts):
                 untouched.append(one)
             elif shifts:
                 same = one.param._version == version
@@ -158,7 +208,7 @@ class Lookahead:
         if untouched:
             put_back = torch._foreach_copy_ if engine is None else engine.put_back
             put_back([one.param for one in untouched], [one.saved for one in untouched])
-        self._versions, self._shifted, self._on = None, None, False
+        self._versions, self._shifted, self._on, self._stale = None, None, False, False
 
 
 def _is_trained(param: Tensor) -> bool:

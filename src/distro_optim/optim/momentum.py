@@ -349,7 +349,8 @@ class DecoupledMomentum(Optimizer):
 
         With ``at_once`` the weights take the update in the same pass.
         """
-        self.undo_lookahead()
+        if not self._stays_ahead():
+            self.undo_lookahead()
         engine = self._ready_engine()
         params, rates = self._params(), self._rates(lr)
         # Both set by GradScaler, if it leaves the unscaling to us.
@@ -433,9 +434,12 @@ class DecoupledMomentum(Optimizer):
             for group, rate in zip(self.param_groups, rates, strict=True)
             for _ in group["params"]
         ]
+        params = self._params()
+        if self._run.lookahead.stale:
+            params = self._run.lookahead.true_weights(params, [self.state[p][WEIGHT] for p in params])
         chosen = [
             (param, factor)
-            for param, factor, decays in zip(self._params(), factors, which, strict=True)
+            for param, factor, decays in zip(params, factors, which, strict=True)
             if decays and factor != 1
         ]
         shrink_all([param for param, _ in chosen], [factor for _, factor in chosen])
@@ -523,6 +527,32 @@ class DecoupledMomentum(Optimizer):
         for group in self.param_groups:
             group["looks_ahead"] = True
         self._run.lookahead.put_on(*self._lookahead_args(), engine=self._ready_engine())
+
+    def _stays_ahead(self) -> bool:
+        """A step begins. Whether weights look ahead until :meth:`_apply_ahead`, for an engine that wants them so."""
+        ahead, engine = self._run.lookahead, self._run.engine
+        if not (self._run.renews and ahead.on and engine is not None and engine.merges_ahead):
+            return False
+        return ahead.stay(*self._lookahead_args())
+
+    @true_float32()
+    def _apply_ahead(self, updates: Sequence[CompressedUpdate]) -> bool:
+        """:meth:`apply` and :meth:`lookahead` in one pass, where weights look ahead still; False leaves it to them."""
+        ahead = self._run.lookahead
+        if not ahead.stale:
+            return False
+        engine = self._ready_engine()
+        _check_plans(updates, engine.plan)
+        params, _, saved, _, _ = self._lookahead_args()
+        true = ahead.true_weights(params, saved)
+        shifted = [None if weight is param else param for param, weight in zip(params, true, strict=True)]
+        rates = self._rates(None)
+        if not engine.merge_ahead(engine.upload(updates), true, shifted, lr=rates, ahead_lr=rates):
+            return False
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lookahead_lr"] = rate
+        ahead.renewed(params, saved)
+        return True
 
     def _lookahead_args(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float], list[bool]]:
         params = self._params()

@@ -58,6 +58,7 @@ class Run:
         trains_on_request: ``train()`` was called before every step of this run; None as long as that says nothing.
         looked_for_wrapper: whether the parameters are in a DistributedDataParallel was asked.
         takes_step: what ``step()`` calls instead of stepping itself.
+        renews: the step that is taken ends with weights that look ahead.
     """
 
     exchange: Exchange | None = None
@@ -75,16 +76,20 @@ class Run:
     trains_on_request: bool | None = None
     looked_for_wrapper: bool = False
     takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
+    renews: bool = False
 
-    def count_request(self) -> bool:
-        """A step without a closure ends. Whether all until now, this one too, came after a call of ``train()``.
+    def requested(self) -> bool | None:
+        """Whether all steps without a closure until now, and this one, came after a call of ``train()``.
 
-        A call that ends an evaluation says nothing of what the loop does without one.
+        A call that ends an evaluation says nothing of what the loop does without one: None as long as nothing is said.
         """
         if self.trains_on_request is None:
-            self.trains_on_request = True if self.asked_again else None if self.asked_to_train else False
-        else:
-            self.trains_on_request = self.trains_on_request and self.asked_to_train
+            return True if self.asked_again else None if self.asked_to_train else False
+        return self.trains_on_request and self.asked_to_train
+
+    def count_request(self) -> bool:
+        """A step without a closure ends. Whether it was :meth:`requested`."""
+        self.trains_on_request = self.requested()
         self.asked_to_train = self.asked_again = False
         return self.trains_on_request is True
 

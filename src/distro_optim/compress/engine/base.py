@@ -98,6 +98,36 @@ class Engine(ABC):
             ConfigurationError: these updates cannot be merged by the plan's definition.
         """
 
+    @property
+    def merges_ahead(self) -> bool:
+        """Whether :meth:`merge_ahead` is worth asking, so that weights may look ahead until then."""
+        return False
+
+    def merge_ahead(
+        self,
+        updates: Sequence[CompressedUpdate],
+        weights: Sequence[Tensor],
+        shifted: Sequence[Tensor | None],
+        *,
+        lr: Sequence[float],
+        ahead_lr: Sequence[float],
+    ) -> bool:
+        """:meth:`merge` of ``weights``, and ``shifted = weight - ahead_lr * sign(momentum)`` on the way, in one pass.
+
+        By the momenta that the last :meth:`extract` left, which had ``own``; nobody has changed them since.
+
+        Args:
+            updates: as for :meth:`merge`, on the devices of the plan.
+            weights: true ones, one per tensor, of the planned shape; changed in place.
+            shifted: what gets the weights that look ahead, like ``weights`` and apart from them; None for a tensor that
+                does not.
+            lr, ahead_lr: one per parameter group.
+
+        Returns:
+            False: this engine does not, or not with these tensors; nothing has changed then.
+        """
+        return False
+
     @abstractmethod
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, in its shape and compute dtype."""

@@ -56,6 +56,7 @@ class TritonEngine(Engine):
         self._extracts = dict(kernels)
         self._merges = {n: k for n, k in kernels.items() if k.batch.update == "sign"}
         self._tried: set[tuple[str, int]] = set()
+        self._signs = False  # whether the kernels hold the signs of the momenta that the last extraction left
         self._looks = len(chosen) == len(plan.batches) and len({b.device for b in plan.batches}) == 1
         self._lists = Lists()
         self._rest: dict[tuple[int, ...], BlockEngine] = {}
@@ -66,6 +67,10 @@ class TritonEngine(Engine):
     @staticmethod
     def _has_device(batch: Batch) -> bool:
         return batch.device.type == launching.device_type()
+
+    def _whole(self, ours: dict[int, KernelBatch]) -> bool:
+        """Whether nothing is left to torch."""
+        return len(ours) == len(self.plan.batches)
 
     def _without(self, ours: dict[int, KernelBatch]) -> BlockEngine:
         """Torch for all other batches."""
@@ -114,6 +119,7 @@ class TritonEngine(Engine):
         self._try("extraction", self._extracts, lambda k: extraction_differs(k, intake, flags[k.number]))
         update = self.room(quantize=intake.quantize)
         spoken = self.extract_into(update, intake, flags)
+        self._signs = intake.own is not None and self._whole(self._extracts)
         present = [grad is not None for grad in intake.grads]
         rest = self._without(self._extracts)
         by_torch = rest.extract_into(update, _without_step(intake))
@@ -212,27 +218,73 @@ class TritonEngine(Engine):
     def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
         if not updates:
             return
+        self._check_number(updates)
+        if not self._can_merge(updates):
+            self._without({}).merge(updates, params, lr=lr)
+            return
+        weights = Contiguous(params)
+        flags = self._said_by(updates)
+        self._try_merge(updates, flags, weights.tensors, lr)
+        self._without(self._merges).merge(updates, weights.tensors, lr=lr)
+        self.merge_into(updates, flags, weights.tensors, lr)
+        weights.write_back()
+        for kernels in self._merges.values():
+            _count_writes([weights.tensors[n] for n in kernels.batch.ranges])
+
+    @property
+    @override
+    def merges_ahead(self) -> bool:
+        return self._whole(self._merges) and self._whole(self._extracts)
+
+    @override
+    def merge_ahead(
+        self,
+        updates: Sequence[CompressedUpdate],
+        weights: Sequence[Tensor],
+        shifted: Sequence[Tensor | None],
+        *,
+        lr: Sequence[float],
+        ahead_lr: Sequence[float],
+    ) -> bool:
+        written = [weights[n] for k in self._merges.values() for n in k.batch.ranges]
+        written += [ahead for k in self._merges.values() for n in k.batch.ranges if (ahead := shifted[n]) is not None]
+        if not (updates and self.merges_ahead and self._signs and all(tensor.is_contiguous() for tensor in written)):
+            return False
+        self._check_number(updates)
+        if not self._can_merge(updates):
+            return False
+        flags = self._said_by(updates)
+        self._try_merge(updates, flags, weights, lr)
+        if not self._whole(self._merges):
+            return False
+        self.merge_into(updates, flags, weights, lr, ahead=Ahead(shifted, ahead_lr))
+        _count_writes(written)
+        return True
+
+    def _check_number(self, updates: Sequence[CompressedUpdate]) -> None:
         if len(updates) > MAX_CONTRIBUTORS and self.plan.arithmetic == "exact":
             raise ConfigurationError(
                 f"{len(updates)} updates in one step: arithmetic='exact' is proven for at most {MAX_CONTRIBUTORS}",
                 name="updates",
                 value=len(updates),
             )
-        if not self._can_merge(updates):
-            self._without({}).merge(updates, params, lr=lr)
-            return
-        weights = Contiguous(params)
-        flags = {n: k.flags([u.present for u in updates]) for n, k in self._merges.items()}
+
+    def _said_by(self, updates: Sequence[CompressedUpdate]) -> dict[int, Tensor]:
+        """By batch ``(contributors, tensors)`` int32: who says anything of a tensor."""
+        return {n: k.flags([u.present for u in updates]) for n, k in self._merges.items()}
+
+    def _try_merge(
+        self,
+        updates: Sequence[CompressedUpdate],
+        flags: dict[int, Tensor],
+        weights: Sequence[Tensor],
+        lr: Sequence[float],
+    ) -> None:
         self._try(
             "merge",
             self._merges,
-            lambda k: merge_differs(k, updates, flags[k.number], weights.tensors, lr[k.batch.group] * k.batch.gain),
+            lambda k: merge_differs(k, updates, flags[k.number], weights, lr[k.batch.group] * k.batch.gain),
         )
-        self._without(self._merges).merge(updates, weights.tensors, lr=lr)
-        self.merge_into(updates, flags, weights.tensors, lr)
-        weights.write_back()
-        for kernels in self._merges.values():
-            _count_writes([weights.tensors[n] for n in kernels.batch.ranges])
 
     def _can_merge(self, updates: Sequence[CompressedUpdate]) -> bool:
         """Whether the kernels read them: some may send signs and others values, or values of another type."""
