@@ -116,7 +116,10 @@ class DisTrO(ResumableOptimizer):
         quarantined: non-finite gradients that were left out so far, all parameters together; per parameter in
             ``state[p]["quarantined"]``.
 
-    Not supported: sparse gradients, complex parameters, DTensors.
+    Sharded parameters (DTensors of FSDP2 or tensor parallelism): the ranks that hold a model together are one peer,
+    with the updates and weights of the model that is not sharded. All of them must call what steps or saves.
+
+    Not supported: sparse gradients, complex parameters.
     """
 
     def __init__(
@@ -391,11 +394,12 @@ class DisTrO(ResumableOptimizer):
 
     def _connect(self) -> Exchange:
         """The exchange, started on the current plan."""
+        held = self._held()
         exchange, plan = self._run.open(self._params()), self.plan
         if self._run.started_with is None or self._run.started_with.layout != plan.layout:
             self._run.settle()
             self.undo_lookahead()
-            exchange.start(plan, self._params())
+            exchange.start(plan, held)
             self._run.started_with = plan
         return exchange
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -43,6 +43,7 @@ __all__ = [
     "UpdateRule",
     "compute_dtype",
     "make_plan",
+    "plan_of_part",
 ]
 
 Arithmetic = Literal["exact", "float", "psyche"]
@@ -190,6 +191,8 @@ class Batch:
         ranges: tensor -> its tiles ``[start, stop)`` in the batch.
         update, gain: as in :class:`ParamSpec`.
         profile: how torch works on it.
+        tiles_of_all: tiles of the batch in the whole model, where this is the plan of a part of it: what is chosen by
+            size is chosen alike.
     """
 
     group: int
@@ -205,6 +208,7 @@ class Batch:
     update: UpdateRule = "sign"
     gain: float = 1.0
     profile: Profile = CPU
+    tiles_of_all: int = 0
 
     @property
     def tile_size(self) -> int:
@@ -306,6 +310,34 @@ def make_plan(
                 value=spec.chunk,
             )
     topk = tuple(max(1, min(s.topk, g.tile_size)) for s, g in zip(specs, grids, strict=True))
+    batches, home = _make_batches(specs, grids, topk, profile, None)
+    definition = _DEFINITIONS[arithmetic]
+    layout = _layout_hash(specs, grids, topk, f"{agreed}\0{definition}" if definition else agreed)
+    return TilePlan(tuple(specs), grids, topk, batches, home, layout, arithmetic)
+
+
+def plan_of_part(
+    whole: TilePlan, grids: Sequence[TileGrid], *, profile: Callable[[torch.device], Profile] = profile_of
+) -> TilePlan:
+    """The plan of a part of each tensor, in tiles of the whole: its batches are those of ``whole``, with fewer tiles.
+
+    Args:
+        whole: of the model.
+        grids: of the parts, with the tiles of ``whole`` and ``exact`` as there.
+        profile: as for :func:`make_plan`.
+    """
+    specs = [replace(spec, shape=grid.shape) for spec, grid in zip(whole.specs, grids, strict=True)]
+    batches, home = _make_batches(specs, grids, whole.topk, profile, whole)
+    return TilePlan(tuple(specs), tuple(grids), whole.topk, batches, home, whole.layout, whole.arithmetic)
+
+
+def _make_batches(
+    specs: Sequence[ParamSpec],
+    grids: Sequence[TileGrid],
+    topk: Sequence[int],
+    profile: Callable[[torch.device], Profile],
+    whole: TilePlan | None,
+) -> tuple[tuple[Batch, ...], tuple[int | None, ...]]:
     members: dict[tuple[object, ...], list[int]] = {}
     for number, (spec, grid) in enumerate(zip(specs, grids, strict=True)):
         if grid.tiles:
@@ -327,10 +359,12 @@ def make_plan(
     for numbers in members.values():
         for number in numbers:
             home[number] = len(batches)
-        batches.append(_make_batch(numbers, specs, grids, topk, profile(specs[numbers[0]].device)))
-    definition = _DEFINITIONS[arithmetic]
-    layout = _layout_hash(specs, grids, topk, f"{agreed}\0{definition}" if definition else agreed)
-    return TilePlan(tuple(specs), grids, topk, tuple(batches), tuple(home), layout, arithmetic)
+        batch = _make_batch(numbers, specs, grids, topk, profile(specs[numbers[0]].device))
+        of_all = None if whole is None else whole.home[numbers[0]]
+        if whole is not None and of_all is not None:
+            batch = replace(batch, tiles_of_all=whole.batches[of_all].tiles)
+        batches.append(batch)
+    return tuple(batches), tuple(home)
 
 
 def _make_batch(
@@ -374,6 +408,7 @@ def _make_batch(
         update=spec.update,
         gain=spec.gain,
         profile=profile,
+        tiles_of_all=total,
     )
 
 
@@ -399,7 +434,9 @@ class _Window:
         regions = tuple(self._regions(block_start))
         covered = sum(math.prod(r.size) for r in regions)
         partial = covered < self.tiles * g.tile_size
-        return Piece(param, start, start + self.tiles, block_start, regions, partial, g.height == 1 and g.batch == 1)
+        # A part of a matrix may have one row, too, but its tiles have more.
+        flat = g.height == 1 and g.h == 1 and g.batch == 1
+        return Piece(param, start, start + self.tiles, block_start, regions, partial, flat)
 
     def _regions(self, block_start: int) -> Iterator[Region]:
         g = self.grid

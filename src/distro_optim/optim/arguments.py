@@ -19,6 +19,7 @@ from ..comm.exchange import Exchange
 from ..compress import UPDATES
 from ..errors import ConfigurationError
 from .rules import DIRECTIONS, with_defaults
+from .sharding import check_sharded, is_sharded
 
 __all__ = [
     "check_choice",
@@ -134,11 +135,8 @@ def check_param(param: object) -> None:
             "parameters in the place of the old ones",
             name="params",
         )
-    if hasattr(param, "device_mesh"):
-        raise ConfigurationError(
-            "params: a DTensor cannot be compressed: DisTrO needs whole parameters, so do not shard the model",
-            name="params",
-        )
+    if is_sharded(param):
+        check_sharded(param)
     if param.layout != torch.strided:
         raise ConfigurationError(
             f"params: a tensor with layout {param.layout} cannot be compressed: use to_dense()", name="params"

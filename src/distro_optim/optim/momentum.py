@@ -33,6 +33,8 @@ from .orthogonal import orthogonalize, take_direction
 from .quarantine import usable_gradients
 from .rules import is_orthogonal
 from .run import ARITHMETIC, PROGRESS, Run
+from .sharded_engine import ShardedEngine
+from .sharding import Sharding, is_sharded
 from .state import (
     COEFFICIENTS,
     DELTA,
@@ -139,6 +141,12 @@ class DecoupledMomentum(Optimizer):
         Raises:
             ConfigurationError: a setting is out of its range. Nothing has changed then.
         """
+        if self._sharding is not None:
+            raise ConfigurationError(
+                "other settings with sharded parameters (DTensor), whose tiles would be others: give them to the "
+                "constructor",
+                name="params",
+            )
         self.undo_lookahead()
         groups = [normal_settings({**group, **settings}) for group in self.param_groups]
         deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
@@ -152,7 +160,10 @@ class DecoupledMomentum(Optimizer):
 
     def _restored(self, saved: dict[str, Any], number: int, param: Tensor) -> dict[str, Tensor]:
         orthogonal = self._is_orthogonal()[number]
-        return restore_state(saved, param, self.plan, number, self._overlap, self._transform, orthogonal)
+        plan, sharding = self.plan, self._sharding
+        if sharding is not None:
+            plan, param = sharding.plan, sharding.held_of(number)
+        return restore_state(saved, param, plan, number, self._overlap, self._transform, orthogonal)
 
     def _is_orthogonal(self) -> list[bool]:
         """Of every parameter, whether its group has Muon's direction."""
@@ -188,6 +199,20 @@ class DecoupledMomentum(Optimizer):
         """Which groups have another direction than the published one; goes into the plan's layout."""
         numbers = [str(number) for number, group in enumerate(self.param_groups) if is_orthogonal(group)]
         return f"\0orthogonal {' '.join(numbers)}" if numbers else ""
+
+    @property
+    def _sharding(self) -> Sharding | None:
+        """Which part of the model is here; None where parameters are whole."""
+        run, params = self._run, self._params()
+        if run.sharding is None and any(map(is_sharded, params)):
+            directions = [group["direction"] for group in self.param_groups for _ in group["params"]]
+            run.sharding, run.sharded = Sharding(self.plan, params, directions), True
+        return run.sharding
+
+    def _held(self) -> list[Tensor]:
+        """The parameters, or of DTensors the shards that are here."""
+        sharding = self._sharding
+        return self._params() if sharding is None else sharding.held()
 
     def _ready_engine(self) -> Engine:
         """What carries out steps of the parameters as they are now.
@@ -228,7 +253,10 @@ class DecoupledMomentum(Optimizer):
             workers = workers_of_a_step()
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
-                self._run.engine = make_engine(self._engine, plan, self._transform, workers.run, workers.count)
+                sharding = self._sharding
+                here = plan if sharding is None else sharding.plan
+                engine = make_engine(self._engine, here, self._transform, workers.run, workers.count)
+                self._run.engine = engine if sharding is None else ShardedEngine(sharding, engine)
                 for number, param in enumerate(params):
                     self.state[param] = self._restored(self.state[param], number, param)
         return self._run.engine
@@ -238,13 +266,16 @@ class DecoupledMomentum(Optimizer):
     def delta(self, param: Tensor) -> Tensor:
         """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
 
+        Of a DTensor it is one, too.
+
         Raises:
             ConfigurationError: ``param`` does not belong to the optimizer.
         """
         self._ready_engine()
         for number, own in enumerate(self._params()):
             if own is param:
-                return self._delta(number, param).clone()
+                delta, sharding = self._delta(number, param), self._sharding
+                return delta.clone() if sharding is None else sharding.as_parameter(number, delta)
         raise ConfigurationError(
             "param is not one of the optimizer's parameters", name="param", value=tuple(param.shape)
         )
@@ -252,7 +283,8 @@ class DecoupledMomentum(Optimizer):
     def _delta(self, number: int, param: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[param]
         if COEFFICIENTS in state:
-            return from_coefficients(state[COEFFICIENTS], self.plan.grids[number])
+            plan = self.plan if self._sharding is None else self._sharding.plan
+            return from_coefficients(state[COEFFICIENTS], plan.grids[number])
         return state[DELTA]
 
     def _params(self) -> list[Tensor]:
@@ -353,6 +385,11 @@ class DecoupledMomentum(Optimizer):
             self.undo_lookahead()
         engine = self._ready_engine()
         params, rates = self._params(), self._rates(lr)
+        if self._sharding is not None and getattr(self, "found_inf", None) is not None:
+            raise DistroError(
+                "a GradScaler leaves the unscaling of sharded gradients (DTensor) to the optimizer, whose ranks do not "
+                "see each other's overflows: train in bfloat16, or call scaler.unscale_(optimizer) before the step"
+            )
         # Both set by GradScaler, if it leaves the unscaling to us.
         usable = usable_gradients(
             [p.grad for p in params],
@@ -382,7 +419,7 @@ class DecoupledMomentum(Optimizer):
                 decay=[group["compression_decay"] for group in self.param_groups],
                 quantize=self._quantize,
                 own=own,
-                step=(params, rates) if at_once else None,
+                step=(self._held(), rates) if at_once else None,
             )
         )
 
@@ -434,7 +471,7 @@ class DecoupledMomentum(Optimizer):
             for group, rate in zip(self.param_groups, rates, strict=True)
             for _ in group["params"]
         ]
-        params = self._params()
+        params = self._held()
         if self._run.lookahead.stale:
             params = self._run.lookahead.true_weights(params, [self.state[p][WEIGHT] for p in params])
         chosen = [
@@ -498,7 +535,7 @@ class DecoupledMomentum(Optimizer):
         self.undo_lookahead()
         engine = self._ready_engine()
         _check_plans(updates, engine.plan)
-        engine.merge(engine.upload(updates), self._params(), lr=self._rates(lr))
+        engine.merge(engine.upload(updates), self._held(), lr=self._rates(lr))
 
     def download(self, update: CompressedUpdate) -> CompressedUpdate:
         """What :meth:`generate` made, in main memory: for other threads and processes, which touch no device.
@@ -511,6 +548,8 @@ class DecoupledMomentum(Optimizer):
     @true_float32()
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update before its sign: a tensor for every parameter, in its shape and in the dtype of ``delta``.
+
+        Of DTensors they are DTensors.
 
         Changes nothing.
 
@@ -561,9 +600,14 @@ class DecoupledMomentum(Optimizer):
                 "the optimizer's state was cleared while the weights looked ahead, and the true weights with it: load "
                 "them from a checkpoint and make a new optimizer. To forget the momentum, call reset()"
             )
+        directions, sharding = [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params], self._sharding
+        here = params
+        if sharding is not None:
+            here = sharding.look_ahead(on=self._run.lookahead.on)
+            directions = [sharding.in_box(number, delta) for number, delta in enumerate(directions)]
         return (
-            params,
-            [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params],
+            here,
+            directions,
             [self.state[p][WEIGHT] for p in params],
             [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
             [DIRECTION in self.state[p] for p in params],

@@ -17,8 +17,9 @@ from ..comm.exchange import Exchange, LocalExchange
 from ..comm.process_group import ProcessGroupExchange, ambient_process_group
 from ..compress import CompressedUpdate, TilePlan
 from ..compress.engine import Engine
-from ..errors import DistroError
+from ..errors import ConfigurationError, DistroError
 from .lookahead import Lookahead
+from .sharding import Sharding
 from .wrapped import warn_of_wrapper
 
 __all__ = ["ARITHMETIC", "PROGRESS", "Run"]
@@ -49,6 +50,8 @@ class Run:
         explicit_exchange: it was given by the user, or was in the optimizer that this one is a copy of.
         process_group: given by the user; None for the default one.
         plan, engine: None until needed, and again after :meth:`forget_plan`.
+        sharding: as ``plan``; None also where parameters are whole.
+        sharded: they are DTensors, so that the ranks of their mesh are one peer.
         started_with: the plan on which the exchange was started.
         begun: a step is between its two halves.
         published: the exchange that has our update and from which none were collected since; None while nothing is out.
@@ -67,6 +70,8 @@ class Run:
     plan: TilePlan | None = None
     engine: Engine | None = None
     lookahead: Lookahead = field(default_factory=Lookahead)
+    sharding: Sharding | None = None
+    sharded: bool = False
     started_with: TilePlan | None = None
     begun: bool = False
     published: Exchange | None = None
@@ -95,14 +100,14 @@ class Run:
 
     def forget_plan(self) -> None:
         """After a change of the parameters: plan and engine are made again when they are needed."""
-        self.plan = self.engine = None
+        self.plan = self.engine = self.sharding = None
 
     @property
     def num_peers(self) -> int:
         """Peers of the exchange, or of the one that the first step will choose."""
         if self.exchange is not None:
             return self.exchange.num_peers
-        if self.explicit_exchange:
+        if self.explicit_exchange or (self.sharded and self.process_group is None):
             return 1
         return ambient_process_group(self.process_group, initialize=False)[1]
 
@@ -122,6 +127,11 @@ class Run:
                     "this is a copy of an optimizer that has an exchange, which a copy does not inherit: set "
                     "optimizer.exchange"
                 )
+            if self.sharding is not None:
+                self._check_ranks(self.sharding)
+            if self.sharded and self.process_group is None:
+                self.exchange = LocalExchange()
+                return self.exchange
             group, peers = ambient_process_group(self.process_group, initialize=True, params=params)
             self.exchange = ProcessGroupExchange(group) if peers > 1 else LocalExchange()
         if not self.looked_for_wrapper:
@@ -129,6 +139,27 @@ class Run:
             if self.exchange.num_peers > 1 or peers > 1:
                 warn_of_wrapper(params)
         return self.exchange
+
+    def _check_ranks(self, sharding: Sharding) -> None:
+        """The ranks of a mesh are one peer, and those of the process group are peers."""
+        mesh = set(sharding.mesh.mesh.flatten().tolist())
+        if self.process_group is None:
+            world = torch.distributed.get_world_size()
+            if len(mesh) < world:
+                raise ConfigurationError(
+                    f"the model is sharded over {len(mesh)} of {world} ranks, and it is not said what the others are: "
+                    "give process_group=, of the ranks that hold the same shards of other copies of the model, or "
+                    "exchange=LocalExchange() to train alone",
+                    name="process_group",
+                )
+            return
+        both = mesh & set(torch.distributed.get_process_group_ranks(self.process_group))
+        if len(both) > 1:
+            raise ConfigurationError(
+                f"process_group has ranks {sorted(both)}, which hold one model together: give a group of the ranks "
+                "that hold the same shards, one of each copy of the model",
+                name="process_group",
+            )
 
     def collect(self) -> None:
         """Waits for all peers' updates of the step that was published, if one was: they are ``arrived`` then.

@@ -14,9 +14,9 @@ from ..compress import CompressedUpdate
 from ..errors import ConfigurationError
 from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
-from .rules import PUBLISHED, RULES, is_orthogonal
+from .rules import PUBLISHED, RULES
 from .run import ARITHMETIC, Run
-from .state import COEFFICIENTS, DELTA, WEIGHT, pack_in_flight, restore_state, unpack_in_flight
+from .state import COEFFICIENTS, DELTA, WEIGHT, pack_in_flight, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
 
@@ -33,12 +33,17 @@ class ResumableOptimizer(DecoupledMomentum):
     def state_dict(self) -> dict[str, Any]:
         """As for any optimizer, and what is on its way. Loading it continues bit for bit.
 
+        Of DTensors it is the state of the model that is not sharded, in main memory, on every rank.
+
         Every peer's is different: ``delta`` is its own. Weights saved beside it need no :meth:`eval` first, since
         the true ones are in here while the lookahead is on; weights saved for others do.
         """
         self._run.settle()
         self._ready_engine()
         packed: dict[str, Any] = super().state_dict()
+        sharding = self._sharding
+        if sharding is not None:
+            packed["state"] = {n: sharding.whole_state(n, entry) for n, entry in packed["state"].items()}
         if self._overlap:
             plan = self.plan
             updates = None
@@ -86,13 +91,10 @@ class ResumableOptimizer(DecoupledMomentum):
                         )
             self._run.forget_plan()
             plan = self.plan
-            orthogonal = [is_orthogonal(group) for group in self.param_groups for _ in group["params"]]
             for number, (param, original) in enumerate(zip(self._params(), originals, strict=True)):
                 # Copies: the saved tensors may be those of an optimizer that goes on.
                 copied = {key: value.clone() for key, value in original.items() if isinstance(value, Tensor)}
-                self.state[param] = restore_state(
-                    copied, param, plan, number, self._overlap, self._transform, orthogonal[number]
-                )
+                self.state[param] = self._restored(copied, number, param)
             in_flight = self._overlap and self.param_groups[0]["in_flight"]
             arrived = unpack_in_flight(plan, originals) if in_flight else None
         except BaseException:
@@ -105,7 +107,7 @@ class ResumableOptimizer(DecoupledMomentum):
         self._run.arrived, self._run.started_with = arrived, None
         self._flag_in_flight(arrived is not None)
         if self.param_groups[0]["looks_ahead"]:
-            for param, original in zip(self._params(), originals, strict=True):
+            for param, original in zip(self._held(), originals, strict=True):
                 if WEIGHT in original:
                     param.copy_(original[WEIGHT])
             if self._overlap:
@@ -131,6 +133,10 @@ class ResumableOptimizer(DecoupledMomentum):
                 for kept, group in zip(own, loaded["param_groups"], strict=False)
             ]
             seen.update(loaded, param_groups=groups)
+            sharding = self._sharding
+            if sharding is not None and [len(g["params"]) for g in groups] == [len(g["params"]) for g in before]:
+                numbers = {n: place for place, n in enumerate(n for group in groups for n in group["params"])}
+                seen["state"] = {n: sharding.part_of_state(numbers[n], e) for n, e in seen["state"].items()}
             return seen
 
         # The last of the hooks: what the user's own make of the state is what counts.

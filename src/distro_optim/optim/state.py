@@ -98,12 +98,12 @@ def _templates(
     if not overlap and transform == "dct" and grid.exact:
         state = {COEFFICIENTS: template(grid.tiles, grid.h, grid.w, dtype=dtype)}
     else:
-        state = {DELTA: template(*param.shape, dtype=dtype)}
+        state = {DELTA: template(*grid.shape, dtype=dtype)}
     state[QUARANTINED] = template(dtype=torch.int64)
     if orthogonal:
-        state[MOMENTUM_BUFFER] = template(*param.shape, dtype=dtype)
+        state[MOMENTUM_BUFFER] = template(*grid.shape, dtype=dtype)
         if overlap:
-            state[DIRECTION] = template(*param.shape, dtype=dtype)
+            state[DIRECTION] = template(*grid.shape, dtype=dtype)
     if overlap:
         state[OWN_INDEX] = template(*rows, dtype=torch.int32)
         state[OWN_VALUE] = template(*rows, dtype=dtype)

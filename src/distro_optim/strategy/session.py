@@ -49,7 +49,7 @@ from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, saved_step, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
-from .model.trainer import check_overlap
+from .model.trainer import check_overlap, check_whole
 from .monitor.figures import Figures, Progress
 from .monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from .monitor.narration import Narration
@@ -701,6 +701,7 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
             name="optimizer",
             value=optimizer,
         )
+    check_whole(optimizer)
     check_kinds(options)
     check_reach(options)
     if options["metrics_port"] is not None:

@@ -52,7 +52,7 @@ def has_kernels(batch: Batch, transform: Transform, name: str) -> bool:
     said = setting()
     return (
         said != "0"
-        and (batch.tiles >= _FEWEST_TILES or said == "1")
+        and (batch.tiles_of_all >= _FEWEST_TILES or said == "1")
         and min(batch.h, batch.w) >= _SHORTEST
         and max(batch.h, batch.w) <= _SIDE
         and batch.k <= _MOST_CHOSEN

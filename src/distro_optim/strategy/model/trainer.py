@@ -23,6 +23,7 @@ from torch import Tensor
 from ...compress import CompressedUpdate, TilePlan, make_plan
 from ...coordinator.rules.schedule import cold_start_factor
 from ...errors import ConfigurationError, DistroError
+from ...optim.sharding import is_sharded
 from ...optim.state import MOMENTUM_BUFFER, WEIGHT, momentum
 from ...optimizer import DisTrO
 from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
@@ -30,7 +31,7 @@ from ..rounds.weights import TensorDigest, tensor_digest
 from .named_tensors import NamedTensors
 from .still_weights import StillWeights
 
-__all__ = ["SwarmTrainer", "check_overlap"]
+__all__ = ["SwarmTrainer", "check_overlap", "check_whole"]
 
 _BUFFERS: Final = "momentum_buffer/"
 """Before a tensor's name: its momentum of gradients, with ``direction="orthogonal"``."""
@@ -47,6 +48,20 @@ def check_overlap(optimizer: DisTrO) -> None:
             name="overlap",
             value=False,
         )
+
+
+def check_whole(optimizer: DisTrO) -> None:
+    """Raises :class:`~distro_optim.errors.ConfigurationError` if the optimizer's parameters are sharded.
+
+    A run reads, hashes, sends and replaces whole weights, in threads that no other rank waits for.
+    """
+    for number, param in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if is_sharded(param):
+            raise ConfigurationError(
+                f"parameter {number} of the optimizer is sharded (DTensor): a peer of a run needs whole parameters, so "
+                "do not shard the model; beyond a run, DisTrO takes it, with process_group= for its peers",
+                name="optimizer",
+            )
 
 
 class SwarmTrainer:
@@ -79,6 +94,7 @@ class SwarmTrainer:
         clip_grad_norm: float | None = None,
     ) -> None:
         check_overlap(optimizer)
+        check_whole(optimizer)
         self.tensors = tensors
         self.optimizer = optimizer
         self.still = StillWeights()

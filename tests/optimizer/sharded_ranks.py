@@ -1,0 +1,297 @@
+"""What ranks do that hold one model together: a module of its own, since new processes import it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from distro_optim import DisTrO, SwarmSession
+from distro_optim.comm.exchange import LocalExchange
+from distro_optim.compress.flat import encode_flat
+from distro_optim.errors import ConfigurationError, DistroError
+from optimizer.process_group_ranks import fingerprint, gathered
+
+SHAPES = ((64, 48), (50, 33), (7, 40), (3, 30), (21,), (), (20, 3, 5), (18, 70))
+"""Tiles of 16: shards of the first one, over four ranks and over two by two, are whole tiles; the others are cut
+otherwise, and the fourth has fewer rows than there are ranks."""
+
+FOUR: Any = {2: [Shard(0)], 1: [Shard(0)], 0: [Replicate()], 3: [Shard(0)]}
+COLUMNS: Any = {2: [Shard(1)], 1: [Shard(0)], 0: [Replicate()], 3: [Shard(1)]}
+SQUARE: Any = {2: [Shard(0), Shard(1)], 1: [Replicate(), Shard(0)], 0: [Replicate()] * 2, 3: [Shard(0), Replicate()]}
+TWICE: Any = {2: [Shard(0), Shard(0)], 1: [Shard(0), Shard(0)], 0: [Replicate()] * 2, 3: [Shard(2), Shard(0)]}
+STEPS = 5
+
+
+def weights(dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    numbers = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=numbers).to(dtype) for shape in SHAPES]
+
+
+def sharded(tensors: Sequence[Tensor], mesh: DeviceMesh, placements: Any) -> list[nn.Parameter]:
+    """As parameters, placed by their number of dimensions."""
+    return [
+        nn.Parameter(distribute_tensor(tensor, mesh, placements[tensor.dim()], src_data_rank=None))
+        for tensor in tensors
+    ]
+
+
+def whole(tensors: Sequence[Any]) -> list[Tensor]:
+    return [tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for tensor in tensors]
+
+
+def give_gradients(ours: Sequence[Any], plain: Sequence[Tensor], seed: int) -> None:
+    """The same to both; none of the third tensor in every other step, and zeros of a few rows of the second."""
+    for number, grad in enumerate(weights(plain[0].dtype, seed)):
+        if number == 1:
+            grad[:30] = 0
+        missing = number == 2 and seed % 2 == 0
+        plain[number].grad = None if missing else grad
+        mine = ours[number]
+        mine.grad = None if missing else distribute_tensor(grad, mine.device_mesh, mine.placements, src_data_rank=None)
+
+
+def meshes() -> list[tuple[DeviceMesh, Any]]:
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    return [(line, FOUR), (line, COLUMNS), (square, SQUARE), (square, TWICE)]
+
+
+def optimizers(
+    mesh: DeviceMesh, placements: Any, dtype: torch.dtype, **settings: Any
+) -> tuple[list[nn.Parameter], DisTrO, list[nn.Parameter], DisTrO]:
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "compression_chunk": 16, "compression_topk": 4, **settings}
+    ours, plain = sharded(weights(dtype), mesh, placements), [nn.Parameter(w) for w in weights(dtype)]
+    return ours, DisTrO(ours, **settings), plain, DisTrO(plain, exchange=LocalExchange(), **settings)
+
+
+def assert_same(ours: Sequence[Tensor], plain: Sequence[Tensor], where: object) -> None:
+    for number, (mine, other) in enumerate(zip(whole(ours), plain, strict=True)):
+        assert torch.equal(_bits(mine), _bits(other)), (where, number, SHAPES[number])
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def steps_are_those_of_the_whole_model(rank: int, size: int) -> None:
+    cases: list[tuple[torch.dtype, dict[str, Any]]] = [
+        (torch.float32, {}),
+        (torch.bfloat16, {"quantize_1bit": False}),
+        (torch.float32, {"overlap": False, "quantize_1bit": False}),
+        (torch.float32, {"overlap": False, "tiling": "divisor"}),
+    ]
+    places = meshes()
+    # Every mesh, every case, and the default on a line and on a square.
+    for (mesh, placements), (dtype, settings) in [*zip(places, cases, strict=True), (places[2], cases[0])]:
+        ours, optimizer, plain, twin = optimizers(mesh, placements, dtype, **settings)
+        for step in range(STEPS):
+            where = (mesh.shape, placements, dtype, settings, step)
+            give_gradients(ours, plain, step)
+            optimizer.step()
+            twin.step()
+            # With overlap they look ahead here, by this peer's own momentum.
+            assert_same(ours, plain, where)
+        assert_same([optimizer.delta(param) for param in ours], [twin.delta(param) for param in plain], "momentum")
+        optimizer.eval()
+        twin.eval()
+        assert_same(ours, plain, "the true weights")
+        assert not any(torch.equal(w, p) for w, p in zip(weights(dtype), plain, strict=True) if w.numel() > 1)
+
+
+def updates_are_those_of_the_whole_model(rank: int, size: int) -> None:
+    for mesh, placements in meshes():
+        ours, optimizer, plain, twin = optimizers(mesh, placements, torch.float32)
+        for step in range(3):
+            give_gradients(ours, plain, step)
+            mine, other = optimizer.generate(), twin.generate()
+            assert mine.plan.layout == other.plan.layout
+            assert mine.present == other.present
+            assert encode_flat(mine) == encode_flat(other), (mesh.shape, placements, step)
+            assert len(set(gathered(encode_flat(mine)))) == 1
+            optimizer.apply([mine])
+            twin.apply([other])
+        assert_same(optimizer.decode([mine]), twin.decode([other]), "decoded")
+        assert_same(ours, plain, "weights")
+
+
+def a_rank_changes_what_is_its_own(rank: int, size: int) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    ours, optimizer, _, twin = optimizers(mesh, FOUR, torch.float32)
+    memory = [param.to_local().data_ptr() for param in ours]  # type: ignore[attr-defined]
+    shapes = [tuple(optimizer.state[param]["delta"].shape) for param in ours]
+    assert shapes[0] == (16, 48)  # its own tiles
+    assert shapes[1] == ((16, 33), (32, 33), (32, 33), (18, 33))[rank]  # 13 rows, and what cuts them
+    assert sum(s["delta"].numel() for s in optimizer.state.values()) < sum(
+        s["delta"].numel() for s in twin.state.values()
+    )
+    give_gradients(ours, weights(torch.float32), 1)
+    optimizer.step()
+    assert memory == [param.to_local().data_ptr() for param in ours]  # type: ignore[attr-defined]
+
+
+def a_gradient_that_is_not_finite_on_one_rank_is_left_out_by_all(rank: int, size: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    ours, optimizer, plain, twin = optimizers(mesh, SQUARE, torch.float32)
+    for step, wrong in enumerate((float("nan"), 3e19, float("inf"))):
+        give_gradients(ours, plain, step)
+        broken = torch.full(SHAPES[0], 0.5)
+        # Squares of 3e19 are below float32's largest number by themselves, not their sum.
+        broken[: 64 if wrong == 3e19 else 1, 0] = wrong
+        plain[0].grad = broken
+        ours[0].grad = distribute_tensor(broken, mesh, ours[0].placements, src_data_rank=None)  # type: ignore[attr-defined]
+        optimizer.step()
+        twin.step()
+        assert_same(ours, plain, wrong)
+        assert optimizer.quarantined == twin.quarantined == step + 1
+
+
+def what_is_saved_is_the_state_of_the_whole_model(rank: int, size: int) -> None:
+    for overlap in (True, False):
+        [_, (line, columns), (square, placements), _] = meshes()
+        ours, optimizer, plain, twin = optimizers(square, placements, torch.float32, overlap=overlap)
+        for step in range(3):
+            give_gradients(ours, plain, step)
+            optimizer.step()
+            twin.step()
+        saved, expected = optimizer.state_dict(), twin.state_dict()
+        assert saved["param_groups"] == expected["param_groups"]
+        for number, entry in expected["state"].items():
+            assert saved["state"][number].keys() == entry.keys()
+            for key, value in entry.items():
+                if key == "own_index" and not bool(entry["own_value"].any()):
+                    continue
+                assert torch.equal(saved["state"][number][key], value), (number, key)
+        # Into a model that is sharded in another way, and into one that is not.
+        others, resumed, again, unsharded = optimizers(line, columns, torch.float32, overlap=overlap)
+        resumed.load_state_dict(saved)
+        unsharded.load_state_dict(saved)
+        with torch.no_grad():
+            for mine, other, trained in zip(others, again, plain, strict=True):
+                if not overlap:  # with overlap the state has the weights
+                    other.copy_(trained)
+                    mine.copy_(distribute_tensor(trained.detach(), line, mine.placements, src_data_rank=None))  # type: ignore[attr-defined]
+        for step in range(3, 6):
+            give_gradients(others, plain, step)
+            for param, source in zip(again, plain, strict=True):
+                param.grad = source.grad
+            resumed.step()
+            twin.step()
+            unsharded.step()
+            assert_same(others, plain, step)
+            assert_same(again, plain, step)
+
+
+def copies_of_a_sharded_model_are_peers(rank: int, size: int) -> None:
+    """Two peers of two ranks each, beside two peers that are not sharded: all end with the same weights."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("peer", "shard"))
+    settings: Any = {"lr": 1e-2, "compression_chunk": 16}
+    ours = sharded(weights(torch.float32), mesh["shard"], FOUR)
+    optimizer = DisTrO(ours, process_group=mesh.get_group("peer"), **settings)
+    plain = [nn.Parameter(tensor) for tensor in weights(torch.float32)]
+    twin = DisTrO(plain, process_group=mesh.get_group("peer"), **settings)
+    for step in range(STEPS):
+        give_gradients(ours, plain, 2 * step + 1 + 10 * (rank // 2))
+        optimizer.step()
+        twin.step()
+    optimizer.eval()
+    twin.eval()
+    assert_same(ours, plain, "two peers")
+    assert len(set(gathered(fingerprint(whole(ours))))) == 1
+
+
+def writes_to_weights_that_look_ahead_are_seen(rank: int, size: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    ours, optimizer, plain, twin = optimizers(mesh, SQUARE, torch.float32)
+    give_gradients(ours, plain, 1)
+    optimizer.step()
+    twin.step()
+    with torch.no_grad():
+        for mine, other in zip(ours, plain, strict=True):
+            mine.mul_(2)
+            other.mul_(2)
+    optimizer.eval()
+    twin.eval()
+    assert_same(ours, plain, "all of them were written to")
+
+
+def what_cannot_be_sharded_is_refused(rank: int, size: int) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    params = sharded(weights(torch.float32), mesh, FOUR)
+    for settings, message in (
+        ({"direction": "orthogonal"}, "direction='orthogonal' with sharded"),
+        ({"update": "rms"}, "update='rms' with sharded"),
+        ({"arithmetic": "float"}, "arithmetic='float' with sharded"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            DisTrO(params, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="hold one model together"):
+        DisTrO(params, process_group=dist.group.WORLD).step()
+    half = init_device_mesh("cpu", (2, 2), mesh_dim_names=("peer", "shard"))["shard"]
+    with pytest.raises(ConfigurationError, match="sharded over 2 of 4 ranks"):
+        DisTrO(sharded(weights(torch.float32), half, FOUR)).step()
+    with pytest.raises(ConfigurationError, match="with sharded parameters"):
+        DisTrO(params).reconfigure(tiling="divisor", quantize_1bit=True)
+    optimizer = DisTrO(params)
+    optimizer.found_inf = torch.zeros(1)  # type: ignore[attr-defined]
+    with pytest.raises(DistroError, match="GradScaler"):
+        optimizer.step()
+
+
+def a_run_refuses_what_is_sharded(rank: int, size: int) -> None:
+    params = sharded(weights(torch.float32), init_device_mesh("cpu", (4,)), FOUR)
+    model = nn.ParameterList(params)
+    optimizer = DisTrO(params)
+    with pytest.raises(ConfigurationError, match=r"parameter 0 of the optimizer is sharded \(DTensor\)"):
+        SwarmSession(model, optimizer, dataset_size=8)
+
+
+def fully_sharded_modules_train_as_the_whole_model(rank: int, size: int) -> None:
+    """FSDP2 itself: shards of its own making, padded, and gradients that it reduces."""
+    from torch.distributed.fsdp import fully_shard
+
+    def model() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(24, 50), nn.Tanh(), nn.Linear(50, 6))
+
+    def train(net: nn.Module, optimizer: DisTrO, steps: Callable[[int], Tensor]) -> None:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            net(steps(step)).square().mean().backward()
+            optimizer.step()
+        optimizer.eval()
+
+    def batch(step: int) -> Tensor:
+        # The same on all ranks, so that the mean of four gradients is exact.
+        return torch.randn(8, 24, generator=torch.Generator().manual_seed(step))
+
+    net, twin = model(), model()
+    for layer in (net[0], net[2]):
+        fully_shard(layer)
+    fully_shard(net)
+    train(net, DisTrO(net.parameters(), lr=1e-2, compression_chunk=16), batch)
+    train(twin, DisTrO(twin.parameters(), lr=1e-2, compression_chunk=16, exchange=LocalExchange()), batch)
+    for mine, other in zip(whole(list(net.parameters())), twin.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+JOBS: tuple[Callable[[int, int], None], ...] = (
+    steps_are_those_of_the_whole_model,
+    updates_are_those_of_the_whole_model,
+    a_rank_changes_what_is_its_own,
+    a_gradient_that_is_not_finite_on_one_rank_is_left_out_by_all,
+    what_is_saved_is_the_state_of_the_whole_model,
+    copies_of_a_sharded_model_are_peers,
+    writes_to_weights_that_look_ahead_are_seen,
+    what_cannot_be_sharded_is_refused,
+    a_run_refuses_what_is_sharded,
+    fully_sharded_modules_train_as_the_whole_model,
+)
