@@ -24,7 +24,7 @@ from .test_live_sessions import CONFIG, Peer, host
 pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 PATIENCE_SECONDS = 60.0
-AFTER = 2.0
+AFTER = 4.0
 LOOPBACK_ONLY: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
 OUTLIVED = replace(CONFIG, succession_after=AFTER, total_steps=30)
 
@@ -75,7 +75,7 @@ def equal(peers: list[Peer]) -> bool:
 
 def test_the_others_train_to_the_end_with_equal_weights() -> None:
     def dies(peer: Peer, step: int) -> None:
-        if step == 8:
+        if step >= 8:  # on a busy machine it may miss a round
             until_all_vote([first, *others])
             kill(peer)
 
@@ -130,7 +130,7 @@ def test_a_host_may_forbid_it() -> None:
 
 def test_without_a_majority_a_peer_waits_and_says_so() -> None:
     def dies(peer: Peer, step: int) -> None:
-        if step == 6:
+        if step >= 6:
             if peer is first:
                 until_all_vote([first, *others])
                 agreed.set()
@@ -138,7 +138,7 @@ def test_without_a_majority_a_peer_waits_and_says_so() -> None:
             kill(peer)
 
     def waits(peer: Peer, step: int) -> None:
-        if step == 6:
+        if step >= 6:
             assert agreed.wait(PATIENCE_SECONDS)
 
     agreed = threading.Event()
@@ -223,7 +223,7 @@ def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def dies(peer: Peer, step: int) -> None:
-        if step == 6:
+        if step >= 6:
             until_all_vote([first, *others])
             old.append(runtime_of(peer).ticket)
             kill(peer)
