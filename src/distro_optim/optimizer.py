@@ -114,7 +114,7 @@ class DisTrO(ResumableOptimizer):
 
     Attributes:
         quarantined: non-finite gradients that were left out so far, all parameters together; per parameter in
-            ``state[p]["quarantined"]``.
+            ``state[p]["quarantined"]``, which ``engine="triton"`` brings up to date where this is read.
 
     Sharded parameters (DTensors of FSDP2 or tensor parallelism): the ranks that hold a model together are one peer,
     with the updates and weights of the model that is not sharded. All of them must call what steps or saves.
@@ -381,6 +381,7 @@ class DisTrO(ResumableOptimizer):
     @property
     def quarantined(self) -> int:
         """Non-finite gradients left out so far."""
+        self._settle_quarantine()
         return sum(int(self.state[p][QUARANTINED]) for p in self._params())
 
     @property

@@ -18,11 +18,16 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
+from typing_extensions import override
 
+from distro_optim import DisTrO
 from distro_optim.compress import OwnPart, ParamSpec, make_plan
 from distro_optim.compress.engine import Intake
-from distro_optim.compress.engine.triton import tables
+from distro_optim.compress.engine.triton import launching, tables
 from distro_optim.compress.engine.triton.batches import Ahead
 from distro_optim.compress.engine.triton.engine import TritonEngine
 
@@ -84,7 +89,55 @@ def step(dtype: torch.dtype, contributors: int) -> dict[str, float]:
     return answer
 
 
+class ByTorch(TorchDispatchMode):
+    """While it is open, ``moved`` counts what operations of torch read and write, and only what these do.
+
+    Views are counted as if they were read.
+    """
+
+    def __init__(self, moved: Counter[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._moved = moved
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "empty" not in str(func):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+            self._moved["torch"] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def without_counting_torch(launch: Any) -> Any:
+    """A launch, in which the interpreter uses torch for its own purposes."""
+
+    def launched(*args: Any, **options: Any) -> None:
+        with _disable_current_modes():
+            launch(*args, **options)
+
+    return launched
+
+
+def step_of_an_optimizer() -> dict[str, float]:
+    """Bytes for each parameter of ``DisTrO.step()``, by kernels and by torch, of a peer that is alone."""
+    side = 2 * SHAPE[0]  # four tiles
+    param = Parameter(torch.randn(side, side))
+    optimizer = DisTrO([param], lr=1e-3, engine="triton")
+    basis = [tables.encoding_basis(64, CPU, torch.float32, whole=False), tables.integer_digits(64, CPU)]
+    for _ in range(2):  # the first shifts weights, the second compares kernels with torch
+        param.grad = torch.randn(side, side)
+        optimizer.step()
+    moved: Counter[str] = Counter()
+    counting(moved, basis)
+    for name in ("check", "extract", "merge", "shift", "put_back"):
+        setattr(launching, name, without_counting_torch(getattr(launching, name)))
+    with ByTorch(moved):
+        optimizer.step()
+    return {kind: count / param.numel() for kind, count in moved.items()}
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     cases = {"alone": (torch.float32, 1), "in bfloat16": (torch.bfloat16, 1), "with 15 others": (torch.float32, 16)}
-    print(json.dumps({name: step(*case) for name, case in cases.items()}))
+    counted = {name: step(*case) for name, case in cases.items()}
+    print(json.dumps({**counted, "by an optimizer": step_of_an_optimizer()}))

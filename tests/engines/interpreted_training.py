@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from distro_optim import DisTrO
 from distro_optim.compress.engine.triton.engine import TritonEngine
 
-STEPS: Final = 5
+STEPS: Final = 6
 
 
 class Counted:
@@ -58,9 +58,17 @@ def train(engine: Any, dtype: torch.dtype) -> tuple[list[Tensor], DisTrO]:
         if step == 2:
             params[0].grad = None
             params[1].grad[3] = torch.inf  # type: ignore[index]
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.0  # from now on the device keeps to itself what is finite
         if step == 3:
             with torch.no_grad():
                 params[0][0, 0] = 7.0  # written to while it looks ahead: this step looks at all of them
+        if step >= 4:  # as with a GradScaler that leaves the unscaling to the optimizer; at last it overflows
+            scale = torch.tensor(8.0)
+            optimizer.grad_scale = scale  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor([float(step == 5)])  # type: ignore[attr-defined]
+            for param in params[:2]:
+                param.grad = param.grad * scale  # type: ignore[operator]
         optimizer.step()
         look()
         if step == 1:

@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import override
 
 from distro_optim import DisTrO
-from distro_optim.compress import OwnPart, ParamSpec, TilePlan, make_plan
+from distro_optim.comm.exchange import LocalExchange
+from distro_optim.compress import CompressedUpdate, OwnPart, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.engine import Intake
 from distro_optim.optim import momentum
 from distro_optim.testing.launches import Launches
@@ -61,7 +63,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(launching, name, Kernel(name, launches))
     monkeypatch.setattr(launching, "device_type", lambda: "meta")
     # What is done without memory cannot be compared.
-    monkeypatch.setattr(engine.TritonEngine, "_try", lambda *args: None)
+    for trial in ("extraction_differs", "merge_differs"):
+        monkeypatch.setattr(engine, trial, lambda *args: None)
     return launches
 
 
@@ -109,33 +112,73 @@ def test_a_step_at_1_2_billion_is_at_most_20_launches_and_never_waits(
     assert operations.waits.total() == 0
 
 
-@pytest.mark.parametrize("contributors", [1, 16])
-def test_the_verbs_of_an_optimizer_are_at_most_20_launches_and_2_waits(
-    kernels: Counter[str], contributors: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def optimizer(kernels: Counter[str], monkeypatch: pytest.MonkeyPatch) -> DisTrO:
+    """Of 1.2 billion parameters with gradients."""
     # Parameters without memory are refused, since nobody could train them.
     monkeypatch.setattr(momentum, "check_param", lambda param: None)
     params = [Parameter(torch.empty(shape, device=META)) for shape in LLAMA]
     for param in params:
         param.grad = torch.empty_like(param)
-    optimizer = DisTrO(params, lr=1e-3, engine="triton")
+    return DisTrO(params, lr=1e-3, engine="triton")
 
-    def step() -> None:
+
+class Alone16(LocalExchange):
+    """What is published is collected 16 times over, as if by 16 peers."""
+
+    @override
+    def collect(self) -> list[CompressedUpdate]:
+        return super().collect() * 16
+
+
+@pytest.mark.parametrize("contributors", [1, 16])
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "with a GradScaler"])
+def test_a_step_of_an_optimizer_is_at_most_20_launches_and_never_waits(
+    kernels: Counter[str], optimizer: DisTrO, contributors: int, scaled: bool
+) -> None:
+    optimizer.exchange = LocalExchange() if contributors == 1 else Alone16()
+    if scaled:  # as it does for optimizers that unscale
+        optimizer.found_inf = torch.empty(1, device=META)  # type: ignore[attr-defined]
+        optimizer.grad_scale = torch.empty((), device=META)  # type: ignore[attr-defined]
+    with Launches():
+        for _ in range(3):  # the first shifts the weights, the second has an update to apply
+            optimizer.step()
+    kernels.clear()
+    with Launches() as operations:
+        optimizer.step()
+    assert kernels == {"check_kernel": 2, "extract_kernel": 2, "merge_kernel": 2}
+    assert kernels.total() + operations.count <= 20, operations.kernels
+    assert operations.waits.total() == 0, operations.waits
+    assert optimizer.param_groups[0]["looks_ahead"]
+    with Launches(reads=4.0) as operations:
+        assert optimizer.quarantined == 0
+    assert operations.waits.total() == 1  # for the numbers of all tensors
+
+
+@pytest.mark.parametrize("contributors", [1, 16])
+def test_the_verbs_of_an_optimizer_are_at_most_20_launches_and_never_wait(
+    kernels: Counter[str], optimizer: DisTrO, contributors: int
+) -> None:
+    def step() -> CompressedUpdate:
         optimizer.lookahead()
         optimizer.undo_lookahead()
         update = optimizer.generate()
-        assert all(update.present)
         optimizer.apply([update] * contributors)
+        return update
 
     with Launches():
         step()  # tables are made
     kernels.clear()
     with Launches() as operations:
-        step()
+        update = step()
     by_name = {"shift_kernel": 1, "put_back_kernel": 1, "check_kernel": 2, "extract_kernel": 2, "merge_kernel": 2}
     assert kernels == by_name
     assert kernels.total() + operations.count <= 20, operations.kernels
-    assert operations.waits.total() == 2  # are gradients finite, and is something said about each tensor
+    assert operations.waits.total() == 0
+    with Launches() as operations:
+        assert all(update.present)
+        assert all(update.present)
+    assert operations.waits.total() == 1  # for bytes that travel
 
 
 def test_a_step_moves_at_most_32_bytes_for_each_parameter_with_lookahead() -> None:
@@ -150,3 +193,5 @@ def test_a_step_moves_at_most_32_bytes_for_each_parameter_with_lookahead() -> No
     assert 28 < sum(counted["alone"].values()) <= 32
     assert 28 < sum(counted["with 15 others"].values()) <= 32
     assert 18 < sum(counted["in bfloat16"].values()) <= 20
+    # The same, and what torch does with flags: nothing goes over the parameters a second time.
+    assert 28 < sum(counted["by an optimizer"].values()) <= 32

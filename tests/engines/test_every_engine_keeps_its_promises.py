@@ -157,15 +157,16 @@ class Peer:
             for grid, k in zip(self.plan.grids, self.plan.topk, strict=True)
         ]
 
-    def step(self, grads: list[Tensor | None]) -> Any:
+    def step(self, grads: list[Tensor | None], *, rate: float = RATE, **beside: Any) -> Any:
         intake = Intake(
             self.arena.put(grads),
             self.momenta,
             in_coefficients=[False] * len(SHAPES),
-            lr=[RATE],
+            lr=[rate],
             decay=[DECAY],
             quantize=self.setting.quantize,
             own=self.own if self.setting.overlap else None,
+            **beside,
         )
         return self.engine.download(self.engine.extract(intake))
 
@@ -273,6 +274,32 @@ def test_of_equals_any_are_taken_and_of_nothing_no_sign(arena: Arena, quantize: 
     _, home, rows = peer._place(2)
     assert 0 in update.index[home][rows.start].tolist()
     assert all(bool(momentum.isfinite().all()) for momentum in peer.momenta)
+
+
+def test_what_only_a_device_knows_of_gradients_counts_as_if_the_host_knew_it(arena: Arena) -> None:
+    peer, twin = (Peer(arena, Setting(chunk=64)) for _ in range(2))
+    if not peer.engine.defers:
+        assert peer.engine.finite(arena.put(gradients(peer.setting, 0))) is None
+        return
+    for seed in range(2):  # in the first step the host looks all the same
+        grads = gradients(peer.setting, seed)
+        grads[4][0, 0, 0] = torch.inf  # type: ignore[index]
+        grads[3] = None
+        usable = peer.engine.finite(arena.put(grads))
+        assert usable is not None
+        assert usable.tolist() == [1, 1, 1, 0, 0, 1]
+        scale = torch.tensor(4.0, device=arena.device)
+        update = peer.step(grads, rate=4 * RATE, usable=usable, scale=scale)
+        grads[4] = None
+        known = twin.step(grads)
+        assert update.present == known.present == (True, True, True, False, False, True)
+        for number, present in enumerate(update.present):
+            _, home, rows = peer._place(number)
+            place = slice(rows.start, rows.stop)
+            if present:
+                assert torch.equal(update.index[home][place], known.index[home][place])
+                assert torch.equal(update.value[home][place], known.value[home][place])
+            assert torch.equal(peer.momenta[number], twin.momenta[number])
 
 
 # -- the lookahead -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ pytestmark = [
 ]
 
 CHOSEN = (
-    "interpreted and (1x1-signs or 3x6-extreme or look_ahead or (looks_ahead and bfloat16) or (of_equals and signs))"
+    "interpreted and (1x1-signs or 3x6-extreme or look_ahead or (looks_ahead and bfloat16) or device_knows"
+    " or (of_equals and signs))"
 )
 """A few of each promise; without ``-k`` all of them take some minutes."""
 

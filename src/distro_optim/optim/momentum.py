@@ -30,7 +30,7 @@ from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, check_rate, normal_settings, unique_params
 from .lookahead import Edits
 from .orthogonal import orthogonalize, take_direction
-from .quarantine import usable_gradients
+from .quarantine import unseen_gradients, usable_gradients
 from .rules import is_orthogonal
 from .run import ARITHMETIC, PROGRESS, Run
 from .sharded_engine import ShardedEngine
@@ -391,12 +391,14 @@ class DecoupledMomentum(Optimizer):
                 "see each other's overflows: train in bfloat16, or call scaler.unscale_(optimizer) before the step"
             )
         # Both set by GradScaler, if it leaves the unscaling to us.
-        usable = usable_gradients(
-            [p.grad for p in params],
-            getattr(self, "found_inf", None),
-            getattr(self, "grad_scale", None),
-            look=engine.finite,
-        )
+        scaling = (getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
+        usable, all_grads = None, [p.grad for p in params]
+        if engine.defers and not self._must_see_gradients(rates, alone, decay_weights):
+            usable = unseen_gradients(all_grads, *scaling, look=engine.finite)
+        if usable is None:
+            usable = usable_gradients(all_grads, *scaling, look=engine.finite)
+        if usable.finite is not None:
+            self._run.quarantine.add(all_grads, usable.finite, self._quarantine_counters())
         grads, scale = usable.grads, usable.scale
         for number in usable.bad:
             self.state[params[number]][QUARANTINED].add_(1)
@@ -420,8 +422,24 @@ class DecoupledMomentum(Optimizer):
                 quantize=self._quantize,
                 own=own,
                 step=(self._held(), rates) if at_once else None,
+                usable=usable.flags,
+                scale=usable.divisor,
             )
         )
+
+    def _must_see_gradients(self, rates: Sequence[float], alone: bool, decay_weights: bool) -> bool:
+        """Whether more depends on which gradients are finite than the engine's first half of a step."""
+        decays = decay_weights and any(
+            rate * group["weight_decay"] for group, rate in zip(self.param_groups, rates, strict=True)
+        )
+        by_gradient = alone or not all(param.requires_grad for param in self._params())
+        return any(self._is_orthogonal()) or (decays and by_gradient)
+
+    def _quarantine_counters(self) -> list[Tensor | None]:
+        return [self.state.get(param, {}).get(QUARANTINED) for param in self._params()]
+
+    def _settle_quarantine(self) -> None:
+        self._run.quarantine.settle(self._quarantine_counters())
 
     def _directions(self, grads: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
         """What goes into ``delta``: the gradients, or what Muon makes of them, in place in the state."""

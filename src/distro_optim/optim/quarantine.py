@@ -11,7 +11,7 @@ from torch import Tensor
 from ..compress import compute_dtype
 from ..errors import DistroError
 
-__all__ = ["Usable", "usable_gradients"]
+__all__ = ["Quarantine", "Usable", "unseen_gradients", "usable_gradients"]
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,99 @@ class Usable:
         grads: those that may be used, with None for the others.
         bad: numbers of those that are not finite.
         scale: what they are multiplied with, and have to be divided by.
+        finite: None where ``bad`` says all; else nobody has waited for that: ``(tensors,)`` int32 on the device, 0 for
+            gradients that are not finite and such that are None.
+        flags: with ``finite``, 0 for all that may not be used.
+        divisor: with ``finite``, what has to be divided by beside: 0-D float32 on the device. None: nothing.
     """
 
     grads: list[Tensor | None]
     bad: list[int]
     scale: float
+    finite: Tensor | None = None
+    flags: Tensor | None = None
+    divisor: Tensor | None = None
+
+
+Look = Callable[[Sequence[Tensor | None]], Tensor | None]
+""":meth:`~distro_optim.compress.engine.Engine.finite`."""
+
+
+class Quarantine:
+    """Counts gradients that are not finite, on the device, until somebody asks for the numbers."""
+
+    def __init__(self) -> None:
+        self._given: list[int] = []
+        self._fine: Tensor | None = None
+
+    def add(self, grads: Sequence[Tensor | None], finite: Tensor, counters: Sequence[Tensor | None]) -> None:
+        """One more step.
+
+        Args:
+            grads: one per parameter.
+            finite: of them, ``(tensors,)`` int32 on the device.
+            counters: as for :meth:`settle`, for steps with other parameters.
+        """
+        if self._fine is not None and (self._fine.shape != finite.shape or self._fine.device != finite.device):
+            self.settle(counters)
+        if self._fine is None:
+            self._given = [0] * len(grads)
+        # Never in place: a step may be taken in an inference mode, and the next one outside of it.
+        self._fine = finite if self._fine is None else self._fine + finite
+        self._given = [count + (grad is not None) for count, grad in zip(self._given, grads, strict=True)]
+
+    def settle(self, counters: Sequence[Tensor | None]) -> None:
+        """Adds what was counted to ``counters``, 0-D int64 in main memory, one per parameter. Waits for the device."""
+        if self._fine is None:
+            return
+        fine: list[int] = self._fine.tolist()
+        for counter, count, good in zip(counters, self._given, fine, strict=False):
+            if counter is not None and count > good:
+                counter.add_(count - good)
+        self._given, self._fine = [], None
+
+
+def _refuse_sparse(grads: Sequence[Tensor | None]) -> None:
+    for number, grad in enumerate(grads):
+        if grad is not None and (grad.is_sparse or grad.layout != torch.strided):
+            raise DistroError(f"parameter {number} has a sparse gradient: build its layer with sparse=False")
+
+
+def unseen_gradients(
+    grads: Sequence[Tensor | None],
+    found_inf: Tensor | float | None,
+    scale: Tensor | float | None,
+    look: Look,
+) -> Usable | None:
+    """:func:`usable_gradients`, but nothing waits for a device: what is found out stays there.
+
+    Returns:
+        None where it cannot.
+
+    Raises:
+        DistroError: a gradient is sparse.
+    """
+    _refuse_sparse(grads)
+    finite = look(grads) if any(grad is not None and grad.numel() for grad in grads) else None
+    given = [value for value in (found_inf, scale) if isinstance(value, Tensor)]
+    if finite is None or any(value.device != finite.device for value in given):
+        return None
+    flags, divisor = finite, None
+    if isinstance(found_inf, Tensor):
+        flags = finite * (found_inf.detach().reshape(1) <= 0)
+    elif found_inf is not None:
+        return None
+    if isinstance(scale, Tensor):
+        divisor = scale.detach().reshape(()).to(torch.float32)
+    factor = 1.0 if scale is None or divisor is not None else float(scale)
+    return Usable(list(grads), [], factor, finite, flags, divisor)
 
 
 def usable_gradients(
     grads: Sequence[Tensor | None],
     found_inf: Tensor | None = None,
     scale: Tensor | float | None = None,
-    look: Callable[[Sequence[Tensor | None]], Tensor | None] | None = None,
+    look: Look | None = None,
 ) -> Usable:
     """The gradients that may be used. Waits for a device once, however many tensors there are.
 
@@ -46,9 +127,7 @@ def usable_gradients(
     Raises:
         DistroError: a gradient is sparse.
     """
-    for number, grad in enumerate(grads):
-        if grad is not None and (grad.is_sparse or grad.layout != torch.strided):
-            raise DistroError(f"parameter {number} has a sparse gradient: build its layer with sparse=False")
+    _refuse_sparse(grads)
     # One number per tensor, then one look at all of them. The norm also catches finite gradients so large that
     # their squares overflow: their transform would.
     kinds: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
@@ -59,7 +138,7 @@ def usable_gradients(
     looks: list[Tensor] = []
     finite = look(grads) if look is not None and kinds else None
     if finite is not None:
-        looks.append(finite)
+        looks.append(finite.to(torch.float32))
         numbers += range(len(grads))
     for (_, dtype), members in kinds.items() if finite is None else ():
         norms = torch._foreach_norm([grad for _, grad in members], 2, dtype=compute_dtype(dtype))

@@ -19,6 +19,7 @@ from ..compress import CompressedUpdate, TilePlan
 from ..compress.engine import Engine
 from ..errors import ConfigurationError, DistroError
 from .lookahead import Lookahead
+from .quarantine import Quarantine
 from .sharding import Sharding
 from .wrapped import warn_of_wrapper
 
@@ -62,6 +63,7 @@ class Run:
         looked_for_wrapper: whether the parameters are in a DistributedDataParallel was asked.
         takes_step: what ``step()`` calls instead of stepping itself.
         renews: the step that is taken ends with weights that look ahead.
+        quarantine: gradients that were left out and are not counted in the state yet.
     """
 
     exchange: Exchange | None = None
@@ -82,6 +84,7 @@ class Run:
     looked_for_wrapper: bool = False
     takes_step: Callable[[Callable[[], float] | None], float | None] | None = None
     renews: bool = False
+    quarantine: Quarantine = field(default_factory=Quarantine)
 
     def requested(self) -> bool | None:
         """Whether all steps without a closure until now, and this one, came after a call of ``train()``.

@@ -40,6 +40,7 @@ class ResumableOptimizer(DecoupledMomentum):
         """
         self._run.settle()
         self._ready_engine()
+        self._settle_quarantine()
         packed: dict[str, Any] = super().state_dict()
         sharding = self._sharding
         if sharding is not None:
@@ -66,6 +67,7 @@ class ResumableOptimizer(DecoupledMomentum):
             ConfigurationError: the state belongs to parameters of other shapes, or to another arithmetic.
         """
         self._run.settle()
+        self._settle_quarantine()
         ahead = self._run.lookahead.on
         # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
         self._undo_lookahead(Edits.KEEP)
@@ -160,6 +162,7 @@ class ResumableOptimizer(DecoupledMomentum):
     @override
     def __getstate__(self) -> dict[str, Any]:
         self._run.settle()
+        self._settle_quarantine()
         state: dict[str, Any] = super().__getstate__()
         state.update(
             {

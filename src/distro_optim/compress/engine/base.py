@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class Intake:
             place. None: what is sent leaves the momentum at once.
         step: parameters and their groups' learning rates, for a peer that is alone and sends values: what leaves the
             momentum is the whole update then, so the parameters take it at once, in place.
+        usable: for an engine that :attr:`~Engine.defers`: ``(tensors,)`` int32, on the device: 0 for gradients that are
+            left out as if they were None, so that nobody has to wait for that.
+        scale: 0-D float32, on the device: what ``lr`` has to be divided by beside; only with ``usable``.
     """
 
     grads: Sequence[Tensor | None]
@@ -44,6 +47,20 @@ class Intake:
     quantize: bool
     own: Sequence[OwnPart] | None = None
     step: tuple[Sequence[Tensor], Sequence[float]] | None = None
+    usable: Tensor | None = None
+    scale: Tensor | None = None
+
+    def settled(self) -> Intake:
+        """The same without ``usable`` and ``scale``. Waits for the device, where they are."""
+        if self.usable is None:
+            return self
+        known = [self.usable.to(torch.float32)]
+        if self.scale is not None:
+            known.append(self.scale.reshape(1))
+        seen: list[float] = torch.cat(known).tolist()
+        scale = 1.0 if self.scale is None else seen.pop()
+        grads = [grad if flag else None for grad, flag in zip(self.grads, seen, strict=True)]
+        return replace(self, grads=grads, lr=[rate / scale for rate in self.lr], usable=None, scale=None)
 
 
 class Engine(ABC):
@@ -157,8 +174,13 @@ class Engine(ABC):
         """``param = saved``, for as many tensors as there are to put back; they may be anywhere, and of any types."""
         torch._foreach_copy_(list(params), list(saved))
 
+    @property
+    def defers(self) -> bool:
+        """Whether :meth:`extract` takes what :meth:`finite` says from the device, so that nobody waits for it."""
+        return False
+
     def finite(self, grads: Sequence[Tensor | None]) -> Tensor | None:
-        """Which gradients are finite, and have finite squares: ``(tensors,)`` float32 of 1 and 0, on their device.
+        """Which gradients are finite, and have finite squares: ``(tensors,)`` int32 of 1 and 0, on their device.
 
         Does not wait for it. None: this engine does not look, so that somebody else must.
 

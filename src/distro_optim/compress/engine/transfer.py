@@ -103,6 +103,7 @@ def _part(buffer: Tensor, dtype: torch.dtype, shape: torch.Size, start: int) -> 
 
 def downloaded(update: CompressedUpdate) -> CompressedUpdate:
     """The update in main memory; itself, if it is there. Waits until it is complete."""
+    present = update.present
     tensors = (*update.index, *update.value)
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return update
@@ -116,4 +117,4 @@ def downloaded(update: CompressedUpdate) -> CompressedUpdate:
     for device in {tensor.device for tensor in on_gpu}:
         torch.cuda.current_stream(device).synchronize()
     count = len(update.index)
-    return CompressedUpdate(update.plan, tuple(copies[:count]), tuple(copies[count:]), update.present)
+    return CompressedUpdate(update.plan, tuple(copies[:count]), tuple(copies[count:]), present)

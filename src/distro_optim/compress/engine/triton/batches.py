@@ -126,6 +126,7 @@ class KernelBatch:
         index: Tensor,
         value: Tensor,
         spoken: Tensor,
+        scale: Tensor | None = None,
         precision: str = "split",
         tiles: tuple[int, int] | None = None,
     ) -> None:
@@ -137,6 +138,7 @@ class KernelBatch:
             present: ``(tensors,)`` int32: 0 for gradients that are left out.
             index, value: ``(tiles, k)``, filled.
             spoken: ``(tensors,)`` int32, becomes 1 where anything is said.
+            scale: 0-D float32: what ``rate`` is divided by, on the device.
             precision: of the transform.
             tiles: the first and the one after the last; by default all.
         """
@@ -150,6 +152,9 @@ class KernelBatch:
             )
         addresses, aligned = self._extracting.addresses(columns)
         first, last = tiles or (0, batch.tiles)
+        numbers = self._constant([rate, keep], torch.float32)
+        if scale is not None:
+            numbers = numbers / torch.cat([scale.reshape(1), self._constant([1.0], torch.float32)])
         launching.extract(
             batch,
             Extracting(
@@ -170,7 +175,7 @@ class KernelBatch:
             left=self._nothing if self._left is None else self._left,
             spoken=spoken,
             codes=self.codes if own is not None else self._nothing,
-            numbers=self._constant([rate, keep], torch.float32),
+            numbers=numbers,
         )
 
     def merge(

@@ -16,6 +16,7 @@ from ...update import CompressedUpdate
 from ...windows import Contiguous
 from ..base import Engine, Intake
 from ..blocks import BlockEngine, ShareOut
+from ..deferred import DeferredUpdate
 from . import launching
 from .batches import Ahead, KernelBatch
 from .lists import SHIFTED, Lists
@@ -115,22 +116,25 @@ class TritonEngine(Engine):
                 raise ValueError("a step of a fixed size needs the whole update first: merge it")
             if intake.quantize or intake.own is not None:
                 raise ValueError("step needs values that leave the momentum at once: not with quantize or own")
+        if not (self.defers and all(("extraction", n) in self._tried for n in self._extracts)):
+            intake = intake.settled()
+        usable = intake.usable
         flags = {n: k.flags([[g is not None for g in intake.grads]])[0] for n, k in self._extracts.items()}
+        if usable is not None:
+            flags = dict.fromkeys(flags, usable)
         self._try("extraction", self._extracts, lambda k: extraction_differs(k, intake, flags[k.number]))
         update = self.room(quantize=intake.quantize)
         spoken = self.extract_into(update, intake, flags)
         self._signs = intake.own is not None and self._whole(self._extracts)
-        present = [grad is not None for grad in intake.grads]
-        rest = self._without(self._extracts)
-        by_torch = rest.extract_into(update, _without_step(intake))
-        if intake.quantize:
-            rest.silence(present, by_torch)
-            if spoken:
-                said = torch.stack([one.to(next(iter(spoken.values())).device) for one in spoken.values()]).tolist()
-                for (number, _), row in zip(spoken.items(), said, strict=True):
-                    for tensor in self.plan.batches[number].ranges:
-                        present[tensor] = present[tensor] and bool(row[tensor])
-        update = CompressedUpdate(self.plan, update.index, update.value, tuple(present))
+        given = [grad is not None for grad in intake.grads]
+        if usable is None:
+            rest = self._without(self._extracts)
+            by_torch = rest.extract_into(update, _without_step(intake))
+            if intake.quantize:
+                rest.silence(given, by_torch)
+        # Values are said of all that are given.
+        said = spoken if intake.quantize else {} if usable is None else flags
+        update = DeferredUpdate(self.plan, update.index, update.value, tuple(given), said)
         if intake.step is not None:
             params, rates = intake.step
             self.merge([update], params, lr=rates)
@@ -165,9 +169,13 @@ class TritonEngine(Engine):
             by batch ``(tensors,)`` int32, 1 where anything is said; it only means something for signs.
         """
         spoken: dict[int, Tensor] = {}
+        zeros = {
+            device: torch.zeros(len(self.plan), dtype=torch.int32, device=device)
+            for device in dict.fromkeys(k.batch.device for k in self._extracts.values())
+        }
         for number, kernels in self._extracts.items():
             batch = kernels.batch
-            spoken[number] = torch.zeros(len(self.plan), dtype=torch.int32, device=batch.device)
+            spoken[number] = zeros[batch.device]
             kernels.extract(
                 kernels.of_one_type(intake.grads),
                 intake.momenta,
@@ -175,6 +183,7 @@ class TritonEngine(Engine):
                 as_coefficients=intake.in_coefficients[min(batch.ranges)],
                 rate=intake.lr[batch.group],
                 keep=intake.decay[batch.group],
+                scale=intake.scale,
                 present=flags[number],
                 index=update.index[number],
                 value=update.value[number],
@@ -182,6 +191,11 @@ class TritonEngine(Engine):
                 precision=precision,
             )
         return spoken
+
+    @property
+    @override
+    def defers(self) -> bool:
+        return self._looks and self._whole(self._extracts)
 
     @override
     def finite(self, grads: Sequence[Tensor | None]) -> Tensor | None:
@@ -202,7 +216,7 @@ class TritonEngine(Engine):
                 stacklevel=2,
             )
             return None
-        return flags.to(torch.float32)
+        return flags
 
     def usable(self, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
         """By batch ``(tensors,)`` int32, 1 for gradients that are finite, found out without waiting for the device."""
@@ -271,7 +285,18 @@ class TritonEngine(Engine):
 
     def _said_by(self, updates: Sequence[CompressedUpdate]) -> dict[int, Tensor]:
         """By batch ``(contributors, tensors)`` int32: who says anything of a tensor."""
-        return {n: k.flags([u.present for u in updates]) for n, k in self._merges.items()}
+        if not any(isinstance(update, DeferredUpdate) for update in updates):
+            return {n: k.flags([u.present for u in updates]) for n, k in self._merges.items()}
+        flags = {}
+        for n, kernels in self._merges.items():
+            rows = [
+                update.flags[n]
+                if isinstance(update, DeferredUpdate) and n in update.flags
+                else kernels.flags([update.present])[0]
+                for update in updates
+            ]
+            flags[n] = torch.stack(rows) if len(rows) > 1 else rows[0][None]
+        return flags
 
     def _try_merge(
         self,
