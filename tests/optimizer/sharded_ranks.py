@@ -15,7 +15,11 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from distro_optim import DisTrO, SwarmSession
 from distro_optim.comm.exchange import LocalExchange
 from distro_optim.compress.flat import encode_flat
+from distro_optim.coordinator.types import BatchId
 from distro_optim.errors import ConfigurationError, DistroError
+from distro_optim.strategy.model.identity import weights_root
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.rounds.results import encode_result
 from optimizer.process_group_ranks import fingerprint, gathered
 
 SHAPES = ((64, 48), (50, 33), (7, 40), (3, 30), (21,), (), (20, 3, 5), (18, 70))
@@ -47,10 +51,12 @@ def whole(tensors: Sequence[Any]) -> list[Tensor]:
 
 
 def give_gradients(ours: Sequence[Any], plain: Sequence[Tensor], seed: int) -> None:
-    """The same to both; none of the third tensor in every other step, and zeros of a few rows of the second."""
+    """The same to both; of some there is none, or zeros in some rows, or nothing but zeros at first."""
     for number, grad in enumerate(weights(plain[0].dtype, seed)):
         if number == 1:
             grad[:30] = 0
+        if number == 3 and seed == 0:
+            grad.zero_()
         missing = number == 2 and seed % 2 == 0
         plain[number].grad = None if missing else grad
         mine = ours[number]
@@ -117,8 +123,15 @@ def updates_are_those_of_the_whole_model(rank: int, size: int) -> None:
             assert mine.present == other.present
             assert encode_flat(mine) == encode_flat(other), (mesh.shape, placements, step)
             assert len(set(gathered(encode_flat(mine)))) == 1
+            sent, expected = (encode_result(u, step=step, trainer_nonce=1, batch=BatchId(0, 1)) for u in (mine, other))
+            assert sent == expected  # the bytes, and what is committed to
             optimizer.apply([mine])
             twin.apply([other])
+        hashes = [
+            weights_root(NamedTensors({str(n): param for n, param in enumerate(params)}, {}, {}))
+            for params in (ours, plain)
+        ]
+        assert hashes[0] == hashes[1]
         assert_same(optimizer.decode([mine]), twin.decode([other]), "decoded")
         assert_same(ours, plain, "weights")
 

@@ -87,8 +87,11 @@ class TensorDigest:
 
 
 def tensor_digest(name: str, tensor: Tensor) -> bytes:
-    """:class:`TensorDigest` of the whole tensor."""
+    """:class:`TensorDigest` of the whole tensor; of a DTensor, too, whose ranks must all call."""
     digest = TensorDigest(name, tensor)
+    gather = getattr(tensor, "full_tensor", None)
+    if gather is not None:
+        tensor = gather()
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
     return digest.digest()
 
