@@ -20,6 +20,7 @@ from client.processes import DISTRO, TINY_LLAMA, Server, write_state, write_toke
 from distro_optim.client.devices import LocalTrainers
 from distro_optim.client.joining import join
 from distro_optim.client.options import JoinOptions
+from distro_optim.comm import changes
 from distro_optim.comm.iroh.sharing import messages, requests, transfer
 from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.streams import split_address
@@ -198,6 +199,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     folder = tmp_path_factory.mktemp("run")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as monkeypatch:
         peers = PeerTap(monkeypatch)
+        # As beside a server of Psyche's: it announces no changes, and gets no answer that asks for them.
+        monkeypatch.setattr(changes, "announces", lambda challenge: False)
         build_models_alone(monkeypatch)
         data, vocab_size = write_tokens(folder, seq_len=32)
         model = folder / "tiny-llama"
