@@ -29,6 +29,7 @@ if "cpu" in sys.argv:
 import torch
 from rich.console import Console
 from rich.table import Table
+from shapes import gpt2_small, llama_1b
 from torch import Tensor
 
 from distro_optim import DisTrO
@@ -46,25 +47,7 @@ LIMIT_OF_TARGET, FASTER_THAN_DEMO = 2.0, 5.0
 """What a step at 1.2 billion parameters should reach: so many times its bytes, so many times as fast as DeMo."""
 
 
-def gpt2_small() -> list[tuple[int, ...]]:
-    """124 million parameters."""
-    shapes: list[tuple[int, ...]] = [(50304, 768), (1024, 768)]
-    for _ in range(12):
-        shapes += [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
-        shapes += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
-    return [*shapes, (768,), (768,)]
-
-
-def llama() -> list[tuple[int, ...]]:
-    """1.24 billion parameters: hidden 2048, 16 layers, tied."""
-    shapes: list[tuple[int, ...]] = [(128256, 2048)]
-    for _ in range(16):
-        shapes += [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
-        shapes += [(2048,), (2048,)]
-    return [*shapes, (2048,)]
-
-
-MODELS = {"toy": lambda: [(64, 64), (70,)], "124M": gpt2_small, "1.2B": llama}
+MODELS = {"toy": lambda: [(64, 64), (70,)], "124M": gpt2_small, "1.2B": llama_1b}
 
 
 def _shown(cell: Any) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distro_optim.compress import CompressedUpdate, TilePlan
 
-__all__ = ["MODELS", "gpt2_small", "llama_20m", "make_params", "one_tensor", "random_updates"]
+__all__ = ["MODELS", "gpt2_small", "llama_1b", "llama_20m", "make_params", "one_tensor", "random_updates"]
 
 
 def gpt2_small() -> list[tuple[int, ...]]:
@@ -27,6 +27,15 @@ def llama_20m() -> list[tuple[int, ...]]:
     for _ in range(8):
         shapes += [(256, 256)] * 4 + [(688, 256), (688, 256), (256, 688), (256,), (256,)]
     return [*shapes, (256,), (32000, 256)]
+
+
+def llama_1b() -> list[tuple[int, ...]]:
+    """A Llama of 1.24 billion: hidden 2048, 16 layers, input and output embedding tied."""
+    shapes: list[tuple[int, ...]] = [(128256, 2048)]
+    for _ in range(16):
+        shapes += [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
+        shapes += [(2048,), (2048,)]
+    return [*shapes, (2048,)]
 
 
 def one_tensor() -> list[tuple[int, ...]]:

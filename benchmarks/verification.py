@@ -44,6 +44,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import ConfigurationError
+from distro_optim.strategy.rounds.audits.reports import Compared
 from distro_optim.verify.audit import check, draw, looking_ahead
 from distro_optim.verify.calibrate import LOOSEST, SAMPLES_OF_A_PEER, Limits, Noise, judge, learn
 from distro_optim.verify.momentum import Snapshot
@@ -51,7 +52,7 @@ from distro_optim.verify.opening import encode_opening, make_opening
 from distro_optim.verify.quiet import mean_of, quiet_gradients
 from distro_optim.verify.recompute import Evidence, compare
 from distro_optim.verify.sequential import SAMPLES_OF_A_PEER as SIDINGS_OF_A_PEER
-from distro_optim.verify.sequential import Balance, Usual, siding, usual_of
+from distro_optim.verify.sequential import Balance, Usual, usual_of
 
 LR, DECAY, TOPK = 1e-3, 0.99, 8
 ARITHMETICS: Final = ("float32", "bfloat16", "micro-batches")
@@ -231,10 +232,6 @@ def random_update(update: CompressedUpdate, step: int) -> CompressedUpdate:
     return CompressedUpdate(update.plan, index, values, update.present)
 
 
-def side_of(evidence: Evidence) -> float | None:
-    return siding(evidence.only_assigned, evidence.only_control, sent=evidence.sent, expected=evidence.expected)
-
-
 # -- who audits --------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +283,7 @@ class Auditor:
         found.numbers["agreement"].append(evidence.assigned.share)
         found.numbers["excess"].append(evidence.excess)
         found.seconds["test 1"].append(time.perf_counter() - began)
-        found.weigh(peer, side_of(evidence), self.usual)
+        found.weigh(peer, Compared.of(evidence).siding, self.usual)
         return evidence
 
     def test_2(
@@ -372,7 +369,7 @@ def run(
             evidence = auditor.test_1(row, sent[number], parts, control, number)
             two = auditor.test_2(row, peer, sent[number], batch, weights, kind, step)
             both = replace(Noise.of(evidence), jaccard=two.jaccard, hamming=two.hamming, manhattan=two.manhattan)
-            noise.append((bytes([number]), both, side_of(evidence)))
+            noise.append((bytes([number]), both, Compared.of(evidence).siding))
         for name, (peer, update) in made.items():
             row = found.setdefault(name, Found())
             auditor.test_1(row, update, parts_of_first, control)

@@ -24,19 +24,13 @@ from distro_optim.compress import CompressedUpdate, OwnPart, ParamSpec, TilePlan
 from distro_optim.compress.engine import Intake
 from distro_optim.optim import momentum
 from distro_optim.testing.launches import Launches
+from engines.large_models import LLAMA
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
 )
 
 META = torch.device("meta")
-
-LLAMA: list[tuple[int, ...]] = [(128256, 2048)]
-for _ in range(16):
-    LLAMA += [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
-    LLAMA += [(2048,), (2048,)]
-LLAMA += [(2048,)]
-"""1.2 billion parameters."""
 
 
 class Kernel:

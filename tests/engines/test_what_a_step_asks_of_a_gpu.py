@@ -16,23 +16,8 @@ from distro_optim import DisTrO
 from distro_optim.optim import momentum
 from distro_optim.testing.launches import Launches
 from engines.conftest import ACCELERATORS
+from engines.large_models import GPT2, LLAMA, Shapes
 from optimizer.models import EveryShape, set_gradients
-
-Shapes = list[tuple[int, ...]]
-
-GPT2: Shapes = [(50304, 768), (1024, 768)]
-for _ in range(12):
-    GPT2 += [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
-    GPT2 += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
-GPT2 += [(768,), (768,)]
-"""124 million parameters, with 100 small tensors among them."""
-
-LLAMA: Shapes = [(128256, 2048)]
-for _ in range(16):
-    LLAMA += [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
-    LLAMA += [(2048,), (2048,)]
-LLAMA += [(2048,)]
-"""1.2 billion."""
 
 
 def counted(

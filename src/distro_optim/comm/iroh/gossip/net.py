@@ -412,42 +412,34 @@ class GossipService:
     async def _dial(self, link: PeerLink) -> None:
         for _ in range(_DIAL_ATTEMPTS):
             await asyncio.sleep(self._schedule.wait(link.peer, self._now()))
-            if link.is_connected:
-                break
-            try:
-                async with self._dial_slots:
-                    connection = await self._node.connect(link.peer, GOSSIP_ALPN)
-            except PeerRefusedError:
-                break
-            except DistroError as error:
-                _log.debug("dialling %s: %s", link.peer.hex()[:10], error)
-                self._schedule.failed(link.peer, self._now())
-            else:
-                self._schedule.succeeded(link.peer)
-                link.add(connection)
+            if link.is_connected or await self._try(link) is not False:
                 break
         del self._dials[link.peer]
         if not link.is_connected:
             self.on_lost(link)
+
+    async def _try(self, link: PeerLink) -> bool | None:
+        """Dials once; whether the link has got a connection by it, None if the peer wants none."""
+        try:
+            async with self._dial_slots:
+                connection = await self._node.connect(link.peer, GOSSIP_ALPN)
+        except PeerRefusedError:
+            return None
+        except DistroError as error:
+            _log.debug("dialling %s: %s", link.peer.hex()[:10], error)
+            self._schedule.failed(link.peer, self._now())
+            return False
+        self._schedule.succeeded(link.peer)
+        link.add(connection)
+        return True
 
     async def _renew(self, link: PeerLink) -> None:
         """Dials a peer beside a connection that does not answer, until one does or the last one has ended."""
         link.hold(True)
         while True:
             await asyncio.sleep(self._schedule.wait(link.peer, self._now()))
-            if not link.is_silent:
+            if not link.is_silent or await self._try(link) is None:
                 break
-            try:
-                async with self._dial_slots:
-                    connection = await self._node.connect(link.peer, GOSSIP_ALPN)
-            except PeerRefusedError:
-                break
-            except DistroError as error:
-                _log.debug("dialling %s anew: %s", link.peer.hex()[:10], error)
-                self._schedule.failed(link.peer, self._now())
-            else:
-                self._schedule.succeeded(link.peer)
-                link.add(connection)
         link.hold(False)
         del self._dials[link.peer]
         if not link.is_connected:
