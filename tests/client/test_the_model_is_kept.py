@@ -12,7 +12,7 @@ from distro_optim.cli import main
 from distro_optim.client.keeping import kept_in, name_of_folder
 from distro_optim.client.options import JoinOptions
 from distro_optim.comm.signing import SecretKey
-from distro_optim.coordinator.model import P2P, HubRepo
+from distro_optim.coordinator.model import P2P, Checkpoint, Hub, HubRepo
 from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.errors import ConfigurationError
 from distro_optim.models.causal_lm import CausalLM
@@ -20,6 +20,7 @@ from distro_optim.strategy.model.checkpoint import CheckpointStore
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds.actions import FinishEpoch, Initialize, RunEnded
 
+NAMED = '{ P2P = { repo_id = "no-such/model-anywhere" } }'
 OPTIONS = JoinOptions(run="psyche1abc")
 
 
@@ -91,8 +92,7 @@ class OneEpoch(ScriptedPort):
             ],
             [self.theirs.shared_model()],
         )
-        name = '{ P2P = { repo_id = "no-such/model-anywhere" } }'
-        self.state = read_state_file(write_state(folder / "state.toml", checkpoint=name, optimizer=DISTRO))
+        self.state = read_state_file(write_state(folder / "state.toml", checkpoint=NAMED, optimizer=DISTRO))
 
 
 @pytest.mark.parametrize("options", [[], ["--no-checkpoints"]])
@@ -116,3 +116,42 @@ def test_without_any_option_the_command_has_the_model_in_its_folder_when_the_run
     weights = CausalLM.from_folder(saved.path, "HfLlama").tensors()
     assert weights.keys() == port.theirs.tensors().keys()
     assert all(weights[name].equal(tensor) for name, tensor in port.theirs.tensors().items())
+
+
+class AfterAReboot(ScriptedPort):
+    """The same run at some step, when its server and all of its peers have been started again."""
+
+    secret_key = SecretKey(bytes(range(32)))
+
+    def __init__(self, folder: Path, step: int) -> None:
+        checkpoint: Checkpoint = Hub(HubRepo("no-such/model-anywhere"))
+        begins = Initialize(epoch=1, step=step, checkpoint=checkpoint, providers=())
+        super().__init__([begins, FinishEpoch(step=15), RunEnded(step=15)], [])
+        self.state = read_state_file(write_state(folder / "again.toml", checkpoint=NAMED, optimizer=DISTRO))
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_after_a_reboot_the_same_command_goes_on_with_what_was_trained(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    first = OneEpoch(tmp_path / "state")
+    monkeypatch.setattr(Runtime, "connect", lambda *_, **__: first)
+    assert main(["join", "127.0.0.1:1/proof", "--device", "cpu", "--logs", "console"]) == 0
+    begun_with = CausalLM({**TINY_LLAMA, "vocab_size": 64, "num_hidden_layers": 1}, "HfLlama", seed=4)
+    begun_with.save_pretrained(tmp_path / "begun-with")
+    monkeypatch.setattr(Runtime, "connect", lambda *_, **__: AfterAReboot(tmp_path / "state", step))
+    capsys.readouterr()
+    assert main(["join", "127.0.0.1:1/proof", "--device", "cpu", "--logs", "console", "--model", "begun-with"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    saved = CheckpointStore(Path("out/join/proof")).latest()
+    assert saved is not None
+    assert saved.step == 16
+    weights = CausalLM.from_folder(saved.path, "HfLlama").tensors()
+    went_on_with = first.theirs if step == 9 else begun_with
+    assert all(weights[name].equal(tensor) for name, tensor in went_on_with.tensors().items())
+    if step == 9:
+        assert "no peer of the run is left: it goes on from out/join/proof/" in said
+    else:
+        assert "no peer of it is left: it goes on with the weights of no-such/model-anywhere" in said
+        assert "name a folder with the weights of this step" in said

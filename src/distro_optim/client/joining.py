@@ -174,6 +174,7 @@ def _train(
         audit_loss=audit_loss(prepared.model, prepared.data, devices[0]) if options.audit else None,
     )
     session.audit_size = options.micro_batch_size
+    session.resumes_at_its_step = True
     stack.callback(session.close)
     if folder is not None and options.upload is not None:
         progress.uploads = lambda: asdict(session.uploads)

@@ -106,6 +106,8 @@ class SwarmSession:
             learning rates are those of the step; see :meth:`follow`. Not with a step after the last that is trained.
         by_data_index: in a run of Psyche's the samples of the dataset are those of the run by its data index, as its
             clients take them; False, the default, orders them by ``data_seed`` there as in runs of our own kind.
+        resumes_at_its_step: where no peer of the run is left, go on from a checkpoint in ``checkpoint_dir`` if there is
+            one of the run's very step, without ``resume``; False by default. Set it before :meth:`start`.
     """
 
     @shows(SessionOptions, SESSION_DEFAULTS)
@@ -126,6 +128,7 @@ class SwarmSession:
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
         self.by_data_index = False
+        self.resumes_at_its_step = False
         self._model = model
         self._optimizer = optimizer
         self._options = given
@@ -246,9 +249,10 @@ class SwarmSession:
     def _begin(self) -> None:
         self._optimizer.flush()
         checkpoints = self._checkpoints()
-        resumes_from = checkpoints if self._options["resume"] else NoCheckpoints()
-        with narrated("reading the checkpoint", self._tell):
-            self._restored = resumes_from.restore()
+        resumes_from = checkpoints if self._options["resume"] or self.resumes_at_its_step else NoCheckpoints()
+        if self._options["resume"]:
+            with narrated("reading the checkpoint", self._tell):
+                self._restored = checkpoints.restore()
         if self._restored is not None:
             size_before = self._restored.identity.data.get("size")
         else:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...comm.model_exchange import Patience
-from ...coordinator.model import Hub
+from ...coordinator.model import Checkpoint as CheckpointOfRun
+from ...coordinator.model import Gcs, Hub
 from ...coordinator.rules.checkpoints import is_shared_by_peers
 from ...coordinator.rules.steps import DRAIN_ROUNDS
 from ...errors import ExchangeError, ProtocolError, RunError
@@ -86,9 +87,10 @@ class ModelLoader:
             values, identity = self._handover.snapshot(action.epoch, action.step)
             if self.loaded and is_shared_by_peers(action.checkpoint) and self._others_in_the_epoch():
                 self._tell(f"nobody else has the weights of step {action.step}: the run goes on with ours")
-            match action.checkpoint:
-                case Hub(repo) if self._as_psyche:
-                    self._tell(f"the run begins with the weights of {repo.repo_id}; the model must have them already")
+            if own is not None and not is_shared_by_peers(action.checkpoint):
+                self._tell(f"no peer of the run is left: it goes on from {own.path}")
+            elif self._as_psyche and (place := _place_of(action.checkpoint)) is not None:
+                self._tell(_begins_with(place, action.step))
         else:
             try:
                 values, identity = self._download(action, Patience.ONCE if own is not None else action.patience)
@@ -121,8 +123,12 @@ class ModelLoader:
     # -- our own -------------------------------------------------------------------------------------------------------
 
     def _own_checkpoint(self, action: act.Initialize) -> Checkpoint | None:
-        """What we have saved of a run of our own at this very step, until we have had the run's weights once."""
-        if self.loaded or not is_shared_by_peers(action.checkpoint):
+        """What we have saved of the run at this very step, until we have had the run's weights once.
+
+        In a run of Psyche's, too, when its peers are all new: what it calls its checkpoint is then what it began with,
+        unless somebody has uploaded this step, which has the weights that we have.
+        """
+        if self.loaded or (action.providers and not is_shared_by_peers(action.checkpoint)):
             return None
         return self._checkpoints.of_step(self._facts.run_id, action.step)
 
@@ -187,3 +193,23 @@ class ModelLoader:
             f"the run {self._facts.run_id!r} is at step {step}, and none of its peers has its weights: start a peer "
             "that has a checkpoint of it (checkpoint_dir=..., resume=True), or begin another run"
         )
+
+
+def _place_of(checkpoint: CheckpointOfRun) -> str | None:
+    """What the run calls its stored weights; None if it stores none."""
+    match checkpoint:
+        case Hub(repo):
+            return repo.repo_id
+        case Gcs(repo):
+            return repo.bucket
+    return None
+
+
+def _begins_with(place: str, step: int) -> str:
+    if step <= FIRST_STEP + DRAIN_ROUNDS:
+        return f"the run begins with the weights of {place}; the model must have them already"
+    return (
+        f"the run is at step {step}, and no peer of it is left: it goes on with the weights of {place}, which the "
+        "model must have already; if those are of its beginning, name a folder with the weights of this step instead "
+        "(join: --model), or what was trained is lost"
+    )
