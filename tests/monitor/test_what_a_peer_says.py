@@ -11,6 +11,7 @@ from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.monitor.narration import Narration
 from distro_optim.strategy.monitor.summary import summary
 from distro_optim.strategy.network.contributions import MAX_IDENTITIES, Contributions
+from distro_optim.strategy.network.journal import Journal
 from distro_optim.strategy.port import Contribution, RunView
 from distro_optim.strategy.rounds.actions import CountedResult, DropReason
 
@@ -219,3 +220,17 @@ def test_contributions_are_counted_by_identity_and_bounded() -> None:
         contributions.dropped(number.to_bytes(32, "big"), DropReason.MALFORMED)
     assert len(contributions.seen()) == MAX_IDENTITIES
     assert {A, B} <= contributions.seen().keys()
+
+
+def test_a_speed_is_told_from_the_first_round_on_that_was_seen_as_a_whole() -> None:
+    listener = Listener()
+    journal = Journal("run", NodeIdentity(signer=ME, p2p_identity=ME), lambda: listener.now)
+    state = RunConfig(total_steps=9, global_batch_size=16).coordinator_state("run")
+    state = replace(state, run_state=RunState.ROUND_TRAIN)
+    speeds = []
+    for now, step in ((0.005, 3), (2.0, 4), (6.0, 5)):
+        listener.now = now
+        journal.state(replace(state, progress=replace(state.progress, step=step)))
+        speeds.append(journal.metadata(step).tokens_per_sec)
+    assert speeds[0] == 0
+    assert speeds[2] * 4.0 == speeds[1] * 1.995 > 0

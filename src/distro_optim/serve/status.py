@@ -132,7 +132,7 @@ def _client_status(
         state=member.value if member else waiting,
         reported_step=report.step if report else None,
         loss=_finite(report.loss) if report else None,
-        tokens_per_second=_finite(report.tokens_per_sec) if report else None,
+        tokens_per_second=(_finite(report.tokens_per_sec) or None) if report else None,  # 0: not measured yet
         samples=None if one is None else one.samples,
         equal=None if one is None else one.equal,
         work=None if one is None else one.work,

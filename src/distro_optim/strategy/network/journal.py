@@ -95,7 +95,9 @@ class Journal:
     def state(self, state: Coordinator) -> None:
         """The coordinator's state is this now."""
         before, self._state = self._state, state
-        if before is None or before.progress.step != state.progress.step:
+        if before is None:
+            self._round_began = self._clock()  # or before: how long this round takes is not known
+        elif before.progress.step != state.progress.step:
             now = self._clock()
             self._round_seconds, self._round_began = now - self._round_began, now
         if before is None or before.run_state is not state.run_state:
