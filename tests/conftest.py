@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import groupby
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,6 +31,22 @@ def pytest_collection_finish() -> None:
     """From here on only what the tests make is looked through, not the libraries."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """The processes that share the tests are forks: one loads the libraries for all."""
+    from execnet import gateway_io
+    from execnet.gateway_base import Popen2IO
+
+    import warm_python
+
+    class Fork(gateway_io.Popen2IOMaster):
+        def __init__(self, args: list[str], execmodel: Any) -> None:
+            self.popen = warm_python.Popen(args, stdin=PIPE, stdout=PIPE, runs_tests=True)
+            Popen2IO.__init__(self, self.popen.stdin, self.popen.stdout, execmodel=execmodel)
+
+    gateway_io.Popen2IOMaster = Fork  # type: ignore[misc]
 
 
 @pytest.hookimpl(trylast=True)

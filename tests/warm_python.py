@@ -13,6 +13,9 @@ A child that is itself a launcher (torchrun, a Trainer of two devices, a test ne
 ``its_children_too=True``: it finds :class:`Popen` in the place of that of :mod:`subprocess`, and a fork of its own to
 ask, made before it has a thread. A child that tests what is loaded, or without what something works, is started with
 ``without_this_package=True``.
+
+The processes of pytest-xdist are forks too (``conftest.py``), with interpreters of their own to ask: the libraries are
+loaded once for all of them.
 """
 
 from __future__ import annotations
@@ -72,13 +75,20 @@ class Popen(subprocess.Popen[Any]):
     Args:
         its_children_too: Pythons that the child starts are forks as well.
         without_this_package: the child has PyTorch and transformers loaded, and neither this package nor Lightning.
+        runs_tests: the child uses this module itself, and has both interpreters to ask from the beginning.
     """
 
     def __init__(
-        self, *args: Any, its_children_too: bool = False, without_this_package: bool = False, **settings: Any
+        self,
+        *args: Any,
+        its_children_too: bool = False,
+        without_this_package: bool = False,
+        runs_tests: bool = False,
+        **settings: Any,
     ) -> None:
         self._its_children_too = its_children_too
-        self._without_this_package = without_this_package
+        self._without_this_package = without_this_package or runs_tests
+        self._runs_tests = runs_tests
         super().__init__(*args, **settings)
 
     def _execute_child(self, *given: Any) -> None:
@@ -95,6 +105,7 @@ class Popen(subprocess.Popen[Any]):
                 "new_session": start_new_session,
                 "first": first,
                 "its_children_too": self._its_children_too,
+                "runs_tests": self._runs_tests,
             }
             files = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1]
             files.append(errwrite if errwrite != -1 else 2)
@@ -180,16 +191,19 @@ class _Interpreter:
             raise OSError("the interpreter that is forked has ended")
         return int(answer)
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._socket.close()
 
 
 _OF_THIS_CHILD: list[_Interpreter] = []
-"""In a child that was started with ``its_children_too``: what it forks."""
+"""In a child that was started with ``its_children_too``, what it forks. With ``runs_tests`` there are two: the first is
+without this package."""
 
 
 def _interpreter(without_this_package: bool) -> _Interpreter:
-    return _OF_THIS_CHILD[0] if _OF_THIS_CHILD else _new_interpreters()[without_this_package]
+    if _OF_THIS_CHILD:
+        return _OF_THIS_CHILD[0 if without_this_package else -1]
+    return _new_interpreters()[without_this_package]
 
 
 @functools.cache
@@ -208,8 +222,8 @@ def _new_interpreters() -> tuple[_Interpreter, _Interpreter]:
     everything, without = (_Interpreter(ours) for ours, _ in pairs)
 
     def end_both() -> None:
-        everything.end()
-        without.end()
+        everything.close()
+        without.close()
         process.wait()
 
     atexit.register(end_both)
@@ -239,15 +253,26 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
                     time.sleep(0.001)
                 if request["new_session"]:
                     os.setsid()
-                if request["its_children_too"]:
+                first_load: list[tuple[str, ...]] = [(), LOADED] if request["runs_tests"] else []
+                for names in [()] if request["its_children_too"] else first_load:
+                    _load(names)
                     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                     if os.fork() == 0:
                         ours.close()
+                        for each in _OF_THIS_CHILD:
+                            each.close()
+                        _OF_THIS_CHILD.clear()
                         for file in files:
                             os.close(file)
                         return _serve(theirs)
                     theirs.close()
-                    _take_the_place_of_popen(ours)
+                    _OF_THIS_CHILD.append(_Interpreter(ours))
+                for each in _OF_THIS_CHILD:
+                    atexit.register(each.close)
+                if request["its_children_too"]:
+                    _take_the_place_of_popen()
+                if request["runs_tests"]:
+                    _leave_to_pytest_what_it_has()
                 _become(request, files)
                 return request
             os.write(tell, b"%d" % child)
@@ -260,12 +285,18 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             os.close(file)
 
 
-def _take_the_place_of_popen(connection: socket.socket) -> None:
-    _OF_THIS_CHILD.append(_Interpreter(connection))
+def _take_the_place_of_popen() -> None:
     theirs = subprocess.Popen
     for module in list(sys.modules.values()):
         if vars(module).get("Popen") is theirs:
             vars(module)["Popen"] = Popen
+
+
+def _leave_to_pytest_what_it_has() -> None:
+    """anyio has a plugin for pytest, which warns that it cannot rewrite what is loaded already."""
+    anyio = sys.modules.get("anyio")
+    if anyio is not None:
+        anyio.__doc__ = "PYTEST_DONT_REWRITE"
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
@@ -316,6 +347,7 @@ def _load(names: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["warm_python"] = sys.modules[__name__]  # for children that use it, with what they can ask
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for those of the children that want it
     sys.path[0] = ""
     gc.disable()  # it would look through all the libraries while they are loaded, and find nothing

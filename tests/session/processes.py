@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import warm_python
+
 SCRIPT = Path(__file__).with_name("one_process.py")
 PATIENCE_SECONDS = 180.0
 NUMBERS = (1, 2, 3)
@@ -29,7 +31,7 @@ class Processes:
         self.of(number).mkdir(exist_ok=True)
         with (self.of(number) / "out.txt").open("ab") as out:
             command = [sys.executable, str(SCRIPT), str(self.of(number)), str(self.steps), *ticket]
-            self.running[number] = subprocess.Popen(
+            self.running[number] = warm_python.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
 
