@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from distro_optim import DisTrO, SwarmSession
 from distro_optim.comm.exchange import LocalExchange
@@ -133,13 +134,81 @@ def updates_are_those_of_the_whole_model(rank: int, size: int) -> None:
         assert_same(ours, plain, "weights")
 
 
+def copies_look_ahead_as_the_whole_model(rank: int, size: int) -> None:
+    [(line, rows), _, (square, both), _] = meshes()
+    matrices = {**both, 3: [Shard(0), Replicate()]}  # batches of them, cut between matrices
+    for mesh, placements, tiling in ((line, rows, "padded"), (square, matrices, "divisor")):
+        ours, optimizer, plain, twin = optimizers(mesh, placements, torch.bfloat16, tiling=tiling)
+        for step in range(1, 4):
+            give_gradients(ours, plain, step)
+            mine, other = optimizer.generate(), twin.generate()
+            assert encode_flat(mine) == encode_flat(other), (mesh, step)
+            optimizer.apply([mine])
+            twin.apply([other])
+            optimizer.lookahead()
+            twin.lookahead()
+            assert_same(ours, plain, "ahead")
+        # What was borrowed for the lookahead is not copied; all ranks copy.
+        again = copy.deepcopy(optimizer)
+        again.eval()
+        twin.eval()
+        assert_same([param for group in again.param_groups for param in group["params"]], plain, "a copy")
+
+
+def only_rows_of_tiles_that_are_cut_travel(rank: int, size: int) -> None:
+    shapes = ((100, 48), (50, 33), (7, 40), (64, 20))
+    mesh = init_device_mesh("cpu", (4,))
+    numbers = torch.Generator().manual_seed(0)
+    ours = [
+        nn.Parameter(distribute_tensor(torch.randn(shape, generator=numbers), mesh, [Shard(0)])) for shape in shapes
+    ]
+    optimizer = DisTrO(ours, lr=1e-2, compression_chunk=16)
+    sent: list[int] = []
+
+    def counted(arrived: Tensor, outgoing: Tensor, come: list[int], to: list[int], group: Any) -> None:
+        assert to[rank] == 0
+        sent.append(sum(to))
+        swap(arrived, outgoing, come, to, group=group)
+
+    swap = dist.all_to_all_single
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_to_all_single", counted)
+        patch.setattr(DTensor, "full_tensor", None)  # no tensor comes together as a whole
+        for _ in range(3):
+            for param in ours:
+                param.grad = torch.ones_like(param)
+            sent.clear()
+            optimizer.step()
+    total = torch.tensor(sent)
+    dist.all_reduce(total)
+    # Below each boundary, as far as the tile that it cuts: gradients in float32 to the owner, signs back.
+    edges = ((25, 50, 75), (13, 26, 39), (2, 4, 6), (16, 32, 48))
+    rows = [[min(-edge % 16, shape[0] - edge) for edge in some] for shape, some in zip(shapes, edges, strict=True)]
+    rows[2] = [2, 2, 1]  # one row of tiles, cut three times
+    elements = [sum(some) * shape[1] for shape, some in zip(shapes, rows, strict=True)]
+    assert total.tolist() == [4 * sum(elements), sum(elements)]
+    assert all(count <= 3 * 16 * shape[1] for count, shape in zip(elements, shapes, strict=True))
+    assert elements[3] == 0
+
+
+def a_gradient_that_some_ranks_do_not_have_is_told(rank: int, size: int) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    ours, optimizer, plain, _ = optimizers(mesh, FOUR, torch.float32)
+    give_gradients(ours, plain, 1)
+    if rank == 2:
+        ours[1].grad = None
+    with pytest.raises(DistroError, match="parameter 1 is sharded over ranks of which only some have a gradient"):
+        optimizer.step()
+
+
 def a_rank_changes_what_is_its_own(rank: int, size: int) -> None:
     mesh = init_device_mesh("cpu", (4,))
     ours, optimizer, _, twin = optimizers(mesh, FOUR, torch.float32)
     memory = [param.to_local().data_ptr() for param in ours]  # type: ignore[attr-defined]
     shapes = [tuple(optimizer.state[param]["delta"].shape) for param in ours]
     assert shapes[0] == (16, 48)  # its own tiles
-    assert shapes[1] == ((16, 33), (32, 33), (32, 33), (18, 33))[rank]  # 13 rows, and what cuts them
+    assert shapes[1] == ((16, 33), (16, 33), (16, 33), (2, 33))[rank]  # the tiles that its 13 rows begin
+    assert shapes[2] == ((7, 40), (0, 40), (0, 40), (0, 40))[rank]  # one row of tiles, whose first element it has
     assert sum(s["delta"].numel() for s in optimizer.state.values()) < sum(
         s["delta"].numel() for s in twin.state.values()
     )
@@ -202,9 +271,14 @@ def what_is_saved_is_the_state_of_the_whole_model(rank: int, size: int) -> None:
 
 def copies_of_a_sharded_model_are_peers(rank: int, size: int) -> None:
     """Two peers of two ranks each, beside two peers that are not sharded: all end with the same weights."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("peer", "shard"))
+    for names, placements in ((("shard",), FOUR), (("one", "shard"), SQUARE)):
+        mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("peer", "one", "shard"))
+        _are_peers(rank, mesh, mesh[names], placements)
+
+
+def _are_peers(rank: int, mesh: DeviceMesh, shards: DeviceMesh, placements: Any) -> None:
     settings: Any = {"lr": 1e-2, "compression_chunk": 16}
-    ours = sharded(weights(torch.float32), mesh["shard"], FOUR)
+    ours = sharded(weights(torch.float32), shards, placements)
     optimizer = DisTrO(ours, process_group=mesh.get_group("peer"), **settings)
     plain = [nn.Parameter(tensor) for tensor in weights(torch.float32)]
     twin = DisTrO(plain, process_group=mesh.get_group("peer"), **settings)
@@ -331,6 +405,9 @@ def modules_that_are_sharded_twice_train_as_the_whole_model(rank: int, size: int
 JOBS: tuple[Callable[[int, int], None], ...] = (
     steps_are_those_of_the_whole_model,
     updates_are_those_of_the_whole_model,
+    copies_look_ahead_as_the_whole_model,
+    only_rows_of_tiles_that_are_cut_travel,
+    a_gradient_that_some_ranks_do_not_have_is_told,
     a_rank_changes_what_is_its_own,
     a_gradient_that_is_not_finite_on_one_rank_is_left_out_by_all,
     what_is_saved_is_the_state_of_the_whole_model,

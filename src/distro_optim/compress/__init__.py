@@ -4,7 +4,7 @@
 ``tiling``       how one tensor is cut into tiles
 ``profile``      how torch works on a kind of device
 ``plan``         the tiles of a whole model, in batches that fit in the cache
-``shards``       a part of a tensor, in tiles of the whole
+``shards``       a part of a tensor, in tiles of the whole: which of them a shard owns, and which it touches
 ``dct``          orthonormal transforms of a block of tiles
 ``distinct``     are the indices of a tile distinct?
 ``topk``         which coefficients are sent; the mean over those who sent one

@@ -12,7 +12,8 @@
 ``lookahead``    Psyche's error correction: gradients are taken where the weights will be
 ``weight_decay`` with the same bits on every device
 ``quarantine``   which gradients may touch the momentum
-``sharding``     which part of a sharded model is here, and what its ranks tell each other
+``sharding``     which part of a sharded model is here
+``shards``       a folder: what ranks that hold a model together tell each other
 ``sharded_engine``  steps of a sharded model: of its own tiles, and the update of all ranks together
 ``wrapped``      finds a DistributedDataParallel around the parameters
 ``uncompiled``  methods that torch.compile leaves as they are

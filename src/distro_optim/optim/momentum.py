@@ -254,9 +254,13 @@ class DecoupledMomentum(Optimizer):
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
                 sharding = self._sharding
-                here = plan if sharding is None else sharding.plan
-                engine = make_engine(self._engine, here, self._transform, workers.run, workers.count)
-                self._run.engine = engine if sharding is None else ShardedEngine(sharding, engine)
+
+                def make(plan: TilePlan) -> Engine:
+                    return make_engine(self._engine, plan, self._transform, workers.run, workers.count)
+
+                self._run.engine = make(plan) if sharding is None else ShardedEngine(sharding, make)
+                if sharding is not None:
+                    sharding.directions_change()
                 for number, param in enumerate(params):
                     self.state[param] = self._restored(self.state[param], number, param)
         return self._run.engine
@@ -266,7 +270,7 @@ class DecoupledMomentum(Optimizer):
     def delta(self, param: Tensor) -> Tensor:
         """A copy of the momentum of ``param``, shaped as it, in float32, or float64 for a float64 parameter.
 
-        Of a DTensor it is one, too.
+        Of a DTensor it is one, too, and all ranks that hold it must call.
 
         Raises:
             ConfigurationError: ``param`` does not belong to the optimizer.
@@ -275,7 +279,7 @@ class DecoupledMomentum(Optimizer):
         for number, own in enumerate(self._params()):
             if own is param:
                 delta, sharding = self._delta(number, param), self._sharding
-                return delta.clone() if sharding is None else sharding.as_parameter(number, delta)
+                return delta.clone() if sharding is None else sharding.delta(number, delta)
         raise ConfigurationError(
             "param is not one of the optimizer's parameters", name="param", value=tuple(param.shape)
         )
@@ -468,6 +472,8 @@ class DecoupledMomentum(Optimizer):
         """Nothing of ours is on its way, so there is nothing to look ahead to."""
         if DIRECTION in self.state[param]:
             self.state[param][DIRECTION].zero_()
+            if self._run.sharding is not None:
+                self._run.sharding.directions_change()
 
     @torch.no_grad()
     def decay_weights(self, lr: Rates = None) -> None:
@@ -618,18 +624,13 @@ class DecoupledMomentum(Optimizer):
                 "the optimizer's state was cleared while the weights looked ahead, and the true weights with it: load "
                 "them from a checkpoint and make a new optimizer. To forget the momentum, call reset()"
             )
-        directions, sharding = [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params], self._sharding
-        here = params
-        if sharding is not None:
-            here = sharding.look_ahead(on=self._run.lookahead.on)
-            directions = [sharding.in_box(number, delta) for number, delta in enumerate(directions)]
-        return (
-            here,
-            directions,
-            [self.state[p][WEIGHT] for p in params],
-            [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]],
-            [DIRECTION in self.state[p] for p in params],
-        )
+        directions = [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params]
+        saved = [self.state[p][WEIGHT] for p in params]
+        rates = [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]]
+        whole, sharding = [DIRECTION in self.state[p] for p in params], self._sharding
+        if sharding is None:
+            return params, directions, saved, rates, whole
+        return sharding.look_ahead(directions, saved, rates, whole, on=self._run.lookahead.on)
 
 
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..compress import CompressedUpdate, compute_dtype
+from ..compress import CompressedUpdate, TilePlan, compute_dtype
 from ..compress.engine import Engine, Intake
-from ..compress.shards import Span
+from ..compress.shards import Box, Span
 from ..errors import DistroError
 from .sharding import Sharding
 
@@ -22,22 +22,24 @@ class ShardedEngine(Engine):
     """Takes the gradients of DTensors, and their shards as parameters; gives and takes updates of the whole model.
 
     Updates are in main memory on both sides. :meth:`extract` and :meth:`finite` are collective: all ranks that hold
-    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does.
+    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does. :meth:`merge` is not: each
+    rank decodes the tiles that its shards touch.
 
     Args:
         sharding: what is here.
-        inner: of the plan of the boxes.
+        make: an engine of a plan. Of two, where tiles are cut: what a rank owns is not what it touches.
     """
 
-    def __init__(self, sharding: Sharding, inner: Engine) -> None:
+    def __init__(self, sharding: Sharding, make: Callable[[TilePlan], Engine]) -> None:
         super().__init__(sharding.whole)
         self._sharding = sharding
-        self._inner = inner
+        self._inner = make(sharding.plan)
+        self._merging = self._inner if sharding.plan_around is sharding.plan else make(sharding.plan_around)
         self._senders: list[list[Tensor]] | None = None
         self._counting: Tensor | None = None
         self._own: dict[int, Tensor] | None = None
-        # Batches of the boxes are batches of the whole, with fewer tiles: which batch, and which of its tiles.
-        self._batches, self._rows = _rows(sharding)
+        self._owned_parts = _Parts(sharding, sharding.boxes, sharding.plan)
+        self._touched_parts = _Parts(sharding, sharding.around, sharding.plan_around)
 
     @property
     @override
@@ -60,10 +62,22 @@ class ShardedEngine(Engine):
             # One look at the device. In float32, unless there are gradients in float64, which have no such device.
             device = next(iter(looks.values())).device
             norms[list(looks)] = torch.stack([look.to(device) for look in looks.values()]).cpu().double()
-        everybody = torch.stack(self._sharding.gather(norms.view(torch.uint8))).view(torch.float64)
+        everybody = torch.stack(self._sharding.gather(torch.stack([norms, limits]).view(-1).view(torch.uint8)))
+        everybody, given = everybody.view(torch.float64).view(-1, 2, len(grads)).unbind(1)
+        self._check_given(grads, given > 0)
         squares = torch.where(self._counts_once(), everybody.square(), 0).sum(0)
         fine: Tensor = everybody.isfinite().all(0) & (squares <= limits)
         return fine.to(torch.float32)
+
+    def _check_given(self, grads: Sequence[Tensor | None], given: Tensor) -> None:
+        """Raises DistroError where some ranks have a gradient that others must send them parts of, and others not."""
+        cut = self._sharding.travels
+        odd = [n for n in (given.any(0) & ~given.all(0)).nonzero().flatten().tolist() if n in cut]
+        if odd:
+            raise DistroError(
+                f"parameter {odd[0]} is sharded over ranks of which only some have a gradient of it: let all ranks "
+                "call backward() on the same layers, or set the missing gradients to zeros"
+            )
 
     def _counts_once(self) -> Tensor:
         """``(ranks, tensors) bool``: whether a rank's shard counts, of those that have the same."""
@@ -80,6 +94,7 @@ class ShardedEngine(Engine):
     @override
     def extract(self, intake: Intake) -> CompressedUpdate:
         grads = self._sharding.gradients(intake.grads)
+        self._sharding.directions_change()
         mine = self._inner.download(self._inner.extract(replace(intake, grads=grads, step=None)))
         update = self._together(mine, quantized=intake.quantize)
         if intake.step is not None:
@@ -92,7 +107,7 @@ class ShardedEngine(Engine):
         senders = self._owned()
         parts = [torch.tensor(mine.present, dtype=torch.uint8, device="cpu")]
         if self._own is None:
-            self._own = self._own_rows(senders[self._sharding.rank])
+            self._own = self._owned_parts.rows_of(self.plan, senders[self._sharding.rank])
         for number, rows in self._own.items():
             parts += [_bytes(mine.index[number][rows]), _bytes(mine.value[number][rows])]
         whole = CompressedUpdate.empty(self.plan, quantized=quantized)
@@ -149,17 +164,6 @@ class ShardedEngine(Engine):
             self._senders = senders
         return self._senders
 
-    def _own_rows(self, owned: Sequence[Tensor]) -> dict[int, Tensor]:
-        """By batch of the boxes, in the order of the whole's batches: where the tiles that we speak for lie in it."""
-        found = {}
-        for home in range(len(self.plan.batches)):
-            if home in self._batches:
-                number = self._batches.index(home)
-                place = torch.full((self.plan.batches[home].tiles,), -1, device="cpu")
-                place[self._rows[number]] = torch.arange(len(self._rows[number]), device="cpu")
-                found[number] = place[owned[home]]
-        return found
-
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
     @override
@@ -169,9 +173,9 @@ class ShardedEngine(Engine):
 
     @override
     def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
-        parts = self._inner.upload([self._part(update) for update in updates])
+        parts = self._merging.upload([self._touched_parts.of(update) for update in updates])
         boxed: list[Tensor] = []
-        for param, box in zip(params, self._sharding.boxes, strict=True):
+        for param, box in zip(params, self._sharding.around, strict=True):
             if box.is_shard:
                 boxed.append(param)
             else:
@@ -179,27 +183,16 @@ class ShardedEngine(Engine):
                 room = torch.zeros(box.shape, dtype=param.dtype, device=param.device)
                 box.shard_of(room).copy_(param)
                 boxed.append(room)
-        self._inner.merge(parts, boxed, lr=lr)
-        for param, room, box in zip(params, boxed, self._sharding.boxes, strict=True):
+        self._merging.merge(parts, boxed, lr=lr)
+        for param, room, box in zip(params, boxed, self._sharding.around, strict=True):
             if room is not param:
                 param.copy_(box.shard_of(room))
-
-    def _part(self, update: CompressedUpdate) -> CompressedUpdate:
-        """What an update says about the tiles that are here."""
-        index, value = (
-            tuple(
-                kind[home].index_select(0, rows.to(kind[home].device))
-                for home, rows in zip(self._batches, self._rows, strict=True)
-            )
-            for kind in (update.index, update.value)
-        )
-        return CompressedUpdate(self._inner.plan, index, value, update.present)
 
     @override
     def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
         """The merged update of every tensor before its sign, sharded as the parameter."""
-        parts = self._inner.upload([self._part(update) for update in updates])
-        decoded = self._inner.decode(parts)
+        parts = self._merging.upload([self._touched_parts.of(update) for update in updates])
+        decoded = self._merging.decode(parts)
         return [self._sharding.as_parameter(number, tensor) for number, tensor in enumerate(decoded)]
 
     # -- the lookahead -------------------------------------------------------------------------------------------------
@@ -220,17 +213,49 @@ class ShardedEngine(Engine):
         self._inner.put_back(params, saved)
 
 
-def _rows(sharding: Sharding) -> tuple[list[int], list[Tensor]]:
-    """Of each batch of the boxes: the batch of the whole that it is of, and which of its tiles it has."""
-    tiles = [box.tiles(grid) for box, grid in zip(sharding.boxes, sharding.whole.grids, strict=True)]
-    batches, rows = [], []
-    for batch in sharding.plan.batches:
-        home = sharding.whole.home[next(iter(batch.ranges))]
-        assert home is not None
-        ranges = sharding.whole.batches[home].ranges
-        batches.append(home)
-        rows.append(torch.cat([tiles[number] + ranges[number][0] for number in batch.ranges]))
-    return batches, rows
+class _Parts:
+    """Updates of the whole model, and what they say about the tiles of boxes.
+
+    Args:
+        sharding: of the model.
+        boxes: one for each tensor.
+        plan: of them.
+    """
+
+    def __init__(self, sharding: Sharding, boxes: Sequence[Box], plan: TilePlan) -> None:
+        self.plan = plan
+        # Batches of the boxes are batches of the whole, with fewer tiles: which batch, and which of its tiles.
+        self._batches: list[int] = []
+        self._rows: list[Tensor] = []
+        tiles = [box.tiles(grid) for box, grid in zip(boxes, sharding.whole.grids, strict=True)]
+        for batch in plan.batches:
+            home = sharding.whole.home[next(iter(batch.ranges))]
+            assert home is not None
+            ranges = sharding.whole.batches[home].ranges
+            self._batches.append(home)
+            self._rows.append(torch.cat([tiles[number] + ranges[number][0] for number in batch.ranges]))
+
+    def of(self, update: CompressedUpdate) -> CompressedUpdate:
+        """What ``update`` says about them."""
+        index, value = (
+            tuple(
+                kind[home].index_select(0, rows.to(kind[home].device))
+                for home, rows in zip(self._batches, self._rows, strict=True)
+            )
+            for kind in (update.index, update.value)
+        )
+        return CompressedUpdate(self.plan, index, value, update.present)
+
+    def rows_of(self, whole: TilePlan, tiles: Sequence[Tensor]) -> dict[int, Tensor]:
+        """By batch of the boxes, in the order of the batches of ``whole``: where its ``tiles`` lie in it."""
+        found = {}
+        for home, batch in enumerate(whole.batches):
+            if home in self._batches:
+                number = self._batches.index(home)
+                place = torch.full((batch.tiles,), -1, device="cpu")
+                place[self._rows[number]] = torch.arange(len(self._rows[number]), device="cpu")
+                found[number] = place[tiles[home]]
+        return found
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,50 +1,60 @@
 """Parameters that are sharded over several devices (DTensors: FSDP2, tensor parallelism), as the optimizer sees them.
 
-The ranks that hold a model together are *one* peer. Each has the momentum of the :mod:`boxes <distro_optim.compress.
-shards>` around its shards and changes its shards only, while updates, and whatever peers compare, are those of the
-model that is not sharded. Ranks talk to each other where they must:
+The ranks that hold a model together are *one* peer. Each has the momentum of the tiles that its shards :func:`own
+<distro_optim.compress.shards.box_owned>` and changes its shards only, while updates, and whatever peers compare, are
+those of the model that is not sharded. Ranks talk to each other where they must:
 
 =====================  =============================================================================================
 every step             the coefficients of all tiles, some bytes for each; which gradients are finite
-and for each tensor    whose shards cut a tile: its gradient is gathered, one tensor after the other
+and of each tensor     whose shards cut tiles: the rows of the gradient below the boundary, as far as the tile that is
+                       cut, to its owner; with overlap, the signs of their momentum back
 ``state_dict``         all of the state, since what is saved is the state of the model that is not sharded
+``delta``              the momentum of rows that another rank owns
 =====================  =============================================================================================
+
+Weights need nobody: each rank decodes the tiles that its shards touch, from updates that all ranks have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
 from ..compress.plan import TilePlan, plan_of_part
-from ..compress.shards import Box, Span, box_around
-from ..errors import ConfigurationError, DistroError
+from ..compress.shards import Box, Span, box_around, box_owned, common_part, part_of
+from ..errors import ConfigurationError
+from .shards.placing import (
+    as_sharded,
+    check_places,
+    check_sharded,
+    common_mesh,
+    is_sharded,
+    local_part,
+    shard_of,
+)
+from .shards.ranks import Ranks
+from .shards.routes import Rectangle, Routes, routes
 from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, WEIGHT
 
-__all__ = ["Sharding", "check_sharded", "is_sharded"]
+__all__ = ["Ahead", "Sharding", "check_sharded", "is_sharded"]
 
 _BY_TILE: Final = (COEFFICIENTS, OWN_INDEX, OWN_VALUE)
 """Parts of a parameter's state that have a row for each tile; the others are shaped as the parameter."""
 
 
-def is_sharded(param: object) -> bool:
-    """Whether ``param`` is a DTensor."""
-    return hasattr(param, "device_mesh") and hasattr(param, "placements")
+class Ahead(NamedTuple):
+    """What is to look ahead: shards, cut where their momentum lies elsewhere. Parallel lists, as the lookahead's."""
 
-
-def check_sharded(param: Any) -> None:
-    """Raises :class:`~distro_optim.errors.ConfigurationError` unless a DTensor's parts are shards or copies of it."""
-    if any(placement.is_partial() for placement in param.placements):
-        raise ConfigurationError(
-            f"params: a DTensor is placed as {param.placements}, so that its ranks hold terms of a sum: redistribute() "
-            "it to Shard or Replicate",
-            name="params",
-        )
+    params: list[Tensor]
+    directions: list[Tensor]
+    saved: list[Tensor]
+    lr: list[float]
+    whole: list[bool]
 
 
 def _check_settings(plan: TilePlan, directions: Sequence[str]) -> None:
@@ -79,9 +89,12 @@ class Sharding:
         directions: of their groups, one for each.
 
     Attributes:
-        mesh: the ranks that hold the model together.
-        boxes: of the shards that are here, one for each parameter.
-        plan: of the boxes.
+        whole: the plan of the model.
+        ranks: that hold the model together.
+        boxes: tiles that the shards that are here own, one box for each parameter.
+        plan: of these boxes.
+        around: tiles that the shards touch, likewise.
+        plan_around: of those; the very :attr:`plan` where no tile is cut.
 
     Raises:
         ConfigurationError: the parameters lie on meshes of which none has all ranks, or a setting needs whole tensors.
@@ -91,59 +104,69 @@ class Sharding:
         _check_settings(plan, directions)
         self.whole = plan
         self._params: list[Any] = list(params)
-        self.mesh = _common_mesh(params)
-        self.boxes = [box_around(_shard_of(param), grid) for param, grid in zip(params, plan.grids, strict=True)]
+        self.ranks = Ranks(common_mesh(params))
+        shards = [shard_of(param) for param in params]
+        self.boxes = [box_owned(shard, grid) for shard, grid in zip(shards, plan.grids, strict=True)]
+        self.around = [box_around(shard, grid) for shard, grid in zip(shards, plan.grids, strict=True)]
         self.plan = plan_of_part(plan, [box.grid for box in self.boxes])
-        self._everybody: list[list[Box]] | None = None
+        alike = all(box.spans == other.spans for box, other in zip(self.boxes, self.around, strict=True))
+        self.plan_around = self.plan if alike else plan_of_part(plan, [box.grid for box in self.around])
         self._versions: list[int] | None = None
+        self._lent: dict[int, list[tuple[Rectangle, Tensor]]] = {}
+
+    @property
+    def mesh(self) -> Any:
+        """The ranks that hold the model together."""
+        return self.ranks.mesh
 
     @property
     def rank(self) -> int:
         """This rank's place in :attr:`everybody`."""
-        place = 0
-        for coordinate, size in zip(self.mesh.get_coordinate(), self.mesh.shape, strict=True):
-            place = place * size + coordinate
-        return place
+        return self.ranks.here
 
-    @property
+    def gather(self, mine: Tensor) -> list[Tensor]:
+        """As :meth:`~distro_optim.optim.shards.ranks.Ranks.gather`."""
+        return self.ranks.gather(mine)
+
+    @cached_property
     def everybody(self) -> list[list[Box]]:
         """The boxes of all ranks of the mesh. The first time, all ranks must ask.
 
         Raises:
             DistroError: the shards of a tensor are not where their placements say.
         """
-        if self._everybody is None:
-            mine = [box.shard for box in self.boxes]
-            shards = self._objects(mine)
-            self._everybody = [
-                [box_around(shard, grid) for shard, grid in zip(theirs, self.whole.grids, strict=True)]
-                for theirs in shards
-            ]
-            for number, param in enumerate(self._params):
-                self._check_places(number, param)
-        return self._everybody
+        mine = [box.shard for box in self.boxes]
+        # Dimensions are known, and so the length of the message.
+        edges = torch.tensor(
+            [edge for shard in mine for span in shard for edge in span], dtype=torch.int64, device="cpu"
+        )
+        boxes = []
+        for row in self.gather(edges):
+            numbers = iter(row.tolist())
+            shards: list[tuple[Span, ...]] = [tuple((next(numbers), next(numbers)) for _ in shard) for shard in mine]
+            boxes.append([box_owned(shard, grid) for shard, grid in zip(shards, self.whole.grids, strict=True)])
+        for number, param in enumerate(self._params):
+            check_places(number, param)
+        return boxes
 
-    def _check_places(self, number: int, param: Any) -> None:
-        """Where a dimension is sharded over several dimensions of the mesh, orders of shards differ: one look."""
-        if not is_sharded(param):
-            return
-        from torch.distributed.tensor import DTensor, Replicate
+    @cached_property
+    def _to_owners(self) -> Routes:
+        """From shards to those who own the tiles."""
+        return self._routes(self._all_shards(), self._all_boxes())
 
-        for dim, span in enumerate(_shard_of(param)):
-            on_it = [getattr(placement, "dim", None) == dim for placement in param.placements]
-            if sum(on_it) < 2:
-                continue
-            moved = [_moved(p) if on else Replicate() for p, on in zip(param.placements, on_it, strict=True)]
-            here = torch.arange(*span, device=_local(param).device)
-            size = param.shape[dim]
-            line = DTensor.from_local(
-                here, param.device_mesh, moved, run_check=False, shape=torch.Size([size]), stride=(1,)
-            )
-            if not torch.equal(line.full_tensor(), torch.arange(size, device=here.device)):
-                raise DistroError(
-                    f"parameter {number} is placed as {param.placements}, whose shards are not runs of rows: shard "
-                    "each dimension of a tensor over one dimension of the mesh"
-                )
+    @cached_property
+    def _from_owners(self) -> Routes:
+        """From those who own tiles to the shards."""
+        return self._routes(self._all_boxes(), self._all_shards())
+
+    def _routes(self, have: list[list[Rectangle]], need: list[list[Rectangle]]) -> Routes:
+        return routes(self.ranks.coordinates, self.ranks.here, have, need)
+
+    def _all_shards(self) -> list[list[Rectangle]]:
+        return [[box.shard for box in boxes] for boxes in self.everybody]
+
+    def _all_boxes(self) -> list[list[Rectangle]]:
+        return [[box.spans for box in boxes] for boxes in self.everybody]
 
     # -- the tensors that are here -------------------------------------------------------------------------------------
 
@@ -154,65 +177,48 @@ class Sharding:
     def held_of(self, number: int) -> Tensor:
         """The shard of one parameter; trained if the parameter is."""
         param: Tensor = self._params[number]
-        if not is_sharded(param):
-            return param
-        local = _local(param)
-        return Parameter(local, requires_grad=param.requires_grad) if isinstance(param, Parameter) else local
-
-    def look_ahead(self, *, on: bool) -> list[Tensor]:
-        """:meth:`held`, to put the lookahead on, or to take it off.
-
-        Whoever writes to a DTensor leaves no trace in its shard: that is written down for the lookahead here.
-
-        Args:
-            on: it is on already.
-        """
-        held = self.held()
-        versions = [param._version for param in self._params]
-        if on and self._versions is not None:
-            for tensor, before, now in zip(held, self._versions, versions, strict=True):
-                if before != now:
-                    tensor.detach().reshape(-1)[:0].zero_()
-        self._versions = versions
-        return held
-
-    def in_box(self, number: int, tensor: Tensor) -> Tensor:
-        """The shard in a tensor that is shaped as the box, contiguous."""
-        return self.boxes[number].shard_of(tensor).contiguous()
+        return _as_parameter(local_part(param), param) if is_sharded(param) else param
 
     def as_parameter(self, number: int, tensor: Tensor) -> Tensor:
-        """A tensor that is shaped as the box, as one that is sharded as the parameter, a copy."""
-        param: Any = self._params[number]
-        here = self.boxes[number].shard_of(tensor).clone(memory_format=torch.contiguous_format)
-        if not is_sharded(param):
-            return here
-        from torch.distributed.tensor import DTensor
+        """A tensor that is shaped as the box of :attr:`around`, as one that is sharded as the parameter, a copy."""
+        here = self.around[number].shard_of(tensor).clone(memory_format=torch.contiguous_format)
+        return as_sharded(self._params[number], here)
 
-        made: Tensor = DTensor.from_local(
-            here, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-        )
-        return made
+    def delta(self, number: int, owned: Tensor) -> Tensor:
+        """A tensor of which all ranks have their boxes, as one that is sharded as the parameter, a copy.
+
+        All ranks must call.
+        """
+        box = self.boxes[number]
+        came = self._from_owners.send(self.ranks, {number: owned})[number]
+        return as_sharded(self._params[number], _put_together(box.shard, [(box.spans, owned), *came], owned))
+
+    @property
+    def travels(self) -> frozenset[int]:
+        """Parameters whose gradients travel in part: the same on all ranks. The first time, all of them must ask."""
+        return self._to_owners.travel
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of the parameters, shaped as the boxes. Gathers those of which a tile is cut: all ranks must call.
+        """Gradients of the parameters, shaped as the boxes. All ranks must call.
 
         Args:
-            grads: DTensors of any placement where the parameter is one.
+            grads: DTensors of any placement where the parameter is one, or what is shaped as the box already.
         """
-        together = [any(not boxes[n].is_shard for boxes in self.everybody) for n in range(len(self._params))]
-        made: list[Tensor | None] = []
-        for number, grad in enumerate(self._placed(grads)):
-            if grad is None or not is_sharded(grad):
-                made.append(grad)
-            elif together[number]:
-                made.append(self.boxes[number].of_whole(grad.full_tensor()).contiguous())
-            else:
-                made.append(_local(grad))
+        placed = self._placed(grads)
+        local = {n: local_part(grad) for n, grad in enumerate(placed) if grad is not None and is_sharded(grad)}
+        cut = {n: grad for n, grad in local.items() if n in self._to_owners.travel}
+        came = self._to_owners.send(self.ranks, cut)
+        made: list[Tensor | None] = [local.get(n, grad) for n, grad in enumerate(placed)]
+        for number, grad in cut.items():
+            box = self.boxes[number]
+            made[number] = _put_together(box.spans, [(box.shard, grad), *came[number]], grad)
         return made
 
     def local_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients of the shards that are here."""
-        return [_local(grad) if grad is not None and is_sharded(grad) else grad for grad in self._placed(grads)]
+        return [local_part(grad) if grad is not None and is_sharded(grad) else grad for grad in self._placed(grads)]
 
     def _placed(self, grads: Sequence[Any]) -> list[Any]:
         """As the parameters are: backward passes may leave sums that are still to be made."""
@@ -223,32 +229,73 @@ class Sharding:
             for grad, param in zip(grads, self._params, strict=True)
         ]
 
-    # -- what ranks tell each other ------------------------------------------------------------------------------------
+    # -- the lookahead -------------------------------------------------------------------------------------------------
 
-    def gather(self, mine: Tensor) -> list[Tensor]:
-        """What every rank of the mesh has, in its order. All ranks must call.
+    def look_ahead(
+        self,
+        directions: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        lr: Sequence[float],
+        whole: Sequence[bool],
+        *,
+        on: bool,
+    ) -> Ahead:
+        """What the lookahead shifts, or puts back. After directions have changed, all ranks must call.
+
+        Whoever writes to a DTensor leaves no trace in its shard: that is written down for the lookahead here.
 
         Args:
-            mine: of one dimension, of the same type and length on all ranks, in main memory.
+            directions: shaped as the boxes.
+            saved: shaped as the shards.
+            lr, whole: as for the lookahead, for each parameter.
+            on: it is on already.
         """
-        device = torch.device(self.mesh.device_type)
-        everybody = mine.to(device).reshape(1, -1)
-        for dim in reversed(range(self.mesh.ndim)):
-            rows = [torch.empty_like(everybody) for _ in range(self.mesh.size(dim))]
-            dist.all_gather(rows, everybody, group=self.mesh.get_group(dim))
-            everybody = torch.cat(rows)
-        return list(everybody.cpu())
+        held = self.held()
+        versions = [param._version for param in self._params]
+        if on and self._versions is not None:
+            for tensor, before, now in zip(held, self._versions, versions, strict=True):
+                if before != now:
+                    tensor.detach().reshape(-1)[:0].zero_()
+        self._versions = versions
+        self._borrow(directions, whole)
+        ahead = Ahead([], [], [], [], [])
+        for number, (box, param, direction) in enumerate(zip(self.boxes, held, directions, strict=True)):
+            parts: Iterable[tuple[Rectangle, Tensor]] = ((box.shard, direction),)
+            if not box.is_shard:
+                parts = ((box.spans, direction), *self._lent.get(number, ()))
+            for spans, of_part in parts:
+                part = common_part(spans, box.shard)
+                if box.is_shard or part == box.shard:
+                    ahead.params.append(param)
+                    ahead.saved.append(saved[number])
+                    ahead.directions.append(of_part if box.is_shard else part_of(of_part, spans, box.shard))
+                elif part is not None:
+                    ahead.params.append(_as_parameter(part_of(param.detach(), box.shard, part), param))
+                    ahead.saved.append(part_of(saved[number], box.shard, part))
+                    ahead.directions.append(part_of(of_part, spans, part))
+                else:
+                    continue
+                ahead.lr.append(lr[number])
+                ahead.whole.append(whole[number])
+        return ahead
 
-    def _objects(self, mine: list[tuple[Span, ...]]) -> list[list[tuple[Span, ...]]]:
-        """The shards of all ranks, as :meth:`gather`: their dimensions are known, and so the length of the message."""
-        flat = torch.tensor(
-            [edge for shard in mine for span in shard for edge in span], dtype=torch.int64, device="cpu"
-        )
-        everybody = []
-        for row in self.gather(flat):
-            edges = iter(row.tolist())
-            everybody.append([tuple((next(edges), next(edges)) for _ in shard) for shard in mine])
-        return everybody
+    def _borrow(self, directions: Sequence[Tensor], whole: Sequence[bool]) -> None:
+        """Directions of what is here and owned by others: they keep until they change."""
+        if self._lent or not self._from_owners.travel:
+            return
+        # A sign fits into a byte.
+        sent = {
+            number: directions[number] if whole[number] else torch.sign(directions[number]).to(torch.int8)
+            for number in sorted(self._from_owners.travel)
+        }
+        self._lent = {
+            number: [(part, values.to(directions[number].dtype)) for part, values in came]
+            for number, came in self._from_owners.send(self.ranks, sent).items()
+        }
+
+    def directions_change(self) -> None:
+        """What was borrowed for the lookahead is out of date."""
+        self._lent = {}
 
     # -- what is saved -------------------------------------------------------------------------------------------------
 
@@ -304,52 +351,16 @@ class Sharding:
         return part
 
 
-def _local(tensor: Any) -> Tensor:
-    # Without gradients this is the very memory of the shard.
-    with torch.no_grad():
-        local: Tensor = tensor.to_local()
-    return local
+def _as_parameter(part: Tensor, param: Tensor) -> Tensor:
+    """A part of a parameter, which shares its memory, and is trained if the parameter is."""
+    return Parameter(part, requires_grad=param.requires_grad) if isinstance(param, Parameter) else part
 
 
-def _moved(placement: Any) -> Any:
-    """The placement of a line that lies as one dimension of a tensor does."""
-    from torch.distributed.tensor import Shard
-
-    factor = getattr(placement, "split_factor", None)
-    return Shard(0) if factor is None else type(placement)(0, split_factor=factor)
-
-
-def _common_mesh(params: Sequence[Any]) -> Any:
-    """The mesh that has the ranks of all others."""
-    meshes = [param.device_mesh for param in params if is_sharded(param)]
-    largest = max(meshes, key=lambda mesh: mesh.size())
-    ranks = set(largest.mesh.flatten().tolist())
-    if largest.get_coordinate() is None:
-        raise ConfigurationError("params: this rank is not in the mesh of the DTensors", name="params")
-    for mesh in meshes:
-        if not set(mesh.mesh.flatten().tolist()) <= ranks:
-            raise ConfigurationError(
-                f"params: DTensors lie on {largest} and on {mesh}, which has other ranks: shard the model over one "
-                "mesh, or over parts of it",
-                name="params",
-            )
-    return largest
-
-
-def _shard_of(param: Any) -> tuple[Span, ...]:
-    """The elements of a parameter that are here, dimension by dimension."""
-    if not is_sharded(param):
-        return tuple((0, size) for size in param.shape)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
-    if tuple(shape) != tuple(_local(param).shape):
-        raise ConfigurationError(
-            f"params: a DTensor of {tuple(param.shape)} has a part of {tuple(_local(param).shape)} here, where "
-            f"{param.placements} means {tuple(shape)}: distribute it as torch does",
-            name="params",
-        )
-    return tuple(
-        (min(start, size), min(start, size) + length)
-        for start, length, size in zip(offset, shape, param.shape, strict=True)
-    )
+def _put_together(spans: Rectangle, parts: Sequence[tuple[Rectangle, Tensor]], like: Tensor) -> Tensor:
+    """The elements ``spans`` of a tensor of which there are ``parts`` that have all of them, a copy."""
+    made = like.new_empty([stop - start for start, stop in spans])
+    for place, values in parts:
+        both = common_part(place, spans)
+        if both is not None:
+            part_of(made, spans, both).copy_(part_of(values, place, both))
+    return made

@@ -24,7 +24,7 @@ def shifted(param: Tensor, direction: Tensor, lr: float, whole: bool) -> Tensor:
     """``param -= lr * sign(direction)``, in place, or by the direction itself if it is taken as a ``whole``."""
     if whole:
         return param.add_(direction, alpha=-lr)
-    if not param.is_contiguous():
+    if not (param.is_contiguous() and direction.is_contiguous()):
         return param.add_(torch.sign(direction), alpha=-lr)
     flat, flat_direction = param.view(-1), direction.view(-1)
     for start in range(0, flat.numel(), PART):

@@ -1,0 +1,8 @@
+"""What ranks that hold a model together tell each other.
+
+===============  ========================================================================
+``ranks``        the ranks of a mesh: something to all of them, or to each something else
+``routes``       which elements of tensors travel from whom to whom
+``placing``      which elements of a DTensor are here
+===============  ========================================================================
+"""
