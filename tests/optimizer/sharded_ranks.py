@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from distro_optim import DisTrO, SwarmSession
+from distro_optim import DisTrO
 from distro_optim.comm.exchange import LocalExchange
 from distro_optim.compress.flat import encode_flat
 from distro_optim.coordinator.types import BatchId
@@ -330,14 +330,6 @@ def what_cannot_be_sharded_is_refused(rank: int, size: int) -> None:
         optimizer.step()
 
 
-def a_run_refuses_what_is_sharded(rank: int, size: int) -> None:
-    params = sharded(weights(torch.float32), init_device_mesh("cpu", (4,)), FOUR)
-    model = nn.ParameterList(params)
-    optimizer = DisTrO(params)
-    with pytest.raises(ConfigurationError, match=r"parameter 0 of the optimizer is sharded \(DTensor\)"):
-        SwarmSession(model, optimizer, dataset_size=8)
-
-
 def fully_sharded_modules_train_as_the_whole_model(rank: int, size: int) -> None:
     """FSDP2 itself: shards of its own making, padded, and gradients that it reduces."""
     from torch.distributed.fsdp import fully_shard
@@ -414,7 +406,6 @@ JOBS: tuple[Callable[[int, int], None], ...] = (
     copies_of_a_sharded_model_are_peers,
     writes_to_weights_that_look_ahead_are_seen,
     what_cannot_be_sharded_is_refused,
-    a_run_refuses_what_is_sharded,
     *(
         (fully_sharded_modules_train_as_the_whole_model, modules_that_are_sharded_twice_train_as_the_whole_model)
         if hasattr(torch.distributed.fsdp, "fully_shard")  # from PyTorch 2.6 on

@@ -206,14 +206,27 @@ class CausalLM(nn.Module):
 
     # -- and where they go ---------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Writes the model to ``folder``, in place of what is there, so that transformers loads it without us.
+
+        Args:
+            state_dict: other values for its tensors, all of them.
 
         Raises:
             ModelWeightsError: it cannot be written; what was there is untouched.
         """
         save_folder(
-            Path(folder), self.tensors(), self.config.to_json(), self.companions, max_shard_bytes=max_shard_bytes
+            Path(folder),
+            self.tensors() if state_dict is None else dict(state_dict),
+            self.config.to_json(),
+            self.companions,
+            max_shard_bytes=max_shard_bytes,
         )
 
     def shared_model(self) -> SharedModel:

@@ -16,7 +16,7 @@ from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
 from .rules import PUBLISHED, RULES
 from .run import ARITHMETIC, Run
-from .state import COEFFICIENTS, DELTA, WEIGHT, pack_in_flight, unpack_in_flight
+from .state import COEFFICIENTS, DELTA, MOMENTUM_BUFFER, WEIGHT, pack_in_flight, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
 
@@ -117,6 +117,25 @@ class ResumableOptimizer(DecoupledMomentum):
         if not self._overlap:
             for group in self.param_groups:
                 group["looks_ahead"] = group["resumes_ahead"] = False
+
+    @torch.no_grad()
+    def momenta_of(self, number: int) -> dict[str, Tensor]:
+        """The momentum of a parameter, and Muon's where it has one, by their keys in its state.
+
+        Of a DTensor whole, as in :meth:`state_dict`; otherwise they are the very tensors.
+        """
+        self._ready_engine()
+        state = self.state[self._params()[number]]
+        found = {key: state[key] for key in (DELTA, COEFFICIENTS, MOMENTUM_BUFFER) if key in state}
+        return found if self._sharding is None else self._sharding.whole_state(number, found)
+
+    @torch.no_grad()
+    def load_momenta(self, number: int, saved: dict[str, Tensor]) -> None:
+        """What :meth:`momenta_of` gave, or some of it, into the state of a parameter of the same shape."""
+        self._ready_engine()
+        state = self.state[self._params()[number]]
+        for key, value in (saved if self._sharding is None else self._sharding.part_of_state(number, saved)).items():
+            state[key].copy_(value)
 
     def _load_base(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
         """Loads as the base class does, and returns each parameter's saved state as it was saved.

@@ -41,7 +41,7 @@ from .shards.ranks import Ranks
 from .shards.routes import Rectangle, Routes, routes
 from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, WEIGHT
 
-__all__ = ["Ahead", "Sharding", "check_sharded", "is_sharded"]
+__all__ = ["Ahead", "Sharding", "check_sharded", "is_sharded", "shard_of"]
 
 _BY_TILE: Final = (COEFFICIENTS, OWN_INDEX, OWN_VALUE)
 """Parts of a parameter's state that have a row for each tile; the others are shaped as the parameter."""

@@ -29,6 +29,6 @@ What the rooms below share:
 =================  =================================================
 
 ``rounds`` decides and does no I/O, ``network`` is the thread that carries it out, ``model`` is what happens to the
-model in the training thread, ``frameworks`` what Lightning and Fabric need besides, ``monitor`` what people and
-machines see of a run.
+model in the training thread, ``ranks`` how several processes are one peer, ``frameworks`` what Lightning and Fabric
+need besides, ``monitor`` what people and machines see of a run.
 """

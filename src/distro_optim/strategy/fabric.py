@@ -40,7 +40,6 @@ from .frameworks.first_sample import look_at_first_sample
 from .frameworks.framework_session import Ended, FrameworkSession, check_for_ddp, split_options
 from .frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
 from .frameworks.lightning_checks import check_optimizers
-from .frameworks.local_ranks import LocalRanks
 from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
@@ -48,6 +47,7 @@ from .network.on_solana import check_run
 from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
+from .ranks.local_ranks import LocalRanks
 from .round import Round
 
 __all__ = ["FabricPsycheStrategy", "FabricRound", "FabricRounds"]

@@ -59,7 +59,6 @@ from .frameworks.lightning_progress import (
     whole_epoch_shown,
     whole_peers,
 )
-from .frameworks.local_ranks import LocalRanks
 from .frameworks.round_loader import RoundLoader
 from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
@@ -70,6 +69,7 @@ from .network.on_solana import check_run
 from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from .port import RunView
+from .ranks.local_ranks import LocalRanks
 from .round import Round
 from .session import SwarmSession
 

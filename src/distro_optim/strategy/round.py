@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from .rounds.actions import TrainBatch
-from .sample_order import SampleOrder
+from .sample_order import SampleOrder, micro_batches
 
 __all__ = ["Round", "RoundOwner"]
 
@@ -36,7 +36,7 @@ class Round:
         step: of the run.
         batch: the coordinator's data indices, ``start`` to ``end`` inclusive.
         open: neither :meth:`finish` nor :meth:`skip` was called yet.
-        piece_size: what :meth:`micro_batches` was called with; None if it was not.
+        piece_size: what :meth:`micro_batches` or :meth:`parts` was called with; None if it was not.
     """
 
     def __init__(self, action: TrainBatch, owner: RoundOwner, order: SampleOrder | None) -> None:
@@ -70,6 +70,33 @@ class Round:
             if self.cancelled:
                 return
             yield self.indices[start : start + size]
+
+    def parts(self, size: int, *, rank: int, world_size: int) -> Iterator[tuple[list[int], float]]:
+        """:attr:`indices` for one of several processes that are one peer, in pieces of at most ``size``.
+
+        All get equally many pieces, since they work on each together. Beside each piece stands what its mean loss
+        counts, so that the mean over processes of the sum over pieces is the mean over :attr:`indices`: with FSDP,
+        which averages gradients, call ``(loss * weight).backward()``. It is 0 for a sample that is only there for the
+        number of pieces. Ends early when the round is cancelled.
+
+        Args:
+            size: samples of a piece.
+            rank, world_size: of this process among those that have different samples. Processes that share the work on
+                a sample, as with tensor parallelism, give the same ones.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(f"size={size!r}: give a whole number of at least 1", name="size", value=size)
+        if not 0 <= rank < world_size:
+            raise ConfigurationError(
+                f"rank={rank!r} of world_size={world_size!r}: give a rank from 0 to world_size - 1",
+                name="rank",
+                value=rank,
+            )
+        self.piece_size = size
+        for piece in micro_batches(self.indices, size, rank=rank, world_size=world_size):
+            if self.cancelled:
+                return
+            yield list(piece.samples), piece.weight
 
     @property
     def cancelled(self) -> bool:

@@ -35,6 +35,7 @@ from ..coordinator.server.acting import HostActs, named_acts
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..logs import start_logging
+from ..optim.sharding import is_sharded
 from ..optim.wrapped import is_wrapped
 from ..optimizer import DisTrO
 from .config import RunConfig
@@ -42,14 +43,14 @@ from .connecting import connect_to_run, settings_to_host
 from .environment import TICKET_NAME, RunEnvironment, write_ticket
 from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
-from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints
+from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints, OthersCheckpoints
 from .model.checkpoint_place import CheckpointPlace
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, saved_step, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
-from .model.trainer import check_overlap, check_whole
+from .model.trainer import check_overlap
 from .monitor.figures import Figures, Progress
 from .monitor.metrics import MetricsServer, load_prometheus, metrics_of
 from .monitor.narration import Narration
@@ -61,6 +62,9 @@ from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_kinds, check_reach, complete, shows
 from .port import RunAccess, RunView
+from .ranks.holders import Holders, ShardHolders
+from .ranks.local_ranks import LocalRanks
+from .ranks.one_peer import FollowerPort, is_shared, leading
 from .round import Round
 from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_size, shuffle_seed
 from .upload import read_upload
@@ -86,6 +90,8 @@ class SwarmSession:
 
     Args:
         model: unwrapped; on the device on which it trains.
+            If its parameters are sharded (DTensors), every rank of their mesh makes a session, and all of them
+            together are one peer; see ``docs/gpu.md``.
         optimizer: of its parameters, with ``overlap=True``. Between :meth:`start` and :meth:`close`, its ``step()``
             does what :meth:`Round.finish` does.
         run: a ticket or an address; None hosts.
@@ -122,7 +128,12 @@ class SwarmSession:
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
         _check(model, optimizer, given)
-        if not self.several_processes:
+        is_in_shards = _is_in_shards(optimizer)
+        if is_in_shards:
+            _check_sharded(given)
+        ranks = self.local_ranks()
+        self._ranks = _ranks_of_mesh(optimizer) if ranks is None and is_in_shards else ranks
+        if self._ranks is None:
             _refuse_wrapper(model, optimizer)
         self.audit_size: int | None = None
         self.look_over: Callable[[Coordinator], None] | None = None
@@ -140,10 +151,11 @@ class SwarmSession:
             self._environment,
             quiet=not self.speaks_for_the_peer,
         )
-        self._tensors = NamedTensors.of(model, optimizer)
+        holders = ShardHolders(self._ranks) if self._ranks is not None and is_in_shards else Holders()
+        self._tensors = NamedTensors.of(model, optimizer, holders)
         self._num_parameters = sum(tensor.numel() for tensor in self._tensors.trained.values())
         self._restored: Checkpoint | None = None
-        self._access = given["port"]
+        self._access: RunAccess | None = None
         self._participant: Participant | None = None
         self._closed = False
         self._narration = Narration(self._tell)
@@ -157,23 +169,36 @@ class SwarmSession:
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
-    @property
-    def several_processes(self) -> bool:
-        """Whether several processes are one peer, and may average gradients before a round takes them.
+    def local_ranks(self) -> LocalRanks | None:
+        """The processes that are this peer, if they are several and each has the whole model.
 
-        Override it to say otherwise. It is asked for before the session is complete.
+        Override it to say otherwise. It is asked for once, before the session is complete. Those that hold a sharded
+        model together need not be named: they are the ranks of its mesh.
         """
-        return False
+        return None
 
     @property
     def speaks_for_the_peer(self) -> bool:
-        """Whether this process reports, saves, and writes the ticket: all but one of several that are one peer do not.
-
-        Override it to say otherwise. It must not change, and is asked for before the session is complete.
-        """
-        return True
+        """Whether this process reports, saves, and writes the ticket; of several that are one peer, only one does."""
+        return self._ranks is None or self._ranks.leads
 
     def connect(self) -> RunAccess:
+        """The access to the run, not started, of this process. Raises what :meth:`open_access` does."""
+        ranks, given = self._ranks, self._options["port"]
+        if ranks is None:
+            return self.open_access() if given is None else given
+        if given is not None and is_shared(given):
+            return given
+        made: list[RunAccess] = []
+
+        def connect() -> None:
+            made.append(self.open_access() if given is None else given)
+
+        # What goes wrong for the one that connects goes wrong for all.
+        ranks.share(connect if ranks.leads else None)
+        return leading(made[0], ranks) if ranks.leads else FollowerPort(ranks)
+
+    def open_access(self) -> RunAccess:
         """The access to the run, not started. Override it to put something between the run and the session.
 
         Raises:
@@ -205,6 +230,8 @@ class SwarmSession:
 
     def checkpoint_place(self, folder: Path) -> Path:
         """Where to save, if the script says ``folder``: there, but for processes that would get in each other's way."""
+        if self._ranks is not None:
+            return folder  # every process of a peer resumes from the same one
         self._place = CheckpointPlace.take(folder)
         if self._place.directory != folder:
             self._tell(
@@ -350,12 +377,7 @@ class SwarmSession:
         if upload is not None and self.speaks_for_the_peer:
             self._uploads = Uploads(upload)
         uploads = self._uploads
-        store = CheckpointStore(
-            self.checkpoint_place(Path(folder)),
-            keep=self._options["keep_checkpoints"],
-            keep_every=self._options["keep_every"],
-            held=uploads.holds if uploads is not None else None,
-        )
+        store = self._store(Path(folder), uploads)
         if self.speaks_for_the_peer and self._options["port"] is None:
             self._between = BetweenEpochs(store.directory, self._model, self._narration.clock, self._tell)
         return CheckpointFolder(
@@ -367,6 +389,26 @@ class SwarmSession:
             on_saved=uploads.submit if uploads is not None else None,
             between=self._between,
         )
+
+    def _store(self, folder: Path, uploads: Uploads | None) -> CheckpointStore:
+        made: list[CheckpointStore] = []
+
+        def make() -> None:
+            made.append(
+                CheckpointStore(
+                    self.checkpoint_place(folder),
+                    keep=self._options["keep_checkpoints"],
+                    keep_every=self._options["keep_every"],
+                    held=uploads.holds if uploads is not None else None,
+                )
+            )
+
+        if self._ranks is None:
+            make()
+        else:
+            # One of them puts right what is wrong there, before the others look.
+            self._ranks.share(make if self._ranks.leads else None)
+        return made[0] if made else CheckpointStore(folder, writes=False)
 
     def _take_part(
         self, access: RunAccess, checkpoints: CheckpointKeeper, resumes_from: CheckpointKeeper
@@ -386,7 +428,7 @@ class SwarmSession:
             model=self._model,
             optimizer=self._optimizer,
             tensors=self._tensors,
-            keeper=checkpoints if self.speaks_for_the_peer else NoCheckpoints(),
+            keeper=self._keeper(checkpoints),
             resumes_from=resumes_from,
             restored=self._restored,
             begin_at=self._begin_at,
@@ -404,6 +446,13 @@ class SwarmSession:
             follow_schedule=self._follow_schedule,
             progress=self._narration.downloaded if self.speaks_for_the_peer else None,
         )
+
+    def _keeper(self, checkpoints: CheckpointKeeper) -> CheckpointKeeper:
+        """What saves the model."""
+        if self.speaks_for_the_peer:
+            return checkpoints
+        together = self._tensors.holders.several and self._options["checkpoint_dir"] is not None
+        return OthersCheckpoints() if together else NoCheckpoints()
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the run and releases everything. The model has its true weights then. May be called again.
@@ -437,8 +486,7 @@ class SwarmSession:
         facts = access.facts
         state, run_id, fault = facts.state, facts.run_id, facts.view().fault
         self._leave(access, timeout)
-        if fault is None:
-            participant.save_at_the_end(run_id, state)
+        participant.save_at_the_end(run_id, state, is_right=fault is None)
         self._last_view = facts.view()
         if self._uploads is not None:
             self._uploads.close(self._tell)
@@ -677,6 +725,27 @@ class SwarmSession:
         return self._access.facts.view() if self._access is not None else RunView(run_id="")
 
 
+def _is_in_shards(optimizer: DisTrO) -> bool:
+    return any(is_sharded(param) for group in optimizer.param_groups for param in group["params"])
+
+
+def _check_sharded(options: SessionOptions) -> None:
+    """Raises ConfigurationError for what cannot be with a sharded model."""
+    if options["audit_loss"] is not None:
+        raise ConfigurationError(
+            "audit_loss with a sharded model (DTensor): an audit takes gradients of whole weights beside the training; "
+            "leave it out, and this peer audits nobody",
+            name="audit_loss",
+        )
+
+
+def _ranks_of_mesh(optimizer: DisTrO) -> LocalRanks:
+    """The processes that hold the optimizer's parameters together."""
+    params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+    members = {rank for param in params if is_sharded(param) for rank in param.device_mesh.mesh.flatten().tolist()}
+    return LocalRanks(sorted(members))
+
+
 def _refuse_wrapper(model: object, optimizer: DisTrO) -> None:
     """Raises ConfigurationError if the parameters are wrapped, though the model that was given is not."""
     if is_wrapped([param for group in optimizer.param_groups for param in group["params"]]):
@@ -705,7 +774,6 @@ def _check(model: object, optimizer: object, options: SessionOptions) -> None:
             name="optimizer",
             value=optimizer,
         )
-    check_whole(optimizer)
     check_kinds(options)
     check_reach(options)
     if options["metrics_port"] is not None:

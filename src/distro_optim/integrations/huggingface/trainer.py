@@ -21,7 +21,6 @@ from ...strategy.environment import RunEnvironment
 from ...strategy.frameworks.first_sample import look_at_first_sample
 from ...strategy.frameworks.framework_session import Ended, FrameworkSession, split_options
 from ...strategy.frameworks.hosting_defaults import complete_config, default_batch_size, rounds_per_pass
-from ...strategy.frameworks.local_ranks import LocalRanks
 from ...strategy.frameworks.run_ahead import RunAhead
 from ...strategy.frameworks.samples import Samples, samples_of, warn
 from ...strategy.model.resuming import StartingPoint
@@ -30,6 +29,7 @@ from ...strategy.network.on_solana import check_run
 from ...strategy.one_line import tell_mistakes_in_one_line
 from ...strategy.options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
 from ...strategy.port import RunView
+from ...strategy.ranks.local_ranks import LocalRanks
 from ...strategy.round import Round
 from .checks import check_optimizer, check_trainer, unused_optimizer
 from .following import FollowsRun, saved_place, starting_point

@@ -15,6 +15,5 @@
 ``lightning_passes``     a round of several batches in one step of Lightning's
 ``lightning_progress``   Lightning's counters and schedules, set to where the run stands
 ``whole_file``           checkpoints appear under their name when they are whole
-``local_ranks``          several processes of one machine as one peer
 =======================  ===============================================================
 """

@@ -6,7 +6,6 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Unpack, cast
 
 from torch import nn
@@ -29,9 +28,9 @@ from ..options import (
     with_present_names,
 )
 from ..port import RunAccess, RunView
+from ..ranks.local_ranks import LocalRanks
 from ..session import SwarmSession
 from .invitation import invitation, print_unbroken
-from .local_ranks import FollowerPort, LocalRanks, leading
 from .run_ahead import RunAhead
 
 __all__ = ["Ended", "FrameworkSession", "check_for_ddp", "split_options"]
@@ -155,7 +154,7 @@ class FrameworkSession(SwarmSession):
         begin_at: StartingPoint | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        self._ranks = ranks
+        self._given_ranks = ranks
         self._ahead = ahead
         self._interrupt = interrupt
         self._complete = complete
@@ -181,29 +180,18 @@ class FrameworkSession(SwarmSession):
             print_unbroken(str(ended.summary))
         return ended
 
-    @property
     @override
-    def several_processes(self) -> bool:
-        return self._ranks is not None
-
-    @property
-    @override
-    def speaks_for_the_peer(self) -> bool:
-        return self._ranks is None or self._ranks.leads
-
-    @override
-    def checkpoint_place(self, folder: Path) -> Path:
-        # Every process of a peer resumes from the same one.
-        return super().checkpoint_place(folder) if self._ranks is None else folder
+    def local_ranks(self) -> LocalRanks | None:
+        return self._given_ranks
 
     @override
     def connect(self) -> RunAccess:
-        if self._ahead is not None and self._ahead.access is not None:
-            return self._ahead.access
-        if self._ranks is not None and not self._ranks.leads:
-            return FollowerPort(self._ranks)
-        access = interruptible(super().connect(), self._interrupt)
-        return access if self._ranks is None else leading(access, self._ranks)
+        ahead = self._ahead.access if self._ahead is not None else None
+        return super().connect() if ahead is None else ahead
+
+    @override
+    def open_access(self) -> RunAccess:
+        return interruptible(super().open_access(), self._interrupt)
 
     @override
     def hosting_config(self) -> RunConfig:

@@ -18,7 +18,8 @@ from ..environment import RunEnvironment
 from ..forwarding import interruptible
 from ..options import SESSION_DEFAULTS, SessionOptions, TrainingOptions, complete
 from ..port import RunAccess
-from .local_ranks import FollowerPort, LocalRanks, leading
+from ..ranks.local_ranks import LocalRanks
+from ..ranks.one_peer import FollowerPort, leading
 
 __all__ = ["RunAhead"]
 

@@ -75,12 +75,11 @@ class BetweenEpochs:
     ) -> None:
         """As :meth:`.CheckpointKeeper.save`. What goes wrong is told, and tried again the next time."""
         began = self._clock()
+        momentum = trainer.momentum()  # before anything can fail: other processes may have their part of it
         try:
             if self._store is None:
                 self._store = CheckpointStore(self.directory, keep=1)
-            path = self._store.save(
-                self._model, values, trainer.momentum(), run_id=run_id, identity=identity, state=state
-            )
+            path = self._store.save(self._model, values, momentum, run_id=run_id, identity=identity, state=state)
             _log.info("saved %s", path)
         except (OSError, ConfigurationError) as error:
             self._tell(

@@ -42,6 +42,7 @@ from ...coordinator.server.store import read_state_file
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError, ModelWeightsError, ProtocolError
 from ...models.locations import checkpoint_folder
+from ...optim.sharding import is_sharded
 from ...words import shown
 from .identity import ENTRY, FORMAT, ModelIdentity
 from .named_tensors import NamedTensors, plain_name
@@ -142,6 +143,7 @@ class CheckpointStore:
         keep: how many stay.
         keep_every: besides, of each so many steps the first one stays for good; None keeps no more than ``keep``.
         held: whether somebody needs a folder for the moment, so that it stays until a later save.
+        writes: False for a process that only reads what another one saves, and puts nothing right.
 
     Raises:
         ConfigurationError: the folder cannot be written to.
@@ -154,6 +156,7 @@ class CheckpointStore:
         keep: int = 3,
         keep_every: int | None = None,
         held: Callable[[Path], bool] | None = None,
+        writes: bool = True,
     ) -> None:
         for name, value in (("keep_checkpoints", keep), ("keep_every", keep_every)):
             if value is None and name == "keep_every":
@@ -164,6 +167,8 @@ class CheckpointStore:
         self._keep = keep
         self._keep_every = keep_every
         self._held = held
+        if not writes:
+            return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / f"{_UNFINISHED}{os.getpid()}"
@@ -238,7 +243,8 @@ class CheckpointStore:
         """Saves a step; what was saved of the same step before is replaced.
 
         Args:
-            model: writes its own files if it has ``save_pretrained``; its values must be ``values`` then.
+            model: writes its own files if it has ``save_pretrained``; its values must be ``values`` then. Where it is
+            sharded, it is given ``values`` as its ``state_dict``.
             values: of all tensors by name, on the CPU.
             momentum: by parameter, on the CPU.
 
@@ -303,8 +309,10 @@ def _write_model(folder: Path, model: nn.Module, values: Mapping[str, Tensor]) -
     if save_pretrained is None:
         _save_tensors(values, folder / _MODEL)
         return
+    # Shards of a model are not what is to be saved.
+    whole: dict[str, Any] = {"state_dict": dict(values)} if any(map(is_sharded, plain.parameters())) else {}
     try:
-        save_pretrained(folder)
+        save_pretrained(folder, **whole)
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

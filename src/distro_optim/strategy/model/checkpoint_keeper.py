@@ -20,7 +20,7 @@ from .identity import ModelIdentity, describe, weights_root
 from .named_tensors import NamedTensors
 from .trainer import SwarmTrainer
 
-__all__ = ["CheckpointFolder", "CheckpointKeeper", "NoCheckpoints", "OnSaved"]
+__all__ = ["CheckpointFolder", "CheckpointKeeper", "NoCheckpoints", "OnSaved", "OthersCheckpoints"]
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +115,26 @@ class NoCheckpoints(CheckpointKeeper):
         pass
 
 
+class OthersCheckpoints(NoCheckpoints):
+    """Those of a process that holds a part of the model that another one saves: it gives its part of the momentum."""
+
+    @override
+    def save(
+        self,
+        trainer: SwarmTrainer,
+        values: Mapping[str, Tensor],
+        *,
+        run_id: str,
+        identity: ModelIdentity,
+        state: Coordinator | None,
+    ) -> None:
+        trainer.momentum()
+
+    @override
+    def wants(self, step: int) -> bool:
+        return True  # it is for the other one to say
+
+
 class CheckpointFolder(CheckpointKeeper):
     """Checkpoints in a folder. A failure to save is told, not raised: training must not end for it.
 
@@ -150,9 +170,7 @@ class CheckpointFolder(CheckpointKeeper):
 
     @override
     def restore(self) -> Checkpoint | None:
-        checkpoint = self._store.latest()
-        if self._between is not None:
-            checkpoint = self._between.newest(checkpoint)
+        checkpoint = self._tensors.holders.decide(self._newest)
         if checkpoint is None:
             self._tell(f"there is no checkpoint in {self._store.directory} yet; starting without one")
             return None
@@ -163,8 +181,15 @@ class CheckpointFolder(CheckpointKeeper):
         self._tell(f"resuming from {checkpoint.path}")
         return checkpoint
 
+    def _newest(self) -> Checkpoint | None:
+        checkpoint = self._store.latest()
+        return checkpoint if self._between is None else self._between.newest(checkpoint)
+
     @override
     def of_step(self, run_id: str, step: int) -> Checkpoint | None:
+        return self._tensors.holders.decide(lambda: self._of_step(run_id, step))
+
+    def _of_step(self, run_id: str, step: int) -> Checkpoint | None:
         between = None if self._between is None else self._between.newest(None)
         if between is not None and (between.run_id, between.step) == (run_id, step):
             return between
@@ -178,7 +203,7 @@ class CheckpointFolder(CheckpointKeeper):
             raise ConfigurationError(
                 f"{checkpoint.path} is of another model: {difference}", name="resume", value=checkpoint.path
             )
-        values = checkpoint.weights(self._model, self._tensors)
+        values = self._tensors.holders.read(lambda: checkpoint.weights(self._model, self._tensors))
         if weights_root(self._tensors, values) != checkpoint.identity.weights:
             raise ConfigurationError(
                 f"{checkpoint.path} is damaged: its weights have another hash; remove the folder to resume from the "
@@ -202,10 +227,9 @@ class CheckpointFolder(CheckpointKeeper):
         identity: ModelIdentity,
         state: Coordinator | None,
     ) -> None:
+        momentum = trainer.momentum()
         try:
-            path = self._store.save(
-                self._model, values, trainer.momentum(), run_id=run_id, identity=identity, state=state
-            )
+            path = self._store.save(self._model, values, momentum, run_id=run_id, identity=identity, state=state)
         except OSError as error:
             self._tell(
                 f"the checkpoint of step {identity.step} could not be saved in {self._store.directory}: "

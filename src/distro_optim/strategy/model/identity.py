@@ -33,7 +33,6 @@ from ...optimizer import DisTrO
 from ...protocol import SILENT, Speaks, common, why_apart
 from ...verify.merkle import merkle_root
 from ...words import MAX_SHOWN, shown
-from ..rounds.weights import tensor_digest
 from ..sample_order import HOW_TO_TAKE_BY_DATA_INDEX
 from .machine import FACTS, MAX_FACT, MERGE, explain_difference
 from .named_tensors import NamedTensors
@@ -319,7 +318,9 @@ def describe(
 def weights_root(tensors: NamedTensors, values: Mapping[str, Tensor] | None = None) -> bytes:
     """Root over the hashes of the tensors that are common to all peers; of ``values`` in their place, if given."""
     own = {**tensors.trained, **tensors.frozen}
-    return merkle_root([tensor_digest(name, (values or own)[name]) for name in own])
+    if values:
+        return merkle_root(tensors.holders.digests_of_values({name: values[name] for name in own}))
+    return merkle_root(tensors.holders.digests(own))
 
 
 def _plain(value: Any) -> float | int:

@@ -79,9 +79,12 @@ class ModelLoader:
         """
         restored, self._restored = self._restored, None
         # A peer that joins with a framework's checkpoint keeps its momentum if the run has the weights that go with it.
-        ours = weights_root(self._trainer.tensors) if self._begin_at is not None and not self._facts.is_host else None
+        together = self._trainer.tensors.holders
+        is_host = together.decide(lambda: self._facts.is_host)
+        ours = weights_root(self._trainer.tensors) if self._begin_at is not None and not is_host else None
         own = self._own_checkpoint(action)
-        if not action.providers and (own is not None or self._may_begin_the_run(action, restored)):
+        may_begin = together.decide(lambda: own is not None or self._may_begin_the_run(action, restored))
+        if not action.providers and may_begin:
             if own is not None and (restored is None or restored.step != own.step):
                 restored = self._load_checkpoint(own)
             values, identity = self._handover.snapshot(action.epoch, action.step)
@@ -109,13 +112,14 @@ class ModelLoader:
             else:
                 restored = own or restored  # the momentum of the newest one is of a later step
             self._failures = 0
-        self._begin_momentum(restored, identity, ours)
+        self._begin_momentum(restored, identity, ours, is_host=is_host)
         self._handover.offer(identity, values)
         self.loaded = True
         self._answers.initialized(self._trainer.plan, self._trainer.names)
 
     def _download(self, action: act.Initialize, patience: Patience) -> tuple[dict[str, Tensor], ModelIdentity]:
-        asked = replace(action, providers=action.providers or self._others(action.step))
+        others = self._trainer.tensors.holders.decide(lambda: action.providers or self._others(action.step))
+        asked = replace(action, providers=others)
         values, identity = self._handover.download(asked, attempt=self._failures, patience=patience)
         self._trainer.load(values)
         return values, identity
@@ -151,14 +155,16 @@ class ModelLoader:
         is_restored = restored is not None and restored.run_id == self._facts.run_id
         return self.loaded or is_restored or self._begin_at is not None
 
-    def _begin_momentum(self, restored: Checkpoint | None, identity: ModelIdentity, ours: bytes | None) -> None:
+    def _begin_momentum(
+        self, restored: Checkpoint | None, identity: ModelIdentity, ours: bytes | None, *, is_host: bool
+    ) -> None:
         """Momentum starts at zero, unless the run goes on from the very weights that ours belongs to."""
         begin_at, self._begin_at = self._begin_at, None
         if begin_at is not None and restored is None:
             is_there = begin_at.step == identity.step and ours == identity.weights
-            if self._facts.is_host or is_there:
+            if is_host or is_there:
                 return  # it has its momentum already
-        if begin_at is not None and not self._facts.is_host:
+        if begin_at is not None and not is_host:
             self._tell(
                 f"the run is at step {identity.step}: its weights and its step count, not those of the checkpoint of "
                 f"step {begin_at.step - 1}"
@@ -166,7 +172,7 @@ class ModelLoader:
         if restored is None:
             self._trainer.forget_momentum()
         elif restored.identity.weights == identity.weights:
-            self._trainer.load_momentum(restored.momentum())
+            self._trainer.load_momentum(self._trainer.tensors.holders.read(restored.momentum))
         else:
             self._trainer.forget_momentum()
             self._tell(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigurationError
 from ...optimizer import DisTrO
+from ..ranks.holders import Holders
 
 __all__ = ["NamedTensors"]
 
@@ -27,19 +28,23 @@ class NamedTensors:
         trained: the optimizer's parameters, in its order.
         frozen: parameters that it does not have, in the model's order.
         buffers: persistent ones, such as the statistics of BatchNorm. Each peer counts its own.
+        holders: who has them.
     """
 
     trained: Mapping[str, Tensor]
     frozen: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
+    holders: Holders = field(default_factory=Holders)
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: DisTrO) -> NamedTensors:
-        """The tensors of ``model``, of which ``optimizer`` trains some.
+    def of(cls, model: nn.Module, optimizer: DisTrO, holders: Holders | None = None) -> NamedTensors:
+        """The tensors of ``model``, of which ``optimizer`` trains some; ``holders`` where they are shards.
 
         Raises:
             ConfigurationError: the optimizer has a parameter that the model has not, or two have the same name.
         """
+        holders = holders or Holders()
+        holders.settle(model)
         named = {id(tensor): plain_name(name) for name, tensor in model.named_parameters()}
         if len(set(named.values())) != len(named):
             raise ConfigurationError("two parameters of the model have the same name", name="model")
@@ -57,7 +62,7 @@ class NamedTensors:
         }
         saved = model.state_dict(keep_vars=True).keys()
         buffers = {plain_name(name): tensor for name, tensor in model.named_buffers() if name in saved}
-        return cls(trained, frozen, buffers)
+        return cls(trained, frozen, buffers, holders)
 
     @property
     def all(self) -> dict[str, Tensor]:
@@ -69,14 +74,11 @@ class NamedTensors:
         """Copies ``values`` into the tensors of the same names and shapes; the other tensors stay as they are."""
         for name, tensor in self.all.items():
             if name in values:
-                tensor.copy_(values[name])
+                self.holders.fill(tensor, values[name])
 
     def copies(self) -> dict[str, Tensor]:
         """Copies of all of them, on the CPU and contiguous."""
-        return {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in self.all.items()
-        }
+        return {name: self.holders.copy(tensor) for name, tensor in self.all.items()}
 
 
 def plain_name(name: str) -> str:

@@ -153,6 +153,8 @@ class Participant:
         self._order = local.order
         self._between = local.between
         self._keeper = local.keeper
+        self._together = local.tensors.holders
+        self._model = local.model
         self._as_psyche = terms.as_psyche
         self.trainer = SwarmTrainer(
             local.tensors,
@@ -216,6 +218,7 @@ class Participant:
         if isinstance(action, act.AuditResults):
             self._auditor.carry_out(action)  # changes nothing
             return
+        self._together.settle(self._model)
         with self._tearing():
             match action:
                 case act.Initialize():
@@ -234,8 +237,7 @@ class Participant:
                     self.trainer.decay(action)
                     self._news.round(self._facts, action.step, None, self._hasher.wait)
                 case act.HashWeights():
-                    self.trainer.lay_down(action.step)
-                    self._hasher.start(action.step, self.trainer.fresh_digests())
+                    self._hash(action.step)
                     self._save_between(action.step)
                 case act.RepairWeights():
                     with narrated("fetching the tensors that differ", self._tell):
@@ -267,16 +269,31 @@ class Participant:
             self._handover.offer(identity, values)
             self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
 
+    def _hash(self, step: int) -> None:
+        """The weights are those of the start of ``step``."""
+        if self._together.several:
+            # At once, since all processes have to read their shards for it at the same time.
+            self._hasher.take(step, self.trainer.digests())
+        else:
+            self.trainer.lay_down(step)
+            self._hasher.start(step, self.trainer.fresh_digests())
+
     def _save_between(self, step: int) -> None:
         """Now that the weights are those of the start of ``step``, and nothing is known against them."""
-        between = self._between
-        if between is None or not between.is_due or not self._loader.loaded or self._facts.view().fault is not None:
+        if not self._together.decide(self._is_due_between):
             return
-        if self._facts.acts is None:
-            return  # somebody else hosts, and does it
         state = self._facts.state
         values, identity = self._handover.snapshot(_epoch_of(state), step)
-        between.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
+        if self._between is None:
+            self.trainer.momentum()  # our part of what another process saves
+        else:
+            self._between.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
+
+    def _is_due_between(self) -> bool:
+        between = self._between
+        if between is None or not between.is_due or not self._loader.loaded or self._facts.view().fault is not None:
+            return False
+        return self._facts.acts is not None  # otherwise somebody else hosts, and does it
 
     def _end(self, action: act.RunEnded) -> None:
         self.ended = True
@@ -347,9 +364,14 @@ class Participant:
         if self.round is not None:
             self.round.open, self.round = False, None
 
-    def save_at_the_end(self, run_id: str, state: Coordinator | None) -> None:
-        """Saves what was trained since the last checkpoint, if the weights are those of a step of the run."""
-        if self._torn or not self._loader.loaded or not self._keeper.wants(self.step):
+    def save_at_the_end(self, run_id: str, state: Coordinator | None, *, is_right: bool) -> None:
+        """Saves what was trained since the last checkpoint, if the weights are those of a step of the run.
+
+        Args:
+            is_right: nothing is known against the weights.
+        """
+        wants = is_right and not self._torn and self._loader.loaded and self._keeper.wants(self.step)
+        if not self._together.all_want(wants):
             return
         with narrated("saving what was trained", self._tell):
             values, identity = self._handover.snapshot(_epoch_of(state), self.step)

@@ -86,7 +86,9 @@ class WeightsRepair:
         self._trainer = trainer
         self._hasher = hasher
         self._tell = tell
-        sharing.offer_live(WeightsInTraining(trainer, hasher))
+        # Asked from other threads at any time, those that hold the model together could not answer together.
+        if not trainer.tensors.holders.several:
+            sharing.offer_live(WeightsInTraining(trainer, hasher))
 
     def carry_out(self, action: RepairWeights) -> None:
         """Replaces the tensors that differ, all or none, and answers."""

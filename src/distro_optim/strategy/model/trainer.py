@@ -23,15 +23,14 @@ from torch import Tensor
 from ...compress import CompressedUpdate, TilePlan, make_plan
 from ...coordinator.rules.schedule import cold_start_factor
 from ...errors import ConfigurationError, DistroError
-from ...optim.sharding import is_sharded
-from ...optim.state import MOMENTUM_BUFFER, WEIGHT, momentum
+from ...optim.state import COEFFICIENTS, DELTA, MOMENTUM_BUFFER, WEIGHT
 from ...optimizer import DisTrO
 from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
-from ..rounds.weights import TensorDigest, tensor_digest
+from ..rounds.weights import TensorDigest
 from .named_tensors import NamedTensors
 from .still_weights import StillWeights
 
-__all__ = ["SwarmTrainer", "check_overlap", "check_whole"]
+__all__ = ["SwarmTrainer", "check_overlap"]
 
 _BUFFERS: Final = "momentum_buffer/"
 """Before a tensor's name: its momentum of gradients, with ``direction="orthogonal"``."""
@@ -48,20 +47,6 @@ def check_overlap(optimizer: DisTrO) -> None:
             name="overlap",
             value=False,
         )
-
-
-def check_whole(optimizer: DisTrO) -> None:
-    """Raises :class:`~distro_optim.errors.ConfigurationError` if the optimizer's parameters are sharded.
-
-    A run reads, hashes, sends and replaces whole weights, in threads that no other rank waits for.
-    """
-    for number, param in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if is_sharded(param):
-            raise ConfigurationError(
-                f"parameter {number} of the optimizer is sharded (DTensor): a peer of a run needs whole parameters, so "
-                "do not shard the model; beyond a run, DisTrO takes it, with process_group= for its peers",
-                name="optimizer",
-            )
 
 
 class SwarmTrainer:
@@ -94,7 +79,6 @@ class SwarmTrainer:
         clip_grad_norm: float | None = None,
     ) -> None:
         check_overlap(optimizer)
-        check_whole(optimizer)
         self.tensors = tensors
         self.optimizer = optimizer
         self.still = StillWeights()
@@ -175,7 +159,7 @@ class SwarmTrainer:
         if skip:
             self.optimizer.zero_grad()
         elif self.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.tensors.trained.values(), self.clip_grad_norm)
+            self.tensors.holders.clip(self.tensors.trained.values(), self.clip_grad_norm)
         rates = self._rates_of(action.step, action.lr, action.bounds)
         self.optimizer.decay_weights(rates)
         update = self.optimizer.generate(rates, decay_weights=False)
@@ -212,7 +196,7 @@ class SwarmTrainer:
 
     def digests(self) -> list[bytes]:
         """The digest of each tensor that is trained as it is now, in the order of :attr:`names`."""
-        return [tensor_digest(name, self.tensors.trained[name]) for name in self.names]
+        return self.tensors.holders.digests({name: self.tensors.trained[name] for name in self.names})
 
     def fresh_digests(self) -> list[TensorDigest]:
         """As :meth:`digests`, of tensors whose elements are still to be read."""
@@ -221,7 +205,8 @@ class SwarmTrainer:
     def lay_down(self, step: int) -> None:
         """The weights are those of ``step`` now: others may read them until they change (:attr:`still`)."""
         self._leave_still()
-        self.still.lay_down(step, self.tensors.trained)
+        if not self.tensors.holders.several:  # nobody could read whole tensors by himself
+            self.still.lay_down(step, self.tensors.trained)
 
     def _set_aside(self) -> Mapping[str, Tensor]:
         """Where the optimizer keeps the true weights while they look ahead."""
@@ -250,13 +235,16 @@ class SwarmTrainer:
         self.tensors.load(values)
 
     def momentum(self) -> dict[str, Tensor]:
-        """Copies of the momentum of each tensor, on the CPU, and of Muon's where it has one (:data:`_BUFFERS`)."""
+        """Copies of the momentum of each tensor, on the CPU, and of Muon's where it has one (:data:`_BUFFERS`).
+
+        Of a model that several processes hold, whole for the one that keeps it; the others give their part and get
+        nothing.
+        """
         copies = {}
-        for name, tensor in self.tensors.trained.items():
-            state = self.optimizer.state[tensor]
-            copies[name] = momentum(state).to("cpu", copy=True)
-            if MOMENTUM_BUFFER in state:
-                copies[_BUFFERS + name] = state[MOMENTUM_BUFFER].to("cpu", copy=True)
+        for number, name in enumerate(self.tensors.trained):
+            for key, part in self.optimizer.momenta_of(number).items():
+                if self.tensors.holders.keeps:
+                    copies[_kept_as(name, key)] = part.to("cpu", copy=True)
         return copies
 
     @torch.no_grad()
@@ -267,21 +255,18 @@ class SwarmTrainer:
             ConfigurationError: a value has another shape than its tensor.
         """
         self.forget_momentum()
-        for name, tensor in self.tensors.trained.items():
+        for number, (name, tensor) in enumerate(self.tensors.trained.items()):
             state = self.optimizer.state[tensor]
-            parts = {name: momentum(state)}
-            if MOMENTUM_BUFFER in state:
-                parts[_BUFFERS + name] = state[MOMENTUM_BUFFER]
-            for key, part in parts.items():
-                if key not in values:
+            for key in (DELTA, COEFFICIENTS, MOMENTUM_BUFFER):
+                kept = values.get(_kept_as(name, key))
+                if key not in state or kept is None:
                     continue
-                if values[key].shape != part.shape:
+                if kept.shape != tensor.shape:
                     raise ConfigurationError(
-                        f"the saved momentum of {name} has shape {tuple(values[key].shape)}, the tensor "
-                        f"{tuple(part.shape)}",
+                        f"the saved momentum of {name} has shape {tuple(kept.shape)}, the tensor {tuple(tensor.shape)}",
                         name="momentum",
                     )
-                part.copy_(values[key])
+                self.optimizer.load_momenta(number, {key: self.tensors.holders.spread(kept)})
 
     def forget_momentum(self) -> None:
         """Momentum starts at zero again."""
@@ -326,3 +311,8 @@ class SwarmTrainer:
         while len(self._rates) > _KEPT_RATES:
             del self._rates[min(self._rates)]
         return rates
+
+
+def _kept_as(name: str, key: str) -> str:
+    """Name of a part of the state of a tensor among what is saved."""
+    return _BUFFERS + name if key == MOMENTUM_BUFFER else name

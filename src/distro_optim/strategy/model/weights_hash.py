@@ -61,6 +61,12 @@ class WeightsHasher:
             raise error
         return self._latest[1]
 
+    def take(self, step: int, digests: Sequence[bytes]) -> None:
+        """The weights of ``step`` were hashed already, in this thread. Waits for those of the step before."""
+        self.wait()
+        self._latest = (step, tuple(digests))
+        self._done(step, digests)
+
     @property
     def latest(self) -> tuple[int, tuple[bytes, ...]]:
         """The last step that was hashed, -1 before the first, and its digests. For any thread."""

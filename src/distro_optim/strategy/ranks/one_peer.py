@@ -1,22 +1,18 @@
-"""Several processes of one machine as one peer: one is in the run, the others do as it does.
+"""The access to a run of several processes that are one peer: one is in the run, the others do as it does.
 
-All have a session of their own, on their own copy of the model, and all sessions carry out the same actions in the same
-order: the leader's access (:func:`leading`) passes on what it gets, and :class:`FollowerPort` takes it from there.
-Gradients are averaged among them before they reach the optimizer, so what they compute is the same, and only the
-leader's goes out. What a session asks of its run, all of them ask, in the same order; only views may be asked for by
-one alone.
-
-They are processes of one script on one machine and trust each other: what passes between them is pickled.
+All have a session of their own, on their own copy of the model or on their shards of it, and all sessions carry out the
+same actions in the same order: the leader's access (:func:`leading`) passes on what it gets, and :class:`FollowerPort`
+takes it from there. Gradients are averaged among them before they reach the optimizer, so what they compute is the
+same, and only the leader's goes out. What a session asks of its run, all of them ask, in the same order; only views may
+be asked for by one alone.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Generic, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import torch.distributed as dist
 from typing_extensions import override
 
 from ...comm.live_weights import FetchedTensors, WantedTensors
@@ -36,26 +32,10 @@ from ..port import (
     RunView,
     TrainerAction,
 )
+from .holders import stand_ins
+from .local_ranks import LocalRanks
 
-__all__ = ["FollowerPort", "LocalRanks", "leading"]
-
-LEADER: Final = 0
-"""The rank of the process that is in the run."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Outcome(Generic[T]):
-    """What the leader's call returned, or raised."""
-
-    value: T | None
-    error: BaseException | None = None
-
-    def result(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
+__all__ = ["FollowerPort", "is_shared", "leading"]
 
 
 @dataclass(frozen=True)
@@ -74,32 +54,6 @@ class _Facts:
         return cls(facts.identity, facts.run_id, facts.ticket, facts.is_host, facts.state, facts.view())
 
 
-class LocalRanks:
-    """The processes of this machine, over their own group: gloo, on whatever device they train.
-
-    Every process makes one, at the same time; there is a process group already.
-    """
-
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
-        self.leads = dist.get_rank() == LEADER
-
-    def share(self, ask: Callable[[], T] | None) -> T:
-        """What ``ask`` returns or raises on the leader; it is None on the others."""
-        said: list[Any] = [None]
-        if ask is not None:
-            try:
-                said = [_Outcome(ask())]
-            except BaseException as error:
-                said = [_Outcome(None, error)]
-                dist.broadcast_object_list([_Outcome(None, _portable(error))], LEADER, group=self._group)
-                raise
-        dist.broadcast_object_list(said, LEADER, group=self._group)
-        outcome: _Outcome[T] = said[0]
-        result: T = outcome.result()
-        return result
-
-
 def leading(access: RunAccess, ranks: LocalRanks) -> RunAccess:
     """The access of the process that is in the run, which passes on to the others what it gets."""
     return AccessParts.of(
@@ -108,6 +62,11 @@ def leading(access: RunAccess, ranks: LocalRanks) -> RunAccess:
         sharing=_LeadersSharing(access.sharing, ranks),
         life=_LeadersLife(access.life, access.facts, ranks),
     )
+
+
+def is_shared(access: RunAccess) -> bool:
+    """Whether it is one that :func:`leading` has made, or a :class:`FollowerPort`."""
+    return isinstance(access, FollowerPort) or isinstance(access.actions, _LeadersActions)
 
 
 class _LeadersActions(ForwardingActions):
@@ -138,11 +97,27 @@ class _LeadersSharing(ForwardingSharing):
 
     @override
     def download_model(self, providers: Iterable[bytes], **settings: Any) -> SharedModel:
-        return self._ranks.share(lambda: self.inner.download_model(providers, **settings))
+        got: list[SharedModel] = []
+
+        def download() -> SharedModel:
+            got.append(self.inner.download_model(providers, **settings))
+            if self._ranks.hold_together:  # each gets its part when the model is loaded
+                return replace(got[0], parameters=stand_ins(got[0].parameters))
+            return got[0]
+
+        self._ranks.share(download)
+        return got[0]
 
     @override
     def download_tensors(self, providers: Iterable[bytes], wanted: WantedTensors, *, seconds: float) -> FetchedTensors:
-        return self._ranks.share(lambda: self.inner.download_tensors(providers, wanted, seconds=seconds))
+        got: list[FetchedTensors] = []
+
+        def download() -> FetchedTensors:
+            got.append(self.inner.download_tensors(providers, wanted, seconds=seconds))
+            return replace(got[0], tensors=stand_ins(got[0].tensors)) if self._ranks.hold_together else got[0]
+
+        self._ranks.share(download)
+        return got[0]
 
 
 class _LeadersLife(ForwardingLife):
@@ -272,12 +247,3 @@ class FollowerPort(RunPort):
     @override
     def close(self, timeout: float = 5.0) -> None:
         pass
-
-
-def _portable(error: BaseException) -> BaseException:
-    """An error that the other processes can raise; of one that does not survive the way, what it says."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, to see whether it can be
-    except Exception:
-        return RunError(f"{type(error).__name__}: {error}")
-    return error
