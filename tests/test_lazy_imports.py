@@ -32,6 +32,10 @@ STATEMENTS = {
         "from distro_optim import RunConfig, SwarmSession; import torch; model = torch.nn.Linear(3, 2); "
         "SwarmSession(model, DisTrO(model.parameters(), lr=1e-3), config=RunConfig(run_id='r'), dataset_size=64)"
     ),
+    "a step": (
+        "x = DisTrO(model.parameters(), lr=1e-3); model(torch.ones(1, 3)).sum().backward(); x.step(); x.zero_grad(); "
+        "x.eval(); x.train(); x.load_state_dict(x.state_dict()); x.flush()"
+    ),
     "all of testing": "from distro_optim.testing import *; check_exchange, MemorySwarm, COORDINATOR_CHECKS",
 }
 # Imports nothing itself that the package could need.
@@ -81,6 +85,10 @@ def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others(loade
 def test_a_session_loads_none_of_the_large_libraries_until_it_starts(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.strategy.session" in loaded["session"] | loaded["optimizer"]
     assert not loaded["session"] & HEAVY
+
+
+def test_a_step_does_not_load_the_compiler(loaded: dict[str, set[str]]) -> None:
+    assert not any("torch._dynamo" in modules for modules in loaded.values())
 
 
 SCRIPT = """

@@ -47,7 +47,7 @@ from .state import (
     momentum,
     restore_state,
 )
-from .uncompiled import uncompiled
+from .uncompiled import excluded_by_torch, uncompiled
 from .weight_decay import shrink_all
 from .workers import true_float32, workers_of_a_step
 
@@ -55,6 +55,9 @@ __all__ = ["DecoupledMomentum", "Rates"]
 
 Rates = float | Sequence[float] | None
 """A learning rate for all parameter groups, one for each, or each group's own."""
+
+
+_add_param_group = excluded_by_torch(Optimizer.add_param_group)
 
 
 class DecoupledMomentum(Optimizer):
@@ -86,6 +89,10 @@ class DecoupledMomentum(Optimizer):
         self._run = run
         super().__init__(unique_params(params), {**settings, **PROGRESS, ARITHMETIC: arithmetic})
 
+    zero_grad = excluded_by_torch(Optimizer.zero_grad)
+    state_dict = excluded_by_torch(Optimizer.state_dict)
+    load_state_dict = excluded_by_torch(Optimizer.load_state_dict)
+
     # -- the parameters and their plan ---------------------------------------------------------------------------------
 
     @override
@@ -109,7 +116,7 @@ class DecoupledMomentum(Optimizer):
         ahead = self._run.lookahead.on
         self.undo_lookahead()
         try:
-            super().add_param_group(group)
+            _add_param_group(self, group)
             if len(self.param_groups) > 1:
                 group.update({key: self.param_groups[0][key] for key in (*PROGRESS, ARITHMETIC)})
             self._run.forget_plan()
