@@ -417,6 +417,11 @@ class Connection:
         """Where the peer is by all paths that are open and direct."""
         return () if self.is_closed else tuple(path.remote_addr for path in self._raw.paths() if not path.is_relay)
 
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received since the handshake; of a closed connection, up to its end. Half of :meth:`stats`."""
+        counters = self._raw.stats()
+        return counters.udp_tx_bytes, counters.udp_rx_bytes
+
     def stats(self) -> ConnectionStats:
         """The present path and the counters."""
         if self.is_closed:

@@ -234,7 +234,7 @@ class IrohListener(StreamListener):
             except TimeoutError:
                 pass
             # Bytes of the transport: a peer whose program is busy still acknowledges.
-            count = connection.stats().bytes_received
+            _, count = connection.traffic()
             now = loop.time()
             if now - looked > SLEEP_SECONDS:
                 since = now  # it is we who were silent

@@ -45,15 +45,15 @@ class TrafficMonitor:
         """Takes note of what ``connections``, all that are open, have carried up to ``now``."""
         open_now = set(connections)
         for connection in [*connections, *(known for known in self._counted if known not in open_now)]:
-            stats = connection.stats()
+            now_sent, now_received = connection.traffic()
             sent, received = self._counted.get(connection, (0, 0))
             traffic = self._traffic(connection.remote_id)
-            if stats.bytes_sent > sent:
-                traffic.sent.add(stats.bytes_sent - sent, now)
-            if stats.bytes_received > received:
-                traffic.received.add(stats.bytes_received - received, now)
+            if now_sent > sent:
+                traffic.sent.add(now_sent - sent, now)
+            if now_received > received:
+                traffic.received.add(now_received - received, now)
             if connection in open_now:
-                self._counted[connection] = (stats.bytes_sent, stats.bytes_received)
+                self._counted[connection] = (now_sent, now_received)
             else:
                 del self._counted[connection]
 
