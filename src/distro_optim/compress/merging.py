@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +24,22 @@ from .topk import contributor_mean, contributor_weights
 from .update import CompressedUpdate
 from .windows import descend
 
-__all__ = ["FloatMerge", "Merge", "presence_of", "values_of"]
+__all__ = ["FloatMerge", "Merge", "Sizes", "presence_of", "values_of"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What steps of a fixed size have to know of whole tensors, where the plan is of a part of them. By tensor.
+
+    Attributes:
+        largest: the largest magnitude that anybody says of it; nothing where signs are sent.
+        squares: the sum of squares of its merged coefficients.
+        tiles: how many it has.
+    """
+
+    largest: Mapping[int, float]
+    squares: Mapping[int, float | int]
+    tiles: Mapping[int, int]
 
 
 class Merge(ABC):
@@ -37,6 +53,10 @@ class Merge(ABC):
         batch: itself.
         transform: of its tiles.
         workers: how many blocks may be in work at a time: ``worker`` is below it.
+
+    Attributes:
+        measures: its steps have a fixed size.
+        sizes: of the whole tensors, to be set before :meth:`check` where the batch has parts of them; otherwise None.
     """
 
     def __init__(self, number: int, batch: Batch, transform: Transform, workers: int) -> None:
@@ -49,6 +69,7 @@ class Merge(ABC):
             batch.tiles if self.measures else 0, dtype=self.type_of_squares(), device=batch.device
         )
         self._measured: dict[int, float | int] = {}
+        self.sizes: Sizes | None = None
 
     def type_of_squares(self) -> torch.dtype:
         """Of the sums of squares of a tile."""
@@ -124,11 +145,23 @@ class Merge(ABC):
         """Takes the squares of a block; before any is merged, for all blocks. Arguments as for :meth:`decode_block`."""
         self._squares[block.start : block.stop].copy_(self.squares_of_block(block, worker, scratch, updates))
 
-    def end_measuring(self) -> None:
-        """All blocks are measured: adds up the squares of each tensor."""
+    def end_measuring(self) -> dict[int, float | int]:
+        """All blocks are measured: adds up the squares of each tensor, and returns them."""
         ranges = self.batch.ranges
         sums = torch.stack([self._squares[start:stop].sum() for start, stop in ranges.values()]).tolist()
         self._measured = dict(zip(ranges, sums, strict=True))
+        return self._measured
+
+    def largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        """:attr:`Sizes.largest` of the parts of tensors that are here, for definitions that ask for it."""
+        return {}
+
+    def squares_and_tiles(self, number: int) -> tuple[float | int, int]:
+        """Of tensor ``number``, all of it: the sum of its squares, and how many tiles it has."""
+        if self.sizes is not None:
+            return self.sizes.squares[number], self.sizes.tiles[number]
+        start, stop = self.batch.ranges[number]
+        return self._measured[number], stop - start
 
     def factor(self, number: int, lr: float) -> float:
         """What tensor ``number``, as :meth:`decode_block` gives it, is multiplied with to be a step; 0 of nothing.
@@ -136,9 +169,8 @@ class Merge(ABC):
         The root mean square is over all elements of its tiles, those beyond its edge too: a tile that is partly
         outside, and of which as much is sent, steps as the others do.
         """
-        squares = float(self._measured[number])
-        start, stop = self.batch.ranges[number]
-        return lr / math.sqrt(squares / ((stop - start) * self.batch.tile_size)) if squares > 0 else 0.0
+        squares, tiles = self.squares_and_tiles(number)
+        return lr / math.sqrt(squares / (tiles * self.batch.tile_size)) if squares > 0 else 0.0
 
     def descend_measured(self, block: Block, tiles: Tensor, params: Sequence[Tensor], lr: float) -> None:
         """``param -= factor * tiles``: a product that is rounded once, and a difference that is rounded once.

@@ -29,7 +29,7 @@ from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, check_rate, normal_settings, unique_params
 from .lookahead import Edits
-from .orthogonal import orthogonalize, take_direction
+from .orthogonal import look_ahead, orthogonalize, take_direction
 from .quarantine import unseen_gradients, usable_gradients
 from .rules import is_orthogonal
 from .run import ARITHMETIC, PROGRESS, Run
@@ -454,24 +454,31 @@ class DecoupledMomentum(Optimizer):
 
     def _directions(self, grads: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
         """What goes into ``delta``: the gradients, or what Muon makes of them, in place in the state."""
-        taken, matrices = list(grads), []
+        taken, sharding = list(grads), self._sharding
         momenta = [group["momentum"] for group in self.param_groups for _ in group["params"]]
-        for number, (param, grad, orthogonal) in enumerate(
-            zip(self._params(), grads, self._is_orthogonal(), strict=True)
-        ):
-            if not orthogonal:
-                continue
-            state = self.state[param]
+        chosen = [number for number, orthogonal in enumerate(self._is_orthogonal()) if orthogonal]
+        boxed = grads
+        if sharding is not None and chosen:
+            boxed = sharding.gradients([grad if n in chosen else None for n, grad in enumerate(grads)])
+        matrices, looks = [], {}
+        for number, param in ((number, self._params()[number]) for number in chosen):
+            state, grad = self.state[param], boxed[number]
             if grad is None:
                 self._forget_direction(param)
                 continue
-            out = state[DIRECTION] if DIRECTION in state else torch.empty_like(state[MOMENTUM_BUFFER])
-            taken[number] = out
+            buffer = state[MOMENTUM_BUFFER]
+            taken[number] = out = state[DIRECTION] if DIRECTION in state else torch.empty_like(buffer)
+            if sharding is not None:
+                look_ahead(grad, buffer, out, momentum=momenta[number], scale=scale)
+                looks[number] = out
+                continue
             matrix = take_direction(
-                grad, state[MOMENTUM_BUFFER], out, momentum=momenta[number], scale=scale, grid=self.plan.grids[number]
+                grad, buffer, out, momentum=momenta[number], scale=scale, grid=self.plan.grids[number]
             )
             if matrix is not None:
                 matrices.append(matrix)
+        if sharding is not None and chosen:
+            sharding.orthogonalize(looks)
         orthogonalize(matrices)
         return taken
 

@@ -12,14 +12,23 @@ row or column have no such direction: theirs is the sign.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..compress import TileGrid
 
-__all__ = ["NEWTON_SCHULZ", "orthogonalize", "take_direction"]
+__all__ = [
+    "NEWTON_SCHULZ",
+    "Matrices",
+    "batches",
+    "directions_of",
+    "is_matrix",
+    "look_ahead",
+    "orthogonalize",
+    "take_direction",
+]
 
 NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon: steep at 0, so that five steps bring every singular value to between 0.7 and 1.2."""
@@ -47,34 +56,74 @@ def take_direction(
     Returns:
         ``out`` as matrices ``(n, rows, columns)`` that are to be orthogonalised, or None if it is a direction already.
     """
-    share = (1 - momentum) / scale
-    buffer.mul_(momentum).add_(grad, alpha=share)
-    torch.mul(buffer, momentum, out=out).add_(grad, alpha=share)
-    if min(grid.height, grid.width) <= 1 or not out.numel():
+    look_ahead(grad, buffer, out, momentum=momentum, scale=scale)
+    if not is_matrix(grid):
         out.sign_()
         return None
     return out.view(-1, grid.height, grid.width)
 
 
-def orthogonalize(matrices: Sequence[Tensor]) -> None:
-    """Replaces matrices ``(n, rows, columns)``, of any shapes, by their directions; those of one shape together."""
-    kinds: dict[tuple[object, ...], list[Tensor]] = {}
-    for tensor in matrices:
-        kinds.setdefault((tensor.shape[1:], tensor.dtype, tensor.device), []).append(tensor)
-    for tensors in kinds.values():
-        rows, columns = tensors[0].shape[1:]
-        limit = _ELEMENTS_CPU if tensors[0].device.type == "cpu" else _ELEMENTS_ACCELERATOR
+def look_ahead(grad: Tensor, buffer: Tensor, out: Tensor, *, momentum: float, scale: float) -> None:
+    """:func:`take_direction` before matrices are made directions: element by element, so that parts will do."""
+    share = (1 - momentum) / scale
+    buffer.mul_(momentum).add_(grad, alpha=share)
+    torch.mul(buffer, momentum, out=out).add_(grad, alpha=share)
+
+
+def is_matrix(grid: TileGrid) -> bool:
+    """Whether a tensor is one, or many of them; the direction of others is their sign."""
+    return min(grid.height, grid.width) > 1 and grid.tiles > 0
+
+
+class Matrices(NamedTuple):
+    """Matrices ``[start, stop)`` of those of a tensor."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+def batches(tensors: Sequence[tuple[tuple[int, int, int], torch.dtype, torch.device]]) -> list[list[Matrices]]:
+    """What is done together: matrices of one shape, as many as fit into some memory, at least one.
+
+    Args:
+        tensors: their shapes ``(n, rows, columns)``, types and devices.
+    """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for number, (shape, dtype, device) in enumerate(tensors):
+        kinds.setdefault((shape[1:], dtype, device), []).append(number)
+    made = []
+    for numbers in kinds.values():
+        (_, rows, columns), _, device = tensors[numbers[0]]
+        limit = _ELEMENTS_CPU if device.type == "cpu" else _ELEMENTS_ACCELERATOR
         each = max(1, limit // (rows * columns))
-        parts = [part for tensor in tensors for part in tensor.split(each)]
+        parts = []
+        for number in numbers:
+            count = tensors[number][0][0]
+            parts += [Matrices(number, start, min(start + each, count)) for start in range(0, count, each)]
         while parts:
             together = [parts.pop()]
-            count = len(together[0])
-            while parts and count + len(parts[-1]) <= each:
+            count = together[0].stop - together[0].start
+            while parts and count + parts[-1].stop - parts[-1].start <= each:
                 together.append(parts.pop())
-                count += len(together[-1])
-            directions = _directions(together[0] if len(together) == 1 else torch.cat(together))
-            for part, direction in zip(together, directions.split([len(t) for t in together]), strict=True):
-                part.copy_(direction)
+                count += together[-1].stop - together[-1].start
+            made.append(together)
+    return made
+
+
+def orthogonalize(matrices: Sequence[Tensor]) -> None:
+    """Replaces matrices ``(n, rows, columns)``, of any shapes, by their directions; those of one shape together."""
+    for batch in batches([((len(m), m.shape[1], m.shape[2]), m.dtype, m.device) for m in matrices]):
+        together = [matrices[part.tensor][part.start : part.stop] for part in batch]
+        for part, direction in zip(together, directions_of(together), strict=True):
+            part.copy_(direction)
+
+
+def directions_of(together: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of a batch: ``(n, rows, columns)`` each, and so are its directions."""
+    directions = _directions(together[0] if len(together) == 1 else torch.cat(list(together)))
+    parts: Sequence[Tensor] = directions.split([len(part) for part in together])
+    return parts
 
 
 def _directions(matrices: Tensor) -> Tensor:

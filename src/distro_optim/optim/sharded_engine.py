@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from typing_extensions import override
 
 from ..compress import CompressedUpdate, TilePlan, compute_dtype
 from ..compress.engine import Engine, Intake
+from ..compress.exact import check_sums
+from ..compress.merging import Sizes
 from ..compress.shards import Box, Span
 from ..errors import DistroError
 from .sharding import Sharding
@@ -22,8 +25,8 @@ class ShardedEngine(Engine):
     """Takes the gradients of DTensors, and their shards as parameters; gives and takes updates of the whole model.
 
     Updates are in main memory on both sides. :meth:`extract` and :meth:`finite` are collective: all ranks that hold
-    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does. :meth:`merge` is not: each
-    rank decodes the tiles that its shards touch.
+    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does. :meth:`merge` and
+    :meth:`decode` are so where steps have a fixed size; otherwise each rank decodes the tiles that its shards touch.
 
     Args:
         sharding: what is here.
@@ -32,11 +35,12 @@ class ShardedEngine(Engine):
 
     def __init__(self, sharding: Sharding, make: Callable[[TilePlan], Engine]) -> None:
         super().__init__(sharding.whole)
+        for batch in sharding.whole.batches:
+            check_sums(batch)
         self._sharding = sharding
         self._inner = make(sharding.plan)
         self._merging = self._inner if sharding.plan_around is sharding.plan else make(sharding.plan_around)
         self._senders: list[list[Tensor]] | None = None
-        self._counting: Tensor | None = None
         self._own: dict[int, Tensor] | None = None
         self._owned_parts = _Parts(sharding, sharding.boxes, sharding.plan)
         self._touched_parts = _Parts(sharding, sharding.around, sharding.plan_around)
@@ -44,7 +48,8 @@ class ShardedEngine(Engine):
     @property
     @override
     def needs_whole_updates(self) -> bool:
-        return self._inner.needs_whole_updates
+        # Of all ranks alike, also of those that have no such tensor.
+        return any(batch.update == "rms" for batch in self.plan.batches)
 
     # -- gradients to coefficients -------------------------------------------------------------------------------------
 
@@ -64,32 +69,30 @@ class ShardedEngine(Engine):
             norms[list(looks)] = torch.stack([look.to(device) for look in looks.values()]).cpu().double()
         everybody = torch.stack(self._sharding.gather(torch.stack([norms, limits]).view(-1).view(torch.uint8)))
         everybody, given = everybody.view(torch.float64).view(-1, 2, len(grads)).unbind(1)
-        self._check_given(grads, given > 0)
-        squares = torch.where(self._counts_once(), everybody.square(), 0).sum(0)
+        self._check_given(given > 0)
+        squares = torch.where(self._shard_counts, everybody.square(), 0).sum(0)
         fine: Tensor = everybody.isfinite().all(0) & (squares <= limits)
         return fine.to(torch.float32)
 
-    def _check_given(self, grads: Sequence[Tensor | None], given: Tensor) -> None:
-        """Raises DistroError where some ranks have a gradient that others must send them parts of, and others not."""
-        cut = self._sharding.travels
-        odd = [n for n in (given.any(0) & ~given.all(0)).nonzero().flatten().tolist() if n in cut]
+    def _check_given(self, given: Tensor) -> None:
+        """Raises DistroError where some ranks have a gradient of which others need a part, and others have none."""
+        needed = self._sharding.travels | self._sharding.orthogonal
+        odd = [n for n in (given.any(0) & ~given.all(0)).nonzero().flatten().tolist() if n in needed]
         if odd:
             raise DistroError(
                 f"parameter {odd[0]} is sharded over ranks of which only some have a gradient of it: let all ranks "
                 "call backward() on the same layers, or set the missing gradients to zeros"
             )
 
-    def _counts_once(self) -> Tensor:
+    @cached_property
+    def _shard_counts(self) -> Tensor:
         """``(ranks, tensors) bool``: whether a rank's shard counts, of those that have the same."""
-        if self._counting is None:
-            everybody = self._sharding.everybody
-            self._counting = torch.zeros(len(everybody), len(self.plan), dtype=torch.bool, device="cpu")
-            seen: set[tuple[int, tuple[Span, ...]]] = set()
-            for place, boxes in enumerate(everybody):
-                for number, box in enumerate(boxes):
-                    self._counting[place, number] = (number, box.shard) not in seen
-                    seen.add((number, box.shard))
-        return self._counting
+        return _firsts([[box.shard for box in boxes] for boxes in self._sharding.everybody])
+
+    @cached_property
+    def _box_counts(self) -> Tensor:
+        """The same of the boxes."""
+        return _firsts([[box.spans for box in boxes] for boxes in self._sharding.everybody])
 
     @override
     def extract(self, intake: Intake) -> CompressedUpdate:
@@ -172,7 +175,17 @@ class ShardedEngine(Engine):
         return list(updates)
 
     @override
-    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+    def merge(
+        self,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        *,
+        lr: Sequence[float],
+        sizes: Sizes | None = None,
+    ) -> None:
+        if not updates:
+            return
+        sizes = self._sizes(updates)
         parts = self._merging.upload([self._touched_parts.of(update) for update in updates])
         boxed: list[Tensor] = []
         for param, box in zip(params, self._sharding.around, strict=True):
@@ -183,17 +196,36 @@ class ShardedEngine(Engine):
                 room = torch.zeros(box.shape, dtype=param.dtype, device=param.device)
                 box.shard_of(room).copy_(param)
                 boxed.append(room)
-        self._merging.merge(parts, boxed, lr=lr)
+        self._merging.merge(parts, boxed, lr=lr, sizes=sizes)
         for param, room, box in zip(params, boxed, self._sharding.around, strict=True):
             if room is not param:
                 param.copy_(box.shard_of(room))
 
     @override
-    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+    def decode(self, updates: Sequence[CompressedUpdate], *, sizes: Sizes | None = None) -> list[Tensor]:
         """The merged update of every tensor before its sign, sharded as the parameter."""
         parts = self._merging.upload([self._touched_parts.of(update) for update in updates])
-        decoded = self._merging.decode(parts)
+        decoded = self._merging.decode(parts, sizes=self._sizes(updates))
         return [self._sharding.as_parameter(number, tensor) for number, tensor in enumerate(decoded)]
+
+    def _sizes(self, updates: Sequence[CompressedUpdate]) -> Sizes | None:
+        """Of whole tensors, from what each rank has of the tiles that it owns: integers, so that sums are exact."""
+        if not updates or not self.needs_whole_updates:
+            return None
+        parts = self._inner.upload([self._owned_parts.of(update) for update in updates])
+        tensors = range(len(self.plan))
+        mine = self._inner.largest(parts)
+        largest = torch.tensor([mine.get(number, 0.0) for number in tensors], dtype=torch.float64, device="cpu")
+        largest = self._gathered(largest).amax(0)
+        squares = self._inner.squares(parts, dict(enumerate(largest.tolist())))
+        sums = torch.tensor([squares.get(number, 0) for number in tensors], dtype=torch.int64, device="cpu")
+        total = torch.where(self._box_counts, self._gathered(sums), 0).sum(0)
+        tiles = dict(enumerate(grid.tiles for grid in self.plan.grids))
+        return Sizes(dict(enumerate(largest.tolist())), dict(enumerate(total.tolist())), tiles)
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """``(ranks, ...)``: what every rank has."""
+        return torch.stack(self._sharding.gather(mine.view(torch.uint8))).view(mine.dtype)
 
     # -- the lookahead -------------------------------------------------------------------------------------------------
 
@@ -211,6 +243,17 @@ class ShardedEngine(Engine):
     @override
     def put_back(self, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
         self._inner.put_back(params, saved)
+
+
+def _firsts(everybody: Sequence[Sequence[tuple[Span, ...]]]) -> Tensor:
+    """``(ranks, tensors) bool``: whether a rank is the first one that has such a part of a tensor."""
+    counts = torch.zeros(len(everybody), len(everybody[0]), dtype=torch.bool, device="cpu")
+    seen: set[tuple[int, tuple[Span, ...]]] = set()
+    for place, parts in enumerate(everybody):
+        for one in enumerate(parts):
+            counts[place, one[0]] = one not in seen
+            seen.add(one)
+    return counts
 
 
 class _Parts:

@@ -8,11 +8,13 @@ those of the model that is not sharded. Ranks talk to each other where they must
 every step             the coefficients of all tiles, some bytes for each; which gradients are finite
 and of each tensor     whose shards cut tiles: the rows of the gradient below the boundary, as far as the tile that is
                        cut, to its owner; with overlap, the signs of their momentum back
+``orthogonal``         each matrix, to the rank that makes its direction, and back
+``rms``                a sum of squares for each tensor
 ``state_dict``         all of the state, since what is saved is the state of the model that is not sharded
 ``delta``              the momentum of rows that another rank owns
 =====================  =============================================================================================
 
-Weights need nobody: each rank decodes the tiles that its shards touch, from updates that all ranks have.
+Other weights need nobody: each rank decodes the tiles that its shards touch, from updates that all ranks have.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from torch.nn import Parameter
 from ..compress.plan import TilePlan, plan_of_part
 from ..compress.shards import Box, Span, box_around, box_owned, common_part, part_of
 from ..errors import ConfigurationError
+from .orthogonal import is_matrix
+from .shards.matrices import ShardedMatrices
 from .shards.placing import (
     as_sharded,
     check_places,
@@ -39,12 +43,15 @@ from .shards.placing import (
 )
 from .shards.ranks import Ranks
 from .shards.routes import Rectangle, Routes, routes
-from .state import COEFFICIENTS, DELTA, OWN_INDEX, OWN_VALUE, WEIGHT
+from .state import COEFFICIENTS, DELTA, DIRECTION, MOMENTUM_BUFFER, OWN_INDEX, OWN_VALUE, WEIGHT
 
 __all__ = ["Ahead", "Sharding", "check_sharded", "is_sharded", "shard_of"]
 
 _BY_TILE: Final = (COEFFICIENTS, OWN_INDEX, OWN_VALUE)
-"""Parts of a parameter's state that have a row for each tile; the others are shaped as the parameter."""
+"""Parts of a parameter's state that have a row for each tile."""
+
+_BY_ELEMENT: Final = (DELTA, WEIGHT, MOMENTUM_BUFFER, DIRECTION)
+"""Those that are shaped as the parameter: the weights as its shard, the others as the box."""
 
 
 class Ahead(NamedTuple):
@@ -57,8 +64,8 @@ class Ahead(NamedTuple):
     whole: list[bool]
 
 
-def _check_settings(plan: TilePlan, directions: Sequence[str]) -> None:
-    """Raises ConfigurationError for what needs tensors as a whole."""
+def _check_arithmetic(plan: TilePlan) -> None:
+    """Raises ConfigurationError for one in which parts of a sum are not a sum's."""
     if plan.arithmetic != "exact":
         raise ConfigurationError(
             f"arithmetic={plan.arithmetic!r} with sharded parameters (DTensor): give 'exact', in which no sharding "
@@ -66,18 +73,6 @@ def _check_settings(plan: TilePlan, directions: Sequence[str]) -> None:
             name="arithmetic",
             value=plan.arithmetic,
         )
-    for name, published, given in (
-        ("update", "sign", [spec.update for spec in plan.specs]),
-        ("direction", "momentum", directions),
-    ):
-        other = next((value for value in given if value != published), None)
-        if other is not None:
-            raise ConfigurationError(
-                f"{name}={other!r} with sharded parameters (DTensor) needs whole tensors: give {published!r}, or do "
-                "not shard the model",
-                name=name,
-                value=other,
-            )
 
 
 class Sharding:
@@ -90,6 +85,7 @@ class Sharding:
 
     Attributes:
         whole: the plan of the model.
+        orthogonal: parameters whose direction is Muon's.
         ranks: that hold the model together.
         boxes: tiles that the shards that are here own, one box for each parameter.
         plan: of these boxes.
@@ -97,12 +93,13 @@ class Sharding:
         plan_around: of those; the very :attr:`plan` where no tile is cut.
 
     Raises:
-        ConfigurationError: the parameters lie on meshes of which none has all ranks, or a setting needs whole tensors.
+        ConfigurationError: the parameters lie on meshes of which none has all ranks, or the arithmetic is another.
     """
 
     def __init__(self, plan: TilePlan, params: Sequence[Tensor], directions: Sequence[str]) -> None:
-        _check_settings(plan, directions)
+        _check_arithmetic(plan)
         self.whole = plan
+        self.orthogonal = frozenset(n for n, direction in enumerate(directions) if direction == "orthogonal")
         self._params: list[Any] = list(params)
         self.ranks = Ranks(common_mesh(params))
         shards = [shard_of(param) for param in params]
@@ -229,6 +226,22 @@ class Sharding:
             for grad, param in zip(grads, self._params, strict=True)
         ]
 
+    @cached_property
+    def _matrices(self) -> ShardedMatrices:
+        return ShardedMatrices(self.ranks, self.whole.grids, self.everybody)
+
+    def orthogonalize(self, looks: Mapping[int, Tensor]) -> None:
+        """Replaces ``looks``, shaped as the boxes, by Muon's directions, in place. All ranks must call.
+
+        Args:
+            looks: by number, of parameters of which all ranks have a gradient.
+        """
+        for number, look in looks.items():
+            if not is_matrix(self.whole.grids[number]):
+                look.sign_()
+        self._matrices.orthogonalize({n: look for n, look in looks.items() if is_matrix(self.whole.grids[n])})
+        self.directions_change()
+
     # -- the lookahead -------------------------------------------------------------------------------------------------
 
     def look_ahead(
@@ -303,7 +316,7 @@ class Sharding:
         """The state of a parameter as it would be unsharded, in main memory. All ranks must call."""
         return {
             key: self._whole_of(number, key, value)
-            if isinstance(value, Tensor) and (key in _BY_TILE or key in (DELTA, WEIGHT))
+            if isinstance(value, Tensor) and (key in _BY_TILE or key in _BY_ELEMENT)
             else value
             for key, value in state.items()
         }
@@ -345,7 +358,7 @@ class Sharding:
         for key, value in saved.items():
             if key in _BY_TILE and len(value) == grid.tiles:
                 part[key] = value[box.tiles(grid).to(value.device)]
-            elif key in (DELTA, WEIGHT) and tuple(value.shape) == grid.shape:
+            elif key in _BY_ELEMENT and tuple(value.shape) == grid.shape:
                 spans = box.shard if key == WEIGHT else box.spans
                 part[key] = value[tuple(slice(*span) for span in spans)].contiguous()
         return part

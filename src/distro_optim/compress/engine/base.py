@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..extraction import OwnPart
+from ..merging import Sizes
 from ..plan import TilePlan
 from ..update import CompressedUpdate
 from .transfer import Uploads, downloaded
@@ -99,7 +100,14 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+    def merge(
+        self,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        *,
+        lr: Sequence[float],
+        sizes: Sizes | None = None,
+    ) -> None:
         """``param -= gain * lr * sign(decode(mean over contributors))``, in place; 0 where nobody contributed.
 
         Or, where the plan's rule is ``"rms"``, by the decoded update over its root mean square, in place of the sign.
@@ -110,10 +118,19 @@ class Engine(ABC):
             updates: of all contributors, on this plan; none leaves the parameters as they are.
             params: one per tensor, of the planned shape; changed in place.
             lr: one per parameter group.
+            sizes: of the whole tensors, where the plan is of a part of them and some steps have a fixed size.
 
         Raises:
             ConfigurationError: these updates cannot be merged by the plan's definition.
         """
+
+    def largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        """:attr:`Sizes.largest` of the parts that are here, of tensors whose steps have a fixed size."""
+        raise NotImplementedError
+
+    def squares(self, updates: Sequence[CompressedUpdate], largest: Mapping[int, float]) -> dict[int, float | int]:
+        """:attr:`Sizes.squares` of the parts that are here; ``largest`` is that of the whole tensors."""
+        raise NotImplementedError
 
     @property
     def merges_ahead(self) -> bool:
@@ -146,8 +163,11 @@ class Engine(ABC):
         return False
 
     @abstractmethod
-    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
-        """The merged update of every tensor before its sign, in its shape and compute dtype."""
+    def decode(self, updates: Sequence[CompressedUpdate], *, sizes: Sizes | None = None) -> list[Tensor]:
+        """The merged update of every tensor before its sign, in its shape and compute dtype.
+
+        ``sizes`` as for :meth:`merge`.
+        """
 
     @abstractmethod
     def shift(

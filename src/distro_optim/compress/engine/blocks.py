@@ -7,7 +7,7 @@ cost little more than one large one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from typing_extensions import override
 from ..dct import Transform, make_transform
 from ..extraction import Extraction, WholeBatch
 from ..fast import can_shift, shift_part
-from ..merging import Merge
+from ..merging import Merge, Sizes
 from ..plan import Batch, Block, TilePlan, compute_dtype
 from ..profile import profile_of
 from ..update import CompressedUpdate
@@ -221,11 +221,17 @@ class BlockEngine(Engine):
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
     @override
-    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+    def merge(
+        self,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        *,
+        lr: Sequence[float],
+        sizes: Sizes | None = None,
+    ) -> None:
         if not updates:
             return
-        for merge in self._merges:
-            merge.check(updates)
+        self._check(updates, sizes)
         for by_threads in (True, False):
             jobs: list[Job] = [
                 (partial(_prepare, preparation), merge.batch.blocks[0])
@@ -235,14 +241,39 @@ class BlockEngine(Engine):
             ]
             ((self._share if by_threads else None) or _one_by_one)(_perform, jobs)
         weights = Contiguous(params)
-        measuring = [merge for merge in self._merges if merge.measures]
-        self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])
-        for merge in measuring:
-            merge.end_measuring()
+        if sizes is None:
+            self._measure(updates)
         self._for_each_block(
             [(m.batch, partial(self._merge_block, m, updates, weights.tensors, lr)) for m in self._merges]
         )
         weights.write_back()
+
+    def _check(self, updates: Sequence[CompressedUpdate], sizes: Sizes | None) -> None:
+        for merge in self._merges:
+            merge.sizes = sizes
+            merge.check(updates)
+
+    def _measure(self, updates: Sequence[CompressedUpdate]) -> dict[int, float | int]:
+        measuring = [merge for merge in self._merges if merge.measures]
+        self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])
+        found: dict[int, float | int] = {}
+        for merge in measuring:
+            found |= merge.end_measuring()
+        return found
+
+    @override
+    def largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for merge in self._merges:
+            if merge.measures:
+                merge.sizes = None
+                found |= merge.largest(updates)
+        return found
+
+    @override
+    def squares(self, updates: Sequence[CompressedUpdate], largest: Mapping[int, float]) -> dict[int, float | int]:
+        self._check(updates, Sizes(largest, {}, {}))
+        return self._measure(updates)
 
     def _merge_block(
         self,
@@ -261,12 +292,13 @@ class BlockEngine(Engine):
         merge.measure_block(block, worker, self._buffers(merge.batch, block, worker), updates)
 
     @override
-    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
+    def decode(self, updates: Sequence[CompressedUpdate], *, sizes: Sizes | None = None) -> list[Tensor]:
         decoded = [
             torch.zeros(spec.shape, dtype=compute_dtype(spec.dtype), device=spec.device) for spec in self.plan.specs
         ]
+        if updates:
+            self._check(updates, sizes)
         for merge in self._merges if updates else ():
-            merge.check(updates)
             for block in merge.batch.blocks:
                 tiles = merge.decode_block(block, 0, self._buffers(merge.batch, block, 0), updates)
                 for piece in block.pieces:

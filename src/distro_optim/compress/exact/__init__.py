@@ -17,6 +17,6 @@ additions nor fused operations, threads or kernels can change it. ``docs/exact.m
 
 from __future__ import annotations
 
-from .merge import ExactMerge
+from .merge import ExactMerge, check_sums
 
-__all__ = ["ExactMerge"]
+__all__ = ["ExactMerge", "check_sums"]

@@ -22,7 +22,21 @@ from .means import Means, means_of_signs, means_of_values
 from .products import SPARSE_LIMIT, exact_tiles
 from .rms import MAX_SQUARES, exponent_of, factor_of
 
-__all__ = ["ExactMerge"]
+__all__ = ["ExactMerge", "check_sums"]
+
+
+def check_sums(batch: Batch) -> None:
+    """Raises ConfigurationError where sums of squares of one of the tensors of a batch could exceed 64 bits."""
+    terms = min(MAX_CONTRIBUTORS * batch.k, batch.tile_size)
+    most_tiles = max(stop - start for start, stop in batch.ranges.values())
+    if batch.update == "rms" and most_tiles * terms > MAX_SQUARES:
+        raise ConfigurationError(
+            f"update='rms' with arithmetic='exact' is proven for {MAX_SQUARES} coefficients of a tensor, those of "
+            f"{MAX_CONTRIBUTORS} peers together: one of {most_tiles} tiles with compression_topk={batch.k} can "
+            f"have {most_tiles * terms}; give it a group with update='sign'",
+            name="update",
+            value="rms",
+        )
 
 
 class ExactMerge(Merge):
@@ -43,15 +57,7 @@ class ExactMerge(Merge):
                 name="compression_chunk",
                 value=max(batch.h, batch.w),
             )
-        most_tiles = max(stop - start for start, stop in batch.ranges.values())
-        if self.measures and most_tiles * terms > MAX_SQUARES:
-            raise ConfigurationError(
-                f"update='rms' with arithmetic='exact' is proven for {MAX_SQUARES} coefficients of a tensor, those of "
-                f"{MAX_CONTRIBUTORS} peers together: one of {most_tiles} tiles with compression_topk={batch.k} can "
-                f"have {most_tiles * terms}; give it a group with update='sign'",
-                name="update",
-                value="rms",
-            )
+        check_sums(batch)
         self._largest: Tensor | None = None
         self._plain = isinstance(transform, Identity)
         self._filters = fits_filter(batch.h, batch.w, batch.compute_dtype, batch.profile)
@@ -71,6 +77,11 @@ class ExactMerge(Merge):
         values = [u.value[self.number] for u in updates]
         if all(value.dtype == torch.bool for value in values):
             return None
+        if self.sizes is not None:
+            known = [self.sizes.largest[number] for number in self.batch.ranges]
+            counts = torch.tensor([stop - start for start, stop in self.batch.ranges.values()], device="cpu")
+            of_tiles = torch.tensor(known, dtype=self.batch.compute_dtype, device="cpu").repeat_interleave(counts)
+            return of_tiles.unsqueeze(1).to(self.batch.device)
         largest = torch.zeros(self.batch.tiles, 1, dtype=self.batch.compute_dtype, device=self.batch.device)
         for update, value in zip(updates, values, strict=True):
             magnitude = values_of([value], self.batch.compute_dtype).abs().amax(1, keepdim=True)
@@ -79,6 +90,14 @@ class ExactMerge(Merge):
                     part = largest[start:stop]
                     torch.maximum(part, magnitude[start:stop].amax(), out=part)
         return largest
+
+    @override
+    def largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        largest = self._largest_of_tensors(updates)
+        if largest is None:
+            return {}
+        firsts = torch.tensor([start for start, _ in self.batch.ranges.values()], device=self.batch.device)
+        return dict(zip(self.batch.ranges, largest.view(-1)[firsts].tolist(), strict=True))
 
     @override
     def type_of_squares(self) -> torch.dtype:
@@ -93,11 +112,11 @@ class ExactMerge(Merge):
 
     @override
     def factor(self, number: int, lr: float) -> float:
-        start, stop = self.batch.ranges[number]
+        squares, tiles = self.squares_and_tiles(number)
         h, w = self.batch.h, self.batch.w
         exponent, count = (0, h * w) if self._plain else (exponent_of(h, w), 1)
         double = self.batch.compute_dtype == torch.float64
-        return factor_of(int(self._measured[number]), (stop - start) * count, exponent, lr, double=double)
+        return factor_of(int(squares), tiles * count, exponent, lr, double=double)
 
     @override
     def merge_block(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ....errors import ConfigurationError
 from ...exact.definition import MAX_CONTRIBUTORS
+from ...merging import Sizes
 from ...plan import Batch, TilePlan
 from ...update import CompressedUpdate
 from ...windows import Contiguous
@@ -229,21 +230,36 @@ class TritonEngine(Engine):
     # -- coefficients to weights ---------------------------------------------------------------------------------------
 
     @override
-    def merge(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], *, lr: Sequence[float]) -> None:
+    def merge(
+        self,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        *,
+        lr: Sequence[float],
+        sizes: Sizes | None = None,
+    ) -> None:
         if not updates:
             return
         self._check_number(updates)
         if not self._can_merge(updates):
-            self._without({}).merge(updates, params, lr=lr)
+            self._without({}).merge(updates, params, lr=lr, sizes=sizes)
             return
         weights = Contiguous(params)
         flags = self._said_by(updates)
         self._try_merge(updates, flags, weights.tensors, lr)
-        self._without(self._merges).merge(updates, weights.tensors, lr=lr)
+        self._without(self._merges).merge(updates, weights.tensors, lr=lr, sizes=sizes)
         self.merge_into(updates, flags, weights.tensors, lr)
         weights.write_back()
         for kernels in self._merges.values():
             _count_writes([weights.tensors[n] for n in kernels.batch.ranges])
+
+    @override
+    def largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        return self._without(self._merges).largest(updates)
+
+    @override
+    def squares(self, updates: Sequence[CompressedUpdate], largest: Mapping[int, float]) -> dict[int, float | int]:
+        return self._without(self._merges).squares(updates, largest)
 
     @property
     @override
@@ -349,8 +365,8 @@ class TritonEngine(Engine):
             kernels.merge(updates, flags[number], weights, lr[batch.group] * batch.gain, ahead=ahead)
 
     @override
-    def decode(self, updates: Sequence[CompressedUpdate]) -> list[Tensor]:
-        return self._without({}).decode(updates)
+    def decode(self, updates: Sequence[CompressedUpdate], *, sizes: Sizes | None = None) -> list[Tensor]:
+        return self._without({}).decode(updates, sizes=sizes)
 
     # -- the lookahead -------------------------------------------------------------------------------------------------
 
