@@ -344,6 +344,22 @@ def writes_to_weights_that_look_ahead_are_seen(rank: int, size: int) -> None:
     assert_same(ours, plain, "all of them were written to")
 
 
+def a_run_of_psyches_gives_the_settings_and_the_steps_of_the_whole_model(rank: int, size: int) -> None:
+    for mesh, placements in meshes()[1:3]:
+        ours, optimizer, plain, twin = optimizers(mesh, placements, torch.bfloat16)
+        for step in range(3):
+            give_gradients(ours, plain, step)
+            mine, other = optimizer.generate(), twin.generate()
+            assert encode_flat(mine) == encode_flat(other), step
+            optimizer.apply([mine, mine])
+            twin.apply([other, other])
+            assert_same(ours, plain, step)
+            if not step:  # with a momentum by then, and other tiles from there on
+                for each in (optimizer, twin):
+                    each.reconfigure(tiling="divisor", quantize_1bit=False, arithmetic="psyche", compression_chunk=8)
+                assert_same([optimizer.delta(p) for p in ours], [twin.delta(p) for p in plain], "momentum")
+
+
 def what_cannot_be_sharded_is_refused(rank: int, size: int) -> None:
     mesh = init_device_mesh("cpu", (4,))
     params = sharded(weights(torch.float32), mesh, FOUR)
@@ -354,8 +370,8 @@ def what_cannot_be_sharded_is_refused(rank: int, size: int) -> None:
     half = init_device_mesh("cpu", (2, 2), mesh_dim_names=("peer", "shard"))["shard"]
     with pytest.raises(ConfigurationError, match="sharded over 2 of 4 ranks"):
         DisTrO(sharded(weights(torch.float32), half, FOUR)).step()
-    with pytest.raises(ConfigurationError, match="with sharded parameters"):
-        DisTrO(params).reconfigure(tiling="divisor", quantize_1bit=True)
+    with pytest.raises(ConfigurationError, match="arithmetic='psyche' with sharded.*bfloat16"):
+        DisTrO(params, arithmetic="psyche")
     optimizer = DisTrO(params)
     optimizer.found_inf = torch.zeros(1)  # type: ignore[attr-defined]
     with pytest.raises(DistroError, match="GradScaler"):
@@ -438,6 +454,7 @@ JOBS: tuple[Callable[[int, int], None], ...] = (
     what_is_saved_is_the_state_of_the_whole_model,
     copies_of_a_sharded_model_are_peers,
     writes_to_weights_that_look_ahead_are_seen,
+    a_run_of_psyches_gives_the_settings_and_the_steps_of_the_whole_model,
     what_cannot_be_sharded_is_refused,
     *(
         (fully_sharded_modules_train_as_the_whole_model, modules_that_are_sharded_twice_train_as_the_whole_model)

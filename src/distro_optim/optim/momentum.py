@@ -140,6 +140,8 @@ class DecoupledMomentum(Optimizer):
     ) -> None:
         """Other settings for all parameter groups. The momentum stays; what was sent last is forgotten.
 
+        Of DTensors all ranks that hold the model must call.
+
         Args:
             tiling, quantize_1bit: as for the constructor.
             arithmetic: as for the constructor; None keeps what it is.
@@ -148,21 +150,17 @@ class DecoupledMomentum(Optimizer):
         Raises:
             ConfigurationError: a setting is out of its range. Nothing has changed then.
         """
-        if self._sharding is not None:
-            raise ConfigurationError(
-                "other settings with sharded parameters (DTensor), whose tiles would be others: give them to the "
-                "constructor",
-                name="params",
-            )
         self.undo_lookahead()
         groups = [normal_settings({**group, **settings}) for group in self.param_groups]
-        deltas = [self._delta(number, param) for number, param in enumerate(self._params())]
+        deltas, before = [self._delta(number, param) for number, param in enumerate(self._params())], self._sharding
         self._tiling, self._quantize, self._arithmetic = tiling, quantize_1bit, arithmetic or self._arithmetic
         for group, changed in zip(self.param_groups, groups, strict=True):
             group.update(changed, **{ARITHMETIC: self._arithmetic})
         self._run.forget_plan()
         for number, (param, delta) in enumerate(zip(self._params(), deltas, strict=True)):
             kept = {DELTA: delta, QUARANTINED: self.state[param][QUARANTINED]}
+            if before is not None and self._sharding is not None:
+                kept = self._sharding.part_of_state(number, before.whole_state(number, kept))
             self.state[param] = self._restored(kept, number, param)
 
     def _restored(self, saved: dict[str, Any], number: int, param: Tensor) -> dict[str, Tensor]:

@@ -66,10 +66,14 @@ class Ahead(NamedTuple):
 
 def _check_arithmetic(plan: TilePlan) -> None:
     """Raises ConfigurationError for one in which parts of a sum are not a sum's."""
-    if plan.arithmetic != "exact":
+    # Psyche's has an order of its own for all that is rounded, but in wider types, where it leaves that to a BLAS.
+    by_tile = plan.arithmetic == "exact" or (
+        plan.arithmetic == "psyche" and all(spec.dtype in (torch.bfloat16, torch.float16) for spec in plan.specs)
+    )
+    if not by_tile:
         raise ConfigurationError(
             f"arithmetic={plan.arithmetic!r} with sharded parameters (DTensor): give 'exact', in which no sharding "
-            "changes the weights",
+            "changes the weights, or in a run of Psyche's, have the weights in bfloat16",
             name="arithmetic",
             value=plan.arithmetic,
         )
