@@ -127,8 +127,9 @@ def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
         raise NotAdmitted(DropReason.BAD_SIGNATURE)
 
 
-def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState) -> None:
-    """Checks that ``sender`` may say this about ``round_``, to which the step belongs.
+def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState) -> Claim | None:
+    """Checks that ``sender`` may say this about ``round_``, to which the step belongs; returns what it claims, if it
+    announces a result.
 
     Raises:
         NotAdmitted: it may not.
@@ -142,15 +143,18 @@ def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundSta
         raise NotAdmitted(DropReason.WRONG_PROOF, str(error)) from error
     if proof != true_proof or proof.committee is not Committee.TRAINER:
         raise NotAdmitted(DropReason.WRONG_PROOF, f"it is {true_proof.committee.name} at {true_proof.position}")
+    claim = None
     match broadcast.data:
         case TrainingResult(batch, ticket):
-            _check_result(Claim(sender, batch, broadcast.commitment, ticket), round_)
+            claim = Claim(sender, batch, broadcast.commitment, ticket)
+            _check_result(claim, round_)
         case Finished(warmup=True):
             raise NotAdmitted(DropReason.WRONG_STEP, "the warm-up is over")
         case Finished():
             if sender in round_.finished:
                 raise NotAdmitted(DropReason.DUPLICATE)
     check_commitment(broadcast, sender)
+    return claim
 
 
 def _check_result(claim: Claim, round_: RoundState) -> None:

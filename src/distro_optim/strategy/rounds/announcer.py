@@ -78,47 +78,49 @@ class Repeats:
 
     Attributes:
         pace: of what is said from now on.
+        next_at: when :meth:`due` has something, in monotonic seconds; None if never. Every message asks for it.
     """
 
     def __init__(self) -> None:
         self.pace = PROMPT
+        self.next_at: float | None = None
         self._said: list[_Said] = []
 
     def add(self, broadcast: Broadcast, now: float) -> None:
         """Something was said for the first time."""
-        self._said.append(_Said(broadcast, now + self.pace.first, self.pace.first))
+        self._keep([*self._said, _Said(broadcast, now + self.pace.first, self.pace.first)])
 
     def answer_ready(self, now: float) -> None:
         """A peer is ready. A client of Psyche's has not listened before; one of ours has."""
         for said in self._said:
             if said.is_of_warm_up and self.pace is AMONG_PSYCHES:
                 said.due = min(said.due, now + ANSWER_SECONDS)
+        self._keep(self._said)
 
     def drop_results_of(self, step: int) -> None:
         """Everybody has them."""
-        self._said = [
-            said for said in self._said if said.broadcast.step != step or isinstance(said.broadcast.data, Finished)
-        ]
+        self._keep(
+            [said for said in self._said if said.broadcast.step != step or isinstance(said.broadcast.data, Finished)]
+        )
 
     def drop_before(self, step: int) -> None:
         """Forgets what is about earlier steps (warm-up's have step 0), and who had finished in a round that is over."""
-        self._said = [
-            said for said in self._said if said.broadcast.step >= step and not isinstance(said.broadcast.data, Finished)
-        ]
+        self._keep(
+            [
+                said
+                for said in self._said
+                if said.broadcast.step >= step and not isinstance(said.broadcast.data, Finished)
+            ]
+        )
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._said.clear()
+        self._keep([])
 
     @property
     def stored(self) -> tuple[Broadcast, ...]:
         """What would be repeated, the latest last."""
         return tuple(said.broadcast for said in self._said)
-
-    @property
-    def next_at(self) -> float | None:
-        """When :meth:`due` has something, in monotonic seconds; None if never."""
-        return min((said.due for said in self._said), default=None)
 
     def due(self, now: float) -> list[Broadcast]:
         """What is to be repeated now, with new nonces: gossip drops a message that it has passed on already."""
@@ -130,7 +132,12 @@ class Repeats:
                 said.pause = min(2 * said.pause, longest)
                 said.due = now + said.pause
                 again.append(said.broadcast)
+        self._keep(self._said)
         return again
+
+    def _keep(self, said: list[_Said]) -> None:
+        self._said = said
+        self.next_at = min((entry.due for entry in said), default=None)
 
 
 class Announcer:

@@ -105,11 +105,15 @@ class DueResults:
         """
         updates, waiting, wanted, counted, silent, applied = [], [], [], [], [], []
         # What the reports say of all results, asked in one pass; the loop only looks it up.
-        self._results.ask([claim.commitment.data_hash for claim in self.round.all_claims()])
-        for batch, owner in sorted(self.round.assignments.items()):
-            claims = sorted(self.round.claims.get(batch, ()), key=lambda claim: claim.order)
-            seen = self._results.ask([claim.commitment.data_hash for claim in claims])
-            picked = select_seen(seen, self.quorum)
+        hashes = [claim.commitment.data_hash for claim in self.round.all_claims()]
+        votes = dict(zip(hashes, self._results.count(hashes), strict=True))
+        for batch, owner in sorted(self.round.assignments.items(), key=lambda item: item[0].start):
+            claims = self.round.claims.get(batch, [])
+            if len(claims) == 1:  # of honest clients; others in the same way would cost a round of many peers the most
+                picked = 0 if votes[claims[0].commitment.data_hash] >= self.quorum else None
+            else:
+                claims = sorted(claims, key=lambda claim: claim.order)
+                picked = select_seen(self._results.ask([c.commitment.data_hash for c in claims]), self.quorum)
             fits = any(claim.state is ClaimState.VALID for claim in claims)
             if fits and (picked is not None or owner == me):
                 counted.append(owner)

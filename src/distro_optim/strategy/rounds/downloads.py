@@ -98,6 +98,11 @@ class Downloads:
             if claim.retry_at is not None and claim.retry_at <= now:
                 self.begin(round_, claim)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether any may have to be tried again."""
+        return bool(self._failed)
+
     def next_retry(self, rounds: Sequence[RoundState]) -> float | None:
         """When :meth:`retry` has something to do, in monotonic seconds; None if never."""
         times = [claim.retry_at for _, claim in self._to_retry(rounds) if claim.retry_at is not None]

@@ -13,7 +13,12 @@ from functools import cached_property
 
 from ...coordinator.types import ClientState, Coordinator, NodeIdentity, RunState
 
-__all__ = ["Moment"]
+__all__ = ["Moment", "sooner"]
+
+
+def sooner(one: float | None, other: float | None) -> float | None:
+    """The earlier of two times; None is never."""
+    return other if one is None or (other is not None and other < one) else one
 
 
 class _Listed:

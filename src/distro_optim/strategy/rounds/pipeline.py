@@ -20,14 +20,14 @@ from .actions import DropReason, Outbox
 from .admission import NotAdmitted, Peers, check_broadcast
 from .announcer import Announcer
 from .audits.watch import AuditWatch
-from .broadcasts import Broadcast, Finished, TrainingResult
+from .broadcasts import Broadcast, Finished
 from .choose_result import DueResults
 from .downloads import Downloads
-from .moment import Moment
+from .moment import Moment, sooner
 from .own_result import OwnResult
 from .reading import Reader
 from .repair import MAX_FETCH_SECONDS, Repair
-from .round_state import MAX_CLAIMS, Claim, ClaimState, RoundState
+from .round_state import MAX_CLAIMS, ClaimState, RoundState
 from .waiting import UNHEARD_SHARE, is_awaited, is_missing, unheard_seconds
 from .weights import WeightsWatch
 from .witness_reports import health_checks, witness_report
@@ -134,6 +134,15 @@ class RoundPipeline:
         rounds = [self.current, self._previous, self._due.round if self._due is not None else None]
         return [round_ for round_ in rounds if round_ is not None]
 
+    def _live_round(self, step: int) -> RoundState | None:
+        """The one of :attr:`live_rounds` with this step; every message asks for it."""
+        current, previous, due = self.current, self._previous, self._due
+        if current.step == step:
+            return current
+        if previous is not None and previous.step == step:
+            return previous
+        return due.round if due is not None and due.round.step == step else None
+
     # -- what comes in -------------------------------------------------------------------------------------------------
 
     def take(self, sender: NodeIdentity, broadcast: Broadcast) -> bool:
@@ -142,22 +151,20 @@ class RoundPipeline:
         Raises:
             NotAdmitted: it does not pass the checks.
         """
-        round_ = next((r for r in self.live_rounds if r.step == broadcast.step), None)
+        round_ = self._live_round(broadcast.step)
         if round_ is None:
             return False
-        check_broadcast(broadcast, sender, round_)
+        claim = check_broadcast(broadcast, sender, round_)
         data_hash = broadcast.commitment.data_hash
-        match broadcast.data:
-            case TrainingResult(batch, ticket):
-                claim = Claim(sender, batch, broadcast.commitment, ticket)
-                round_.add(claim)
-                if claim.state is ClaimState.SPARE:
-                    raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {batch} already")
-                round_.broadcasts.append(data_hash)
-                self._downloads.begin(round_, claim)
-            case Finished():
-                round_.broadcasts.append(data_hash)
-                round_.finished.add(sender)
+        if claim is None:
+            round_.broadcasts.append(data_hash)
+            round_.note_finished(sender)
+            return True
+        round_.add(claim)
+        if claim.state is ClaimState.SPARE:
+            raise NotAdmitted(DropReason.TOO_MANY, f"{MAX_CLAIMS} results for {claim.batch} already")
+        round_.broadcasts.append(data_hash)
+        self._downloads.begin(round_, claim)
         return True
 
     def fetched(self, blob: bytes, data: bytes) -> None:
@@ -172,9 +179,10 @@ class RoundPipeline:
         """Tries those again whose time has come."""
         self._downloads.retry(self.live_rounds, now)
 
-    def next_timers(self, at: Moment) -> list[float | None]:
-        """When :meth:`retry_downloads` and :meth:`advance` have something to do, in monotonic seconds."""
-        return [self._downloads.next_retry(self.live_rounds), self._looks_again_at(at), self._repair.waits_until]
+    def next_timer(self, at: Moment) -> float | None:
+        """When :meth:`retry_downloads` or :meth:`advance` has something to do, in monotonic seconds; None if never."""
+        due = self._downloads.next_retry(self.live_rounds) if self._downloads.has_failed else None
+        return sooner(due, sooner(self._looks_again_at(at), self._repair.waits_until))
 
     def end_training(self, step: int) -> BatchId | None:
         """The trainer has answered: the batch of the current round that it was at work on, if it was."""
@@ -210,9 +218,7 @@ class RoundPipeline:
         # only make each round longer by a message.
         if current.sent_witness or not current.witness_proof.witness:
             return
-        if current.everybody_witnesses or all(
-            client in current.finished for client in current.regular if at.is_present(client)
-        ):
+        if current.everybody_witnesses or not any(map(at.is_present, current.unfinished)):
             self.witness()
 
     def _looks_again_at(self, at: Moment) -> float | None:
@@ -246,7 +252,7 @@ class RoundPipeline:
         current.sent_finished = True
         root = merkle_root(previous.broadcasts) if previous is not None else EMPTY_ROOT
         data_hash = finished_hash(root)
-        current.finished.add(self._me)
+        current.note_finished(self._me)
         current.broadcasts.append(data_hash)
         finished = Finished(MerkleRoot(root), warmup=False)
         self._announcer.say(current.step, current.committee_proof, data_hash, finished, now)

@@ -89,7 +89,7 @@ class RoundState:
         changes: how often an announcement came, or what became of one was found out.
         participants, results: what the report will praise, by batch: the client that took part, and the hash of what
             came.
-        finished: clients that have said so, ourselves included.
+        finished: clients that have said so, ourselves included; see :meth:`note_finished`.
         broadcasts: hash of every message taken, in order of arrival.
         own: what the trainer wants back with the next round.
         training_over: our trainer has nothing (more) to do in this round.
@@ -166,6 +166,16 @@ class RoundState:
         """The clients that others wait for: those that are not on probation."""
         newcomers = self.selection.newcomers
         return frozenset(client for place, client in enumerate(self.clients) if place not in newcomers)
+
+    @cached_property
+    def unfinished(self) -> set[NodeIdentity]:
+        """Those of :attr:`regular` that have not said that they have finished."""
+        return set(self.regular - self.finished)
+
+    def note_finished(self, client: NodeIdentity) -> None:
+        """``client`` says that it has."""
+        self.finished.add(client)
+        self.unfinished.discard(client)
 
     def all_claims(self) -> Iterator[Claim]:
         """Announcements of all batches."""

@@ -31,7 +31,7 @@ from .audits.book import AuditCount
 from .audits.reports import is_report
 from .audits.watch import AuditWatch
 from .broadcasts import Finished
-from .moment import Moment
+from .moment import Moment, sooner
 from .own_result import OwnResult
 from .phases import KEPT_STEPS, Phases, Stage
 from .reading import Reader
@@ -342,12 +342,13 @@ class Rounds:
 
     def next_timer(self) -> float | None:
         """When :meth:`tick` has something to do, in monotonic seconds; None if never."""
-        times = [self._own_result.held_until]
-        if self.stage is Stage.RUNNING:
-            times.append(self._announcer.repeats.next_at)
-        if self._phases.pipeline is not None and self._latest is not None:
-            times.extend(self._phases.pipeline.next_timers(self._latest))
-        return min((time for time in times if time is not None), default=None)
+        phases = self._phases
+        due = self._own_result.held_until
+        if phases.stage is Stage.RUNNING:
+            due = sooner(due, self._announcer.repeats.next_at)
+        if phases.pipeline is not None and self._latest is not None:
+            due = sooner(due, phases.pipeline.next_timer(self._latest))
+        return due
 
     def _moment(self, now: float) -> Moment | None:
         """The moment of an input; None if the coordinator has not told its state yet."""
