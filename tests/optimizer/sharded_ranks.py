@@ -370,7 +370,7 @@ def what_cannot_be_sharded_is_refused(rank: int, size: int) -> None:
     half = init_device_mesh("cpu", (2, 2), mesh_dim_names=("peer", "shard"))["shard"]
     with pytest.raises(ConfigurationError, match="sharded over 2 of 4 ranks"):
         DisTrO(sharded(weights(torch.float32), half, FOUR)).step()
-    with pytest.raises(ConfigurationError, match="arithmetic='psyche' with sharded.*bfloat16"):
+    with pytest.raises(ConfigurationError, match=r"arithmetic='psyche' with sharded.*bfloat16"):
         DisTrO(params, arithmetic="psyche")
     optimizer = DisTrO(params)
     optimizer.found_inf = torch.zeros(1)  # type: ignore[attr-defined]

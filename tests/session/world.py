@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from blake3 import blake3
 from typing_extensions import override
 
 from distro_optim.comm.live_weights import (
@@ -34,6 +35,8 @@ from distro_optim.errors import ExchangeError, ProtocolError
 from distro_optim.strategy.port import RunEvent, RunPort, RunView, TrainerAction
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.weights import tensor_digest
+from distro_optim.verify.audit import Verdict
+from distro_optim.verify.calibrate import Noise
 from distro_optim.verify.recompute import Evidence
 from rounds.simulator import TICK, Member, Weather, World, secret
 
@@ -41,7 +44,10 @@ TRAINER_ACTIONS = (
     act.Initialize,
     act.TrainBatch,
     act.ApplyResults,
+    act.AuditMomentum,
     act.AuditResults,
+    act.OpenMomentum,
+    act.PrepareAudit,
     act.DecayWeights,
     act.HashWeights,
     act.RepairWeights,
@@ -103,6 +109,8 @@ class SimulatedPort(RunPort):
         self.script: Any = None
         self.live: LiveWeights | None = None
         self.audits: list[tuple[int, bytes, Evidence, Evidence | None]] = []
+        self.verdicts: list[tuple[int, bytes, Verdict]] = []
+        self.own_noise: list[Noise] = []
         self.fetched_tensors: list[tuple[str, int]] = []  # names and bytes
         # Weights are hashed in another thread. Here that takes no time: whatever a session does next with its run, it
         # does when the hashes are there.
@@ -214,6 +222,25 @@ class SimulatedPort(RunPort):
     def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
         self.audits.append((step, trainer, found, own))
         self._tell(lambda: self._member.rounds.audited(step, trainer, found, own, self.world.now))
+
+    @override
+    def momentum_committed(self, step: int, root: bytes, decays: Sequence[float]) -> None:
+        self._tell(lambda: self._member.rounds.momentum_committed(step, root, decays, self.world.now))
+
+    @override
+    def momentum_opened(self, step: int, data: bytes) -> None:
+        blob = blake3(data).digest()
+        self._tell(lambda: self._member.rounds.momentum_opened(step, data, blob, self.world.now))
+
+    @override
+    def own_momentum_audited(self, step: int, noise: Noise) -> None:
+        self.own_noise.append(noise)
+        self._tell(lambda: self._member.rounds.own_momentum_audited(step, noise, self.world.now))
+
+    @override
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:
+        self.verdicts.append((step, trainer, verdict))
+        self._tell(lambda: self._member.rounds.momentum_audited(step, trainer, verdict, self.world.now))
 
     @override
     def weights_hashed(self, step: int, digests: Sequence[bytes]) -> None:

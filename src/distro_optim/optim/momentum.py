@@ -573,6 +573,35 @@ class DecoupledMomentum(Optimizer):
         _check_plans(updates, engine.plan)
         engine.merge(engine.upload(updates), self._held(), lr=self._rates(lr))
 
+    @torch.no_grad()
+    @true_float32()
+    def take_back(
+        self, weights: Sequence[Tensor], updates: Sequence[CompressedUpdate], lr: Rates, *, decayed: bool
+    ) -> None:
+        """What weights were before :meth:`apply`, or before :meth:`decay_weights`, up to their rounding.
+
+        The optimizer and its parameters stay as they are.
+
+        Args:
+            weights: one per parameter, in its shape; changed in place.
+            updates: that were applied; none for a decay.
+            lr: as it was then.
+            decayed: it was a decay.
+        """
+        rates = self._rates(lr)
+        if decayed:
+            factors = [
+                1 / (1 - rate * group["weight_decay"]) if param.requires_grad else 1.0
+                for group, rate in zip(self.param_groups, rates, strict=True)
+                for param in group["params"]
+            ]
+            chosen = [(weight, factor) for weight, factor in zip(weights, factors, strict=True) if factor != 1]
+            shrink_all([weight for weight, _ in chosen], [factor for _, factor in chosen])
+            return
+        engine = self._ready_engine()
+        _check_plans(updates, engine.plan)
+        engine.merge(engine.upload(updates), weights, lr=[-rate for rate in rates])
+
     def download(self, update: CompressedUpdate) -> CompressedUpdate:
         """What :meth:`generate` made, in main memory: for other threads and processes, which touch no device.
 

@@ -83,6 +83,9 @@ class RunConfig:
         audit_fraction: share of the results of each round that peers audit, 0 to 1, such as 0.02: three others compute
             the gradient of the same batch and say whether the result agrees with it. Who fails is taken out of the run.
             It takes three peers at least; 0 audits nobody.
+        audit_momentum: in a run with audits, peers commit to their momentum in each round, too, and show parts of it
+            when they are drawn, which finds what the results alone do not tell (half of a batch, no lookahead). That
+            needs memory for three momenta. False compares results with gradients alone.
         succession: whether the run goes on when its host is gone: more than half of those who train elect another one.
         succession_after: seconds for which the host may be silent until then.
         save_dir: folder in which the run's state is kept; None keeps nothing.
@@ -114,6 +117,7 @@ class RunConfig:
     start_data_index: int = 0
     trust: Literal["host", "peers"] = "host"
     audit_fraction: float = 0.0
+    audit_momentum: bool = True
     succession: bool = True
     succession_after: float = 15.0
     save_dir: str | PathLike[str] | None = None
@@ -229,7 +233,11 @@ class RunConfig:
                 cold_start_warmup_steps=self.cold_start_warmup_steps,
                 architecture=LLMArchitecture.HF_AUTO,
                 checkpoint=Hub(
-                    hub_of_peers(trust_peers=self.trust == "peers", audit_fraction=float(self.audit_fraction))
+                    hub_of_peers(
+                        trust_peers=self.trust == "peers",
+                        audit_fraction=float(self.audit_fraction),
+                        audit_momentum=self.audit_momentum,
+                    )
                 ),
                 data_type=LLMTrainingDataType.PRETRAINING,
                 data_location=DummyData(),

@@ -44,9 +44,12 @@ from ..coordinator.rules.points import ClientAccount
 from ..coordinator.server.acting import HostActs
 from ..coordinator.types import Coordinator, NodeIdentity
 from ..errors import ExchangeError
+from ..verify.audit import Verdict
+from ..verify.calibrate import Limits, Noise
 from ..verify.recompute import Evidence
 from .rounds.actions import (
     ApplyResults,
+    AuditMomentum,
     AuditResults,
     DecayWeights,
     Desynced,
@@ -54,6 +57,8 @@ from .rounds.actions import (
     FinishEpoch,
     HashWeights,
     Initialize,
+    OpenMomentum,
+    PrepareAudit,
     RepairWeights,
     ResultMissing,
     RunEnded,
@@ -81,7 +86,10 @@ TrainerAction = (
     Initialize
     | TrainBatch
     | ApplyResults
+    | AuditMomentum
     | AuditResults
+    | OpenMomentum
+    | PrepareAudit
     | DecayWeights
     | HashWeights
     | RepairWeights
@@ -167,6 +175,8 @@ class RunView:
         losses: the latest reports known, by public key; ours is among them.
         contributions: what each identity has given, by public key; ours is among them.
         audits: of each identity, by public key, as this peer has heard of them.
+        audit_limits: by which momenta are judged; None in a run without such audits, and until they are learnt.
+        audits_nothing: momenta are audited, and honest peers find so much noise in their own that nothing can be said.
         points: of each identity by public key, so far; None where they are not known, as they are to a host that keeps
             a ledger or has results audited.
         last_events: the latest news in words, the newest last.
@@ -203,6 +213,8 @@ class RunView:
     losses: Mapping[bytes, LossReport] = field(default_factory=dict)
     contributions: Mapping[bytes, Contribution] = field(default_factory=dict)
     audits: Mapping[bytes, AuditCount] = field(default_factory=dict)
+    audit_limits: Limits | None = None
+    audits_nothing: bool = False
     points: Mapping[bytes, ClientAccount] | None = None
     last_events: tuple[str, ...] = ()
 
@@ -324,6 +336,32 @@ class RunAnswers(ABC):
             trainer: public key of who sent it.
             found: by test 1.
             own: likewise in our own result, with the two batches changed round; None if there is none.
+        """
+
+    def momentum_committed(  # noqa: B027 - who audits nobody's momentum leaves it out, and the next three
+        self, step: int, root: bytes, decays: Sequence[float]
+    ) -> None:
+        """Answers :class:`~.actions.TrainBatch`, too, where it asks for it. For any thread.
+
+        Args:
+            step: that was trained.
+            root: of our momentum after it, see :class:`~distro_optim.verify.momentum.Snapshot`.
+            decays: of the momentum, one for each parameter group.
+        """
+
+    def momentum_opened(self, step: int, data: bytes) -> None:  # noqa: B027 - see above
+        """Answers :class:`~.actions.OpenMomentum`: what is to be sent. For any thread."""
+
+    def own_momentum_audited(self, step: int, noise: Noise) -> None:  # noqa: B027 - see above
+        """Answers :class:`~.actions.PrepareAudit`: what we found in our own momentum of a step."""
+
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:  # noqa: B027 - see above
+        """Answers :class:`~.actions.AuditMomentum`.
+
+        Args:
+            step: in which the audited result was made.
+            trainer: public key of who sent it.
+            verdict: by test 2.
         """
 
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:  # noqa: B027 - see below

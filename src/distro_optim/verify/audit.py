@@ -24,31 +24,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ..compress import CompressedUpdate, TilePlan
+from ..compress import CompressedUpdate, TilePlan, make_plan
 from ..compress.dct import make_transform
 from ..compress.plan import Batch
+from ..compress.tiling import Tiling
 from ..compress.topk import select_topk
 from ..errors import ConfigurationError
 from .calibrate import Limits, Noise
 from .momentum import Leaves, MomentumCommitment, leaf_digest, leaves_of, root_from
-from .opening import Opening
+from .opening import Opening, max_opening_bytes
 from .recompute import Gradients
 from .similarity import hamming_distance, jaccard_distance, manhattan_distance
 
-__all__ = ["AUDITORS", "LEAVES", "Challenge", "Verdict", "check", "draw", "drawn", "looking_ahead", "majority"]
+__all__ = [
+    "AUDITORS",
+    "LEAVES",
+    "MAX_OPENING_BYTES",
+    "Challenge",
+    "Verdict",
+    "check",
+    "draw",
+    "drawn",
+    "is_auditable",
+    "leaves_to_open",
+    "looking_ahead",
+    "majority",
+]
 
 LEAVES: Final = 16
 """That are opened. A lie about a tenth of them is found with a probability of 0.81, about a third with 0.998."""
 
 AUDITORS: Final = 3
 """Of each audited trainer; two of them decide."""
+
+MAX_OPENING_BYTES: Final = 256 << 20
+"""That an opening may have. A model of two billion parameters has it; of a larger one nobody shows its momentum."""
 
 _DRAW: Final = b"distro-optim audit 1"
 
@@ -86,9 +103,28 @@ def draw(
         fraction: of the trainers to audit, 0 to 1.
     """
     return [
-        Challenge(trainer, chosen, _draw_leaves(_base(seed, step), trainer, leaves_of(plan)))
+        Challenge(trainer, chosen, leaves_to_open(seed, step, plan, trainer))
         for trainer, chosen in drawn(seed, step, trainers, auditors, fraction)
     ]
+
+
+def leaves_to_open(seed: int, step: int, plan: TilePlan, trainer: bytes) -> tuple[int, ...]:
+    """Of :func:`draw`, the leaves of a trainer, whether it is drawn or not."""
+    return _draw_leaves(_base(seed, step), trainer, leaves_of(plan))
+
+
+def is_auditable(plan: TilePlan) -> bool:
+    """Whether this test says something of peers with this plan: their arithmetic is exact, what goes into the momentum
+    is the gradient, and an opening has a size that can be sent."""
+    return plan.derived(_is_auditable)
+
+
+def _is_auditable(plan: TilePlan) -> bool:
+    if plan.arithmetic != "exact" or max_opening_bytes(plan, LEAVES) > MAX_OPENING_BYTES:
+        return False
+    # Other directions and transforms go into the layout.
+    tilings: tuple[Tiling, ...] = get_args(Tiling)
+    return any(make_plan(plan.specs, tiling, arithmetic="exact").layout == plan.layout for tiling in tilings)
 
 
 def drawn(

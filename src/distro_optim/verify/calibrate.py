@@ -33,9 +33,11 @@ __all__ = [
     "TIGHTEST",
     "Limits",
     "Noise",
+    "is_within_reach",
     "judge",
     "learn",
     "of_peers",
+    "of_the_quieter_half",
 ]
 
 VERSION: Final = 1
@@ -161,6 +163,9 @@ class Limits:
 _AT_LEAST: Final = frozenset({"agreement", "excess", "coverage"})
 """Numbers of which honest peers have much; of the others they have little."""
 
+_DISTANCES: Final = ("jaccard", "hamming", "manhattan")
+"""Numbers of test 2."""
+
 LOOSEST: Final = Limits(
     agreement=0.5, excess=0.0, imbalance=1.0, coverage=0.5, jaccard=0.5, hamming=0.25, manhattan=0.5
 )
@@ -199,6 +204,45 @@ def learn(noise: Mapping[bytes, Sequence[Noise]]) -> Limits:
         edge = _edge(values, low=name in _AT_LEAST)
         learnt[name] = min(max(edge, min(loosest, tightest)), max(loosest, tightest))
     return Limits(**learnt, samples=len(samples))
+
+
+def is_within_reach(noise: Mapping[bytes, Sequence[Noise]]) -> bool:
+    """Whether test 2 says anything in a run: for most peers, what they mostly find in their own momentum is nearer than
+    :data:`LOOSEST`. It is not where a script trains by another gradient than that of the loss function that it audits
+    with: gradients are clipped or scaled, dropout is on, or norms see other pieces of a batch.
+
+    Args:
+        noise: found by each identity; each has one voice.
+    """
+    voices = []
+    for samples in noise.values():
+        far = [
+            any((value := getattr(sample, name)) is not None and value > getattr(LOOSEST, name) for name in _DISTANCES)
+            for sample in samples
+        ]
+        if far:
+            voices.append(2 * sum(far) < len(far))
+    return 2 * sum(voices) > len(voices)
+
+
+def of_the_quieter_half(noise: Mapping[bytes, Sequence[Noise]]) -> dict[bytes, Sequence[Noise]]:
+    """Of those that report noise of test 2, the ones that mostly report the least: half of them and one more.
+
+    A cheat that looks at itself finds its own cheating, and limits learnt from that would let it pass. So they are
+    learnt from most peers, and what a few others need besides is up to :data:`TIGHTEST`.
+    """
+
+    def usual(samples: Sequence[Noise]) -> float:
+        """In parts of what is too much."""
+        values = [
+            statistics.median(found) / getattr(LOOSEST, name)
+            for name in _DISTANCES
+            if (found := [v for sample in samples if (v := getattr(sample, name)) is not None])
+        ]
+        return max(values, default=0.0)
+
+    reporting = sorted((peer for peer in noise if noise[peer]), key=lambda peer: (usual(noise[peer]), peer))
+    return {peer: noise[peer] for peer in reporting[: len(reporting) // 2 + 1]}
 
 
 def of_peers(evidence: Iterable[Evidence]) -> Limits:

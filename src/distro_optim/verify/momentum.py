@@ -7,7 +7,8 @@ the number goes into the digest, a leaf cannot be shown in another one's place. 
 
 A :class:`Snapshot` is made after a step has generated its update. From then until the next one the momentum rests, so
 another thread may make it beside the next forward and backward pass: copying and hashing let go of the interpreter. It
-is as large as the momentum, and has to be kept for as long as questions about it may come: two steps.
+is as large as the momentum, and has to be kept for as long as questions about it may come: three steps. Copying is
+done when it has been made; the tree is hashed when it is first asked for.
 
 Four tiles, and not more, because an opening holds whole leaves: of a model of 124 million parameters, in tiles of 64 x
 64, a leaf has 64 KiB, and 16 of them before and after a step have 2 MiB.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -156,8 +158,10 @@ class Snapshot:
             self.tiles: tuple[Tensor, ...] = in_place_of.tiles if older and in_place_of is not None else _room(plan)
             for batch, tiles in zip(plan.batches, self.tiles, strict=True):
                 _fill(batch, tiles, momenta)
-        leaves = leaves_of(plan)
-        self._tree = MerkleTree([leaf_digest(number, self.leaf(number)) for number in range(len(leaves))])
+
+    @cached_property
+    def _tree(self) -> MerkleTree:
+        return MerkleTree([leaf_digest(number, self.leaf(number)) for number in range(len(leaves_of(self.plan)))])
 
     @property
     def root(self) -> bytes:

@@ -21,6 +21,7 @@ __all__ = [
     "SHARED_BY_PEERS",
     "TRUSTING_PEERS",
     "audit_fraction_of",
+    "audits_momentum",
     "believes_host",
     "hub_of_peers",
     "is_run_of_psyche",
@@ -41,16 +42,21 @@ TRUSTING_PEERS: Final = HubRepo(SHARED_BY_PEERS.repo_id, "trust-peers")
 _SETTINGS: Final = re.compile(r"(?P<trust>trust-peers)?(?:(?(trust),)audit-(?P<audit>[0-9.e-]{1,24}))?")
 """What such a run says about itself in the place of a revision."""
 
+_MOMENTUM: Final = "0"
+"""Before the share that is audited, in a run that audits momenta, too. A number does not begin with a zero and another
+digit by itself, and builds that know of test 1 alone read the same number: they train along, and audit by that."""
 
-def hub_of_peers(*, trust_peers: bool = False, audit_fraction: float = 0.0) -> HubRepo:
+
+def hub_of_peers(*, trust_peers: bool = False, audit_fraction: float = 0.0, audit_momentum: bool = False) -> HubRepo:
     """What stands where a run of Psyche names its weights, in a run of our own kind.
 
     Args:
         trust_peers: the host does not claim that its weights are right.
         audit_fraction: of the results of a round that are audited, 0 to 1.
+        audit_momentum: by test 2, too; without a share that is audited it means nothing.
     """
     settings = [TRUSTING_PEERS.revision] if trust_peers and TRUSTING_PEERS.revision is not None else []
-    settings += [f"audit-{audit_fraction!r}"] if audit_fraction else []
+    settings += [f"audit-{_MOMENTUM if audit_momentum else ''}{audit_fraction!r}"] if audit_fraction else []
     return HubRepo(SHARED_BY_PEERS.repo_id, ",".join(settings) or None)
 
 
@@ -76,18 +82,27 @@ def audit_fraction_of(checkpoint: Checkpoint) -> float:
     return 0.0 if settings is None else settings[1]
 
 
-def _settings_of(checkpoint: Checkpoint) -> tuple[bool, float] | None:
-    """Whether most peers are believed, and the share that is audited; None if the run is none of our own kind."""
+def audits_momentum(checkpoint: Checkpoint) -> bool:
+    """Whether the peers of such a run commit to their momenta, and audit each other by test 2, too."""
+    settings = _settings_of(checkpoint)
+    return settings is not None and settings[1] > 0 and settings[2]
+
+
+def _settings_of(checkpoint: Checkpoint) -> tuple[bool, float, bool] | None:
+    """Whether most peers are believed, the share that is audited, and whether momenta are; None if the run is none of
+    our own kind."""
     match checkpoint:
         case Hub(repo) | P2P(repo) if repo.repo_id == SHARED_BY_PEERS.repo_id:
             found = _SETTINGS.fullmatch(repo.revision or "")
             if found is None or repo.revision == "":
                 return None
+            said = found["audit"] or "0"
             try:
-                fraction = float(found["audit"] or 0)
+                fraction = float(said)
             except ValueError:
                 return None
-            return (found["trust"] is not None, fraction) if 0 <= fraction <= 1 else None
+            momentum = said.startswith(_MOMENTUM) and said[1:2].isdigit()
+            return (found["trust"] is not None, fraction, momentum) if 0 <= fraction <= 1 else None
     return None
 
 

@@ -7,7 +7,7 @@ what stays as it was. Which samples a batch means, everybody knows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from ...coordinator.types import BatchId
 from ...verify.quiet import mean_of, quiet_gradients
 from ...verify.recompute import compare
 from ..port import RunAnswers
-from ..rounds.actions import AuditResults
+from ..rounds.actions import AuditMomentum, AuditResults, OpenMomentum, PrepareAudit
 from ..sample_order import SampleOrder
+from .momentum_auditing import MomentumAuditor
 from .trainer import SwarmTrainer
 
 __all__ = ["AuditLoss", "ResultAuditor"]
@@ -42,6 +43,7 @@ class ResultAuditor:
 
     Attributes:
         size: samples that the loss function is given at a time; None gives it a whole batch.
+        momenta: what it does for test 2.
     """
 
     def __init__(
@@ -64,14 +66,24 @@ class ResultAuditor:
         self._is_cancelled = is_cancelled
         self._tell = tell
         self._told = False
+        self.momenta = MomentumAuditor(trainer, answers, self._gradients)
 
-    def carry_out(self, action: AuditResults) -> None:
-        """Audits, if it can; otherwise says so, once."""
+    def carry_out(self, action: AuditResults | PrepareAudit | AuditMomentum | OpenMomentum) -> None:
+        """Audits, if it can; otherwise says so, once. Shows our momentum in any case."""
+        if isinstance(action, OpenMomentum):
+            self.momenta.open(action)
+            return
         if self._loss is None:
             self._give_up("the loop gives no loss function for audits (audit_loss=...)")
             return
         try:
-            self._audit(action, self._loss)
+            match action:
+                case AuditResults():
+                    self._audit(action)
+                case PrepareAudit():
+                    self.momenta.prepare(action)
+                case AuditMomentum():
+                    self.momenta.audit(action)
         except Exception as error:
             # An audit is for the others; nothing that is wrong with it may end our own training.
             _log.warning("an audit failed", exc_info=error)
@@ -83,22 +95,41 @@ class ResultAuditor:
             self._told = True
             self._tell(f"this run audits results, and this peer audits none: {reason}")
 
-    def _audit(self, action: AuditResults, loss: AuditLoss) -> None:
-        control = self._gradients(action.control, loss, action.step)
+    def _audit(self, action: AuditResults) -> None:
+        control = self._gradients(action.control, action.step)
         if control is None:
             return
         for each in action.audited:
-            assigned = self._gradients(each.batch, loss, action.step)
+            assigned = self._gradients(each.batch, action.step)
             if assigned is None:
                 return
             found = compare(each.update, assigned, control)
             own = None if action.own is None else compare(action.own, control, assigned)
             self._answers.audited(action.of_step, each.trainer, found, own)
 
-    def _gradients(self, batch: BatchId, loss: AuditLoss, step: int) -> list[Tensor | None] | None:
-        """Of a batch, in the order of the results' tensors; None if the round is over before."""
+    def _gradients(
+        self,
+        batch: BatchId,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        halved: bool = False,
+    ) -> list[Tensor | None] | None:
+        """Of a batch, in the order of the results' tensors; None if the round is over before.
+
+        Args:
+            batch: data indices.
+            step: of the round.
+            weights: by name, in place of those that the model has.
+            halved: in pieces of half of the usual size, which is another way of computing the same.
+        """
+        loss = self._loss
+        if loss is None:
+            return None
         indices = self._samples_of(batch)
         size = self.size or len(indices)
+        if halved:
+            size = -(-size // 2)
         parameters = {name: self._trainer.tensors.trained[name] for name in self._trainer.names}
         total: list[Tensor | None] | None = None
         for start in range(0, len(indices), size):
@@ -106,7 +137,7 @@ class ResultAuditor:
                 return None
             piece = indices[start : start + size]
             # One piece after the other: all gradients at once would be as many models.
-            (found,) = quiet_gradients(self._model, parameters, loss, [piece])
+            (found,) = quiet_gradients(self._model, parameters, loss, [piece], weights=weights)
             total = found if total is None else mean_of([total, found], [start, len(piece)])
         return total
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...console import narrated
 from ...coordinator.model import Distro
-from ...coordinator.rules.checkpoints import is_run_of_psyche
+from ...coordinator.rules.checkpoints import audits_momentum, is_run_of_psyche
 from ...coordinator.rules.steps import last_trained_step
 from ...coordinator.types import Coordinator
 from ...errors import RunError
@@ -197,6 +197,11 @@ class Participant:
             is_cancelled=self.is_cancelled,
             tell=tell,
         )
+        self.trainer.before_momentum = self._auditor.momenta.keeper.before_change
+        state = access.facts.state
+        audits = state is not None and audits_momentum(state.model.checkpoint)
+        self.trainer.remembers = audits and local.audit_loss is not None
+        self._commits = False
         self.step = local.restored.step if local.restored is not None else FIRST_STEP
         self.round: Round | None = None
         self.ended = False
@@ -215,7 +220,7 @@ class Participant:
             ModelMismatchError: our model is not the run's.
             RunError: the run has ended with an error, or cannot go on with us.
         """
-        if isinstance(action, act.AuditResults):
+        if isinstance(action, act.AuditResults | act.PrepareAudit | act.AuditMomentum | act.OpenMomentum):
             self._auditor.carry_out(action)  # changes nothing
             return
         self._together.settle(self._model)
@@ -223,12 +228,14 @@ class Participant:
             match action:
                 case act.Initialize():
                     self._reach(action.step)
+                    self._auditor.momenta.forget()
                     with narrated(f"step {action.step}: loading the weights of the run", self._tell):
                         self._loader.load(action)
                 case act.TrainBatch():
                     self._reach(action.step)
                     self.trainer.begin(action)
                     self.round = Round(action, self, self._order)
+                    self._commits = action.commits
                 case act.ApplyResults():
                     self._reach(action.step)
                     self.trainer.apply(action)
@@ -329,6 +336,8 @@ class Participant:
             if published:
                 has_hooks = not (skip or in_step)
                 update, own = self.trainer.finish_with_hooks() if has_hooks else self.trainer.finish(skip=skip)
+                if self._commits:
+                    self._auditor.momenta.commit(round_.step)
                 self._answers.trained(round_.step, update, own, loss=loss)
                 self._look_for_not_finite(round_.step, loss)
             else:
@@ -360,6 +369,7 @@ class Participant:
         self._stopped = True
         self._repair.stop()
         self._hasher.stop()
+        self._auditor.momenta.forget()
         self.trainer.abandon()
         if self.round is not None:
             self.round.open, self.round = False, None

@@ -15,14 +15,14 @@ readers that it wants to finish; what anybody reads is of one step, or it is tol
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch import Tensor, uint8
 
-__all__ = ["PIECE_BYTES", "StillWeights", "WeightsGone"]
+__all__ = ["PIECE_BYTES", "StillWeights", "WeightsGone", "on_the_host", "ready_events"]
 
 PIECE_BYTES: Final = 4 << 20
 """Read at a time. One to two milliseconds of hashing: as long as the thread that trains may have to wait."""
@@ -61,7 +61,7 @@ class StillWeights:
         self.take_up()
         with self._changed:
             self._step, self._tensors, self._set_aside = step, dict(tensors), False
-            self._ready = _events(self._tensors)
+            self._ready = ready_events(self._tensors.values())
 
     @contextmanager
     def moving(self, to: Callable[[], Mapping[str, Tensor]]) -> Iterator[None]:
@@ -80,7 +80,7 @@ class StillWeights:
             with self._changed:
                 self._moving = False
                 self._tensors, self._set_aside = tensors, True
-                self._ready = _events(tensors)
+                self._ready = ready_events(tensors.values())
                 if not tensors:
                     self._step = None
                 self._changed.notify_all()
@@ -139,10 +139,10 @@ class StillWeights:
                 self._changed.notify_all()
 
 
-def _events(tensors: Mapping[str, Tensor]) -> dict[torch.device, torch.cuda.Event]:
+def ready_events(tensors: Iterable[Tensor]) -> dict[torch.device, torch.cuda.Event]:
     """For each CUDA device, the moment up to which its stream must have come before the tensors may be read."""
     events = {}
-    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
         events[device] = event
@@ -151,13 +151,31 @@ def _events(tensors: Mapping[str, Tensor]) -> dict[torch.device, torch.cuda.Even
 
 def _bytes_of(tensor: Tensor, start: int, stop: int, ready: torch.cuda.Event | None) -> memoryview:
     """Bytes of the elements from ``start`` to ``stop``; where possible those of the tensor itself."""
-    if ready is None:
+    with _aside(tensor, ready):
         return _host_bytes(tensor, start, stop)
-    # On a stream of its own: on that of the training, a copy would wait for all kernels before it.
+
+
+def on_the_host(tensor: Tensor, ready: Mapping[torch.device, torch.cuda.Event]) -> Tensor:
+    """The tensor, or a copy in main memory. For any thread.
+
+    Args:
+        tensor: lies still.
+        ready: see :func:`ready_events`.
+    """
+    with _aside(tensor, ready.get(tensor.device)):
+        return tensor.detach().cpu()
+
+
+@contextmanager
+def _aside(tensor: Tensor, ready: torch.cuda.Event | None) -> Iterator[None]:
+    """Copies are made on a stream of their own: on that of the training, one would wait for all kernels before it."""
+    if ready is None:
+        yield
+        return
     stream = torch.cuda.Stream(tensor.device)
     stream.wait_event(ready)
     with torch.cuda.stream(stream):
-        return _host_bytes(tensor, start, stop)
+        yield
 
 
 def _host_bytes(tensor: Tensor, start: int, stop: int) -> memoryview:

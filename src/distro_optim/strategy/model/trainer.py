@@ -15,6 +15,7 @@ all three, and what differs between peers stays in the momentum, which is privat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -35,8 +36,11 @@ __all__ = ["SwarmTrainer", "check_overlap"]
 _BUFFERS: Final = "momentum_buffer/"
 """Before a tensor's name: its momentum of gradients, with ``direction="orthogonal"``."""
 
-_KEPT_RATES: Final = 2
-"""The lookahead wants the rates of the step before."""
+_KEPT_RATES: Final = 4
+"""The lookahead wants the rates of the step before, and audits those of the three steps before."""
+
+_KEPT_CHANGES: Final = 3
+"""Steps for which it is remembered how weights have changed, if :attr:`SwarmTrainer.remembers`."""
 
 
 def check_overlap(optimizer: DisTrO) -> None:
@@ -47,6 +51,19 @@ def check_overlap(optimizer: DisTrO) -> None:
             name="overlap",
             value=False,
         )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Of the weights.
+
+    Attributes:
+        rates: of the parameter groups.
+        updates: that were applied; None for a decay.
+    """
+
+    rates: list[float]
+    updates: tuple[CompressedUpdate, ...] | None
 
 
 class SwarmTrainer:
@@ -64,6 +81,8 @@ class SwarmTrainer:
     Attributes:
         still: where other threads may read the weights of a step, from :meth:`lay_down` until they change.
         before_change: called before weights change that others may be reading, to wait for those who must finish.
+        before_momentum: likewise, before the momentum changes.
+        remembers: how the weights of the last steps have changed, for :meth:`weights_of`.
 
     Raises:
         ConfigurationError: the optimizer cannot be driven by rounds.
@@ -83,6 +102,8 @@ class SwarmTrainer:
         self.optimizer = optimizer
         self.still = StillWeights()
         self.before_change: Callable[[], object] = lambda: None
+        self.before_momentum: Callable[[], object] = lambda: None
+        self.remembers = False
         self._script_rates = script_rates
         self.clip_grad_norm = clip_grad_norm
         names = list(tensors.trained)
@@ -95,6 +116,7 @@ class SwarmTrainer:
         self._rates: dict[int, list[float]] = {}
         self._training: TrainBatch | None = None
         self._generated: int | None = None  # step in which the optimizer's own part was made
+        self._changes: dict[int, list[_Change]] = {}  # since the beginning of each step
 
     # -- what results look like ----------------------------------------------------------------------------------------
 
@@ -137,6 +159,7 @@ class SwarmTrainer:
         if action.own_previous is None or action.own_previous != self._generated:
             self.optimizer.keep_own()
         if action.zero_optim:
+            self.before_momentum()
             self.optimizer.reset()
         self.optimizer.zero_grad()
         rates = self._rates_of(action.step, action.lr, action.bounds)
@@ -161,7 +184,8 @@ class SwarmTrainer:
         elif self.clip_grad_norm:
             self.tensors.holders.clip(self.tensors.trained.values(), self.clip_grad_norm)
         rates = self._rates_of(action.step, action.lr, action.bounds)
-        self.optimizer.decay_weights(rates)
+        self._decay(rates)
+        self.before_momentum()
         update = self.optimizer.generate(rates, decay_weights=False)
         self.optimizer.zero_grad()
         self._generated = action.step
@@ -176,23 +200,27 @@ class SwarmTrainer:
         """The training is stopped. Gradients are lost; the weights are as if it had completed."""
         action = self._take_training()
         self.optimizer.zero_grad()
+        self.before_momentum()
         self.optimizer.remove_own()
-        self.optimizer.decay_weights(self._rates_of(action.step, action.lr, action.bounds))
+        self._decay(self._rates_of(action.step, action.lr, action.bounds))
 
     def decay(self, action: DecayWeights) -> None:
         """The others train a step, and we do not."""
         self._change_parameters()
         if action.own_previous is not None and action.own_previous == self._generated:
+            self.before_momentum()
             self.optimizer.remove_own()
         else:
             self.optimizer.keep_own()
-        self.optimizer.decay_weights(self._rates_of(action.step, action.lr, action.bounds))
+        self._decay(self._rates_of(action.step, action.lr, action.bounds))
 
     def apply(self, action: ApplyResults) -> None:
         """Everybody's results, in the order in which they are."""
         rates = self._rates_of(action.step, action.lr, action.bounds)
         self._change_parameters()
-        self.optimizer.apply([self._incoming(update) for update in action.updates], rates)
+        updates = [self._incoming(update) for update in action.updates]
+        self.optimizer.apply(updates, rates)
+        self._remember(_Change(rates, tuple(updates)))
 
     def digests(self) -> list[bytes]:
         """The digest of each tensor that is trained as it is now, in the order of :attr:`names`."""
@@ -207,6 +235,10 @@ class SwarmTrainer:
         self._leave_still()
         if not self.tensors.holders.several:  # nobody could read whole tensors by himself
             self.still.lay_down(step, self.tensors.trained)
+        if self.remembers:
+            self._changes[step] = []
+            for old in [known for known in self._changes if known <= step - _KEPT_CHANGES]:
+                del self._changes[old]
 
     def _set_aside(self) -> Mapping[str, Tensor]:
         """Where the optimizer keeps the true weights while they look ahead."""
@@ -226,12 +258,45 @@ class SwarmTrainer:
         self._training = None
         self.optimizer.undo_lookahead(discard_edits=True)
 
+    # -- what was ------------------------------------------------------------------------------------------------------
+
+    def live_momentum(self) -> list[Tensor]:
+        """The momentum of each tensor, in the optimizer's order, as it changes with the next step."""
+        return [momentum(self.optimizer.state[p]) for group in self.optimizer.param_groups for p in group["params"]]
+
+    def known_rates(self, step: int) -> list[float] | None:
+        """Learning rates of the parameter groups at ``step``; None if that was not one of the last few."""
+        return self._rates.get(step)
+
+    @torch.no_grad()
+    def weights_of(self, step: int) -> dict[str, Tensor] | None:
+        """What the weights were at the beginning of ``step``, in new tensors, up to the rounding of what was done
+        since; None if that is not known. Between two rounds, for results in the optimizer's own order."""
+        if step not in self._changes or self._order is not None:
+            return None
+        weights = {name: self.tensors.trained[name].detach().clone() for name in self.names}
+        changes = [change for known in sorted(self._changes) if known >= step for change in self._changes[known]]
+        for change in reversed(changes):
+            self.optimizer.take_back(
+                list(weights.values()), change.updates or (), change.rates, decayed=change.updates is None
+            )
+        return weights
+
+    def _decay(self, rates: list[float]) -> None:
+        self.optimizer.decay_weights(rates)
+        self._remember(_Change(rates, None))
+
+    def _remember(self, change: _Change) -> None:
+        if self._changes:
+            self._changes[max(self._changes)].append(change)
+
     # -- loading -------------------------------------------------------------------------------------------------------
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Other values for the tensors that are named; they were checked. The momentum stays."""
         self.abandon()
         self._leave_still()
+        self._changes.clear()
         self.tensors.load(values)
 
     def momentum(self) -> dict[str, Tensor]:
@@ -271,6 +336,7 @@ class SwarmTrainer:
     def forget_momentum(self) -> None:
         """Momentum starts at zero again."""
         self.abandon()
+        self.before_momentum()
         self.optimizer.zero_grad()
         self.optimizer.reset()
         self._generated = None

@@ -1,17 +1,21 @@
-"""The hashes of the weights of a step, computed in another thread while this one trains."""
+"""What is computed in another thread while this one trains: the hashes of the weights of a step, and other jobs."""
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..rounds.weights import TensorDigest
 from .still_weights import StillWeights, WeightsGone
 
-__all__ = ["WeightsHasher"]
+__all__ = ["SideJobs", "WeightsHasher"]
 
 _THREAD_NAME: Final = "distro-optim-hash"
+
+_log: Final = logging.getLogger(__name__)
 
 
 class WeightsHasher:
@@ -98,6 +102,64 @@ class WeightsHasher:
         if self._stopped:
             raise _Stopped
         tensor.update(piece)
+
+
+class SideJobs:
+    """Jobs beside the training, one after the other. Its methods belong to the thread that trains.
+
+    There is a thread only while there is something to do.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._changed = threading.Condition()
+        self._jobs: deque[tuple[int, Callable[[], object]]] = deque()
+        self._given = self._done = 0
+        self._thread: threading.Thread | None = None
+
+    def add(self, job: Callable[[], object]) -> int:
+        """Another job, which must not raise; its number is for :meth:`wait`."""
+        with self._changed:
+            self._given += 1
+            self._jobs.append((self._given, job))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            return self._given
+
+    def wait(self, number: int) -> None:
+        """Returns when the job of this number is done."""
+        with self._changed:
+            while self._done < number:
+                self._changed.wait()
+
+    def stop(self) -> None:
+        """Leaves out what has not begun, and waits for what has."""
+        with self._changed:
+            self._jobs.clear()
+            while self._thread is not None:
+                self._changed.wait()
+            self._done = self._given
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._jobs:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                number, job = self._jobs.popleft()
+            try:
+                job()
+            except Exception as error:
+                _log.warning("what was to be done beside the training failed", exc_info=error)
+            finally:
+                with self._changed:
+                    self._done = number
+                    self._changed.notify_all()
 
 
 class _Stopped(Exception):

@@ -21,10 +21,13 @@ from ...coordinator.client import CoordinatorClient
 from ...coordinator.messages import Join
 from ...coordinator.types import Coordinator
 from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
+from ...verify.audit import Verdict
+from ...verify.calibrate import Noise
 from ...verify.recompute import Evidence
 from ..port import Note
 from ..rounds import actions as act
 from ..rounds.actions import Action
+from ..rounds.audits.momentum_watch import OPENING_TAG
 from ..rounds.results import EncodedResult
 from ..rounds.rounds import Rounds, Stage
 from .journal import Journal
@@ -57,7 +60,7 @@ FIRST_MEETING_SECONDS: Final = 0.25
 MAX_MEETING_SECONDS: Final = 10.0
 """Between two attempts to find neighbours: peers that the coordinator has not told about us yet turn us away."""
 
-_RESULT_TAG: Final = re.compile(r"(?:distro-result|downloaded-distro-result-\w+)_(\d+)")
+_STEP_TAG: Final = re.compile(rf"(?:distro-result|downloaded-distro-result-\w+|{OPENING_TAG})_(\d+)")
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +185,22 @@ class RoundDriver:
         """The result of a peer was audited."""
         self._feed(lambda now: self.rounds.audited(step, trainer, found, own, now))
 
+    def momentum_committed(self, step: int, root: bytes, decays: Sequence[float]) -> None:
+        """Our momentum after ``step`` was hashed."""
+        self._feed(lambda now: self.rounds.momentum_committed(step, root, decays, now))
+
+    def momentum_opened(self, step: int, data: bytes, blob: bytes) -> None:
+        """Parts of our momentum are there to be shown; ``blob`` is their BLAKE3."""
+        self._feed(lambda now: self.rounds.momentum_opened(step, data, blob, now))
+
+    def own_momentum_audited(self, step: int, noise: Noise) -> None:
+        """We have looked at our own momentum."""
+        self._feed(lambda now: self.rounds.own_momentum_audited(step, noise, now))
+
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:
+        """The momentum of a peer was audited."""
+        self._feed(lambda now: self.rounds.momentum_audited(step, trainer, verdict, now))
+
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
         """Tensors that were wrong at ``step`` were replaced; the digests are of all tensors, as they are now."""
         self._journal.hashed(step, digests)
@@ -301,8 +320,7 @@ class RoundDriver:
             try:
                 match action:
                     case act.StoreBlob(data=data, tag=tag):
-                        if self._on_result is not None:
-                            self._on_result(tag, data)
+                        self._tell_of_result(tag, data)
                         await self.swarm.publish(data, tag)
                     case act.Announce(data):
                         await self.swarm.announce(data)
@@ -371,11 +389,14 @@ class RoundDriver:
         self._fetches.pop(blob, None)
         if data is not None:
             whole = data
-            if self._on_result is not None:
-                self._on_result(action.tag, whole)
+            self._tell_of_result(action.tag, whole)
             self._feed(lambda now: self.rounds.fetched(blob, whole, now))
         else:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
+
+    def _tell_of_result(self, tag: str, data: bytes) -> None:
+        if self._on_result is not None and not tag.startswith(OPENING_TAG):
+            self._on_result(tag, data)
 
     async def _get(self, action: act.FetchBlob) -> bytes:
         """Fetches a result: from its owner, which has it for sure, and from others if it is slow or gone.
@@ -440,5 +461,5 @@ class RoundDriver:
 
 
 def _step_of(tag: str, default: int = 0) -> int:
-    match = _RESULT_TAG.fullmatch(tag)
+    match = _STEP_TAG.fullmatch(tag)
     return int(match[1]) if match else default

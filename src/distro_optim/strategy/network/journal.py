@@ -192,6 +192,8 @@ class Journal:
             losses=self._losses(),
             contributions=self.contributions.seen(),
             audits=rounds.audits,
+            audit_limits=rounds.audit_limits,
+            audits_nothing=rounds.audits_nothing,
             points=self._points(),
             last_events=tuple(self._notes),
         )

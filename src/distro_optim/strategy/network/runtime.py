@@ -26,6 +26,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack
 
+from blake3 import blake3
 from typing_extensions import override
 
 from ...comm.iroh.endpoint import Node
@@ -50,6 +51,8 @@ from ...errors import (
     RunError,
     RunLostError,
 )
+from ...verify.audit import Verdict
+from ...verify.calibrate import Limits, Noise
 from ...verify.recompute import Evidence
 from ..config import RunConfig
 from ..options import CONNECTION_DEFAULTS, ConnectionOptions, complete, shows
@@ -105,6 +108,7 @@ class Runtime(RunPort):
         on_result: called with the tag and the bytes of each result, ours and others', in the network's thread; has to
             return at once. Set it before :meth:`start`.
         audit_alone: share of the results that we audit by ourselves in a run of Psyche's. Set it before :meth:`start`.
+        audit_limits: of test 2, as a checkpoint of the run has them. Set it before :meth:`start`.
     """
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
@@ -123,6 +127,7 @@ class Runtime(RunPort):
         self._in_farewell = False
         self.on_result: Callable[[str, bytes], None] | None = None
         self.audit_alone = 0.0
+        self.audit_limits: Limits | None = None
 
     @classmethod
     @shows(ConnectionOptions, CONNECTION_DEFAULTS)
@@ -411,6 +416,7 @@ class Runtime(RunPort):
             draw=os.urandom,
             host=source.host,
             audit_alone=self.audit_alone,
+            audit_limits=self.audit_limits,
         )
 
     def _show(self, view: RunView) -> None:
@@ -463,6 +469,23 @@ class Runtime(RunPort):
     @override
     def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
         self._tell(lambda driver: driver.audited(step, trainer, found, own))
+
+    @override
+    def momentum_committed(self, step: int, root: bytes, decays: Sequence[float]) -> None:
+        self._tell(lambda driver: driver.momentum_committed(step, root, decays))
+
+    @override
+    def momentum_opened(self, step: int, data: bytes) -> None:
+        blob = blake3(data).digest()  # here, and not in the thread of the network
+        self._tell(lambda driver: driver.momentum_opened(step, data, blob))
+
+    @override
+    def own_momentum_audited(self, step: int, noise: Noise) -> None:
+        self._tell(lambda driver: driver.own_momentum_audited(step, noise))
+
+    @override
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:
+        self._tell(lambda driver: driver.momentum_audited(step, trainer, verdict))
 
     @override
     def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:

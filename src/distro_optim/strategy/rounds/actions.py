@@ -17,6 +17,8 @@ from ...compress import CompressedUpdate
 from ...coordinator.messages import HealthChecks
 from ...coordinator.model import Checkpoint
 from ...coordinator.types import BatchId, Witness
+from ...verify.audit import Challenge
+from ...verify.momentum import MomentumCommitment
 
 __all__ = [
     "Action",
@@ -24,6 +26,7 @@ __all__ = [
     "Announce",
     "AnnounceWeights",
     "ApplyResults",
+    "AuditMomentum",
     "AuditResult",
     "AuditResults",
     "AuditSettled",
@@ -37,7 +40,10 @@ __all__ = [
     "Forget",
     "HashWeights",
     "Initialize",
+    "OpenMomentum",
     "Outbox",
+    "OwnLink",
+    "PrepareAudit",
     "PublishResult",
     "Rejoin",
     "RepairWeights",
@@ -88,6 +94,7 @@ class TrainBatch:
         bounds: first and last step of the cold start, if there is one.
         zero_optim: forget the optimizer's memory first.
         own_previous: what ``trained`` was given as ``own`` for the step before; None if nothing was sent then.
+        commits: afterwards answer with ``momentum_committed``, too, beside what follows.
     """
 
     step: int
@@ -97,6 +104,7 @@ class TrainBatch:
     bounds: tuple[int, int] | None
     zero_optim: bool
     own_previous: object
+    commits: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,81 @@ class AuditResults:
     audited: tuple[AuditResult, ...]
     control: BatchId
     own: CompressedUpdate | None
+
+
+@dataclass(frozen=True)
+class OpenMomentum:
+    """We are audited by test 2: answer with ``momentum_opened``. Changes nothing, and computes nothing in the thread
+    that trains.
+
+    Attributes:
+        step: whose momentum is asked for, before and after it.
+        leaves: to open, ascending.
+    """
+
+    step: int
+    leaves: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLink:
+    """Our own result of a step that is audited, to be audited by ourselves, which tells what honest noise is.
+
+    Attributes:
+        batch: it was made of.
+        leaves: to compare.
+        previous: our result of the step before.
+        sent: our result.
+    """
+
+    batch: BatchId
+    leaves: tuple[int, ...]
+    previous: CompressedUpdate
+    sent: CompressedUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareAudit:
+    """We will audit results of a step by test 2 as soon as what was asked for is here: remember the weights of then.
+    Comes before anything is applied in ``step``, two steps later. Changes nothing.
+
+    Attributes:
+        step: of the coordinator, now; when its training is to be stopped, so is this.
+        of_step: in which the results were made.
+        own: answer with ``own_momentum_audited``; None leaves it.
+    """
+
+    step: int
+    of_step: int
+    own: OwnLink | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditMomentum:
+    """Compute the momentum that was opened again, at the weights of :class:`PrepareAudit`; answer with
+    ``momentum_audited``. Changes nothing. May be left unanswered: who cannot audit does not.
+
+    Attributes:
+        step: of the coordinator, now; when its training is to be stopped, so is this.
+        of_step: in which the result was made.
+        challenge: what was asked.
+        opening: what came, as bytes of a stranger.
+        batch: that the result is of.
+        before, after: what was committed to.
+        decays: that the trainer says it keeps its momentum by, one for each parameter group.
+        previous, sent: its results of the step before, and of this one.
+    """
+
+    step: int
+    of_step: int
+    challenge: Challenge
+    opening: bytes
+    batch: BatchId
+    before: MomentumCommitment
+    after: MomentumCommitment
+    decays: tuple[float, ...]
+    previous: CompressedUpdate
+    sent: CompressedUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +349,8 @@ class Announce:
 
 @dataclass(frozen=True)
 class AnnounceWeights:
-    """Sign these bytes (a :class:`~.broadcasts.WeightsReport`, or an :class:`~.audits.reports.AuditReport`) and send
-    them to peers of our own kind."""
+    """Sign these bytes (a :class:`~.broadcasts.WeightsReport`, an :class:`~.audits.reports.AuditReport`, or a
+    :class:`~.audits.momentum_messages.MomentumMessage`) and send them to peers of our own kind."""
 
     data: bytes
 
@@ -421,7 +504,10 @@ Action = (
     | TrainBatch
     | CancelTraining
     | ApplyResults
+    | AuditMomentum
     | AuditResults
+    | OpenMomentum
+    | PrepareAudit
     | DecayWeights
     | HashWeights
     | RepairWeights

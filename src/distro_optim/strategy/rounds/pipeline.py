@@ -19,6 +19,7 @@ from . import actions as act
 from .actions import DropReason, Outbox
 from .admission import NotAdmitted, Peers, check_broadcast
 from .announcer import Announcer
+from .audits.momentum_watch import commits_momentum
 from .audits.watch import AuditWatch
 from .broadcasts import Broadcast, Finished
 from .choose_result import DueResults
@@ -96,6 +97,7 @@ class RoundPipeline:
         self._waited_since: int | None = None
         # Whether what was due was applied, and the current round's training, if any, was begun.
         self._prepared = False
+        audits.momenta.begin_rounds(state, plan)
 
     # -- from round to round -------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class RoundPipeline:
         self._previous, self.current = self.current, RoundState.begin(state, self._me, self._draw)
         self._due = None if before is None or self._watch.fault is not None else DueResults.of(state, before)
         self._prepared, self._waited_since = False, None
-        self._audits.begin_round(state, self._previous)
+        self._audits.begin_round(state, self._previous, before)
 
     @property
     def live_rounds(self) -> list[RoundState]:
@@ -260,7 +262,7 @@ class RoundPipeline:
     def _prepare(self, at: Moment, *, too_late: bool) -> None:
         """Applies what is due, then trains, unless it has to wait for a result. ``too_late``: none will come."""
         current = self.current
-        if self._due is not None and not self._apply(self._due, too_late=too_late):
+        if self._due is not None and not self._apply(at.state, self._due, too_late=too_late):
             return
         if not too_late and self._waits_for_repair(at):
             return
@@ -294,7 +296,7 @@ class RoundPipeline:
         longest = min(MAX_FETCH_SECONDS, UNHEARD_SHARE * at.state.config.max_round_train_time)
         return self._repair.holds_back(at.step, electorate, at.now, seconds=self._unheard_seconds(at), longest=longest)
 
-    def _apply(self, due: DueResults, *, too_late: bool) -> bool:
+    def _apply(self, state: Coordinator, due: DueResults, *, too_late: bool) -> bool:
         """Applies what is due; False if it has to wait for a result, which is asked for."""
         if not too_late and due.round.changes == self._waited_since:
             return False  # nothing has come since it was asked last
@@ -313,7 +315,7 @@ class RoundPipeline:
         )
         self._due = None
         if self.current.trains and not too_late:
-            self._audits.ask(due, choice)
+            self._audits.ask(state, due, choice)
         self._outbox.put(
             act.ApplyResults(
                 step=due.step, lr=due.lr, bounds=due.bounds, updates=choice.updates, counted=choice.applied
@@ -333,6 +335,7 @@ class RoundPipeline:
                 bounds=bounds,
                 zero_optim=bounds is not None and current.height == 0,
                 own_previous=self._own_previous,
+                commits=commits_momentum(state, self.plan),
             )
         )
 

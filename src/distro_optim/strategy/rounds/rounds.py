@@ -22,12 +22,15 @@ from ...comm.signing import SecretKey
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
 from ...errors import ConfigurationError, ProtocolError
+from ...verify.audit import Verdict
+from ...verify.calibrate import Limits, Noise
 from ...verify.recompute import Evidence
 from . import actions as act
 from .actions import Action, DropReason, Outbox
 from .admission import NotAdmitted, Peers
 from .announcer import Announcer
 from .audits.book import AuditCount
+from .audits.momentum_messages import is_momentum_message
 from .audits.reports import is_report
 from .audits.watch import AuditWatch
 from .broadcasts import Finished
@@ -51,6 +54,7 @@ class Rounds:
         draw: gives so many random bytes, from a source that peers cannot guess.
         host: public key of the peer that hosts the run, if we know it; see :mod:`.trust.votes`.
         audit_alone: share of the results that we audit by ourselves in a run of Psyche's, 0 to 1.
+        audit_limits: of test 2, as they were learnt in this run before; None learns them anew.
         reader: of what peers send; None makes one.
 
     Raises:
@@ -66,6 +70,7 @@ class Rounds:
         draw: Callable[[int], bytes],
         host: bytes | None = None,
         audit_alone: float = 0.0,
+        audit_limits: Limits | None = None,
         reader: Reader | None = None,
     ) -> None:
         if identity.p2p_identity != key.public or address.id != key.public:
@@ -77,7 +82,7 @@ class Rounds:
         self._peers = Peers(identity, self._outbox)
         self._watch = WeightsWatch(key.public, self._outbox, host)
         self._own_result = OwnResult(identity, address, self._announcer, self._watch, self._outbox)
-        self._audits = AuditWatch(key, self._watch.standing, self._outbox, alone=audit_alone)
+        self._audits = AuditWatch(key, self._watch.standing, self._outbox, alone=audit_alone, limits=audit_limits)
         self._phases = Phases(
             identity,
             draw,
@@ -111,6 +116,16 @@ class Rounds:
     def audits(self) -> dict[bytes, AuditCount]:
         """Audits of each peer of the epoch, by public key; empty in a run without."""
         return self._audits.seen()
+
+    @property
+    def audit_limits(self) -> Limits | None:
+        """By which momenta are judged; None in a run without such audits, and until there are any."""
+        return self._audits.momenta.limits
+
+    @property
+    def audits_nothing(self) -> bool:
+        """Whether momenta are audited and honest peers find so much noise in their own that nothing can be said."""
+        return self._audits.momenta.is_beyond_reach
 
     @property
     def address(self) -> EndpointAddr:
@@ -259,6 +274,47 @@ class Rounds:
             self._audits.audited(at.state, step, trainer, found, own)
         return self._outbox.take()
 
+    def momentum_committed(self, step: int, root: bytes, decays: Sequence[float], now: float) -> list[Action]:
+        """Answer to :class:`~.actions.TrainBatch`, too, where it asks for it: our momentum after it has this root.
+
+        Args:
+            step: that was trained.
+            root: see :class:`~distro_optim.verify.momentum.Snapshot`.
+            decays: of the momentum, one for each parameter group.
+            now: monotonic time in seconds.
+        """
+        at = self._moment(now)
+        if at is not None and self.stage is Stage.RUNNING:
+            self._audits.momenta.committed(at.state, step, root, tuple(decays))
+        return self._outbox.take()
+
+    def momentum_opened(self, step: int, data: bytes, blob: bytes, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.OpenMomentum`: what is to be sent, and its BLAKE3."""
+        at = self._moment(now)
+        if at is not None and self.stage is Stage.RUNNING:
+            self._audits.momenta.opened(at.state, step, data, self.address, blob)
+        return self._outbox.take()
+
+    def own_momentum_audited(self, step: int, noise: Noise, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.PrepareAudit`: what we found in our own momentum of a step."""
+        self._moment(now)
+        self._audits.momenta.own_audited(step, noise)
+        return self._outbox.take()
+
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict, now: float) -> list[Action]:
+        """Answer to :class:`~.actions.AuditMomentum`.
+
+        Args:
+            step: in which the audited result was made.
+            trainer: public key of who sent it.
+            verdict: what we found.
+            now: monotonic time in seconds.
+        """
+        at = self._moment(now)
+        if at is not None and self.stage is Stage.RUNNING:
+            self._audits.momenta.audited(at.state, step, trainer, verdict)
+        return self._outbox.take()
+
     # -- inputs: the peers and the clock -------------------------------------------------------------------------------
 
     def receive(self, announcement: Announcement, now: float) -> list[Action]:
@@ -282,13 +338,17 @@ class Rounds:
         return self._outbox.take()
 
     def receive_weights(self, announcement: Announcement, now: float) -> list[Action]:
-        """A peer of our own kind announces a :class:`~.broadcasts.WeightsReport`, or an
-        :class:`~.audits.reports.AuditReport`. Its signature was checked before."""
+        """A peer of our own kind announces a :class:`~.broadcasts.WeightsReport`, an
+        :class:`~.audits.reports.AuditReport` or a :class:`~.audits.momentum_messages.MomentumMessage`. Its signature
+        was checked before."""
         at = self._moment(now)
         if self._sender_of(announcement) is None or at is None:
             return self._outbox.take()
         if is_report(announcement.data):
             self._audits.receive(announcement, at.state.run_id)
+            return self._outbox.take()
+        if is_momentum_message(announcement.data):
+            self._audits.momenta.receive(announcement, at.state)
             return self._outbox.take()
         try:
             report = self._reader.weights(announcement.data)
@@ -309,7 +369,7 @@ class Rounds:
     def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:
         """A download is here. ``blob`` is the BLAKE3 of ``data``, which was verified on the way."""
         at, pipeline = self._moment(now), self._phases.pipeline
-        if at is not None and pipeline is not None:
+        if at is not None and pipeline is not None and not self._audits.momenta.fetched(blob, data, at.state):
             pipeline.fetched(blob, data)
             pipeline.advance(at)
         return self._outbox.take()

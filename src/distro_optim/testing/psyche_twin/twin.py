@@ -31,6 +31,7 @@ from ...strategy.rounds.audits.book import AuditCount
 from ...strategy.rounds.broadcasts import BroadcastType, Finished, TrainingResult
 from ...strategy.rounds.phases import Stage
 from ...strategy.rounds.results import encode_any_result
+from ...verify.calibrate import Limits
 from ...verify.commitment import Commitment, finished_hash
 from ...verify.merkle import EMPTY_ROOT, merkle_root
 from .messages import NotTaken, take
@@ -68,7 +69,7 @@ class PsycheTwin:
         fault: never set: it does not find out.
         dropped: messages that Psyche's client calls invalid or ignores, by the reason that ours would give.
         address: where its blobs are.
-        audits: none: it audits nobody.
+        audits, audit_limits, audits_nothing: none: it audits nobody.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class PsycheTwin:
         self.dropped: Counter[DropReason] = Counter()
         self.address = address
         self.audits: dict[bytes, AuditCount] = {}
+        self.audit_limits: Limits | None = None
+        self.audits_nothing = False
         self._me = identity
         self._draw = draw
         self._voice = Voice(key, draw)

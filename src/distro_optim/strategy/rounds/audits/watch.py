@@ -20,12 +20,14 @@ from ....coordinator.rules.checkpoints import audit_fraction_of, is_run_of_psych
 from ....coordinator.types import BatchId, Coordinator
 from ....errors import ProtocolError
 from ....verify.audit import drawn
+from ....verify.calibrate import Limits
 from ....verify.recompute import Evidence
 from ..actions import AnnounceWeights, AuditResult, AuditResults, AuditSettled, DropReason, Outbox
 from ..choose_result import Choice, DueResults
 from ..round_state import RoundState
 from ..trust.standing import Standing
 from .book import AGREEING, KEPT_STEPS, AuditBook, AuditCount, Settled
+from .momentum_watch import MomentumWatch
 from .reports import AuditReport, Compared, decode_report, encode_report
 
 __all__ = ["AuditWatch"]
@@ -42,9 +44,22 @@ class AuditWatch:
         standing: who has trained; reports of others do not count.
         outbox: where what is to be done goes.
         alone: the share of results that we audit by ourselves in a run of Psyche's.
+        limits: of test 2, as a checkpoint has them.
+
+    Attributes:
+        momenta: the same for test 2, in runs that audit momenta, too.
     """
 
-    def __init__(self, key: SecretKey, standing: Standing, outbox: Outbox, *, alone: float = 0.0) -> None:
+    def __init__(
+        self,
+        key: SecretKey,
+        standing: Standing,
+        outbox: Outbox,
+        *,
+        alone: float = 0.0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.momenta = MomentumWatch(key, standing, outbox, limits)
         self._key = key
         self._me = key.public
         self._standing = standing
@@ -59,8 +74,12 @@ class AuditWatch:
         return AuditBook(lambda key: key == self._me or self._standing.has_earned(key), agreeing=agreeing)
 
     def seen(self) -> dict[bytes, AuditCount]:
-        """Audits of each peer, by public key."""
-        return self._book.seen()
+        """Audits of each peer by either test, by public key."""
+        found = self._book.seen()
+        for key, count in self.momenta.seen().items():
+            before = found.get(key, AuditCount())
+            found[key] = AuditCount(passed=before.passed + count.passed, failed=before.failed + count.failed)
+        return found
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -71,9 +90,12 @@ class AuditWatch:
             self._book, self._agreeing = self._new_book(agreeing), agreeing
         self._said.clear()
         self._tell(self._book.begin_epoch({client.id.p2p_identity for client in state.epoch_state.clients}))
+        self.momenta.begin_epoch(state)
 
-    def begin_round(self, state: Coordinator, previous: RoundState) -> None:
-        """The round of ``state`` begins: it says who is audited for ``previous``."""
+    def begin_round(self, state: Coordinator, previous: RoundState, before: RoundState | None) -> None:
+        """The round of ``state`` begins: it says who is audited for ``previous``, and by test 2 for ``before``, the
+        round before that."""
+        self.momenta.begin_round(state, before)
         alone = is_run_of_psyche(state)
         fraction = self._alone if alone else audit_fraction_of(state.model.checkpoint)
         if not fraction:
@@ -88,8 +110,9 @@ class AuditWatch:
             trainers = [trainer for trainer in trainers if trainer != self._me]
         self._book.expect(state.progress.epoch, previous.step, drawn(seed, previous.step, trainers, auditors, fraction))
 
-    def ask(self, due: DueResults, choice: Choice) -> None:
+    def ask(self, state: Coordinator, due: DueResults, choice: Choice) -> None:
         """These results are about to be applied: asks the trainer for the audits that are ours."""
+        self.momenta.ask(state, due, choice)
         wanted = self._book.audited_by(self._me, due.round.step)
         if not wanted:
             return

@@ -1,0 +1,192 @@
+"""Test 2 in the training thread: our momentum is committed to and shown, that of others is computed again.
+
+What is audited was made two rounds ago, at the weights of then. They are taken back from the present ones by what was
+applied and decayed since, which is right to the last bit or two, and kept until the opening is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from torch import Tensor
+
+from ...compress import CompressedUpdate
+from ...coordinator.types import BatchId
+from ...errors import ConfigurationError, ProtocolError
+from ...verify.audit import Challenge, Verdict, check, looking_ahead
+from ...verify.calibrate import LOOSEST
+from ...verify.momentum import MomentumCommitment
+from ...verify.opening import Opening, decode_opening, make_opening
+from ..port import RunAnswers
+from ..rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
+from .momentum_keeper import MomentumKeeper
+from .trainer import SwarmTrainer
+
+__all__ = ["MomentumAuditor"]
+
+MAX_PAST: Final = 3
+"""Steps whose weights are kept for audits that wait for their openings; older ones are not audited by this peer.
+Chosen so that the memory is that of three models at most: of one, at the usual share of audits."""
+
+Gradients = Callable[..., list[Tensor | None] | None]
+"""Of a batch, at weights, cancelled with a step, in pieces of so many samples; None if that is over."""
+
+_NO_LIMITS: Final = replace(LOOSEST, jaccard=1.0, hamming=1.0, manhattan=float("inf"))
+"""An auditor reports numbers, and what they mean is for everybody to say."""
+
+
+@dataclass
+class _Past:
+    """A step that is audited.
+
+    Attributes:
+        weights: at its beginning, by name.
+        rates: of its parameter groups.
+        rates_before: of the step before.
+    """
+
+    weights: dict[str, Tensor]
+    rates: list[float]
+    rates_before: list[float]
+
+
+class MomentumAuditor:
+    """See the module. Belongs to the training thread.
+
+    Args:
+        trainer: of the model.
+        answers: to the run.
+        gradients: by the script's loss function.
+    """
+
+    def __init__(self, trainer: SwarmTrainer, answers: RunAnswers, gradients: Gradients) -> None:
+        self._trainer = trainer
+        self._answers = answers
+        self._gradients = gradients
+        self._past: dict[int, _Past] = {}
+        self.keeper = MomentumKeeper(answers.momentum_committed, answers.momentum_opened)
+
+    # -- our own -------------------------------------------------------------------------------------------------------
+
+    def commit(self, step: int) -> None:
+        """Our update of ``step`` was just generated."""
+        optimizer = self._trainer.optimizer
+        self.keeper.commit(
+            step,
+            optimizer.plan,
+            self._trainer.live_momentum(),
+            [float(group["compression_decay"]) for group in optimizer.param_groups],
+        )
+
+    def open(self, action: OpenMomentum) -> None:
+        """Shows what is asked for."""
+        self.keeper.open(action.step, action.leaves)
+
+    # -- others' -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, action: PrepareAudit) -> None:
+        """Remembers the weights of then, and looks at ourselves."""
+        weights = self._trainer.weights_of(action.of_step)
+        if weights is None:
+            return
+        rates, rates_before = (self._trainer.known_rates(step) for step in (action.of_step, action.of_step - 1))
+        if rates is None or rates_before is None:
+            return
+        while len(self._past) >= MAX_PAST:
+            del self._past[min(self._past)]
+        past = self._past[action.of_step] = _Past(weights, rates, rates_before)
+        pair = self.keeper.pair(action.of_step)
+        if action.own is None or pair is None:
+            return
+        own, (before, after) = action.own, pair
+        verdict = self._check(
+            past,
+            action.step,
+            make_opening(action.of_step, own.leaves, before, after),
+            batch=own.batch,
+            challenge=Challenge(b"", (), own.leaves),
+            before=before.commitment(action.of_step - 1),
+            after=after.commitment(action.of_step),
+            decays=[float(group["compression_decay"]) for group in self._trainer.optimizer.param_groups],
+            previous=own.previous,
+            sent=own.sent,
+            halved=True,
+        )
+        if verdict is not None and verdict.coefficients:
+            self._answers.own_momentum_audited(action.of_step, verdict.noise())
+
+    def audit(self, action: AuditMomentum) -> None:
+        """Computes again what another peer has opened."""
+        past = self._past.get(action.of_step)
+        if past is None:
+            return
+        groups = len(self._trainer.optimizer.param_groups)
+        try:
+            opening = decode_opening(action.opening, action.sent.plan)
+            if len(action.decays) != groups:
+                raise ProtocolError(f"{len(action.decays)} decays of the momentum for {groups} parameter groups")
+        except ProtocolError as error:
+            self._answers.momentum_audited(action.of_step, action.challenge.trainer, Verdict(reasons=(str(error),)))
+            return
+        verdict = self._check(
+            past,
+            action.step,
+            opening,
+            batch=action.batch,
+            challenge=action.challenge,
+            before=action.before,
+            after=action.after,
+            decays=action.decays,
+            previous=action.previous,
+            sent=action.sent,
+        )
+        if verdict is not None:
+            self._answers.momentum_audited(action.of_step, action.challenge.trainer, verdict)
+
+    def forget(self) -> None:
+        """The model was loaded again."""
+        self._past.clear()
+        self.keeper.forget()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _check(
+        self,
+        past: _Past,
+        step: int,
+        opening: Opening,
+        *,
+        batch: BatchId,
+        challenge: Challenge,
+        before: MomentumCommitment,
+        after: MomentumCommitment,
+        decays: Sequence[float],
+        previous: CompressedUpdate,
+        sent: CompressedUpdate,
+        halved: bool = False,
+    ) -> Verdict | None:
+        specs = self._trainer.optimizer.plan.specs
+        there = looking_ahead(past.weights, opening.signs, [past.rates_before[spec.group] for spec in specs])
+        gradients = self._gradients(batch, step, weights=there, halved=halved)
+        if gradients is None:
+            return None
+        # What is not finite a trainer leaves out, too.
+        usable = [None if g is None or not bool(g.isfinite().all()) else g for g in gradients]
+        try:
+            return check(
+                opening,
+                challenge=challenge,
+                step=opening.step,
+                before=before,
+                after=after,
+                previous=previous,
+                sent=sent,
+                gradients=usable,
+                rates=past.rates,
+                decays=decays,
+                limits=_NO_LIMITS,
+            )
+        except ConfigurationError:
+            return None  # the script's model is another one by now
