@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from distro_optim import DisTrO, RunConfig
 from distro_optim.coordinator.model import Hub
 from distro_optim.coordinator.rules.checkpoints import hub_of_peers
+from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.model import momentum_keeper
+from distro_optim.strategy.model.momentum_auditing import check_shows_momentum
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.audits.momentum_watch import OPENING_TAG
 from distro_optim.verify.calibrate import LOOSEST, TIGHTEST
@@ -235,3 +238,16 @@ def test_a_peer_without_a_loss_function_shows_its_momentum_and_audits_nobody(run
     assert not world.ports[1].verdicts
     assert world.ports[1].key in {trainer for _, trainer, _ in world.ports[0].verdicts}
     assert not any(named_by(script) for script in scripts)
+
+
+def test_a_peer_that_cannot_show_its_momentum_is_told_before_it_is_in_the_run() -> None:
+    plan = DisTrO(Net().parameters(), lr=LR).plan
+    config = RunConfig(total_steps=9, global_batch_size=4, audit_fraction=0.5)
+    for audit_momentum in (True, False):
+        state = replace(config, audit_momentum=audit_momentum).coordinator_state("run")
+        check_shows_momentum(state, plan, is_in_shards=False)
+        if not audit_momentum:
+            check_shows_momentum(state, plan, is_in_shards=True)
+            continue
+        with pytest.raises(ConfigurationError, match="audit_momentum=False"):
+            check_shows_momentum(state, plan, is_in_shards=True)

@@ -45,6 +45,7 @@ from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints, OthersCheckpoints
 from .model.checkpoint_place import CheckpointPlace
+from .model.momentum_auditing import check_shows_momentum
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
@@ -353,6 +354,7 @@ class SwarmSession:
         """
         check_newcomer(state)
         check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
+        check_shows_momentum(state, self._optimizer.plan, is_in_shards=self._tensors.holders.several)
         if self.look_over is not None:
             self.look_over(state)
 
@@ -417,6 +419,7 @@ class SwarmSession:
         state = access.facts.state
         if state is not None:
             check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
+            check_shows_momentum(state, self._optimizer.plan, is_in_shards=self._tensors.holders.several)
         terms = RunTerms.adopt(state, self._optimizer, learning_rates=self._options["learning_rates"], tell=self._tell)
         order = self._sample_order(access)
         if terms.as_psyche and order is not None and order.seed is not None:

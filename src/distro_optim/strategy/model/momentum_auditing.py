@@ -12,8 +12,8 @@ from typing import Final
 
 from torch import Tensor
 
-from ...compress import CompressedUpdate
-from ...coordinator.types import BatchId
+from ...compress import CompressedUpdate, TilePlan
+from ...coordinator.types import BatchId, Coordinator
 from ...errors import ConfigurationError, ProtocolError
 from ...verify.audit import Challenge, Verdict, check, looking_ahead
 from ...verify.calibrate import LOOSEST
@@ -21,10 +21,11 @@ from ...verify.momentum import MomentumCommitment
 from ...verify.opening import Opening, decode_opening, make_opening
 from ..port import RunAnswers
 from ..rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
+from ..rounds.audits.momentum_watch import commits_momentum
 from .momentum_keeper import MomentumKeeper
 from .trainer import SwarmTrainer
 
-__all__ = ["MomentumAuditor"]
+__all__ = ["MomentumAuditor", "check_shows_momentum"]
 
 MAX_PAST: Final = 3
 """Steps whose weights are kept for audits that wait for their openings; older ones are not audited by this peer.
@@ -35,6 +36,22 @@ Gradients = Callable[..., list[Tensor | None] | None]
 
 _NO_LIMITS: Final = replace(LOOSEST, jaccard=1.0, hamming=1.0, manhattan=float("inf"))
 """An auditor reports numbers, and what they mean is for everybody to say."""
+
+
+def check_shows_momentum(state: Coordinator, plan: TilePlan, *, is_in_shards: bool) -> None:
+    """Raises :class:`~distro_optim.errors.ConfigurationError` if a peer of a run could not show its momentum.
+
+    Args:
+        state: of the run.
+        plan: of the whole model.
+        is_in_shards: no process of the peer has a whole momentum.
+    """
+    if is_in_shards and commits_momentum(state, plan):
+        raise ConfigurationError(
+            "peers of this run show parts of their momentum when they are audited, which one with a sharded model "
+            "(DTensor) cannot do: host the run with RunConfig(audit_momentum=False), which leaves the other test",
+            name="audit_momentum",
+        )
 
 
 @dataclass

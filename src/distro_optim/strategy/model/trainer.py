@@ -24,7 +24,7 @@ from torch import Tensor
 from ...compress import CompressedUpdate, TilePlan, make_plan
 from ...coordinator.rules.schedule import cold_start_factor
 from ...errors import ConfigurationError, DistroError
-from ...optim.state import COEFFICIENTS, DELTA, MOMENTUM_BUFFER, WEIGHT
+from ...optim.state import COEFFICIENTS, DELTA, MOMENTUM_BUFFER, WEIGHT, momentum
 from ...optimizer import DisTrO
 from ..rounds.actions import ApplyResults, DecayWeights, TrainBatch
 from ..rounds.weights import TensorDigest
