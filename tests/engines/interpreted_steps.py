@@ -41,7 +41,7 @@ class Case:
 
 
 CASES: Final = {
-    "signs, ragged": Case(((70, 100), (64, 64), (70,)), contributors=3),
+    "signs, ragged": Case(((70, 40), (64, 64), (70,)), contributors=3),
     "signs, 64 contributors": Case(((64, 64),), contributors=64),
     "signs, without overlap": Case(((86, 43),), contributors=2, k=64, tiling="divisor", overlap=False),
     "values of bfloat16": Case(((40, 70),), contributors=4, dtype="bfloat16", k=32, quantize=False),

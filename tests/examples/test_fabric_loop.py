@@ -21,7 +21,7 @@ SECONDS = 250  # of which loading PyTorch and Lightning on a busy machine takes 
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_loop_with_fabric_learns(devices: int) -> None:
-    options = ["--relay", "none", "--steps", "250", "--devices", str(devices)]
+    options = ["--relay", "none", "--steps", "180", "--devices", str(devices)]
     finished = warm_python.run(
         [sys.executable, "-W", "ignore", str(EXAMPLE), *options],
         capture_output=True,

@@ -71,9 +71,9 @@ def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed:
     sim = Simulator(PSYCHE_GOSSIP, seed=seed, latency=FAR)
     rng = random.Random(seed)
     swarm_of(NODES, sim)
-    publish_from_anybody(sim, rng, "warm", 180)
+    publish_from_anybody(sim, rng, "warm", 120)
 
-    contents, duplicates = measure(sim, rng, 60)
+    contents, duplicates = measure(sim, rng, 40)
 
     assert wrong_counts(sim, contents, sim.now) == []
     assert duplicates < 0.10
@@ -89,7 +89,7 @@ def test_one_message_in_a_hundred_is_lost_and_still_everybody_gets_all_with_few_
     swarm_of(NODES, sim)
     publish_from_anybody(sim, rng, "warm", 120)
 
-    contents, duplicates = measure(sim, rng, 60)
+    contents, duplicates = measure(sim, rng, 40)
 
     assert sim.lost > 1000
     assert wrong_counts(sim, contents, sim.now) == []
@@ -105,7 +105,7 @@ def test_few_payloads_come_twice_while_peers_stay_for_ten_minutes_on_average(see
     sim = Simulator(GossipConfig(), seed=seed, latency=latency, loss=0.002)
     rng = random.Random(seed)
     swarm_of(NODES, sim)
-    publish_from_anybody(sim, rng, "warm", 180)
+    publish_from_anybody(sim, rng, "warm", 120)
     payloads, duplicates = sim.payloads()
     start = sim.now
 

@@ -14,7 +14,7 @@ import warm_python
 pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-ROUNDS = 110
+ROUNDS = 103
 SMALL = ["--width=64", "--layers=1", "--context=16", "--k=8"]
 
 
