@@ -21,20 +21,25 @@ from optimizer.models import EveryShape, set_gradients
 
 
 def counted(
-    shapes: Shapes, contributors: int, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32
+    shapes: Shapes,
+    contributors: int,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> tuple[int, int]:
-    """Launches and waits of one step of Psyche's kind, gradients taken at weights that look ahead."""
+    """Launches and waits of one step, of Psyche's kind, gradients taken at weights that look ahead, or by settings."""
     # Parameters without memory are refused, since nobody could train them.
     monkeypatch.setattr(momentum, "check_param", lambda param: None)
     params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]
     for param in params:
         param.grad = torch.empty_like(param)
-    optimizer = DisTrO(params, lr=1e-3, weight_decay=0.1, tiling="divisor")
+    optimizer = DisTrO(params, lr=1e-3, weight_decay=0.1, tiling="divisor", **settings)
     with Launches():  # the first step makes room
         optimizer.decode([])
     with Launches() as launches:
-        optimizer.lookahead()
-        optimizer.undo_lookahead()
+        if settings.get("overlap", True):
+            optimizer.lookahead()
+            optimizer.undo_lookahead()
         update = optimizer.generate()
         assert all(update.present)
         optimizer.apply([update] * contributors)
@@ -52,6 +57,13 @@ def test_a_step_of_a_large_model_is_at_most_1500_launches(
     launches, waits = counted(LLAMA, contributors, monkeypatch, dtype)
     assert launches <= 1500
     assert waits == 2  # are gradients finite, and is something said about each tensor
+
+
+@pytest.mark.parametrize("contributors", [1, 4])
+def test_so_is_a_step_of_the_published_demo(contributors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, waits = counted(LLAMA, contributors, monkeypatch, overlap=False, quantize_1bit=False, compression_topk=32)
+    assert launches <= 1500
+    assert waits == 1  # are gradients finite
 
 
 def test_many_small_tensors_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ class FloatMerge(Merge):
         rows = slice(block.start, block.stop)
         index = joined([u.index[number][rows] for u in updates], dim=1).long()
         value = values_of([u.value[number][rows] for u in updates], batch.compute_dtype)
-        weight = presence_of(block, batch, updates)
+        weight = presence_of(batch, [block], updates)
         flat, flat_spare = coefficients.view(n, -1), spare.view(n, -1)
         if parts * batch.k <= SPARSE_DECODE_LIMIT:
             share = contributor_weights(
@@ -216,7 +216,7 @@ class FloatMerge(Merge):
         batch, rows = self.batch, slice(block.start, block.stop)
         index = joined([u.index[self.number][rows] for u in updates], dim=1).long()
         value = values_of([u.value[self.number][rows] for u in updates], batch.compute_dtype)
-        weight = presence_of(block, batch, updates)
+        weight = presence_of(batch, [block], updates)
         contributor_mean(
             index, value, weight, out=coefficients, scratch=spare, parts=len(updates), profile=batch.profile
         )
@@ -231,13 +231,19 @@ def values_of(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     return signs_to_values(together, dtype) if together.dtype == torch.bool else together.to(dtype)
 
 
-def presence_of(block: Block, batch: Batch, updates: Sequence[CompressedUpdate]) -> Tensor | None:
-    """``(tiles, parts * k)`` of 1 and 0, or None if everybody speaks about every tensor of the block."""
-    if all(u.present[p.param] for u in updates for p in block.pieces):
+def presence_of(batch: Batch, blocks: Sequence[Block], updates: Sequence[CompressedUpdate]) -> Tensor | None:
+    """``(tiles, parts * k)`` of 1 and 0, or None if everybody speaks about every tensor of the blocks.
+
+    ``blocks`` of the batch follow each other.
+    """
+    if all(u.present[p.param] for u in updates for block in blocks for p in block.pieces):
         return None
-    weight = torch.ones(block.tiles, len(updates), batch.k, dtype=batch.compute_dtype, device=batch.device)
+    first, tiles = blocks[0].start, blocks[-1].stop - blocks[0].start
+    weight = torch.ones(tiles, len(updates), batch.k, dtype=batch.compute_dtype, device=batch.device)
     for part, update in enumerate(updates):
-        for p in block.pieces:
-            if not update.present[p.param]:
-                weight[p.block_start : p.block_stop, part].zero_()
-    return weight.view(block.tiles, -1)
+        for block in blocks:
+            of_block = weight[block.start - first : block.stop - first, part]
+            for p in block.pieces:
+                if not update.present[p.param]:
+                    of_block[p.block_start : p.block_stop].zero_()
+    return weight.view(tiles, -1)

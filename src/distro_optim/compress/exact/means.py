@@ -31,6 +31,10 @@ class Means:
     unique: bool
     unit: Tensor | None
 
+    def rows(self, some: slice) -> Means:
+        """Those of some tiles."""
+        return Means(self.index[some], self.q[some], self.unique, None if self.unit is None else self.unit[some])
+
     def once(self, scratch: Tensor) -> Tensor:
         """``q`` with 0 at all but one of the occurrences of a position.
 
@@ -98,6 +102,7 @@ def means_of_values(
     """Of values; arguments as for :func:`means_of_signs`, but ``value`` is ``(n, m)`` float32 or float64.
 
     Args:
+        scratch: ``(rows, size)``, overwritten: of as many tiles as are added up at a time.
         profile: how to work.
         largest: ``(n, 1)`` of the type of ``value``: the magnitude of which the unit is made; None is that of the tile.
     """
@@ -116,15 +121,28 @@ def _sum_and_count(
 ) -> tuple[Tensor, Tensor]:
     """For each entry, the sum of all at its position, and their number, at least 1. Overwrites ``value``."""
     if parts > _TOGETHER:
-        total = scratch.zero_().scatter_add_(1, index, value).gather(1, index)  # at most 2**20
+        total = _sum_at(index, value, scratch)  # at most 2**20
         ones = torch.ones_like(total) if weight is None else weight
-        return total, scratch.zero_().scatter_add_(1, index, ones).gather(1, index).clamp_(min=1)
+        return total, _sum_at(index, ones, scratch).clamp_(min=1)
     # Both in one number, sum + radix * count, below 2**24.
     radix = float(1 << (2 * parts << VALUE_BITS).bit_length())
     value.add_(radix if weight is None else weight * radix)
-    both = scratch.zero_().scatter_add_(1, index, value).gather(1, index)
+    both = _sum_at(index, value, scratch)
     count = both.mul(1 / radix).add_(0.5).floor_()
     return both.sub_(count, alpha=radix), count.clamp_(min=1)
+
+
+def _sum_at(index: Tensor, value: Tensor, scratch: Tensor) -> Tensor:
+    """For each entry, the sum of all at its position: integers, which no order of additions changes."""
+    n, rows = len(index), len(scratch)
+    if n <= rows:
+        return scratch[:n].zero_().scatter_add_(1, index, value).gather(1, index)
+    total = torch.empty_like(value)
+    for start in range(0, n, rows):
+        some = slice(start, start + rows)
+        room = scratch[: len(index[some])].zero_().scatter_add_(1, index[some], value[some])
+        torch.gather(room, 1, index[some], out=total[some])
+    return total
 
 
 _TOGETHER: Final = 31

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -23,6 +25,10 @@ from .products import SPARSE_LIMIT, exact_tiles
 from .rms import MAX_SQUARES, exponent_of, factor_of
 
 __all__ = ["ExactMerge", "check_sums"]
+
+_VALUES_TOGETHER: Final = 1 << 24
+"""Of all contributors, in blocks whose means are made together on an accelerator: some 500 MB for a moment, less than
+the scratch memory of a batch that is so large."""
 
 
 def check_sums(batch: Batch) -> None:
@@ -59,6 +65,7 @@ class ExactMerge(Merge):
             )
         check_sums(batch)
         self._largest: Tensor | None = None
+        self._group: tuple[range, Means] | None = None  # of blocks that follow each other, and were last asked for
         self._plain = isinstance(transform, Identity)
         self._filters = fits_filter(batch.h, batch.w, batch.compute_dtype, batch.profile)
 
@@ -71,6 +78,7 @@ class ExactMerge(Merge):
                 value=len(updates),
             )
         self._largest = self._largest_of_tensors(updates) if self.measures else None
+        self._group = None
 
     def _largest_of_tensors(self, updates: Sequence[CompressedUpdate]) -> Tensor | None:
         """The largest magnitude of a tensor at all of its tiles, ``(tiles, 1)``: they share a unit. None for signs."""
@@ -158,13 +166,36 @@ class ExactMerge(Merge):
         return torch.ldexp(decoded.mul_(factor), means.unit.unsqueeze(-1)).to(decoded.dtype)
 
     def _means(self, block: Block, updates: Sequence[CompressedUpdate], scratch: Tensor) -> Means:
-        batch, rows, parts = self.batch, slice(block.start, block.stop), len(updates)
+        if self.batch.profile.by_threads or all(u.value[self.number].dtype == torch.bool for u in updates):
+            return self._means_of([block], updates, scratch)
+        if self._group is None or not self._group[0].start <= block.start < self._group[0].stop:
+            blocks = self._with_next(block, len(updates) * self.batch.k)
+            rows = range(blocks[0].start, blocks[-1].stop)
+            self._group = rows, self._means_of(blocks, updates, scratch)
+        rows, means = self._group
+        if block.stop == rows.stop:
+            self._group = None  # its memory is free until the next step
+        return means.rows(slice(block.start - rows.start, block.stop - rows.start))
+
+    def _with_next(self, block: Block, coefficients: int) -> Sequence[Block]:
+        """A block and those after it, of whose values the means may be made together: each step of it is a launch."""
+        blocks = self.batch.blocks
+        at = bisect_left(blocks, block.start, key=lambda other: other.start)
+        if 2 * block.tiles < max(other.tiles for other in blocks):
+            return [block]  # in whose room few tiles can be added up at a time
+        stop = at + 1
+        while stop < len(blocks) and (blocks[stop].stop - block.start) * coefficients <= _VALUES_TOGETHER:
+            stop += 1
+        return blocks[at:stop]
+
+    def _means_of(self, blocks: Sequence[Block], updates: Sequence[CompressedUpdate], scratch: Tensor) -> Means:
+        batch, rows, parts = self.batch, slice(blocks[0].start, blocks[-1].stop), len(updates)
         index = joined([u.index[self.number][rows] for u in updates], dim=1)
         if parts > 1 or parts * batch.k > SPARSE_LIMIT or self._plain or not batch.profile.float64:
             index = index.long()  # as whoever writes to these positions wants it
         values = [u.value[self.number][rows] for u in updates]
-        weight = presence_of(block, batch, updates)
-        flat = scratch.view(block.tiles, -1)
+        weight = presence_of(batch, blocks, updates)
+        flat = scratch.view(len(scratch), -1)
         if all(value.dtype == torch.bool for value in values):
             return means_of_signs(index, joined(values, dim=1), weight, parts=parts, scratch=flat)
         numbers = values_of(values, batch.compute_dtype)

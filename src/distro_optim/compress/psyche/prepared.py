@@ -125,7 +125,7 @@ class Preparing:
         value = joined(values, dim=1).gather(1, by)
         signs = value.dtype == torch.bool
         value = signs_to_values(value, batch.compute_dtype) if signs else value.to(dtype).to(batch.compute_dtype)
-        weights = [presence_of(block, batch, updates) for block in blocks]
+        weights = [presence_of(batch, [block], updates) for block in blocks]
         silent = any(weight is not None for weight in weights)
         if len(firsts) - 1 == value.numel() and not silent:
             return value.view(-1)
