@@ -46,14 +46,15 @@ def test_however_many_blocks_are_done_together(
     blocks: int, contributors: int, update: UpdateRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = merged(CPU, contributors, update)
-    monkeypatch.setattr(merge, "_VALUES_TOGETHER", blocks * 7 * 32 * contributors)
+    monkeypatch.setattr(merge, "_VALUES_OF_AN_ELEMENT", blocks * contributors / 2)  # k is half of a tile
     assert all(map(torch.equal, merged(SMALL, contributors, update), expected))
 
 
 def test_it_saves_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
+    monkeypatch.setattr(merge, "_VALUES_OF_AN_ELEMENT", 100)
     merged(SMALL, 4, "sign", "meta", counts)
-    monkeypatch.setattr(merge, "_VALUES_TOGETHER", 0)
+    monkeypatch.setattr(merge, "_VALUES_OF_AN_ELEMENT", 0)
     merged(SMALL, 4, "sign", "meta", counts)
     together, one_by_one = counts
     assert 0 < together < one_by_one / 1.5

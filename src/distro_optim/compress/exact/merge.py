@@ -26,9 +26,9 @@ from .rms import MAX_SQUARES, exponent_of, factor_of
 
 __all__ = ["ExactMerge", "check_sums"]
 
-_VALUES_TOGETHER: Final = 1 << 24
-"""Of all contributors, in blocks whose means are made together on an accelerator: some 500 MB for a moment, less than
-the scratch memory of a batch that is so large."""
+_VALUES_OF_AN_ELEMENT: Final = 3 / 8
+"""So many values, for each element of a block, become means together on an accelerator. Each takes some 32 bytes for a
+moment, so that together they take no more memory than the three buffers of a block."""
 
 
 def check_sums(batch: Batch) -> None:
@@ -181,10 +181,11 @@ class ExactMerge(Merge):
         """A block and those after it, of whose values the means may be made together: each step of it is a launch."""
         blocks = self.batch.blocks
         at = bisect_left(blocks, block.start, key=lambda other: other.start)
-        if 2 * block.tiles < max(other.tiles for other in blocks):
+        largest = max(other.tiles for other in blocks)
+        if 2 * block.tiles < largest:
             return [block]  # in whose room few tiles can be added up at a time
-        stop = at + 1
-        while stop < len(blocks) and (blocks[stop].stop - block.start) * coefficients <= _VALUES_TOGETHER:
+        stop, most = at + 1, largest * self.batch.tile_size * _VALUES_OF_AN_ELEMENT
+        while stop < len(blocks) and (blocks[stop].stop - block.start) * coefficients <= most:
             stop += 1
         return blocks[at:stop]
 
