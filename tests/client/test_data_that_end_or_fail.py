@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from client.processes import TINY_LLAMA
 from distro_optim.client.devices import LocalTrainers
-from distro_optim.client.training import MAX_FAILURES, train_language_model
+from distro_optim.client.training import MAX_FAILURES, read_round, train_language_model
 from distro_optim.coordinator.types import BatchId
 from distro_optim.data.provider import TokenProvider, TokenSequence
 from distro_optim.errors import DataUnavailableError, OutOfDataError
@@ -68,7 +68,13 @@ def train(rounds: Rounds, tokens: Tokens) -> list[str]:
     news: list[str] = []
     model = CausalLM({**TINY_LLAMA, "vocab_size": 16, "num_hidden_layers": 1}, "HfLlama")
     trainers = LocalTrainers(model, [torch.device("cpu")], micro_batch_size=1)
-    train_language_model(rounds, trainers, tokens, Progress(bytes(32)), tell=news.append)  # type: ignore[arg-type]
+    train_language_model(
+        rounds,  # type: ignore[arg-type]
+        trainers,
+        lambda round_: read_round(round_, tokens),
+        Progress(bytes(32)),
+        tell=news.append,
+    )
     return news
 
 

@@ -22,4 +22,6 @@
 ``findings``      what it makes of that
 ``round_cost``    bytes and seconds of a round
 ================  ============================================================================================
+
+``several`` is a client of several processes that hold a model together.
 """

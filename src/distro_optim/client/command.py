@@ -22,8 +22,7 @@ __all__ = ["add_options", "options_from", "run"]
 DESCRIPTION: Final = (
     "Joins a run of Psyche's, or one that distro-optim serves, and trains the run's own model on the run's own data, "
     "with its settings. Options have the names that they have in Psyche's client; each but --peer and --json can be "
-    "given in the environment as well, in upper case with underscores. Evaluation tasks and tensor parallelism are not "
-    "supported."
+    "given in the environment as well, in upper case with underscores. Evaluation tasks are not supported."
 )
 
 _DEFAULT: Final = object()
@@ -68,6 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--peer", action="append", default=[], metavar="TICKET", help="endpoint ticket of a peer; may be repeated")
     add("--device", metavar="DEVICE", help="auto, cpu, mps, cuda, cuda:N or cuda:X,Y,Z (auto)")
     add("--data-parallelism", metavar="N", help="devices that share our batch (1)")
+    add("--tensor-parallelism", metavar="N", help="devices that compute each sequence together (1)")
+    add("--shard", action="store_const", const="true", help="they hold the model together, for none has room for it")
     add("--micro-batch-size", metavar="N", help="sequences in a forward pass (1)")
     add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
     add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
@@ -129,6 +130,8 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "peers": tuple(options.peer),
         "device": given("device"),
         "data_parallelism": given("data_parallelism", int),
+        "tensor_parallelism": given("tensor_parallelism", int),
+        "shard": given("shard", _boolean),
         "micro_batch_size": given("micro_batch_size", int),
         "grad_accum_in_fp32": given("grad_accum_in_fp32", _boolean),
         "model": given("model", Path),

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..models.building import build_shapes, persistent_buffers, sorted_parameters
 from ..models.config import read_config
-from ..models.memory import check_memory
+from ..models.memory import check_memory, share_of
 from ..strategy.forwarding import AccessParts, ForwardingActions, ForwardingLife, ForwardingSharing
 from ..strategy.port import RunAccess, TrainerAction
 from ..strategy.rounds.actions import Initialize, RunEnded
@@ -77,10 +77,12 @@ class FirstModel:
         access: to the run; started, and nothing taken from it yet.
         run: what the run says about its model.
         device: on which the model must fit.
+        devices: so many like it that hold the model together.
     """
 
-    def __init__(self, access: RunAccess, run: LLM, device: torch.device) -> None:
+    def __init__(self, access: RunAccess, run: LLM, device: torch.device, *, devices: int = 1) -> None:
         self._inner = access
+        self._devices = devices
         self._run = run
         self._device = device
         self._actions = _Actions(access.actions)
@@ -129,7 +131,7 @@ class FirstModel:
                 model = self._inner.sharing.download_model(
                     order[:1] if self._one_alone else order,
                     max_parameter_bytes=MAX_PARAMETER_BYTES,
-                    check=_Check(self._run, self._device, action.providers),
+                    check=_Check(self._run, self._device, self._devices, action.providers),
                     progress=progress,
                 )
             except (ExchangeError, ProtocolError) as error:
@@ -184,8 +186,9 @@ class _Sharing(ForwardingSharing):
 class _Check:
     """Whether what a peer describes is a model that can be trained here; asked before any of it is downloaded."""
 
-    def __init__(self, run: LLM, device: torch.device, providers: Iterable[bytes]) -> None:
+    def __init__(self, run: LLM, device: torch.device, devices: int, providers: Iterable[bytes]) -> None:
         self._run = run
+        self._devices = devices
         self._device = device
         self._providers = frozenset(providers)
         self._refused: set[bytes] = set()
@@ -207,7 +210,7 @@ class _Check:
         described = read_config(config, self._run.architecture, max_seq_len=self._run.max_seq_len, from_peer=True)
         shapes = build_shapes(described)
         parameters = sorted_parameters(shapes)
-        check_memory(parameters.values(), self._device, buffers=shapes.buffers())
+        check_memory(share_of(parameters.values(), self._devices), self._device, buffers=shapes.buffers())
         tensors = {**parameters, **persistent_buffers(shapes)}
         if not parameters.keys() <= set(names) <= tensors.keys():
             raise ProtocolError("the peer's parameters are not those of the model that it describes")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +23,7 @@ from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
 from ..errors import ConfigurationError, RunError
 from ..logs import LogOptions, logging_to
+from ..models.batches import TokenBatch
 from ..models.building import sorted_parameters
 from ..strategy.monitor.figures import Figures, Progress
 from ..strategy.monitor.metrics import MetricsServer, load_prometheus, metrics_of
@@ -29,15 +32,19 @@ from ..strategy.monitor.picture import picture_of
 from ..strategy.network.runtime import Runtime
 from ..strategy.network.upload_carriers import carrier_of
 from ..strategy.port import RunPort
+from ..strategy.round import Round
 from ..strategy.session import SwarmSession
 from .devices import LocalTrainers, parse_devices
 from .display import FORMS
 from .dummy import train_dummy
 from .keeping import kept_in
 from .options import JoinOptions
-from .preparing import is_without_tensors, load_libraries, prepare
+from .preparing import beginning_rate, is_without_tensors, load_libraries, prepare
 from .recording import Recorder
-from .training import audit_loss, train_language_model
+from .several.member import follow
+from .several.processes import ctrl_c_noted
+from .several.team import ShardTrainers, Team, Train
+from .training import audit_loss, read_round, train_language_model
 
 __all__ = ["join"]
 
@@ -65,7 +72,7 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         load_prometheus("--metrics-local-port")
     if (upload := options.upload_to) is not None:
         carrier_of(upload)  # whether there is such a command or store
-    devices = parse_devices(options.device, options.data_parallelism)
+    devices = parse_devices(options.device, options.data_parallelism * options.tensor_parallelism)
     key_file = options.identity_secret_key_path
     access = Runtime.connect(
         options.run,
@@ -145,26 +152,46 @@ def _train(
         if folder is None
         else f"the model is kept in {printable(str(folder))}: the last {options.keep_steps} checkpoints, one an epoch"
     )
+    team = None
+    if options.in_shards:
+        with narrated(f"starting {len(devices)} processes that hold the model together", news.tell):
+            team = stack.enter_context(Team.started(options, devices, follow))
     prepared = prepare(
         access,
         state,
         key=key,
         device=devices[0],
+        make=None if team is None else partial(team.make, state.model),
+        devices=1 if team is None else team.count,
         folder=options.model,
         data=options.data,
         progress=progress.downloaded,
         tell=news.tell,
     )
     stack.callback(prepared.data.close)
+    data = prepared.data
+    read: Callable[[Round], TokenBatch]
+    trainers: ShardTrainers | LocalTrainers
     with narrated("preparing the devices", news.tell):
-        trainers = LocalTrainers(prepared.model, devices, micro_batch_size=options.micro_batch_size)
-    stack.callback(trainers.close)
+        if team is not None:
+            in_shards = trainers = ShardTrainers(prepared.model, team, micro_batch_size=options.micro_batch_size)
+            read = lambda round_: in_shards.read(lambda: read_round(round_, data))  # noqa: E731
+        else:
+            trainers = LocalTrainers(prepared.model, devices, micro_batch_size=options.micro_batch_size)
+            stack.callback(trainers.close)
+            read = lambda round_: read_round(round_, data)  # noqa: E731
     count = sum(parameter.numel() for parameter in prepared.model.parameters())
     news.tell(f"the model has {count:,} parameters, on {', '.join(map(str, devices))}", parameters=count)
+    port = prepared.access
+    if team is not None:
+        port = team.leaving_together(port, stack.enter_context(ctrl_c_noted()))
+        theirs = {"checkpoint_dir": folder, "learning_rates": "run"}
+        rate, definition = beginning_rate(state), state.model.optimizer
+        team.train(Train(definition, rate, theirs, options.micro_batch_size))
     session = SwarmSession(
         prepared.model,
         prepared.optimizer,
-        port=prepared.access,
+        port=port,
         checkpoint_dir=folder,
         keep_checkpoints=options.keep_steps,
         keep_every=options.keep_every if folder is not None else None,
@@ -185,7 +212,7 @@ def _train(
             parameters = sorted_parameters(prepared.model)
             recorder.begin(state, prepared.model.config.to_json(), parameters, prepared.optimizer, step)
 
-    train_language_model(session, trainers, prepared.data, progress, tell=news.tell, begins=begins)
+    train_language_model(session, trainers, read, progress, tell=news.tell, begins=begins)
 
 
 def _picture(figures: Figures, run: str) -> dict[str, object]:

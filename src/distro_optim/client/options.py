@@ -39,7 +39,9 @@ class JoinOptions:
         bind_addr: where our endpoint listens.
         peers: endpoint tickets of peers that nothing else leads to.
         device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N`` or ``cuda:X,Y,Z``.
-        data_parallelism: how many devices share our batch.
+        data_parallelism: how many devices share our batch; each has the whole model, unless ``in_shards``.
+        tensor_parallelism: how many compute each sample together, with a part of each matrix.
+        shard: devices that share our batch hold the model together, in shards (FSDP2).
         micro_batch_size: sequences in a forward pass.
         grad_accum_in_fp32: accepted for Psyche's sake; several micro-batches are always added up in float32.
         model: folder with the model, in place of the run's own name for it, which is looked up among the hub's
@@ -81,6 +83,8 @@ class JoinOptions:
     peers: Sequence[str] = ()
     device: str = "auto"
     data_parallelism: int = 1
+    tensor_parallelism: int = 1
+    shard: bool = False
     micro_batch_size: int = 1
     grad_accum_in_fp32: bool = False
     model: Path | None = None
@@ -132,11 +136,41 @@ class JoinOptions:
                 value=self.upload,
             )
         self.upload_to  # noqa: B018 - whether it can be
-        for name in ("data_parallelism", "micro_batch_size", "keep_steps", "keep_every", "gradients"):
+        for name in (
+            "data_parallelism",
+            "tensor_parallelism",
+            "micro_batch_size",
+            "keep_steps",
+            "keep_every",
+            "gradients",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(
                     f"--{name.replace('_', '-')} must be at least 1, got {value}", name=name, value=value
+                )
+
+        self._check_shards()
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether several processes hold the model together."""
+        return self.shard or self.tensor_parallelism > 1
+
+    def _check_shards(self) -> None:
+        if not self.in_shards:
+            return
+        if self.data_parallelism * self.tensor_parallelism == 1:
+            raise ConfigurationError(
+                "--shard cuts the model for several devices: say how many, with --data-parallelism N", name="shard"
+            )
+        unable = {"--audit": self.audit > 0, "--write-gradients-dir": self.write_gradients_dir is not None}
+        for option, given in unable.items():
+            if given:
+                raise ConfigurationError(
+                    f"{option} needs whole weights, and with --shard or --tensor-parallelism no device has them: leave "
+                    "it out",
+                    name=option[2:].replace("-", "_"),
                 )
 
     @property

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from ..comm.model_exchange import SharedModel
 from ..comm.signing import SecretKey
 from ..console import narrated
 from ..coordinator.model import (
@@ -42,7 +44,7 @@ from ..strategy.port import RunAccess
 from .first_model import FirstModel, comes_through_peers
 from .tokenizers import TOKENIZER_FILE, tokens_of
 
-__all__ = ["Prepared", "data_location", "is_without_tensors", "load_libraries", "prepare"]
+__all__ = ["Prepared", "beginning_rate", "data_location", "is_without_tensors", "load_libraries", "prepare"]
 
 _ANY_RATE: Final = 1e-3
 """DisTrO wants a rate above 0; in a run the rates of its schedule count."""
@@ -82,6 +84,8 @@ def prepare(
     *,
     key: SecretKey,
     device: torch.device,
+    make: Callable[[SharedModel | str | Path], CausalLM] | None = None,
+    devices: int = 1,
     folder: Path | None,
     data: Path | None = None,
     progress: Callable[[int, int], None],
@@ -96,6 +100,8 @@ def prepare(
         access: to the run; looked at. It is started if the model comes from peers; otherwise that is left to the
             session.
         state: of the run.
+        make: makes the model of what peers sent or of a folder; None makes it on ``device``.
+        devices: so many of which hold it together.
         folder: with the model, in place of what the run calls it; None takes the run's own name.
         data: file or folder with the training data of a run whose data are on the disk of each client.
         progress: parameters downloaded, and in all.
@@ -109,6 +115,7 @@ def prepare(
         RunError: the run ended meanwhile.
     """
     run = state.model
+    make_model = make if make is not None else partial(CausalLM.from_run, run, device=device)
     # Refuses what cannot be optimized with, or trained on, before anything is loaded.
     distro_settings(run.optimizer)
     location = data_location(run.data_location, data)
@@ -121,7 +128,7 @@ def prepare(
         where = folder if folder is not None else find_checkpoint(run.checkpoint, paths=False)
         tell(f"the model comes from {where}")
         with narrated("reading the model", tell):
-            model = CausalLM.from_run(run, where, device=device)
+            model = make_model(where)
     except ModelWeightsError:
         if folder is not None or not comes_through_peers(state, access.facts.identity):
             raise
@@ -134,12 +141,12 @@ def prepare(
     access.life.start()
     if (wait := access.facts.view().waits_for) is not None:
         tell(f"waiting for {wait}")
-    first = FirstModel(access, run, device)
+    first = FirstModel(access, run, device, devices=devices)
     while model is None:
         shared = first.download(progress)
         try:
             with narrated("making the model", tell):
-                model = CausalLM.from_run(run, shared, device=device)
+                model = make_model(shared)
         except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
             first.refuse(str(error))
     _check_tokenizer(model, tell)
@@ -230,6 +237,11 @@ def _check_tokenizer(model: CausalLM, tell: Callable[[str], None]) -> None:
         )
 
 
-def _optimizer(model: CausalLM, state: Coordinator) -> DisTrO:
+def beginning_rate(state: Coordinator) -> float:
+    """With which an optimizer is made."""
     lr = learning_rate(state.model.lr_schedule, state.progress.step)
-    return model.make_optimizer(lr if lr > 0 else _ANY_RATE, state.model.optimizer)
+    return lr if lr > 0 else _ANY_RATE
+
+
+def _optimizer(model: CausalLM, state: Coordinator) -> DisTrO:
+    return model.make_optimizer(beginning_rate(state), state.model.optimizer)

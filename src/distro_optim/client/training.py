@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -17,18 +17,24 @@ from ..models.causal_lm import CausalLM
 from ..strategy.monitor.figures import Progress
 from ..strategy.round import Round
 from ..strategy.session import SwarmSession
-from .devices import LocalTrainers
 
-__all__ = ["audit_loss", "train_language_model"]
+__all__ = ["audit_loss", "read_round", "train_language_model"]
 
 MAX_FAILURES: Final = 3
 """Rounds in a row without data until we leave: others train the batches of who is not there. Chosen arbitrarily."""
 
 
+class Trainers(Protocol):
+    """What computes gradients."""
+
+    def train(self, batch: TokenBatch, cancelled: Callable[[], bool]) -> float | None:
+        """As :meth:`.LocalTrainers.train`."""
+
+
 def train_language_model(
     session: SwarmSession,
-    trainers: LocalTrainers,
-    data: TokenProvider,
+    trainers: Trainers,
+    read: Callable[[Round], TokenBatch],
     progress: Progress,
     *,
     tell: Callable[[str], None],
@@ -39,7 +45,7 @@ def train_language_model(
     Args:
         session: in the run.
         trainers: compute.
-        data: of the run.
+        read: gives the samples of a round; see :func:`read_round`.
         progress: told how it goes.
         tell: told the news.
         begins: called with the step of each round, when the model is ready for it.
@@ -54,7 +60,7 @@ def train_language_model(
         progress.begins(round_.step, round_.batch)
         try:
             with narrated(f"step {round_.step}: reading {round_.batch}", tell):
-                batch = _read(round_, data)
+                batch = read(round_)
         except DataUnavailableError as error:
             failures += 1
             tell(f"step {round_.step}: {round_.batch} could not be read: {error}")
@@ -85,5 +91,10 @@ def audit_loss(model: CausalLM, data: TokenProvider, device: torch.device) -> Ca
 
 
 @torch.no_grad()
-def _read(round_: Round, data: TokenProvider) -> TokenBatch:
+def read_round(round_: Round, data: TokenProvider) -> TokenBatch:
+    """The samples of a round, of the run's data.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     return collate(data.get_samples(round_.batch))

@@ -16,6 +16,7 @@
 ``weights``           tensors from a folder or from peers, verified, into a model
 ``saving``            folders in the layout of Hugging Face, written whole or not at all
 ``locations``         folders by the names under which a run knows them
+``sharding``          :class:`CausalLM` in shards on several devices, by FSDP2 and tensor parallelism
 ``memory``            what training takes, and what there is
 ``sizes``             parameters, and bytes of a round, without the model
 ``dummy``             the model of Psyche's test runs, which learns nothing

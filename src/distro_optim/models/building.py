@@ -81,9 +81,16 @@ def build_shapes(config: LanguageModelConfig, dtype: torch.dtype = torch.bfloat1
 
 
 def build_empty(
-    config: LanguageModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+    config: LanguageModelConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    parameters: torch.device | str | None = None,
 ) -> PreTrainedModel:
     """The model on a device, its parameters without values and its buffers computed.
+
+    Args:
+        parameters: where they lie, if it is elsewhere: on the meta device they take no memory.
 
     Raises:
         ModelConfigError: transformers cannot make it, or makes another model than the run's peers have.
@@ -93,7 +100,7 @@ def build_empty(
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
-    return _settled(model, config, torch.device(device), dtype)
+    return _settled(model, config, torch.device(device if parameters is None else parameters), dtype)
 
 
 def build_with_buffers(config: LanguageModelConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

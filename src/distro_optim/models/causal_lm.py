@@ -133,6 +133,27 @@ class CausalLM(nn.Module):
         self.companions: dict[str, bytes] = {}
         self._adopt(network)
 
+    @classmethod
+    def around(cls, config: LanguageModelConfig, network: PreTrainedModel) -> Self:
+        """The model whose parts are those of a network that is there already."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model.config, model.companions = config, {}
+        model._adopt(network)
+        return model
+
+    @property
+    def root(self) -> PreTrainedModel:
+        """The module that is called in a forward pass; its parts are ours."""
+        return self._network
+
+    def read_companions(self, folder: Path) -> None:
+        """Takes what lies beside the weights in a folder, such as the tokenizer."""
+        for name in COMPANIONS:
+            file = folder / name
+            if file.is_file() and file.stat().st_size <= _MAX_COMPANION:
+                self.companions[name] = file.read_bytes()
+
     def _adopt(self, network: PreTrainedModel) -> None:
         """Takes the network's parts as own ones, so that parameters have no prefix to the names in files."""
         # Not through nn.Module, or everything would be there twice.
@@ -164,10 +185,7 @@ class CausalLM(nn.Module):
         max_seq_len = settings.pop("max_seq_len", None)
         config = read_config(path, architecture, max_seq_len=max_seq_len)
         model = cls(config, weights=FolderTensors(path), **settings)
-        for name in COMPANIONS:
-            file = path / name
-            if file.is_file() and file.stat().st_size <= _MAX_COMPANION:
-                model.companions[name] = file.read_bytes()
+        model.read_companions(path)
         return model
 
     @classmethod

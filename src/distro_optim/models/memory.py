@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compress import compute_dtype
 from ..errors import ModelTooLargeError
 
-__all__ = ["available_memory", "check_memory", "too_large", "training_memory"]
+__all__ = ["available_memory", "check_memory", "share_of", "too_large", "training_memory"]
 
 _GIB: Final = 1 << 30
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -80,6 +80,11 @@ def check_memory(
         needed=total,
         available=free,
     )
+
+
+def share_of(parameters: Iterable[Tensor], count: int) -> list[Tensor]:
+    """What is on each of ``count`` devices that hold a model together: vectors without memory."""
+    return [torch.empty(-(-p.numel() // count), dtype=p.dtype, device="meta") for p in parameters]
 
 
 def too_large(parameters: Iterable[Tensor], device: torch.device) -> ModelTooLargeError:

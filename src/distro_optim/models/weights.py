@@ -21,7 +21,7 @@ from typing_extensions import override
 from ..errors import ModelWeightsError
 from .config import one_line
 
-__all__ = ["FolderTensors", "GivenTensors", "TensorSource", "copy_weights"]
+__all__ = ["FolderTensors", "GivenTensors", "TensorSource", "compare_weights", "copy_weights"]
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
@@ -137,6 +137,15 @@ def copy_weights(
     Raises:
         ModelWeightsError: a tensor is missing, too many, of another shape, not of a float type, or unreadable.
     """
+    origin = compare_weights(targets, source, stand_ins=stand_ins)
+    for name, target in targets.items():
+        target.copy_(source.read(origin[name]))
+
+
+def compare_weights(
+    targets: Mapping[str, Tensor], source: TensorSource, *, stand_ins: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """For each of ``targets`` its name in ``source``, of which nothing is read yet. As :func:`copy_weights`."""
     names = source.names()
     origin = {n: n if n in names else (stand_ins or {}).get(n, n) for n in targets}
     missing = sorted(n for n, o in origin.items() if o not in names)
@@ -156,8 +165,7 @@ def copy_weights(
             raise ModelWeightsError(
                 f"{name} is stored as {kind}, which cannot be trained: take the weights in bfloat16"
             )
-    for name, target in targets.items():
-        target.copy_(source.read(origin[name]))
+    return origin
 
 
 def _weight_map(index: Path) -> dict[str, str]:

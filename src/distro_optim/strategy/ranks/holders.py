@@ -187,7 +187,8 @@ class ShardHolders(Holders):
     def settle(self, model: nn.Module) -> None:
         # After a forward pass without a backward one, FSDP2 keeps the whole weights of its root, and would go on with
         # those whatever becomes of the shards.
-        for module in model.modules():
+        root = getattr(model, "root", None)  # CausalLM calls it, and has its parts
+        for module in (*model.modules(), *([root] if isinstance(root, nn.Module) else [])):
             if (reshard := getattr(module, "reshard", None)) is not None and _is_fsdp(module):
                 reshard()
 
