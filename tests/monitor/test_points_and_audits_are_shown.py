@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from distro_optim.strategy.monitor.picture import picture_of
 from distro_optim.strategy.monitor.summary import summary
 from distro_optim.strategy.port import RunView
 from distro_optim.strategy.rounds.audits.book import AuditCount
+from distro_optim.verify.calibrate import TIGHTEST
 
 ONE, TWO = bytes([0xAA] * 32), bytes([0xBB] * 32)
 VIEW = RunView(
@@ -30,6 +32,14 @@ def test_what_remains_of_a_run_says_who_failed_and_who_did_most() -> None:
     assert "    aaaaaaaa    1,000,000 by work,   500,000 in equal shares, 300 samples" in text
     assert "    bbbbbbbb            0 by work,         0 in equal shares, 20 samples" in text
     assert "nobody failed" in summary(RunView(run_id="run", audits={ONE: AuditCount(passed=5)}))
+
+
+def test_what_remains_of_a_run_says_by_which_limits_momenta_were_audited() -> None:
+    limits = replace(TIGHTEST, manhattan=0.0625, samples=40)
+    text = summary(replace(VIEW, audit_limits=limits))
+    assert "of momenta    at most 0.050 Jaccard, 0.005 Hamming, 0.062 Manhattan distance, learnt from 40 audits" in text
+    assert "nothing can be said" in summary(replace(VIEW, audits_nothing=True))
+    assert "of momenta" not in summary(VIEW)
 
 
 def test_a_run_without_audits_and_points_says_nothing_of_them() -> None:

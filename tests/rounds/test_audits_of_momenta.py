@@ -51,7 +51,6 @@ EXACT: Final = make_plan(
     [ParamSpec(shape, torch.float32, CPU, 0, 4, 2) for shape in SHAPES.values()], "divisor", arithmetic="exact"
 )
 CHEAT, SILENT = 4, 5
-STEPS = 14
 SMALL = Noise(jaccard=0.001, hamming=0.0, manhattan=0.001)
 FAR = Verdict(reasons=(), jaccard=0.3, hamming=0.0, manhattan=0.6, coefficients=100)
 NEAR = Verdict(reasons=(), jaccard=0.001, hamming=0.0, manhattan=0.002, coefficients=100)
@@ -102,7 +101,7 @@ class MomentumWorld(AuditedWorld):
         self.host.state = replace(self.host.state, model=model)
 
 
-def run(steps: int = STEPS, *, momentum: bool = True, **of_cheat: Any) -> tuple[MomentumWorld, list[MomentumAuditor]]:
+def run(steps: int, *, momentum: bool = True, **of_cheat: Any) -> tuple[MomentumWorld, list[MomentumAuditor]]:
     """Five members, the fourth of which has these attributes."""
     world = MomentumWorld(momentum=momentum)
     members = [MomentumAuditor(world, number) for number in range(1, 6)]
@@ -121,18 +120,22 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def usual_run() -> tuple[MomentumWorld, list[MomentumAuditor]]:
-    return run(found=FAR)
+    world, members = run(8, found=FAR)
+    world.until(lambda state: bool(members[0].liars) or state.progress.step > 24)
+    world.until(lambda state, step=world.state.progress.step: state.progress.step > step)  # type: ignore[misc]
+    return world, members
 
 
-def test_a_peer_whose_momentum_is_another_one_is_named_by_all_and_dropped() -> None:
+def test_a_peer_whose_momentum_is_another_one_is_named_and_dropped_and_nobody_else_is() -> None:
     world, members = usual_run()
     cheat = members[CHEAT - 1]
     for member in members:
         if member is not cheat:
-            assert set(member.liars) == {cheat.key.public}
-            assert "Manhattan distance of the momentum 0.600" in member.liars[cheat.key.public]
-            assert member.rounds.audits[cheat.key.public].failed == 1
+            assert set(member.liars) <= {cheat.key.public}, "whoever had one audit less of it has no more of them"
             assert all(member.rounds.audits[o.key.public].passed for o in members if o is not cheat)
+    host = members[0]
+    assert "Manhattan distance of the momentum 0.600" in host.liars[cheat.key.public]
+    assert host.rounds.audits[cheat.key.public].failed == 1
     assert cheat.id not in {client.id for client in world.state.epoch_state.clients}
 
 

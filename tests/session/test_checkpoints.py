@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from distro_optim.strategy.model.checkpoint import Checkpoint, CheckpointStore
 from distro_optim.strategy.model.identity import describe, weights_root
 from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.verify.calibrate import TIGHTEST, Limits
 from runs import waiting_run
 
 from .scripts import Net, new_model, new_optimizer
@@ -48,7 +50,12 @@ class Peer:
         self.optimizer.generate()
 
     def save(
-        self, store: CheckpointStore, step: int = 40, state: Coordinator | None = OURS, run: str = "friends"
+        self,
+        store: CheckpointStore,
+        step: int = 40,
+        state: Coordinator | None = OURS,
+        run: str = "friends",
+        audit_limits: Limits | None = None,
     ) -> Path:
         tensors = self.trainer.tensors
         identity = describe(
@@ -67,6 +74,7 @@ class Peer:
             run_id=run,
             identity=identity,
             state=state,
+            audit_limits=audit_limits,
         )
 
 
@@ -92,6 +100,18 @@ def test_weights_buffers_momentum_and_run_come_back_bit_for_bit(tmp_path: Path, 
     assert any(bool(delta.any()) for delta in other.trainer.momentum().values())
     assert (found.run_id, found.step) == ("friends", 40)
     assert found.state == OURS
+
+
+def test_limits_of_audits_come_back_and_damaged_ones_are_learnt_anew(tmp_path: Path) -> None:
+    peer, limits = Peer(), replace(TIGHTEST, manhattan=0.07, samples=30)
+    store = CheckpointStore(tmp_path)
+    peer.save(store)
+    assert latest(tmp_path).audit_limits() is None
+    path = peer.save(store, audit_limits=limits)
+    assert latest(tmp_path).audit_limits() == limits
+    for damaged in (b"{}", b"\xff", b" " * 100_000):
+        (path / "audit-limits.json").write_bytes(damaged)
+        assert latest(tmp_path).audit_limits() is None
 
 
 def test_the_weights_load_without_this_package(tmp_path: Path) -> None:

@@ -445,6 +445,9 @@ class RunLife(ABC):
         :attr:`RunFacts.state` is known from then on. May be left out, and called again. Raises what :meth:`start` does.
         """
 
+    def judge_by(self, limits: Limits | None) -> None:  # noqa: B027 - an access to runs that audit no momenta
+        """Before :meth:`start`: by these limits momenta are audited until the run has learnt its own. None: by none."""
+
     @abstractmethod
     def start(self) -> None:
         """Hosts the run or joins it, and returns when the coordinator has taken us.

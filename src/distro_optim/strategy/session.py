@@ -301,6 +301,8 @@ class SwarmSession:
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
+            if self._restored is not None:
+                access.life.judge_by(self._restored.audit_limits())
             with narrated("asking to be let into the run", self._tell):
                 access.life.start()
             if not access.facts.is_host:

@@ -43,6 +43,8 @@ from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError, ModelWeightsError, ProtocolError
 from ...models.locations import checkpoint_folder
 from ...optim.sharding import is_sharded
+from ...verify.calibrate import MAX_BYTES as LIMITS_BYTES
+from ...verify.calibrate import Limits
 from ...words import shown
 from .identity import ENTRY, FORMAT, ModelIdentity
 from .named_tensors import NamedTensors, plain_name
@@ -65,6 +67,9 @@ _NAME: Final = re.compile(r"step-(\d{8,10})")
 _PSYCHES_NAME: Final = re.compile(r"(?!\.).+-step(\d{1,10})", re.DOTALL)
 """The same in a run of Psyche's: the last step (``shared/client/src/state/cooldown.rs``). None is hidden: what we have
 not finished is."""
+
+AUDIT_LIMITS: Final = "audit-limits.json"
+"""In the folder of a checkpoint, as ``distro-optim verify --limits`` reads them, too."""
 
 _UNFINISHED: Final = ".unfinished-"
 """What the name of a folder begins with while it is written."""
@@ -124,6 +129,15 @@ class Checkpoint:
             ConfigurationError: the file is damaged.
         """
         return _read_tensors([self.path / _MOMENTUM])
+
+    def audit_limits(self) -> Limits | None:
+        """By which momenta were judged in the run; None if it had learnt none, or they cannot be read: it learns them
+        anew then."""
+        path = self.path / AUDIT_LIMITS
+        try:
+            return Limits.decode(path.read_bytes()) if path.stat().st_size <= LIMITS_BYTES else None
+        except (OSError, ProtocolError):
+            return None
 
     def _model_files(self) -> list[Path]:
         index = self.path / _INDEX
@@ -239,6 +253,7 @@ class CheckpointStore:
         run_id: str,
         identity: ModelIdentity,
         state: Coordinator | None,
+        audit_limits: Limits | None = None,
     ) -> Path:
         """Saves a step; what was saved of the same step before is replaced.
 
@@ -247,6 +262,8 @@ class CheckpointStore:
             sharded, it is given ``values`` as its ``state_dict``.
             values: of all tensors by name, on the CPU.
             momentum: by parameter, on the CPU.
+            run_id, identity, state: see :class:`Checkpoint`.
+            audit_limits: by which momenta are judged; None if nobody has learnt any.
 
         Raises:
             OSError: it could not be written; what was saved before is untouched.
@@ -260,6 +277,8 @@ class CheckpointStore:
             _save_tensors(momentum, unfinished / _MOMENTUM)
             if state is not None:
                 (unfinished / _RUN).write_text(to_toml(state), encoding="utf-8")
+            if audit_limits is not None:
+                (unfinished / AUDIT_LIMITS).write_bytes(audit_limits.encode())
             about = {"run_id": run_id, "model": json.loads(identity.encode())}
             (unfinished / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             for file in unfinished.iterdir():

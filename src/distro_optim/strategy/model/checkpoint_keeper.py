@@ -14,6 +14,7 @@ from typing_extensions import override
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError
 from ...optimizer import DisTrO
+from ...verify.calibrate import Limits
 from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint, CheckpointStore
 from .identity import ModelIdentity, describe, weights_root
@@ -32,7 +33,14 @@ class OnSaved(Protocol):
 
 
 class CheckpointKeeper(ABC):
-    """Where the checkpoints of one model come from and go to."""
+    """Where the checkpoints of one model come from and go to.
+
+    Attributes:
+        audit_limits: gives those of the run that are to be saved, if it has any.
+    """
+
+    def __init__(self) -> None:
+        self.audit_limits: Callable[[], Limits | None] = lambda: None
 
     @abstractmethod
     def restore(self) -> Checkpoint | None:
@@ -159,6 +167,7 @@ class CheckpointFolder(CheckpointKeeper):
         on_saved: OnSaved | None = None,
         between: BetweenEpochs | None = None,
     ) -> None:
+        super().__init__()
         self._between = between
         self._store = store
         self._model = model
@@ -229,7 +238,15 @@ class CheckpointFolder(CheckpointKeeper):
     ) -> None:
         momentum = trainer.momentum()
         try:
-            path = self._store.save(self._model, values, momentum, run_id=run_id, identity=identity, state=state)
+            path = self._store.save(
+                self._model,
+                values,
+                momentum,
+                run_id=run_id,
+                identity=identity,
+                state=state,
+                audit_limits=self.audit_limits(),
+            )
         except OSError as error:
             self._tell(
                 f"the checkpoint of step {identity.step} could not be saved in {self._store.directory}: "

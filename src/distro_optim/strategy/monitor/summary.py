@@ -52,13 +52,24 @@ def summary(view: RunView, *, ddp_bytes: int = 0, is_host: bool = False) -> str:
 
 def _audits(view: RunView) -> list[str]:
     """Who was audited, in a run with audits."""
-    if not view.audits:
+    if not view.audits and not view.audits_nothing:
         return []
     passed = sum(count.passed for count in view.audits.values())
     failed = [key.hex()[:8] for key, count in view.audits.items() if count.failed]
     verdict = f"; failed: {', '.join(failed[:_NAMED])}" if failed else "; nobody failed"
     more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-    return [f"  audits        {passed} passed, of {peers(len(view.audits))}{verdict}{more}"]
+    lines = [f"  audits        {passed} passed, of {peers(len(view.audits))}{verdict}{more}"]
+    if (limits := view.audit_limits) is not None:
+        lines.append(
+            f"  of momenta    at most {limits.jaccard:.3f} Jaccard, {limits.hamming:.3f} Hamming, "
+            f"{limits.manhattan:.3f} Manhattan distance, learnt from {limits.samples} audits"
+        )
+    elif view.audits_nothing:
+        lines.append(
+            "  of momenta    nothing can be said: honest peers find other gradients in their own batches than they "
+            "trained with (clipping, dropout or norms that the loss function of audits does not have?)"
+        )
+    return lines
 
 
 def _points(view: RunView) -> list[str]:

@@ -108,7 +108,6 @@ class Runtime(RunPort):
         on_result: called with the tag and the bytes of each result, ours and others', in the network's thread; has to
             return at once. Set it before :meth:`start`.
         audit_alone: share of the results that we audit by ourselves in a run of Psyche's. Set it before :meth:`start`.
-        audit_limits: of test 2, as a checkpoint of the run has them. Set it before :meth:`start`.
     """
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
@@ -127,7 +126,7 @@ class Runtime(RunPort):
         self._in_farewell = False
         self.on_result: Callable[[str, bytes], None] | None = None
         self.audit_alone = 0.0
-        self.audit_limits: Limits | None = None
+        self._audit_limits: Limits | None = None
 
     @classmethod
     @shows(ConnectionOptions, CONNECTION_DEFAULTS)
@@ -291,6 +290,10 @@ class Runtime(RunPort):
         self._open()
 
     @override
+    def judge_by(self, limits: Limits | None) -> None:
+        self._audit_limits = limits
+
+    @override
     def start(self) -> None:
         if self._running is not None:
             raise ConfigurationError("start() is called once")
@@ -416,7 +419,7 @@ class Runtime(RunPort):
             draw=os.urandom,
             host=source.host,
             audit_alone=self.audit_alone,
-            audit_limits=self.audit_limits,
+            audit_limits=self._audit_limits,
         )
 
     def _show(self, view: RunView) -> None:

@@ -7,7 +7,7 @@
     round h+2    the random seed, which nobody knew before, says who is audited for h, by whom, and which leaves. The
                  audited trainer opens them (OpeningSaid); its auditors keep the weights of h, and look at themselves
     .. h+6       each auditor fetches the opening, computes it again, and tells what it found (MomentumReport); if none
-                 has come by then it tells that
+                 has come by then it tells that, unless it hears little of anybody
     h+10         what is not settled yet is settled by what there is
 
 A result is audited if it counts, and the trainer's result of the round before counted, too: then an honest trainer
@@ -81,8 +81,8 @@ fits."""
 SETTLED_AFTER: Final = 10
 """Rounds from a result to when its audit is settled by what there is: the rest is for auditors that are slow."""
 
-REPETITIONS: Final = 2
-"""Of what was said, one in each of the rounds that follow, since gossip may lose it. Chosen arbitrarily."""
+REPETITIONS: Final = 1
+"""Of what was said, in the round that follows, since gossip may lose it. Chosen arbitrarily."""
 
 KEPT_SAID: Final = 4
 """Steps back from the present one for which it is known what momenta were said to be."""
@@ -216,7 +216,8 @@ class MomentumWatch:
                 continue
             said, said_before = (self._momenta.get((number, trainer)) for number in (of_step, of_step - 1))
             if said is None or said_before is None:
-                self._report(state, of_step, trainer, Outcome.NOT_SHOWN)
+                if self._hears_well():
+                    self._report(state, of_step, trainer, Outcome.NOT_SHOWN)
                 continue
             ours.append(trainer)
             self._ours[of_step, trainer] = _Ours(
@@ -396,7 +397,17 @@ class MomentumWatch:
             if audit.computing:
                 continue  # we are too slow ourselves
             del self._ours[step, trainer]
-            self._report(state, step, trainer, Outcome.NOT_SHOWN)
+            if self._hears_well():
+                self._report(state, step, trainer, Outcome.NOT_SHOWN)
+
+    def _hears_well(self) -> bool:
+        """Whether we have heard in time of most momenta of the last step whose results count: otherwise it is we that
+        are slow, or cut off, and that something did not come says nothing about anybody else."""
+        if not self._counted:
+            return False
+        step = max(self._counted)
+        others = self._counted[step].keys() - {self._me}
+        return 2 * sum((step, peer) in self._momenta for peer in others) > len(others)
 
     def _report(
         self, state: Coordinator, step: int, trainer: bytes, outcome: Outcome, verdict: Verdict | None = None
