@@ -1,6 +1,6 @@
 """How well audits tell honest peers from cheats: both tests, limits learnt on the way, on models of 1M and 20M.
 
-    python benchmarks/verification.py                   # both models, an hour of a core, most of it for 20M
+    python benchmarks/verification.py                   # both models: a quarter of an hour of a core
     python benchmarks/verification.py --models 1M --steps 30
     python benchmarks/verification.py --models 1M --honest 2000     # honest peers alone, for false alarms
 
