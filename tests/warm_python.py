@@ -47,6 +47,8 @@ LOADED_FIRST: Final = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "safetensors.torch",
+    "torchmetrics",  # by Lightning, with SciPy and Matplotlib; the processes that share the tests have it from here
+    "aiohttp",
 )
 """What a child has that is started with ``without_this_package=True``: neither this package nor Lightning."""
 
@@ -355,6 +357,7 @@ if __name__ == "__main__":
     _load(LOADED_FIRST)
     if os.fork() == 0:
         without.close()
+        with_everything.recv(1, socket.MSG_PEEK)  # nobody may ever ask: one that starts the tests' processes does not
         _load(LOADED)
         connection = with_everything
     else:

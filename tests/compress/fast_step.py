@@ -92,7 +92,7 @@ def main(how: str) -> None:
         where = context.SimpleQueue()
         process = context.Process(target=_tell, args=(where,))
         process.start()
-        process.join(120)
+        process.join(240)
         if process.exitcode != 0:
             raise SystemExit(f"the other process ended with {process.exitcode}")
         print(where.get())
