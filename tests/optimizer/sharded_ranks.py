@@ -190,6 +190,27 @@ def copies_look_ahead_as_the_whole_model(rank: int, size: int) -> None:
         again.eval()
         twin.eval()
         assert_same([param for group in again.param_groups for param in group["params"]], plain, "a copy")
+        optimizer.reset()
+        twin.reset()
+        optimizer.lookahead()
+        twin.lookahead()
+        assert_same(ours, plain, "ahead by nothing")
+
+
+def shards_may_take_the_place_of_parameters(rank: int, size: int) -> None:
+    """As accelerate does it: FSDP2 shards a model whose optimizer exists already."""
+    [(mesh, placements), *_] = meshes()
+    plain = [nn.Parameter(w) for w in weights(torch.float32)]
+    before = [nn.Parameter(w) for w in weights(torch.float32)]
+    settings: Any = {"lr": 1e-2, "compression_chunk": 16}
+    optimizer, twin = DisTrO(before, **settings), DisTrO(plain, exchange=LocalExchange(), **settings)
+    ours = sharded(weights(torch.float32), mesh, placements)
+    optimizer.param_groups[0]["params"][:] = ours
+    for step in range(2):
+        give_gradients(ours, plain, step)
+        optimizer.step()
+        twin.step()
+    assert_same(ours, plain, "in the place of parameters")
 
 
 def only_rows_of_tiles_that_are_cut_travel(rank: int, size: int) -> None:
@@ -447,6 +468,7 @@ JOBS: tuple[Callable[[int, int], None], ...] = (
     updates_are_those_of_the_whole_model,
     other_rules_are_those_of_the_whole_model,
     copies_look_ahead_as_the_whole_model,
+    shards_may_take_the_place_of_parameters,
     only_rows_of_tiles_that_are_cut_travel,
     a_gradient_that_some_ranks_do_not_have_is_told,
     a_rank_changes_what_is_its_own,

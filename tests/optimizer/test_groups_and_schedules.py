@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim import momentum
 from optimizer.models import STEPS, EveryShape, copies, same_bits, set_gradients
 
 SCHEDULERS: dict[str, Callable[[DisTrO], LRScheduler]] = {
@@ -214,3 +215,28 @@ def test_a_group_may_be_empty_until_it_is_not() -> None:
     set_gradients(optimizer.param_groups[1]["params"], 0)
     optimizer.step()
     assert len(optimizer.plan) == 1
+
+
+def test_parameters_are_looked_through_for_shards_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def is_sharded(param: object) -> bool:
+        asked.append(param)
+        return False
+
+    monkeypatch.setattr(momentum, "is_sharded", is_sharded)
+    params = [torch.zeros(4, 4) for _ in range(3)]
+    optimizer = DisTrO(params[:2], lr=0.1)
+    for _ in range(2):
+        asked.clear()
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        asked.clear()
+        optimizer.step()
+        optimizer.eval()
+        optimizer.train()
+        assert not asked
+        if len(optimizer.param_groups) == 1:
+            optimizer.add_param_group({"params": params[2:]})
+            assert any(one is params[2] for one in asked)

@@ -32,7 +32,7 @@ from .lookahead import Edits
 from .orthogonal import look_ahead, orthogonalize, take_direction
 from .quarantine import unseen_gradients, usable_gradients
 from .rules import is_orthogonal
-from .run import ARITHMETIC, PROGRESS, Run
+from .run import ARITHMETIC, PROGRESS, Run, Seen
 from .sharded_engine import ShardedEngine
 from .sharding import Sharding, is_sharded
 from .state import (
@@ -208,10 +208,14 @@ class DecoupledMomentum(Optimizer):
     @property
     def _sharding(self) -> Sharding | None:
         """Which part of the model is here; None where parameters are whole."""
-        run, params = self._run, self._params()
-        if run.sharding is None and any(map(is_sharded, params)):
-            directions = [group["direction"] for group in self.param_groups for _ in group["params"]]
-            run.sharding, run.sharded = Sharding(self.plan, params, directions), True
+        run = self._run
+        if run.sharding is None and not run.seen_whole.is_of(self.param_groups):
+            params = self._params()
+            if any(map(is_sharded, params)):
+                directions = [group["direction"] for group in self.param_groups for _ in group["params"]]
+                run.sharding, run.sharded = Sharding(self.plan, params, directions), True
+            else:
+                run.seen_whole = Seen(self.param_groups)
         return run.sharding
 
     def _held(self) -> list[Tensor]:
@@ -255,6 +259,8 @@ class DecoupledMomentum(Optimizer):
                     )
         # Also where the state was cleared.
         if self._run.engine is None or not all(self.state.get(param) for param in params):
+            # Other code may have put DTensors in the place of parameters (accelerate does).
+            self._run.seen_whole = Seen()
             workers = workers_of_a_step()
             # Not as tensors of an inference mode that the caller may be in: they are changed in place for good.
             with torch.inference_mode(False), torch.no_grad():
@@ -264,8 +270,7 @@ class DecoupledMomentum(Optimizer):
                     return make_engine(self._engine, plan, self._transform, workers.run, workers.count)
 
                 self._run.engine = make(plan) if sharding is None else ShardedEngine(sharding, make)
-                if sharding is not None:
-                    sharding.directions_change()
+                self._directions_change()
                 for number, param in enumerate(params):
                     self.state[param] = self._restored(self.state[param], number, param)
         return self._run.engine
@@ -484,8 +489,12 @@ class DecoupledMomentum(Optimizer):
         """Nothing of ours is on its way, so there is nothing to look ahead to."""
         if DIRECTION in self.state[param]:
             self.state[param][DIRECTION].zero_()
-            if self._run.sharding is not None:
-                self._run.sharding.directions_change()
+            self._directions_change()
+
+    def _directions_change(self) -> None:
+        """Momenta or directions were changed: what other ranks have told of theirs, for the lookahead, is old."""
+        if self._run.sharding is not None:
+            self._run.sharding.directions_change()
 
     @torch.no_grad()
     def decay_weights(self, lr: Rates = None) -> None:

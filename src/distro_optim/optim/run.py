@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .quarantine import Quarantine
 from .sharding import Sharding
 from .wrapped import warn_of_wrapper
 
-__all__ = ["ARITHMETIC", "PROGRESS", "Run"]
+__all__ = ["ARITHMETIC", "PROGRESS", "Run", "Seen"]
 
 PROGRESS: Final = {
     "training": True,
@@ -39,6 +39,29 @@ ARITHMETIC: Final = "arithmetic"
 """Key in the parameter groups: a saved state says by which definition its weights were made."""
 
 
+class Seen:
+    """Parameter groups that somebody has looked through, so that nobody has to for as long as they are these.
+
+    Args:
+        groups: of an optimizer; none by default.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]] = ()) -> None:
+        self._lists = [group["params"] for group in groups]
+        self._ends = [(len(params), *params[:1], *params[-1:]) for params in self._lists]
+
+    def is_of(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Whether ``groups`` are these, with as many parameters, of which the first and the last are the same."""
+        if len(groups) != len(self._lists):
+            return False
+        for group, params, (count, *ends) in zip(groups, self._lists, self._ends, strict=True):
+            if group["params"] is not params or len(params) != count:
+                return False
+            if count and not (params[0] is ends[0] and params[-1] is ends[1]):
+                return False
+        return True
+
+
 @dataclass(slots=True)
 class Run:
     """What is not part of the optimizer's state: caches, scratch memory, the network, what is on its way.
@@ -52,6 +75,7 @@ class Run:
         process_group: given by the user; None for the default one.
         plan, engine: None until needed, and again after :meth:`forget_plan`.
         sharding: as ``plan``; None also where parameters are whole.
+        seen_whole: the parameters that were found to be no DTensors.
         sharded: they are DTensors, so that the ranks of their mesh are one peer.
         started_with: the plan on which the exchange was started.
         begun: a step is between its two halves.
@@ -73,6 +97,7 @@ class Run:
     engine: Engine | None = None
     lookahead: Lookahead = field(default_factory=Lookahead)
     sharding: Sharding | None = None
+    seen_whole: Seen = field(default_factory=Seen)
     sharded: bool = False
     started_with: TilePlan | None = None
     begun: bool = False
@@ -104,6 +129,7 @@ class Run:
     def forget_plan(self) -> None:
         """After a change of the parameters: plan and engine are made again when they are needed."""
         self.plan = self.engine = self.sharding = None
+        self.seen_whole = Seen()
 
     @property
     def num_peers(self) -> int:

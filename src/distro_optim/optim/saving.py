@@ -15,7 +15,7 @@ from ..errors import ConfigurationError
 from .lookahead import Edits, Lookahead
 from .momentum import DecoupledMomentum
 from .rules import PUBLISHED, RULES
-from .run import ARITHMETIC, Run
+from .run import ARITHMETIC, Run, Seen
 from .state import COEFFICIENTS, DELTA, MOMENTUM_BUFFER, WEIGHT, pack_in_flight, unpack_in_flight
 
 __all__ = ["ResumableOptimizer"]
@@ -68,6 +68,7 @@ class ResumableOptimizer(DecoupledMomentum):
         """
         self._run.settle()
         self._settle_quarantine()
+        self._run.seen_whole = Seen()
         ahead = self._run.lookahead.on
         # What was written to the weights is the checkpoint of the model, so nothing of them is taken back.
         self._undo_lookahead(Edits.KEEP)
