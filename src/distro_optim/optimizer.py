@@ -377,7 +377,6 @@ class DisTrO(ResumableOptimizer):
             for key in (OWN_VALUE, MOMENTUM_BUFFER, DIRECTION):
                 if key in state:
                     state[key].zero_()
-        self._directions_change()
 
     @property
     def quarantined(self) -> int:

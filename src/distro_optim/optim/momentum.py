@@ -270,7 +270,6 @@ class DecoupledMomentum(Optimizer):
                     return make_engine(self._engine, plan, self._transform, workers.run, workers.count)
 
                 self._run.engine = make(plan) if sharding is None else ShardedEngine(sharding, make)
-                self._directions_change()
                 for number, param in enumerate(params):
                     self.state[param] = self._restored(self.state[param], number, param)
         return self._run.engine
@@ -489,12 +488,6 @@ class DecoupledMomentum(Optimizer):
         """Nothing of ours is on its way, so there is nothing to look ahead to."""
         if DIRECTION in self.state[param]:
             self.state[param][DIRECTION].zero_()
-            self._directions_change()
-
-    def _directions_change(self) -> None:
-        """Momenta or directions were changed: what other ranks have told of theirs, for the lookahead, is old."""
-        if self._run.sharding is not None:
-            self._run.sharding.directions_change()
 
     @torch.no_grad()
     def decay_weights(self, lr: Rates = None) -> None:

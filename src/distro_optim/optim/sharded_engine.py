@@ -13,7 +13,7 @@ from typing_extensions import override
 from ..compress import CompressedUpdate, TilePlan, compute_dtype
 from ..compress.engine import Engine, Intake
 from ..compress.exact import check_sums
-from ..compress.merging import Sizes
+from ..compress.merging import Sizes, values_of
 from ..compress.shards import Box, Span
 from ..errors import DistroError
 from .sharding import Sharding
@@ -25,8 +25,8 @@ class ShardedEngine(Engine):
     """Takes the gradients of DTensors, and their shards as parameters; gives and takes updates of the whole model.
 
     Updates are in main memory on both sides. :meth:`extract` and :meth:`finite` are collective: all ranks that hold
-    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does. :meth:`merge` and
-    :meth:`decode` are so where steps have a fixed size; otherwise each rank decodes the tiles that its shards touch.
+    the model must call them together, as :meth:`~distro_optim.optimizer.DisTrO.step` does. :meth:`merge` is
+    so where steps have a fixed size; otherwise each rank decodes the tiles that its shards touch.
 
     Args:
         sharding: what is here.
@@ -97,7 +97,6 @@ class ShardedEngine(Engine):
     @override
     def extract(self, intake: Intake) -> CompressedUpdate:
         grads = self._sharding.gradients(intake.grads)
-        self._sharding.directions_change()
         mine = self._inner.download(self._inner.extract(replace(intake, grads=grads, step=None)))
         update = self._together(mine, quantized=intake.quantize)
         if intake.step is not None:
@@ -205,8 +204,18 @@ class ShardedEngine(Engine):
     def decode(self, updates: Sequence[CompressedUpdate], *, sizes: Sizes | None = None) -> list[Tensor]:
         """The merged update of every tensor before its sign, sharded as the parameter."""
         parts = self._merging.upload([self._touched_parts.of(update) for update in updates])
-        decoded = self._merging.decode(parts, sizes=self._sizes(updates))
+        decoded = self._merging.decode(parts, sizes=Sizes(self._largest(updates), {}, {}))
         return [self._sharding.as_parameter(number, tensor) for number, tensor in enumerate(decoded)]
+
+    def _largest(self, updates: Sequence[CompressedUpdate]) -> dict[int, float]:
+        """:attr:`Sizes.largest`, from whole updates: without a word to other ranks, of which not all may decode."""
+        found: dict[int, float] = {}
+        for home, batch in enumerate(self.plan.batches):
+            for number, (start, stop) in batch.ranges.items() if batch.update == "rms" else ():
+                said = [u.value[home][start:stop] for u in updates if u.present[number]]
+                numbers = [values_of([value], batch.compute_dtype) for value in said]
+                found[number] = max((float(some.abs().max()) for some in numbers), default=0.0)
+        return found
 
     def _sizes(self, updates: Sequence[CompressedUpdate]) -> Sizes | None:
         """Of whole tensors, from what each rank has of the tiles that it owns: integers, so that sums are exact."""

@@ -244,7 +244,6 @@ class Sharding:
             if not is_matrix(self.whole.grids[number]):
                 look.sign_()
         self._matrices.orthogonalize({n: look for n, look in looks.items() if is_matrix(self.whole.grids[n])})
-        self.directions_change()
 
     # -- the lookahead -------------------------------------------------------------------------------------------------
 
@@ -257,7 +256,7 @@ class Sharding:
         *,
         on: bool,
     ) -> Ahead:
-        """What the lookahead shifts, or puts back. After directions have changed, all ranks must call.
+        """What the lookahead shifts, or puts back. To shift, all ranks must call; to put back, each may by itself.
 
         Whoever writes to a DTensor leaves no trace in its shard: that is written down for the lookahead here.
 
@@ -274,7 +273,8 @@ class Sharding:
                 if before != now:
                     tensor.detach().reshape(-1)[:0].zero_()
         self._versions = versions
-        self._borrow(directions, whole)
+        if not (on and self._lent):
+            self._lent = self._borrowed(directions, whole)
         ahead = Ahead([], [], [], [], [])
         for number, (box, param, direction) in enumerate(zip(self.boxes, held, directions, strict=True)):
             parts: Iterable[tuple[Rectangle, Tensor]] = ((box.shard, direction),)
@@ -296,23 +296,19 @@ class Sharding:
                 ahead.whole.append(whole[number])
         return ahead
 
-    def _borrow(self, directions: Sequence[Tensor], whole: Sequence[bool]) -> None:
-        """Directions of what is here and owned by others: they keep until they change."""
-        if self._lent or not self._from_owners.travel:
-            return
+    def _borrowed(
+        self, directions: Sequence[Tensor], whole: Sequence[bool]
+    ) -> dict[int, list[tuple[Rectangle, Tensor]]]:
+        """Directions of what is here and owned by others."""
         # A sign fits into a byte.
         sent = {
             number: directions[number] if whole[number] else torch.sign(directions[number]).to(torch.int8)
             for number in sorted(self._from_owners.travel)
         }
-        self._lent = {
+        return {
             number: [(part, values.to(directions[number].dtype)) for part, values in came]
             for number, came in self._from_owners.send(self.ranks, sent).items()
         }
-
-    def directions_change(self) -> None:
-        """What was borrowed for the lookahead is out of date."""
-        self._lent = {}
 
     # -- what is saved -------------------------------------------------------------------------------------------------
 
