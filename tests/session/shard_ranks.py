@@ -22,6 +22,7 @@ from distro_optim.compress import CompressedUpdate
 from distro_optim.compress.flat import encode_flat
 from distro_optim.errors import ConfigurationError
 from distro_optim.optim.sharding import is_sharded, shard_of
+from distro_optim.strategy.frameworks.shards import load_whole, whole_state
 from distro_optim.strategy.round import Round
 
 from .world import SessionWorld, SimulatedPort
@@ -217,6 +218,23 @@ def a_peer_of_shards_trains_by_its_own_passes(rank: int, size: int) -> None:
         assert not torch.equal(weights[0], Net(0).first.weight)
 
 
+def a_state_goes_out_whole_and_comes_in_in_shards(rank: int, size: int) -> None:
+    """As the strategies for frameworks save and load it."""
+    net = shard(Net(7), square())
+    net(torch.zeros(2, 24))  # leaves whole weights behind
+    state = whole_state(net, keep=not rank)
+    plain = Net(7).state_dict()
+    assert state.keys() == (set() if rank else plain.keys())
+    assert all(torch.equal(state[name], plain[name]) for name in state)
+    load_whole(net, Net(3).state_dict())
+    for (name, mine), other in zip(net.state_dict().items(), Net(3).state_dict().values(), strict=True):
+        assert torch.equal(whole(mine), other), name
+    with pytest.raises(RuntimeError, match=r"loading state_dict: missing \['scale'\]"):
+        load_whole(net, {name: value for name, value in plain.items() if name != "scale"})
+    with pytest.raises(RuntimeError, match=r"size mismatch for first\.weight"):
+        load_whole(net, {**plain, "first.weight": torch.zeros(3, 3)})
+
+
 def what_runs_cannot_do_with_shards_is_refused(rank: int, size: int) -> None:
     net = shard(Net(), square())
     with pytest.raises(ConfigurationError, match="audit_loss with a sharded model"):
@@ -226,5 +244,6 @@ def what_runs_cannot_do_with_shards_is_refused(rank: int, size: int) -> None:
 JOBS: tuple[Callable[..., None], ...] = (
     a_peer_of_shards_is_the_peer_of_the_whole_model,
     a_peer_of_shards_trains_by_its_own_passes,
+    a_state_goes_out_whole_and_comes_in_in_shards,
     what_runs_cannot_do_with_shards_is_refused,
 )

@@ -26,14 +26,17 @@ from typing import Any, Self, Unpack
 from lightning.fabric.strategies import STRATEGY_REGISTRY
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.strategy import _BackwardSyncControl
+from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.fabric.utilities.types import Optimizable
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from ..errors import ConfigurationError, DistroError
+from ..optim.sharding import is_sharded
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .frameworks.first_sample import look_at_first_sample
@@ -43,6 +46,7 @@ from .frameworks.lightning_checks import check_optimizers
 from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
+from .frameworks.shards import DATA, ShardSizes, check_in_shards, load_whole, several_devices_needed, whole_state
 from .network.on_solana import check_run
 from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
@@ -132,6 +136,11 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
 
     Args:
         run: a ticket, ``"host:port/run-id"`` or ``"solana:run-id"``; None hosts.
+        data_parallel_size, tensor_parallel_size: of a model that the devices hold together, as for Fabric's
+            ``ModelParallelStrategy``. One of them follows from the other; with neither, each device has the whole
+            model.
+        parallelize_fn: is given the module in :meth:`fabric.setup_module` and :attr:`device_mesh`, shards it, and
+            returns it. None where the script has done so itself, after ``fabric.launch()``.
         **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
             ``config`` leaves open is taken from :meth:`rounds`. Other arguments go to ``DDPStrategy``; they matter with
             several devices.
@@ -141,13 +150,29 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     """
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
-    def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+    def __init__(
+        self,
+        run: str | None = None,
+        *,
+        data_parallel_size: int | None = None,
+        tensor_parallel_size: int | None = None,
+        parallelize_fn: Callable[[Any, DeviceMesh], nn.Module] | None = None,
+        **options: Unpack[StrategyOptions],
+    ) -> None:
         tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
         check_for_ddp(others, of="FabricPsycheStrategy", ddp=type(self))
         super().__init__(**others)
         if run is not None:
             check_run(run, self._options.get("solana"))
+        self._shard_sizes = ShardSizes.of(data_parallel_size, tensor_parallel_size)
+        if parallelize_fn is not None and self._shard_sizes is None:
+            raise ConfigurationError(
+                "parallelize_fn shards a model over devices: give data_parallel_size or tensor_parallel_size, too",
+                name="parallelize_fn",
+            )
+        self._parallelize = parallelize_fn
+        self._device_mesh: DeviceMesh | None = None
         self.run = run
         self.config = options.get("config")
         self._backward_sync_control = _SyncAmongDevices()
@@ -262,7 +287,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             complete=complete,
             interrupt=lambda: None,
             ranks=None if self._alone else LocalRanks(),
-            audit_loss=self._audit_loss(model, loader.samples, audit_loss),
+            audit_loss=None if self._shard_sizes else self._audit_loss(model, loader.samples, audit_loss),
             **self._options,
         )
         session.by_data_index = loader.samples.by_data_index
@@ -296,7 +321,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     ) -> RunConfig:
         batch_size = default_batch_size(
             config,
-            peer_batch_size=samples.micro_batch_size * max(1, self.num_processes),
+            peer_batch_size=samples.micro_batch_size * self.place_among_devices[1],
             dataset_size=samples.size,
         )
         steps = [max_steps] if max_steps is not None else []
@@ -338,7 +363,28 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
     @property
     def place_among_devices(self) -> tuple[int, int]:
         """Of :class:`~.round_loader.RoundSource`."""
+        if self._device_mesh is not None:
+            return self._device_mesh.get_local_rank(DATA), self._device_mesh[DATA].size()
         return (0, 1) if self._alone else (self.global_rank, self.num_processes)
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """Of the devices that hold the model together, ``data_parallel`` times ``tensor_parallel``.
+
+        Raises:
+            DistroError: there are none, or they have not started yet.
+        """
+        if self._device_mesh is None:
+            raise DistroError(
+                "there is a device mesh from fabric.launch() on, with data_parallel_size or tensor_parallel_size"
+            )
+        return self._device_mesh
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        rank, size = self.place_among_devices
+        return {"num_replicas": size, "rank": rank}
 
     def _gradients_stay_here(self) -> AbstractContextManager[None]:
         """No reduction among devices; more batches of the round are to come."""
@@ -386,11 +432,20 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
             self._set_world_ranks()
         else:
             super()._setup_distributed()
+        if self._shard_sizes is not None:
+            if self._alone:
+                raise several_devices_needed("Fabric")
+            self._device_mesh = self._shard_sizes.mesh(self.num_processes, self.root_device.type)
 
     @override
     def setup_module(self, module: nn.Module) -> Any:
+        if self._device_mesh is not None:
+            module = module if self._parallelize is None else self._parallelize(module, self._device_mesh)
+            check_in_shards(module, where="parallelize_fn, over the mesh that it is given")
+            _materialize_distributed_module(module, self.root_device)
         self._module = module
-        self._wrapped: DistributedDataParallel | None = None if self._alone else super().setup_module(module)
+        is_whole = self._alone or self._device_mesh is not None
+        self._wrapped: DistributedDataParallel | None = None if is_whole else super().setup_module(module)
         return module if self._wrapped is None else self._wrapped
 
     @override
@@ -398,13 +453,29 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         if self._optimizer is not None and optimizer is not self._optimizer and self._session is not None:
             raise DistroError("a run trains with one optimizer: set up another one when it is over")
         self._optimizer = check_optimizers([optimizer])
+        params = [param for group in self._optimizer.param_groups for param in group["params"]]
+        if self._device_mesh is not None and not any(map(is_sharded, params)):
+            raise ConfigurationError(
+                "the optimizer has the parameters of before the model was sharded: first model = "
+                "fabric.setup_module(model), then optimizer = fabric.setup_optimizers(DisTrO(model.parameters(), ...))",
+                name="optimizer",
+            )
         return super().setup_optimizer(optimizer)
 
     @override
     def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
         if self._session is not None and self._optimizer is not None:
             self._optimizer.undo_lookahead()
+        if self._device_mesh is not None:
+            return whole_state(module, keep=self.is_global_zero)
         return super().get_module_state_dict(module)
+
+    @override
+    def load_module_state_dict(self, module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
+        if self._device_mesh is not None:
+            load_whole(module, state_dict, strict=strict)
+        else:
+            super().load_module_state_dict(module, state_dict, strict)
 
     @override
     def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:

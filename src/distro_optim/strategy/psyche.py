@@ -62,6 +62,7 @@ from .frameworks.lightning_progress import (
 from .frameworks.round_loader import RoundLoader
 from .frameworks.run_ahead import RunAhead
 from .frameworks.samples import Samples, samples_of, warn
+from .frameworks.shards import ShardSizes
 from .frameworks.whole_file import whole_file
 from .model.resuming import StartingPoint
 from .monitor.figures import run_numbers
@@ -102,6 +103,9 @@ class PsycheStrategy(RoundPasses):
 
     Args:
         run: a ticket, ``"host:port/run-id"`` or ``"solana:run-id"``; None hosts.
+        data_parallel_size, tensor_parallel_size: of a model that the devices hold together, as for Lightning's
+            ``ModelParallelStrategy``: ``configure_model`` shards it over ``self.device_mesh``. One of them follows from
+            the other; with neither, each device has the whole model.
         **options: see :class:`~.options.TrainingOptions` and :class:`~.options.ConnectionOptions`. What
             ``config`` leaves open is taken from the trainer: ``total_steps`` from ``max_steps`` or ``max_epochs``,
             ``global_batch_size`` from the batch size, times ``accumulate_grad_batches``, devices and ``min_peers``.
@@ -120,13 +124,21 @@ class PsycheStrategy(RoundPasses):
         return super().__new__(cls)
 
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
-    def __init__(self, run: str | None = None, **options: Unpack[StrategyOptions]) -> None:
+    def __init__(
+        self,
+        run: str | None = None,
+        *,
+        data_parallel_size: int | None = None,
+        tensor_parallel_size: int | None = None,
+        **options: Unpack[StrategyOptions],
+    ) -> None:
         tell_mistakes_in_one_line()
         self._options, others = split_options(options, of=type(self).__name__)
         check_for_ddp(others, of="PsycheStrategy", ddp=type(self))
         super().__init__(**others)
         if run is not None:
             check_run(run, self._options.get("solana"))
+        self._shard_sizes = ShardSizes.of(data_parallel_size, tensor_parallel_size)
         self.run = run
         self.config = options.get("config")
         self._accumulate: int | None = None  # these two: what the trainer had, to be given back
@@ -288,7 +300,7 @@ class PsycheStrategy(RoundPasses):
             ranks=ahead.ranks,
             ahead=ahead,
             begin_at=StartingPoint.of(self._saved_place, trainer.global_step + 1) if trainer.global_step else None,
-            audit_loss=self._audit_loss_of_samples if loader.samples.can_load else None,
+            audit_loss=self._audit_loss_of_samples if loader.samples.can_load and not self._shard_sizes else None,
             **self._options,
         )
         session.by_data_index = loader.samples.by_data_index
@@ -343,7 +355,7 @@ class PsycheStrategy(RoundPasses):
         samples = self._samples
         return default_batch_size(
             config,
-            peer_batch_size=samples.micro_batch_size * (self._accumulate or 1) * max(1, self.num_processes),
+            peer_batch_size=samples.micro_batch_size * (self._accumulate or 1) * self.place_among_devices[1],
             dataset_size=samples.size,
         )
 
@@ -396,11 +408,6 @@ class PsycheStrategy(RoundPasses):
     def place_among_peers(self) -> tuple[int, int]:
         """Of :class:`~.round_loader.RoundSource`."""
         return self.peer_index or 0, self.num_peers
-
-    @property
-    def place_among_devices(self) -> tuple[int, int]:
-        """Of :class:`~.round_loader.RoundSource`."""
-        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@
 ``lightning_machine``    one peer of one device or of several
 ``lightning_passes``     a round of several batches in one step of Lightning's
 ``lightning_progress``   Lightning's counters and schedules, set to where the run stands
+``shards``               a model that the devices of this machine hold together
 ``whole_file``           checkpoints appear under their name when they are whole
 =======================  ===============================================================
 """

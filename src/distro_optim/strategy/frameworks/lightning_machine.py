@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
 from ...errors import ConfigurationError, DistroError
 from .one_device import OneDevice
+from .shards import DATA, ShardSizes, check_in_shards, load_whole, several_devices_needed, whole_state
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
@@ -21,7 +25,14 @@ class OneMachine(OneDevice, _DDPStrategy):
     """``DDPStrategy`` of one machine, which does without processes, groups and wrappers where there is one device.
 
     ``global_rank``, ``world_size`` and everything that is reduced are about the devices of this machine.
+
+    With sizes of shards it does what ``ModelParallelStrategy`` does: the module has a ``device_mesh`` in its
+    ``configure_model``, which shards it, and nothing is wrapped around it.
     """
+
+    _namespace: ClassVar[str]
+    _shard_sizes: ShardSizes | None = None
+    _device_mesh: DeviceMesh | None = None
 
     @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
@@ -44,6 +55,59 @@ class OneMachine(OneDevice, _DDPStrategy):
             self.set_world_ranks()
         else:
             super().setup_distributed()
+        if self._shard_sizes is not None:
+            if self._alone:
+                raise several_devices_needed("Trainer")
+            self._device_mesh = self._shard_sizes.mesh(self.num_processes, self.root_device.type)
+            if (module := self.lightning_module) is not None:
+                module._device_mesh = self._device_mesh
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """Of the devices that hold the model together, ``data_parallel`` times ``tensor_parallel``.
+
+        Raises:
+            DistroError: there are none, or they have not started yet.
+        """
+        if self._device_mesh is None:
+            raise DistroError("there is a device mesh during fit(), with data_parallel_size or tensor_parallel_size")
+        return self._device_mesh
+
+    @property
+    def place_among_devices(self) -> tuple[int, int]:
+        """Of :class:`~.round_loader.RoundSource`."""
+        if self._device_mesh is not None:
+            return self._device_mesh.get_local_rank(DATA), self._device_mesh[DATA].size()
+        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        if self._device_mesh is None:
+            kwargs: dict[str, Any] = super().distributed_sampler_kwargs
+            return kwargs
+        rank, size = self.place_among_devices
+        return {"num_replicas": size, "rank": rank}
+
+    @property
+    @override
+    def restore_checkpoint_after_setup(self) -> bool:
+        # What was made on the meta device has no memory before.
+        return self._shard_sizes is not None
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._device_mesh is not None and (module := self.lightning_module) is not None:
+            return whole_state(module, keep=self.is_global_zero)
+        state: dict[str, Any] = super().lightning_module_state_dict()
+        return state
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        if self._device_mesh is not None and (module := self.lightning_module) is not None:
+            load_whole(module, checkpoint["state_dict"], strict=strict)
+        else:
+            super().load_model_state_dict(checkpoint, strict)
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
@@ -51,10 +115,21 @@ class OneMachine(OneDevice, _DDPStrategy):
 
     @override
     def setup(self, trainer: Any) -> None:
-        if self._alone:
+        if self._device_mesh is not None:
+            self._setup_shards(trainer)
+        elif self._alone:
             self._setup_one_device(trainer)
         else:
             super().setup(trainer)
+
+    def _setup_shards(self, trainer: Any) -> None:
+        """``ModelParallelStrategy.setup``."""
+        if self.accelerator is None or self.model is None:
+            raise DistroError("a strategy is set up by a Trainer, with a model and an accelerator")
+        check_in_shards(self.model, where="configure_model, over self.device_mesh")
+        fabric = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}[self._namespace]
+        import_module(f"{fabric}.utilities.init")._materialize_distributed_module(self.model, self.root_device)
+        self._setup_one_device(trainer)
 
     def _setup_one_device(self, trainer: Any) -> None:
         """``DDPStrategy.setup`` without what needs a process group."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ __all__ = ["RoundPasses"]
 class RoundPasses(OneMachine):
     """Forward and backward passes over a :class:`~.round_loader.RoundBatch`, as one ``training_step``."""
 
-    _namespace: ClassVar[str]
     _round: Round | None
     _set_aside: list[tuple[Tensor, Tensor]]
     """Gradients of all passes but the last, while Lightning clears gradients."""

@@ -21,7 +21,7 @@ from ...optim.sharding import is_sharded, shard_of
 from ..rounds.weights import tensor_digest
 from .local_ranks import LocalRanks
 
-__all__ = ["Holders", "ShardHolders", "stand_ins"]
+__all__ = ["Holders", "ShardHolders", "reshard", "stand_ins", "whole_of"]
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ class ShardHolders(Holders):
 
     @override
     def copy(self, tensor: Tensor) -> Tensor:
-        whole = _whole(tensor)
+        whole = whole_of(tensor)
         return super().copy(whole) if self._ranks.leads else _stand_in(whole)
 
     @override
@@ -152,7 +152,7 @@ class ShardHolders(Holders):
         for names in _runs(list(tensors), self._ranks.size):
             own: Tensor | None = None
             for place, name in enumerate(names):
-                whole = _whole(tensors[name])
+                whole = whole_of(tensors[name])
                 if place == self._ranks.rank:
                     own = whole.detach().cpu()
                 del whole
@@ -176,7 +176,7 @@ class ShardHolders(Holders):
         grads: list[Any] = [param.grad for param in params if param.grad is not None]
         if not grads:
             return
-        norms = [torch.linalg.vector_norm(_whole(grad)) for grad in grads]
+        norms = [torch.linalg.vector_norm(whole_of(grad)) for grad in grads]
         total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
         factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
         for grad in grads:
@@ -185,12 +185,19 @@ class ShardHolders(Holders):
 
     @override
     def settle(self, model: nn.Module) -> None:
-        # After a forward pass without a backward one, FSDP2 keeps the whole weights of its root, and would go on with
-        # those whatever becomes of the shards.
-        root = getattr(model, "root", None)  # CausalLM calls it, and has its parts
-        for module in (*model.modules(), *([root] if isinstance(root, nn.Module) else [])):
-            if (reshard := getattr(module, "reshard", None)) is not None and _is_fsdp(module):
-                reshard()
+        reshard(model)
+
+
+def reshard(model: nn.Module) -> None:
+    """Leaves no whole weights of FSDP2's behind.
+
+    After a forward pass without a backward one it keeps those of its root, and would go on with them whatever becomes
+    of the shards.
+    """
+    root = getattr(model, "root", None)  # CausalLM calls it, and has its parts
+    for module in (*model.modules(), *([root] if isinstance(root, nn.Module) else [])):
+        if (free := getattr(module, "reshard", None)) is not None and _is_fsdp(module):
+            free()
 
 
 def _is_fsdp(module: nn.Module) -> bool:
@@ -198,7 +205,7 @@ def _is_fsdp(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _whole(tensor: Any) -> Tensor:
+def whole_of(tensor: Any) -> Tensor:
     """The whole of a tensor, on its device. All processes that hold it must call."""
     whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole
