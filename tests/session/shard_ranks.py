@@ -23,6 +23,12 @@ from distro_optim.compress.flat import encode_flat
 from distro_optim.errors import ConfigurationError
 from distro_optim.optim.sharding import is_sharded, shard_of
 from distro_optim.strategy.frameworks.shards import load_whole, whole_state
+from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.model.checkpoint_keeper import CheckpointFolder
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
+from distro_optim.strategy.ranks.holders import ShardHolders
+from distro_optim.strategy.ranks.local_ranks import LocalRanks
 from distro_optim.strategy.round import Round
 
 from .world import SessionWorld, SimulatedPort
@@ -189,6 +195,7 @@ def a_peer_of_shards_is_the_peer_of_the_whole_model(rank: int, size: int, folder
             for mine, theirs in zip(weights, other.weights, strict=True):
                 assert torch.equal(mine, theirs)
             results.append((ports[1].published, ports[1].hashes, weights))
+    _what_was_saved_fills_other_shards(rank, folder / "shards")
     if rank:
         return
     (sent, hashes, weights), (other_sent, other_hashes, other_weights) = results
@@ -204,6 +211,32 @@ def a_peer_of_shards_is_the_peer_of_the_whole_model(rank: int, size: int, folder
             saved, expected = (load_file(folder / name / step / file) for name in ("shards", "whole"))
             assert saved.keys() == expected.keys()
             assert all(torch.equal(saved[key], expected[key]) for key in expected), (step, file)
+
+
+def _what_was_saved_fills_other_shards(rank: int, folder: Path) -> None:
+    """The latest weights and the momentum, in a model that is sharded in another way."""
+    from torch.distributed.fsdp import fully_shard
+
+    net = Net(1)
+    fully_shard(net)
+    trained = [param for param in net.parameters() if param.requires_grad]
+    optimizer = DisTrO(trained, lr=1e-2, compression_chunk=16, compression_topk=4)
+    tensors = NamedTensors.of(net, optimizer, ShardHolders(LocalRanks()))
+    keeper = CheckpointFolder(CheckpointStore(folder, writes=not rank), net, tensors, optimizer, lambda text: None)
+    checkpoint = keeper.restore()
+    assert checkpoint is not None
+    trainer = SwarmTrainer(tensors, optimizer)
+    trainer.load_momentum(tensors.holders.read(checkpoint.momentum))
+    momentum, weights = trainer.momentum(), tensors.copies()
+    if rank:
+        assert not momentum
+        assert all(tensor.is_meta for tensor in weights.values())
+        return
+    for found, file in ((weights, "model.safetensors"), (momentum, "momentum.safetensors")):
+        saved = load_file(checkpoint.path / file)
+        assert found.keys() == saved.keys()
+        assert all(torch.equal(found[name], saved[name]) for name in saved), file
+    assert any(bool(part.any()) for part in momentum.values())
 
 
 def a_peer_of_shards_trains_by_its_own_passes(rank: int, size: int) -> None:
