@@ -19,6 +19,7 @@ from distro_optim.strategy.rounds.actions import DropReason
 from distro_optim.strategy.rounds.rounds import Rounds
 from distro_optim.testing.psyche_twin import PsycheTwin, with_wild_values
 from distro_optim.testing.updates import random_update
+from rounds.auditing import evidence
 from rounds.simulator import PLAN, secret
 from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread, assert_equal_weights
@@ -100,3 +101,43 @@ def test_all_results_count_and_nobody_is_dropped(quantized: bool) -> None:
         assert set(peer.port.view().dropped) <= HARMLESS
     for twin in theirs:
         assert "next RunState is Finished" in str(twin.of(act.RunEnded)[-1].error)
+
+
+class AuditingThread(TrainingThread):
+    """Audits what it is asked to; what it finds is made up, of honest results and of those of ``riders``."""
+
+    riders: frozenset[bytes] = frozenset()
+
+    @override
+    def carry_out(self, action: Any) -> None:
+        if isinstance(action, act.AuditResults):
+            for each in action.audited:
+                found = evidence(0.5 if each.trainer in self.riders else 0.67)
+                self.port.audited(action.of_step, each.trainer, found, evidence(0.66))
+        super().carry_out(action)
+
+
+@pytest.mark.slow
+def test_one_of_ours_that_audits_looks_at_every_result_of_every_twin_and_tells_nobody_else() -> None:
+    with PsycheRun() as run:
+        port = Runtime(MemorySource(run, secret(1)), loop=run.loop)
+        port.audit_alone = 1.0
+        watching = AuditingThread(port)
+        watching.riders = frozenset({secret(4).public})
+        run.peers.append(watching)
+        watching.start()
+        plain = run.peer(2)
+        twins = [run.twin(number) for number in (3, 4)]
+        for peer in (watching, plain, *twins):
+            peer.join()
+        view, others = watching.port.view(), plain.port.view()
+    asked = {(action.of_step, each.trainer) for action in watching.of(act.AuditResults) for each in action.audited}
+    steps = {step for step, _ in asked}
+    assert steps >= set(range(1, STEPS - 2))
+    assert asked == {(step, secret(number).public) for step in steps for number in (2, 3, 4)}
+    assert view.audits[secret(4).public].failed == 1
+    assert all(view.audits[secret(number).public].passed for number in (2, 3))
+    assert not any(view.audits[secret(number).public].failed for number in (2, 3))
+    assert others.audits == {}
+    assert any("does not train what it is given" in event for event in view.last_events)
+    assert_equal_weights(watching, plain, *twins)

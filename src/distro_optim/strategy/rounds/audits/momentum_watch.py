@@ -65,7 +65,7 @@ from .momentum_messages import (
     distances_of,
 )
 
-__all__ = ["OPENING_TAG", "MomentumWatch", "commits_momentum"]
+__all__ = ["OPENING_TAG", "MomentumWatch", "commits_momentum", "settle"]
 
 OPENING_TAG: Final = "momentum-opening"
 """What the tags of openings begin with; a step follows, as in those of results."""
@@ -131,9 +131,19 @@ class MomentumWatch:
         standing: who has trained; reports of others do not count.
         outbox: where what is to be done goes.
         limits: of the run, as a checkpoint has them; None learns them anew.
+        named: peers that have failed in this epoch, by either test.
     """
 
-    def __init__(self, key: SecretKey, standing: Standing, outbox: Outbox, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        key: SecretKey,
+        standing: Standing,
+        outbox: Outbox,
+        limits: Limits | None = None,
+        *,
+        named: set[bytes] | None = None,
+    ) -> None:
+        self._named: set[bytes] = set() if named is None else named
         self._key = key
         self._me = key.public
         self._outbox = outbox
@@ -454,6 +464,19 @@ class MomentumWatch:
 
     def _settle(self, settled: Settled | None) -> None:
         if settled is not None:
-            self._outbox.put(
-                AuditSettled(trainer=settled.trainer, step=settled.step, passed=settled.passed, words=settled.words)
-            )
+            settle(settled, self._named, self._outbox)
+
+
+def settle(settled: Settled, named: set[bytes], outbox: Outbox) -> None:
+    """Says what came of an audit; that a peer has failed it says once, by whichever test found it first.
+
+    Args:
+        settled: by either test.
+        named: peers that have failed in this epoch; changed.
+        outbox: where it goes.
+    """
+    if not settled.passed:
+        if settled.trainer in named:
+            return
+        named.add(settled.trainer)
+    outbox.put(AuditSettled(trainer=settled.trainer, step=settled.step, passed=settled.passed, words=settled.words))

@@ -22,12 +22,12 @@ from ....errors import ProtocolError
 from ....verify.audit import drawn
 from ....verify.calibrate import Limits
 from ....verify.recompute import Evidence
-from ..actions import AnnounceWeights, AuditResult, AuditResults, AuditSettled, DropReason, Outbox
+from ..actions import AnnounceWeights, AuditResult, AuditResults, DropReason, Outbox
 from ..choose_result import Choice, DueResults
 from ..round_state import RoundState
 from ..trust.standing import Standing
 from .book import AGREEING, KEPT_STEPS, AuditBook, AuditCount, Settled
-from .momentum_watch import MomentumWatch
+from .momentum_watch import MomentumWatch, settle
 from .reports import AuditReport, Compared, decode_report, encode_report
 
 __all__ = ["AuditWatch"]
@@ -59,7 +59,8 @@ class AuditWatch:
         alone: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
-        self.momenta = MomentumWatch(key, standing, outbox, limits)
+        self._named: set[bytes] = set()  # in this epoch, by either test
+        self.momenta = MomentumWatch(key, standing, outbox, limits, named=self._named)
         self._key = key
         self._me = key.public
         self._standing = standing
@@ -78,7 +79,7 @@ class AuditWatch:
         found = self._book.seen()
         for key, count in self.momenta.seen().items():
             before = found.get(key, AuditCount())
-            found[key] = AuditCount(passed=before.passed + count.passed, failed=before.failed + count.failed)
+            found[key] = AuditCount(passed=before.passed + count.passed, failed=max(before.failed, count.failed))
         return found
 
     # -- rounds --------------------------------------------------------------------------------------------------------
@@ -91,6 +92,7 @@ class AuditWatch:
         self._said.clear()
         self._tell(self._book.begin_epoch({client.id.p2p_identity for client in state.epoch_state.clients}))
         self.momenta.begin_epoch(state)
+        self._named.clear()
 
     def begin_round(self, state: Coordinator, previous: RoundState, before: RoundState | None) -> None:
         """The round of ``state`` begins: it says who is audited for ``previous``, and by test 2 for ``before``, the
@@ -184,9 +186,7 @@ class AuditWatch:
 
     def _settle(self, settled: Settled | None) -> None:
         if settled is not None:
-            self._outbox.put(
-                AuditSettled(trainer=settled.trainer, step=settled.step, passed=settled.passed, words=settled.words)
-            )
+            settle(settled, self._named, self._outbox)
 
 
 def _other_batch(audited: tuple[AuditResult, ...], batches: list[BatchId]) -> BatchId:
