@@ -66,6 +66,7 @@ INSTRUMENTED: Final = (
     "protocol",
     "strategy.model.identity",
     "strategy.network.newest",
+    "strategy.rounds.audits.momentum_messages",
     "strategy.rounds.audits.reports",
     "strategy.rounds.broadcasts",
     "strategy.rounds.results",
@@ -375,6 +376,17 @@ def audit_report(data: bytes) -> None:
     assert decode_report(encode_report(report)) == report
 
 
+def momentum_message(data: bytes) -> None:
+    from distro_optim.strategy.rounds.audits.momentum_messages import decode_momentum_message, is_momentum_message
+
+    # The first byte chooses a kind of message, where the mark is missing.
+    marked = (
+        data if is_momentum_message(data) else b"\xff\xff\xff\xff" + bytes([2 + data[0] % 3 if data else 2]) + data[1:]
+    )
+    message = decode_momentum_message(marked)
+    assert decode_momentum_message(message.encode()) == message
+
+
 def momentum_commitment(data: bytes) -> None:
     from distro_optim.verify.momentum import MomentumCommitment
 
@@ -496,6 +508,7 @@ TARGETS: Final[dict[str, Target]] = {
     "model-identity": model_identity,
     "audit-limits": audit_limits,
     "audit-report": audit_report,
+    "momentum-message": momentum_message,
     "ledger-line": ledger_line,
     "momentum-commitment": momentum_commitment,
     "momentum-opening": momentum_opening,
@@ -554,6 +567,13 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
     from distro_optim.strategy.network import newest
+    from distro_optim.strategy.rounds.audits.momentum_messages import (
+        Distances,
+        MomentumReport,
+        MomentumSaid,
+        OpeningSaid,
+        Outcome,
+    )
     from distro_optim.strategy.rounds.audits.reports import AuditReport, Compared, encode_report
     from distro_optim.strategy.rounds.results import encode_result
     from distro_optim.strategy.rounds.trust import succession_messages
@@ -567,7 +587,7 @@ def seeds() -> dict[str, list[bytes]]:
 
     momentum = Snapshot(results_plan(), [torch.arange(-5.0, 103).reshape(12, 9), torch.tensor(2.0), torch.zeros(0, 2)])
     state = RunConfig(total_steps=5, global_batch_size=4).coordinator_state("run")
-    counts = Compared(700, 1000, 500, 990, 300, 100, 1000, 1000)
+    counts, far = Compared(700, 1000, 500, 990, 300, 100, 1000, 1000), Distances.of(0.1, 0.0, 0.2)
     weight = TensorIdentity("weight", "trained", "float32", (2, 3))
     identity = ModelIdentity(1, 2, bytes(32), (weight,), {"tiling": "padded"}, ({"lr": 0.1},), {"size": 5})
     places = (SocketAddr.parse("127.0.0.1:1234"), SocketAddr.parse("[2001:db8::1]:4433"))
@@ -655,6 +675,11 @@ def seeds() -> dict[str, list[bytes]]:
         "model-identity": [identity.encode().encode()],
         "audit-limits": [LOOSEST.encode()],
         "audit-report": [encode_report(AuditReport(0, 9, key, counts, own)) for own in (counts, None)],
+        "momentum-message": [
+            MomentumSaid(0, 9, bytes(64), 0, key, (0.9,)).encode(),
+            OpeningSaid(0, 9, bytes(64), 0, BlobTicket.raw(EndpointAddr(key), key)).encode(),
+            MomentumReport(0, 9, bytes(64), 0, key, Outcome.COMPARED, far, 9, far).encode(),
+        ],
         "ledger-line": [write_line(Entry(0, "0" * 64, "run", signer.public, 5, done), signer)],
         "momentum-commitment": [MomentumCommitment(7, key, key).encode()],
         "momentum-opening": [
