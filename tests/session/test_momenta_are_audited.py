@@ -16,8 +16,8 @@ from distro_optim import DisTrO, RunConfig
 from distro_optim.coordinator.model import Hub
 from distro_optim.coordinator.rules.checkpoints import hub_of_peers
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.model import momentum_keeper
-from distro_optim.strategy.model.momentum_auditing import check_shows_momentum
+from distro_optim.strategy.model.audits import keeper
+from distro_optim.strategy.model.audits.momenta import check_shows_momentum
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.audits.momentum_watch import OPENING_TAG
 from distro_optim.verify.calibrate import LOOSEST, TIGHTEST
@@ -131,7 +131,7 @@ class AuditedRun(SessionWorld):
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(momentum_keeper, "SideJobs", InlineJobs)
+    monkeypatch.setattr(keeper, "SideJobs", InlineJobs)
     worlds: list[AuditedRun] = []
 
     def start(scripts: list[Script], *, steps: int, **settings: Any) -> AuditedRun:

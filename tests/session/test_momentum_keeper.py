@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distro_optim import DisTrO
 from distro_optim.coordinator.types import BatchId
-from distro_optim.strategy.model.momentum_auditing import MomentumAuditor
-from distro_optim.strategy.model.momentum_keeper import KEPT_STEPS, MomentumKeeper
+from distro_optim.strategy.model.audits.keeper import KEPT_STEPS, MomentumKeeper
+from distro_optim.strategy.model.audits.momenta import MomentumAuditor
 from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.model.weights_hash import SideJobs

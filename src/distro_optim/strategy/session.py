@@ -41,11 +41,11 @@ from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
 from .environment import TICKET_NAME, RunEnvironment, write_ticket
+from .model.audits.momenta import check_shows_momentum
 from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints, OthersCheckpoints
 from .model.checkpoint_place import CheckpointPlace
-from .model.momentum_auditing import check_shows_momentum
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of

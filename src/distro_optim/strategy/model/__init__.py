@@ -5,9 +5,7 @@
 ``trainer``             carries out what the run wants done: begin, finish, apply, decay
 ``still_weights``       the weights of a step where they lie still, for other threads to read
 ``weights_hash``        hashes them there, in another thread
-``auditing``            others' results are audited, beside the training and without a trace in it
-``momentum_auditing``   our momentum is shown, and those of others are computed again
-``momentum_keeper``     momenta of the last rounds, committed to in another thread
+``audits``              others' results are audited, beside the training and without a trace in it
 ``repair``              tensors that are wrong are replaced; tensors that are right are given
 ``named_tensors``       the tensors of a model by name
 ``psyche_settings``     settings of an optimizer and those of a coordinator's state

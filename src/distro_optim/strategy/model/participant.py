@@ -21,7 +21,7 @@ from ..port import RunAccess
 from ..round import Round
 from ..rounds import actions as act
 from ..sample_order import SampleOrder
-from .auditing import AuditLoss, ResultAuditor
+from .audits.results import AuditLoss, ResultAuditor
 from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper

@@ -12,18 +12,18 @@ from typing import Final
 
 from torch import Tensor
 
-from ...compress import CompressedUpdate, TilePlan
-from ...coordinator.types import BatchId, Coordinator
-from ...errors import ConfigurationError, ProtocolError
-from ...verify.audit import Challenge, Verdict, check, looking_ahead
-from ...verify.calibrate import LOOSEST
-from ...verify.momentum import MomentumCommitment
-from ...verify.opening import Opening, decode_opening, make_opening
-from ..port import RunAnswers
-from ..rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
-from ..rounds.audits.momentum_watch import commits_momentum
-from .momentum_keeper import MomentumKeeper
-from .trainer import SwarmTrainer
+from ....compress import CompressedUpdate, TilePlan
+from ....coordinator.types import BatchId, Coordinator
+from ....errors import ConfigurationError, ProtocolError
+from ....verify.audit import Challenge, Verdict, check, looking_ahead
+from ....verify.calibrate import LOOSEST
+from ....verify.momentum import MomentumCommitment
+from ....verify.opening import Opening, decode_opening, make_opening
+from ...port import RunAnswers
+from ...rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
+from ...rounds.audits.momentum_watch import commits_momentum
+from ..trainer import SwarmTrainer
+from .keeper import MomentumKeeper
 
 __all__ = ["MomentumAuditor", "check_shows_momentum"]
 

@@ -11,11 +11,11 @@ from typing import Final
 
 from torch import Tensor
 
-from ...compress import TilePlan
-from ...verify.momentum import Snapshot
-from ...verify.opening import encode_opening, make_opening
-from .still_weights import on_the_host, ready_events
-from .weights_hash import SideJobs
+from ....compress import TilePlan
+from ....verify.momentum import Snapshot
+from ....verify.opening import encode_opening, make_opening
+from ..still_weights import on_the_host, ready_events
+from ..weights_hash import SideJobs
 
 __all__ = ["KEPT_STEPS", "MomentumKeeper"]
 

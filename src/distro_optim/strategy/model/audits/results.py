@@ -1,6 +1,6 @@
 """Audits others' results in the training thread: gradients of their batches beside the training, without a trace in it.
 
-The loss function is the script's own, called with the model as it is between two rounds; :mod:`~...verify.quiet` lists
+The loss function is the script's own, called with the model as it is between two rounds; :mod:`~....verify.quiet` lists
 what stays as it was. Which samples a batch means, everybody knows.
 """
 
@@ -12,14 +12,14 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from ...coordinator.types import BatchId
-from ...verify.quiet import mean_of, quiet_gradients
-from ...verify.recompute import compare
-from ..port import RunAnswers
-from ..rounds.actions import AuditMomentum, AuditResults, OpenMomentum, PrepareAudit
-from ..sample_order import SampleOrder
-from .momentum_auditing import MomentumAuditor
-from .trainer import SwarmTrainer
+from ....coordinator.types import BatchId
+from ....verify.quiet import mean_of, quiet_gradients
+from ....verify.recompute import compare
+from ...port import RunAnswers
+from ...rounds.actions import AuditMomentum, AuditResults, OpenMomentum, PrepareAudit
+from ...sample_order import SampleOrder
+from ..trainer import SwarmTrainer
+from .momenta import MomentumAuditor
 
 __all__ = ["AuditLoss", "ResultAuditor"]
 
