@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -26,6 +27,9 @@ __all__ = ["SIZES", "add_options", "run", "simulate"]
 
 SIZES: Final = (4, 8, 16, 32, 64, 128, 256)
 """Numbers of peers that are simulated if none are named."""
+
+GARBAGE_THRESHOLD: Final = 200_000
+"""Objects between two searches for garbage. Chosen arbitrarily."""
 
 MILLION: Final = 1_000_000
 
@@ -45,14 +49,16 @@ def simulate(options: SimulationOptions, progress: Callable[[int], object] = lam
     from .simulation.outcome import outcome_of
     from .simulation.run import SimulatedRun
 
-    threads = torch.get_num_threads()
+    threads, thresholds = torch.get_num_threads(), gc.get_threshold()
     torch.set_num_threads(1)  # the tensors are small
+    gc.set_threshold(GARBAGE_THRESHOLD)  # hundreds of peers are many objects to go through in vain
     try:
         simulated = SimulatedRun(options, time.thread_time, progress)
         simulated.finish()
         return outcome_of(simulated)
     finally:
         torch.set_num_threads(threads)
+        gc.set_threshold(*thresholds)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from ...comm.signing import is_signed_by
 from ...comm.tickets import BlobFormat
 from ...coordinator.types import Committee, NodeIdentity
 from ...errors import CoordinatorError
 from ...verify.commitment import finished_hash
 from .actions import AllowPeers, DropReason, Outbox
 from .broadcasts import Broadcast, Finished, TrainingResult
+from .reading import Reader
 from .round_state import MAX_CLAIMS, MAX_SPARE_CLAIMS, Claim, RoundState
 
 __all__ = ["MAX_EARLY_PER_SENDER", "EarlyMessages", "NotAdmitted", "Peers", "check_broadcast", "check_commitment"]
@@ -114,7 +114,7 @@ class EarlyMessages:
         self._held.clear()
 
 
-def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
+def check_commitment(broadcast: Broadcast, sender: NodeIdentity, reader: Reader) -> None:
     """Checks that the commitment is the sender's, and that a "finished" commits to its own root.
 
     Raises:
@@ -123,13 +123,15 @@ def check_commitment(broadcast: Broadcast, sender: NodeIdentity) -> None:
     commitment, data = broadcast.commitment, broadcast.data
     if isinstance(data, Finished) and commitment.data_hash != finished_hash(data.broadcast_merkle.inner):
         raise NotAdmitted(DropReason.WRONG_HASH, "the commitment is not to the root")
-    if not is_signed_by(sender.p2p_identity, commitment.data_hash, commitment.signature):
+    if not reader.is_signed_by(sender.p2p_identity, commitment.data_hash, commitment.signature):
         raise NotAdmitted(DropReason.BAD_SIGNATURE)
 
 
-def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState) -> Claim | None:
-    """Checks that ``sender`` may say this about ``round_``, to which the step belongs; returns what it claims, if it
-    announces a result.
+def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState, reader: Reader) -> Claim | None:
+    """Checks that ``sender`` may say this about ``round_``, to which the step belongs.
+
+    Returns:
+        what it claims, if it announces a result.
 
     Raises:
         NotAdmitted: it may not.
@@ -153,7 +155,7 @@ def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundSta
         case Finished():
             if sender in round_.finished:
                 raise NotAdmitted(DropReason.DUPLICATE)
-    check_commitment(broadcast, sender)
+    check_commitment(broadcast, sender, reader)
     return claim
 
 

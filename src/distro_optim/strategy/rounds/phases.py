@@ -81,7 +81,7 @@ class Phases:
         outbox: Outbox,
     ) -> None:
         self.stage = Stage.OUTSIDE
-        self.warm_up = WarmUp(me, announcer, outbox)
+        self.warm_up = WarmUp(me, announcer, outbox, reader)
         self.repair = Repair(watch, outbox)
         self.pipeline: RoundPipeline | None = None
         self._me = me

@@ -81,6 +81,7 @@ class RoundPipeline:
         self._me = me
         self._draw = draw
         self._peers = peers
+        self._reader = reader
         self._is_psyches = is_run_of_psyche(state)
         self._downloads = Downloads(plan, peers, reader, outbox, finite=not self._is_psyches)
         self._own_result = own_result
@@ -156,7 +157,7 @@ class RoundPipeline:
         round_ = self._live_round(broadcast.step)
         if round_ is None:
             return False
-        claim = check_broadcast(broadcast, sender, round_)
+        claim = check_broadcast(broadcast, sender, round_, self._reader)
         data_hash = broadcast.commitment.data_hash
         if claim is None:
             round_.broadcasts.append(data_hash)

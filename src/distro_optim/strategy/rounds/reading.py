@@ -7,6 +7,7 @@ one reader that does it once.
 from __future__ import annotations
 
 from ...comm import postcard
+from ...comm.signing import is_signed_by
 from ...compress import TilePlan
 from ...coordinator.types import BatchId
 from .broadcasts import Broadcast, WeightsReport
@@ -27,6 +28,10 @@ class Reader:
         """A report on weights; raises ProtocolError."""
         report: WeightsReport = postcard.decode(WeightsReport, data)
         return report
+
+    def is_signed_by(self, public: bytes, data: bytes, signature: bytes) -> bool:
+        """Whether this is a signature over ``data`` by the owner of ``public``."""
+        return is_signed_by(public, data, signature)
 
     def result(
         self, data: bytes, *, step: int, batch: BatchId, data_hash: bytes, plan: TilePlan, finite: bool

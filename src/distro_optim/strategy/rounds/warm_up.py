@@ -19,6 +19,7 @@ from .announcer import Announcer
 from .broadcasts import Broadcast, Finished
 from .choose_providers import whom_to_ask
 from .moment import Moment
+from .reading import Reader
 from .trust.votes import Electorate
 from .witness_reports import warmup_witness
 
@@ -38,16 +39,18 @@ class WarmUp:
         me: our own identity.
         announcer: says that we are ready.
         outbox: where what is to be done goes.
+        reader: of what peers send.
 
     Attributes:
         source: public keys of peers whose weights were found right where ours were wrong; they are asked first.
     """
 
-    def __init__(self, me: NodeIdentity, announcer: Announcer, outbox: Outbox) -> None:
+    def __init__(self, me: NodeIdentity, announcer: Announcer, outbox: Outbox, reader: Reader) -> None:
         self.source: tuple[bytes, ...] = ()
         self._me = me
         self._announcer = announcer
         self._outbox = outbox
+        self._reader = reader
         # Epoch and start of the present warm-up, and what was done in it.
         self._which: tuple[int, int] | None = None
         self._ready: set[NodeIdentity] = set()
@@ -57,6 +60,8 @@ class WarmUp:
         # The step of the latest attempt to load the model, and whether any attempt has ever succeeded.
         self._load_step = 0
         self._was_loaded = False
+        # Whom a state waits for, with the state; every message asks.
+        self._regular_of: tuple[Coordinator, frozenset[NodeIdentity]] | None = None
         # Attempts in a row, over all warm-ups, in which nobody gave us the model.
         self._vain_loads = 0
 
@@ -131,13 +136,17 @@ class WarmUp:
             raise NotAdmitted(DropReason.WRONG_STEP, "it is not warm-up")
         if sender in self._ready:
             raise NotAdmitted(DropReason.DUPLICATE)
-        check_commitment(broadcast, sender)
+        check_commitment(broadcast, sender, self._reader)
         self._ready.add(sender)
         self._announcer.repeats.answer_ready(at.now)
 
     def witness(self, at: Moment) -> None:
         """Tells the coordinator, once, if everybody is ready that is waited for."""
-        clients = at.clients
-        if not self._witnessed and self._ready.issuperset({self._me} | regular_clients(at.state)):
+        if self._witnessed or self._me not in self._ready:
+            return
+        if self._regular_of is None or self._regular_of[0] is not at.state:
+            self._regular_of = (at.state, regular_clients(at.state))
+        regular = self._regular_of[1]
+        if len(self._ready) >= len(regular) and self._ready.issuperset(regular):
             self._witnessed = True
-            self._outbox.put(SendWarmupWitness(warmup_witness(clients.index(self._me))))
+            self._outbox.put(SendWarmupWitness(warmup_witness(at.clients.index(self._me))))

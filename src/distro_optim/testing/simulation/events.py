@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 __all__ = ["EventQueue"]
 
@@ -30,6 +30,22 @@ class EventQueue:
         """``what`` is called at that time, or now if it is over."""
         self._number += 1
         heapq.heappush(self._entries, (max(time, self.now), self._number, what))
+
+    def series(self, times: Sequence[float], what: Callable[[int], object]) -> None:
+        """``what`` is called at each of ``times``, which ascend, with its place among them.
+
+        Only the next of them waits among all other events: what goes to hundreds would make every event slower.
+        """
+        places = iter(range(len(times)))
+
+        def happen() -> None:
+            place = next(places)
+            if place + 1 < len(times):
+                self.at(times[place + 1], happen)
+            what(place)
+
+        if times:
+            self.at(times[0], happen)
 
     def step(self) -> bool:
         """The next event happens; False if there is none."""

@@ -9,11 +9,11 @@ peer says what it has. A message that is lost on one of them does not come again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Line", "SimulatedNetwork"]
 
@@ -35,14 +35,9 @@ class Line:
     """A peer's line.
 
     Attributes:
-        distance: one-way seconds to the middle of the network.
-        sent, received: bytes.
         sending_until, receiving_until: when it is free again, by direction.
     """
 
-    distance: float
-    sent: int = 0
-    received: int = 0
     sending_until: float = 0.0
     receiving_until: float = 0.0
 
@@ -55,12 +50,20 @@ class SimulatedNetwork:
         bandwidth: bits a second of each line, in each direction.
         loss: chance that a message does not reach a peer.
         rng: where everything random comes from.
+
+    Attributes:
+        lines: as above.
+        sent, received: bytes, by the line's number, ``(lines,) int64``.
     """
 
     def __init__(
         self, *, latency: tuple[float, float], bandwidth: float, loss: float, rng: np.random.Generator
     ) -> None:
         self.lines: list[Line] = []
+        self.sent: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.received: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        # One-way seconds of each line to the middle of the network.
+        self._distances: NDArray[np.float64] = np.zeros(0)
         self._latency = latency
         self._bandwidth = bandwidth
         self._loss = loss
@@ -69,12 +72,14 @@ class SimulatedNetwork:
     def join(self) -> int:
         """One more line; its number."""
         low, high = self._latency
-        self.lines.append(Line(float(self._rng.uniform(low / 2, high / 2))))
+        self.lines.append(Line())
+        self.sent, self.received = np.append(self.sent, 0), np.append(self.received, 0)
+        self._distances = np.append(self._distances, self._rng.uniform(low / 2, high / 2))
         return len(self.lines) - 1
 
     def latency(self, one: int, other: int) -> float:
         """One-way seconds."""
-        return self.lines[one].distance + self.lines[other].distance
+        return float(self._distances[one] + self._distances[other])
 
     def is_lost(self) -> bool:
         """Whether something is lost, this time."""
@@ -87,29 +92,40 @@ class SimulatedNetwork:
         sent = max(now, source.sending_until) + seconds
         received = max(sent, target.receiving_until + seconds)
         source.sending_until, target.receiving_until = sent, received
-        source.sent += size
-        target.received += size
+        self._count(sender, receiver, size)
         return received - now + self.latency(sender, receiver)
 
     def whisper(self, sender: int, receiver: int, size: int) -> float:
         """Seconds until a small message has arrived, that waits for nobody."""
-        self.lines[sender].sent += size
-        self.lines[receiver].received += size
+        self._count(sender, receiver, size)
         return self.latency(sender, receiver) + BITS_PER_BYTE * size / self._bandwidth
 
-    def gossip(self, sender: int, size: int, others: Sequence[int]) -> Iterator[tuple[int, float]]:
-        """Each of ``others`` that a message of ``size`` bytes reaches, and after how many seconds."""
-        order = [sender, *(others[place] for place in self._rng.permutation(len(others)).tolist())]
-        lost = self._rng.random(len(order)) < self._loss if self._loss else np.zeros(len(order), dtype=bool)
+    def gossip(self, sender: int, size: int, now: float) -> tuple[list[int], list[float]]:
+        """The lines that a message of ``size`` bytes reaches, and when, in the order of these times."""
+        lines = len(self.lines)
+        others = self._rng.permutation(lines - 1)
+        order = np.concatenate([[sender], others + (others >= sender)])  # places in the tree, the root first
         size += ENVELOPE_BYTES
-        seconds = BITS_PER_BYTE * size / self._bandwidth
-        lines, arrival = self.lines, [0.0] * len(order)
-        for place in range(1, len(order)):
-            parent = (place - 1) // BRANCHES
-            source, target = lines[order[parent]], lines[order[place]]
-            source.sent += size + HAVE_BYTES
-            target.received += size + HAVE_BYTES
+        parents = (np.arange(1, lines) - 1) // BRANCHES
+        seconds = self._distances[order[parents]] + self._distances[order[1:]] + BITS_PER_BYTE * size / self._bandwidth
+        arrival = np.full(lines, now)
+        first, last = 1, 1 + BRANCHES  # of the tree's next level
+        while first < lines:
+            arrival[first:last] = arrival[parents[first - 1 : last - 1]] + seconds[first - 1 : last - 1]
+            first, last = last, 1 + BRANCHES * last
+        self.sent += np.bincount(order[parents], minlength=lines) * (size + HAVE_BYTES)
+        self.received[order[1:]] += size + HAVE_BYTES
+        reached = np.arange(1, lines)
+        if self._loss:
             # Behind a link that lost it the others hear of it from somebody else.
-            arrival[place] = arrival[parent] + source.distance + target.distance + seconds
-            if not lost[place]:
-                yield order[place], arrival[place]
+            reached = reached[self._rng.random(lines - 1) >= self._loss]
+        reached = reached[arrival[reached].argsort(kind="stable")]
+        return order[reached].tolist(), arrival[reached].tolist()
+
+    def forget_counts(self) -> None:
+        """Nothing was sent so far."""
+        self.sent[:] = self.received[:] = 0
+
+    def _count(self, sender: int, receiver: int, size: int) -> None:
+        self.sent[sender] += size
+        self.received[receiver] += size

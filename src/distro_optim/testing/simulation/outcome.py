@@ -64,7 +64,7 @@ class Outcome:
 def outcome_of(run: SimulatedRun) -> Outcome:
     """The figures of a run that has ended."""
     honest = [peer for peer in run.peers if type(peer) not in LIARS]
-    guests = [run.network.lines[peer.number] for peer in honest[1:]] or [run.network.lines[0]]
+    guests = [peer.number for peer in honest[1:]] or [0]
     times = [run.began[step] for step in sorted(run.began)]
     rounds = [end - begin for begin, end in pairwise(times)]
     settled = rounds[2:] or rounds
@@ -82,9 +82,9 @@ def outcome_of(run: SimulatedRun) -> Outcome:
         rounds=len(settled),
         round_seconds=statistics.median(settled),
         slowest_round=max(settled),
-        bytes_sent=statistics.mean(line.sent for line in guests) / count,
-        bytes_received=statistics.mean(line.received for line in guests) / count,
-        host_bytes_sent=run.network.lines[0].sent / count,
+        bytes_sent=float(run.network.sent[guests].mean()) / count,
+        bytes_received=float(run.network.received[guests].mean()) / count,
+        host_bytes_sent=float(run.network.sent[0]) / count,
         cpu_seconds=statistics.mean(peer.cpu for peer in honest) / count,
         host_cpu_seconds=run.host_cpu / count,
         requests=sum(peer.seen["requests"] for peer in honest) / max(1, fetched),

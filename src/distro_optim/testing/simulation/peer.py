@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -33,6 +34,13 @@ __all__ = ["Peer", "World"]
 
 LOAD_SECONDS: Final = 1.0
 """To load a model that is there already, and between two questions for one that is not."""
+
+MEASURED: Final = 8
+"""One in so many messages and downloads is measured, for all of them, where peers are many: to read the clock of a
+thread can take longer than a small message does."""
+
+MANY: Final = 32
+"""Peers from which on that is done."""
 
 REQUEST_BYTES: Final = 64
 """Of a question for a blob, and of the answer that it is not there: 39 bytes and what QUIC puts around them."""
@@ -102,7 +110,7 @@ class Peer:
         self.key = key
         self.id = NodeIdentity.from_single_key(key.public)
         self.number = world.network.join()
-        self.model = SmallModel()
+        self.model = SmallModel(world.work)
         self.cpu = 0.0
         self.digests: dict[int, tuple[bytes, ...]] = {}
         self.blobs: dict[bytes, tuple[int, bytes]] = {}
@@ -123,6 +131,7 @@ class Peer:
         self._to_fetch: deque[act.FetchBlob] = deque()
         self._fetching = 0
         self._step = 0
+        self._draw = random.Random(self.number)  # decides nothing but what is measured
 
     @property
     def is_running(self) -> bool:
@@ -144,21 +153,32 @@ class Peer:
     def hear(self, announcement: Announcement, *, weights: bool) -> None:
         """A message of a peer has arrived."""
         take = self.rounds.receive_weights if weights else self.rounds.receive
-        self.feed(lambda: take(announcement, self.world.queue.now))
+        self.feed(lambda: take(announcement, self.world.queue.now), stands_for=self._stands_for())
 
-    def feed(self, give: Callable[[], list[act.Action]]) -> None:
+    def _stands_for(self) -> int:
+        """For how many messages or downloads the measurement of this one counts; 0 if it is not measured."""
+        if len(self.world.peers) <= MANY:
+            return 1
+        return MEASURED if self._draw.random() * MEASURED < 1 else 0
+
+    def feed(self, give: Callable[[], list[act.Action]], *, stands_for: int = 1) -> None:
         """One input and all that comes of it; what comes of an answer is done after all that was there before."""
-        began = self.world.cpu()
+        world = self.world
+        began = world.cpu() if stands_for else 0.0
         self._to_do.extend(give())
         due = self.rounds.next_timer()
-        self.cpu += self.world.cpu() - began + self.world.work.settle()
+        owed, spent = world.work.settle()
+        self.cpu += owed
+        if stands_for:
+            self.cpu += stands_for * (world.cpu() - began - spent)
         if self._busy:
             return
-        self._busy = True
-        while self._to_do:
-            self.carry_out(self._to_do.popleft())
+        if self._to_do:
+            self._busy = True
+            while self._to_do:
+                self.carry_out(self._to_do.popleft())
+            self._busy = False
             due = self.rounds.next_timer()
-        self._busy = False
         if due is not None and (self._timer is None or due < self._timer):
             self._timer = due
             self.world.queue.at(due, lambda: self._wake(due))
@@ -174,6 +194,8 @@ class Peer:
         """Does what the rounds want done."""
         world = self.world
         match action:
+            case act.Dropped():
+                pass
             case act.Initialize():
                 world.queue.after(LOAD_SECONDS, lambda: self._load(action))
             case act.PublishResult():
@@ -224,6 +246,8 @@ class Peer:
                 self.feed(lambda: self.rounds.cancelled(step, world.queue.now))
             case act.ApplyResults():
                 trainer.apply(action)
+                owed, spent = world.work.settle()
+                self.cpu += owed - spent
                 self.seen["results applied"] += len(action.updates)
             case act.DecayWeights():
                 trainer.decay(action)
@@ -271,10 +295,8 @@ class Peer:
         """Says something to everybody."""
         world = self.world
         announcement = Announcement(self.key.public, data)
-        others = [peer.number for peer in world.peers if peer is not self]
-        for number, seconds in world.network.gossip(self.number, len(data), others):
-            peer = world.peers[number]
-            world.queue.after(seconds, lambda peer=peer: peer.hear(announcement, weights=weights))  # type: ignore[misc]
+        numbers, times = world.network.gossip(self.number, len(data), world.queue.now)
+        world.queue.series(times, lambda place: world.peers[numbers[place]].hear(announcement, weights=weights))
         self.seen["messages sent"] += 1
 
     def offers(self, blob: bytes) -> bytes | None:
@@ -286,26 +308,28 @@ class Peer:
         while self._to_fetch and self._fetching < MAX_FETCHES:
             action = self._to_fetch.popleft()
             self._fetching += 1
-            self._ask(action, self._order(action), 0.0)
+            self._ask_now(action, self._order(action))
 
-    def _order(self, action: act.FetchBlob) -> deque[bytes]:
+    def _order(self, action: act.FetchBlob) -> Iterator[bytes]:
         """Whom to ask, as the driver does it: the owner first."""
         owner = action.ticket.addr.id
+        yield owner
         others = [key for key in action.providers if key not in (owner, self.key.public)]
-        shuffled = [others[place] for place in self.world.rng.permutation(len(others)).tolist()]
-        return deque([owner, *shuffled])
+        for place in self.world.rng.permutation(len(others)).tolist():
+            yield others[place]
 
-    def _ask(self, action: act.FetchBlob, providers: deque[bytes], seconds: float) -> None:
+    def _ask(self, action: act.FetchBlob, providers: Iterator[bytes], seconds: float) -> None:
         """Asks the next provider; ``seconds`` were spent with the last one."""
         self.world.queue.after(seconds, lambda: self._ask_now(action, providers))
 
-    def _ask_now(self, action: act.FetchBlob, providers: deque[bytes]) -> None:
+    def _ask_now(self, action: act.FetchBlob, providers: Iterator[bytes]) -> None:
         world, blob = self.world, action.ticket.hash
         now = world.queue.now
-        if not providers:
+        key = next(providers, None)
+        if key is None:
             self._end_fetch(lambda: self.rounds.fetch_failed(blob, world.queue.now))
             return
-        peer = world.by_key.get(providers.popleft())
+        peer = world.by_key.get(key)
         if peer is None:
             self._ask(action, providers, 0.0)
             return
@@ -326,5 +350,5 @@ class Peer:
 
     def _end_fetch(self, answer: Callable[[], list[act.Action]]) -> None:
         self._fetching -= 1
-        self.feed(answer)
+        self.feed(answer, stands_for=self._stands_for())
         self._fetch_next()

@@ -190,8 +190,7 @@ class SimulatedRun:
         for peer in self.peers:
             peer.cpu = 0.0
             peer.seen.clear()
-        for line in self.network.lines:
-            line.sent = line.received = 0
+        self.network.forget_counts()
 
     def _broadcast(self, *, news: bool) -> None:
         state = self.host.state
@@ -221,7 +220,8 @@ class SimulatedRun:
         began = self._cpu()
         payload = self.work.do((before, sent), lambda: _whole(before, sent))
         read = self.work.do(payload, lambda: _state_in(payload))
-        peer.see(read, self._cpu() - began + self.work.settle())
+        owed, spent = self.work.settle()
+        peer.see(read, self._cpu() - began - spent + owed)
 
     def _add(self, kind: type[Peer], key: SecretKey) -> Peer:
         peer = kind(self, key)

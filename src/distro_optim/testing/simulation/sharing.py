@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 from typing_extensions import override
 
+from ...comm.signing import is_signed_by
 from ...compress import TilePlan
 from ...coordinator.types import BatchId
 from ...errors import ProtocolError
@@ -37,7 +38,7 @@ class SharedWork:
     def __init__(self, cpu: Callable[[], float]) -> None:
         self._cpu = cpu
         self._known: OrderedDict[Hashable, tuple[Any, ProtocolError | None, float]] = OrderedDict()
-        self._owed = 0.0
+        self._owed = self._spent = 0.0
 
     def do(self, key: Hashable, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises, a ProtocolError; of equal keys only the first is called."""
@@ -51,18 +52,19 @@ class SharedWork:
             except ProtocolError as raised:
                 error = raised
             known = self._known[key] = (value, error, self._cpu() - began)
+            self._spent += known[2]
             if len(self._known) > MAX_REMEMBERED:
                 self._known.popitem(last=False)
-        else:
-            self._owed += known[2]
+        self._owed += known[2]
         if known[1] is not None:
             raise known[1]
         return cast("T", known[0])
 
-    def settle(self) -> float:
-        """CPU seconds that the present peer was spared since the last call, and is to be charged."""
-        owed, self._owed = self._owed, 0.0
-        return owed
+    def settle(self) -> tuple[float, float]:
+        """CPU seconds since the last call: for which the present peer is to be charged, and that were really spent."""
+        accounts = self._owed, self._spent
+        self._owed = self._spent = 0.0
+        return accounts
 
 
 class SharedReader(Reader):
@@ -80,6 +82,10 @@ class SharedReader(Reader):
     def weights(self, data: bytes) -> WeightsReport:
         read = super().weights
         return self._work.do((data, "weights"), lambda: read(data))
+
+    @override
+    def is_signed_by(self, public: bytes, data: bytes, signature: bytes) -> bool:
+        return self._work.do((public, data, signature), lambda: is_signed_by.__wrapped__(public, data, signature))
 
     @override
     def result(
