@@ -2,11 +2,15 @@
 
     python benchmarks/rounds.py                 # 4 peers, 50 Mbit/s, 80 ms there and back
     python benchmarks/rounds.py --peers 8 --rtt 0.16 --bandwidth 20e6
+    python benchmarks/rounds.py --iroh --peers 16 --parameters 1000000
 
 Every peer has a line of so many bits a second in each direction; announcements, results and the coordinator's messages
 share it. The first peer hosts. Computing is a sleep, so that peers in one process do not slow each other down as they
 would not on machines of their own; results are of the real codec and have a real size. Beside it: the same run with the
 whole seconds that Psyche's coordinator needs, and what exchanging the gradients would take on that line.
+
+With ``--iroh`` each peer has a real endpoint on loopback instead, as unshaped as that is, and what is printed is the
+CPU of a peer in a round: everything that a round costs but training and merging, with QUIC and all signatures.
 
 At the end all peers must have applied the same results in the same order.
 """
@@ -22,6 +26,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +42,7 @@ from distro_optim.coordinator.server.server import CoordinatorServer, unix_offse
 from distro_optim.coordinator.server.service import CoordinatorService
 from distro_optim.coordinator.types import BatchId
 from distro_optim.strategy.config import RunConfig
-from distro_optim.strategy.network.hosting import LIMITS
+from distro_optim.strategy.network.coordinating import LIMITS
 from distro_optim.strategy.network.link import RunLink, RunSource
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.rounds import actions as act
@@ -127,6 +132,18 @@ class Settings:
     parameters: int
 
 
+def config_of(settings: Settings, **config: Any) -> RunConfig:
+    return RunConfig(
+        run_id=RUN_ID,
+        total_steps=settings.rounds,
+        global_batch_size=4 * settings.peers,
+        min_peers=settings.peers,
+        epoch_time=3600,
+        max_round_train_time=60,
+        **config,
+    )
+
+
 class Arena:
     """One run."""
 
@@ -135,15 +152,7 @@ class Arena:
         self.loop = LoopThread("benchmark")
         self.keys = [SecretKey(number.to_bytes(32, "big")) for number in range(1, settings.peers + 1)]
         self.room: dict[bytes, SharedModel] = {}
-        self.config = RunConfig(
-            run_id=RUN_ID,
-            total_steps=settings.rounds,
-            global_batch_size=4 * settings.peers,
-            min_peers=settings.peers,
-            epoch_time=3600,
-            max_round_train_time=60,
-            **config,
-        )
+        self.config = config_of(settings, **config)
 
     async def begin(self) -> None:
         self.network = MemoryNetwork(
@@ -184,11 +193,12 @@ class Source(RunSource):
 class Peer:
     """A training thread that sleeps where others compute."""
 
-    def __init__(self, arena: Arena, number: int) -> None:
-        self.arena = arena
-        self.port = Runtime(Source(arena, arena.keys[number]), loop=arena.loop)
-        self.update: CompressedUpdate = random_update(arena.plan, quantized=True, seed=number)
+    def __init__(self, settings: Settings, plan: TilePlan, number: int, port: Runtime) -> None:
+        self.settings, self.plan = settings, plan
+        self.port = port
+        self.update: CompressedUpdate = random_update(plan, quantized=True, seed=number)
         self.began: list[tuple[float, float]] = []
+        self.spent: list[float] = []  # CPU seconds of this process, when a round began
         self.digests: dict[int, bytes] = {}
         self.applied = hashlib.sha256()
         self.error: BaseException | None = None
@@ -207,10 +217,11 @@ class Peer:
         match action:
             case act.Initialize():
                 port.offer_model(SharedModel("{}"))
-                port.initialized(self.arena.plan, [f"w{n}" for n in range(len(self.arena.plan))])
+                port.initialized(self.plan, [f"w{n}" for n in range(len(self.plan))])
             case act.TrainBatch(step=step):
                 began = time.monotonic()
-                time.sleep(self.arena.settings.compute)
+                self.spent.append(time.process_time())
+                time.sleep(self.settings.compute)
                 # On a machine with other work a second is longer than a second.
                 self.began.append((began, time.monotonic() - began))
                 port.trained(step, self.update, None, loss=1.0)
@@ -219,7 +230,7 @@ class Peer:
                     self.applied.update(update.index[0].numpy().tobytes())
             case act.HashWeights(step):
                 self.digests[step] = self.applied.digest()
-                port.weights_hashed(step, [self.digests[step]] * len(self.arena.plan))
+                port.weights_hashed(step, [self.digests[step]] * len(self.plan))
 
 
 @dataclass
@@ -230,21 +241,50 @@ class Outcome:
     traffic: float
 
 
-def measure(settings: Settings, plan: TilePlan, **config: Any) -> Outcome:
-    arena = Arena(settings, plan, **config)
-    arena.loop.run(arena.begin(), SECONDS)
-    peers = [Peer(arena, number) for number in range(settings.peers)]
+def train(peers: list[Peer]) -> None:
+    """To the end of the run, in which all must have applied the same."""
     for peer in peers:
-        peer.port.start()
         peer.thread.start()
     for peer in peers:
         peer.thread.join()
         if peer.error is not None:
             raise peer.error
     common = set.intersection(*(set(peer.digests) for peer in peers))
-    assert len(common) >= settings.rounds - 2, "too few rounds were compared"
+    assert len(common) >= peers[0].settings.rounds - 2, "too few rounds were compared"
     for step in common:
         assert len({peer.digests[step] for peer in peers}) == 1, f"the peers differ at step {step}"
+
+
+def measure_iroh(settings: Settings, plan: TilePlan) -> tuple[float, float, float]:
+    """Median seconds of a round, CPU seconds of a peer in a round, and bytes of a peer in a round."""
+    loopback: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
+    host = Runtime.connect(config=config_of(settings), **loopback)
+    ports = [host]
+    host.start()
+    for _ in range(1, settings.peers):
+        ports.append(Runtime.connect(host.ticket, **loopback))
+        ports[-1].start()
+    peers = [Peer(settings, plan, number, port) for number, port in enumerate(ports)]
+    train(peers)
+    view = ports[-1].view()
+    for port in reversed(ports):  # the host last
+        port.close()
+    # The first rounds have nothing to fetch.
+    times = [began for began, _ in peers[0].began[2:]]
+    spent = peers[0].spent[2:]
+    rounds = [b - a for a, b in pairwise(times)]
+    cpu = (spent[-1] - spent[0]) / len(rounds) / settings.peers
+    return statistics.median(rounds), cpu, (view.bytes_sent + view.bytes_received) / settings.rounds
+
+
+def measure(settings: Settings, plan: TilePlan, **config: Any) -> Outcome:
+    arena = Arena(settings, plan, **config)
+    arena.loop.run(arena.begin(), SECONDS)
+    ports = [Runtime(Source(arena, key), loop=arena.loop) for key in arena.keys]
+    peers = [Peer(settings, plan, number, port) for number, port in enumerate(ports)]
+    for port in ports:
+        port.start()
+    train(peers)
     view = peers[-1].port.view()
     for peer in peers:
         peer.port.close()
@@ -267,10 +307,21 @@ def main() -> int:
     parser.add_argument("--bandwidth", type=float, default=50e6, help="bits a second of each peer's line")
     parser.add_argument("--rtt", type=float, default=0.08, help="seconds there and back")
     parser.add_argument("--parameters", type=int, default=120_000_000)
-    settings = Settings(**vars(parser.parse_args()))
+    parser.add_argument("--iroh", action="store_true", help="real endpoints on loopback; prints CPU seconds")
+    options = vars(parser.parse_args())
+    over_iroh = options.pop("iroh")
+    settings = Settings(**options)
     torch.set_num_threads(1)
     plan = plan_of(settings.parameters)
     blob, _ = encode_result(random_update(plan, quantized=True, seed=0), step=1, trainer_nonce=0, batch=BatchId(0, 1))
+    if over_iroh:
+        seconds, cpu, traffic = measure_iroh(settings, plan)
+        print(
+            f"{settings.peers} peers over iroh on loopback, {settings.compute:g} s of computing, {len(blob) / 1e3:.0f} "
+            f"KB a result: a round takes {seconds:.2f} s and each peer {1000 * cpu:.0f} ms of CPU; "
+            f"{traffic / 1e3:.0f} KB of a peer with peers in a round; weights equal on all peers"
+        )
+        return 0
     parameters = sum(torch.Size(spec.shape).numel() for spec in plan.specs)
     print(
         f"{settings.peers} peers, {settings.bandwidth / 1e6:g} Mbit/s, {1000 * settings.rtt:g} ms there and back, "
