@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -131,7 +130,7 @@ class Peer:
         self._to_fetch: deque[act.FetchBlob] = deque()
         self._fetching = 0
         self._step = 0
-        self._draw = random.Random(self.number)  # decides nothing but what is measured
+        self._draw = np.random.default_rng(self.number)  # decides nothing but what is measured
 
     @property
     def is_running(self) -> bool:
