@@ -156,6 +156,24 @@ def test_the_sequence_that_comes_next_must_be_there(
     assert fake.said == []
 
 
+def test_a_data_server_that_is_gone_does_not_keep_us_out_if_its_data_are_on_our_disk(
+    state: Coordinator, model: Path, tokens: Path, entered: ExitStack
+) -> None:
+    file = tokens.parent / "data.toml"
+    file.write_text(
+        f'dir = "."\ntoken_size = "TwoBytes"\nseq_len = {state.model.max_seq_len}\nshuffle_seed = {[7] * 32}\n'
+    )
+    fake = refusing(entered, with_model(state, data_location=ServerData("127.0.0.1:1")))
+    _, told = attempt(fake, JoinRefusedError, model=model, data_mirrors=[str(file)])
+    assert fake.said == JOINED
+    (news,) = [text for text in told.texts if text.startswith("training data: ")]
+    assert "the data server 127.0.0.1:1 gives nothing: " in news
+    fake = refusing(entered, with_model(state, data_location=ServerData("127.0.0.1:1")))
+    error, _ = attempt(fake, ConfigurationError, model=model, data_mirrors=["nowhere.bin"])
+    assert "must be host:port" in error
+    assert fake.said == []
+
+
 def test_a_data_server_must_answer_before_joining(state: Coordinator, model: Path, entered: ExitStack) -> None:
     fake = refusing(entered, with_model(state, data_location=ServerData("127.0.0.1:1")))
     attempt(fake, DataUnavailableError, model=model)

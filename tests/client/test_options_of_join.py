@@ -102,6 +102,12 @@ def test_copies_go_where_they_are_told() -> None:
     assert (upload.url, upload.wait_seconds) == ("s3://bucket/run", 5.0)
 
 
+def test_data_may_have_several_mirrors() -> None:
+    assert asked("psyche1abc").data_mirrors == ()
+    options = asked("psyche1abc", "--data-mirror", "b.example:7", "--data-mirror", "data.toml")
+    assert options.data_mirrors == ("b.example:7", "data.toml")
+
+
 def test_files_are_paths() -> None:
     options = asked("psyche1abc", "-i", "me.key", "--checkpoint-dir", "out")
     assert (options.identity_secret_key_path, options.checkpoint_dir) == (Path("me.key"), Path("out"))

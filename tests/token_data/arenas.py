@@ -21,6 +21,8 @@ from distro_optim.comm.streams import TcpListener
 from distro_optim.coordinator.model import DontShuffle, NumberedFiles, Seeded, Shuffle, TokenSize
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity
 from distro_optim.data.dummy import DummyTokens
+from distro_optim.data.mirrors.source import Closable, Source
+from distro_optim.data.mirrors.tokens import MirroredTokens
 from distro_optim.data.mixture import WeightedTokens
 from distro_optim.data.mixture_index import MixtureIndex
 from distro_optim.data.parquet import ParquetTokens
@@ -266,7 +268,23 @@ class ServerArena(FilesArena):
         super().__exit__()
 
 
+class MirrorArena(ShuffledFilesArena):
+    """The run's own place gives sequences that are too short, and two others have the data."""
+
+    @override
+    def open(self, *, vocab_size: int | None = None) -> TokenProvider:
+        def files(keep: Callable[[Closable], None]) -> TokenProvider:
+            return TokenFiles(self.path, self.token_size, SEQ_LEN, self.shuffle, vocab_size=vocab_size)
+
+        def short(keep: Callable[[Closable], None]) -> TokenProvider:
+            return DummyTokens(SEQ_LEN - 1, num_sequences=self.count)
+
+        sources = [Source(opener.__name__, opener) for opener in (short, files, files)]
+        return MirroredTokens(sources, SEQ_LEN, vocab_size=vocab_size, pause=never_wait)
+
+
 ARENAS: list[type[TokenDataArena]] = [
+    MirrorArena,
     FilesArena,
     ShuffledFilesArena,
     HttpArena,

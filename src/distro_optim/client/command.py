@@ -73,6 +73,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--grad-accum-in-fp32", action="store_const", const="true", help="always so; accepted for Psyche's sake")
     add("--model", metavar="DIR", help="folder with the run's model, if it was not downloaded from the hub")
     add("--data", metavar="PATH", help="training data (folder, file, data.toml) of a run that wants them on your disk")
+    add(
+        "--data-mirror",
+        action="append",
+        default=[],
+        metavar="URL|HOST:PORT|PATH",
+        help="where else the run's data are, if its own place fails or lies; may be repeated",
+    )
     add("--checkpoint-dir", metavar="DIR", help="save the model here at the end of each epoch (out/join/RUN-ID)")
     add("--no-checkpoints", action="store_const", const="true", help="save it nowhere: it is lost when this ends")
     add("--keep-steps", metavar="N", help="how many checkpoints stay (3)")
@@ -136,6 +143,7 @@ def options_from(options: argparse.Namespace, environment: Mapping[str, str]) ->
         "grad_accum_in_fp32": given("grad_accum_in_fp32", _boolean),
         "model": given("model", Path),
         "data": given("data", Path),
+        "data_mirrors": tuple(options.data_mirror),
         "checkpoint_dir": given("checkpoint_dir", Path),
         "no_checkpoints": given("no_checkpoints", _boolean),
         "keep_steps": given("keep_steps", int),

@@ -165,6 +165,7 @@ def _train(
         devices=1 if team is None else team.count,
         folder=options.model,
         data=options.data,
+        mirrors=options.data_mirrors,
         progress=progress.downloaded,
         tell=news.tell,
     )

@@ -47,6 +47,7 @@ class JoinOptions:
         model: folder with the model, in place of the run's own name for it, which is looked up among the hub's
             downloads only.
         data: file, folder or ``data.toml`` with the training data, where the run has them on the disk of each client.
+        data_mirrors: where else the run's data are: URLs, ``host:port``, or files and folders of this machine.
         checkpoint_dir: where the model is saved at the end of each epoch; None is a folder of the run's name in
             ``out/join`` (:mod:`.keeping`).
         no_checkpoints: saves nothing.
@@ -89,6 +90,7 @@ class JoinOptions:
     grad_accum_in_fp32: bool = False
     model: Path | None = None
     data: Path | None = None
+    data_mirrors: Sequence[str] = ()
     checkpoint_dir: Path | None = None
     no_checkpoints: bool = False
     keep_steps: int = 3

@@ -7,7 +7,7 @@ that nobody but peers has comes after joining, since they give it to members.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,7 @@ def prepare(
     devices: int = 1,
     folder: Path | None,
     data: Path | None = None,
+    mirrors: Sequence[str] = (),
     progress: Callable[[int, int], None],
     tell: Callable[[str], None],
 ) -> Prepared:
@@ -104,6 +105,7 @@ def prepare(
         devices: so many of which hold it together.
         folder: with the model, in place of what the run calls it; None takes the run's own name.
         data: file or folder with the training data of a run whose data are on the disk of each client.
+        mirrors: where else the run's data are (:func:`.open_token_data`).
         progress: parameters downloaded, and in all.
         tell: told the news.
 
@@ -134,9 +136,9 @@ def prepare(
             raise
     if model is not None:
         _check_tokenizer(model, tell)
-        tokens = _open(location, state, key, model.config.vocab_size, tell)
+        tokens = _open(location, state, key, model.config.vocab_size, mirrors, tell)
         return Prepared(model, _optimizer(model, state), tokens, access)
-    _open(location, state, key, None, tell).close()
+    _open(location, state, key, None, mirrors, tell).close()
     tell("the model comes from peers")
     access.life.start()
     if (wait := access.facts.view().waits_for) is not None:
@@ -150,7 +152,7 @@ def prepare(
         except ProtocolError as error:  # its parts came from several peers, one of whom may have lied
             first.refuse(str(error))
     _check_tokenizer(model, tell)
-    tokens = _open(location, state, key, model.config.vocab_size, tell)
+    tokens = _open(location, state, key, model.config.vocab_size, mirrors, tell)
     return Prepared(model, _optimizer(model, state), tokens, first.access)
 
 
@@ -202,15 +204,16 @@ def _open(
     state: Coordinator,
     key: SecretKey,
     vocab_size: int | None,
+    mirrors: Sequence[str],
     tell: Callable[[str], None],
 ) -> TokenProvider:
     """The data, of which the first, the last and the next sequence that the run will train could be read."""
     seq_len = state.model.max_seq_len
-    if isinstance(location, DummyData):
+    if isinstance(location, DummyData) and not mirrors:
         # As long as the model takes; Psyche's are always 2048 tokens, which many models do not.
         return DummyTokens(seq_len)
     with narrated("opening the training data", tell):
-        tokens = open_token_data(location, seq_len, vocab_size=vocab_size, key=key)
+        tokens = open_token_data(location, seq_len, vocab_size=vocab_size, key=key, mirrors=mirrors, tell=tell)
         try:
             tokens.probe()
             # What a server of Psyche's has it gives to members only.

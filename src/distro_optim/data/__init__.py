@@ -19,6 +19,6 @@ The seam is :class:`~.provider.TokenProvider`; :mod:`.opening` makes the one tha
 ``lightning``       a data module for a Lightning ``Trainer``
 ==================  ==================================================
 
-``web`` are token files behind web servers, ``remote`` is a TCP data server with its client, ``making`` turns texts
-into token files.
+``web`` are token files behind web servers, ``remote`` is a TCP data server with its client, ``mirrors`` are several
+places of the same data, ``making`` turns texts into token files.
 """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from ..comm.signing import SecretKey
 from ..coordinator.model import (
@@ -20,17 +22,26 @@ from ..coordinator.model import (
 from ..errors import ConfigurationError
 from .data_file import read_data_file
 from .dummy import DummyTokens
+from .mirrors.places import MAX_MIRRORS, CopyOnDisk, mirror_of, name_of
+from .mirrors.source import Closable, Source
+from .mirrors.tokens import MirroredTokens
 from .mixture import WeightedTokens
 from .mixture_file import MAX_FILE_BYTES, read_mixture
 from .parquet import ParquetTokens, download_dataset
 from .provider import TokenProvider
-from .remote.client import DataServerTokens
+from .remote.client import DataServerTokens, ServerTimeouts
 from .token_files import TokenFiles, token_size_on_disk
 from .web.client import WebClient, WebTimeouts
 from .web.files import plain_url
 from .web.tokens import HttpTokens
 
 __all__ = ["open_mixture", "open_token_data"]
+
+BRIEF_ATTEMPTS: Final = 2
+"""At a web server, where there are other places to ask."""
+
+BRIEF_SERVER: Final = ServerTimeouts(attempts=BRIEF_ATTEMPTS, seconds=10.0)
+"""The same at a data server."""
 
 
 def open_token_data(
@@ -42,6 +53,8 @@ def open_token_data(
     token_size: TokenSize | None = None,
     patience: WebTimeouts | None = None,
     download: Callable[[str], Path] = download_dataset,
+    mirrors: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
 ) -> TokenProvider:
     """Opens the training data of a run: ``open_token_data(state.model.data_location, state.model.max_seq_len, ...)``.
 
@@ -56,12 +69,52 @@ def open_token_data(
         token_size: width of the tokens of a ``Local`` folder, if no file beside them says it.
         patience: with web servers.
         download: gets a data set of the Hugging Face hub and returns its folder.
+        mirrors: where else the same data are: URLs, ``host:port``, or files and folders of this machine. What the run's
+            own place does not give, or gives wrong, is read there, and what they give is compared.
+        tell: told what is wrong with a place, if there are several; by default a warning is logged.
 
     Raises:
         ConfigurationError: the location makes no sense, or cannot be used here; the message says what can.
         DataUnavailableError: the data cannot be fetched now.
         InvalidDataError: they are wrong.
     """
+    open_one = partial(
+        _open_one, seq_len=seq_len, vocab_size=vocab_size, key=key, token_size=token_size, download=download
+    )
+    if not mirrors:
+        return open_one(location, server=None, new_client=lambda: WebClient(patience))
+    if len(mirrors) > MAX_MIRRORS:
+        raise ConfigurationError(
+            f"{len(mirrors)} mirrors of the training data are too many, at most {MAX_MIRRORS} can be used",
+            name="mirrors",
+        )
+    places = [location, *(mirror_of(location, mirror) for mirror in mirrors)]
+    brief = patience or WebTimeouts(attempts=BRIEF_ATTEMPTS)
+
+    def opened(place: LLMTrainingDataLocation | CopyOnDisk, keep: Callable[[Closable], None]) -> TokenProvider:
+        def new_client() -> WebClient:
+            client = WebClient(brief)
+            keep(client)
+            return client
+
+        return open_one(place, server=BRIEF_SERVER, new_client=new_client)
+
+    sources = [Source(name_of(place), partial(opened, place)) for place in places]
+    return MirroredTokens(sources, seq_len, vocab_size=vocab_size, tell=tell)
+
+
+def _open_one(
+    location: LLMTrainingDataLocation | CopyOnDisk,
+    *,
+    seq_len: int,
+    vocab_size: int | None,
+    key: SecretKey | None,
+    token_size: TokenSize | None,
+    download: Callable[[str], Path],
+    server: ServerTimeouts | None,
+    new_client: Callable[[], WebClient],
+) -> TokenProvider:
+    """One place. Closing the clients that it took ends an opening early."""
     match location:
         case DummyData():
             return DummyTokens()
@@ -70,14 +123,15 @@ def open_token_data(
                 raise ConfigurationError(
                     f"the run's data are at the data server {address}, which asks who we are: pass key", name="key"
                 )
-            return DataServerTokens(address, key, seq_len, vocab_size=vocab_size)
+            return DataServerTokens(address, key, seq_len, vocab_size=vocab_size, patience=server)
         case LocalData(path):
             return _local(path, seq_len, vocab_size, token_size)
         case HttpLLMTrainingDataLocation(place, size, shuffle):
-            client = WebClient(patience)
-            return HttpTokens.open(place, size, seq_len, shuffle, vocab_size=vocab_size, client=client)
+            return HttpTokens.open(place, size, seq_len, shuffle, vocab_size=vocab_size, client=new_client())
+        case CopyOnDisk(files, size, shuffle):
+            return TokenFiles(files, size, seq_len, shuffle, vocab_size=vocab_size, spare_tokens=1)
         case WeightedHttpData(url):
-            return open_mixture(url, seq_len, vocab_size=vocab_size, patience=patience)
+            return _mixture(url, seq_len, vocab_size, new_client)
         case PreprocessedData(place):
             folder = Path(place) if Path(place).is_dir() else download(place)
             return ParquetTokens(folder, seq_len, vocab_size=vocab_size)
@@ -98,13 +152,17 @@ def open_mixture(
     Raises:
         ConfigurationError, DataUnavailableError, InvalidDataError: see :func:`open_token_data`.
     """
-    with contextlib.closing(WebClient(patience)) as client:
+    return _mixture(url, seq_len, vocab_size, lambda: WebClient(patience))
+
+
+def _mixture(url: str, seq_len: int, vocab_size: int | None, new_client: Callable[[], WebClient]) -> WeightedTokens:
+    with contextlib.closing(new_client()) as client:
         mixture = read_mixture(client.get(plain_url(url), MAX_FILE_BYTES))
     with contextlib.ExitStack() as opened:
         members = [
             opened.enter_context(
                 HttpTokens.open(
-                    member.location, member.token_size_in_bytes, seq_len, member.shuffle, client=WebClient(patience)
+                    member.location, member.token_size_in_bytes, seq_len, member.shuffle, client=new_client()
                 )
             )
             for member in mixture.members

@@ -34,11 +34,12 @@ class TokenFiles(TokenProvider):
     """The sequences of a folder of token files, or of one file.
 
     Args:
-        path: the folder, or the file.
+        path: the folder, the file, or files in their order.
         token_size: width of a token.
         seq_len: tokens of a sequence.
         shuffle: the order.
         vocab_size: tokens the model knows; None leaves that unchecked.
+        spare_tokens: that a file must have left behind a sequence; 1 counts as for files behind HTTP.
 
     Raises:
         ConfigurationError: the folder cannot be read or has no sequence.
@@ -47,21 +48,22 @@ class TokenFiles(TokenProvider):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[Path],
         token_size: TokenSize,
         seq_len: int,
         shuffle: Shuffle = DontShuffle(),  # noqa: B008 - immutable
         *,
         vocab_size: int | None = None,
+        spare_tokens: int = 0,
     ) -> None:
         super().__init__(seq_len, vocab_size=vocab_size)
         self._token_size = token_size
-        self._paths = find_token_files(path)
+        self._paths = find_token_files(path) if isinstance(path, str | os.PathLike) else list(path)
         try:
             sizes = [found.stat().st_size for found in self._paths]
             for found, size in zip(self._paths, sizes, strict=True):
                 _check_file(found, size, token_size)
-            self._table = SequenceTable(sizes, seq_len, token_size, shuffle, spare_tokens=0)
+            self._table = SequenceTable(sizes, seq_len, token_size, shuffle, spare_tokens=spare_tokens)
             # An empty file cannot be mapped, nor has it a sequence to be read.
             self._maps = {number: _mapped(self._paths[number]) for number, size in enumerate(sizes) if size}
         except OSError as error:
