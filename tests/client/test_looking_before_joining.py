@@ -176,7 +176,8 @@ def test_a_data_server_that_is_gone_does_not_keep_us_out_if_its_data_are_on_our_
 
 def test_a_data_server_must_answer_before_joining(state: Coordinator, model: Path, entered: ExitStack) -> None:
     fake = refusing(entered, with_model(state, data_location=ServerData("127.0.0.1:1")))
-    attempt(fake, DataUnavailableError, model=model)
+    _, told = attempt(fake, DataUnavailableError, model=model)
+    assert any("name it with --data-mirror" in text for text in told.texts)
     assert fake.said == []
 
 

@@ -272,7 +272,7 @@ def test_a_refusal_is_asked_again_on_the_same_connection() -> None:
 )
 def test_a_server_that_lies_is_not_believed(lie: Callable[[BatchId], object], message: str) -> None:
     with Impostor(answering(lie)) as server, tokens_at(server.address) as tokens:
-        with pytest.raises(InvalidDataError, match=message):
+        with pytest.raises(InvalidDataError, match=f"^data server {server.address}: .*{message}"):
             tokens.get_samples(BatchId(7, 7))
 
 

@@ -39,7 +39,7 @@ from .display import FORMS
 from .dummy import train_dummy
 from .keeping import kept_in
 from .options import JoinOptions
-from .preparing import beginning_rate, is_without_tensors, load_libraries, prepare
+from .preparing import advised, beginning_rate, is_without_tensors, load_libraries, prepare
 from .recording import Recorder
 from .several.member import follow
 from .several.processes import ctrl_c_noted
@@ -146,6 +146,7 @@ def _train(
 ) -> None:
     with narrated("loading transformers", news.tell):
         load_libraries()
+    stack.enter_context(advised(state.model.data_location, options.data_mirrors, news.tell))
     folder = stack.enter_context(kept_in(options, state.run_id))
     news.tell(
         "the model is not kept: --no-checkpoints"

@@ -7,7 +7,8 @@ that nobody but peers has comes after joining, since they give it to members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,12 @@ from ..coordinator.model import (
     DummyCheckpoint,
     DummyData,
     DummyOptimizer,
+    HttpLLMTrainingDataLocation,
     LLMTrainingDataLocation,
     LocalData,
     PreprocessedData,
     ServerData,
+    WeightedHttpData,
 )
 from ..coordinator.rules.outlook import first_data_index
 from ..coordinator.rules.schedule import learning_rate
@@ -33,7 +36,14 @@ from ..coordinator.types import BatchId, Coordinator
 from ..data.dummy import DummyTokens
 from ..data.opening import open_token_data
 from ..data.provider import TokenProvider
-from ..errors import ConfigurationError, ModelWeightsError, ProtocolError, RunError
+from ..errors import (
+    ConfigurationError,
+    DataUnavailableError,
+    InvalidDataError,
+    ModelWeightsError,
+    ProtocolError,
+    RunError,
+)
 from ..models.building import build_shapes
 from ..models.causal_lm import CausalLM
 from ..models.config import read_config
@@ -44,7 +54,7 @@ from ..strategy.port import RunAccess
 from .first_model import FirstModel, comes_through_peers
 from .tokenizers import TOKENIZER_FILE, tokens_of
 
-__all__ = ["Prepared", "beginning_rate", "data_location", "is_without_tensors", "load_libraries", "prepare"]
+__all__ = ["Prepared", "advised", "beginning_rate", "data_location", "is_without_tensors", "load_libraries", "prepare"]
 
 _ANY_RATE: Final = 1e-3
 """DisTrO wants a rate above 0; in a run the rates of its schedule count."""
@@ -192,6 +202,20 @@ def data_location(location: LLMTrainingDataLocation, own: Path | None) -> LLMTra
                 value=own,
             )
     return location
+
+
+@contextmanager
+def advised(location: LLMTrainingDataLocation, mirrors: Sequence[str], tell: Callable[[str], None]) -> Iterator[None]:
+    """Tells what to do if the one place that the run names fails or lies."""
+    try:
+        yield
+    except (DataUnavailableError, InvalidDataError):
+        remote = isinstance(location, ServerData | HttpLLMTrainingDataLocation | WeightedHttpData)
+        if remote and not mirrors:
+            tell(
+                "if you know another place with the same data, name it with --data-mirror: it is read where this fails"
+            )
+        raise
 
 
 def location_kind(location: LLMTrainingDataLocation) -> str:

@@ -346,9 +346,14 @@ class MirroredTokens(TokenProvider):
     def _failed(self, place: int, trouble: Trouble, error: Exception) -> None:
         if self._ranking.failed(place, trouble):
             self._tell(
-                f"training data: {self._sources[place].name} {trouble.value}: {_reason(error)}. Other places are asked "
-                "first, and this one again later"
+                f"training data: {self._sources[place].name} {trouble.value}: {self._reason(place, error)}. Other "
+                "places are asked first, and this one again later"
             )
+
+    def _reason(self, place: int, error: Exception) -> str:
+        """What is wrong with a place, without its name, which stands before it."""
+        text = (str(error) or type(error).__name__).removeprefix(f"{self._sources[place].name.removeprefix('the ')}: ")
+        return shown(text, _MAX_REASON)
 
     def _patiently(self, attempt: Callable[[float, dict[int, Exception]], T | None]) -> T:
         """Does something until it gives something, in several passes.
@@ -368,7 +373,9 @@ class MirroredTokens(TokenProvider):
         raise self._of_all(errors)
 
     def _of_all(self, errors: Mapping[int, Exception]) -> DataError:
-        reasons = "; ".join(f"{self._sources[place].name}: {_reason(errors[place])}" for place in sorted(errors))
+        reasons = "; ".join(
+            f"{self._sources[place].name}: {self._reason(place, errors[place])}" for place in sorted(errors)
+        )
         text = f"none of {len(self._sources)} places gives the training data: {reasons}"
         kinds = list(errors.values())
         if all(isinstance(error, OutOfDataError) for error in kinds):
@@ -391,7 +398,3 @@ class _Answer:
     @classmethod
     def of(cls, what: Callable[[TokenProvider], Any], provider: TokenProvider) -> _Answer:
         return cls(what(provider))
-
-
-def _reason(error: Exception) -> str:
-    return shown(str(error) or type(error).__name__, _MAX_REASON)

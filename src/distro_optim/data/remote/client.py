@@ -95,6 +95,16 @@ class DataServerTokens(TokenProvider):
         return None
 
     @override
+    def get_samples(self, batch: BatchId) -> list[TokenSequence]:
+        """Its errors name the server."""
+        try:
+            return super().get_samples(batch)
+        except InvalidDataError as error:
+            if str(error).startswith(self._name):
+                raise
+            raise InvalidDataError(f"{self._name}: {error}") from error
+
+    @override
     def probe(self) -> None:
         """Whether a data server answers there. It serves members of the epoch only, and nobody is one before the first.
 
