@@ -40,6 +40,7 @@ from distro_optim.strategy.rounds.audits.momentum_messages import (
 )
 from distro_optim.strategy.rounds.audits.momentum_watch import KEPT_SAID, OPENING_TAG
 from distro_optim.strategy.rounds.audits.reports import is_report
+from distro_optim.strategy.rounds.pipeline import RoundPipeline
 from distro_optim.testing.updates import random_update
 from distro_optim.verify.audit import LEAVES, Challenge, Verdict, is_auditable
 from distro_optim.verify.calibrate import Noise
@@ -303,6 +304,18 @@ def test_openings_that_nobody_asked_for_are_dropped_before_anything_is_fetched(c
     other = case.opening(ticket=ticket_of(case.trainer.key.public, b"a second thought"))
     assert case.says(case.trainer, other) is DropReason.DUPLICATE, "what is shown is shown once"
     assert case.did[1:] == []
+
+
+def test_who_shows_the_bytes_of_a_result_keeps_nobody_from_getting_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(*quiet_run.__wrapped__())
+    listener = case.members[0].rounds
+    got: list[bytes] = []
+    monkeypatch.setattr(RoundPipeline, "fetched", lambda self, blob, data: got.append(data))
+    ticket = ticket_of(case.trainer.key.public, b"somebody's result")
+    assert case.says(case.trainer, case.opening(ticket=ticket)) is None
+    actions = listener.fetched(ticket.hash, b"somebody's result", case.world.now)
+    assert any(isinstance(action, act.AuditMomentum) for action in actions)
+    assert got == [b"somebody's result"]
 
 
 def test_what_somebody_who_was_not_drawn_shows_is_dropped() -> None:

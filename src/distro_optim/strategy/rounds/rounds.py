@@ -369,7 +369,9 @@ class Rounds:
     def fetched(self, blob: bytes, data: bytes, now: float) -> list[Action]:
         """A download is here. ``blob`` is the BLAKE3 of ``data``, which was verified on the way."""
         at, pipeline = self._moment(now), self._phases.pipeline
-        if at is not None and pipeline is not None and not self._audits.momenta.fetched(blob, data, at.state):
+        if at is not None and pipeline is not None:
+            # To both: a peer may say that what it shows of its momentum is what somebody has sent as a result.
+            self._audits.momenta.fetched(blob, data, at.state)
             pipeline.fetched(blob, data)
             pipeline.advance(at)
         return self._outbox.take()

@@ -102,7 +102,8 @@ class _Ours:
         epoch: of the run.
         drawn_in: step whose seed has drawn it.
         batch, before, after, decays, previous, sent: see :class:`~..actions.AuditMomentum`.
-        blob: hash of what the trainer has opened; None until it says so.
+        blob: what the trainer has opened; None until it says so.
+        computing: it is here, and the trainer has been asked.
     """
 
     challenge: Challenge
@@ -350,12 +351,11 @@ class MomentumWatch:
                 return DropReason.DUPLICATE if self._book.has(sender, message) else None
         return DropReason.MALFORMED
 
-    def fetched(self, blob: bytes, data: bytes, state: Coordinator) -> bool:
-        """A download is here; False if it is none of ours."""
-        found = False
+    def fetched(self, blob: bytes, data: bytes, state: Coordinator) -> None:
+        """A download is here, of an opening or of something else."""
         for (step, _), audit in self._ours.items():
             if audit.blob is not None and audit.blob.hash == blob and not audit.computing:
-                found = audit.computing = True
+                audit.computing = True
                 self._outbox.put(
                     AuditMomentum(
                         step=state.progress.step,
@@ -370,7 +370,6 @@ class MomentumWatch:
                         sent=audit.sent,
                     )
                 )
-        return found
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
