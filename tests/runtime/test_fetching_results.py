@@ -14,6 +14,7 @@ from distro_optim.errors import BlobUnavailableError
 from distro_optim.strategy.network import driver
 from distro_optim.strategy.network.driver import RoundDriver
 from distro_optim.strategy.rounds import actions as act
+from distro_optim.strategy.rounds.audits.momentum_watch import OPENING_TAG
 from rounds.simulator import secret
 
 OWNER, FIRST, SECOND = (secret(number).public for number in (1, 2, 3))
@@ -128,3 +129,19 @@ def test_a_blob_that_is_announced_for_a_later_round_too_is_fetched_on_when_the_f
         return await answers.told.get()
 
     assert in_driver(peers, scenario) == ("failed", True)
+
+
+def test_momenta_that_come_slowly_hold_up_no_result() -> None:
+    peers = Peers(owner=None, first=True)
+
+    async def scenario(subject: RoundDriver, answers: Answers) -> object:
+        for number in range(1, 2 * driver.MAX_FETCHES):
+            ticket = BlobTicket.raw(EndpointAddr(OWNER), bytes([number] * 32))
+            subject._carry_out(act.FetchBlob(ticket=ticket, providers=(), max_size=100, tag=f"{OPENING_TAG}_6"))
+        await asyncio.sleep(0)
+        assert peers.asked == [OWNER] * driver.MAX_FETCHES
+        subject._carry_out(fetch_of(5))
+        return await answers.told.get()
+
+    assert in_driver(peers, scenario) == ("fetched", False)
+    assert peers.asked[driver.MAX_FETCHES :] == [OWNER, FIRST]

@@ -40,8 +40,8 @@ FindPeers = Callable[[], Awaitable[Sequence[EndpointAddr]]]
 """Asks somebody where the other peers of the run are; raises DistroError or OSError."""
 
 MAX_FETCHES: Final = 8
-"""Downloads at a time. Chosen so that the results of eight peers arrive at once, and those of 32 leave room for
-gossip."""
+"""Downloads at a time, of results and of opened momenta each. Chosen so that the results of eight peers arrive at once,
+and those of 32 leave room for gossip."""
 
 PUBLISH_SECONDS: Final = 0.005
 """Enough for a report to leave this process before the thread is busy with a result. Chosen arbitrarily."""
@@ -115,6 +115,8 @@ class RoundDriver:
         self._to_coordinator: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._fetches: dict[bytes, tuple[int, asyncio.Task[None]]] = {}
         self._slots = asyncio.Semaphore(MAX_FETCHES)
+        # Who is audited decides how slowly its opening comes: nobody else's result may have to wait for that.
+        self._opening_slots = asyncio.Semaphore(MAX_FETCHES)
         self._allowed: frozenset[bytes] = frozenset()
         self._new_peers = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -379,8 +381,9 @@ class RoundDriver:
         blob = action.ticket.hash
         data: bytes | None = None
         is_slow = False
+        slots = self._opening_slots if _is_opening(action.tag) else self._slots
         try:
-            async with self._slots, asyncio.timeout(FETCH_SECONDS):
+            async with slots, asyncio.timeout(FETCH_SECONDS):
                 data = await self._get(action)
         except (DistroError, TimeoutError) as error:
             is_slow = isinstance(error, TimeoutError) and not isinstance(error, DistroError)
@@ -395,7 +398,7 @@ class RoundDriver:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
 
     def _tell_of_result(self, tag: str, data: bytes) -> None:
-        if self._on_result is not None and not tag.startswith(OPENING_TAG):
+        if self._on_result is not None and not _is_opening(tag):
             self._on_result(tag, data)
 
     async def _get(self, action: act.FetchBlob) -> bytes:
@@ -458,6 +461,10 @@ class RoundDriver:
             await self.swarm.join([known.get(peer, EndpointAddr(peer)) for peer in strangers])
         except DistroError as error:
             _log.info("no peer could be reached: %s", error)
+
+
+def _is_opening(tag: str) -> bool:
+    return tag.startswith(OPENING_TAG)
 
 
 def _step_of(tag: str, default: int = 0) -> int:
