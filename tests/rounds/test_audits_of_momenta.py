@@ -29,6 +29,7 @@ from distro_optim.strategy.rounds.actions import DropReason
 from distro_optim.strategy.rounds.audits.momentum_book import LAST_AUDITS, LIES, NOT_SHOWN, MomentumBook
 from distro_optim.strategy.rounds.audits.momentum_messages import (
     MAX_BYTES,
+    MAX_GROUPS,
     Distances,
     MomentumMessage,
     MomentumReport,
@@ -38,7 +39,7 @@ from distro_optim.strategy.rounds.audits.momentum_messages import (
     decode_momentum_message,
     is_momentum_message,
 )
-from distro_optim.strategy.rounds.audits.momentum_watch import KEPT_SAID, OPENING_TAG
+from distro_optim.strategy.rounds.audits.momentum_watch import KEPT_SAID, OPENING_TAG, commits_momentum
 from distro_optim.strategy.rounds.audits.reports import is_report
 from distro_optim.strategy.rounds.pipeline import RoundPipeline
 from distro_optim.testing.updates import random_update
@@ -410,6 +411,15 @@ def test_any_bytes_are_a_message_or_our_own_error(data: bytes, kind: int) -> Non
         except ProtocolError:
             continue
         assert decode_momentum_message(decoded.encode()) == decoded
+
+
+def test_peers_commit_with_as_many_parameter_groups_as_a_message_has_room_for() -> None:
+    said = MomentumSaid(1, 2, bytes(64), 0, bytes(32), (0.999,) * MAX_GROUPS)
+    assert len(said.encode()) <= MAX_BYTES
+    state, (spec, *_) = MomentumWorld().state, EXACT.specs
+    for groups, commits in ((MAX_GROUPS, True), (MAX_GROUPS + 1, False)):
+        plan = make_plan([replace(spec, group=number) for number in range(groups)], "divisor", arithmetic="exact")
+        assert commits_momentum(state, plan) is commits
 
 
 def test_distances_that_are_no_numbers_are_the_largest() -> None:

@@ -29,6 +29,7 @@ from ....verify.calibrate import Noise
 
 __all__ = [
     "MAX_BYTES",
+    "MAX_GROUPS",
     "Distances",
     "MomentumMessage",
     "MomentumReport",
@@ -41,10 +42,11 @@ __all__ = [
 ]
 
 MAX_BYTES: Final = 2048
-"""Of a message. One with the longest address has some 1,200."""
+"""Of a message. One with the longest address, or with all decays, has some 1,200."""
 
-MAX_GROUPS: Final = 64
-"""Parameter groups, each with its decay. Chosen arbitrarily."""
+MAX_GROUPS: Final = 256
+"""Parameter groups, each with its decay; peers with more do not commit to their momentum. Chosen arbitrarily: a group
+for each tensor of a small model."""
 
 _MARK: Final = b"\xff\xff\xff\xff"
 _DOMAIN: Final = b"distro-optim audit of momentum 1\0"

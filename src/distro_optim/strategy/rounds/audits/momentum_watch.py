@@ -55,6 +55,7 @@ from ..trust.standing import Standing
 from .book import AuditCount, Settled
 from .momentum_book import MomentumBook
 from .momentum_messages import (
+    MAX_GROUPS,
     Distances,
     MomentumMessage,
     MomentumReport,
@@ -121,7 +122,8 @@ class _Ours:
 
 def commits_momentum(state: Coordinator, plan: TilePlan) -> bool:
     """Whether trainers of a run commit to their momenta."""
-    return audits_momentum(state.model.checkpoint) and is_auditable(plan)
+    fits = all(spec.group < MAX_GROUPS for spec in plan.specs)
+    return fits and audits_momentum(state.model.checkpoint) and is_auditable(plan)
 
 
 class MomentumWatch:
