@@ -73,6 +73,8 @@ def dense(updates: tuple[CompressedUpdate, ...]) -> list[Tensor]:
         for update in updates:
             entry = update.tensors()[number]
             k = entry.index.shape[-1]
+            if not k:
+                continue  # nothing is said of this tensor
             signs = 1.0 - 2.0 * entry.value.float() if entry.value.dtype == torch.bool else entry.value.float()
             total.scatter_add_(1, entry.index.reshape(-1, k).long(), signs.reshape(-1, k))
         sums.append(torch.sign(total).reshape(shape))

@@ -146,6 +146,17 @@ def test_what_is_not_as_it_was_committed_to_counts_as_a_lie() -> None:
     assert "not what it had committed to" in members[0].liars[members[CHEAT - 1].key.public]
 
 
+def test_who_has_no_gradients_and_says_so_is_no_liar() -> None:
+    skipped = CompressedUpdate.empty(EXACT, quantized=True)
+    _, members = run(10, gradient=lambda action: skipped, found=FAR)
+    cheat = members[CHEAT - 1].key.public
+    applied = [action for action in members[0].of(act.ApplyResults) if cheat in {one.owner for one in action.counted}]
+    assert len(applied) > 5, "its results count"
+    for member in members:
+        assert member.liars == {}
+        assert not any(audit.challenge.trainer == cheat for audit in member.of(act.AuditMomentum))
+
+
 def test_who_shows_nothing_fails_with_its_sixth_audit_and_not_before() -> None:
     world, members = run(5 + NOT_SHOWN, shows=lambda step: None)
     cheat = members[CHEAT - 1].key.public

@@ -14,7 +14,9 @@ A result is audited if it counts, and the trainer's result of the round before c
 has committed to both momenta, whatever happened to it before. So a peer that has just come, was loaded again or missed
 a round has one round in which nobody looks at it in this way, which is the first after that; and nothing that it does
 then keeps it from being asked in the next. A peer that sends every second round only is not asked. It has half of the
-results, and half of the points, and test 1 looks at each of them.
+results, and half of the points, and test 1 looks at each of them. Nor is a result looked at that says nothing of any
+tensor, as that of a round whose data could not be read: the momentum went on without a gradient, as everybody sees, and
+to test 1 it is one that was not trained.
 
 Nothing is computed, fetched or kept for whoever was not drawn, and of who was drawn one opening is fetched by each of
 its three auditors, of a size that follows from the model.
@@ -227,6 +229,8 @@ class MomentumWatch:
             challenge = self._book.challenge(of_step, trainer)
             if challenge is None or self._me not in challenge.auditors:
                 continue
+            if not any(counted[trainer].present):
+                continue  # it says that it had no gradients: of that nothing could be a lie
             said, said_before = (self._momenta.get((number, trainer)) for number in (of_step, of_step - 1))
             if said is None or said_before is None:
                 if self._hears_well():
