@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from distro_optim.coordinator.model import Hub
 from distro_optim.coordinator.rules.checkpoints import hub_of_peers
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.model.audits import keeper
-from distro_optim.strategy.model.audits.momenta import check_shows_momentum
+from distro_optim.strategy.model.audits.momenta import MomentumAuditor, check_shows_momentum
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.audits.momentum_watch import OPENING_TAG
 from distro_optim.verify.calibrate import LOOSEST, TIGHTEST
@@ -238,6 +239,29 @@ def test_a_peer_without_a_loss_function_shows_its_momentum_and_audits_nobody(run
     assert not world.ports[1].verdicts
     assert world.ports[1].key in {trainer for _, trainer, _ in world.ports[0].verdicts}
     assert not any(named_by(script) for script in scripts)
+
+
+def test_weights_of_an_audited_step_are_kept_for_as_long_as_its_opening_may_take_and_no_longer() -> None:
+    trainer: Any = SimpleNamespace(
+        weights_of=lambda step: {},
+        known_rates=lambda step: [LR],
+        live_momentum=list,
+        optimizer=SimpleNamespace(plan=None, param_groups=[]),
+    )
+    answers: Any = SimpleNamespace(momentum_committed=None, momentum_opened=None)
+    auditor = MomentumAuditor(trainer, answers, lambda *of, **more: None)
+    auditor.keeper = SimpleNamespace(commit=lambda *of: None, pair=lambda step: None)  # type: ignore[assignment]
+
+    def kept(step: int) -> set[int]:
+        auditor.commit(step)
+        return set(auditor._past)
+
+    for step in (7, 8):
+        auditor.prepare(act.PrepareAudit(step=step, of_step=step - 2, own=None))
+    assert [kept(step) for step in range(8, 14)] == [{5, 6}, {5, 6}, {5, 6}, {5, 6}, {6}, set()]
+    auditor.prepare(act.PrepareAudit(step=14, of_step=12, own=None))
+    auditor.forget_weights()
+    assert not auditor._past
 
 
 def test_a_peer_that_cannot_show_its_momentum_is_told_before_it_is_in_the_run() -> None:

@@ -248,6 +248,7 @@ class Participant:
                     self._hash(action.step)
                     self._save_between(action.step)
                 case act.RepairWeights():
+                    self._auditor.momenta.forget_weights()
                     with narrated("fetching the tensors that differ", self._tell):
                         self._repair.carry_out(action)
                 case act.FinishEpoch():

@@ -21,7 +21,7 @@ from ....verify.momentum import MomentumCommitment
 from ....verify.opening import Opening, decode_opening, make_opening
 from ...port import RunAnswers
 from ...rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
-from ...rounds.audits.momentum_watch import commits_momentum
+from ...rounds.audits.momentum_watch import DRAWN_AFTER, OPENING_ROUNDS, commits_momentum
 from ..trainer import SwarmTrainer
 from .keeper import MomentumKeeper
 
@@ -30,6 +30,9 @@ __all__ = ["MomentumAuditor", "check_shows_momentum"]
 MAX_PAST: Final = 3
 """Steps whose weights are kept for audits that wait for their openings; older ones are not audited by this peer.
 Chosen so that the memory is that of three models at most: of one, at the usual share of audits."""
+
+PAST_ROUNDS: Final = DRAWN_AFTER + OPENING_ROUNDS
+"""From an audited step to the last one in which its opening may be here to be computed again."""
 
 Gradients = Callable[..., list[Tensor | None] | None]
 """Of a batch, at weights, cancelled with a step, in pieces of so many samples; None if that is over."""
@@ -89,6 +92,7 @@ class MomentumAuditor:
 
     def commit(self, step: int) -> None:
         """Our update of ``step`` was just generated."""
+        self._past = {old: past for old, past in self._past.items() if old >= step - PAST_ROUNDS}
         optimizer = self._trainer.optimizer
         self.keeper.commit(
             step,
@@ -162,9 +166,13 @@ class MomentumAuditor:
         if verdict is not None:
             self._answers.momentum_audited(action.of_step, action.challenge.trainer, verdict)
 
+    def forget_weights(self) -> None:
+        """The weights were wrong, and so were those that were remembered."""
+        self._past.clear()
+
     def forget(self) -> None:
         """The model was loaded again."""
-        self._past.clear()
+        self.forget_weights()
         self.keeper.forget()
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ from .momentum_messages import (
     distances_of,
 )
 
-__all__ = ["OPENING_TAG", "MomentumWatch", "commits_momentum", "settle"]
+__all__ = ["DRAWN_AFTER", "OPENING_ROUNDS", "OPENING_TAG", "MomentumWatch", "commits_momentum", "settle"]
 
 OPENING_TAG: Final = "momentum-opening"
 """What the tags of openings begin with; a step follows, as in those of results."""
