@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from distro_optim.compress import CompressedUpdate
 from distro_optim.compress.flat import encode_flat
 from distro_optim.errors import ConfigurationError
 from distro_optim.optim.sharding import is_sharded, shard_of
+from distro_optim.strategy.environment import REPORT
 from distro_optim.strategy.frameworks.shards import load_whole, whole_state
 from distro_optim.strategy.model.checkpoint import CheckpointStore
 from distro_optim.strategy.model.checkpoint_keeper import CheckpointFolder
@@ -239,16 +241,22 @@ def _what_was_saved_fills_other_shards(rank: int, folder: Path) -> None:
     assert any(bool(part.any()) for part in momentum.values())
 
 
-def a_peer_of_shards_trains_by_its_own_passes(rank: int, size: int) -> None:
+def a_peer_of_shards_trains_by_its_own_passes(rank: int, size: int, folder: Path) -> None:
     mesh = square()
     peer = Peer(shard(Net(7), mesh), functools.partial(computed, mesh=mesh))
     other = Peer(Net(0), computed)
-    run(rank, peer, other)
+    report = folder.with_name("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REPORT, str(report))
+        run(rank, peer, other)
     weights = peer.weights
     assert peer.trained == list(range(1, 6))
     if not rank:
         assert all(torch.equal(a, b) for a, b in zip(weights, other.weights, strict=True))
         assert not torch.equal(weights[0], Net(0).first.weight)
+        ended = [line for line in map(json.loads, report.read_text().splitlines()) if line["kind"] == "ended"]
+        assert len({line["peer"] for line in ended}) == 2
+        assert len({line["weights_hash"] for line in ended}) == 1
 
 
 def a_state_goes_out_whole_and_comes_in_in_shards(rank: int, size: int) -> None:

@@ -42,6 +42,11 @@ class News:
         self.progress: Progress | None = None
         """Told how rounds end, and the sentences; for those who look at the run."""
 
+    @property
+    def is_reporting(self) -> bool:
+        """Whether rounds are written down, with the hashes of the weights."""
+        return self._reporter.is_writing
+
     def joined(self, run: RunFacts, num_parameters: int) -> None:
         """We are in the run."""
         self._reporter = RunReporter.from_environment(
@@ -122,10 +127,11 @@ class News:
             run: how it is going.
             step: of the run.
             digests: gives those of the weights as they are, 32 bytes for each tensor; called if they are wanted.
+                Nothing where they are not known.
             text: why we leave, if not because the run is finished.
         """
         if self._reporter.is_writing:
-            view = run.view()
+            view, known = run.view(), digests()
             self._reporter.ended(
                 step=step,
                 run_state=view.run_state,
@@ -133,7 +139,7 @@ class News:
                 bytes_received=view.bytes_received,
                 seconds_training=view.seconds_training,
                 seconds_waiting=view.seconds_waiting,
-                weights_hash=weights_hash(digests()),
+                weights_hash=weights_hash(known) if known else "",
                 text=text,
             )
         self._reporter.close()

@@ -16,7 +16,7 @@ applying everybody's results, weight decay, hashes, checkpoints. All of it happe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -496,7 +496,16 @@ class SwarmSession:
         if self._uploads is not None:
             self._uploads.close(self._tell)
         text = "" if participant.ended else "left before the end"
-        self._news.ended(facts, participant.step, participant.trainer.digests, text)
+        self._news.ended(facts, participant.step, self._last_digests(participant), text)
+
+    def _last_digests(self, participant: Participant) -> Callable[[], Sequence[bytes]]:
+        """Gives those of the weights as they are. Processes that hold them together take them together, or not."""
+        holders = self._tensors.holders
+        if not holders.several:
+            return participant.trainer.digests
+        wanted = holders.all_want(self._news.is_reporting or not self.speaks_for_the_peer)
+        digests = participant.trainer.digests() if wanted else []
+        return lambda: digests
 
     def _leave(self, access: RunAccess, timeout: float) -> None:
         with narrated("leaving the run", self._tell):
