@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from client import shard_ranks
 from client.processes import DISTRO, TINY_LLAMA, Client, Server, write_state
 from distro_optim.client.options import JoinOptions
+from distro_optim.client.several.processes import started
 from distro_optim.errors import ConfigurationError
 from distro_optim.models.causal_lm import CausalLM
 from distro_optim.models.config import read_config
@@ -39,6 +41,32 @@ def test_heads_that_cannot_be_dealt_out_are_said() -> None:
     config = read_config(TINY_LLAMA, "HfLlama")
     with pytest.raises(ConfigurationError, match="does not divide the num_attention_heads of the model, 2"):
         check_sharding(tensor=3, config=config)
+
+
+def test_where_one_process_cannot_be_started_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+
+    class Process:
+        def __init__(self, *, args: tuple[object, int, str], **settings: object) -> None:
+            self.number = args[1]
+
+        def start(self) -> None:
+            if self.number == 2:
+                raise OSError("no more processes")
+
+        def join(self, timeout: float | None = None) -> None:
+            did.append(f"join {self.number}")
+
+        def is_alive(self) -> bool:
+            return did[-1] != "terminate 1"
+
+        def terminate(self) -> None:
+            did.append(f"terminate {self.number}")
+
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda kind: SimpleNamespace(Process=Process))
+    with pytest.raises(OSError, match="no more processes"), started(3, lambda number, meeting: None):
+        pass
+    assert did == ["join 1", "terminate 1", "join 1"]
 
 
 @pytest.mark.waiting

@@ -22,7 +22,7 @@ _START: Final = timedelta(minutes=5)
 """How long processes wait for each other to start. They import PyTorch first. Chosen arbitrarily."""
 
 _END_SECONDS: Final = 20.0
-"""How long the others have to end by themselves. Chosen arbitrarily."""
+"""How long each of the others has to end by itself. Chosen arbitrarily."""
 
 
 @contextmanager
@@ -35,11 +35,13 @@ def started(count: int, body: Callable[[int, str], None]) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="distro-optim-") as folder:
         meeting = (Path(folder) / "meeting").as_uri()
-        # They end with this one whatever becomes of it: their connections close.
-        others = [context.Process(target=_run, args=(body, number, meeting), daemon=True) for number in range(1, count)]
-        for process in others:
-            process.start()
+        others: list[Any] = []
         try:
+            for number in range(1, count):
+                # They end with this one whatever becomes of it: their connections close.
+                process = context.Process(target=_run, args=(body, number, meeting), daemon=True)
+                process.start()
+                others.append(process)
             with in_group(0, count, meeting):
                 yield
         finally:
@@ -47,6 +49,7 @@ def started(count: int, body: Callable[[int, str], None]) -> Iterator[None]:
                 process.join(_END_SECONDS)
                 if process.is_alive():
                     process.terminate()
+                    process.join()
 
 
 @contextmanager
