@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -282,9 +283,33 @@ def what_runs_cannot_do_with_shards_is_refused(rank: int, size: int) -> None:
         SwarmSession(net, DisTrO(net.parameters(), lr=1e-2), dataset_size=8, audit_loss=lambda indices: torch.zeros(()))
 
 
+def what_goes_wrong_for_the_leader_goes_wrong_for_all(rank: int, size: int) -> None:
+    """A port is taken, which only one of them opens: the others wait for nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        peer = Peer(shard(Net(7), square()), made_up, web=taken.getsockname()[1])
+
+        def refused(port: SimulatedPort | None) -> None:
+            with pytest.raises(ConfigurationError, match="web"):
+                peer(port)
+
+        if rank:
+            refused(None)
+            return
+        world = SessionWorld()
+        try:
+            port = RecordingPort(world, 1)
+            world.ports.append(port)
+            world.run(port, refused)
+            world.until(lambda state: port.ended)
+            assert not world.failures
+        finally:
+            world.release()
+
+
 JOBS: tuple[Callable[..., None], ...] = (
     a_peer_of_shards_is_the_peer_of_the_whole_model,
     a_peer_of_shards_trains_by_its_own_passes,
     a_state_goes_out_whole_and_comes_in_in_shards,
     what_runs_cannot_do_with_shards_is_refused,
+    what_goes_wrong_for_the_leader_goes_wrong_for_all,
 )

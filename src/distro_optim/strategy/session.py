@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ from .network.upload_queue import UploadCounts
 from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_kinds, check_reach, complete, shows
-from .port import RunAccess, RunView
+from .port import RunAccess, RunFacts, RunView
 from .ranks.holders import Holders, ShardHolders
 from .ranks.local_ranks import LocalRanks
 from .ranks.one_peer import FollowerPort, is_shared, leading
@@ -71,6 +71,8 @@ from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_
 from .upload import read_upload
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
+
+T = TypeVar("T")
 
 EVENT_SECONDS: Final = 1.0
 """How often the session looks for news while there is nothing to do. Chosen arbitrarily."""
@@ -190,14 +192,22 @@ class SwarmSession:
             return self.open_access() if given is None else given
         if given is not None and is_shared(given):
             return given
-        made: list[RunAccess] = []
+        access = self._by_leader(self.open_access if given is None else lambda: given)
+        return FollowerPort(ranks) if access is None else leading(access, ranks)
 
-        def connect() -> None:
-            made.append(self.open_access() if given is None else given)
+    def _by_leader(self, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns, in the process that speaks for the peer; None in the others. What goes wrong for that
+        one goes wrong for all: otherwise they would wait for it."""
+        made: list[T] = []
 
-        # What goes wrong for the one that connects goes wrong for all.
-        ranks.share(connect if ranks.leads else None)
-        return leading(made[0], ranks) if ranks.leads else FollowerPort(ranks)
+        def call() -> None:
+            made.append(make())
+
+        if self._ranks is None:
+            call()
+        else:
+            self._ranks.share(call if self._ranks.leads else None)
+        return made[0] if made else None
 
     def open_access(self) -> RunAccess:
         """The access to the run, not started. Override it to put something between the run and the session.
@@ -297,7 +307,7 @@ class SwarmSession:
             self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
             if (uploads := self._uploads) is not None:
                 self._progress.uploads = lambda: asdict(uploads.counts)
-            self._open_windows(access)
+            self._by_leader(lambda: self._open_windows(access))
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
@@ -308,10 +318,7 @@ class SwarmSession:
             if not access.facts.is_host:
                 self._look_around(access)
             participant = self._take_part(access, checkpoints, resumes_from)
-            facts = access.facts
-            if facts.is_host and facts.ticket is not None and self._environment.ticket_file is not None:
-                write_ticket(self._environment.ticket_file, facts.ticket)
-            self._news.joined(facts, self._num_parameters)
+            self._by_leader(lambda: self._say_joined(access.facts))
         except BaseException:
             self._windows.close()
             access.life.close()
@@ -319,14 +326,22 @@ class SwarmSession:
         self._participant = participant
         self._optimizer.hand_over(self._optimizer_step)
 
+    def _say_joined(self, facts: RunFacts) -> None:
+        """We are in the run: writes that down.
+
+        Raises:
+            ConfigurationError: the ticket cannot be written.
+        """
+        if facts.is_host and facts.ticket is not None and self._environment.ticket_file is not None:
+            write_ticket(self._environment.ticket_file, facts.ticket)
+        self._news.joined(facts, self._num_parameters)
+
     def _open_windows(self, access: RunAccess) -> None:
         """Opens what others look at the run through.
 
         Raises:
             ConfigurationError: a port is taken.
         """
-        if not self.speaks_for_the_peer:
-            return
         if (place := self._options["web"]) is not None or (place := self._environment.web) is not None:
             from .monitor.page import PageServer  # brings a web server, which few sessions need
 
@@ -395,24 +410,16 @@ class SwarmSession:
         )
 
     def _store(self, folder: Path, uploads: Uploads | None) -> CheckpointStore:
-        made: list[CheckpointStore] = []
-
-        def make() -> None:
-            made.append(
-                CheckpointStore(
-                    self.checkpoint_place(folder),
-                    keep=self._options["keep_checkpoints"],
-                    keep_every=self._options["keep_every"],
-                    held=uploads.holds if uploads is not None else None,
-                )
+        def make() -> CheckpointStore:
+            return CheckpointStore(
+                self.checkpoint_place(folder),
+                keep=self._options["keep_checkpoints"],
+                keep_every=self._options["keep_every"],
+                held=uploads.holds if uploads is not None else None,
             )
 
-        if self._ranks is None:
-            make()
-        else:
-            # One of them puts right what is wrong there, before the others look.
-            self._ranks.share(make if self._ranks.leads else None)
-        return made[0] if made else CheckpointStore(folder, writes=False)
+        # One of several processes puts right what is wrong there, before the others look.
+        return self._by_leader(make) or CheckpointStore(folder, writes=False)
 
     def _take_part(
         self, access: RunAccess, checkpoints: CheckpointKeeper, resumes_from: CheckpointKeeper
