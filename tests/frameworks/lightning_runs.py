@@ -173,6 +173,6 @@ class Runs:
 
 def quiet_runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs()
-    monkeypatch.setattr(SwarmSession, "connect", lambda session: runs.connect(session))
+    monkeypatch.setattr(SwarmSession, "open_access", lambda session: runs.connect(session))
     monkeypatch.setattr(run_ahead, "connect_to_run", runs.connect_to)
     return runs

@@ -87,8 +87,9 @@ _RUN_ID_BYTES: Final = 4
 CLOSE_SECONDS: Final = 5.0
 """How long leaving a run may take. Chosen arbitrarily."""
 
-RESIGN_SECONDS: Final = 0.3
-"""For a word to the others before we leave. Chosen arbitrarily."""
+RESIGN_SECONDS: Final = 1.5
+"""For a word to the others before we leave, which takes milliseconds on a machine that is not busy. Without it a run of
+two could not go on. Chosen arbitrarily, as a part of :data:`CLOSE_SECONDS`."""
 
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""
