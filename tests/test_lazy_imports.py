@@ -37,6 +37,7 @@ STATEMENTS = {
         "x.eval(); x.train(); x.load_state_dict(x.state_dict()); x.flush()"
     ),
     "all of testing": "from distro_optim.testing import *; check_exchange, MemorySwarm, COORDINATOR_CHECKS",
+    "join": "import distro_optim.client.joining",
 }
 # Imports nothing itself that the package could need.
 PROGRAM = f"""
@@ -89,6 +90,11 @@ def test_a_session_loads_none_of_the_large_libraries_until_it_starts(loaded: dic
 
 def test_a_step_does_not_load_the_compiler(loaded: dict[str, set[str]]) -> None:
     assert not any("torch._dynamo" in modules for modules in loaded.values())
+
+
+def test_a_client_loads_what_shards_models_only_when_it_does(loaded: dict[str, set[str]]) -> None:
+    assert "distro_optim.client.several.team" in loaded["join"]
+    assert "torch.distributed.fsdp" not in loaded["join"]
 
 
 SCRIPT = """

@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-import torch.distributed.fsdp
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..errors import ConfigurationError, MissingDependencyError
+from ..errors import ConfigurationError
+from ..optim.sharding import check_fsdp2
 from .building import build_empty
 from .causal_lm import CausalLM
 from .config import LanguageModelConfig
@@ -45,10 +45,7 @@ def check_sharding(*, tensor: int, config: LanguageModelConfig | None = None) ->
         MissingDependencyError: PyTorch has no FSDP2.
         ConfigurationError: the model has other parts, or its heads cannot be dealt out.
     """
-    if not hasattr(torch.distributed.fsdp, "fully_shard"):
-        raise MissingDependencyError(
-            f"a model in shards needs FSDP2, which PyTorch {torch.__version__} lacks: pip install 'torch>=2.6'"
-        )
+    check_fsdp2()
     if config is None or tensor == 1:
         return
     if config.model_type not in _FAMILIES:

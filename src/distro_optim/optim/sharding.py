@@ -34,6 +34,7 @@ from .orthogonal import is_matrix
 from .shards.matrices import ShardedMatrices
 from .shards.placing import (
     as_sharded,
+    check_fsdp2,
     check_places,
     check_sharded,
     common_mesh,
@@ -45,7 +46,7 @@ from .shards.ranks import Ranks
 from .shards.routes import Rectangle, Routes, routes
 from .state import COEFFICIENTS, DELTA, DIRECTION, MOMENTUM_BUFFER, OWN_INDEX, OWN_VALUE, WEIGHT
 
-__all__ = ["Ahead", "Sharding", "check_sharded", "is_sharded", "shard_of"]
+__all__ = ["Ahead", "Sharding", "check_fsdp2", "check_sharded", "is_sharded", "shard_of"]
 
 _BY_TILE: Final = (COEFFICIENTS, OWN_INDEX, OWN_VALUE)
 """Parts of a parameter's state that have a row for each tile."""

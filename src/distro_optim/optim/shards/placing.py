@@ -9,9 +9,28 @@ import torch
 from torch import Tensor
 
 from ...compress.shards import Span
-from ...errors import ConfigurationError, DistroError
+from ...errors import ConfigurationError, DistroError, MissingDependencyError
 
-__all__ = ["as_sharded", "check_places", "check_sharded", "common_mesh", "is_sharded", "local_part", "shard_of"]
+__all__ = [
+    "as_sharded",
+    "check_fsdp2",
+    "check_places",
+    "check_sharded",
+    "common_mesh",
+    "is_sharded",
+    "local_part",
+    "shard_of",
+]
+
+
+def check_fsdp2() -> None:
+    """Raises :class:`~distro_optim.errors.MissingDependencyError` if this PyTorch cannot shard models as we do."""
+    from torch.distributed import fsdp  # takes a second to load, which most have no use for
+
+    if not hasattr(fsdp, "fully_shard"):
+        raise MissingDependencyError(
+            f"a model in shards needs FSDP2, which PyTorch {torch.__version__} lacks: pip install 'torch>=2.6'"
+        )
 
 
 def is_sharded(param: object) -> bool:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import torch
-import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ...errors import ConfigurationError, MissingDependencyError
-from ...optim.sharding import is_sharded, shard_of
+from ...errors import ConfigurationError
+from ...optim.sharding import check_fsdp2, is_sharded, shard_of
 from ..ranks.holders import reshard, whole_of
 
 __all__ = ["DATA", "ShardSizes", "check_in_shards", "load_whole", "several_devices_needed", "whole_state"]
@@ -48,10 +47,7 @@ class ShardSizes:
         for name, value in (("data_parallel_size", data), ("tensor_parallel_size", tensor)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1", name=name, value=value)
-        if not hasattr(torch.distributed.fsdp, "fully_shard"):
-            raise MissingDependencyError(
-                f"a model in shards needs FSDP2, which PyTorch {torch.__version__} lacks: pip install 'torch>=2.6'"
-            )
+        check_fsdp2()
         return cls(data, tensor)
 
     def mesh(self, devices: int, kind: str) -> DeviceMesh:
