@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.errors import ConfigurationError
-from distro_optim.optim import momentum
+from distro_optim.optim import planned
 from optimizer.models import STEPS, EveryShape, copies, same_bits, set_gradients
 
 SCHEDULERS: dict[str, Callable[[DisTrO], LRScheduler]] = {
@@ -224,7 +224,7 @@ def test_parameters_are_looked_through_for_shards_once(monkeypatch: pytest.Monke
         asked.append(param)
         return False
 
-    monkeypatch.setattr(momentum, "is_sharded", is_sharded)
+    monkeypatch.setattr(planned, "is_sharded", is_sharded)
     params = [torch.zeros(4, 4) for _ in range(3)]
     optimizer = DisTrO(params[:2], lr=0.1)
     for _ in range(2):

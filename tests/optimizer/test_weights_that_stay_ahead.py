@@ -20,7 +20,7 @@ from distro_optim.compress import CompressedUpdate
 from distro_optim.compress.engine import BlockEngine, Intake
 from distro_optim.compress.engine.shifting import shifted as shift_by
 from distro_optim.errors import ExchangeError
-from distro_optim.optim import momentum
+from distro_optim.optim import planned
 from optimizer.models import EveryShape, set_gradients
 
 Loop = Callable[[DisTrO, list[nn.Parameter], Callable[[], None]], None]
@@ -204,7 +204,7 @@ def test_weights_are_those_of_passes_of_their_own(
     def ahead(name: str, plan: Any, transform: str, share: Any, workers: int) -> AheadEngine:
         return AheadEngine(plan, transform, share, workers)
 
-    monkeypatch.setattr(momentum, "make_engine", ahead)
+    monkeypatch.setattr(planned, "make_engine", ahead)
     monkeypatch.setattr(AheadEngine, "passes", 0)
     monkeypatch.setattr(AheadEngine, "taken", 0)
     seen, quarantined = trained()

@@ -5,7 +5,8 @@
 ``arguments``    checks of what a user passes
 ``rules``        the rules of a parameter group: what is sent is made of what, and so is a step; their defaults
 ``orthogonal``   Muon's direction: matrices of momentum, orthogonalised
-``momentum``     the mathematics as verbs on a model's parameters, without any peers
+``planned``      the parameters: how they are tiled, which part of them is here, what carries out their steps
+``momentum``     the mathematics as verbs on them, without any peers
 ``state``        what is remembered of a parameter, and in which form it is saved
 ``run``          what is held beside that: where the run stands, and what is on its way
 ``saving``       saving, loading and copying: bit for bit, with what was on its way
