@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from distro_optim import DisTrO
 from distro_optim.coordinator.model import Hub
 from distro_optim.coordinator.rules.checkpoints import hub_of_peers
+from distro_optim.coordinator.types import BatchId
+from distro_optim.strategy.model.audits.results import ResultAuditor
+from distro_optim.strategy.model.named_tensors import NamedTensors
+from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.rounds import actions as act
+from distro_optim.verify.recompute import Evidence
 from rounds.simulator import Member
 
 from .scripts import LR, Net, Script, samples
@@ -197,3 +204,29 @@ def test_a_loss_function_that_fails_ends_audits_and_not_the_training(run: Any) -
     assert len(told) == 1
     assert "its loss function failed: IndexError: no such sample" in told[0]
     assert len(scripts[0].trained) >= 5
+
+
+def test_nothing_is_expected_of_parameters_that_are_frozen_and_the_optimizers() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6))
+    model[0].requires_grad_(False)
+    optimizer = DisTrO(model.parameters(), lr=LR, overlap=True)
+    trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
+    model(DATA[:4]).sum().backward()
+    sent = optimizer.generate()
+    found: list[Evidence] = []
+    answers: Any = SimpleNamespace(
+        momentum_committed=None, momentum_opened=None, audited=lambda step, peer, evidence, own: found.append(evidence)
+    )
+    auditor = ResultAuditor(
+        model,
+        trainer,
+        answers,
+        order=None,
+        loss=lambda indices: model(DATA[indices]).sum(),
+        is_cancelled=lambda step: False,
+        tell=pytest.fail,
+    )
+    audited = act.AuditResult(trainer=bytes(32), batch=BatchId(0, 3), update=sent)
+    auditor.carry_out(act.AuditResults(step=3, of_step=1, audited=(audited,), control=BatchId(4, 7), own=None))
+    assert found[0].expected == found[0].sent > 0
+    assert found[0].assigned.share == 1.0

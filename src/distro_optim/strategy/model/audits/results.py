@@ -139,7 +139,11 @@ class ResultAuditor:
             # One piece after the other: all gradients at once would be as many models.
             (found,) = quiet_gradients(self._model, parameters, loss, [piece], weights=weights)
             total = found if total is None else mean_of([total, found], [start, len(piece)])
-        return total
+        if total is None:
+            return None
+        # Parameters that are frozen may be the optimizer's all the same: nobody sends anything of them.
+        trains = [parameter.requires_grad for parameter in parameters.values()]
+        return [gradient if trained else None for gradient, trained in zip(total, trains, strict=True)]
 
     def _samples_of(self, batch: BatchId) -> list[int]:
         indices = range(batch.start, batch.end + 1)
