@@ -65,14 +65,16 @@ class Audited:
     def opening(self) -> Opening:
         return make_opening(STEP, self.challenge().leaves, self.before, self.after)
 
-    def check(self, opening: Opening | None = None, *, limits: Limits = LIMITS, autocast: bool = False) -> Verdict:
+    def check(
+        self, opening: Opening | None = None, *, limits: Limits = LIMITS, autocast: bool = False, scale: float = 1.0
+    ) -> Verdict:
         opening = opening or self.opening()
         rates = [LR] * len(self.sent.plan)
         parameters = dict(self.net.named_parameters())
 
         def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                return loss_of(self.net, batch)
+                return loss_of(self.net, batch) * scale
 
         [gradients] = quiet_gradients(
             self.net,
@@ -134,6 +136,18 @@ def test_other_arithmetic_is_noise_and_no_lie() -> None:
     verdict = train().check(limits=LOOSEST, autocast=True)
     assert verdict.passed
     assert 0 < verdict.manhattan < 0.1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-6])
+def test_an_honest_trainer_passes_where_a_step_adds_next_to_nothing(scale: float) -> None:
+    def hardly(net: nn.Module, optimizer: DisTrO, batch: tuple[Tensor, Tensor]) -> None:
+        optimizer.lookahead(LR)
+        (loss_of(net, batch) * scale).backward()
+
+    verdict = train(hardly).check(scale=scale)
+    assert verdict.passed, verdict
+    assert verdict.manhattan < TIGHTEST.manhattan / 10
+    assert not train(hardly).check().passed, "if its batch has a gradient"
 
 
 def half(net: nn.Module, optimizer: DisTrO, batch: tuple[Tensor, Tensor]) -> None:

@@ -67,6 +67,11 @@ AUDITORS: Final = 3
 MAX_OPENING_BYTES: Final = 256 << 20
 """That an opening may have. A model of two billion parameters has it; of a larger one nobody shows its momentum."""
 
+LEAST_ADDED: Final = 1e-4
+"""Of the momentum, that a step counts as having added at least. Where it added nothing, as in rows of an embedding
+whose tokens do not occur or at a learning rate of 0, the rounding of what is kept (1e-7) would be all, and look like a
+lie. A lazy trainer is found as long as a step adds 5e-6. Chosen between the two."""
+
 _DRAW: Final = b"distro-optim audit 1"
 
 
@@ -188,7 +193,7 @@ class Verdict:
         jaccard: distance of the positions that were sent from those that were to be sent.
         hamming: share of the positions common to both whose signs differ.
         manhattan: of the momentum afterwards as claimed from the recomputed one, over the size of the part that the
-            step has added; of single values where values are sent.
+            step has added (:data:`LEAST_ADDED`); of single values where values are sent.
         coefficients: that were compared.
     """
 
@@ -390,7 +395,7 @@ class _Sums:
         self._claimed: list[Tensor] = []
         self._signs: list[tuple[Tensor, Tensor]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
-        self._apart = self._size = 0.0
+        self._apart = self._size = self._whole = 0.0
         self._offset = self._coefficients = 0
 
     def add(self, tiles: _Tiles, expected: Tensor, added: Tensor, claimed: Tensor) -> None:
@@ -398,6 +403,7 @@ class _Sums:
         self._apart += float(manhattan_distance(expected.numpy(), claimed.numpy()))
         # In what it keeps, which may be far more, an honest and a lazy trainer are alike.
         self._size += float(added.abs().sum())
+        self._whole += float(expected.abs().sum())
         coefficients = tiles.coefficients(expected)
         index, value = select_topk(coefficients, tiles.batch.k, scratch=torch.empty_like(coefficients))
         said = tiles.said[:, None]
@@ -425,12 +431,13 @@ class _Sums:
         jaccard = jaccard_distance(ranks[: len(wanted)], ranks[len(wanted) :])
         ours, theirs = (_joined([pair[side] for pair in self._signs]) for side in (0, 1))
         hamming = hamming_distance(ours, theirs) if len(ours) else 0.0
-        manhattan = self._apart / self._size if self._size else float(self._apart > 0)
+        size = max(self._size, LEAST_ADDED * self._whole)
+        manhattan = self._apart / size if size else float(self._apart > 0)
         if self._values:
             exact, said = (_joined([pair[side] for pair in self._values]) for side in (0, 1))
-            size = float(np.abs(exact).sum())
-            if len(exact) and size:
-                manhattan = max(manhattan, manhattan_distance(exact, said) / size)
+            sent = float(np.abs(exact).sum())
+            if len(exact) and sent:
+                manhattan = max(manhattan, manhattan_distance(exact, said) / sent)
         reasons = []
         for name, found, most in (
             ("Jaccard distance of the positions", jaccard, limits.jaccard),
