@@ -44,7 +44,7 @@ from distro_optim.strategy.rounds.audits.reports import is_report
 from distro_optim.strategy.rounds.pipeline import RoundPipeline
 from distro_optim.testing.updates import random_update
 from distro_optim.verify.audit import LEAVES, Challenge, Verdict, is_auditable
-from distro_optim.verify.calibrate import Noise
+from distro_optim.verify.calibrate import SAMPLES_OF_A_PEER, Noise
 from distro_optim.verify.opening import max_opening_bytes
 from rounds.auditing import AuditedWorld, Auditor
 from rounds.simulator import CPU, PLAN, SHAPES
@@ -523,3 +523,17 @@ def test_where_most_peers_differ_from_themselves_by_more_than_any_limit_nothing_
     assert book.is_beyond_reach
     assert book.limits is None
     assert book.seen() == {}
+
+
+def test_where_gradients_are_clipped_now_and_then_nobody_is_accused_of_it() -> None:
+    book = taught()
+    for step in range(20, 60):
+        clipped = step % 3 == 0
+        own = Distances.of(0.0, 0.0, 0.8) if step % 3 == 1 else HONEST_NOISE
+        settled = reports(book, step, [0.8 if clipped else 0.001] * 3, own=own)
+        assert settled is None or settled.passed
+    assert book.is_beyond_reach
+    for step in range(60, 60 + SAMPLES_OF_A_PEER):
+        reports(book, step, [0.001, 0.001, 0.001])
+    assert not book.is_beyond_reach, "it was at the beginning of the training"
+    assert book.limits is not None

@@ -207,9 +207,10 @@ def learn(noise: Mapping[bytes, Sequence[Noise]]) -> Limits:
 
 
 def is_within_reach(noise: Mapping[bytes, Sequence[Noise]]) -> bool:
-    """Whether test 2 says anything in a run: for most peers, what they mostly find in their own momentum is nearer than
-    :data:`LOOSEST`. It is not where a script trains by another gradient than that of the loss function that it audits
-    with: gradients are clipped or scaled, dropout is on, or norms see other pieces of a batch.
+    """Whether test 2 says anything in a run: for most peers, what they find in their own momentum is nearer than
+    :data:`LOOSEST`, but for one in :data:`SAMPLES_OF_A_PEER` times at most: two such audits of the last eight fail an
+    honest peer. It is not where a script trains by another gradient than that of the loss function that it audits with,
+    always or now and then: gradients are clipped or scaled, dropout is on, or norms see other pieces of a batch.
 
     Args:
         noise: found by each identity; each has one voice.
@@ -221,7 +222,7 @@ def is_within_reach(noise: Mapping[bytes, Sequence[Noise]]) -> bool:
             for sample in samples
         ]
         if far:
-            voices.append(2 * sum(far) < len(far))
+            voices.append(sum(far) * SAMPLES_OF_A_PEER <= len(far))
     return 2 * sum(voices) > len(voices)
 
 
