@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -74,6 +75,7 @@ class MomentumBook:
         self._limits = limits
         self._audits: dict[tuple[int, bytes], _Audit] = {}
         self._noise: dict[bytes, deque[Noise]] = {}
+        self._of_noise: tuple[Limits | None, bool] | None = None
         self._last: dict[bytes, deque[Outcome | bool]] = {}  # True passed, False lied
         self._contradicted: dict[bytes, int] = {}
         self._seen: dict[bytes, AuditCount] = {}
@@ -86,6 +88,7 @@ class MomentumBook:
         settled = self.settle_before(None)
         self._failed = set()
         self._noise = {key: noise for key, noise in self._noise.items() if key in clients}
+        self._of_noise = None
         self._last = {key: last for key, last in self._last.items() if key in clients}
         self._contradicted = {key: count for key, count in self._contradicted.items() if key in clients}
         failed = [key for key, count in self._seen.items() if count.failed and key not in clients]
@@ -131,19 +134,25 @@ class MomentumBook:
     @property
     def limits(self) -> Limits | None:
         """Of the run; None while nobody knows what is usual, or if it cannot be told from a lie."""
-        noise = {key: list(found) for key, found in self._noise.items()}
-        if noise and not is_within_reach(noise):
-            return None
-        try:
-            return learn(of_the_quieter_half(noise))
-        except ConfigurationError:
-            return self._limits
+        return self._learnt()[0]
 
     @property
     def is_beyond_reach(self) -> bool:
         """Whether honest peers find so much noise that nothing can be decided."""
-        noise = {key: list(found) for key, found in self._noise.items()}
-        return bool(noise) and not is_within_reach(noise)
+        return self._learnt()[1]
+
+    def _learnt(self) -> tuple[Limits | None, bool]:
+        """Both, computed when there is other noise: whoever shows the run asks at every state."""
+        if self._of_noise is None:
+            noise = {key: list(found) for key, found in self._noise.items()}
+            limits = self._limits
+            if noise and not is_within_reach(noise):
+                self._of_noise = None, True
+                return self._of_noise
+            with suppress(ConfigurationError):  # too little of it
+                limits = learn(of_the_quieter_half(noise))
+            self._of_noise = limits, False
+        return self._of_noise
 
     def samples_of(self, auditor: bytes) -> int:
         """How often an auditor has said what it found in its own momentum."""
@@ -166,6 +175,7 @@ class MomentumBook:
         for auditor, report in reports.items():
             if report.own is not None:
                 self._noise.setdefault(auditor, deque(maxlen=SAMPLES_OF_A_PEER)).append(report.own.noise())
+                self._of_noise = None
         said = {auditor: _verdict(report, limits) for auditor, report in reports.items()}
         for verdict in (False, True, Outcome.NOT_SHOWN):
             agreed = [auditor for auditor, each in said.items() if each is verdict]
