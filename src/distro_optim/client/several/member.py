@@ -50,7 +50,9 @@ def _follow(member: Member) -> None:
 def _train(member: Member, model: CausalLM, orders: Train) -> None:
     trainers = ShardTrainers(model, member, micro_batch_size=orders.micro_batch_size)
     optimizer = model.make_optimizer(orders.lr, orders.optimizer)
-    with SwarmSession(model, optimizer, **orders.session) as session:
+    session = SwarmSession(model, optimizer, **orders.session)
+    session.resumes_at_its_step = True  # as the first one's: they look for the checkpoint together
+    with session:
         train_language_model(
             session, trainers, lambda _: trainers.read(None), Progress(bytes(32)), tell=lambda text: None
         )
