@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from typing_extensions import override
 
 from client.processes import TINY_LLAMA
 from distro_optim.client.several.team import Member, ShardTrainers
+from distro_optim.errors import ModelWeightsError
 from distro_optim.models.accumulation import train_batch
 from distro_optim.models.batches import TokenBatch
 from distro_optim.models.causal_lm import CausalLM
@@ -31,6 +34,19 @@ def whole(tensor: Any) -> torch.Tensor:
     return made.detach()
 
 
+def half_of(tensors: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
+    left = len(tensors) // 2
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ModelWeightsError(f"{name} cannot be read")
+        return tensors[name]
+
+    return read
+
+
 def gradients_are_those_of_the_whole_model(rank: int, size: int) -> None:
     config = read_config(CONFIG, "HfLlama")
     plain = CausalLM(config, dtype=torch.float32, memory="unchecked", seed=3)
@@ -42,6 +58,8 @@ def gradients_are_those_of_the_whole_model(rank: int, size: int) -> None:
     for shape in ((2, 2), (4, 1), (1, 4)):
         member = InFloat32(rank, shape, torch.device("cpu"))
         model = member.empty_model(config)
+        with pytest.raises(ModelWeightsError, match=r"cannot be read"):  # in all of them: none waits for the rest
+            member.fill(model, None if rank else half_of(tensors))
         member.fill(model, None if rank else lambda name: tensors[name])
         assert list(model.tensors()) == list(tensors)
         for name, tensor in model.tensors().items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
-from ...errors import DistroError
+from ...errors import DistroError, ModelWeightsError
 from ...models.causal_lm import CausalLM
 from ...strategy.monitor.figures import Progress
 from ...strategy.session import SwarmSession
@@ -39,7 +40,8 @@ def _follow(member: Member) -> None:
         orders: MakeModel | Train = member.ranks.share(None)
         if isinstance(orders, MakeModel):
             model = member.empty_model(orders.config)
-            member.fill(model, None)
+            with suppress(ModelWeightsError):  # the first one may make the model of something else then
+                member.fill(model, None)
             continue
         if model is None:
             raise DistroError("there is no model to train")

@@ -86,11 +86,17 @@ class Member:
         return build_in_shards(config, self.mesh, self.device)
 
     def fill(self, model: CausalLM, read: Callable[[str], Tensor] | None) -> None:
-        """Gives the model its values, which the first process reads by their names. All must call."""
+        """Gives the model its values, which the first process reads by their names. All must call.
+
+        Raises what ``read`` raises, in all of them.
+        """
         holders = ShardHolders(self.ranks)
         for name, tensor in model.tensors().items():
-            like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-            holders.fill(tensor, like if read is None else read(name).to(tensor.dtype))
+
+            def ask(name: str = name, tensor: Tensor = tensor) -> dict[str, Tensor]:
+                return {} if read is None else {name: read(name).to(tensor.dtype)}
+
+            holders.fill(tensor, holders.read(ask)[name])
 
 
 class Team(Member):
