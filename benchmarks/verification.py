@@ -3,6 +3,7 @@
     python benchmarks/verification.py                   # both models: a quarter of an hour of a core
     python benchmarks/verification.py --models 1M --steps 30
     python benchmarks/verification.py --models 1M --honest 2000     # honest peers alone, for false alarms
+    python benchmarks/verification.py --models 1M --honest 500 --seed 1     # others; in parts, beside each other
 
 Three honest peers train a byte model, each by other arithmetic: float32, products of bfloat16, and float32 with
 micro-batches of one window. (Factors, results and gradients of products are rounded to bfloat16 and added in float32,
@@ -58,7 +59,6 @@ LR, DECAY, TOPK = 1e-3, 0.99, 8
 ARITHMETICS: Final = ("float32", "bfloat16", "micro-batches")
 HONEST: Final = "honest"
 CONTROL_WORKER, OTHER_WORKER = 1000, 2000
-SEED = 0
 UNJUDGED = 6
 """Rounds until limits are learnt from three honest peers."""
 
@@ -74,6 +74,7 @@ class Size:
     windows: int
     context: int
     steps: int
+    seed: int = 0
 
 
 SIZES: Final = {
@@ -148,7 +149,7 @@ class Peer:
     looks_ahead = True
 
     def __init__(self, size: Size, arithmetic: str = "float32") -> None:
-        torch.manual_seed(SEED)
+        torch.manual_seed(size.seed)
         self.net = ByteTransformer(width=size.width, layers=size.layers, heads=4, context=size.context)
         self.optimizer = DisTrO(
             self.net.parameters(), lr=LR, compression_decay=DECAY, compression_topk=TOPK, quantize_1bit=True
@@ -323,7 +324,7 @@ def run(
     size: Size, steps: int, tell: Callable[[str], None], *, with_cheats: bool = True
 ) -> tuple[dict[str, Found], dict[str, Any]]:
     """One run; what was found of each kind of peer, and facts."""
-    data = SourceBytes(context=size.context, seed=SEED)
+    data = SourceBytes(context=size.context, seed=size.seed)
     peers = [Peer(size, arithmetic) for arithmetic in ARITHMETICS]
     cheats: dict[str, Peer] = (
         {
@@ -461,6 +462,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES), help="which (all)")
     parser.add_argument("--steps", type=int, help="instead of those of each model")
     parser.add_argument("--honest", type=int, metavar="AUDITS", help="audit honest peers alone, so many times")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the samples (0)")
     parser.add_argument("--plot", action="store_true", help="draw out/verification.png; needs matplotlib")
     options = parser.parse_args()
     results: dict[str, dict[str, Found]] = {}
@@ -468,10 +470,11 @@ def main() -> int:
     out.mkdir(exist_ok=True)
     for model in options.models:
         began = time.process_time()
-        steps = options.steps or SIZES[model].steps
+        size = replace(SIZES[model], seed=options.seed)
+        steps = options.steps or size.steps
         if options.honest:
             steps = -(-options.honest // len(ARITHMETICS)) + UNJUDGED
-        found, facts = run(SIZES[model], steps, lambda text: print(text, flush=True), with_cheats=not options.honest)
+        found, facts = run(size, steps, lambda text: print(text, flush=True), with_cheats=not options.honest)
         results[model] = found
         facts["cpu_seconds"] = time.process_time() - began
         print(f"\n{model}: {json.dumps(facts)}\n")

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SAMPLES = 400
 HONEST = 4
-STEPS = 14
+STEPS = 18
 BATCH = 20
 LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0", "dataset_size": SAMPLES}
 TRUTH = torch.randn(24, 24, generator=torch.Generator().manual_seed(9)) / 5
