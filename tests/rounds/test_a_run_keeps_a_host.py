@@ -348,3 +348,15 @@ def test_the_proof_of_an_election_by_the_most_voters_is_one_announcement() -> No
     address = EndpointAddr(KEYS[0].public, ("https://relay.example.org/",), places)
     elected = Elected(big[0], name, (big[0], 1 << 20), address, (ballot,) * (MAX_VOTERS // 2 + 1))
     assert len(seal_letter(KEYS[0], run, (1 << 32) - 1, elected)) <= MAX_ANNOUNCEMENT
+
+
+def test_a_host_whose_voters_have_gone_asks_whether_they_have_another() -> None:
+    world = World(3)
+    world.run(10)
+    host, state = world.peers[0].succession, world.peers[0].state
+    assert not host.wants_to_know
+    epoch = state.epoch_state
+    host.see(replace(state, epoch_state=replace(epoch, clients=epoch.clients[:1])))
+    assert host.wants_to_know  # it may have slept: no round has begun that it could not end
+    host.see(replace(state, epoch_state=replace(epoch, clients=epoch.clients[:2])))
+    assert not host.wants_to_know

@@ -155,8 +155,17 @@ class Succession(VoterLists):
 
     @property
     def wants_to_know(self) -> bool:
-        """Whether others should be asked who hosts, since we hear no host, or may not go on as one."""
-        return not self._is_over and (self.has_left or self._silence >= self._after / 2)
+        """Whether others should be asked who hosts, since we hear no host, or could not go on as one."""
+        return not self._is_over and (self.has_left or self._silence >= self._after / 2 or self._is_left_alone)
+
+    @property
+    def _is_left_alone(self) -> bool:
+        """Whether we host so few of the voters that the others may have elected somebody, as while we slept."""
+        roster = self._peer.roster
+        if not self._hosts or roster is None:
+            return False
+        present = {name for name in roster.voters if name == self._me or key_of(name) in self._members}
+        return not goes_on(roster, present | self._resigned.keys())
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
