@@ -14,7 +14,7 @@ from distro_optim.strategy.monitor.figures import Progress
 from distro_optim.strategy.monitor.picture import picture_of
 from distro_optim.strategy.monitor.summary import summary
 from distro_optim.strategy.port import RunView
-from distro_optim.strategy.rounds.audits.book import AuditCount
+from distro_optim.strategy.rounds.audits.docket import AuditCount
 from distro_optim.verify.calibrate import TIGHTEST
 
 ONE, TWO = bytes([0xAA] * 32), bytes([0xBB] * 32)

@@ -27,7 +27,8 @@ from distro_optim.errors import ConfigurationError, ProtocolError
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
-from distro_optim.strategy.rounds.audits.book import CONTRADICTIONS, AuditBook
+from distro_optim.strategy.rounds.audits.book import AuditBook
+from distro_optim.strategy.rounds.audits.docket import CONTRADICTIONS
 from distro_optim.strategy.rounds.audits.reports import (
     MAX_BYTES,
     AuditReport,

@@ -64,7 +64,7 @@ from .rounds.actions import (
     RunEnded,
     TrainBatch,
 )
-from .rounds.audits.book import AuditCount
+from .rounds.audits.docket import AuditCount
 
 __all__ = [
     "Contribution",

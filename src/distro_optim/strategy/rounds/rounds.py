@@ -29,7 +29,7 @@ from . import actions as act
 from .actions import Action, DropReason, Outbox
 from .admission import NotAdmitted, Peers
 from .announcer import Announcer
-from .audits.book import AuditCount
+from .audits.docket import AuditCount
 from .audits.momentum_messages import is_momentum_message
 from .audits.reports import is_report
 from .audits.watch import AuditWatch

@@ -27,7 +27,7 @@ from ...coordinator.types import (
 )
 from ...strategy.rounds import actions as act
 from ...strategy.rounds.actions import Action, DropReason
-from ...strategy.rounds.audits.book import AuditCount
+from ...strategy.rounds.audits.docket import AuditCount
 from ...strategy.rounds.broadcasts import BroadcastType, Finished, TrainingResult
 from ...strategy.rounds.phases import Stage
 from ...strategy.rounds.results import encode_any_result

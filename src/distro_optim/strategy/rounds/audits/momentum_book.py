@@ -8,8 +8,8 @@
 3. A peer fails with the second of its last eight audits that finds another momentum (:data:`LIES`), or with the sixth
    of them for which it showed none (:data:`NOT_SHOWN`). Nobody honest lies; but a peer may be away, its messages may be
    lost, and a bit of its memory may flip.
-4. An auditor that two others contradict is noted, as with test 1 (:data:`~.book.CONTRADICTIONS`). That one of them got
-   an opening and another one did not is no contradiction.
+4. An auditor that two others contradict is noted, as with test 1 (:data:`~.docket.CONTRADICTIONS`). That one of them
+   got an opening and another one did not is no contradiction.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
+
+from typing_extensions import override
 
 from ....errors import ConfigurationError
 from ....verify.audit import Challenge
@@ -31,7 +32,7 @@ from ....verify.calibrate import (
     learn,
     of_the_quieter_half,
 )
-from .book import AGREEING, CONTRADICTIONS, MAX_FAILED, AuditCount, Settled
+from .docket import AGREEING, Audit, Docket, Settled
 from .momentum_messages import Distances, MomentumReport, Outcome
 
 __all__ = ["LAST_AUDITS", "LIES", "NOT_SHOWN", "MomentumBook"]
@@ -53,16 +54,7 @@ _WORDS: Final = {
 }
 
 
-@dataclass
-class _Audit:
-    """One audit, until it is settled."""
-
-    challenge: Challenge
-    epoch: int
-    reports: dict[bytes, MomentumReport] = field(default_factory=dict)
-
-
-class MomentumBook:
+class MomentumBook(Docket[MomentumReport]):
     """See the module.
 
     Args:
@@ -71,63 +63,29 @@ class MomentumBook:
     """
 
     def __init__(self, counts: Callable[[bytes], bool], limits: Limits | None = None) -> None:
-        self._counts = counts
+        super().__init__(counts)
         self._limits = limits
-        self._audits: dict[tuple[int, bytes], _Audit] = {}
+        self._challenges: dict[tuple[int, bytes], Challenge] = {}
         self._noise: dict[bytes, deque[Noise]] = {}
         self._of_noise: tuple[Limits | None, bool] | None = None
         self._last: dict[bytes, deque[Outcome | bool]] = {}  # True passed, False lied
-        self._contradicted: dict[bytes, int] = {}
-        self._seen: dict[bytes, AuditCount] = {}
-        self._failed: set[bytes] = set()
 
     # -- what is audited -----------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, clients: Collection[bytes]) -> list[Settled]:
-        """An epoch begins. Of those that are not in it only who has failed is remembered, and what was learnt."""
-        settled = self.settle_before(None)
-        self._failed = set()
+    @override
+    def _keep_only(self, clients: Collection[bytes]) -> None:
         self._noise = {key: noise for key, noise in self._noise.items() if key in clients}
         self._of_noise = None
         self._last = {key: last for key, last in self._last.items() if key in clients}
-        self._contradicted = {key: count for key, count in self._contradicted.items() if key in clients}
-        failed = [key for key, count in self._seen.items() if count.failed and key not in clients]
-        kept = {*clients, *failed[-MAX_FAILED:]}
-        self._seen = {key: count for key, count in self._seen.items() if key in kept}
-        return settled
 
     def expect(self, epoch: int, step: int, challenge: Challenge) -> None:
         """A result of ``step`` is audited."""
-        self._audits.setdefault((step, challenge.trainer), _Audit(challenge, epoch))
+        self._audits.setdefault((step, challenge.trainer), Audit(challenge.auditors, epoch))
+        self._challenges.setdefault((step, challenge.trainer), challenge)
 
     def challenge(self, step: int, trainer: bytes) -> Challenge | None:
         """Of an audit that is under way."""
-        audit = self._audits.get((step, trainer))
-        return None if audit is None else audit.challenge
-
-    # -- reports -------------------------------------------------------------------------------------------------------
-
-    def expects(self, auditor: bytes, report: MomentumReport) -> bool:
-        """Whether a report is about an audit that is under way, of one of its auditors."""
-        audit = self._audits.get((report.step, report.trainer))
-        return audit is not None and audit.epoch == report.epoch and auditor in audit.challenge.auditors
-
-    def has(self, auditor: bytes, report: MomentumReport) -> bool:
-        """Whether this auditor has reported on it already."""
-        audit = self._audits.get((report.step, report.trainer))
-        return audit is not None and auditor in audit.reports
-
-    def add(self, auditor: bytes, report: MomentumReport) -> Settled | None:
-        """Keeps a report that is expected and new; what came of the audit if this was the last that is waited for."""
-        key = report.step, report.trainer
-        audit = self._audits[key]
-        audit.reports[auditor] = report
-        return None if audit.reports.keys() < set(audit.challenge.auditors) else self._settle(key)
-
-    def settle_before(self, step: int | None) -> list[Settled]:
-        """Settles the audits of earlier steps by what there is; None settles all."""
-        old = sorted(key for key in self._audits if step is None or key[0] < step)
-        return [settled for key in old if (settled := self._settle(key)) is not None]
+        return self._challenges.get((step, trainer))
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -158,25 +116,17 @@ class MomentumBook:
         """How often an auditor has said what it found in its own momentum."""
         return len(self._noise.get(auditor, ()))
 
-    def has_weight(self, auditor: bytes) -> bool:
-        """Whether an auditor's reports count."""
-        return self._counts(auditor) and self._contradicted.get(auditor, 0) < CONTRADICTIONS
-
-    def seen(self) -> dict[bytes, AuditCount]:
-        """Audits of each peer, by public key."""
-        return dict(self._seen)
-
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _settle(self, key: tuple[int, bytes]) -> Settled | None:
-        (step, trainer), audit = key, self._audits.pop(key)
-        reports = {auditor: report for auditor, report in audit.reports.items() if self.has_weight(auditor)}
+    @override
+    def _decide(self, step: int, trainer: bytes, reports: dict[bytes, MomentumReport]) -> Settled | None:
+        del self._challenges[step, trainer]
         limits = self.limits  # before this audit
         for auditor, report in reports.items():
             if report.own is not None:
                 self._noise.setdefault(auditor, deque(maxlen=SAMPLES_OF_A_PEER)).append(report.own.noise())
                 self._of_noise = None
-        said = {auditor: _verdict(report, limits) for auditor, report in reports.items()}
+        said = {auditor: _said_by(report, limits) for auditor, report in reports.items()}
         for verdict in (False, True, Outcome.NOT_SHOWN):
             agreed = [auditor for auditor, each in said.items() if each is verdict]
             if len(agreed) >= AGREEING:
@@ -191,11 +141,7 @@ class MomentumBook:
             contradicts = isinstance(verdict, bool) and isinstance(each, bool) and each is not verdict
             if not contradicts and auditor not in agreed:
                 continue
-            count = self._contradicted.get(auditor, 0) + (1 if contradicts else -1)
-            if count > 0:
-                self._contradicted[auditor] = count
-            else:
-                self._contradicted.pop(auditor, None)
+            self._note(auditor, contradicted=contradicts)
 
     def _count(
         self, trainer: bytes, step: int, verdict: Outcome | bool, reports: list[MomentumReport], limits: Limits | None
@@ -205,14 +151,10 @@ class MomentumBook:
         last = self._last.setdefault(trainer, deque(maxlen=LAST_AUDITS))
         last.append(verdict)
         lies, away = last.count(False), last.count(Outcome.NOT_SHOWN)
-        before = self._seen.get(trainer, AuditCount())
         if verdict is True:
-            self._seen[trainer] = AuditCount(passed=before.passed + 1, failed=before.failed)
-            return Settled(trainer=trainer, step=step, passed=True, words=_found(reports, limits))
+            return self._verdict(trainer, step, _found(reports, limits), passed=True)
         if lies < LIES and away < NOT_SHOWN:
             return None  # it speaks against it, but not enough yet
-        self._seen[trainer] = AuditCount(passed=before.passed, failed=before.failed + 1)
-        self._failed.add(trainer)
         of_its = f"of its last {len(last)} audits by momentum"
         if verdict is False and lies >= LIES:
             words = (
@@ -220,10 +162,10 @@ class MomentumBook:
             )
         else:
             words = f"momentum was not shown, though its result was there in time ({away} {of_its})"
-        return Settled(trainer=trainer, step=step, passed=False, words=words)
+        return self._verdict(trainer, step, words, passed=False)
 
 
-def _verdict(report: MomentumReport, limits: Limits | None) -> Outcome | bool | None:
+def _said_by(report: MomentumReport, limits: Limits | None) -> Outcome | bool | None:
     """What an auditor says: True that it passed, False that it lied, or that nothing was shown; None says nothing."""
     if report.outcome is Outcome.NOT_SHOWN:
         return Outcome.NOT_SHOWN

@@ -54,7 +54,7 @@ from ..actions import (
 from ..choose_result import Choice, DueResults
 from ..round_state import RoundState
 from ..trust.standing import Standing
-from .book import AuditCount, Settled
+from .docket import AuditCount, Settled
 from .momentum_book import MomentumBook
 from .momentum_messages import (
     MAX_GROUPS,

@@ -26,7 +26,8 @@ from ..actions import AnnounceWeights, AuditResult, AuditResults, DropReason, Ou
 from ..choose_result import Choice, DueResults
 from ..round_state import RoundState
 from ..trust.standing import Standing
-from .book import AGREEING, KEPT_STEPS, AuditBook, AuditCount, Settled
+from .book import KEPT_STEPS, AuditBook
+from .docket import AGREEING, AuditCount, Settled
 from .momentum_watch import MomentumWatch, settle
 from .reports import AuditReport, Compared, decode_report, encode_report
 
