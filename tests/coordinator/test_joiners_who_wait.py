@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distro_optim.coordinator.messages import Join, WarmupStep, WitnessMessage, WitnessStep
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.server.joiner_patience import EARLY_ENDS, EPOCH_SHARE, MAX_REMEMBERED, JoinerPatience
-from distro_optim.coordinator.types import ClientState, CoordinatorEpochState, NodeIdentity, RunState
+from distro_optim.coordinator.types import Client, ClientState, CoordinatorEpochState, NodeIdentity, RunState
 from distro_optim.testing.coordinator import metadata
 from runs import client, clients, elected, ready, report, waiting_run
 
@@ -161,3 +161,66 @@ def test_in_any_time_there_are_few_ends_and_one_a_quarter_whenever_they_are_aske
     for first, begin in enumerate(ends):
         for count, end in enumerate(ends[first:], 1):
             assert count <= EARLY_ENDS + (end - begin) // (EPOCH // EPOCH_SHARE) + 1
+
+
+def thinned(healthy: int, *gone: ClientState) -> CoordinatorEpochState:
+    """An epoch that began 1 second ago, with clients from 1 on, of which the last ones have left."""
+    everybody = [Client(client(number)) for number in range(1, healthy + len(gone) + 1)]
+    left = tuple(replace(member, state=why) for member, why in zip(everybody[healthy:], gone, strict=True))
+    return CoordinatorEpochState(clients=tuple(everybody[:healthy]), exited_clients=left, start_timestamp=1)
+
+
+@pytest.mark.parametrize(
+    ("healthy", "gone", "ends"),
+    [(2, 1, True), (3, 1, False), (2, 2, True), (4, 1, False), (3, 2, True), (7, 3, False), (6, 4, True)],
+)
+def test_an_epoch_that_has_lost_a_third_of_its_clients_ends_as_soon_as_one_waits(
+    healthy: int, gone: int, ends: bool
+) -> None:
+    epoch = thinned(healthy, *[ClientState.WITHDRAWN] * gone)
+    back = client(healthy + gone)
+    assert JoinerPatience(WAIT, EPOCH).is_due({back: 2}, epoch, 2) is ends
+    assert not JoinerPatience(WAIT, EPOCH).is_due({}, epoch, 2)
+    assert not JoinerPatience(WAIT, EPOCH).is_due({client(1): 2}, epoch, 2), "it is in the epoch"
+
+
+def test_those_who_have_left_count_before_they_are_moved_to_their_list() -> None:
+    epoch = thinned(3)
+    withdrawn = (replace(epoch.clients[0], state=ClientState.WITHDRAWN), *epoch.clients[1:])
+    assert JoinerPatience(WAIT, EPOCH).is_due({client(9): 2}, replace(epoch, clients=withdrawn), 2)
+
+
+def test_who_was_dropped_waits_its_time_whoever_else_has_left() -> None:
+    patience = JoinerPatience(WAIT, EPOCH)
+    patience.dropped(client(3))
+    epoch = thinned(2, ClientState.DROPPED)
+    assert not patience.is_due({client(3): 2}, epoch, 2)
+    assert not patience.is_due({client(3): 2}, epoch, 2 * WAIT + 1)
+    assert patience.is_due({client(3): 2}, epoch, 2 * WAIT + 2)
+    assert patience.is_due({client(3): 2, client(4): 2}, epoch, 2), "another one waits as well"
+
+
+def test_leaving_and_coming_back_ends_few_epochs_soon_after_each_other() -> None:
+    patience = JoinerPatience(WAIT, EPOCH)
+    epoch = thinned(2, ClientState.WITHDRAWN)
+    ends = 0
+    for now in range(2, EPOCH):
+        if patience.is_due({client(3): now}, epoch, now):
+            patience.ended_early(now)
+            ends += 1
+    assert ends == EARLY_ENDS + EPOCH_SHARE - 1
+
+
+def test_of_five_two_leave_and_the_next_epoch_has_them_again_within_seconds() -> None:
+    run = Run(1, 2, 3, 4, 5)
+    run.until(60)
+    assert run.host.state.run_state is RunState.ROUND_TRAIN
+    run.host.disconnect(client(4))
+    run.until(62)
+    run.join(4)
+    run.until(64)
+    assert len(run.host.state.epoch_state.clients) == 4, "one of five is no third"
+    run.host.disconnect(client(5))
+    run.until(75)
+    assert [member.id for member in run.host.state.epoch_state.clients] == clients(1, 2, 3, 4)
+    assert run.epoch_began[-1] > 64

@@ -66,8 +66,8 @@ class RunConfig:
         warmup_time: seconds that joiners have to load the model; over as soon as everybody is ready.
         cooldown_time: seconds between two epochs.
         epoch_time: seconds of an epoch at most.
-        joiner_wait_time: an epoch is brought to its end after this many seconds if somebody waits for the next one;
-            None never does that.
+        joiner_wait_time: an epoch is brought to its end after this many seconds if somebody waits for the next one,
+            and at once if it has lost a third of its peers; None never does that.
         max_round_train_time: seconds after which a round goes on without those that have not finished.
         round_witness_time: seconds for the reports after a round. They are in when it ends in good order, so 0.
         waiting_for_members_extra_time: least seconds of waiting before an epoch.

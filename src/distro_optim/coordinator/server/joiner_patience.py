@@ -6,6 +6,11 @@ Every such end costs all members two rounds without training and a warm-up, so i
   has stayed to the end of an epoch it counts as a newcomer again;
 - a new key costs nothing, so the early ends themselves are counted: a few may follow each other quickly, when a run
   begins and friends come one by one, and after those one in each quarter of an epoch.
+
+An epoch that has lost a third of its clients does not wait that long, but ends as soon as anybody waits who was not
+dropped: those who are left train less, and it is they who choose another host when theirs is gone
+(:mod:`...strategy.rounds.trust.succession`). Hosts that are killed one after the other would otherwise leave two, of
+whom none may host alone, while all the others wait for an epoch that nobody ends.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ..types import CoordinatorEpochState, NodeIdentity
+from ..types import ClientState, CoordinatorEpochState, NodeIdentity
 
 __all__ = ["EARLY_ENDS", "JoinerPatience"]
 
@@ -23,6 +28,10 @@ EARLY_ENDS: Final = 4
 
 EPOCH_SHARE: Final = 4
 """After those, one early end in each such part of an epoch's time. Chosen arbitrarily."""
+
+THINNED: Final = 3
+"""An epoch that has lost one in so many of its clients is thinned out. With three and four clients that is before two
+are left, of whom one is no majority."""
 
 MAX_REMEMBERED: Final = 1024
 """Keys of dropped clients; beyond it the one that was dropped longest ago is forgotten."""
@@ -54,10 +63,15 @@ class JoinerPatience:
     def is_due(self, pending: Mapping[NodeIdentity, int], epoch: CoordinatorEpochState, now: int) -> bool:
         """Whether one of ``pending``, given with the times of joining, has waited long enough for the next epoch."""
         self._refill(now)
-        if not self._left or now < epoch.start_timestamp + self._wait_time:
+        if not self._left:
             return False
         members = {client.id for client in epoch.clients}
-        return any(client not in members and now >= since + self.wait_time(client) for client, since in pending.items())
+        waiting = {client: since for client, since in pending.items() if client not in members}
+        if _is_thinned(epoch) and any(client not in self._times_dropped for client in waiting):
+            return True
+        if now < epoch.start_timestamp + self._wait_time:
+            return False
+        return any(now >= since + self.wait_time(client) for client, since in waiting.items())
 
     def ended_early(self, now: int) -> None:
         """An epoch has ended early."""
@@ -83,3 +97,10 @@ class JoinerPatience:
         pauses = max(0, now - self._last_refill) // self._pause
         self._left = min(EARLY_ENDS, self._left + pauses)
         self._last_refill += pauses * self._pause
+
+
+def _is_thinned(epoch: CoordinatorEpochState) -> bool:
+    """Whether a third of the clients that it began with have left, or were dropped."""
+    left = sum(client.state is ClientState.HEALTHY for client in epoch.clients)
+    began = len(epoch.clients) + len(epoch.exited_clients)
+    return THINNED * (began - left) >= began > 0

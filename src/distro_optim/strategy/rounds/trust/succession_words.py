@@ -48,7 +48,8 @@ def without_a_vote(seconds: float, *, is_followed: bool) -> str:
             "it, waits, and follows"
         )
     return (
-        f"{_silent(seconds)}, and no other peer can host this run: distro-optim serve hosts it, or its host forbids it "
-        "(succession=False). This peer waits; started again from its folder (--save-dir with --resume, checkpoint_dir "
-        "with resume=True) the host has the ticket of before, and the run goes on"
+        f"{_silent(seconds)}, and this peer has not heard of another one that can host this run: distro-optim serve "
+        "hosts it, its host forbids it (succession=False), or this peer has only just joined. It waits, and follows a "
+        "new host; started again from its folder (--save-dir with --resume, checkpoint_dir with resume=True) the old "
+        "one has the ticket of before, and the run goes on"
     )
