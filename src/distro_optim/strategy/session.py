@@ -25,7 +25,6 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..console import narrated
 from ..coordinator.rules.checkpoints import is_run_of_psyche
@@ -35,8 +34,6 @@ from ..coordinator.server.acting import HostActs, named_acts
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..logs import start_logging
-from ..optim.sharding import is_sharded
-from ..optim.wrapped import is_wrapped
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
@@ -51,9 +48,8 @@ from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, saved_step, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
-from .model.trainer import check_overlap
 from .monitor.figures import Figures, Progress
-from .monitor.metrics import MetricsServer, load_prometheus, metrics_of
+from .monitor.metrics import MetricsServer, metrics_of
 from .monitor.narration import Narration
 from .monitor.picture import picture_of
 from .monitor.shell import shell_line
@@ -61,13 +57,14 @@ from .monitor.summary import summary
 from .network.upload_queue import UploadCounts
 from .network.uploads import Uploads
 from .news import News
-from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, check_kinds, check_reach, complete, shows
+from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, complete, shows
 from .port import RunAccess, RunFacts, RunView
 from .ranks.holders import Holders, ShardHolders
 from .ranks.local_ranks import LocalRanks
 from .ranks.one_peer import FollowerPort, is_shared, leading
 from .round import Round
 from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_size, shuffle_seed
+from .session_checks import check_session, check_sharded, is_in_shards, ranks_of_mesh, refuse_wrapper
 from .upload import read_upload
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
@@ -130,14 +127,14 @@ class SwarmSession:
         **options: Unpack[SessionOptions],
     ) -> None:
         given = complete(options, SESSION_DEFAULTS, of="SwarmSession")
-        _check(model, optimizer, given)
-        is_in_shards = _is_in_shards(optimizer)
-        if is_in_shards:
-            _check_sharded(given)
+        check_session(model, optimizer, given)
+        in_shards = is_in_shards(optimizer)
+        if in_shards:
+            check_sharded(given)
         ranks = self.local_ranks()
-        self._ranks = _ranks_of_mesh(optimizer) if ranks is None and is_in_shards else ranks
+        self._ranks = ranks_of_mesh(optimizer) if ranks is None and in_shards else ranks
         if self._ranks is None:
-            _refuse_wrapper(model, optimizer)
+            refuse_wrapper(model, optimizer)
         self.audit_size: int | None = None
         self.look_over: Callable[[Coordinator], None] | None = None
         self.follow_schedule: Callable[[int], None] | None = None
@@ -154,7 +151,7 @@ class SwarmSession:
             self._environment,
             quiet=not self.speaks_for_the_peer,
         )
-        holders = ShardHolders(self._ranks) if self._ranks is not None and is_in_shards else Holders()
+        holders = ShardHolders(self._ranks) if self._ranks is not None and in_shards else Holders()
         self._tensors = NamedTensors.of(model, optimizer, holders)
         self._num_parameters = sum(tensor.numel() for tensor in self._tensors.trained.values())
         self._restored: Checkpoint | None = None
@@ -744,82 +741,3 @@ class SwarmSession:
         if self._last_view is not None:
             return self._last_view
         return self._access.facts.view() if self._access is not None else RunView(run_id="")
-
-
-def _is_in_shards(optimizer: DisTrO) -> bool:
-    return any(is_sharded(param) for group in optimizer.param_groups for param in group["params"])
-
-
-def _check_sharded(options: SessionOptions) -> None:
-    """Raises ConfigurationError for what cannot be with a sharded model."""
-    if options["audit_loss"] is not None:
-        raise ConfigurationError(
-            "audit_loss with a sharded model (DTensor): an audit takes gradients of whole weights beside the training; "
-            "leave it out, and this peer audits nobody",
-            name="audit_loss",
-        )
-
-
-def _ranks_of_mesh(optimizer: DisTrO) -> LocalRanks:
-    """The processes that hold the optimizer's parameters together."""
-    params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
-    members = {rank for param in params if is_sharded(param) for rank in param.device_mesh.mesh.flatten().tolist()}
-    return LocalRanks(sorted(members))
-
-
-def _refuse_wrapper(model: object, optimizer: DisTrO) -> None:
-    """Raises ConfigurationError if the parameters are wrapped, though the model that was given is not."""
-    if is_wrapped([param for group in optimizer.param_groups for param in group["params"]]):
-        raise _wrapped(model)
-
-
-def _wrapped(model: object) -> ConfigurationError:
-    return ConfigurationError(
-        "the model is wrapped in DistributedDataParallel, which averages gradients of processes that are in different "
-        "rounds, and sends all of them: pass the model in it, model.module, make no wrapper around it (of accelerate: "
-        "do not prepare() it), and start one process for each peer; several devices as one peer are possible with "
-        "PsycheStrategy, FabricPsycheStrategy and SwarmTrainer",
-        name="model",
-        value=model,
-    )
-
-
-def _check(model: object, optimizer: object, options: SessionOptions) -> None:
-    """Raises :class:`~distro_optim.errors.ConfigurationError` if something is wrong that needs no network to see."""
-    if isinstance(model, DistributedDataParallel):
-        raise _wrapped(model)
-    if not isinstance(optimizer, DisTrO):
-        raise ConfigurationError(
-            f"a run needs the optimizer DisTrO, got {type(optimizer).__name__}: write "
-            "optimizer = distro_optim.DisTrO(model.parameters(), lr=...)",
-            name="optimizer",
-            value=optimizer,
-        )
-    check_kinds(options)
-    check_reach(options)
-    if options["metrics_port"] is not None:
-        load_prometheus()
-    if options["web"] is not None:
-        from .monitor.page import parse_place
-
-        parse_place(options["web"])
-    learning_rates, size = options["learning_rates"], options["dataset_size"]
-    if learning_rates not in (None, "script", "run"):
-        raise ConfigurationError(
-            f'learning_rates={learning_rates!r}: give "script", "run" or None', name="learning_rates"
-        )
-    if size is not None and size < 1:
-        raise ConfigurationError(f"dataset_size={size}: a run needs samples", name="dataset_size", value=size)
-    if options["checkpoint_dir"] is None and (options["upload"] is not None or options["keep_every"] is not None):
-        name = "upload" if options["upload"] is not None else "keep_every"
-        raise ConfigurationError(f"{name} is about checkpoints, and none are saved: give checkpoint_dir", name=name)
-    read_upload(options["upload"])
-    if options["resume"] and options["checkpoint_dir"] is None:
-        raise ConfigurationError("resume=True needs the folder to resume from: give checkpoint_dir", name="resume")
-    check_overlap(optimizer)
-    if not any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
-        raise ConfigurationError(
-            "no parameter of the optimizer has requires_grad, so there is nothing to train: unfreeze some, or give "
-            "the optimizer those that are to be trained",
-            name="optimizer",
-        )
