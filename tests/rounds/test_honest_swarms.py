@@ -101,6 +101,7 @@ def test_a_trainer_that_is_too_slow_is_cancelled_and_its_weights_stay_equal() ->
     assert {1, 2, 3} <= members[3].hashes.keys()
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     assert members[3].of(act.Rejoin), "a member that never delivers is taken off the list"
+    assert "nothing of ours came in time" in members[3].of(act.Desynced)[-1].reason, "and is told why"
     world.assert_equal_weights()
 
 

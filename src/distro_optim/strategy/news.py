@@ -84,7 +84,7 @@ class News:
             case act.Desynced(step=step, reason=reason, tensors=tensors):
                 more = " ..." if len(tensors) > _SHOWN else ""
                 named = f" ({', '.join(tensors[:_SHOWN])}{more})" if tensors else ""
-                self.tell(f"step {step}: our weights are not those of the others: {reason}{named}; loading them again")
+                self.tell(f"step {step}: our weights are not the run's any more: {reason}{named}; loading them again")
             case Note(text=text):
                 self.tell(text)
             case act.ResultMissing(step=step, batches=batches):

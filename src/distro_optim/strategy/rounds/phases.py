@@ -12,7 +12,7 @@ from typing import Final
 
 from ...compress import TilePlan
 from ...coordinator.rules.checkpoints import is_run_of_psyche
-from ...coordinator.types import NodeIdentity, RunState
+from ...coordinator.types import ClientState, NodeIdentity, RunState
 from ...errors import CoordinatorError
 from . import actions as act
 from .actions import DropReason, Outbox
@@ -35,6 +35,13 @@ KEPT_STEPS: Final = 2
 """Blobs and messages are offered until two steps later (``s - 2`` in ``shared/client/src/client.rs``)."""
 
 _S = RunState
+
+_WHY_GONE: Final = {
+    ClientState.DROPPED: ", since nothing of ours came in time for a round: a busy machine, or a slow line",
+    ClientState.EJECTED: ", since its coordinator has put us out",
+    ClientState.WITHDRAWN: ", since its coordinator has lost us",
+}
+"""What a peer is told that is not in its epoch any more, by how its coordinator lists it."""
 
 
 class Stage(enum.Enum):
@@ -302,9 +309,11 @@ class Phases:
             self.pipeline.abandon_results()
         self._load_if_possible(at)
 
-    def _drop_out(self, at: Moment, reason: str) -> None:
+    def _drop_out(self, at: Moment, what: str) -> None:
         """We are not in the list of the epoch any more."""
-        self.desync(at, reason)
+        how = {client.id: client.state for client in at.state.epoch_state.exited_clients}
+        why = _WHY_GONE.get(how[self._me], "") if self._me in how else ""
+        self.desync(at, f"{what}{why}")
         self.pipeline = None
         self.stage = Stage.OUTSIDE
 
