@@ -4,6 +4,7 @@
     python benchmarks/verification.py --models 1M --steps 30
     python benchmarks/verification.py --models 1M --honest 2000     # honest peers alone, for false alarms
     python benchmarks/verification.py --models 1M --honest 500 --seed 1     # others; in parts, beside each other
+    python benchmarks/verification.py --models 1M --honest 2000 --only-test-1       # in less than half of the time
 
 Three honest peers train a byte model, each by other arithmetic: float32, products of bfloat16, and float32 with
 micro-batches of one window. (Factors, results and gradients of products are rounded to bfloat16 and added in float32,
@@ -16,7 +17,8 @@ limits that were learnt before it.
 The table shows false alarms and misses per audit, and after how many rounds a cheat was found, at the most, from
 whichever round one begins to look. "In a run" is what a run makes of test 1: audits of a peer are added up until they
 say something (`verify/sequential.py`), here from its first one on and again after each verdict. Table and numbers go
-to ``out/``, and so does a picture with --plot.
+to ``out/``, and so does a picture with --plot. What was counted in each audit by test 1 is among the numbers, for
+``benchmarks/many_audits.py``, which weighs it in other orders and by other rules.
 """
 
 from __future__ import annotations
@@ -92,6 +94,7 @@ class Found:
         numbers: of each audit, for the picture.
         seconds: that an audit took, by test.
         verdicts: of a run: how many audits it took, and whether the peer passed.
+        compared: of each audit, the step, the peer and the counts of test 1, as auditors report them.
     """
 
     alarms: dict[str, list[bool | None]] = field(default_factory=lambda: {"test 1": [], "test 2": []})
@@ -100,6 +103,7 @@ class Found:
     )
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"test 1": [], "test 2": []})
     verdicts: list[tuple[int, bool]] = field(default_factory=list)
+    compared: list[tuple[int, int, dict[str, int]]] = field(default_factory=list)
     balances: dict[int, Balance] = field(default_factory=dict, repr=False)
 
     def weigh(self, peer: int, side: float | None, usual: Usual | None) -> None:
@@ -147,6 +151,7 @@ class Peer:
     """Trains, keeps its momentum, and shows it. A cheat overrides what it does."""
 
     looks_ahead = True
+    shows_momentum = True
 
     def __init__(self, size: Size, arithmetic: str = "float32") -> None:
         torch.manual_seed(size.seed)
@@ -172,7 +177,8 @@ class Peer:
             self.optimizer.lookahead(LR)
         self.gradient(batch)
         self.sent.append(self.optimizer.generate(LR))
-        self.before, self.after = self.after, self._show()
+        if self.shows_momentum:
+            self.before, self.after = self.after, self._show()
         return self.sent[-1]
 
 
@@ -274,7 +280,9 @@ class Auditor:
         parts = self.parts(batch, weights, arithmetic)
         return mean_of(parts, [1] * len(parts))
 
-    def test_1(self, found: Found, sent: CompressedUpdate, parts: Any, control: Any, peer: int = 0) -> Evidence:
+    def test_1(
+        self, found: Found, sent: CompressedUpdate, parts: Any, control: Any, step: int, peer: int = 0
+    ) -> Evidence:
         began = time.perf_counter()
         middle = len(parts) // 2
         halves = mean_of(parts[:middle], [1] * middle), mean_of(parts[middle:], [1] * middle)
@@ -284,7 +292,9 @@ class Auditor:
         found.numbers["agreement"].append(evidence.assigned.share)
         found.numbers["excess"].append(evidence.excess)
         found.seconds["test 1"].append(time.perf_counter() - began)
-        found.weigh(peer, Compared.of(evidence).siding, self.usual)
+        compared = Compared.of(evidence)
+        found.compared.append((step, peer, vars(compared)))
+        found.weigh(peer, compared.siding, self.usual)
         return evidence
 
     def test_2(
@@ -321,9 +331,15 @@ class Auditor:
 
 
 def run(
-    size: Size, steps: int, tell: Callable[[str], None], *, with_cheats: bool = True
+    size: Size,
+    steps: int,
+    tell: Callable[[str, dict[str, Found]], None],
+    *,
+    with_cheats: bool = True,
+    with_test_2: bool = True,
 ) -> tuple[dict[str, Found], dict[str, Any]]:
-    """One run; what was found of each kind of peer, and facts."""
+    """One run; what was found of each kind of peer, and facts. Now and then it tells how far it is, and what it has
+    found by then."""
     data = SourceBytes(context=size.context, seed=size.seed)
     peers = [Peer(size, arithmetic) for arithmetic in ARITHMETICS]
     cheats: dict[str, Peer] = (
@@ -337,6 +353,8 @@ def run(
         if with_cheats
         else {}
     )
+    for peer in [*peers, *cheats.values()]:
+        peer.shows_momentum = with_test_2
     auditor = Auditor(size)
     found: dict[str, Found] = {}
     on_its_way: list[CompressedUpdate] = []
@@ -367,22 +385,24 @@ def run(
             row = found.setdefault(HONEST, Found())
             parts = auditor.parts(batch, weights, kind)
             parts_of_first = parts_of_first or parts
-            evidence = auditor.test_1(row, sent[number], parts, control, number)
-            two = auditor.test_2(row, peer, sent[number], batch, weights, kind, step)
-            both = replace(Noise.of(evidence), jaccard=two.jaccard, hamming=two.hamming, manhattan=two.manhattan)
+            evidence = auditor.test_1(row, sent[number], parts, control, step, number)
+            both = Noise.of(evidence)
+            if with_test_2:
+                two = auditor.test_2(row, peer, sent[number], batch, weights, kind, step)
+                both = replace(both, jaccard=two.jaccard, hamming=two.hamming, manhattan=two.manhattan)
             noise.append((bytes([number]), both, Compared.of(evidence).siding))
         for name, (peer, update) in made.items():
             row = found.setdefault(name, Found())
-            auditor.test_1(row, update, parts_of_first, control)
-            auditor.test_2(row, peer, update, batches[0], weights, "float32", step)
+            auditor.test_1(row, update, parts_of_first, control, step)
+            if with_test_2:
+                auditor.test_2(row, peer, update, batches[0], weights, "float32", step)
         for who, what, side in noise:
             auditor.remember(who, what, side)
         for peer in [*peers, *cheats.values()]:
             peer.optimizer.apply(on_its_way, LR)
         on_its_way = sent
         if step % max(1, steps // 8) == 0:
-            tell(f"step {step} of {steps}")
-            tell("\n".join(table(found)))
+            tell(f"step {step} of {steps}", found)
     facts["coefficients"] = sum(int(index.numel()) for index in sent[0].index)
     facts["opening_bytes"] = auditor.opening_bytes
     facts["limits"] = json.loads(auditor.limits.encode()) if auditor.limits is not None else None
@@ -415,7 +435,7 @@ def table(found: dict[str, Found]) -> list[str]:
         for test, names in (("test 1", ("agreement", "excess")), ("test 2", ("jaccard", "hamming", "manhattan"))):
             for number in names:
                 values = sorted(row.numbers[number])
-                cells.append(f"{values[len(values) // 2]:.3f}")
+                cells.append(f"{values[len(values) // 2]:.3f}" if values else "")
             judged = [alarm for alarm in row.alarms[test] if alarm is not None]
             within = latest(row.alarms[test])
             cells.append(f"{sum(judged)} of {len(judged)}")
@@ -457,12 +477,18 @@ def plot(results: dict[str, dict[str, Found]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def save(path: Path, found: dict[str, Found], facts: dict[str, Any]) -> None:
+    rows = {name: {key: value for key, value in vars(row).items() if key != "balances"} for name, row in found.items()}
+    path.write_text(json.dumps({"facts": facts, "found": rows}))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES), help="which (all)")
     parser.add_argument("--steps", type=int, help="instead of those of each model")
     parser.add_argument("--honest", type=int, metavar="AUDITS", help="audit honest peers alone, so many times")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the samples (0)")
+    parser.add_argument("--only-test-1", action="store_true", help="no momentum is audited")
     parser.add_argument("--plot", action="store_true", help="draw out/verification.png; needs matplotlib")
     options = parser.parse_args()
     results: dict[str, dict[str, Found]] = {}
@@ -474,20 +500,25 @@ def main() -> int:
         steps = options.steps or size.steps
         if options.honest:
             steps = -(-options.honest // len(ARITHMETICS)) + UNJUDGED
-        found, facts = run(size, steps, lambda text: print(text, flush=True), with_cheats=not options.honest)
+        name = f"verification-{model}{'-honest' if options.honest else ''}-{options.seed}.json"
+
+        def tell(text: str, found: dict[str, Found], path: Path = out / name) -> None:
+            print("\n".join([text, *table(found)]), flush=True)
+            save(path, found, {})
+
+        found, facts = run(
+            size,
+            steps,
+            tell,
+            with_cheats=not options.honest,
+            with_test_2=not options.only_test_1,
+        )
         results[model] = found
         facts["cpu_seconds"] = time.process_time() - began
         print(f"\n{model}: {json.dumps(facts)}\n")
         seconds = {t: sorted(s for row in found.values() for s in row.seconds[t]) for t in ("test 1", "test 2")}
-        print({t: f"{1000 * s[len(s) // 2]:.0f} ms" for t, s in seconds.items()}, flush=True)
-        saved = {
-            "facts": facts,
-            "found": {
-                name: {key: value for key, value in vars(row).items() if key != "balances"}
-                for name, row in found.items()
-            },
-        }
-        (out / f"verification-{model}{'-honest' if options.honest else ''}.json").write_text(json.dumps(saved))
+        print({t: f"{1000 * s[len(s) // 2]:.0f} ms" for t, s in seconds.items() if s}, flush=True)
+        save(out / name, found, facts)
     if options.plot:
         plot(results, out / "verification.png")
     return 0
