@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from distro_optim.strategy.model.audits import keeper
+
+from .auditing import AuditedRun, InlineJobs
+from .scripts import Script
 from .world import SessionWorld
 
 
@@ -19,4 +23,23 @@ def make_world() -> Iterator[Callable[..., SessionWorld]]:
 
     yield make
     for world in made:
+        world.release()
+
+
+@pytest.fixture
+def audited_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AuditedRun]]:
+    """Runs scripts that audit each other for some steps, and ends their threads after the test."""
+    monkeypatch.setattr(keeper, "SideJobs", InlineJobs)
+    worlds: list[AuditedRun] = []
+
+    def start(scripts: list[Script], *, steps: int, **settings: Any) -> AuditedRun:
+        world = AuditedRun(4 * len(scripts), **settings)  # a norm over a batch needs more than one sample
+        worlds.append(world)
+        for number, script in enumerate(scripts, start=1):
+            world.run(world.port(number), script)
+        world.until(lambda state: state.progress.step > steps)
+        return world
+
+    yield start
+    for world in worlds:
         world.release()
