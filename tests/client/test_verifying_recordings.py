@@ -197,6 +197,27 @@ def test_a_folder_without_its_configuration_is_told(
     assert "state.toml" in refusal(capsys, str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    "run", ["psyche1" + "abcdefgh" * 30, "127.0.0.1:20000/my-run", "some.host:20000", "solana:run"]
+)
+def test_who_names_a_run_is_told_how_its_members_audit_and_record_it(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, run)
+    named = run if len(run) < 80 else "TICKET"
+    assert "to its members only" in said
+    assert f"distro-optim join {named} --audit 1" in said
+    assert f"distro-optim join {named} --write-gradients-dir recorded, then distro-optim verify recorded" in said
+
+
+def test_a_folder_whose_name_looks_like_a_run_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "psyche1folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "state.toml" in refusal(capsys, "psyche1folder")
+
+
 def test_other_limits_and_sizes_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "limits").write_text("{}")
     assert "of version 1" in refusal(capsys, str(run), "--limits", str(tmp_path / "limits"))

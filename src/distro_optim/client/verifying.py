@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..coordinator.ticket_text import MAX_TEXT, SOLANA, is_ticket
 from ..errors import ConfigurationError, ProtocolError
 from .replaying import Progress
 
@@ -21,6 +24,10 @@ __all__ = ["add_options", "run"]
 SIGMAS: Final = 3.0
 """So many standard errors beyond a limit that was not learnt a result has to be."""
 
+_HOST_AND_RUN: Final = re.compile(r"[^/\s]+:\d{1,5}(/.*)?")
+_MAX_SHOWN: Final = 80
+"""Characters of a run's name that are repeated in an error; a ticket is longer."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
@@ -28,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Tells of every result of a recorded run whether it agrees with the gradient of the batch that its sender was "
         "given, which copies, other data and momentum without training do not. Gradients are computed here, so the "
         "data of the run are needed. Recordings are what join --write-gradients-dir leaves. The status is 1 if a peer "
-        "fails."
+        "fails. A run that goes on is audited by its members: join --audit."
     )
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="state.toml, config.json, initial.safetensors and results"
@@ -57,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError, DataError, ModelWeightsError: the folder cannot be verified; says why.
     """
+    _refuse_live_run(str(options.folder))
+
     from ..verify.calibrate import Noise, judge, learn, of_peers
     from ..verify.recompute import Evidence
     from .replay import Recording
@@ -103,6 +112,22 @@ def run(options: argparse.Namespace) -> int:
         _print(checked, peers, verdicts)
         print(limits.table())
     return 1 if any(verdicts.values()) else 0
+
+
+def _refuse_live_run(text: str) -> None:
+    """Raises :class:`~distro_optim.errors.ConfigurationError` if ``text`` names a run in the place of a recording."""
+    if len(text) > MAX_TEXT or os.path.exists(text):
+        return
+    if not (is_ticket(text) or text.lower().startswith(SOLANA) or _HOST_AND_RUN.fullmatch(text)):
+        return
+    run = text if len(text) <= _MAX_SHOWN else "TICKET"
+    raise ConfigurationError(
+        "verify reads a recording, and this names a run. Peers of a run give its results to its members only, so that "
+        f"nobody can watch them from outside. Audit as a member: distro-optim join {run} --audit 1. Or record the run "
+        f"and verify that: distro-optim join {run} --write-gradients-dir recorded, then distro-optim verify recorded",
+        name="folder",
+        value=text[:_MAX_SHOWN],
+    )
 
 
 def _name(one: Checked) -> str:
