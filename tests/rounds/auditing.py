@@ -34,14 +34,21 @@ class AuditedWorld(World):
     """A run with audits.
 
     Attributes:
+        fraction: of the results that are audited.
         riders: numbers of members that train nothing.
     """
 
     def __init__(self, fraction: float, **settings: Any) -> None:
+        self.fraction = fraction
         self.checkpoint = Hub(hub_of_peers(audit_fraction=fraction))
         self.riders: set[int] = set()
         self.results: dict[tuple[int, bytes], float] = {}
         super().__init__(**settings)
+
+    def has_trained(self, step: int, key: bytes) -> bool:
+        """Whether the owner of a public key trained its batch of a step."""
+        member = next(member for member in self.members if member.key.public == key)
+        return not isinstance(member, Auditor) or member.has_trained(step)
 
 
 class Auditor(Member):
@@ -73,7 +80,7 @@ class Auditor(Member):
     def audit(self, action: act.AuditResults) -> None:
         draw = self.world.rng
         for each in action.audited:
-            trained = each.trainer not in {self.key_of(number) for number in self.audited_world.riders}
+            trained = self.audited_world.has_trained(action.of_step, each.trainer)
             # All auditors see the same result; what they see of it hardly depends on their arithmetic.
             seen = self.audited_world.results.setdefault(
                 (action.of_step, each.trainer), draw.gauss(0.66 if trained else 0.5, 0.05)
@@ -85,8 +92,9 @@ class Auditor(Member):
     def answer(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
         self.do(self.rounds.audited(step, trainer, found, own, self.world.now))
 
-    def key_of(self, number: int) -> bytes:
-        return next(member.key.public for member in self.world.members if getattr(member, "number", 0) == number)
+    def has_trained(self, step: int) -> bool:
+        """Whether it trained its own batch of a step."""
+        return self.number not in self.audited_world.riders
 
     @property
     def named(self) -> set[bytes]:

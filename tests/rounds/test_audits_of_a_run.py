@@ -38,9 +38,10 @@ from distro_optim.strategy.rounds.audits.reports import (
     is_report,
 )
 from distro_optim.strategy.rounds.rounds import Rounds
+from distro_optim.verify.audit import draw_results
 from distro_optim.verify.recompute import Evidence
 from rounds.auditing import AuditedWorld, Auditor, evidence
-from rounds.simulator import Weather
+from rounds.simulator import TICK, Weather
 
 RIDER = 4
 STEPS = 18
@@ -102,6 +103,46 @@ def test_all_draw_the_same_auditors_and_a_result_is_audited_at_the_weights_of_tw
             for each in action.audited:
                 asked[action.of_step, each.trainer] = asked.get((action.of_step, each.trainer), 0) + 1
     assert max(asked.values()) == 3
+
+
+class Cunning(Auditor):
+    """Waits with its result for as long as it may, and trains only if the newest seed of then would ask for it."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.trained: dict[int, bool] = {}
+        super().__init__(*args, **settings)
+
+    @override
+    def carry_out(self, action: act.Action) -> None:
+        if isinstance(action, act.PublishResult):
+            self.later(TICK, lambda: self.decide(action))
+        else:
+            super().carry_out(action)
+
+    def decide(self, action: act.PublishResult) -> list[act.Action]:
+        state = self.world.state
+        if state.progress.step == action.step:
+            self.later(TICK, lambda: self.decide(action))
+            return []
+        assert state.progress.step == action.step + 1, "later it would not count"
+        seed, me = state.current_round.random_seed, self.key.public
+        self.trained[action.step] = bool(draw_results(seed, action.step, [me], [], self.audited_world.fraction))
+        return self.rounds.publish(self.world.now)
+
+    @override
+    def has_trained(self, step: int) -> bool:
+        return self.trained[step]
+
+
+def test_who_trains_only_what_it_will_be_asked_about_cannot_know_what_that_is() -> None:
+    world, members = run_with_a_rider(kinds={RIDER: Cunning}, fraction=0.25, steps=4)
+    cunning = members[RIDER - 1]
+    assert isinstance(cunning, Cunning)
+    world.until(lambda state: bool(members[0].named) or state.progress.step >= 100)
+    assert members[0].named == {cunning.key.public}
+    assert any(cunning.trained.values()), "it is no mere free rider"
+    in_time = [cunning.key.public in {each.owner for each in a.counted} for a in members[0].of(act.ApplyResults)]
+    assert sum(in_time) > 0.8 * len(in_time), "its results counted"
 
 
 def test_an_audit_is_asked_for_before_the_results_are_applied() -> None:

@@ -4,7 +4,7 @@ Every link "momentum after step h-1, momentum after step h" of the chain can be 
 will be before it is committed to. In the order of time:
 
 1. After each step a trainer sends a signed :class:`~.momentum.MomentumCommitment`.
-2. The random seed of the *next* round says who is audited, by whom and which leaves: :func:`draw`. Anybody can check
+2. The random seed of a later round says who is audited, by whom and which leaves: :func:`draw`. Anybody can check
    the drawing, and nobody knew the seed when the commitments were made.
 3. The trainer sends an :class:`~.opening.Opening`. One that sends none in time has failed.
 4. Each auditor takes the gradient of the trainer's batch at the weights that looked ahead as the trainer's did
@@ -51,7 +51,7 @@ __all__ = [
     "Verdict",
     "check",
     "draw",
-    "drawn",
+    "draw_results",
     "is_auditable",
     "leaves_to_open",
     "looking_ahead",
@@ -73,6 +73,7 @@ whose tokens do not occur or at a learning rate of 0, the rounding of what is ke
 lie. A lazy trainer is found as long as a step adds 5e-6. Chosen between the two."""
 
 _DRAW: Final = b"distro-optim audit 1"
+_DRAW_RESULTS: Final = b"distro-optim audit of results 1"
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ class Challenge:
 def draw(
     seed: int, step: int, plan: TilePlan, trainers: Sequence[bytes], auditors: Sequence[bytes], fraction: float
 ) -> list[Challenge]:
-    """The audits of a step, from the random seed of the next round. The same for everybody who asks.
+    """The audits of a step, from the random seed of a later round. The same for everybody who asks.
 
     Whether a trainer is drawn does not depend on who else is there, so that peers whose lists differ for a moment agree
     about most. Leaves are drawn by their elements: small ones, of which a model may have many, come up as rarely as
     they weigh little.
 
     Args:
-        seed: of the round after the one that is audited, 64 bits.
+        seed: of the first round that begins when all results of the step are with everybody, 64 bits.
         step: that is audited.
         plan: of the run.
         trainers: public keys of those who sent a result in it.
@@ -109,13 +110,24 @@ def draw(
     """
     return [
         Challenge(trainer, chosen, leaves_to_open(seed, step, plan, trainer))
-        for trainer, chosen in drawn(seed, step, trainers, auditors, fraction)
+        for trainer, chosen in _drawn(_base(_DRAW, seed, step), trainers, auditors, fraction)
     ]
+
+
+def draw_results(
+    seed: int, step: int, trainers: Sequence[bytes], auditors: Sequence[bytes], fraction: float
+) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    """The audits of a step by test 1: who is audited, and by whom. Others than those of :func:`draw` with this seed.
+
+    Args:
+        seed, step, trainers, auditors, fraction: as there.
+    """
+    return _drawn(_base(_DRAW_RESULTS, seed, step), trainers, auditors, fraction)
 
 
 def leaves_to_open(seed: int, step: int, plan: TilePlan, trainer: bytes) -> tuple[int, ...]:
     """Of :func:`draw`, the leaves of a trainer, whether it is drawn or not."""
-    return _draw_leaves(_base(seed, step), trainer, leaves_of(plan))
+    return _draw_leaves(_base(_DRAW, seed, step), trainer, leaves_of(plan))
 
 
 def is_auditable(plan: TilePlan) -> bool:
@@ -132,11 +144,9 @@ def _is_auditable(plan: TilePlan) -> bool:
     return any(make_plan(plan.specs, tiling, arithmetic="exact").layout == plan.layout for tiling in tilings)
 
 
-def drawn(
-    seed: int, step: int, trainers: Sequence[bytes], auditors: Sequence[bytes], fraction: float
+def _drawn(
+    base: bytes, trainers: Sequence[bytes], auditors: Sequence[bytes], fraction: float
 ) -> list[tuple[bytes, tuple[bytes, ...]]]:
-    """Of :func:`draw`, who is audited, and by whom."""
-    base = _base(seed, step)
     found = []
     for trainer in sorted(set(trainers)):
         if _number(base, b"trainer", trainer) >= fraction * 2**64:
@@ -146,8 +156,8 @@ def drawn(
     return found
 
 
-def _base(seed: int, step: int) -> bytes:
-    return _DRAW + seed.to_bytes(8, "little") + step.to_bytes(4, "little")
+def _base(what: bytes, seed: int, step: int) -> bytes:
+    return what + seed.to_bytes(8, "little") + step.to_bytes(4, "little")
 
 
 def _number(base: bytes, what: bytes, key: bytes) -> int:

@@ -129,7 +129,7 @@ class RoundPipeline:
         self._previous, self.current = self.current, RoundState.begin(state, self._me, self._draw)
         self._due = None if before is None or self._watch.fault is not None else DueResults.of(state, before)
         self._prepared, self._waited_since = False, None
-        self._audits.begin_round(state, self._previous, before)
+        self._audits.begin_round(state, before)
 
     @property
     def live_rounds(self) -> list[RoundState]:

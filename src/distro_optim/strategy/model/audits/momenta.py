@@ -21,7 +21,8 @@ from ....verify.momentum import MomentumCommitment
 from ....verify.opening import Opening, decode_opening, make_opening
 from ...port import RunAnswers
 from ...rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
-from ...rounds.audits.momentum_watch import DRAWN_AFTER, OPENING_ROUNDS, commits_momentum
+from ...rounds.audits.docket import DRAWN_AFTER
+from ...rounds.audits.momentum_watch import OPENING_ROUNDS, commits_momentum
 from ..trainer import SwarmTrainer
 from .keeper import MomentumKeeper
 

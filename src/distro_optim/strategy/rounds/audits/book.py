@@ -32,8 +32,8 @@ TOLERANCE: Final = 0.05
 Chosen above that."""
 
 KEPT_STEPS: Final = 6
-"""From a round to when what is known of its audits is settled. Its results are there one round later and are audited
-another one later; the rest is for slow auditors. Chosen arbitrarily."""
+"""From a round to when what is known of its audits is settled. Its results are drawn and audited two rounds later; the
+rest is for slow auditors. Chosen arbitrarily."""
 
 FEW: Final = 8
 """Coefficients by which two honest auditors may differ besides, which is much in a small model. Chosen arbitrarily."""

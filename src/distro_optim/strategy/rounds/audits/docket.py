@@ -10,7 +10,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
-__all__ = ["AGREEING", "CONTRADICTIONS", "Audit", "AuditCount", "Docket", "Settled"]
+__all__ = ["AGREEING", "CONTRADICTIONS", "DRAWN_AFTER", "Audit", "AuditCount", "Docket", "Settled"]
+
+DRAWN_AFTER: Final = 2
+"""Rounds, until the seed that says who is audited. Results count if they come before the next round is over: with the
+seed of that one, a peer could wait for it, and train only what it is asked about."""
 
 AGREEING: Final = 2
 """Auditors that have to agree."""

@@ -54,7 +54,7 @@ from ..actions import (
 from ..choose_result import Choice, DueResults
 from ..round_state import RoundState
 from ..trust.standing import Standing
-from .docket import AuditCount, Settled
+from .docket import DRAWN_AFTER, AuditCount, Settled
 from .momentum_book import MomentumBook
 from .momentum_messages import (
     MAX_GROUPS,
@@ -68,13 +68,10 @@ from .momentum_messages import (
     distances_of,
 )
 
-__all__ = ["DRAWN_AFTER", "OPENING_ROUNDS", "OPENING_TAG", "MomentumWatch", "commits_momentum", "settle"]
+__all__ = ["OPENING_ROUNDS", "OPENING_TAG", "MomentumWatch", "commits_momentum", "settle"]
 
 OPENING_TAG: Final = "momentum-opening"
 """What the tags of openings begin with; a step follows, as in those of results."""
-
-DRAWN_AFTER: Final = 2
-"""Rounds, whose seed says who is audited: what is audited has to be with everybody before."""
 
 OPENING_ROUNDS: Final = 4
 """From the draw on, until an opening that has not come is said to be missing. One of a model of 124 million parameters,

@@ -1,11 +1,11 @@
 """The audits of a run as its rounds go by: drawn with each round, asked for, told, and settled. No I/O.
 
-The random seed of a round, which nobody knew before, says which results of the round before are audited, and by whom
-(:func:`~distro_optim.verify.audit.drawn`). Auditors are drawn among the clients that are not on probation. A result is
-audited when it is about to be applied, in the round after that, at the weights that are there then: so nobody has to
-keep any, and nobody computes before it is known who is drawn. It is a round later than the trainer has seen them; the
-signs of gradients hardly change from one step to the next, and auditors compare with their own results, for which the
-same holds.
+The random seed of a round says which results of two rounds before are audited, and by whom
+(:func:`~distro_optim.verify.audit.draw_results`). Nobody knew it while a result could still go out, so that nobody can
+train only what it will be asked about. Auditors are drawn among the clients that are not on probation. A result is
+audited when it is about to be applied, in the round that draws it, at the weights that are there then: so nobody has to
+keep any. They are a step later than the trainer has seen them; the signs of gradients hardly change from one step to
+the next, and auditors compare with their own results, for which the same holds.
 
 In a run of Psyche's nobody is drawn. There a client may audit by itself (``alone``), and tells only its own people.
 """
@@ -19,7 +19,7 @@ from ....comm.signing import SecretKey
 from ....coordinator.rules.checkpoints import audit_fraction_of, is_run_of_psyche
 from ....coordinator.types import BatchId, Coordinator
 from ....errors import ProtocolError
-from ....verify.audit import drawn
+from ....verify.audit import draw_results
 from ....verify.calibrate import Limits
 from ....verify.recompute import Evidence
 from ..actions import AnnounceWeights, AuditResult, AuditResults, DropReason, Outbox
@@ -95,9 +95,9 @@ class AuditWatch:
         self.momenta.begin_epoch(state)
         self._named.clear()
 
-    def begin_round(self, state: Coordinator, previous: RoundState, before: RoundState | None) -> None:
-        """The round of ``state`` begins: it says who is audited for ``previous``, and by test 2 for ``before``, the
-        round before that."""
+    def begin_round(self, state: Coordinator, before: RoundState | None) -> None:
+        """The round of ``state`` begins: it says who is audited for ``before``, the round two rounds back
+        (:data:`~.docket.DRAWN_AFTER`); None if there was none in this epoch."""
         self.momenta.begin_round(state, before)
         alone = is_run_of_psyche(state)
         fraction = self._alone if alone else audit_fraction_of(state.model.checkpoint)
@@ -105,13 +105,16 @@ class AuditWatch:
             return
         self._tell(self._book.settle_before(state.progress.step - KEPT_STEPS))
         self._say_again()
-        trainers = [owner.p2p_identity for owner in previous.assignments.values()]
-        auditors = [client.p2p_identity for client in previous.regular]
+        if before is None:
+            return
+        trainers = [owner.p2p_identity for owner in before.assignments.values()]
+        auditors = [client.p2p_identity for client in before.regular]
         seed = state.current_round.random_seed
         if alone:
             auditors = [self._me]
             trainers = [trainer for trainer in trainers if trainer != self._me]
-        self._book.expect(state.progress.epoch, previous.step, drawn(seed, previous.step, trainers, auditors, fraction))
+        drawn = draw_results(seed, before.step, trainers, auditors, fraction)
+        self._book.expect(state.progress.epoch, before.step, drawn)
 
     def ask(self, state: Coordinator, due: DueResults, choice: Choice) -> None:
         """These results are about to be applied: asks the trainer for the audits that are ours."""
