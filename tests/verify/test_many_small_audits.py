@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
+from collections.abc import Callable
 
 import pytest
 
@@ -30,8 +33,9 @@ def test_who_trains_nothing_fails_within_a_few_audits() -> None:
             count += 1
         assert verdict is False
         needed.append(count)
-    assert sorted(needed)[150] <= 5
+    assert sorted(needed)[150] <= 6
     assert max(needed) <= 20
+    assert min(needed) == 4
 
 
 def test_honesty_cannot_be_saved_up() -> None:
@@ -42,10 +46,65 @@ def test_honesty_cannot_be_saved_up() -> None:
     assert False in verdicts
 
 
-def test_no_single_audit_fails_anybody() -> None:
-    assert Balance().add(0.0, USUAL) is None
+def test_no_three_audits_fail_anybody() -> None:
+    balance = Balance()
+    assert [balance.add(0.0, USUAL) for _ in range(4)] == [None, None, None, False]
     assert Usual(0.9, 0.03).weigh(0.5) == -MOST
-    assert FAILS > MOST
+    assert FAILS > 3 * MOST
+
+
+def an_honest(draw: random.Random, *, unlike: float = 0.04) -> float:
+    """A siding of an honest peer, whose batch is unlike all others now and then: then it says what chance would."""
+    return draw.gauss(0.5, 0.08) if draw.random() < unlike else min(1.0, draw.gauss(0.85, 0.1))
+
+
+def test_results_that_look_untrained_now_and_then_fail_no_honest_peer() -> None:
+    draw, balance = random.Random(5), Balance()
+    samples = {bytes([n]): [an_honest(draw) for _ in range(32)] for n in range(3)}
+    for _ in range(1000):
+        samples = {key: [*own[1:], an_honest(draw)] for key, own in samples.items()}
+        usual = usual_of(samples)
+        assert usual is not None
+        assert False not in [balance.add(an_honest(draw), usual) for _ in range(100)]
+
+
+def test_three_of_them_one_after_another_fail_no_honest_peer() -> None:
+    draw, balance = random.Random(6), Balance()
+    usual = usual_of({bytes([n]): [an_honest(draw) for _ in range(32)] for n in range(3)})
+    assert usual is not None
+    for _ in range(2000):
+        verdicts = [balance.add(0.45, usual) for _ in range(3)]
+        verdicts += [balance.add(an_honest(draw, unlike=0.0), usual) for _ in range(9)]
+        assert False not in verdicts
+
+
+KINDS: dict[str, Callable[[random.Random], float]] = {
+    "alike": lambda draw: draw.gauss(0.66, 0.01),
+    "a long tail": an_honest,
+    "a longer one": lambda draw: an_honest(draw, unlike=0.3),
+    "two groups": lambda draw: draw.choice([0.55, 0.95]),
+    "even": lambda draw: draw.uniform(0.4, 1.0),
+    "hardly above chance": lambda draw: draw.gauss(0.51, 0.05),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("known", [2, 32])
+def test_whatever_honest_numbers_scatter_like_they_weigh_less_than_one_on_average(kind: str, known: int) -> None:
+    draw, weights = random.Random(7), []
+    for _ in range(300):
+        usual = usual_of({bytes([n]): [KINDS[kind](draw) for _ in range(known)] for n in range(4)})
+        assert usual is not None
+        weights += [math.exp(-usual.weigh(KINDS[kind](draw))) for _ in range(20)]
+    # Its mean may be 1, and that of so many is up to a tenth more.
+    assert statistics.fmean(weights) < 1.1
+
+
+def test_while_few_honest_numbers_are_known_an_audit_says_little() -> None:
+    for of_each in (2, 4, 8):
+        usual = usual_of({bytes([n]): [0.9] * of_each for n in range(3)})
+        assert usual is not None
+        assert usual.weigh(0.4) == pytest.approx(-min(MOST, math.log(3 * of_each + 1)), abs=0.3)
 
 
 def test_where_honest_results_do_not_stand_out_nothing_is_said() -> None:
@@ -63,6 +122,9 @@ def test_less_than_half_of_the_peers_cannot_move_what_is_usual() -> None:
         assert told is not None
         assert told.middle == pytest.approx(true.middle, abs=0.06)
         assert told.scatter < 2.5 * true.scatter
+        assert told.weigh(0.5) < -0.8, "who trains nothing still fails"
+        balance = Balance()
+        assert False not in [balance.add(draw.gauss(0.66, 0.05), told) for _ in range(10_000)]
 
 
 def test_little_is_nothing_usual() -> None:
@@ -80,7 +142,7 @@ def test_honest_results_that_are_less_alike_than_usual_do_not_fail() -> None:
     for _ in range(2000):
         assert balance.add(draw.choice([1.0, 0.95, 0.9, 0.75]), usual) is not False
     untrained = Balance()
-    assert [untrained.add(0.5, usual) for _ in range(2)] == [None, False]
+    assert [untrained.add(0.5, usual) for _ in range(4)] == [None, None, None, False]
 
 
 def test_a_result_that_leaves_most_out_counts_as_not_trained() -> None:

@@ -2,22 +2,33 @@
 
 One audit of a small model is not enough. The signs that a peer sent are compared with the gradients of its own batch
 and of another one; the positions at which those two disagree *tell* which of them was trained. Of these, an honest
-result sides with its batch at 0.6 to 0.9, a peer that has trained nothing, or something else, at one half, and both
-scatter from round to round. So each audit gives a number, the :func:`siding`, and three things are made of many:
+result sides with its batch at 0.6 to 0.9, a peer that has trained nothing, or something else, at one half. Both scatter
+from round to round, and honest results do so with a long tail: in 2 to 4 of 100 rounds the gradient of a batch is unlike
+all others, and its signs side with it as little as chance would. So each audit gives a number, the :func:`siding`, and
+three things are made of many:
 
-- :class:`Usual` is what honest results have in this run: the median of what all peers find of *themselves*, and how it
-  scatters. Medians over peers, so that less than half of them can lie about it.
-- :class:`Balance` adds up, for one peer, by how much likelier each number is from an honest peer than from one that
-  did not train its batch (Wald's sequential probability ratio test, both as normal distributions of the same scatter).
-- It ends with "failed" when dishonesty is :data:`FAILS` nats likelier, and with "passed" when honesty is
-  :data:`PASSES` nats likelier, and begins again.
+- :class:`Usual` is what honest results have in this run: the median of what all peers find of *themselves*, how it
+  scatters, and how often it looks like chance. Less than half of the peers can lie about it.
+- :class:`Balance` adds up, for one peer, how much each number says against it (Wald's sequential probability ratio
+  test, with the ratio cut off on both sides as Huber's robust one has it).
+- It ends with "failed" at :data:`FAILS` nats against the peer, and with "passed" at :data:`PASSES` nats for it, and
+  begins again.
 
-A single audit counts with :data:`MOST` nats at most, so that no single accident fails anybody. Where honest results do
-not stand out, as where all batches say the same, numbers weigh next to nothing, and nobody passes or fails.
+What a number says is learnt, and not taken from a distribution. A score grows with how much nearer to chance it is than
+to honest numbers; it is divided by its mean over the honest numbers themselves (:attr:`Usual.surprise`). So honest
+audits have a mean of 1 at most, whatever their distribution is: such numbers are called e-values, and by Ville's
+inequality the product of them ever exceeds ``exp(FAILS)`` with a probability of ``exp(-FAILS)`` at most. That was not so
+with normal distributions on both sides, by which the mean was 3 for honest numbers that were measured. A single audit
+counts with :data:`MOST` nats at most, and with less while few honest numbers are known: of n, none says that something
+happens less often than once in n + 1.
+
+Where honest results do not stand out, as where all batches say the same, or where they often look like chance, numbers
+weigh next to nothing, and nobody passes or fails.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,19 +56,20 @@ LEAST_SCATTER: Final = 0.03
 
 MOST_DEVIATIONS: Final = 4.0
 """Between honesty and chance: where honest results are far from chance and alike, those that are not so alike shall not
-be taken for chance. Chosen so that two results that were not trained are still enough."""
+be taken for chance. Chosen so that a result that was not trained still counts with :data:`MOST`."""
 
 _DEVIATIONS: Final = 1.4826
 """From the median of absolute deviations to the standard deviation of a normal distribution."""
 
 FAILS: Final = 12.0
-"""Nats. By Wald's bound an honest peer fails once in ``exp(12)`` = 160,000 balances."""
+"""Nats. An honest peer fails once in ``exp(12)`` = 160,000 balances at most, by Ville's inequality."""
 
 PASSES: Final = 6.0
 """Nats, after which a balance begins again, so that nobody saves up honesty for later."""
 
-MOST: Final = 6.0
-"""Nats of one audit: at least two have to speak against a peer that fails."""
+MOST: Final = 3.0
+"""Nats of one audit: at least four have to speak against a peer that fails. By Huber's rule where to cut, one honest
+audit in 20 may then look like anything at all, which is more than were measured."""
 
 
 def siding(only_assigned: int, only_control: int, *, sent: int = 1, expected: int = 0) -> float | None:
@@ -84,23 +96,35 @@ class Usual:
 
     Attributes:
         middle: of their sidings.
-        scatter: standard deviation.
+        scatter: standard deviation, without the tails.
+        surprise: logarithm of the mean of :meth:`score` over honest results, in nats; 0 if it is as it would be with
+            normal distributions.
     """
 
     middle: float
     scatter: float
+    surprise: float = 0.0
 
     @property
     def half_way(self) -> float:
         """Between honesty and chance."""
         return (self.middle + CHANCE) / 2
 
+    def score(self, found: float) -> float:
+        """By how much nearer to chance a siding is than to honesty, from ``exp(-MOST)`` to ``exp(MOST)``: the ratio of
+        the likelihoods of two normal distributions of the same scatter, cut off on both sides."""
+        nats = (self.middle - CHANCE) * (self.half_way - found) / self.scatter**2
+        return math.exp(_cut(nats))
+
     def weigh(self, found: float) -> float:
-        """By how much likelier a siding is from an honest peer than by chance, in nats, at most :data:`MOST`."""
+        """How much a siding speaks for an honest peer, in nats, at most :data:`MOST` either way."""
         if self.middle <= CHANCE:
             return 0.0
-        nats = (self.middle - CHANCE) * (found - self.half_way) / self.scatter**2
-        return max(-MOST, min(MOST, nats))
+        return _cut(self.surprise - math.log(self.score(found)))
+
+    def is_near(self, found: float) -> bool:
+        """Whether a siding is nearer to honest ones than to chance."""
+        return self.middle > CHANCE and found > self.half_way
 
 
 def usual_of(samples: Mapping[bytes, Sequence[float]]) -> Usual | None:
@@ -116,7 +140,13 @@ def usual_of(samples: Mapping[bytes, Sequence[float]]) -> Usual | None:
     # About the middle of all, so that a peer with few samples has a scatter, too.
     scatter = statistics.median(statistics.median(abs(x - middle) for x in of_peer) for of_peer in given)
     least = max(LEAST_SCATTER, (middle - CHANCE) / MOST_DEVIATIONS)
-    return Usual(middle, max(least, _DEVIATIONS * scatter))
+    usual = Usual(middle, max(least, _DEVIATIONS * scatter))
+    # Who mostly finds chance in itself is no example of honesty, or says so to make cheats look usual. Of the others
+    # each may say it of less than half of its results, and they are less than half: cheats are still a surprise.
+    scores = [usual.score(x) for of_peer in given if statistics.median(of_peer) > usual.half_way for x in of_peer]
+    # The one that is audited may be like none of them, and honest all the same.
+    mean = (sum(scores) + math.exp(MOST)) / (len(scores) + 1)
+    return Usual(usual.middle, usual.scatter, math.log(mean))
 
 
 @dataclass
@@ -124,7 +154,7 @@ class Balance:
     """What the audits of one peer say so far.
 
     Attributes:
-        nats: by how much likelier honesty is.
+        nats: for the peer; below 0 against it.
         audits: since it began.
     """
 
@@ -145,3 +175,7 @@ class Balance:
         passed = self.nats > 0
         self.nats, self.audits = 0.0, 0
         return passed
+
+
+def _cut(nats: float) -> float:
+    return max(-MOST, min(MOST, nats))

@@ -107,7 +107,7 @@ class AuditBook(Docket[AuditReport]):
         )
         if verdict is False:
             return self._verdict(trainer, step, words, passed=False)
-        if usual.weigh(found) <= 0:
+        if not usual.is_near(found):
             return None  # it speaks against it, but not enough yet
         return self._verdict(trainer, step, words, passed=True)
 
