@@ -8,26 +8,21 @@ from first weights that are disturbed by a millionth, which shows how far any ro
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# For what is not installed: the model and the data of the examples.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import argparse
 import math
 import statistics
 
 import torch
-from byte_workers import WORKERS, DistroWorkers, Method
-from examples.byte_data import SourceBytes
-from examples.byte_model import next_byte_loss
+from learners.base import Method
+from learners.swarm import DistroWorkers
+from learners.tasks import BYTES, data_of
 from rich.console import Console
 from rich.table import Table
 
 from distro_optim.compress import Arithmetic
 
 METHOD = Method("DisTrO k=8 1-bit overlap", lr=1e-3, topk=8, decay=0.99, quantize=True, overlap=True)
+WORKERS = 4
 BATCH_SIZE = 2
 DISTURBANCE = 1e-6
 
@@ -35,19 +30,19 @@ DISTURBANCE = 1e-6
 def final_loss(arithmetic: Arithmetic, seed: int, steps: int, *, disturbed: bool = False) -> float:
     """Held-out loss in nats per byte."""
     torch.manual_seed(seed)
-    workers = DistroWorkers(METHOD, torch.float32, arithmetic)
+    workers = DistroWorkers(BYTES, METHOD, WORKERS, torch.float32, arithmetic)
     if disturbed:
         with torch.no_grad():
-            for first, *others in zip(*workers._weights, strict=True):
+            for first, *others in zip(*workers.weights, strict=True):
                 first.mul_(1 + DISTURBANCE * torch.randn_like(first))
                 for other in others:
                     other.copy_(first)
-    data = SourceBytes(seed=seed)
+    data = data_of(BYTES.name, seed)
     for step in range(steps):
         rate = METHOD.lr * min((step + 1) / 20, 1 - step / steps)
         workers.step([data.batch(step, worker, BATCH_SIZE) for worker in range(WORKERS)], rate)
     with torch.no_grad():
-        return next_byte_loss(workers.model(), *data.held_out(256)).item()
+        return BYTES.loss(workers.model(), *data.held_out(256)).item()
 
 
 def main() -> None:

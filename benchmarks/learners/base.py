@@ -1,0 +1,89 @@
+"""What is compared, and what all workers can do, however they exchange what they learn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distro_optim.compress import UpdateRule
+from distro_optim.optim.rules import Direction
+
+__all__ = ["BF16_BYTES", "CHUNK", "Batch", "Method", "Task", "Workers", "gradients"]
+
+# Inputs and targets, of as many samples.
+Batch = tuple[Tensor, Tensor]
+
+CHUNK = 64
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Method:
+    """How workers exchange what they learn. What a method does not have is 0, or False.
+
+    Attributes:
+        lr: of the steps of an inner optimizer, where there is one.
+        topk: coefficients sent per tile, or values per chunk of 4,096.
+        decay: what stays of what was not sent.
+        local_steps: of each worker between two exchanges.
+        bits: of each value that is sent, where that can be chosen.
+        outer_lr, outer_momentum: of the step that everybody makes of the mean of what was sent.
+    """
+
+    name: str
+    lr: float
+    topk: int = 0
+    decay: float = 0.0
+    quantize: bool = False
+    overlap: bool = False
+    direction: Direction = "momentum"
+    update: UpdateRule = "sign"
+    gain: float | None = None
+    local_steps: int = 0
+    bits: int = 0
+    outer_lr: float = 0.0
+    outer_momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and how good it is.
+
+    Attributes:
+        model: makes one, with the weights of torch's seed.
+        loss: of a model on inputs and targets, the mean over them.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class Workers(ABC):
+    """Some workers in one process, in lock-step."""
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch], lr: float) -> None:
+        """One step of all workers, each on its batch."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """With the weights that all workers share, not those of a lookahead, and not one worker's own."""
+
+    @abstractmethod
+    def sent_per_step(self) -> float:
+        """Bytes of update data that each worker has sent, per step."""
+
+
+def gradients(task: Task, model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+    """Of the loss at ``weights``, in their dtype; the model itself computes in float32."""
+    params = list(model.parameters())
+    with torch.no_grad():
+        for param, weight in zip(params, weights, strict=True):
+            param.copy_(weight)
+    grads = torch.autograd.grad(task.loss(model, *batch), params)
+    return [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
