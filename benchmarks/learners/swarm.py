@@ -34,7 +34,7 @@ class DistroWorkers(Workers):
             [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self._model.parameters()] for _ in range(workers)
         ]
         self._exchanges = MemoryExchange.group(workers)
-        self._optimizers = [
+        self.optimizers = [
             DisTrO(
                 weights,
                 lr=method.lr,
@@ -54,13 +54,13 @@ class DistroWorkers(Workers):
 
     @override
     def step(self, batches: Sequence[Batch], lr: float) -> None:
-        for weights, optimizer, batch in zip(self.weights, self._optimizers, batches, strict=True):
+        for weights, optimizer, batch in zip(self.weights, self.optimizers, batches, strict=True):
             optimizer.train()
             for weight, gradient in zip(weights, gradients(self._task, self._model, weights, batch), strict=True):
                 weight.grad = gradient
             optimizer.param_groups[0]["lr"] = lr
             optimizer.begin_step()
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.finish_step()
             if self._overlap:
                 optimizer.lookahead()
@@ -69,7 +69,7 @@ class DistroWorkers(Workers):
     @override
     @torch.no_grad()
     def model(self) -> nn.Module:
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.eval()
         first, *others = self.weights
         if not all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)):
