@@ -3,12 +3,12 @@
 One audit of a small model is not enough. The signs that a peer sent are compared with the gradients of its own batch
 and of another one; the positions at which those two disagree *tell* which of them was trained. Of these, an honest
 result sides with its batch at 0.6 to 0.9, a peer that has trained nothing, or something else, at one half. Both scatter
-from round to round, and honest results do so with a long tail: in 2 to 4 of 100 rounds the gradient of a batch is unlike
-all others, and its signs side with it as little as chance would. So each audit gives a number, the :func:`siding`, and
-three things are made of many:
+from round to round, and honest results do so with a long tail: in 2 to 4 of 100 rounds the gradient of a batch is
+unlike all others, and its signs side with it as little as chance would. So each audit gives a number, the
+:func:`siding`, and three things are made of many:
 
 - :class:`Usual` is what honest results have in this run: the median of what all peers find of *themselves*, how it
-  scatters, and how often it looks like chance. Less than half of the peers can lie about it.
+  scatters, and how often it looks like chance. Lies of less than half of the peers do not keep cheats from failing.
 - :class:`Balance` adds up, for one peer, how much each number says against it (Wald's sequential probability ratio
   test, with the ratio cut off on both sides as Huber's robust one has it).
 - It ends with "failed" at :data:`FAILS` nats against the peer, and with "passed" at :data:`PASSES` nats for it, and
@@ -16,11 +16,11 @@ three things are made of many:
 
 What a number says is learnt, and not taken from a distribution. A score grows with how much nearer to chance it is than
 to honest numbers; it is divided by its mean over the honest numbers themselves (:attr:`Usual.surprise`). So honest
-audits have a mean of 1 at most, whatever their distribution is: such numbers are called e-values, and by Ville's
-inequality the product of them ever exceeds ``exp(FAILS)`` with a probability of ``exp(-FAILS)`` at most. That was not so
-with normal distributions on both sides, by which the mean was 3 for honest numbers that were measured. A single audit
-counts with :data:`MOST` nats at most, and with less while few honest numbers are known: of n, none says that something
-happens less often than once in n + 1.
+audits have a mean of 1 at most, whatever their distribution is, as far as the next one is like those that are known:
+such numbers are called e-values, and by Ville's inequality the product of them ever exceeds ``exp(FAILS)`` with a
+probability of ``exp(-FAILS)`` at most. That was not so with normal distributions on both sides, by which the mean was 4
+for honest numbers that were measured. A single audit counts with :data:`MOST` nats at most, and with less while few
+honest numbers are known: of n, none says that something happens less often than once in n + 1.
 
 Where honest results do not stand out, as where all batches say the same, or where they often look like chance, numbers
 weigh next to nothing, and nobody passes or fails.
