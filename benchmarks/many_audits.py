@@ -39,6 +39,9 @@ from distro_optim.verify.sequential import SAMPLES_OF_A_PEER, Balance, Usual, us
 
 KEPT: Final = Path(__file__).parents[1] / "tests" / "vectors" / "sidings.json"
 HONEST: Final = "honest"
+ALONE: Final = "-honest"
+"""In the name of a run without cheats."""
+
 IDLE: Final = "momentum, nothing trained"
 BLOCKS: Final = (1, 4, 16)
 FIRST_ROUNDS: Final = 60
@@ -66,10 +69,13 @@ def kept(found: Mapping[str, Mapping[str, Any]]) -> Audits:
 def weighed(runs: Mapping[str, Audits]) -> Weighed:
     """The audits of several runs that are judged, each with what was usual."""
     of_kind: Weighed = defaultdict(list)
-    for audits in runs.values():
+    longer = {name.replace(ALONE, "") for name in runs if ALONE in name}
+    for name, audits in runs.items():
         usual = _usual_by_step(audits[HONEST])
         peers: dict[tuple[str, int], list[tuple[float, Usual]]] = defaultdict(list)
         for kind, of_run in audits.items():
+            if kind == HONEST and name in longer:
+                continue  # cheats change nothing for honest peers, so these are the same audits
             for step, peer, siding in of_run:
                 if siding is not None and (then := usual[step]) is not None:
                     peers[kind, peer].append((siding, then))
