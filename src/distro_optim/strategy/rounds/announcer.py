@@ -2,13 +2,15 @@
 
 Psyche's clients repeat one of their messages every ten seconds (``REBROADCAST_SHAREABLE``, ``shared/client/src``), so
 that each has its turn about once a minute, longer than most rounds last. In a run of our own kind every message is
-repeated soon and then less and less often (:data:`PROMPT`): a round waits for the peers that have not heard, while in a
-round that goes well nothing is repeated. In a run of Psyche's, whose rounds last seconds anyway, each message is
-repeated every ten seconds (:data:`AMONG_PSYCHES`), and not at all once everybody is known to have it.
+repeated soon and then less and less often (:data:`PROMPT`), but seldom while we train: who has not heard trains as
+well, and misses it only when its round waits for it. So in a round that goes well nothing is repeated. In a run of
+Psyche's, whose rounds last seconds anyway, each message is repeated every ten seconds (:data:`AMONG_PSYCHES`), and not
+at all once everybody is known to have it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,7 +22,15 @@ from ...verify.commitment import Commitment
 from .actions import Announce, Outbox
 from .broadcasts import Broadcast, BroadcastType, Finished
 
-__all__ = ["AMONG_PSYCHES", "FIRST_REPEAT_SECONDS", "PROMPT", "REBROADCAST_SECONDS", "Announcer", "Pace", "Repeats"]
+__all__ = [
+    "AMONG_PSYCHES",
+    "FIRST_REPEAT_SECONDS",
+    "PROMPT",
+    "REBROADCAST_SECONDS",
+    "Announcer",
+    "Pace",
+    "Repeats",
+]
 
 FIRST_REPEAT_SECONDS: Final = 1.0
 """After a message; then twice as long each time. Longer than gossip takes around the world. Chosen arbitrarily."""
@@ -63,6 +73,7 @@ class _Said:
     """What was said, when it is to be repeated, and how long that takes from then on."""
 
     broadcast: Broadcast
+    last: float
     due: float
     pause: float
 
@@ -85,10 +96,25 @@ class Repeats:
         self.pace = PROMPT
         self.next_at: float | None = None
         self._said: list[_Said] = []
+        self._held = False
 
     def add(self, broadcast: Broadcast, now: float) -> None:
         """Something was said for the first time."""
-        self._keep([*self._said, _Said(broadcast, now + self.pace.first, self.pace.first)])
+        self._keep([*self._said, _Said(broadcast, now, now + self.pace.first, self.pace.first)])
+
+    def hold(self) -> None:
+        """We train: from now on nothing is repeated sooner than after the longest pause."""
+        self._held = self.pace.first < self.pace.longest
+        self._keep(self._said)
+
+    def release(self, now: float = -math.inf) -> None:
+        """We have trained, and may have to wait for others: in a round that goes well not so long that anything is
+        repeated. Without ``now``, what is due is repeated at once."""
+        if self._held:
+            self._held = False
+            for said in self._said:
+                said.due = max(said.due, now + self.pace.first)
+            self._keep(self._said)
 
     def answer_ready(self, now: float) -> None:
         """A peer is ready. A client of Psyche's has not listened before; one of ours has."""
@@ -115,6 +141,7 @@ class Repeats:
 
     def clear(self) -> None:
         """Forgets everything."""
+        self._held = False
         self._keep([])
 
     @property
@@ -126,18 +153,21 @@ class Repeats:
         """What is to be repeated now, with new nonces: gossip drops a message that it has passed on already."""
         again = []
         for said in self._said:
-            if said.due <= now:
+            if self._due_of(said) <= now:
                 said.broadcast = replace(said.broadcast, nonce=(said.broadcast.nonce + 1) & _U32)
                 longest = self.pace.in_warm_up if said.is_of_warm_up else self.pace.longest
                 said.pause = min(2 * said.pause, longest)
-                said.due = now + said.pause
+                said.last, said.due = now, now + said.pause
                 again.append(said.broadcast)
         self._keep(self._said)
         return again
 
     def _keep(self, said: list[_Said]) -> None:
         self._said = said
-        self.next_at = min((entry.due for entry in said), default=None)
+        self.next_at = min(map(self._due_of, said), default=None)
+
+    def _due_of(self, said: _Said) -> float:
+        return max(said.due, said.last + self.pace.longest) if self._held else said.due
 
 
 class Announcer:

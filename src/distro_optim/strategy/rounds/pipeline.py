@@ -187,12 +187,13 @@ class RoundPipeline:
         due = self._downloads.next_retry(self.live_rounds) if self._downloads.has_failed else None
         return sooner(due, sooner(self._looks_again_at(at), self._repair.waits_until))
 
-    def end_training(self, step: int) -> BatchId | None:
+    def end_training(self, step: int, now: float) -> BatchId | None:
         """The trainer has answered: the batch of the current round that it was at work on, if it was."""
         current = self.current
         if current.step != step or current.training is None:
             return None
         batch, current.training, current.training_over = current.training, None, True
+        self._announcer.repeats.release(now)
         return batch
 
     # -- one round -----------------------------------------------------------------------------------------------------
@@ -327,6 +328,7 @@ class RoundPipeline:
     def _train(self, state: Coordinator, batch: BatchId) -> None:
         current, bounds = self.current, cold_start_bounds(state)
         current.training = batch
+        self._announcer.repeats.hold()
         self._outbox.put(
             act.TrainBatch(
                 step=current.step,
@@ -349,6 +351,7 @@ class RoundPipeline:
         current = self.current
         if current.training is not None:
             current.training, current.training_over = None, True
+            self._announcer.repeats.release()
             self._outbox.put(act.CancelTraining(current.step))
 
     def abandon_results(self) -> None:

@@ -191,7 +191,7 @@ class Rounds:
         self._own_result.publish(now)
         nonce = self._own_result.count_training()
         if at is not None and pipeline is not None:
-            batch = pipeline.end_training(step)
+            batch = pipeline.end_training(step, now)
             current, is_ours = pipeline.current, batch is not None and at.is_in(RunState.ROUND_TRAIN)
             if not current.is_newcomer:
                 pipeline.advance(at)  # its report goes out first
@@ -228,7 +228,7 @@ class Rounds:
         at, pipeline = self._moment(now), self._phases.pipeline
         self._own_result.count_training()
         if at is not None and pipeline is not None:
-            pipeline.end_training(step)
+            pipeline.end_training(step, now)
             pipeline.advance(at)
         return self._outbox.take()
 
