@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -37,6 +38,9 @@ LOAD_SECONDS: Final = 1.0
 MEASURED: Final = 8
 """One in so many messages and downloads is measured, for all of them, where peers are many: to read the clock of a
 thread can take longer than a small message does."""
+
+DRAWS: Final = 1021
+"""Drawn in advance, and used again and again. A prime number, so that nothing that is said in turns falls into step."""
 
 MANY: Final = 32
 """Peers from which on that is done."""
@@ -130,7 +134,8 @@ class Peer:
         self._to_fetch: deque[act.FetchBlob] = deque()
         self._fetching = 0
         self._step = 0
-        self._draw = np.random.default_rng(self.number)  # decides nothing but what is measured
+        # Which messages and downloads are measured, by turns; decides nothing else.
+        self._measured = itertools.cycle((np.random.default_rng(self.number).random(DRAWS) * MEASURED < 1).tolist())
 
     @property
     def is_running(self) -> bool:
@@ -158,7 +163,7 @@ class Peer:
         """For how many messages or downloads the measurement of this one counts; 0 if it is not measured."""
         if len(self.world.peers) <= MANY:
             return 1
-        return MEASURED if self._draw.random() * MEASURED < 1 else 0
+        return MEASURED if next(self._measured) else 0
 
     def feed(self, give: Callable[[], list[act.Action]], *, stands_for: int = 1) -> None:
         """One input and all that comes of it; what comes of an answer is done after all that was there before."""
