@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from distro_optim.comm.iroh.connection import NUDGE_SECONDS, SILENT_REASON, Connection
+from distro_optim.comm.iroh.connection import IDLE_LOOK_SECONDS, NUDGE_SECONDS, SILENT_REASON, Connection
+from distro_optim.comm.iroh.traffic import TrafficMonitor
 from distro_optim.comm.iroh.vigil import Vigil
 from distro_optim.comm.iroh.watching.beside import IDLE_SECONDS, MAX_BESIDE, EndpointsBeside
 from distro_optim.comm.iroh.watching.silence import SENDINGS, SILENCE_SECONDS, SLEEP_SECONDS, Silence
@@ -77,6 +78,7 @@ class RawConnection:
     peer: bytes = PEER
     udp_tx_bytes: int = 0
     udp_rx_bytes: int = 0
+    looks: int = 0
     ways: int = 1
     reason: str | None = None
     nudges: int = 0
@@ -89,6 +91,7 @@ class RawConnection:
         return b"test"
 
     def stats(self) -> RawConnection:
+        self.looks += 1
         return self
 
     def paths(self) -> list[int]:
@@ -228,6 +231,30 @@ def test_paths_are_looked_at_after_our_own_addresses_have_changed(world: Watched
     world.places += 1
     world.go_on(8)
     assert connection.is_silent
+
+
+@watching
+def test_who_owes_an_answer_is_looked_at_each_time_and_others_once_a_second(world: Watched) -> None:
+    (owes, connection), (idle, _), (silent, _) = world.connect(), world.connect(), world.connect(OTHER)
+    world.go_on(40)  # what a look at the beginning may have found is over
+    connection.awaiting = 1
+    owes.looks = idle.looks = silent.looks = 0
+    world.go_on(40, hearing=(owes,), sending=(silent,))
+    assert owes.looks == 40
+    assert idle.looks == 40 * LOOK / IDLE_LOOK_SECONDS
+    assert silent.looks > 40 - 2 * IDLE_LOOK_SECONDS / LOOK
+
+
+@watching
+def test_what_is_counted_now_and_then_and_what_is_asked_for_add_up_to_the_same(world: Watched) -> None:
+    raw, connection = world.connect()
+    monitor = TrafficMonitor()
+    for exact in (True, False, False, True, False, True):
+        world.go_on(3, sending=(raw,), hearing=(raw,))
+        raw.udp_tx_bytes += 50  # which the watch has not seen yet
+        monitor.sample([connection], world.now, exact=exact)
+    assert monitor.peers[PEER].sent.total == raw.udp_tx_bytes
+    assert monitor.peers[PEER].received.total == raw.udp_rx_bytes
 
 
 @watching

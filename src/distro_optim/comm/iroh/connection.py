@@ -7,11 +7,12 @@ ever. Every read is bounded by a size that the caller states.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from typing_extensions import override
 
@@ -27,12 +28,14 @@ from ...errors import (
 from .watching.silence import Silence
 
 __all__ = [
+    "IDLE_LOOK_SECONDS",
     "READ_SIZE",
     "SILENT_REASON",
     "Connection",
     "ConnectionStats",
     "RecvStream",
     "SendStream",
+    "Way",
     "translate_errors",
 ]
 
@@ -48,6 +51,10 @@ between two states of a coordinator is a second; chosen below it."""
 _NUDGE: Final = bytes(64)
 """A datagram that nobody reads: it takes room in the other side's buffer, of about a megabyte, until newer ones drive
 it out. Not empty, since that buffer counts bytes."""
+
+IDLE_LOOK_SECONDS: Final = 1.0
+"""Between two looks at a connection over which nobody waits for anything: a peer has one or two to each of the others
+for results, and needs each of them for a moment in a round."""
 
 READ_SIZE: Final = 256 * 1024
 """One read asks for this much. Measured: throughput is flat from 64 KiB to 1 MiB, and each call costs the same."""
@@ -99,6 +106,14 @@ async def _call(awaitable: Awaitable[T], timeout: float | None, what: str) -> T:
         raise PeerTimeoutError(f"{what} took longer than {timeout} s") from None
     except IrohError as error:
         raise _translate(error) from error
+
+
+class Way(NamedTuple):
+    """How a connection reaches the peer at present; the fields are those of :class:`ConnectionStats`."""
+
+    path: Literal["direct", "relayed", "none"]
+    remote_addr: str
+    rtt: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +277,8 @@ class Connection:
         self.is_patient = False
         self.awaiting = 0
         self._received = (-1, self.opened)  # bytes, and when so many had come
+        self._counted = (0, 0)
+        self._looked_at = -math.inf
         self._nudged_at = self.opened
         self._silence = Silence(self.opened)
         self._is_silent = False
@@ -284,6 +301,11 @@ class Connection:
         """Whether one of the sides has closed it, or it was lost."""
         if self._reason is None:
             self._reason = self._raw.close_reason()
+        return self._reason is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end has been noticed. Unlike :attr:`is_closed` it asks nobody, which costs as much as a look."""
         return self._reason is not None
 
     @property
@@ -351,6 +373,15 @@ class Connection:
         return self._received[1]
 
     @property
+    def counted(self) -> tuple[int, int]:
+        """Bytes sent and received as of the last :meth:`look`: :meth:`traffic` for those who ask all the time."""
+        return self._counted
+
+    def is_due(self, now: float) -> bool:
+        """Whether a :meth:`look` is due: always while somebody waits for the peer, or it has not answered."""
+        return bool(self.awaiting) or self._silence.since is not None or now - self._looked_at >= IDLE_LOOK_SECONDS
+
+    @property
     def has_lost_its_way(self) -> bool:
         """Whether it does not answer, or was closed for that by one of the sides. It says nothing about the peer."""
         return self._is_silent or SILENT_REASON.decode() in (self.close_reason or "")
@@ -371,11 +402,13 @@ class Connection:
             now: loop time.
             at_ways: looks, too, whether the connection has any path left, which costs twice as much.
         """
-        if self.is_closed:
+        self._looked_at = now
+        if self.has_ended:
             self._is_silent = False
             return False
         was_silent = self._is_silent
         counters = self._raw.stats()
+        self._counted = counters.udp_tx_bytes, counters.udp_rx_bytes
         if counters.udp_rx_bytes != self._received[0]:
             self._received = counters.udp_rx_bytes, now
         elif self.awaiting and now - max(self._received[1], self._nudged_at) >= NUDGE_SECONDS:
@@ -422,21 +455,24 @@ class Connection:
         counters = self._raw.stats()
         return counters.udp_tx_bytes, counters.udp_rx_bytes
 
-    def stats(self) -> ConnectionStats:
-        """The present path and the counters."""
-        if self.is_closed:
-            # A closed connection has no path; its counters are those of its last moment.
-            selected = None
-        else:
+    def way(self) -> Way:
+        """The present path. A part of :meth:`stats`."""
+        # A closed connection has no path.
+        selected = None
+        if not self.has_ended:
             selected = next((path for path in self._raw.paths() if path.is_selected), None)
+        if selected is None:
+            return Way("none", "", None)
+        return Way("relayed" if selected.is_relay else "direct", selected.remote_addr, selected.rtt_ms / 1000)
+
+    def stats(self) -> ConnectionStats:
+        """The present path and the counters; those of a closed connection are of its last moment."""
+        way = Way("none", "", None) if self.is_closed else self.way()
         counters = self._raw.stats()
-        path: Literal["direct", "relayed", "none"] = "none"
-        if selected is not None:
-            path = "relayed" if selected.is_relay else "direct"
         return ConnectionStats(
-            path=path,
-            remote_addr=selected.remote_addr if selected is not None else "",
-            rtt=selected.rtt_ms / 1000 if selected is not None else None,
+            path=way.path,
+            remote_addr=way.remote_addr,
+            rtt=way.rtt,
             bytes_sent=counters.udp_tx_bytes,
             bytes_received=counters.udp_rx_bytes,
             lost_packets=counters.lost_packets,

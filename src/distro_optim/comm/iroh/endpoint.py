@@ -189,6 +189,8 @@ class Node:
         self._exempt: set[bytes] = set()
         self._close_hooks: list[Callable[[], Awaitable[None]]] = []
         self._endpoint: Any = None
+        # As the package told it last, and what it means: it is asked several times a second.
+        self._addr: tuple[object, EndpointAddr] = None, EndpointAddr(self.endpoint_id)
         self._binding: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -276,9 +278,12 @@ class Node:
     def addr(self) -> EndpointAddr:
         """The own id with the addresses known at this moment. The node must be bound."""
         raw = self._bound().addr()
-        relay = raw.relay_url()
-        direct = tuple(SocketAddr.parse(text) for text in raw.direct_addresses())
-        return EndpointAddr(self.endpoint_id, (relay,) if relay else (), direct)
+        words = raw.relay_url(), tuple(raw.direct_addresses())
+        if words != self._addr[0]:
+            relay, direct = words
+            known = tuple(SocketAddr.parse(text) for text in direct)
+            self._addr = words, EndpointAddr(self.endpoint_id, (relay,) if relay else (), known)
+        return self._addr[1]
 
     @property
     def is_closed(self) -> bool:

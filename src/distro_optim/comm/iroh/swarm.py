@@ -32,9 +32,9 @@ from ..tickets import BlobFormat, BlobTicket
 from .blobs.net import BlobService
 from .blobs.request import ALPN as BLOBS_ALPN
 from .blobs.store import BlobStore, MemoryStore
-from .connection import ConnectionStats
+from .connection import Way
 from .endpoint import Node
-from .gossip.config import PSYCHE_GOSSIP, GossipConfig
+from .gossip.config import SWARM_GOSSIP, GossipConfig
 from .gossip.gate import AnnouncementGate
 from .gossip.net import GossipService, Topic
 from .pool import ConnectionPool
@@ -50,6 +50,8 @@ _TOPIC_PREFIX: Final = b"psyche gossip"
 _CHANNEL_PREFIX: Final = b"distro-optim own kind 2"
 """The number changes with what peers of our own kind say there, so that those that say it otherwise never hear them."""
 _SALT_SIZE: Final = 16
+_HASHED_AT_ONCE: Final = 64 << 10
+"""Bytes that are hashed in less time than it takes to have another thread do it."""
 _MAX_MET: Final = 64
 """Whom we were told of and whom a channel is entered through; a membership view holds far fewer. Chosen arbitrarily."""
 
@@ -73,7 +75,7 @@ class IrohSwarm(Swarm):
         node: from now on serves gossip and blobs; a node carries one swarm.
         topic: 32 bytes, see :func:`topic_of_run`.
         store: of published and fetched blobs; in memory without a limit if None.
-        gossip: settings; the default is what Psyche's clients use.
+        gossip: settings; the default is what Psyche's clients use, but for how long announcements are collected.
         inbox_limits: bounds on announcements that nobody has read yet.
         rng: for whom to ask first; a fresh one if None.
     """
@@ -84,7 +86,7 @@ class IrohSwarm(Swarm):
         topic: bytes,
         *,
         store: BlobStore | None = None,
-        gossip: GossipConfig = PSYCHE_GOSSIP,
+        gossip: GossipConfig = SWARM_GOSSIP,
         inbox_limits: InboxLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -141,8 +143,11 @@ class IrohSwarm(Swarm):
     async def publish(self, data: bytes, tag: str) -> BlobTicket:
         self._check_open()
         await self.node.bind()
-        # Hashing takes a fifth of a second for 64 MiB, which gossip cannot wait for.
-        root = await asyncio.to_thread(self.store.add, data, tag=tag)
+        if self.store.is_prompt and len(data) <= _HASHED_AT_ONCE:
+            root = self.store.add(data, tag=tag)
+        else:
+            # Hashing takes a fifth of a second for 64 MiB, which gossip cannot wait for.
+            root = await asyncio.to_thread(self.store.add, data, tag=tag)
         return BlobTicket.raw(self.node.addr(), root)
 
     @override
@@ -270,25 +275,25 @@ class IrohSwarm(Swarm):
     async def _watch_traffic(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE_SECONDS)
-            self._traffic.sample(self.node.connections(), asyncio.get_running_loop().time())
+            self._traffic.sample(self.node.connections(), asyncio.get_running_loop().time(), exact=False)
 
-    def _paths(self, peers: Collection[bytes] | None = None) -> dict[bytes, ConnectionStats]:
+    def _paths(self, peers: Collection[bytes] | None = None) -> dict[bytes, Way]:
         """The best path to each connected peer, or to each of ``peers``: direct before relayed, then the shortest."""
-        best: dict[bytes, ConnectionStats] = {}
+        best: dict[bytes, Way] = {}
         for connection in self.node.connections():
             if peers is not None and connection.remote_id not in peers:
                 continue  # numbers cost a call for each connection, and strangers may have many
-            stats = connection.stats()
+            way = connection.way()
             known = best.get(connection.remote_id)
-            if known is None or _distance(stats) < _distance(known):
-                best[connection.remote_id] = stats
+            if known is None or _distance(way) < _distance(known):
+                best[connection.remote_id] = way
         return best
 
     def _rtts(self, peers: Collection[bytes]) -> dict[bytes, float]:
         if len(peers) == 1:
             return {}  # there is nothing to choose from
-        return {peer: stats.rtt for peer, stats in self._paths(peers).items() if stats.rtt is not None}
+        return {peer: way.rtt for peer, way in self._paths(peers).items() if way.rtt is not None}
 
 
-def _distance(stats: ConnectionStats) -> tuple[int, float]:
-    return ("direct", "relayed", "none").index(stats.path), stats.rtt if stats.rtt is not None else float("inf")
+def _distance(way: Way) -> tuple[int, float]:
+    return ("direct", "relayed", "none").index(way.path), way.rtt if way.rtt is not None else float("inf")

@@ -41,11 +41,18 @@ class TrafficMonitor:
         """Traffic by endpoint id."""
         return dict(self._peers)
 
-    def sample(self, connections: list[Connection], now: float) -> None:
-        """Takes note of what ``connections``, all that are open, have carried up to ``now``."""
+    def sample(self, connections: list[Connection], now: float, *, exact: bool = True) -> None:
+        """Takes note of what ``connections``, all that are open, have carried up to ``now``.
+
+        Args:
+            connections: as above.
+            now: loop time.
+            exact: asks each of them; else takes what the node's watch has seen last, a second ago at most.
+        """
         open_now = set(connections)
         for connection in [*connections, *(known for known in self._counted if known not in open_now)]:
-            now_sent, now_received = connection.traffic()
+            ask = exact or connection not in open_now
+            now_sent, now_received = connection.traffic() if ask else connection.counted
             sent, received = self._counted.get(connection, (0, 0))
             traffic = self._traffic(connection.remote_id)
             if now_sent > sent:
@@ -53,7 +60,8 @@ class TrafficMonitor:
             if now_received > received:
                 traffic.received.add(now_received - received, now)
             if connection in open_now:
-                self._counted[connection] = (now_sent, now_received)
+                # The watch may have looked before we asked last.
+                self._counted[connection] = (max(sent, now_sent), max(received, now_received))
             else:
                 del self._counted[connection]
 

@@ -117,6 +117,7 @@ class RunKeeper:
         self._phase_at = self._heard_at = self._loop.time()
         self._asked_at = 0.0
         self._ticket: str | None = None
+        self._in_ticket: tuple[EndpointAddr, tuple[EndpointAddr, ...], tuple[str, ...]] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._told: dict[bytes, EndpointAddr] = {}
         self._others: tuple[EndpointAddr, ...] = ()  # that we know to dial
@@ -417,7 +418,10 @@ class RunKeeper:
             answer = self.whereabouts()
             if answer.host is not None and not answer.host.is_empty:
                 tcp = self._tcp if self._host is None and self._memory is None else ()
-                self._ticket = str(fresh_ticket(self._run_id, answer.host, self._others, tcp))
+                content = answer.host, self._others, tcp
+                if content != self._in_ticket:
+                    self._in_ticket = content
+                    self._ticket = str(fresh_ticket(self._run_id, *content))
 
     async def _ask(self, peers: Sequence[EndpointAddr]) -> None:
         for peer, found in await ask_all(self._node, peers, self._run_id):

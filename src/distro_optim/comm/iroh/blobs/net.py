@@ -49,6 +49,10 @@ goes in large steps. A read that is filled to its end is followed by a larger on
 # and as long as only a few streams are answered, so that memory does not matter, their pieces are larger too.
 _LARGE_PIECE: Final = 1024 * 1024
 _FEW_STREAMS: Final = 16
+_SHORT_ANSWER: Final = 16 * 1024
+"""Bytes of an answer that is left to the transport once it is written. It holds no slot while the peer takes it; what
+the transport keeps for a peer that does not is bounded by the streams that the peer may have open."""
+
 _LONG_REQUEST: Final = 16 * 1024
 """Above it, reading a request may take long: a megabyte of boundaries takes about half a second. Ours have 39 bytes."""
 
@@ -177,12 +181,17 @@ class BlobService:
                 begun = await self._begin(root)
                 try:
                     await self._download(begun, providers, max_size, progress, on_failure)
-                    await _to_its_end(asyncio.to_thread(self.store.complete, begun, tag=tag))
+                    if self.store.is_prompt:
+                        self.store.complete(begun, tag=tag)
+                    else:
+                        await _to_its_end(asyncio.to_thread(self.store.complete, begun, tag=tag))
                 finally:
                     begun.close()
                 blob = self.store.get(root)
                 if blob is None:
                     raise ExchangeError(f"blob {root.hex()} was collected as soon as it came: give it a tag")
+            elif tag is not None and self.store.is_prompt:
+                self.store.set_tag(tag, root)
             elif tag is not None:
                 await asyncio.to_thread(self.store.set_tag, tag, root)
             return blob
@@ -201,6 +210,8 @@ class BlobService:
                 del self._under_way[root]
 
     async def _begin(self, root: bytes) -> PartialBlob:
+        if self.store.is_prompt:
+            return self.store.begin(root)
         beginning = asyncio.ensure_future(asyncio.to_thread(self.store.begin, root))
         try:
             return await _to_its_end(beginning)
@@ -367,12 +378,18 @@ class BlobService:
                 answer = await self._aside(stream.receive_end)
             else:
                 answer = stream.receive_end()
+            written = 0
             with prompt_switching():
                 while True:
                     take = partial(next, answer, None)
                     step = await self._aside(take) if stream.is_costly else take()
                     if step is None:
                         return
+                    if isinstance(step, Send):
+                        written += len(step.data)
+                    elif isinstance(step, Finish) and written <= _SHORT_ANSWER:
+                        await send.finish()
+                        continue
                     await self._act(step, send, recv)
         except TimeoutError:
             # Also PeerTimeoutError. Slots are for those who use them.

@@ -105,7 +105,13 @@ class BlobStore(ABC):
     """Blobs by hash. All methods may be called from any thread.
 
     A download that was cut is kept for ``keep_cut_seconds``, or until its room is needed, so that it can go on.
+
+    Attributes:
+        is_prompt: nothing but hashing takes time, so that an event loop may call it: a thread takes longer than
+            everything that is done in it.
     """
+
+    is_prompt: bool = False
 
     @abstractmethod
     def add(self, data: Buffer, *, tag: str | None = None) -> bytes:
@@ -171,6 +177,8 @@ class MemoryStore(BlobStore):
         max_bytes: limit for everything the store holds; None for no limit.
         keep_cut_seconds: how long a download that was cut may wait to go on.
     """
+
+    is_prompt = True
 
     def __init__(self, max_bytes: int | None = None, *, keep_cut_seconds: float = KEEP_CUT_SECONDS) -> None:
         self.max_bytes = max_bytes

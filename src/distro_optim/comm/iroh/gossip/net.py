@@ -158,6 +158,7 @@ class GossipService:
         self._timer_at = 0.0
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._told: EndpointAddr | None = None  # our own address, as the protocol has it
         node.accept(GOSSIP_ALPN, self._serve)
         node.on_close(self.aclose)
 
@@ -457,8 +458,10 @@ class GossipService:
 
     def _update_addresses(self) -> None:
         try:
-            data = encode_peer_data(self._node.addr())
+            address = self._node.addr()
         except DistroError as error:
             _log.debug("no own addresses: %s", error)
             return
-        self._perform(self.protocol.update_peer_data(data, self._now()))
+        if address is not self._told:  # the same object while it is the same
+            self._told = address
+            self._perform(self.protocol.update_peer_data(encode_peer_data(address), self._now()))

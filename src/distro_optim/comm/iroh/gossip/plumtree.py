@@ -13,7 +13,8 @@ Where this node is stricter than iroh-gossip, with the same messages:
 * all tables have bounds, also in bytes and per peer;
 * an id that does not belong to its content is an offence;
 * what was broadcast before there was any neighbour goes to the first one that comes;
-* content that was broadcast or received before is not broadcast again: neighbours would only prune the tree.
+* content that was broadcast or received before is not broadcast again: neighbours would only prune the tree;
+* a neighbour that has announced or pushed a payload meanwhile is not told of it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class PlumTree:
         self._missing_by_peer: dict[PeerId, int] = {}
         self._graft_waits: set[MessageId] = set()
         self._evidence = LinkEvidence(config, rng)
-        self._lazy_queue: dict[PeerId, list[tuple[MessageId, int]]] = {}
+        # What lazy neighbours are to be told: at the next dispatch, and at the one after it.
+        self._lazy_queue: dict[PeerId, dict[MessageId, int]] = {}
+        self._lazy_later: dict[PeerId, dict[MessageId, int]] = {}
         self._unheard: dict[MessageId, None] = {}
         self._ihave_chunk = (config.max_message_size - _IHAVE_OVERHEAD) // _IHAVE_ENTRY
         self._dispatch_scheduled = False
@@ -112,8 +115,10 @@ class PlumTree:
                 self._forget_peer(peer)
             case DispatchTimer():
                 self._dispatch_scheduled = False
-                for peer in tuple(self._lazy_queue):
-                    self._announce(peer)
+                due, self._lazy_queue, self._lazy_later = self._lazy_queue, self._lazy_later, {}
+                for peer, queue in due.items():
+                    self._announce(peer, queue)
+                self._schedule_dispatch()
             case GraftTimer(id=id_):
                 self._on_graft_timer(id_, now)
             case EvictTimer():
@@ -168,6 +173,7 @@ class PlumTree:
             self._out.append(Offence(sender, "a message id is not the hash of its content"))
         elif id_ in self._received:
             self.duplicates += 1
+            self._need_not_tell(sender, id_)
             if self._evidence.was_needless(id_):
                 # The tree was only slower than the wait: no reason to change it.
                 pass
@@ -197,13 +203,13 @@ class PlumTree:
         self._send(tuple(peer for peer in self.eager if peer != sender), message)
         for peer in self.lazy:
             if peer != sender:
-                queue = self._lazy_queue.setdefault(peer, [])
-                queue.append((id_, round_))
+                # Of two neighbours one speaks first, and the other then has nothing to say.
+                queues = self._lazy_queue if self._me < peer else self._lazy_later
+                queue = queues.setdefault(peer, {})
+                queue[id_] = round_
                 if len(queue) >= self._ihave_chunk:
-                    self._announce(peer)
-        if self._lazy_queue and not self._dispatch_scheduled:
-            self._dispatch_scheduled = True
-            self._out.append(Schedule(config.dispatch_timeout, DispatchTimer()))
+                    self._announce(peer, queues.pop(peer))
+        self._schedule_dispatch()
         if not self._evict_scheduled:
             self._evict_scheduled = True
             self._out.append(Schedule(config.cache_evict_interval, EvictTimer()))
@@ -233,12 +239,25 @@ class PlumTree:
 
     # -- announcements -------------------------------------------------------------------------------------------------
 
-    def _announce(self, peer: PeerId) -> None:
-        queue = self._lazy_queue.pop(peer)
-        self._send((peer,), IHave(tuple(queue)))
+    def _schedule_dispatch(self) -> None:
+        if (self._lazy_queue or self._lazy_later) and not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            self._out.append(Schedule(self._config.dispatch_timeout, DispatchTimer()))
+
+    def _announce(self, peer: PeerId, queue: dict[MessageId, int]) -> None:
+        if queue:
+            self._send((peer,), IHave(tuple(queue.items())))
+
+    def _need_not_tell(self, peer: PeerId, id_: MessageId) -> None:
+        """``peer`` has shown that it has a payload, of which it was to be told."""
+        for queues in (self._lazy_queue, self._lazy_later):
+            queue = queues.get(peer)
+            if queue is not None:
+                queue.pop(id_, None)
 
     def _on_ihave(self, sender: PeerId, id_: MessageId, round_: int) -> None:
         if id_ in self._received:
+            self._need_not_tell(sender, id_)
             return
         config = self._config
         announcers = self._missing.get(id_)
@@ -309,6 +328,7 @@ class PlumTree:
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
         self._lazy_queue.pop(peer, None)
+        self._lazy_later.pop(peer, None)
         if self._missing_by_peer.pop(peer, 0):
             for id_ in [id_ for id_, announcers in self._missing.items() if peer in announcers]:
                 del self._missing[id_][peer]
