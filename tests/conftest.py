@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import warm_python
+
 # Before torch is imported: its threads, and those of child processes, compete with the other tests for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,6 +23,9 @@ os.environ.setdefault("DISTRO_OPTIM_FAST", "0")
 
 # While libraries and tests are loaded there is next to nothing to collect, and looking for it takes seconds.
 gc.disable()
+
+# What tests start with multiprocessing loads no library anew.
+warm_python.serve_multiprocessing()
 
 # How fast examples are made depends on what else the machine does, and on tables that a fresh clone has to build.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,8 +43,6 @@ def pytest_xdist_setupnodes() -> None:
     """The processes that share the tests are forks: one loads the libraries for all."""
     from execnet import gateway_io
     from execnet.gateway_base import Popen2IO
-
-    import warm_python
 
     class Fork(gateway_io.Popen2IOMaster):
         def __init__(self, args: list[str], execmodel: Any) -> None:

@@ -14,6 +14,9 @@ A child that is itself a launcher (torchrun, a Trainer of two devices, a test ne
 ask, made before it has a thread. A child that tests what is loaded, or without what something works, is started with
 ``without_this_package=True``.
 
+The processes that :mod:`multiprocessing` spawns are forks as well, and so are its fork servers, once
+:func:`serve_multiprocessing` was called, as in ``conftest.py``.
+
 The processes of pytest-xdist are forks too (``conftest.py``), with interpreters of their own to ask: the libraries are
 loaded once for all of them.
 """
@@ -34,11 +37,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from io import TextIOWrapper
+from multiprocessing import util
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["Popen", "run"]
+__all__ = ["Popen", "run", "serve_multiprocessing"]
 
 LOADED_FIRST: Final = (
     "torch",
@@ -69,6 +74,10 @@ READ_LATER: Final = "TORCH_NCCL_"
 """torchrun sets these, which are read when a group is made."""
 PR_SET_CHILD_SUBREAPER: Final = 36
 MAX_REQUEST: Final = 1 << 20
+MAX_FILES: Final = 16
+"""That go with a request: standard input, output and error, and those that multiprocessing hands on."""
+ABOVE_ALL_FILES: Final = 500
+"""Where files wait for the numbers that they shall have, which others may have still."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -139,6 +148,32 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def serve_multiprocessing() -> None:
+    """From now on what this process starts with :mod:`multiprocessing` is a fork of the interpreter, where it can be.
+
+    Such a process reads from files what it shall do, which it finds under the numbers that they have here.
+    """
+    theirs = util.spawnv_passfds
+
+    def spawnv_passfds(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        command = _command([os.fsdecode(each) for each in args])
+        if command is None or "resource_tracker" in command["what"] or len(passfds) + 3 > MAX_FILES:
+            return theirs(path, args, passfds)
+        request = {
+            **command,
+            "cwd": os.getcwd(),
+            "env": dict(os.environ),
+            "new_session": False,
+            "first": "",
+            "its_children_too": False,
+            "runs_tests": False,
+            "numbers": list(passfds),
+        }
+        return _interpreter(False).fork(request, [0, 1, 2, *passfds])
+
+    util.spawnv_passfds = spawnv_passfds
 
 
 def _command(args: Any) -> dict[str, Any] | None:
@@ -241,7 +276,7 @@ def _new_interpreters() -> tuple[_Interpreter, _Interpreter]:
 def _serve(requests: socket.socket) -> dict[str, Any]:
     """Forks at each request. Returns in the child, with what it shall do; does not return elsewhere."""
     while True:
-        data, files, _, _ = socket.recv_fds(requests, MAX_REQUEST, 3)
+        data, files, _, _ = socket.recv_fds(requests, MAX_REQUEST, MAX_FILES)
         if not data:
             os._exit(0)
         told, tell = os.pipe()
@@ -254,6 +289,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
                 os.close(told)
                 os.close(tell)
                 request: dict[str, Any] = json.loads(data)
+                files = _numbered(files, request.get("numbers", []))
                 while os.getppid() == middle:  # what is called first may be about the parent
                     time.sleep(0.001)
                 if request["new_session"]:
@@ -290,7 +326,19 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             os.close(file)
 
 
+def _numbered(files: list[int], numbers: list[int]) -> list[int]:
+    """Gives those of the files that are not standard ones these numbers, and returns the three that are."""
+    above = [os.dup2(file, ABOVE_ALL_FILES + at) for at, file in enumerate(files)]
+    for file in files:
+        os.close(file)
+    for file, number in zip(above[3:], numbers, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    return above[:3]
+
+
 def _take_the_place_of_popen() -> None:
+    serve_multiprocessing()
     theirs = subprocess.Popen
     for module in list(sys.modules.values()):
         if vars(module).get("Popen") is theirs:

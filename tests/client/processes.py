@@ -128,6 +128,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                its_children_too="--data-parallelism" in arguments,
             )
 
     def records(self) -> Iterator[dict[str, Any]]:

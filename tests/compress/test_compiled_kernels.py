@@ -316,6 +316,7 @@ def in_a_child(*arguments: str, **environment: str) -> list[str]:
         capture_output=True,
         text=True,
         timeout=280,
+        its_children_too=True,
         without_this_package=True,
     )
     assert done.returncode == 0, done.stderr
