@@ -1,19 +1,13 @@
-"""Steps by the kernels in Triton's interpreter and by torch, side by side; prints what differs as JSON.
+"""Steps by the kernels in Triton's interpreter and by torch, side by side: what differs.
 
-A script, since TRITON_INTERPRET must be set before Triton is imported for the first time.
+For ``interpreted.py``, a process of its own: TRITON_INTERPRET must be set before Triton is imported for the first time.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Final
-
-os.environ["TRITON_INTERPRET"] = "1"
-os.environ["DISTRO_OPTIM_FAST"] = "0"
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -180,18 +174,13 @@ def _others(params: list[Parameter], others: list[Parameter]) -> int:
     return sum(int((bits(a) != bits(b)).sum()) for a, b in zip(params, others, strict=True))
 
 
-def main(names: list[str]) -> None:
-    """Prints ``{case: found}`` of the cases with these names, or of all."""
-    torch.set_num_threads(1)
+def steps() -> dict[str, dict[str, Any]]:
+    """What was found, by case; see :class:`Found`."""
     results = {}
-    for name in names or CASES:
+    for name in CASES:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = _run(CASES[name])
         found.warnings = tuple(str(w.message) for w in caught if "engine=" in str(w.message))
         results[name] = asdict(found)
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return results

@@ -1,17 +1,12 @@
-"""Whole steps of an optimizer by the kernels, in Triton's interpreter, and by torch; prints what differs as JSON.
+"""Whole steps of an optimizer by the kernels, in Triton's interpreter, and by torch: what differs.
 
-A script, since TRITON_INTERPRET must be set before Triton is imported for the first time.
+For ``interpreted.py``, a process of its own: TRITON_INTERPRET must be set before Triton is imported for the first time.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from typing import Any, Final
-
-os.environ["TRITON_INTERPRET"] = "1"
-os.environ["DISTRO_OPTIM_FAST"] = "0"
 
 import torch
 from torch import Tensor
@@ -81,9 +76,8 @@ def train(engine: Any, dtype: torch.dtype) -> tuple[list[Tensor], DisTrO]:
     return seen, optimizer
 
 
-def main() -> None:
-    """Prints by type of weights what was found."""
-    torch.set_num_threads(1)
+def training() -> dict[str, dict[str, Any]]:
+    """What was found, by type of weights."""
     counted, answer = Counted(), {}
     for dtype in (torch.bfloat16,):
         before = counted.passes
@@ -102,8 +96,4 @@ def main() -> None:
             ),
             "warnings": [str(w.message) for w in caught if "engine=" in str(w.message)],
         }
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()
+    return answer

@@ -1,4 +1,4 @@
-"""The Triton kernels take the steps that torch takes, on a CPU, in Triton's interpreter."""
+"""The Triton kernels take the steps that torch takes, on a CPU, in Triton's interpreter, and move as few bytes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distro_optim.compress.engine.triton.bounds import LONGEST_SIDE, largest_high_word, largest_low_word, largest_middle
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'distro-optim[gpu]'"
+    ),
+]
 
 CASES = (
     "signs, ragged",
@@ -29,25 +31,28 @@ CASES = (
 )
 
 
-def _interpreted(name: str, *args: str) -> dict[str, Any]:
-    """What a script beside this one prints at last."""
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What ``interpreted.py`` prints."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(name)), *args],
+        [sys.executable, "-m", "engines.interpreted"],
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+@pytest.fixture
+def found(interpreted: dict[str, Any]) -> dict[str, Any]:
     """By case, see :class:`engines.interpreted_steps.Found`."""
-    return _interpreted("interpreted_steps.py", *CASES)
+    cases: dict[str, Any] = interpreted["steps"]
+    assert set(cases) == set(CASES)
+    return cases
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,8 +92,10 @@ def test_the_first_block_is_no_reason_to_fall_back(found: dict[str, Any], case: 
     assert found[case]["warnings"] == []
 
 
-def test_an_optimizer_takes_a_step_and_the_next_lookahead_in_one_pass_to_the_same_bits() -> None:
-    [trained] = _interpreted("interpreted_training.py").values()
+def test_an_optimizer_takes_a_step_and_the_next_lookahead_in_one_pass_to_the_same_bits(
+    interpreted: dict[str, Any],
+) -> None:
+    [trained] = interpreted["training"].values()
     assert trained["seen"] == 54
     assert trained["weights"] == 0
     assert trained["quarantined"] == [1, 1]
@@ -96,6 +103,16 @@ def test_an_optimizer_takes_a_step_and_the_next_lookahead_in_one_pass_to_the_sam
     assert trained["warnings"] == []
     # All but the first, for which nothing has arrived, and the one before which other code wrote to weights.
     assert trained["passes"] == 4
+
+
+def test_a_step_moves_at_most_32_bytes_for_each_parameter_with_lookahead(interpreted: dict[str, Any]) -> None:
+    counted = interpreted["bytes"]
+    # Read: a gradient twice, momentum, weight. Written: momentum, weight, shifted weight. And some indices and signs.
+    assert 28 < sum(counted["alone"].values()) <= 32
+    assert 28 < sum(counted["with 15 others"].values()) <= 32
+    assert 18 < sum(counted["in bfloat16"].values()) <= 20
+    # The same, and what torch does with flags: nothing goes over the parameters a second time.
+    assert 28 < sum(counted["by an optimizer"].values()) <= 32
 
 
 def test_two_words_hold_every_sum_of_every_tile() -> None:
