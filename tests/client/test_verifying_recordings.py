@@ -182,6 +182,7 @@ def test_data_that_only_members_get_have_to_be_named(capsys: pytest.CaptureFixtu
     assert "--data PATH" in refusal(capsys, str(LIVE))
 
 
+@pytest.mark.slow
 def test_data_that_are_all_alike_tell_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(run, tmp_path / "run")
     write_state(tmp_path / "run", DummyData())

@@ -50,6 +50,7 @@ def test_however_many_blocks_are_done_together(
     assert all(map(torch.equal, merged(SMALL, contributors, update), expected))
 
 
+@pytest.mark.slow
 def test_it_saves_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     monkeypatch.setattr(merge, "_VALUES_OF_AN_ELEMENT", 100)

@@ -46,6 +46,7 @@ def counted(
     return launches.count, launches.waits.total()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contributors", "dtype"),
     [(1, torch.float32), (16, torch.float32), (1, torch.bfloat16)],

@@ -62,6 +62,7 @@ def usual_run() -> tuple[AuditedWorld, list[Auditor]]:
     return run_with_a_rider()
 
 
+@pytest.mark.slow
 def test_a_free_rider_is_named_by_all_and_dropped_and_nobody_else_is() -> None:
     world, members = usual_run()
     rider = members[RIDER - 1]

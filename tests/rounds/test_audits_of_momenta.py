@@ -128,6 +128,7 @@ def usual_run() -> tuple[MomentumWorld, list[MomentumAuditor]]:
     return world, members
 
 
+@pytest.mark.slow
 def test_a_peer_whose_momentum_is_another_one_is_named_and_dropped_and_nobody_else_is() -> None:
     world, members = usual_run()
     cheat = members[CHEAT - 1]
@@ -146,6 +147,7 @@ def test_what_is_not_as_it_was_committed_to_counts_as_a_lie() -> None:
     assert "not what it had committed to" in members[0].liars[members[CHEAT - 1].key.public]
 
 
+@pytest.mark.slow
 def test_who_has_no_gradients_and_says_so_is_no_liar() -> None:
     skipped = CompressedUpdate.empty(EXACT, quantized=True)
     _, members = run(10, gradient=lambda action: skipped, found=FAR)
@@ -157,6 +159,7 @@ def test_who_has_no_gradients_and_says_so_is_no_liar() -> None:
         assert not any(audit.challenge.trainer == cheat for audit in member.of(act.AuditMomentum))
 
 
+@pytest.mark.slow
 def test_who_shows_nothing_fails_with_its_sixth_audit_and_not_before() -> None:
     world, members = run(5 + NOT_SHOWN, shows=lambda step: None)
     cheat = members[CHEAT - 1].key.public

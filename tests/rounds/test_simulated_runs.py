@@ -20,6 +20,7 @@ def what_the_seed_decides(outcome: Outcome) -> dict[str, object]:
     return {name: value for name, value in record.items() if "cpu" not in name}
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_the_same_seed_gives_the_same_run() -> None:
     steps: list[int] = []
     outcome = simulate(SMALL, steps.append)
