@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
@@ -21,6 +23,7 @@ from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.testing.model_exchange import MemoryModels
 from distro_optim.testing.swarm import MemoryNetwork
 from rounds.simulator import LR, secret
+from runtime.hurry import HurriedThread
 from runtime.training import SECONDS, TrainingThread
 
 RUN_ID = "memory"
@@ -34,12 +37,16 @@ class MemoryRun:
 
     Args:
         network: makes the network.
+        hurried: the clock jumps ahead while all wait (:mod:`runtime.hurry`). Not for threads other than those of
+            :class:`~runtime.training.TrainingThread`, nor for what a test does after some real time.
         config: replaces settings of ``CONFIG``.
     """
 
-    def __init__(self, network: Callable[[], MemoryNetwork] = MemoryNetwork, **config: Any) -> None:
+    def __init__(
+        self, network: Callable[[], MemoryNetwork] = MemoryNetwork, *, hurried: bool = False, **config: Any
+    ) -> None:
         self.config = replace(CONFIG, lr_schedule=ConstantLR(LR, LR, 0), **config)
-        self.loop = LoopThread("memory-run")
+        self.loop = HurriedThread("memory-run") if hurried else LoopThread("memory-run")
         self.room: dict[bytes, SharedModel] = {}
         self.peers: list[TrainingThread] = []
         self._new_network = network
@@ -48,7 +55,9 @@ class MemoryRun:
         self.network = self._new_network()
         state = self.first_state()
         host = RunHost(state, joiner_wait_time=self.config.joiner_wait_time)
-        self.coordinator = EmbeddedCoordinator(host, tick_seconds=0.05)
+        loop = asyncio.get_running_loop()
+        offset = time.time() - loop.time()
+        self.coordinator = EmbeddedCoordinator(host, clock=lambda: loop.time() + offset, tick_seconds=0.05)
         await self.coordinator.__aenter__()
 
     def first_state(self) -> Coordinator:

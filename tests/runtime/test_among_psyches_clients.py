@@ -89,7 +89,7 @@ def wild_values(action: act.TrainBatch, update: CompressedUpdate) -> CompressedU
 @pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 def test_all_results_count_and_nobody_is_dropped(quantized: bool) -> None:
-    with PsycheRun() as run:
+    with PsycheRun(hurried=True) as run:
         ours = [run.peer(number, gradient=None if quantized else values) for number in (1, 2)]
         theirs = [run.twin(number, gradient=None if quantized else wild_values) for number in (3, 4)]
         for peer in (*ours, *theirs):
@@ -132,7 +132,7 @@ class LongerRun(PsycheRun):
 
 @pytest.mark.slow
 def test_one_of_ours_that_audits_looks_at_every_result_of_every_twin_and_tells_nobody_else() -> None:
-    with LongerRun() as run:
+    with LongerRun(hurried=True) as run:
         port = Runtime(MemorySource(run, secret(1)), loop=run.loop)
         port.audit_alone = 1.0
         watching = AuditingThread(port)

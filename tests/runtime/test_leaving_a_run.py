@@ -131,7 +131,7 @@ def test_joining_a_host_that_says_nothing_can_be_interrupted() -> None:
 
 @pytest.mark.slow
 def test_the_others_go_on_without_the_one_who_leaves() -> None:
-    with MemoryRun(min_peers=3, keep_peers=1, total_steps=60) as run:
+    with MemoryRun(hurried=True, min_peers=3, keep_peers=1, total_steps=60) as run:
         stay, also, leaves = (run.peer(number, step_seconds=0.01) for number in (1, 2, 3))
         leaves.until(lambda peer: len(peer.of(act.ApplyResults)) > 3)
         leaves.close()

@@ -61,6 +61,7 @@ def test_a_peer_that_is_killed_is_given_up_long_before_the_time_of_a_round_is_ov
 def test_announcements_that_are_lost_cost_time_and_nothing_else(seed: int) -> None:
     with MemoryRun(
         lambda: MemoryNetwork(latency=(0.0, 0.01), loss=0.05, seed=seed),
+        hurried=True,
         min_peers=3,
         total_steps=15,
         max_round_train_time=3,
@@ -77,7 +78,7 @@ def test_announcements_that_are_lost_cost_time_and_nothing_else(seed: int) -> No
 
 def test_a_peer_that_is_cut_off_from_the_others_says_so_and_comes_back() -> None:
     with MemoryRun(
-        min_peers=3, keep_peers=1, total_steps=10_000, max_round_train_time=1, epoch_time=6, warmup_time=4
+        hurried=True, min_peers=3, keep_peers=1, total_steps=10_000, max_round_train_time=1, epoch_time=6, warmup_time=4
     ) as run:
         peers = [run.peer(number, step_seconds=0.01) for number in (1, 2, 3)]
         lonely = peers[2]
@@ -103,7 +104,7 @@ def not_a_number(action: act.TrainBatch, honest: CompressedUpdate) -> Compressed
 
 
 def test_a_result_with_not_a_number_is_not_even_sent() -> None:
-    with MemoryRun(min_peers=2, keep_peers=1, total_steps=8, max_round_train_time=1) as run:
+    with MemoryRun(hurried=True, min_peers=2, keep_peers=1, total_steps=8, max_round_train_time=1) as run:
         honest, broken = run.peer(1), run.peer(2, gradient=not_a_number)
         for peer in (honest, broken):
             peer.join()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from distro_optim.errors import DistroError, RunError
 from distro_optim.strategy.port import RunPort, TrainerAction
 from distro_optim.strategy.rounds import actions as act
 from rounds.simulator import NAMES, PLAN, Trainer
+from runtime.hurry import CountedMailbox, HurriedThread
 
 SECONDS = 60.0
 SLICE = 0.005
@@ -49,15 +51,21 @@ class TrainingThread:
         self.log: list[TrainerAction] = []
         self.error: BaseException | None = None
         self.changed = threading.Condition()
+        self._hurried: HurriedThread | None = None
         self._thread = threading.Thread(target=self._main, daemon=True)
 
     def start(self) -> TrainingThread:
+        loop = getattr(self.port, "_loop", None)
+        if isinstance(loop, HurriedThread):
+            self._hurried = loop
+            self.port._mailbox = CountedMailbox(loop.clock)  # type: ignore[attr-defined]
         self.port.start()
         self._thread.start()
         return self
 
     def join(self, seconds: float = SECONDS) -> None:
-        self._thread.join(seconds)
+        with self._waiting(lambda: self.is_done):
+            self._thread.join(seconds)
         assert not self._thread.is_alive(), f"it still trains: {self.port.view()}"
 
     def close(self) -> None:
@@ -73,14 +81,28 @@ class TrainingThread:
         return not self._thread.is_alive()
 
     def until(self, wanted: Callable[[TrainingThread], object], seconds: float = SECONDS) -> None:
-        """Waits until ``wanted`` is so."""
+        """Waits until ``wanted`` is so. It is looked at in this thread, and in that of the network, too."""
         with self.changed:
             deadline = time.monotonic() + seconds
             while not (ok := bool(wanted(self))) and self.error is None and time.monotonic() < deadline:
-                self.changed.wait(LOOK_SECONDS)  # not all that may be wanted comes with an action
+                with self._waiting(lambda: wanted(self) or self.error is not None):
+                    self.changed.wait(LOOK_SECONDS)  # not all that may be wanted comes with an action
         if self.error is not None and not wanted(self):
             raise self.error
         assert ok, f"it never came to that: {self.port.view()}"
+
+    def _waiting(self, wanted: Callable[[], object]) -> AbstractContextManager[None]:
+        return nullcontext() if self._hurried is None else self._hurried.clock.waiting(wanted)
+
+    def _train_for(self, seconds: float) -> None:
+        if self._hurried is not None:
+            self._hurried.sleep(seconds)
+        else:
+            time.sleep(seconds)
+
+    @property
+    def _now(self) -> float:
+        return self._hurried.clock.time() if self._hurried is not None else time.monotonic()
 
     def _main(self) -> None:
         try:
@@ -97,6 +119,9 @@ class TrainingThread:
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
+        finally:
+            if self._hurried is not None:
+                self.port._mailbox.leave()  # type: ignore[attr-defined]
 
     def carry_out(self, action: TrainerAction) -> None:
         trainer, port = self.trainer, self.port
@@ -111,9 +136,9 @@ class TrainingThread:
                 else:
                     port.initialized(PLAN, NAMES)
             case act.TrainBatch(step=step):
-                end = time.monotonic() + self.step_seconds
-                while (left := end - time.monotonic()) > 0 and not port.is_cancelled(step):
-                    time.sleep(min(SLICE, left))
+                end = self._now + self.step_seconds
+                while (left := end - self._now) > 0 and not port.is_cancelled(step):
+                    self._train_for(min(SLICE, left))
                 update = trainer.gradient(action)
                 if self.gradient is not None:
                     update = self.gradient(action, update)

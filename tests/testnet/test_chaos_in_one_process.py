@@ -66,6 +66,7 @@ def test_the_honest_end_with_equal_weights_whatever_happens(monkeypatch: pytest.
 
     run = MemoryRun(
         lambda: MemoryNetwork(latency=(0.001, 0.02), loss=0.3, seed=3),
+        hurried=True,
         total_steps=STEPS,
         global_batch_size=10,
         min_peers=2,

@@ -42,10 +42,20 @@ class LoopThread:
 
     Every method may be called from any thread; those that wait refuse to be called on the loop's own thread, where
     they would never return.
+
+    Args:
+        name: of the thread.
+        new_loop: makes the loop. A test may have one with a clock of its own.
     """
 
-    def __init__(self, name: str = "distro-optim-network") -> None:
+    def __init__(
+        self,
+        name: str = "distro-optim-network",
+        *,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self._name = name
+        self._new_loop = new_loop
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -71,7 +81,7 @@ class LoopThread:
                 if self._pid != os.getpid():
                     raise NodeClosedError("a forked process cannot use its parent's network thread; make a new node")
                 return self._loop
-            loop = asyncio.new_event_loop()
+            loop = self._new_loop()
             started = threading.Event()
             thread = threading.Thread(target=self._main, args=(loop, started), name=self._name, daemon=True)
             thread.start()
