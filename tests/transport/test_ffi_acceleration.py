@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import warm_python
 from distro_optim.comm.iroh import ffi
 
 pytestmark = pytest.mark.waiting
@@ -94,6 +97,29 @@ def test_the_variable_leaves_the_package_alone(module: Any, monkeypatch: pytest.
     assert not state.ready_calls
     assert ffi.STOCK_VARIABLE in state.reason
     assert module._UniffiRustBufferBuilder.write is original
+
+
+AN_ERROR = """
+import iroh
+from distro_optim.comm.addresses import EndpointAddr
+from distro_optim.comm.iroh import endpoint
+try:
+    endpoint._raw_addr(EndpointAddr(bytes(32), (), ()))
+    iroh.RelayMode.custom_from_urls(["no URL"])
+except iroh.IrohError as error:
+    print("Stack backtrace" in error.debug_message())
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "has_one"), [({}, False), ({ffi.BACKTRACE_VARIABLE: "1"}, True), ({ffi.STOCK_VARIABLE: "1"}, True)]
+)
+def test_an_error_has_a_backtrace_only_if_those_of_libraries_are_asked_for(more: dict[str, str], has_one: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != ffi.BACKTRACE_VARIABLE}
+    environment |= {"RUST_BACKTRACE": "1", **more}
+    command = [sys.executable, "-c", AN_ERROR]
+    done = warm_python.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{has_one}\n", done.stderr
 
 
 def test_an_unknown_buffer_layout_is_left_alone(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ from ..addresses import AddressBook, EndpointAddr, SocketAddr
 from ..loop import LoopThread
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
 from .connection import Connection, translate_errors
-from .ffi import accelerate
+from .ffi import accelerate, spare_backtraces
 from .home import Ports
 from .keys import generate_secret_key, load_secret_key
 from .local_discovery import LocalDiscovery, local_addresses
@@ -697,6 +697,7 @@ def _checked_ids(ids: Iterable[bytes]) -> frozenset[bytes]:
 
 
 def _iroh() -> Any:
+    spare_backtraces()
     try:
         import iroh
     except ImportError as error:
