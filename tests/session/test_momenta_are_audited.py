@@ -15,7 +15,12 @@ from typing_extensions import override
 
 from distro_optim import DisTrO, RunConfig
 from distro_optim.errors import ConfigurationError
-from distro_optim.strategy.model.audits.momenta import MomentumAuditor, check_shows_momentum
+from distro_optim.optim.rules import PUBLISHED
+from distro_optim.strategy.model.audits.momenta import (
+    MomentumAuditor,
+    check_shows_momentum,
+    why_momenta_are_not_audited,
+)
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.verify.calibrate import LOOSEST, TIGHTEST
 
@@ -153,7 +158,7 @@ def test_weights_of_an_audited_step_are_kept_for_as_long_as_its_opening_may_take
 
 
 def test_a_peer_that_cannot_show_its_momentum_is_told_before_it_is_in_the_run() -> None:
-    plan = DisTrO(Net().parameters(), lr=LR).plan
+    plan = DisTrO(Net().parameters(), lr=LR, **PUBLISHED).plan
     config = RunConfig(total_steps=9, global_batch_size=4, audit_fraction=0.5)
     for audit_momentum in (True, False):
         state = replace(config, audit_momentum=audit_momentum).coordinator_state("run")
@@ -163,3 +168,28 @@ def test_a_peer_that_cannot_show_its_momentum_is_told_before_it_is_in_the_run() 
             continue
         with pytest.raises(ConfigurationError, match="audit_momentum=False"):
             check_shows_momentum(state, plan, is_in_shards=True)
+
+
+@pytest.mark.parametrize("rules", [{}, {"direction": "orthogonal", "update": "rms"}], ids=["published", "recipe"])
+@pytest.mark.parametrize(("fraction", "momentum"), [(0.5, True), (0.5, False), (0.0, True)])
+def test_where_momenta_cannot_be_audited_that_is_said(rules: dict[str, str], fraction: float, momentum: bool) -> None:
+    groups = DisTrO(Net().parameters(), lr=LR, **{**PUBLISHED, **rules}).param_groups
+    config = RunConfig(total_steps=9, global_batch_size=4, audit_fraction=fraction, audit_momentum=momentum)
+    reason = why_momenta_are_not_audited(config.coordinator_state("run"), groups)
+    if not rules or not fraction or not momentum:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert "momenta are not audited" in reason
+
+
+def test_peers_that_train_by_the_recipe_are_told_so_and_take_each_other_for_honest(run: Any) -> None:
+    scripts = [AuditingScript(optimizer_settings={"direction": "orthogonal", "update": "rms"}) for _ in range(3)]
+    run(scripts, steps=14)
+    for script in scripts:
+        assert [text for text in script.news if "momenta are not audited" in text] == script.news[:1]
+        assert isinstance(script.port.member, SessionMember)
+        audits: list[act.AuditSettled] = script.port.member.of(act.AuditSettled)
+        assert audits
+        assert all(each.passed for each in audits)
+        assert not settled(script)

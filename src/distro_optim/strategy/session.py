@@ -38,7 +38,7 @@ from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
 from .environment import TICKET_NAME, RunEnvironment, write_ticket
-from .model.audits.momenta import check_shows_momentum
+from .model.audits.momenta import check_shows_momentum, why_momenta_are_not_audited
 from .model.between_epochs import BetweenEpochs
 from .model.checkpoint import Checkpoint, CheckpointStore
 from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints, OthersCheckpoints
@@ -426,6 +426,8 @@ class SwarmSession:
         if state is not None:
             check_dataset_size(self._options["dataset_size"], state.config.global_batch_size_end)
             check_shows_momentum(state, self._optimizer.plan, is_in_shards=self._tensors.holders.several)
+            if (reason := why_momenta_are_not_audited(state, self._optimizer.param_groups)) is not None:
+                self._tell(reason)
         terms = RunTerms.adopt(state, self._optimizer, learning_rates=self._options["learning_rates"], tell=self._tell)
         order = self._sample_order(access)
         if terms.as_psyche and order is not None and order.seed is not None:

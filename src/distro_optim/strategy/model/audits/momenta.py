@@ -6,15 +6,17 @@ applied and decayed since, which is right to the last bit or two, and kept until
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
 from ....compress import CompressedUpdate, TilePlan
+from ....coordinator.rules.checkpoints import audits_momentum
 from ....coordinator.types import BatchId, Coordinator
 from ....errors import ConfigurationError, ProtocolError
+from ....optim.rules import is_orthogonal
 from ....verify.audit import Challenge, Verdict, check, looking_ahead
 from ....verify.calibrate import LOOSEST
 from ....verify.momentum import MomentumCommitment
@@ -26,7 +28,7 @@ from ...rounds.audits.momentum_watch import OPENING_ROUNDS, commits_momentum
 from ..trainer import SwarmTrainer
 from .keeper import MomentumKeeper
 
-__all__ = ["MomentumAuditor", "check_shows_momentum"]
+__all__ = ["MomentumAuditor", "check_shows_momentum", "why_momenta_are_not_audited"]
 
 MAX_PAST: Final = 3
 """Steps whose weights are kept for audits that wait for their openings; older ones are not audited by this peer.
@@ -56,6 +58,22 @@ def check_shows_momentum(state: Coordinator, plan: TilePlan, *, is_in_shards: bo
             "(DTensor) cannot do: host the run with RunConfig(audit_momentum=False), which leaves the other test",
             name="audit_momentum",
         )
+
+
+def why_momenta_are_not_audited(state: Coordinator, groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """In words, why peers of a run that would audit momenta do not; None if they do, or are not to.
+
+    Args:
+        state: of the run.
+        groups: parameter groups of the optimizer.
+    """
+    if not audits_momentum(state.model.checkpoint) or not any(map(is_orthogonal, groups)):
+        return None
+    return (
+        'momenta are not audited in this run, since with direction="orthogonal" parts of them prove nothing: results '
+        'are compared with gradients alone, which does not find half of a batch. direction="momentum" has both tests, '
+        "and audit_momentum=False says that one is meant"
+    )
 
 
 @dataclass
