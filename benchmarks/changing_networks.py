@@ -335,6 +335,7 @@ def peer(heard: Path, watch: bool) -> None:
     from distro_optim.comm.iroh.swarm import IrohSwarm
     from distro_optim.comm.swarm import Channel
     from distro_optim.coordinator.client import RemoteCoordinator
+    from distro_optim.optim.rules import PUBLISHED
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.session import SwarmSession
 
@@ -383,7 +384,7 @@ def peer(heard: Path, watch: bool) -> None:
         epoch_time=3600,
         warmup_time=30,
     )
-    optimizer = DisTrO(model.parameters(), lr=1e-3)
+    optimizer = DisTrO(model.parameters(), lr=1e-3, **PUBLISHED)
     with SwarmSession(model, optimizer, config=config, dataset_size=10_000) as session:
         for round_ in session.rounds():
             inputs = torch.tensor([[float(index % 97)] * 32 for index in round_.indices])

@@ -24,6 +24,7 @@ from distro_optim.comm.iroh.reach import parse_relays
 from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.swarm import Swarm
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.environment import RunEnvironment
 from distro_optim.strategy.network.hosting import HostedRun
@@ -65,7 +66,7 @@ class Peer:
         torch.manual_seed(0)
         self.data = SourceWindows(context=CONTEXT)
         self.model = ByteTransformer(width=64, layers=2, context=CONTEXT)
-        self.optimizer = DisTrO(self.model.parameters(), lr=LR, compression_decay=0.99)
+        self.optimizer = DisTrO(self.model.parameters(), lr=LR, compression_decay=0.99, **PUBLISHED)
 
     def disturb(self, swarm: Swarm) -> Swarm:
         """Bad weather around the swarm; around that, lies, if it is our part to tell them."""

@@ -37,6 +37,7 @@ from distro_optim.compress import CompressedUpdate, OwnPart, ParamSpec, make_pla
 from distro_optim.compress.engine import BlockEngine, Engine, Intake
 from distro_optim.compress.engine.triton.batches import Ahead
 from distro_optim.compress.engine.triton.engine import TritonEngine
+from distro_optim.optim.rules import PUBLISHED
 
 LR, KEEP, K = 1e-3, 0.999, 8
 
@@ -239,7 +240,7 @@ def correctness(bench: Bench) -> None:
             ]
             for p in params:
                 p.grad = torch.randn(p.shape, generator=generator).to(dtype).to(device)
-            made[where] = DisTrO(params, lr=LR, engine=engine, **settings), params  # type: ignore[arg-type]
+            made[where] = DisTrO(params, lr=LR, engine=engine, **{**PUBLISHED, **settings}), params  # type: ignore[arg-type]
         reference, weights = made["CPU"]
         updates = []
         for _ in range(peers):

@@ -36,6 +36,7 @@ from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import merge as exact_merge
 from distro_optim.compress.fast.loading import kernel
 from distro_optim.optim import momentum as optimizer_momentum
+from distro_optim.optim.rules import PUBLISHED
 
 Tensors = list[torch.nn.Parameter]
 LR = 1e-3
@@ -59,6 +60,7 @@ class Ours:
             quantize_1bit=psyche,
             overlap=psyche,
             tiling="divisor",
+            **PUBLISHED,
         )
         self._psyche = psyche
         self._setting = "" if fast else "0"
@@ -225,7 +227,7 @@ def exactness(steps: int = 100) -> tuple[float, float]:
     single = [torch.nn.Parameter(torch.zeros(s)) for s in shapes]
     double = [torch.nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in shapes]
     options = {"lr": LR, "compression_topk": 8, "overlap": False, "quantize_1bit": False}
-    a, b = DisTrO(single, **options), DisTrO(double, **options)
+    a, b = DisTrO(single, **options, **PUBLISHED), DisTrO(double, **options, **PUBLISHED)
     equal = total = 0
     for _ in range(steps):
         for p, q in zip(single, double, strict=True):

@@ -29,6 +29,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.errors import DistroError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.port import RunAccess
 from distro_optim.strategy.session import SwarmSession
@@ -91,7 +92,9 @@ class Liar(SwarmSession):
 
 def lie(ticket: str, seed: int) -> None:
     model = model_of(seed)
-    session = Liar(model, DisTrO(model.parameters(), lr=3e-3), run=ticket, dataset_size=SAMPLES, **LOOPBACK)
+    session = Liar(
+        model, DisTrO(model.parameters(), lr=3e-3, **PUBLISHED), run=ticket, dataset_size=SAMPLES, **LOOPBACK
+    )
     try:
         with session:
             train(session, model)
@@ -102,7 +105,7 @@ def lie(ticket: str, seed: int) -> None:
 def host(rounds: int, liars: int) -> tuple[float, float, int]:
     """The loss at the end, the largest weight, and how many clients were seen in an epoch at most."""
     model = model_of(0)
-    optimizer = DisTrO(model.parameters(), lr=3e-3)
+    optimizer = DisTrO(model.parameters(), lr=3e-3, **PUBLISHED)
     config = RunConfig(
         total_steps=rounds,
         global_batch_size=BATCH,

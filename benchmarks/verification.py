@@ -47,6 +47,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.rounds.audits.reports import Compared
 from distro_optim.verify.audit import check, draw, looking_ahead
 from distro_optim.verify.calibrate import LOOSEST, SAMPLES_OF_A_PEER, Limits, Noise, judge, learn
@@ -158,7 +159,12 @@ class Peer:
         torch.manual_seed(size.seed)
         self.net = ByteTransformer(width=size.width, layers=size.layers, heads=4, context=size.context)
         self.optimizer = DisTrO(
-            self.net.parameters(), lr=LR, compression_decay=DECAY, compression_topk=TOPK, quantize_1bit=True
+            self.net.parameters(),
+            lr=LR,
+            compression_decay=DECAY,
+            compression_topk=TOPK,
+            quantize_1bit=True,
+            **PUBLISHED,
         )
         self.arithmetic = arithmetic
         self.sent: list[CompressedUpdate] = []

@@ -28,6 +28,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.coordinator.types import BatchId
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
 from distro_optim.strategy.model.weights_hash import WeightsHasher
@@ -98,7 +99,7 @@ class Peer:
     def __init__(self, sequences: int, tokens: int) -> None:
         torch.manual_seed(0)
         self.model = Model()
-        optimizer = DisTrO(self.model.parameters(), lr=1e-4)
+        optimizer = DisTrO(self.model.parameters(), lr=1e-4, **PUBLISHED)
         self.trainer = SwarmTrainer(NamedTensors.of(self.model, optimizer), optimizer)
         self.hasher = WeightsHasher(self.trainer.still, lambda step, digests: None)
         self.trainer.before_change = self.hasher.wait

@@ -32,6 +32,7 @@ from distro_optim.comm.memory import MemoryExchange
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.compress.flat import decode_flat, encode_flat
 from distro_optim.compress.wire import TransmittableDistroResult, decode_transmittable, encode_transmittable
+from distro_optim.optim.rules import PUBLISHED
 
 WORKERS = 4
 BATCH_SIZE = 4
@@ -81,6 +82,7 @@ def real_update(setting: Setting, steps: int) -> CompressedUpdate:
             quantize_1bit=setting.quantize,
             overlap=setting.overlap,
             exchange=exchange,
+            **PUBLISHED,
         )
         for model, exchange in zip(models, MemoryExchange.group(WORKERS), strict=True)
     ]

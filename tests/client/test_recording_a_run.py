@@ -19,6 +19,7 @@ from distro_optim.compress import CompressedUpdate
 from distro_optim.compress.wire import TransmittableDistroResult, encode_download
 from distro_optim.coordinator.server.store import read_state_file
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 
 LIVE = Path(__file__).parents[1] / "vectors" / "live"
 STATE = read_state_file(LIVE / "replay_1" / "state.toml")
@@ -39,6 +40,7 @@ def make_optimizer() -> tuple[dict[str, torch.nn.Parameter], DisTrO]:
         compression_decay=0.5,
         tiling="divisor",
         arithmetic="psyche",
+        **PUBLISHED,
     )
     return params, optimizer
 

@@ -24,6 +24,7 @@ from distro_optim.coordinator.model import LLM, CosineLR, Distro, Hub, LearningR
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.rules.schedule import learning_rate
 from distro_optim.coordinator.server.store import read_state_file
+from distro_optim.optim.rules import PUBLISHED
 from reference import psyche_merge as literal
 
 LIVE = Path(__file__).parents[1] / "vectors" / "live"
@@ -161,6 +162,7 @@ def own_run(folder: Path) -> None:
             compression_chunk=32,
             quantize_1bit=False,
             weight_decay=0.10000000149011612,  # what a float32 of 0.1 is
+            **PUBLISHED,
         )
         for params in peers
     ]

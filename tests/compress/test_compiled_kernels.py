@@ -23,6 +23,7 @@ from distro_optim.compress.exact import oracle
 from distro_optim.compress.exact.definition import integer_basis
 from distro_optim.compress.fast import engine, loading
 from distro_optim.optim.reference import dct_matrix, to_tiles
+from distro_optim.optim.rules import PUBLISHED
 
 pytest.importorskip("numba")
 
@@ -105,7 +106,7 @@ def test_signs_of_some_and_values_of_others_are_left_to_torch(monkeypatch: pytes
 @pytest.mark.slow
 def test_weights_that_changed_are_not_differentiated_through() -> None:
     weight = torch.nn.Parameter(torch.ones(128, 128))
-    optimizer = DisTrO([weight], overlap=False, quantize_1bit=True)
+    optimizer = DisTrO([weight], overlap=False, quantize_1bit=True, **PUBLISHED)
     loss = (weight**2).sum()
     loss.backward(retain_graph=True)
     optimizer.step()
@@ -125,7 +126,7 @@ def test_the_largest_coefficients_of_a_float64_transform_are_sent(
 ) -> None:
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(k))
-    optimizer = DisTrO([weight], lr=0.5, compression_topk=k, overlap=overlap, quantize_1bit=False)
+    optimizer = DisTrO([weight], lr=0.5, compression_topk=k, overlap=overlap, quantize_1bit=False, **PUBLISHED)
     [sent] = optimizer.generate().tensors()
     tiles = to_tiles(weight.grad.double() * 0.5, 64, "padded")
     down, along = (dct_matrix(side, tiles) for side in tiles.shape[1:])
@@ -139,7 +140,7 @@ def test_the_largest_coefficients_of_a_float64_transform_are_sent(
 
 def test_equals_zeros_and_negative_zeros_are_chosen_once_each() -> None:
     weight = torch.nn.Parameter(torch.zeros(128, 107))
-    optimizer = DisTrO([weight], overlap=False, quantize_1bit=False, compression_topk=32)
+    optimizer = DisTrO([weight], overlap=False, quantize_1bit=False, compression_topk=32, **PUBLISHED)
     for grad in (torch.zeros(128, 107), torch.full((128, 107), -0.0), torch.eye(128, 107)):
         weight.grad = grad
         [sent] = optimizer.generate().tensors()
@@ -165,7 +166,7 @@ def test_peers_with_and_without_kernels_keep_equal_weights(
     r = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=r) for shape in SHAPES]
     models = [[torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2)]
-    peers = [DisTrO(model, lr=1e-2, weight_decay=0.1, **settings) for model in models]
+    peers = [DisTrO(model, lr=1e-2, weight_decay=0.1, **settings, **PUBLISHED) for model in models]
     for step in range(5):
         grads = [torch.randn(shape, generator=r) for shape in SHAPES]
         sent = []
@@ -199,7 +200,7 @@ def test_a_training_alone_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
     for setting in (FAST, TORCH):
         monkeypatch.setenv(loading.SETTING, setting)
         weight = torch.nn.Parameter(start.clone())
-        optimizer = DisTrO([weight], overlap=False, quantize_1bit=False)
+        optimizer = DisTrO([weight], overlap=False, quantize_1bit=False, **PUBLISHED)
         for grad in grads:
             weight.grad = grad
             optimizer.step()
@@ -218,7 +219,7 @@ def test_the_lookahead_shifts_by_the_same_bits(monkeypatch: pytest.MonkeyPatch, 
     for setting in (FAST, TORCH):
         monkeypatch.setenv(loading.SETTING, setting)
         weight = torch.nn.Parameter(start.clone())
-        optimizer = DisTrO([weight], transform="identity")
+        optimizer = DisTrO([weight], transform="identity", **PUBLISHED)
         weight.grad = grad
         optimizer.generate()
         version = weight._version
@@ -251,14 +252,14 @@ def test_other_tiles_and_definitions_are_left_to_torch(
 ) -> None:
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = torch.ones(shape)
-    assert kinds_of_merges(DisTrO([weight], **settings)) == {merge}
+    assert kinds_of_merges(DisTrO([weight], **settings, **PUBLISHED)) == {merge}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=dtype))
     weight.grad = torch.ones(128, 128, dtype=dtype)
-    assert kinds_of_merges(DisTrO([weight])) == {"ExactMerge"}
+    assert kinds_of_merges(DisTrO([weight], **PUBLISHED)) == {"ExactMerge"}
 
 
 def test_the_environment_turns_them_off_and_small_models_do_not_load_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +267,9 @@ def test_the_environment_turns_them_off_and_small_models_do_not_load_them(monkey
     weight.grad = torch.ones(128, 128)
     for setting in (TORCH, ""):
         monkeypatch.setenv(loading.SETTING, setting)
-        assert kinds_of_merges(DisTrO([weight])) == {"ExactMerge"}
+        assert kinds_of_merges(DisTrO([weight], **PUBLISHED)) == {"ExactMerge"}
     monkeypatch.setattr(engine, "_FEWEST_TILES", 4)
-    assert kinds_of_merges(DisTrO([weight])) == {"FastMerge"}
+    assert kinds_of_merges(DisTrO([weight], **PUBLISHED)) == {"FastMerge"}
 
 
 def test_without_numba_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from distro_optim.compress.engine import Intake
 from distro_optim.compress.engine.triton import launching, tables
 from distro_optim.compress.engine.triton.batches import Ahead
 from distro_optim.compress.engine.triton.engine import TritonEngine
+from distro_optim.optim.rules import PUBLISHED
 
 SHAPE: Final = (64, 64)
 """One whole tile: all of them cost the same."""
@@ -118,7 +119,7 @@ def step_of_an_optimizer() -> dict[str, float]:
     """Bytes for each parameter of ``DisTrO.step()``, by kernels and by torch, of a peer that is alone."""
     side = 2 * SHAPE[0]  # four tiles
     param = Parameter(torch.randn(side, side))
-    optimizer = DisTrO([param], lr=1e-3, engine="triton")
+    optimizer = DisTrO([param], lr=1e-3, engine="triton", **PUBLISHED)
     basis = [tables.encoding_basis(64, CPU, torch.float32, whole=False), tables.integer_digits(64, CPU)]
     for _ in range(2):  # the first shifts weights, the second compares kernels with torch
         param.grad = torch.randn(side, side)

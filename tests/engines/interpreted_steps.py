@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.compress.tiling import Tiling
+from distro_optim.optim.rules import PUBLISHED
 
 LR: Final = 1e-2
 
@@ -88,6 +89,7 @@ def _optimizer(case: Case, engine: str) -> tuple[list[Parameter], DisTrO]:
         overlap=case.overlap,
         tiling=case.tiling,
         engine=engine,  # type: ignore[arg-type]
+        **PUBLISHED,
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from distro_optim import DisTrO
 from distro_optim.compress.engine.triton.engine import TritonEngine
+from distro_optim.optim.rules import PUBLISHED
 
 STEPS: Final = 6
 
@@ -39,7 +40,9 @@ def train(engine: Any, dtype: torch.dtype) -> tuple[list[Tensor], DisTrO]:
     params = [Parameter((torch.randn(shape) * 0.02).to(dtype)) for shape in ((20, 17), (16,))]
     params.append(Parameter(torch.randn(8, 16).to(dtype), requires_grad=False))
     groups = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-2}]
-    optimizer = DisTrO(groups, lr=1e-2, engine=engine, weight_decay=0.1, compression_chunk=16, compression_topk=4)
+    optimizer = DisTrO(
+        groups, lr=1e-2, engine=engine, weight_decay=0.1, compression_chunk=16, compression_topk=4, **PUBLISHED
+    )
     seen: list[Tensor] = []
 
     def look() -> None:

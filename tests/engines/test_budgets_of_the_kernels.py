@@ -18,6 +18,7 @@ from distro_optim.comm.exchange import LocalExchange
 from distro_optim.compress import CompressedUpdate, OwnPart, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.engine import Intake
 from distro_optim.optim import momentum
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.testing.launches import Launches
 from engines.large_models import LLAMA
 
@@ -109,7 +110,7 @@ def optimizer(kernels: Counter[str], monkeypatch: pytest.MonkeyPatch) -> DisTrO:
     params = [Parameter(torch.empty(shape, device=META)) for shape in LLAMA]
     for param in params:
         param.grad = torch.empty_like(param)
-    return DisTrO(params, lr=1e-3, engine="triton")
+    return DisTrO(params, lr=1e-3, engine="triton", **PUBLISHED)
 
 
 class Alone16(LocalExchange):

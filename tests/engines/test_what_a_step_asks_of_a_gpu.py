@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.optim import momentum
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.testing.launches import Launches
 from engines.conftest import ACCELERATORS
 from engines.large_models import GPT2, LLAMA, Shapes
@@ -33,7 +34,7 @@ def counted(
     params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]
     for param in params:
         param.grad = torch.empty_like(param)
-    optimizer = DisTrO(params, lr=1e-3, weight_decay=0.1, tiling="divisor", **settings)
+    optimizer = DisTrO(params, lr=1e-3, weight_decay=0.1, tiling="divisor", **{**PUBLISHED, **settings})
     with Launches():  # the first step makes room
         optimizer.decode([])
     with Launches() as launches:
@@ -130,7 +131,7 @@ def test_a_step_takes_no_float64_where_there_is_none(
     def trained() -> list[torch.Tensor]:
         model = EveryShape(dtype)
         params = [*model.parameters(), nn.Parameter(torch.ones(90, 70, dtype=dtype))]
-        optimizer = DisTrO(params, lr=0.01, weight_decay=0.1, arithmetic=arithmetic, **rules)
+        optimizer = DisTrO(params, lr=0.01, weight_decay=0.1, arithmetic=arithmetic, **{**PUBLISHED, **rules})
         for step in range(3):
             set_gradients(params, step)
             optimizer.step()

@@ -15,6 +15,7 @@ from torch import nn
 from distro_optim import DisTrO
 from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.profile import Profile
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.optim.workers import true_float32
 from optimizer.models import set_gradients
 
@@ -71,7 +72,9 @@ def trained(around: AbstractContextManager[object], **settings: Any) -> list[tor
     torch.manual_seed(0)
     # Sides that numpy multiplies, sides that torch does, and vectors.
     model = nn.ParameterList([torch.randn(70, 130), torch.randn(200), torch.randn(9, 5, 3, 3)])
-    optimizer = DisTrO(model.parameters(), lr=0.01, weight_decay=0.1, compression_chunk=100, **settings)
+    optimizer = DisTrO(
+        model.parameters(), lr=0.01, weight_decay=0.1, compression_chunk=100, **{**PUBLISHED, **settings}
+    )
     for step in range(2):
         set_gradients(list(model.parameters()), step)
         with around if step == 1 else nullcontext():

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from distro_optim import DisTrO
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
 from frameworks.audited_run import AuditedRun, connect_to
 from frameworks.lightning_runs import QUIET, Numbered, make_module, make_trainer
@@ -59,7 +60,9 @@ def test_a_lightning_module_audits_by_its_own_training_step(
     def fit(*, audits: bool) -> tuple[Any, AuditedRun, dict[str, float]]:
         ports = connect_to(monkeypatch, audits=audits)
         module = make_module(
-            pl, loss=dropping, optimizer=lambda p: DisTrO(p, lr=0.003, compression_topk=64, compression_chunk=16)
+            pl,
+            loss=dropping,
+            optimizer=lambda p: DisTrO(p, lr=0.003, compression_topk=64, compression_chunk=16, **PUBLISHED),
         )
         trainer = make_trainer(pl, tmp_path, strategy(pl, config=CONFIG), max_epochs=1)
         torch.manual_seed(3)
@@ -84,7 +87,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, *, audits: bool, gives_loss: bool = Tr
     fabric.launch()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 3))
-    optimizer = DisTrO(net.parameters(), lr=0.003, compression_topk=64, compression_chunk=16)
+    optimizer = DisTrO(net.parameters(), lr=0.003, compression_topk=64, compression_chunk=16, **PUBLISHED)
     model, optimizer = fabric.setup(net, optimizer, _reapply_compile=False)
 
     def loss_of(model: nn.Module, batch: Any) -> Tensor:

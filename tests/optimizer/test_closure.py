@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distro_optim import DisTrO
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import EveryShape, all_same_bits, copies, same_bits, set_gradients
 
 MODES = pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
@@ -42,7 +43,7 @@ def test_without_a_closure_nothing_is_returned() -> None:
 @MODES
 def test_the_update_comes_from_the_closures_gradient_not_from_a_stale_one(overlap: bool) -> None:
     param = nn.Parameter(torch.zeros(4))
-    optimizer = DisTrO([param], lr=0.5, overlap=overlap, quantize_1bit=False)
+    optimizer = DisTrO([param], lr=0.5, overlap=overlap, quantize_1bit=False, **PUBLISHED)
     param.grad = torch.full((4,), -1e6)
 
     def closure() -> float:
@@ -57,7 +58,7 @@ def test_the_update_comes_from_the_closures_gradient_not_from_a_stale_one(overla
 @MODES
 def test_a_step_moves_a_weight_by_exactly_the_learning_rate(overlap: bool) -> None:
     param = nn.Parameter(torch.zeros(64, 64))
-    optimizer = DisTrO([param], lr=0.25, overlap=overlap)
+    optimizer = DisTrO([param], lr=0.25, overlap=overlap, **PUBLISHED)
     for step in range(2):
         set_gradients([param], step, scale=1e4)
         optimizer.step(lambda: 0.0)
@@ -100,7 +101,7 @@ def test_an_exception_in_the_closure_leaves_the_true_weights_and_an_optimizer_th
 
 def test_with_overlap_the_closure_sees_the_weights_looking_ahead() -> None:
     param = nn.Parameter(torch.zeros(4))
-    optimizer = DisTrO([param], lr=0.5, compression_topk=1)
+    optimizer = DisTrO([param], lr=0.5, compression_topk=1, **PUBLISHED)
     seen = []
 
     def closure() -> float:
@@ -117,7 +118,7 @@ def test_with_overlap_the_closure_sees_the_weights_looking_ahead() -> None:
 
 def test_both_styles_can_be_mixed() -> None:
     param = nn.Parameter(torch.zeros(4))
-    optimizer = DisTrO([param], lr=0.5, compression_topk=1)
+    optimizer = DisTrO([param], lr=0.5, compression_topk=1, **PUBLISHED)
 
     def closure() -> float:
         param.grad = torch.ones(4)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distro_optim import DisTrO
+from distro_optim.optim.rules import PUBLISHED
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def _made_nowhere() -> Iterator[None]:
 
 
 def trained(model: nn.Module, **settings: Any) -> tuple[torch.Tensor, ...]:
-    optimizer = DisTrO(model.parameters(), lr=0.01, weight_decay=0.1, **settings)
+    optimizer = DisTrO(model.parameters(), lr=0.01, weight_decay=0.1, **settings, **PUBLISHED)
     x = torch.linspace(-1, 1, 4 * 20, device="cpu").view(4, 20)
     for _ in range(3):
         optimizer.zero_grad()

@@ -18,6 +18,7 @@ from compress.exact_cases import rounded_to_bfloat16
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.optim.weight_decay import shrink
 
 from .models import set_gradients
@@ -43,7 +44,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def test_the_step_of_a_16_bit_weight_is_taken_in_float32(dtype: torch.dtype) -> None:
     param = nn.Parameter(made_up_weights(64 * 64, dtype).view(64, 64))
     before = param.detach().clone()
-    optimizer = DisTrO([param], lr=LR, compression_topk=8)
+    optimizer = DisTrO([param], lr=LR, compression_topk=8, **PUBLISHED)
     set_gradients([param], 1)
     update = optimizer.generate()
     sign = optimizer.decode([update])[0].sign()
@@ -57,7 +58,7 @@ def test_the_step_of_a_16_bit_weight_is_taken_in_float32(dtype: torch.dtype) -> 
 def test_the_step_of_a_float32_weight_does_not_depend_on_fused_operations() -> None:
     param = nn.Parameter(made_up_weights(64 * 64, torch.float32).view(64, 64))
     before = param.detach().clone()
-    optimizer = DisTrO([param], lr=0.1, compression_topk=8, quantize_1bit=False)
+    optimizer = DisTrO([param], lr=0.1, compression_topk=8, quantize_1bit=False, **PUBLISHED)
     set_gradients([param], 1)
     update = optimizer.generate()
     decoded = optimizer.decode([update])[0]
@@ -105,7 +106,7 @@ def test_the_optimizer_decays_16_bit_weights_in_that_form(dtype: torch.dtype) ->
 def test_decay_and_step_are_two_roundings_not_one() -> None:
     param = nn.Parameter(made_up_weights(64 * 64, torch.float32).view(64, 64))
     before = param.detach().clone()
-    optimizer = DisTrO([param], lr=LR, weight_decay=0.1, compression_topk=8)
+    optimizer = DisTrO([param], lr=LR, weight_decay=0.1, compression_topk=8, **PUBLISHED)
     set_gradients([param], 1)
     update = optimizer.generate()
     sign = optimizer.decode([update])[0].sign().numpy()

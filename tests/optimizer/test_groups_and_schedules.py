@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.errors import ConfigurationError
 from distro_optim.optim import planned
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import STEPS, EveryShape, copies, same_bits, set_gradients
 
 SCHEDULERS: dict[str, Callable[[DisTrO], LRScheduler]] = {
@@ -32,7 +33,7 @@ SCHEDULERS: dict[str, Callable[[DisTrO], LRScheduler]] = {
 def test_a_scheduler_sets_the_size_of_every_step(name: str, tensor_lr: bool) -> None:
     param = nn.Parameter(torch.zeros(8, dtype=torch.float64))
     lr = torch.tensor(0.1) if tensor_lr else 0.1
-    optimizer = DisTrO([param], lr=lr, overlap=False, quantize_1bit=False)
+    optimizer = DisTrO([param], lr=lr, overlap=False, quantize_1bit=False, **PUBLISHED)
     scheduler = SCHEDULERS[name](optimizer)
     rates = []
     for step in range(8):
@@ -59,6 +60,7 @@ def test_groups_differ_in_every_hyper_parameter() -> None:
         ],
         lr=0.25,
         overlap=False,
+        **PUBLISHED,
     )
     before = copies([a, b])
     set_gradients([a, b], 0)
@@ -122,7 +124,7 @@ def test_state_exists_from_construction_for_every_parameter() -> None:
 
 def test_without_overlap_there_is_no_third_copy_of_the_weights() -> None:
     model = EveryShape()
-    optimizer = DisTrO(model.parameters(), overlap=False)
+    optimizer = DisTrO(model.parameters(), overlap=False, **PUBLISHED)
     assert {key for p in model.parameters() for key in optimizer.state[p]} == {"delta", "quarantined"}
 
 

@@ -133,7 +133,7 @@ def test_a_step_has_the_size_of_gain_times_learning_rate(arithmetic: Any, quanti
 
 def test_by_signs_a_gain_is_a_larger_step() -> None:
     param = nn.Parameter(torch.zeros(4, 4))
-    optimizer = DisTrO([param], lr=0.25, gain=2, overlap=False)
+    optimizer = DisTrO([param], lr=0.25, direction="momentum", update="sign", gain=2, overlap=False)
     param.grad = torch.randn(4, 4)
     optimizer.step()
     assert set(param.detach().abs().view(-1).tolist()) <= {0.0, 0.5}

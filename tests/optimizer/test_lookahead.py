@@ -10,6 +10,7 @@ from torch import nn
 
 from distro_optim import DisTrO
 from distro_optim.errors import DistroError
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import (
     STEPS,
     EveryShape,
@@ -26,7 +27,7 @@ def looking_ahead(size: int = 4096, dtype: torch.dtype = torch.float32) -> tuple
     """A parameter that looks ahead, its optimizer, and its true weights."""
     torch.manual_seed(0)
     param = nn.Parameter(torch.randn(size).to(dtype))
-    optimizer = DisTrO([param], lr=0.01)
+    optimizer = DisTrO([param], lr=0.01, **PUBLISHED)
     for step in range(3):
         set_gradients([param], step)
         optimizer.step()

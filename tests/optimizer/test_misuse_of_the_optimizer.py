@@ -13,6 +13,7 @@ from torch import nn
 
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.errors import ConfigurationError, DistroError, ExchangeError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.testing import step_together
 
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "compression_topk": 4, "compression_chunk": 8}
@@ -112,11 +113,11 @@ def test_what_is_frozen_does_not_look_ahead() -> None:
 def test_a_state_of_other_tiles_is_refused_where_it_is_loaded(shape: tuple[int, ...]) -> None:
     param, other = parameter(*shape), parameter(*shape)
     settings = {"lr": 1e-2, "compression_topk": 4, "compression_chunk": 64}
-    saved = DisTrO([param], tiling="padded", **settings)  # type: ignore[arg-type]
+    saved = DisTrO([param], tiling="padded", **settings, **PUBLISHED)  # type: ignore[arg-type]
     for step in range(4):
         with_gradient(param, step)
         saved.step()
-    loading = DisTrO([other], tiling="divisor", **settings)  # type: ignore[arg-type]
+    loading = DisTrO([other], tiling="divisor", **settings, **PUBLISHED)  # type: ignore[arg-type]
     before = loading.state[other]["delta"].clone()
     with pytest.raises(ConfigurationError, match=r"tiling|shape"):
         loading.load_state_dict(saved.state_dict())

@@ -12,6 +12,7 @@ from distro_optim import DisTrO
 from distro_optim.compress import from_coefficients, tile_grid, to_coefficients
 from distro_optim.compress.tiling import Tiling
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import same_bits
 
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "compression_topk": 4, "compression_chunk": 16, "overlap": False}
@@ -85,7 +86,7 @@ def test_nothing_is_left_of_what_was_sent(quantize: bool) -> None:
 
 def test_what_rounding_to_the_dtype_sent_takes_away_is_left() -> None:
     param = torch.nn.Parameter(torch.zeros(16, 16, dtype=torch.bfloat16))
-    optimizer = DisTrO([param], **{**SETTINGS, "compression_topk": 256, "quantize_1bit": False})
+    optimizer = DisTrO([param], **{**SETTINGS, "compression_topk": 256, "quantize_1bit": False}, **PUBLISHED)
     with_gradient(param, 0)
     update = optimizer.generate()
     assert param.grad is not None

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distro_optim import DisTrO, MemoryExchange
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import same_bits, set_gradients
 
 OVERLAP = pytest.mark.parametrize("overlap", [False, True], ids=["blocking", "overlap"])
@@ -99,7 +100,7 @@ def test_huge_finite_gradients_never_make_momentum_or_weights_non_finite(
 
 def test_a_float16_coefficient_beyond_its_range_is_clamped_not_sent_as_infinity() -> None:
     param = nn.Parameter(torch.zeros(64, 64, dtype=torch.float16))
-    optimizer = DisTrO([param], lr=1.0, overlap=False, quantize_1bit=False)
+    optimizer = DisTrO([param], lr=1.0, overlap=False, quantize_1bit=False, **PUBLISHED)
     param.grad = torch.full_like(param, 60000.0)  # its first coefficient is 64 * 60000
     update = optimizer.generate()
     assert all(value.isfinite().all() for value in update.value)

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
 from distro_optim import DisTrO, MemoryExchange
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import EveryShape, TinyGPT, all_same_bits, copies, plain_step, same_bits, set_gradients
 
 pytestmark = pytest.mark.waiting
@@ -107,7 +108,9 @@ def test_under_a_grad_scaler_an_overflow_skips_the_step_and_halves_the_scale() -
 
 def test_gradients_unscaled_by_hand_and_clipped_are_not_unscaled_again() -> None:
     model = EveryShape()
-    optimizer = DisTrO(model.parameters(), lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096)
+    optimizer = DisTrO(
+        model.parameters(), lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096, **PUBLISHED
+    )
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     scaler.scale(model.loss(0)).backward()
     scaler.unscale_(optimizer)

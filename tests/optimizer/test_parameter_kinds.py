@@ -12,6 +12,7 @@ from torch import nn
 from distro_optim import DisTrO, MemoryExchange
 from distro_optim.errors import DistroError
 from distro_optim.optim.arguments import TORCH_KEEPS_NAMES
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import STEPS, EveryShape, Step, copies, same_bits, set_gradients
 
 SHAPES = [(), (1,), (7,), (4096,), (1, 1), (127, 61), (64, 64), (65, 130), (5, 3, 3, 3), (2, 3, 4, 5, 6), (0,), (3, 0)]
@@ -32,6 +33,7 @@ def test_every_shape_and_dtype_moves_downhill(overlap: bool, tiling: Any, transf
         transform=transform,
         compression_topk=4096,
         quantize_1bit=False,
+        **PUBLISHED,
     )
     for _ in range(4):
         for param in params:
@@ -47,7 +49,9 @@ def test_every_shape_and_dtype_moves_downhill(overlap: bool, tiling: Any, transf
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_with_all_coefficients_as_values_the_update_is_the_sign_of_the_gradient(shape: tuple[int, ...]) -> None:
     param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-    optimizer = DisTrO([param], lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096, arithmetic="float")
+    optimizer = DisTrO(
+        [param], lr=0.5, overlap=False, quantize_1bit=False, compression_topk=4096, arithmetic="float", **PUBLISHED
+    )
     set_gradients([param], 1)
     optimizer.step()
     assert param.grad is not None
@@ -177,7 +181,7 @@ def test_a_tied_parameter_listed_twice_is_one_parameter(named: bool, grouped: bo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         groups = [{"params": entries[:2]}, {"params": entries[2:]}]
-        optimizer = DisTrO(groups if grouped else entries, lr=0.5, compression_topk=1)
+        optimizer = DisTrO(groups if grouped else entries, lr=0.5, compression_topk=1, **PUBLISHED)
     assert len(optimizer.plan) == 2
     for param in (weight, other):
         param.grad = torch.ones(4)

@@ -21,6 +21,7 @@ from distro_optim.compress.engine import BlockEngine, Intake
 from distro_optim.compress.engine.shifting import shifted as shift_by
 from distro_optim.errors import ExchangeError
 from distro_optim.optim import planned
+from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import EveryShape, set_gradients
 
 Loop = Callable[[DisTrO, list[nn.Parameter], Callable[[], None]], None]
@@ -186,7 +187,7 @@ def test_weights_are_those_of_passes_of_their_own(
             nn.Parameter(torch.ones(90, 70)),
             nn.Parameter(torch.ones(3)),
         ]
-        optimizer = DisTrO(params, lr=0.01, weight_decay=weight_decay)
+        optimizer = DisTrO(params, lr=0.01, weight_decay=weight_decay, **PUBLISHED)
         seen: list[Tensor] = []
 
         def look() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distro_optim import DisTrO
 from distro_optim.coordinator.types import BatchId
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.model.audits.results import ResultAuditor
 from distro_optim.strategy.model.named_tensors import NamedTensors
 from distro_optim.strategy.model.trainer import SwarmTrainer
@@ -105,7 +106,7 @@ def test_a_loss_function_that_fails_ends_audits_and_not_the_training(audited_run
 def test_nothing_is_expected_of_parameters_that_are_frozen_and_the_optimizers() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6))
     model[0].requires_grad_(False)
-    optimizer = DisTrO(model.parameters(), lr=LR, overlap=True)
+    optimizer = DisTrO(model.parameters(), lr=LR, overlap=True, **PUBLISHED)
     trainer = SwarmTrainer(NamedTensors.of(model, optimizer), optimizer)
     model(DATA[:4]).sum().backward()
     sent = optimizer.generate()

@@ -15,6 +15,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.coordinator.server.ledger_file import read_ledger
 from distro_optim.errors import DistroError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.session import SwarmSession
 
@@ -45,7 +46,7 @@ class Peer(threading.Thread):
     def __init__(self, *, trains: bool = True, **settings: Any) -> None:
         super().__init__(daemon=True)
         self.net, self.trains = new_net(), trains
-        optimizer = DisTrO(self.net.parameters(), lr=4e-3, compression_topk=32, compression_chunk=16)
+        optimizer = DisTrO(self.net.parameters(), lr=4e-3, compression_topk=32, compression_chunk=16, **PUBLISHED)
         self.news: list[str] = []
         self.session = SwarmSession(
             self.net,

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.errors import DistroError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.network.link import RunLink
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.session import SwarmSession
@@ -65,7 +66,7 @@ class Peer(threading.Thread):
         super().__init__(daemon=True)
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 24))
-        self.optimizer = DisTrO(self.net.parameters(), lr=LR, compression_topk=32, compression_chunk=16)
+        self.optimizer = DisTrO(self.net.parameters(), lr=LR, compression_topk=32, compression_chunk=16, **PUBLISHED)
         self.key = secret(number).public
         self.news: list[str] = []
         self.steps: list[int] = []

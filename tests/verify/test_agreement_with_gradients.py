@@ -14,6 +14,7 @@ from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan
 from distro_optim.errors import ConfigurationError
 from distro_optim.optim.reference import encode, to_tiles
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.verify.quiet import mean_of, quiet_gradients
 from distro_optim.verify.recompute import Agreement, Evidence, coefficients_at, compare, group_of, signs_of
 
@@ -139,7 +140,7 @@ def loss_of(net: nn.Module, batch: Tensor) -> Tensor:
 def test_an_honest_peer_is_told_from_copies_other_data_and_idleness() -> None:
     """Four peers for a while: agreements add up over the rounds, and only the honest one keeps above its control."""
     nets = [make_net() for _ in range(4)]
-    optimizers = [DisTrO(net.parameters(), lr=2e-3, compression_topk=8) for net in nets]
+    optimizers = [DisTrO(net.parameters(), lr=2e-3, compression_topk=8, **PUBLISHED) for net in nets]
     found = {"honest": Evidence(), "copy": Evidence(), "other data": Evidence(), "idle": Evidence()}
     on_its_way: list[CompressedUpdate] = []
     for step in range(12):

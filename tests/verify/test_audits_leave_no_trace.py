@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from distro_optim import DisTrO
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.verify.quiet import quiet_gradients, untouched
 
 
@@ -62,7 +63,7 @@ def train(*, audited: bool) -> dict[str, Any]:
     random.seed(0)
     np.random.seed(0)
     model = Everything()
-    optimizer = DisTrO(model.parameters(), lr=1e-2)
+    optimizer = DisTrO(model.parameters(), lr=1e-2, **PUBLISHED)
     heard: list[str] = []
     model.register_forward_hook(lambda *_: heard.append("forward"))
     model.lstm.register_full_backward_pre_hook(lambda *_: heard.append("backward"))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate
 from distro_optim.errors import ConfigurationError
+from distro_optim.optim.rules import PUBLISHED
 from distro_optim.verify.audit import AUDITORS, LEAVES, Challenge, Verdict, check, draw, looking_ahead, majority
 from distro_optim.verify.calibrate import LOOSEST, TIGHTEST, Limits
 from distro_optim.verify.momentum import MomentumCommitment, Snapshot, leaves_of
@@ -105,7 +106,9 @@ def momenta(optimizer: DisTrO, net: nn.Module) -> list[Tensor]:
 def train(train_last: Train = honestly, *, quantize: bool = True, steps: int = 4) -> Audited:
     """Some honest steps, and the one that is audited."""
     net = make_net()
-    optimizer = DisTrO(net.parameters(), lr=LR, compression_decay=DECAY, compression_chunk=32, quantize_1bit=quantize)
+    optimizer = DisTrO(
+        net.parameters(), lr=LR, compression_decay=DECAY, compression_chunk=32, quantize_1bit=quantize, **PUBLISHED
+    )
     updates: list[CompressedUpdate] = []
     snapshots: list[Snapshot] = []
     for step in range(steps):
