@@ -113,7 +113,7 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         _BYTES,
-        _digits(CONVOLUTIONS.name, 3e-3, 1e-2, 3e-3, 2e-3),
+        _digits(CONVOLUTIONS.name, 3e-3, 5e-3, 5e-3, 2e-3),
         _digits(VISION_TRANSFORMER.name, 2e-3, 1e-2, 2e-3, 3e-3),
         replace(_SCALED, name="bytes, 1 worker", workers=1),
         replace(_SCALED, name="bytes, 4 workers"),
