@@ -183,13 +183,12 @@ def test_where_momenta_cannot_be_audited_that_is_said(rules: dict[str, str], fra
         assert "momenta are not audited" in reason
 
 
-def test_peers_that_train_by_the_recipe_are_told_so_and_take_each_other_for_honest(run: Any) -> None:
+def test_peers_that_train_by_the_recipe_are_told_so_and_take_each_other_for_honest(audited_run: Any) -> None:
     scripts = [AuditingScript(optimizer_settings={"direction": "orthogonal", "update": "rms"}) for _ in range(3)]
-    run(scripts, steps=14)
+    audited_run(scripts, steps=14)
     for script in scripts:
         assert [text for text in script.news if "momenta are not audited" in text] == script.news[:1]
-        assert isinstance(script.port.member, SessionMember)
-        audits: list[act.AuditSettled] = script.port.member.of(act.AuditSettled)
+        audits = settled(script)
         assert audits
         assert all(each.passed for each in audits)
-        assert not settled(script)
+        assert not settled(script, MOMENTUM)
