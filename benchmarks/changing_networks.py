@@ -4,8 +4,8 @@
     python benchmarks/changing_networks.py --case new-address   # one
     python benchmarks/changing_networks.py --case dropped --json
 
-Each peer is a process in a network namespace of its own, and this process is the router between them, without any relay
-server. It needs ``unshare`` and ``ip``, and no rights (Linux, user namespaces allowed). The cases:
+Each peer is a process in a network namespace of its own, and this process is the router between them. There is a relay
+server in one case only. It needs ``unshare`` and ``ip``, and no rights (Linux, user namespaces allowed). The cases:
 
     new-address     the peer gets another address in the same network
     new-network     its cable is pulled, and a second later it is in another network
@@ -15,6 +15,8 @@ server. It needs ``unshare`` and ``ip``, and no rights (Linux, user namespaces a
     dropped         the router drops everything from and to the peer for 20 seconds
     host-moves      the host gets another address in the same network
     host-flow       as flow-dropped, for the host
+    relay-left      the router drops all UDP between the peer and the others from now on; a relay server is left, which
+                    all of them know, and which nobody needed before
 
 ``without`` is the same with the watch on silent connections turned off, which is iroh's own way of going on.
 The columns: the longest time in which the peer heard nobody's announcements, and nothing of the coordinator; the
@@ -24,6 +26,7 @@ longest round of the others; rounds that the peer did not train in; epochs that 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import json
 import os
@@ -42,6 +45,10 @@ CLONE_NEWNET: Final = 0x40000000
 IPV4: Final = "10.0.{}.{}"
 IPV6: Final = "2001:db8:{}::{}"
 """Networks of the machines; the router is number 1 in each."""
+
+RELAY_PLACE: Final = ("10.9.9.9", 3340)
+ROUTERS_RELAY: Final = "http://{}:{}/".format(*RELAY_PLACE)
+"""The router's own relay server, and where it is for all machines."""
 
 NAMES: Final = ("host", "mover", "other")
 ROUND_SECONDS: Final = 10  # max_round_train_time
@@ -129,6 +136,23 @@ def route_between_them() -> None:
         Path("/proc/sys/net", name).write_text("1")
 
 
+def serve_relay() -> None:
+    """The router is a relay server as well, as long as this process lives."""
+    from distro_optim.testing.relay import RelayServer
+
+    do(f"ip addr add {RELAY_PLACE[0]}/32 dev lo")
+    ready = threading.Event()
+
+    async def serve() -> None:
+        async with RelayServer(*RELAY_PLACE):
+            ready.set()
+            await asyncio.Event().wait()
+
+    threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+    if not ready.wait(START_SECONDS):
+        raise RuntimeError("the relay server does not start")
+
+
 def drop(rule: str, on: bool) -> None:
     """The router drops what a rule names, without a word, or does so no more."""
     for version in ("-4", "-6"):
@@ -185,13 +209,20 @@ def dropped(machine: Machine, _: Sequence[Machine]) -> None:
     do(f"ip -6 rule del {to[1]} blackhole")
 
 
+def no_direct_way(machine: Machine, others: Sequence[Machine]) -> None:
+    for a, b in [(machine, other) for other in others] + [(other, machine) for other in others]:
+        for version, place in (("-4", f"{IPV4.format(b.network, 0)}/24"), ("-6", f"{IPV6.format(b.network, '')}/64")):
+            do(f"ip {version} rule add iif r{a.network} to {place} ipproto udp blackhole")
+
+
 @dataclass(frozen=True)
 class Case:
-    """What changes, for whom, and whether that machine has IPv6 before."""
+    """What changes, for whom, whether that machine has IPv6 before, and whether there is a relay server."""
 
     change: Callable[[Machine, Sequence[Machine]], None]
     who: int = 1
     ipv6: bool = True
+    relay: bool = False
 
 
 CASES: Final = {
@@ -202,6 +233,7 @@ CASES: Final = {
     "dropped": Case(dropped),
     "host-moves": Case(new_address, who=0),
     "host-flow": Case(flow_dropped, who=0),
+    "relay-left": Case(no_direct_way, relay=True),
 }
 
 
@@ -233,12 +265,13 @@ def run_case(name: str, *, watch: bool, keep: Path | None = None) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     machines: list[Machine] = []
     ticket = folder / "ticket"
+    relay = ROUTERS_RELAY if case.relay else "none"
     try:
         for index, machine_name in enumerate(NAMES):
             environment = os.environ | {
                 "DISTRO_OPTIM_REPORT": str(folder / f"{machine_name}.jsonl"),
                 "DISTRO_OPTIM_PEER_NAME": machine_name,
-                "DISTRO_OPTIM_RELAY": "none",
+                "DISTRO_OPTIM_RELAY": relay,
                 "DISTRO_OPTIM_TICKET_FILE": str(ticket) if index == 0 else "",
                 "DISTRO_OPTIM_RUN": ticket.read_text().strip() if index else "",
                 "OMP_NUM_THREADS": "1",
@@ -426,6 +459,8 @@ def main() -> int:
         return subprocess.run(command).returncode
     globals()["AFTER_SECONDS"] = args.after
     route_between_them()
+    if any(CASES[name].relay for name in args.case or CASES):
+        serve_relay()
     watches = [True] if args.only_with else [False] if args.without else [False, True]
     for name in args.case or CASES:
         for watch in watches:

@@ -72,10 +72,26 @@ class Id(bytes):
 
 
 @dataclass
+class Path:
+    """One way of a connection, with counters of its own."""
+
+    is_selected: bool
+    is_relay: bool = False
+    udp_tx_bytes: int = 0
+    udp_rx_bytes: int = 0
+
+    @property
+    def stats(self) -> Path:
+        return self
+
+
+@dataclass
 class RawConnection:
     """What the package would give: counters that a test sets."""
 
     peer: bytes = PEER
+    purpose: bytes = b"test"
+    by_way: list[Path] = field(default_factory=list)
     udp_tx_bytes: int = 0
     udp_rx_bytes: int = 0
     looks: int = 0
@@ -88,14 +104,14 @@ class RawConnection:
         return Id(self.peer)
 
     def alpn(self) -> bytes:
-        return b"test"
+        return self.purpose
 
     def stats(self) -> RawConnection:
         self.looks += 1
         return self
 
-    def paths(self) -> list[int]:
-        return list(range(self.ways))
+    def paths(self) -> list[Path]:
+        return self.by_way or [Path(is_selected=False) for _ in range(self.ways)]
 
     def close_reason(self) -> str | None:
         return self.reason
@@ -122,8 +138,8 @@ class Watched:
         self.now = asyncio.get_running_loop().time()
         self.vigil = Vigil(lambda: self.connections, lambda: self.places)
 
-    def connect(self, peer: bytes = PEER) -> tuple[RawConnection, Connection]:
-        raw = RawConnection(peer)
+    def connect(self, peer: bytes = PEER, purpose: bytes = b"test") -> tuple[RawConnection, Connection]:
+        raw = RawConnection(peer, purpose)
         connection = Connection(raw, dialled=True)
         self.connections.append(connection)
         return raw, connection
@@ -201,11 +217,54 @@ def test_a_connection_that_says_nothing_because_nothing_is_said_proves_nothing(w
 @watching
 def test_a_coordinators_connection_is_left_to_the_coordinator(world: Watched) -> None:
     # Closing it would take the client out of the epoch.
-    (dead, connection), (alive, _) = world.connect(), world.connect()
+    (dead, connection), (alive, _) = world.connect(), world.connect(purpose=b"gossip")
     connection.is_patient = True
     world.go_on(20, sending=(dead, alive), hearing=(alive,))
     assert connection.is_silent
     assert dead.closed_with == []
+    # Until there is another one, which has taken its place.
+    again, newer = world.connect()
+    newer.opened = connection.opened + 1.0
+    world.go_on(1, sending=(dead, alive), hearing=(alive, again))
+    assert dead.closed_with == [SILENT_REASON]
+    assert again.closed_with == []
+
+
+@watching
+def test_with_a_relay_server_only_the_way_that_is_used_says_whether_the_peer_answers(world: Watched) -> None:
+    # The transport keeps the way through the relay server alive, and what comes there says nothing about the other.
+    raw, connection = world.connect()
+    direct, relayed = Path(is_selected=True), Path(is_selected=False, is_relay=True)
+    raw.by_way = [relayed, direct]
+    connection.has_relay = True
+    for _ in range(10):
+        direct.udp_tx_bytes += 100
+        relayed.udp_rx_bytes += 10
+        world.go_on(1, sending=(raw,), hearing=(raw,))
+    assert connection.is_silent
+    direct.is_selected, relayed.is_selected = False, True
+    world.go_on(1)
+    assert not connection.is_silent
+
+
+@pytest.mark.parametrize("has_relay", [True, False])
+def test_what_is_idle_on_a_dead_way_is_closed_with_the_rest_where_a_relay_server_is_another_way(
+    has_relay: bool,
+) -> None:
+    async def inside() -> None:
+        world = Watched()
+        (dead, first), (idle, second), (before, third) = world.connect(), world.connect(), world.connect()
+        for connection in (first, second, third):
+            connection.has_relay = has_relay
+            connection.opened -= 10.0
+        world.go_on(4, sending=(dead, idle, before), hearing=(dead, idle, before))
+        # From now on nothing comes on the first two, nothing is said on the second, and the third goes on.
+        world.go_on(10, sending=(dead, before), hearing=(before,))
+        assert dead.closed_with == [SILENT_REASON]
+        assert idle.closed_with == ([SILENT_REASON] if has_relay else [])
+        assert before.closed_with == []
+
+    asyncio.run(inside())
 
 
 @watching

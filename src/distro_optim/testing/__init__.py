@@ -43,6 +43,12 @@ Psyche's programs on Solana, without a cluster:
 ``CoordinatorTwin``     the rules of the coordinator program alone
 ======================  ==========================================================================================
 
+Networks:
+
+======================  ==========================================================================================
+``RelayServer``         passes datagrams between iroh endpoints on this machine
+======================  ==========================================================================================
+
 A run with many peers, in virtual time:
 
 ======================  ==========================================================================================
@@ -62,6 +68,7 @@ Where they lie:
 ``model_exchange``      models shared within one process
 ``coordinator``         the contract of a coordinator's client
 ``free_rider``          a peer that does not train, to try audits with; runs a script
+``relay``               the relay server, in iroh's protocol
 ``psyche_twin``         a client of Psyche's, without I/O, to train beside ours
 ``token_data``          the contract of a provider
 ``solana``              a folder: the programs and the cluster around them
@@ -85,6 +92,7 @@ if TYPE_CHECKING:
     from .coordinator import Arena as CoordinatorArena
     from .exchange import check_exchange, check_peer
     from .lockstep import step_together
+    from .relay import RelayServer
     from .simulating import simulate
     from .simulation.settings import SimulationOptions
     from .solana.coordinator_twin import CoordinatorTwin
@@ -106,6 +114,7 @@ __all__ = [
     "CoordinatorTwin",
     "MemoryNetwork",
     "MemorySwarm",
+    "RelayServer",
     "SimulationOptions",
     "SwarmArena",
     "TokenDataArena",
@@ -128,6 +137,7 @@ _HOMES = {
     "MemoryNetwork": ("swarm", "MemoryNetwork"),
     "MemorySwarm": ("swarm", "MemorySwarm"),
     "SWARM_CHECKS": ("swarm_checks", "CHECKS"),
+    "RelayServer": ("relay", "RelayServer"),
     "SimulationOptions": ("simulation.settings", "SimulationOptions"),
     "SwarmArena": ("swarm_checks", "SwarmArena"),
     "TOKEN_DATA_CHECKS": ("token_data", "CHECKS"),

@@ -266,6 +266,8 @@ class Connection:
         endpoint: which of the node's endpoints it is on.
         opened: loop time in seconds.
         is_patient: whoever uses it decides himself when it has been silent for too long.
+        has_relay: there is a path through a relay server, or may be. The transport keeps it alive beside the one that
+            is used, so that something comes on the connection even if nothing of what is sent arrives.
         awaiting: how many wait for the peer to say something over it. While they do, it is made to acknowledge
             something whenever nothing has come for half a second, so that a dead way shows.
     """
@@ -275,6 +277,7 @@ class Connection:
         self.endpoint = endpoint
         self.opened = asyncio.get_running_loop().time()
         self.is_patient = False
+        self.has_relay = False
         self.awaiting = 0
         self._received = (-1, self.opened)  # bytes, and when so many had come
         self._counted = (0, 0)
@@ -372,6 +375,11 @@ class Connection:
         """Loop time of the last look that found that something had come."""
         return self._received[1]
 
+    def heard_nothing_since(self, time: float) -> bool:
+        """Whether it was open at a loop time, and nothing has come on it since, as far as looks tell: what came just
+        before may have been found by a look a second later."""
+        return self.opened < time and self.heard_at <= time + IDLE_LOOK_SECONDS
+
     @property
     def counted(self) -> tuple[int, int]:
         """Bytes sent and received as of the last :meth:`look`: :meth:`traffic` for those who ask all the time."""
@@ -409,17 +417,25 @@ class Connection:
         was_silent = self._is_silent
         counters = self._raw.stats()
         self._counted = counters.udp_tx_bytes, counters.udp_rx_bytes
-        if counters.udp_rx_bytes != self._received[0]:
-            self._received = counters.udp_rx_bytes, now
+        sent, received = self._counted_on_its_way() if self.has_relay else self._counted
+        if received != self._received[0]:
+            self._received = received, now
         elif self.awaiting and now - max(self._received[1], self._nudged_at) >= NUDGE_SECONDS:
             self._nudged_at = now
             self._nudge()
         has_way = not at_ways or bool(self._raw.paths())
-        self._is_silent = self._silence.look(counters.udp_tx_bytes, counters.udp_rx_bytes, now, has_way=has_way)
+        self._is_silent = self._silence.look(sent, received, now, has_way=has_way)
         if self._is_silent and not was_silent:
             for hook in self._silence_hooks:
                 hook()
         return self._is_silent
+
+    def _counted_on_its_way(self) -> tuple[int, int]:
+        """Bytes sent and received by the path that is used; by all of them while none is."""
+        for path in self._raw.paths():
+            if path.is_selected:
+                return path.stats.udp_tx_bytes, path.stats.udp_rx_bytes
+        return self._counted
 
     def _nudge(self) -> None:
         """Sends something that has to be acknowledged, if the peer takes such things at all."""

@@ -40,7 +40,7 @@ from ...errors import (
 from ..addresses import AddressBook, EndpointAddr, SocketAddr
 from ..loop import LoopThread
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
-from .connection import Connection, translate_errors
+from .connection import SILENT_REASON, Connection, translate_errors
 from .ffi import accelerate, spare_backtraces
 from .home import Ports
 from .keys import generate_secret_key, load_secret_key
@@ -61,6 +61,7 @@ CLOSE_NOT_ALLOWED: Final = 1
 _NOT_ALLOWED: Final = b"not in allowlist"
 CLOSE_PROTOCOL_ERROR: Final = 2
 """Ours; no peer looks at the code."""
+_GIVEN_UP: Final = 0
 
 DIAL_SECONDS: Final = 5.0
 """Psyche's connection pool gives a dial this long (``shared/network/src/lib.rs``)."""
@@ -71,6 +72,10 @@ BESIDE_SWEEP_SECONDS: Final = 5.0
 BESIDE_SECONDS: Final = 0.5
 """After which a peer that we are connected to, and that does not answer a dial, is dialled from another endpoint too:
 see :mod:`.watching.beside`. Longer than most handshakes take; short, since what waits for the dial waits."""
+
+GIVE_UP_SECONDS: Final = 1.0
+"""After which the old way to a peer is given up, if it still does not answer, another endpoint does not reach the peer
+either, and a relay server would: see :meth:`Node._give_up_old_way`. Enough for a handshake around the world."""
 
 RELAY_SECONDS: Final = 5.0
 """How long to wait for :meth:`Node.online`; without a relay server peers learn our own addresses only."""
@@ -375,8 +380,14 @@ class Node:
                 if done:
                     return done.pop().result()
             dials.add(asyncio.ensure_future(self._dial_beside(address, alpn)))
+            may_give_up = bool(address.relays) and self._relays != "none"
             while True:
-                done, waiting = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+                timeout = GIVE_UP_SECONDS if may_give_up else None
+                done, waiting = await asyncio.wait(dials, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if not done and (all(one.is_closed for one in held) or self._give_up_old_way(address.id)):
+                    may_give_up = False
+                    dials.add(asyncio.ensure_future(_dial_from(first, address, alpn)))
+                    continue
                 for dial in done:
                     if not waiting or dial.exception() is None:
                         return dial.result()
@@ -385,6 +396,23 @@ class Node:
             for dial in dials:
                 dial.cancel()
             await asyncio.gather(*dials, return_exceptions=True)
+
+    def _give_up_old_way(self, peer: bytes) -> bool:
+        """Closes what the first endpoint has with a peer, if that does not answer: with nothing open, the endpoint
+        dials all addresses, and the relay server, at once. False, and nothing is closed, if something was heard since.
+
+        It is the one way to a relay server, as no other endpoint with our key may be there. What was said in vain on
+        what is closed is said again on the new connection, as after every silence. A connection that whoever serves it
+        keeps for longer (``is_patient``) is not closed: then it is the peer that comes to us.
+        """
+        held = [one for one in self._connections if one.remote_id == peer and one.endpoint is self._endpoint]
+        since = min((one.unanswered_since for one in held if one.is_silent and one.unanswered_since), default=None)
+        if since is None or any(one.is_patient or not one.heard_nothing_since(since) for one in held):
+            return False
+        _log.debug("the way to %s is given up, for a relay server", peer.hex()[:10])
+        for one in held:
+            one.close(_GIVEN_UP, SILENT_REASON)
+        return True
 
     async def _dial_beside(self, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:
         def knows_peer(endpoint: Any) -> bool:
@@ -568,6 +596,7 @@ class Node:
         task.add_done_callback(self._tasks.discard)
 
     def _register(self, connection: Connection) -> None:
+        connection.has_relay = self._relays != "none" and connection.endpoint is self._endpoint
         self._connections.add(connection)
         self._per_peer[connection.remote_id] += 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -79,8 +80,38 @@ class Vigil:
             elif not connection.has_ended:
                 peer = connection.remote_id
                 heard[peer] = max(heard.get(peer, connection.heard_at), connection.heard_at)
-        for connection in silent:
+        for connection in [*silent, *self._as_dead(silent)]:
             last = heard.get(connection.remote_id)
             since = connection.unanswered_since
-            if last is not None and since is not None and last > since and not connection.is_patient:
+            if since is None:
+                since = connection.heard_at
+            if last is not None and last > since and (not connection.is_patient or self._is_replaced(connection)):
                 connection.close(_CODE, SILENT_REASON)
+
+    def _is_replaced(self, connection: Connection) -> bool:
+        """Whether the peer has another connection for the same purpose meanwhile."""
+        return any(
+            other.remote_id == connection.remote_id
+            and other.alpn == connection.alpn
+            and other.opened > connection.opened
+            for other in self._connections()
+            if not other.has_ended
+        )
+
+    def _as_dead(self, silent: Collection[Connection]) -> list[Connection]:
+        """Connections on which nothing was said since others to the same peer have fallen silent.
+
+        They are closed with those, where there is a relay server: as long as one of them is open, the transport takes
+        their way for the best one, and dials the peer there and nowhere else.
+        """
+        since: dict[tuple[bytes, int], float] = {}
+        for one in silent:
+            if one.has_relay and one.unanswered_since is not None:
+                way = one.remote_id, id(one.endpoint)
+                since[way] = min(one.unanswered_since, since.get(way, one.unanswered_since))
+        if not since:
+            return []
+        others = [one for one in self._connections() if not one.has_ended and not one.is_silent]
+        return [
+            one for one in others if one.heard_nothing_since(since.get((one.remote_id, id(one.endpoint)), -math.inf))
+        ]
