@@ -9,8 +9,9 @@ share it. The first peer hosts. Computing is a sleep, so that peers in one proce
 would not on machines of their own; results are of the real codec and have a real size. Beside it: the same run with the
 whole seconds that Psyche's coordinator needs, and what exchanging the gradients would take on that line.
 
-With ``--iroh`` each peer has a real endpoint on loopback instead, as unshaped as that is, and what is printed is the
-CPU of a peer in a round: everything that a round costs but training and merging, with QUIC and all signatures.
+With ``--iroh`` each peer is a process with a real endpoint on loopback instead, as unshaped as that is, and what is
+printed is the CPU of a peer in a round: everything that a round costs but training and merging, with QUIC and all
+signatures. The processes are forks of one that has loaded everything.
 
 At the end all peers must have applied the same results in the same order.
 """
@@ -20,6 +21,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import statistics
 import sys
@@ -50,6 +53,8 @@ from distro_optim.strategy.rounds.results import encode_result
 from distro_optim.testing.model_exchange import MemoryModels
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testing.updates import random_update
+
+Pipe = multiprocessing.connection.Connection
 
 RUN_ID = "benchmark"
 CHUNK, TOPK = 64, 8
@@ -249,32 +254,89 @@ def train(peers: list[Peer]) -> None:
         peer.thread.join()
         if peer.error is not None:
             raise peer.error
-    common = set.intersection(*(set(peer.digests) for peer in peers))
-    assert len(common) >= peers[0].settings.rounds - 2, "too few rounds were compared"
+    compare([peer.digests for peer in peers], peers[0].settings.rounds)
+
+
+def compare(digests: list[dict[int, bytes]], rounds: int) -> None:
+    """All peers must have applied the same."""
+    common = set.intersection(*map(set, digests))
+    assert len(common) >= rounds - 2, "too few rounds were compared"
     for step in common:
-        assert len({peer.digests[step] for peer in peers}) == 1, f"the peers differ at step {step}"
+        assert len({applied[step] for applied in digests}) == 1, f"the peers differ at step {step}"
+
+
+@dataclass
+class Report:
+    """What a peer over iroh says in the end.
+
+    Attributes:
+        began: when its rounds began.
+        spent: CPU seconds of its process then.
+        digests: of what it had applied, by step.
+        traffic: bytes sent and received.
+    """
+
+    began: list[float]
+    spent: list[float]
+    digests: dict[int, bytes]
+    traffic: int
+
+
+def one_over_iroh(settings: Settings, plan: TilePlan, number: int, wire: Pipe, ticket: str | None) -> None:
+    """A process: the host says its ticket, and each says its :class:`Report`, waits until all have, and leaves."""
+    loopback: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
+    config = config_of(settings) if ticket is None else None
+    port = Runtime.connect(ticket, config=config, **loopback)
+    port.start()
+    if ticket is None:
+        wire.send(port.ticket)
+    peer = Peer(settings, plan, number, port)
+    peer.thread.start()
+    peer.thread.join()
+    view = port.view()
+    report = Report([began for began, _ in peer.began], peer.spent, peer.digests, view.bytes_sent + view.bytes_received)
+    wire.send(peer.error if peer.error is not None else report)
+    wire.recv()
+    port.close()
 
 
 def measure_iroh(settings: Settings, plan: TilePlan) -> tuple[float, float, float]:
     """Median seconds of a round, CPU seconds of a peer in a round, and bytes of a peer in a round."""
-    loopback: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
-    host = Runtime.connect(config=config_of(settings), **loopback)
-    ports = [host]
-    host.start()
-    for _ in range(1, settings.peers):
-        ports.append(Runtime.connect(host.ticket, **loopback))
-        ports[-1].start()
-    peers = [Peer(settings, plan, number, port) for number, port in enumerate(ports)]
-    train(peers)
-    view = ports[-1].view()
-    for port in reversed(ports):  # the host last
-        port.close()
+    context = multiprocessing.get_context("fork")
+    wires: list[Pipe] = []
+    processes = []
+    ticket: str | None = None
+    try:
+        for number in range(settings.peers):
+            ours, theirs = context.Pipe()
+            processes.append(
+                context.Process(target=one_over_iroh, args=(settings, plan, number, theirs, ticket), daemon=True)
+            )
+            processes[-1].start()
+            wires.append(ours)
+            ticket = ours.recv() if number == 0 else ticket
+        waiting = list(wires)
+        reports: list[Report] = []
+        while waiting:
+            for wire in multiprocessing.connection.wait(waiting):
+                waiting.remove(wire)
+                report = wire.recv()
+                if isinstance(report, BaseException):
+                    raise report
+                reports.append(report)
+        for wire in reversed(wires):  # the host last
+            wire.send(None)
+        for process in processes:
+            process.join(SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+    compare([report.digests for report in reports], settings.rounds)
     # The first rounds have nothing to fetch.
-    times = [began for began, _ in peers[0].began[2:]]
-    spent = peers[0].spent[2:]
-    rounds = [b - a for a, b in pairwise(times)]
-    cpu = (spent[-1] - spent[0]) / len(rounds) / settings.peers
-    return statistics.median(rounds), cpu, (view.bytes_sent + view.bytes_received) / settings.rounds
+    rounds = [b - a for report in reports for a, b in pairwise(report.began[2:])]
+    cpu = [(report.spent[-1] - report.spent[2]) / (len(report.spent) - 3) for report in reports]
+    traffic = statistics.mean(report.traffic for report in reports) / settings.rounds
+    return statistics.median(rounds), statistics.mean(cpu), traffic
 
 
 def measure(settings: Settings, plan: TilePlan, **config: Any) -> Outcome:

@@ -22,7 +22,7 @@ from ...coordinator.messages import (
     WitnessStep,
 )
 from ...coordinator.types import Coordinator, NodeIdentity, WitnessMetadata
-from ...strategy.network.driver import MAX_FETCHES
+from ...strategy.network.driver import MAX_FETCHES, MAX_SMALL_FETCHES, SMALL_RESULT
 from ...strategy.rounds import actions as act
 from ...strategy.rounds.rounds import Rounds, Stage
 from .events import EventQueue
@@ -309,7 +309,8 @@ class Peer:
         return None if entry is None else entry[1]
 
     def _fetch_next(self) -> None:
-        while self._to_fetch and self._fetching < MAX_FETCHES:
+        is_small = self.world.result_bytes is None or self.world.result_bytes <= SMALL_RESULT
+        while self._to_fetch and self._fetching < (MAX_SMALL_FETCHES if is_small else MAX_FETCHES):
             action = self._to_fetch.popleft()
             self._fetching += 1
             self._ask_now(action, self._order(action))

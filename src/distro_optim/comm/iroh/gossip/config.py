@@ -113,7 +113,7 @@ PSYCHE_GOSSIP: Final = GossipConfig(
 )
 """What Psyche's clients use (PsycheFoundation/psyche ``shared/network/src/lib.rs``)."""
 
-SWARM_GOSSIP: Final = replace(PSYCHE_GOSSIP, dispatch_timeout=0.05)
+SWARM_GOSSIP: Final = replace(PSYCHE_GOSSIP, dispatch_timeout=0.1)
 """The same, but for how long IHaves are collected. In a round every peer says a few things at about the same time, and
 each of them would be announced to some six neighbours by itself: more frames than all else that gossip does. A payload
 that was lost on its way comes later by so much, and no other."""
