@@ -68,30 +68,36 @@ def loaded() -> dict[str, set[str]]:
     return modules
 
 
+@pytest.mark.slow
 def test_import_distro_optim_loads_not_even_torch(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim" in loaded["package"]
     assert not loaded["package"] & (HEAVY | NUMERIC)
 
 
+@pytest.mark.slow
 def test_import_distro_optim_loads_next_to_nothing(loaded: dict[str, set[str]]) -> None:
     assert loaded["package"] - CHEAP == {"distro_optim", "distro_optim._version"}
 
 
+@pytest.mark.slow
 def test_the_optimizer_and_its_exchanges_load_torch_and_none_of_the_others(loaded: dict[str, set[str]]) -> None:
     assert "torch" in loaded["optimizer"]
     assert "distro_optim.optimizer" in loaded["optimizer"]
     assert not loaded["optimizer"] & HEAVY
 
 
+@pytest.mark.slow
 def test_a_session_loads_none_of_the_large_libraries_until_it_starts(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.strategy.session" in loaded["session"] | loaded["optimizer"]
     assert not loaded["session"] & HEAVY
 
 
+@pytest.mark.slow
 def test_a_step_does_not_load_the_compiler(loaded: dict[str, set[str]]) -> None:
     assert not any("torch._dynamo" in modules for modules in loaded.values())
 
 
+@pytest.mark.slow
 def test_a_client_loads_what_shards_models_only_when_it_does(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.client.several.team" in loaded["join"]
     assert "torch.distributed.fsdp" not in loaded["join"]
@@ -130,16 +136,19 @@ def test_a_prompt_is_not_ended_by_a_damaged_ticket(monkeypatch: pytest.MonkeyPat
     assert distro_optim.DisTrO.__name__ == "DisTrO"
 
 
+@pytest.mark.slow
 def test_import_the_testing_room_loads_not_even_torch(loaded: dict[str, set[str]]) -> None:
     assert loaded["testing"] == {"distro_optim.testing"}
     assert not loaded["testing"] & (HEAVY | NUMERIC)
 
 
+@pytest.mark.slow
 def test_everything_in_the_testing_room_does_without_the_large_libraries(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.testing.swarm" in loaded["all of testing"]
     assert not loaded["all of testing"] & HEAVY
 
 
+@pytest.mark.slow
 def test_the_command_loads_what_a_subcommand_needs_only_when_that_runs(loaded: dict[str, set[str]]) -> None:
     assert "distro_optim.testnet.command" in loaded["command"]
     assert not loaded["command"] & (HEAVY | NUMERIC | {"asyncio", "prometheus_client"})

@@ -61,6 +61,7 @@ def test_a_step_of_a_large_model_is_at_most_1500_launches(
     assert waits == 2  # are gradients finite, and is something said about each tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contributors", [1, 4, 16])
 def test_so_is_a_step_of_the_published_demo(contributors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launches, waits = counted(LLAMA, contributors, monkeypatch, overlap=False, quantize_1bit=False, compression_topk=32)
@@ -68,6 +69,7 @@ def test_so_is_a_step_of_the_published_demo(contributors: int, monkeypatch: pyte
     assert waits == 1  # are gradients finite
 
 
+@pytest.mark.slow
 def test_many_small_tensors_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
     launches, waits = counted(GPT2, 1, monkeypatch)
     assert launches <= 600

@@ -49,6 +49,7 @@ def dropping(self: Any, batch: Any) -> Tensor:
     return F.cross_entropy(self.net(F.dropout(x, 0.1)), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 3])
 def test_a_lightning_module_audits_by_its_own_training_step(
     pl: ModuleType,

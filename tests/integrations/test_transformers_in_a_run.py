@@ -58,6 +58,7 @@ def test_a_host_trains_each_sample_once_in_an_epoch(runs: Runs, tmp_path: Path, 
     assert trainer.session is None
 
 
+@pytest.mark.slow
 def test_others_are_audited_by_the_loss_that_it_computes_and_it_trains_as_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ class QuietSlanderer(Auditor):
         super().answer(step, trainer, evidence(0.4, agree=found.assigned.share), evidence(1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("liar", [Slanderer, QuietSlanderer])
 def test_one_auditor_that_lies_harms_nobody(liar: type[Auditor]) -> None:
     world, members = run_with_a_rider(kinds={2: liar}, steps=12)
@@ -261,6 +262,7 @@ def test_numbers_that_contradict_each_other_are_no_report(wrong: dict[str, int])
         decode_report(encode_report(report(KEYS[1], found=replace(FOUND, **wrong))))
 
 
+@pytest.mark.slow
 def test_reports_of_who_was_not_drawn_of_another_run_and_twice_are_dropped() -> None:
     world, members = run_with_a_rider(kinds=dict.fromkeys(range(1, 6), Silent), steps=10)
     listener = members[0]

@@ -290,6 +290,7 @@ class Case:
         return MomentumSaid(self.epoch, step, bytes(64), nonce, bytes(32), (0.9,))
 
 
+@pytest.mark.slow
 def test_openings_that_nobody_asked_for_are_dropped_before_anything_is_fetched(case: Case) -> None:
     bad: dict[str, tuple[MomentumAuditor, OpeningSaid, DropReason]] = {
         "another round": (case.trainer, case.opening(step=case.step + 1), DropReason.WRONG_STEP),
@@ -321,6 +322,7 @@ def test_openings_that_nobody_asked_for_are_dropped_before_anything_is_fetched(c
     assert case.did[1:] == []
 
 
+@pytest.mark.slow
 def test_who_shows_the_bytes_of_a_result_keeps_nobody_from_getting_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(*quiet_run.__wrapped__())
     listener = case.members[0].rounds
@@ -333,6 +335,7 @@ def test_who_shows_the_bytes_of_a_result_keeps_nobody_from_getting_the_result(mo
     assert got == [b"somebody's result"]
 
 
+@pytest.mark.slow
 def test_what_somebody_who_was_not_drawn_shows_is_dropped() -> None:
     world, members = run(8)
     peer = members[1]

@@ -36,6 +36,7 @@ def test_a_run_trains_and_the_same_seed_gives_the_same_run() -> None:
     assert what_the_seed_decides(simulate(replace(SMALL, seed=1))) != what_the_seed_decides(outcome)
 
 
+@pytest.mark.slow
 def test_large_results_on_slow_lines_take_their_time() -> None:
     result = 8 * 500_000  # bits, with what is charged for 124 million parameters
     slow = simulate(replace(SMALL, parameters=124_000_000, bandwidth=1e6))
@@ -74,11 +75,13 @@ def test_what_cannot_be_simulated_is_refused(wrong: dict[str, object], said: str
         SimulationOptions(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_arrives_is_given_up() -> None:
     with pytest.raises(DistroError, match="stands still"):
         simulate(SimulationOptions(peers=2, rounds=3, latency=(1e6, 2e6)))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_for_each_number_of_peers(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["simulate", "--rounds", "3", "--peers", "1", "--peers", "2"]
     assert main(few) == 0

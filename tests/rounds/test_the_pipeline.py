@@ -46,6 +46,7 @@ def test_results_of_two_rounds_before_are_applied_from_the_third_round_to_the_la
         assert all(action.lr == LR for action in log if isinstance(action, act.ApplyResults))
 
 
+@pytest.mark.slow
 def test_the_last_two_rounds_of_an_epoch_train_nothing() -> None:
     _, members = quiet_run()
     for member in members:

@@ -112,6 +112,7 @@ def test_its_operator_changes_the_run_through_the_treasury(run: Command, tmp_pat
     assert f"the run 'mine' has a treasury, {treasury}, and no program of Psyche's closes such a run" in said
 
 
+@pytest.mark.slow
 def test_points_are_claimed_as_far_as_the_tokens_go(run: Command) -> None:
     validator = run.cluster.validator
     assert f"the wallet {WORKER.pubkey()} has never joined the run 'mine'" in run("claim", keys=WORKER, status=2)

@@ -121,6 +121,7 @@ async def claim(arena: SolanaArena, folder: Path, keys: Keypair, user: Pubkey | 
     return "\n".join(await change(given))
 
 
+@pytest.mark.slow
 @pytest.mark.waiting
 def test_a_run_from_joining_to_claims(tmp_path: Path) -> None:
     """Two clients are paid themselves, the third has named another wallet."""

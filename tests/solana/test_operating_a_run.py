@@ -38,6 +38,7 @@ def cluster() -> Iterator[Cluster]:
     assert "cluster" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.slow
 def test_the_life_of_a_run(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Command(cluster, tmp_path, capsys)
     validator = cluster.validator

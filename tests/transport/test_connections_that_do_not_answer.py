@@ -30,6 +30,7 @@ def silent_by_the_book(history: list[tuple[bool, bool]]) -> bool:
     return len(vain) >= SENDINGS and (len(history) - 1 - vain[0]) * LOOK >= SILENCE_SECONDS
 
 
+@pytest.mark.slow
 def test_silent_is_what_sends_again_and_again_and_receives_nothing_whatever_came_before() -> None:
     steps = list(itertools.product((False, True), repeat=2))
     for history in itertools.product(steps, repeat=LOOKS):
