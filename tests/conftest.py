@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests of compiled kernels turn them on. They bring the same bits, and loading them takes each process seconds.
 os.environ.setdefault("DISTRO_OPTIM_FAST", "0")
 
-# Where RUST_BACKTRACE is set, iroh looks up its stack for each error that it tells: a twentieth of a second of a core.
+# Where RUST_BACKTRACE is set, iroh looks up its stack for each URL that it cannot read: 0.07 seconds of a core.
 os.environ.setdefault("RUST_LIB_BACKTRACE", "0")
 
 # While libraries and tests are loaded there is next to nothing to collect, and looking for it takes seconds.

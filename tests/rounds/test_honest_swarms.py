@@ -16,7 +16,7 @@ from rounds.simulator import LR, NAMES, PLAN, Member, Weather, World, run_of
 
 @pytest.mark.slow
 def test_three_epochs_without_trouble_end_with_equal_weights_and_every_batch_applied() -> None:
-    world, members = run_of(4, total_steps=60, epoch_time=60)
+    world, members = run_of(4, total_steps=44, epoch_time=60)
     world.until_finished()
     assert world.state.progress.epoch >= 3
     world.assert_equal_weights()
@@ -63,7 +63,7 @@ def test_under_heavy_loss_every_difference_is_noticed_named_and_healed(seed: int
 
 @pytest.mark.slow
 def test_members_crash_come_back_and_join_late_in_three_epochs() -> None:
-    world, members = run_of(4, total_steps=90, epoch_time=100, max_round_train_time=10)
+    world, members = run_of(4, total_steps=60, epoch_time=100, max_round_train_time=10)
     world.until_phase(RunState.ROUND_TRAIN, height=4)
     members[3].crash()
     late = Member(world, 9)
