@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 from ...comm.addresses import EndpointAddr
 from ...comm.iroh.endpoint import Node
@@ -11,21 +12,47 @@ from ...comm.iroh.whereabouts import Whereabouts, ask_whereabouts
 from ...coordinator.ticket import MAX_PEERS, RunTicket
 from ...errors import DistroError
 
-__all__ = ["ask_all", "find_host", "fresh_ticket"]
+__all__ = ["GRACE_SECONDS", "ask_all", "find_host", "fresh_ticket"]
+
+GRACE_SECONDS: Final = 1.0
+"""After one peer has named a host that is not that of the ticket, for others that know of a later one. Who has asked
+for the sake of a host that is gone does not wait for that one to answer. Chosen arbitrarily, above round trips."""
 
 
-async def find_host(node: Node, ticket: RunTicket) -> Whereabouts | None:
+async def find_host(node: Node, ticket: RunTicket, *, waits_for_all: bool = False) -> Whereabouts | None:
     """The answer of the latest term, of those that know a host; None if nobody answers, or none knows one.
 
     Peers are believed about this as the ticket is that names them.
+
+    Args:
+        node: whose connections are used.
+        ticket: names those who are asked.
+        waits_for_all: not only :data:`GRACE_SECONDS` longer than for the first that names another host: nobody must be
+            missed that knows better.
     """
     named = [*([] if ticket.endpoint is None else [ticket.endpoint]), *ticket.peers]
-    found = [answer for _, answer in await ask_all(node, named, ticket.run_id) if answer.host is not None]
+    found: list[Whereabouts] = []
+    try:
+        async with asyncio.timeout(None) as limit:
+            async for _, answer in _answers(node, named, ticket.run_id):
+                if answer.host is None:
+                    continue
+                found.append(answer)
+                is_news = ticket.endpoint is None or answer.host.id != ticket.endpoint.id
+                if is_news and limit.when() is None and not waits_for_all:
+                    limit.reschedule(asyncio.get_running_loop().time() + GRACE_SECONDS)
+    except TimeoutError:
+        pass
     return max(found, key=lambda answer: answer.term, default=None)
 
 
 async def ask_all(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> list[tuple[bytes, Whereabouts]]:
     """The answers of those that answer, each with the key of its peer."""
+    return [answer async for answer in _answers(node, peers, run_id)]
+
+
+async def _answers(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> AsyncIterator[tuple[bytes, Whereabouts]]:
+    """As :func:`ask_all`, each when it comes."""
 
     async def ask(peer: EndpointAddr) -> tuple[bytes, Whereabouts] | None:
         try:
@@ -34,8 +61,14 @@ async def ask_all(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> lis
             return None
 
     others = {peer.id: peer for peer in peers if peer.id != node.endpoint_id}
-    answers = await asyncio.gather(*(ask(peer) for peer in others.values()))
-    return [answer for answer in answers if answer is not None]
+    tasks = [asyncio.ensure_future(ask(peer)) for peer in others.values()]
+    try:
+        for first in asyncio.as_completed(tasks):
+            if (answer := await first) is not None:
+                yield answer
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def fresh_ticket(run_id: str, host: EndpointAddr, peers: Sequence[EndpointAddr], tcp: Sequence[str] = ()) -> RunTicket:

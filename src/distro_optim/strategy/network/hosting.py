@@ -266,7 +266,9 @@ class HostedRun(RunSource):
             return _Others()
         until = time.monotonic() + ELECTION_SECONDS
         while True:
-            found, answers = await asyncio.gather(find_host(node, ticket), ask_all_newest(node, ticket))
+            found, answers = await asyncio.gather(
+                find_host(node, ticket, waits_for_all=True), ask_all_newest(node, ticket)
+            )
             if found is not None and found.host is not None and found.host.id != self.key.public:
                 return _Others(host=found)
             if not any(answer.has_left for _, answer in answers) or time.monotonic() >= until:
