@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 
 PATIENCE_SECONDS = 60.0
 AFTER = 4.0
+UNHURRIED_SECONDS = 0.2
+"""Of a training in runs without an end: while somebody is waited for, others need not train as fast as they can."""
 LOOPBACK_ONLY: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
 STEPS = 20
 OUTLIVED = replace(CONFIG, succession_after=AFTER, total_steps=STEPS)
@@ -67,6 +69,10 @@ def until_all_vote(peers: Sequence[Peer]) -> None:
     while any(set(succession_of(peer).voters) != keys for peer in peers):
         assert time.monotonic() < deadline, "the peers have not agreed on who votes"
         time.sleep(0.05)
+
+
+def unhurried(peer: Peer, step: int) -> None:
+    time.sleep(UNHURRIED_SECONDS)
 
 
 def equal(peers: list[Peer]) -> bool:
@@ -195,12 +201,12 @@ def test_a_host_that_starts_again_too_late_joins_as_a_peer(tmp_path: Path) -> No
             ticket = RunTicket.parse((tmp_path / "run.ticket").read_text())
             if len(ticket.peers) == 2:
                 kill(peer)
-        time.sleep(0.05)
+        unhurried(peer, step)
 
     others: list[Peer] = []
     endless = replace(OUTLIVED, min_peers=3, keep_peers=2, total_steps=10_000, joiner_wait_time=1)
     first = host(1, endless, during=dies, checkpoint_dir=tmp_path)
-    others += [Peer(seed, run=first.ticket, during=lambda peer, step: time.sleep(0.05)) for seed in (2, 3)]
+    others += [Peer(seed, run=first.ticket, during=unhurried) for seed in (2, 3)]
     first.join()
     assert isinstance(first.error, Killed)
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -230,7 +236,7 @@ def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
             kill(peer)
 
     def waits(peer: Peer, step: int) -> None:
-        time.sleep(0.05)
+        unhurried(peer, step)
         if step >= 12 and peer is others[0]:
             newcomer_may_come.set()
 
@@ -270,7 +276,7 @@ def waits_at(peer: Peer, other: Peer) -> bool:
 
 def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
     def dies(peer: Peer, step: int) -> None:
-        time.sleep(0.05)
+        unhurried(peer, step)
         if newcomer_waits.is_set():
             until_all_vote([first, *others])
             kill(peer)
@@ -279,7 +285,7 @@ def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
     others: list[Peer] = []
     endless = replace(OUTLIVED, min_peers=3, keep_peers=2, total_steps=10_000, joiner_wait_time=1000, epoch_time=2000)
     first = host(1, endless, during=dies)
-    others += [Peer(seed, run=first.ticket, during=lambda peer, step: time.sleep(0.05)) for seed in (2, 3)]
+    others += [Peer(seed, run=first.ticket, during=unhurried) for seed in (2, 3)]
     while not all(peer.steps for peer in others):
         others[0].join(0.05)
     newcomer = Peer(4, run=first.ticket)
