@@ -531,6 +531,21 @@ def test_a_server_that_slept_takes_nobody_out_and_its_run_has_lost_no_time() -> 
     assert third.identity not in {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
 
 
+def test_who_has_come_back_after_the_sleep_and_leaves_is_not_waited_for_and_whose_link_breaks_is() -> None:
+    swarm = Swarm()
+    peers = swarm.join(1, 2, 3)
+    swarm.until(RunState.ROUND_TRAIN)
+    swarm.service.woke(swarm.now, 3600)
+    for peer in peers:
+        peer.leave()
+    _, leaves, breaks = (swarm.connect(number).join() for number in (1, 2, 3))
+    leaves.leave()
+    swarm.service.disconnect(breaks.connection, "the connection broke")
+    healthy = {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
+    assert leaves.identity not in healthy
+    assert breaks.identity in healthy
+
+
 def test_a_clock_tells_of_a_gap_once_and_not_of_ordinary_pauses() -> None:
     times = iter([0.0, 0.5, 5.5, 40.0, 40.5])
     woke: list[tuple[float, float]] = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from .connection import Connection
 
-__all__ = ["ConnectionService", "Output"]
+__all__ = ["CLOSED_BY_CLIENT", "ConnectionService", "Output"]
+
+CLOSED_BY_CLIENT: Final = "the client closed the connection"
+"""Why a connection is gone that did not break, and that we did not end."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class ConnectionService(ABC):
         """Bytes of a connection. What is wrong with them ends it, and nothing else."""
 
     @abstractmethod
-    def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, connection: Connection, reason: str = CLOSED_BY_CLIENT) -> None:
         """A connection is gone, whichever side ended it. Calling it again does nothing."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from ...errors import LimitExceededError
 from ..streams import Stream, StreamListener
 from .connection import Connection
-from .service import ConnectionService, Output
+from .service import CLOSED_BY_CLIENT, ConnectionService, Output
 
 __all__ = ["TICK_SECONDS", "StreamServer"]
 
@@ -169,7 +169,7 @@ class StreamServer:
             self._gone(connection, f"the connection broke: {error}")
             self._dispatch()
 
-    def _gone(self, connection: Connection, reason: str = "the client closed the connection") -> None:
+    def _gone(self, connection: Connection, reason: str = CLOSED_BY_CLIENT) -> None:
         self._clock()  # first: if we have slept, it is not the client who was silent
         self._service.disconnect(connection, reason)
 

@@ -23,7 +23,7 @@ from ...comm.framing import CHALLENGE_SIZE, Else, encode_frame
 from ...comm.iroh.meeting_place import MeetingPlace
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
-from ...comm.serving.service import ConnectionService, Output
+from ...comm.serving.service import CLOSED_BY_CLIENT, ConnectionService, Output
 from ...comm.streams import place_of
 from ...errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ..client import StateFeed
@@ -112,6 +112,8 @@ class CoordinatorService(ConnectionService):
         # After we have slept: until when clients may come back, and which have not yet.
         self._back_by: float | None = None
         self._away: set[NodeIdentity] = set()
+        # Connections from before this process slept: their clients may have given them up.
+        self._shaken: set[Connection] = set()
 
     @property
     def num_connections(self) -> int:
@@ -205,7 +207,7 @@ class CoordinatorService(ConnectionService):
                 self._close(connection, "its join was refused")
 
     @override
-    def disconnect(self, connection: Connection, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, connection: Connection, reason: str = CLOSED_BY_CLIENT) -> None:
         """A connection is gone, whichever side ended it. Calling it again does nothing."""
         self._forget(connection, reason)
 
@@ -218,6 +220,7 @@ class CoordinatorService(ConnectionService):
                 self._close(connection, reason)
         if self._back_by is not None and now >= self._back_by:
             self._back_by, away, self._away = None, self._away, set()
+            self._shaken.clear()
             for client in away:
                 self._output.events += self.host.disconnect(client)
         self._note(self.host.tick(self.unix_seconds(now), self._seed()), now, broadcast=False)
@@ -232,7 +235,7 @@ class CoordinatorService(ConnectionService):
         self._unix_offset -= seconds
         for connection in self._connections:
             connection.excuse(seconds)
-        self._back_by = now + RETURN_SECONDS
+        self._back_by, self._shaken = now + RETURN_SECONDS, set(self._by_client.values())
         self._output.events.append(Woke(seconds=seconds))
 
     def expect(self, clients: Iterable[NodeIdentity], now: float) -> None:
@@ -360,6 +363,8 @@ class CoordinatorService(ConnectionService):
         if connection not in self._connections:
             return
         self._connections.remove(connection)
+        is_shaken = connection in self._shaken
+        self._shaken.discard(connection)
         self._unproved.pop(connection, None)
         self._output.writable.discard(connection)
         place = self._places.pop(connection)
@@ -372,9 +377,9 @@ class CoordinatorService(ConnectionService):
         self._output.events.append(Disconnected(client=client, address=connection.address, reason=reason))
         if client is not None and self._by_client.get(client) is connection:
             del self._by_client[client]
-            if self._back_by is not None:
+            if self._back_by is not None and (is_shaken or reason != CLOSED_BY_CLIENT):
                 self._away.add(client)
-            else:
+            else:  # also one that has come back meanwhile, and leaves
                 self._output.events += self.host.disconnect(client)
 
     def _client_of(self, connection: Connection) -> NodeIdentity:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from ...comm.framing import CHALLENGE_SIZE, SERVER_FRAME_LIMIT, Else, encode_frame
 from ...comm.serving.connection import Connection
 from ...comm.serving.limits import ServerLimits
-from ...comm.serving.service import ConnectionService, Output
+from ...comm.serving.service import CLOSED_BY_CLIENT, ConnectionService, Output
 from ...coordinator.messages import (
     CLIENT_TO_DATA_SERVER,
     DATA_SERVER_TO_CLIENT,
@@ -136,7 +136,7 @@ class DataService(ConnectionService):
             self._output.writable.add(session)
 
     @override
-    def disconnect(self, session: Connection, reason: str = "the client closed the connection") -> None:
+    def disconnect(self, session: Connection, reason: str = CLOSED_BY_CLIENT) -> None:
         if self._waiting.pop(session, None) is not None:
             client = None if session.peer is None else self._client_of(session)
             self._output.events.append(Disconnected(client=client, address=session.address, reason=reason))
