@@ -43,7 +43,7 @@ RECIPE = Method(
     update="rms",
 )
 # As many bytes as DisTrO sends in as many steps, or 14 % more: 3 times all weights in 300 steps.
-DILOCO = Method("DiLoCo H=100 4-bit", lr=1e-3, local_steps=100, bits=4, outer_lr=0.7, outer_momentum=0.9)
+DILOCO = Method("DiLoCo H=100 4-bit", lr=5e-4, local_steps=100, bits=4, outer_lr=0.7, outer_momentum=0.9)
 SPARSE_LOCO = Method("SparseLoCo H=15 k=150 2-bit", lr=1e-3, topk=150, decay=0.95, local_steps=15, outer_lr=1.0)
 
 _WORKERS = {
