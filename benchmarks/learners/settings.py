@@ -1,7 +1,7 @@
 """Which methods are compared in which setting, and with which rates.
 
 The rates of ``bytes`` and of both ``digits`` are what ``convergence.py --search`` found, with a seed that is not one of
-the table. Other settings have those of ``bytes``, and AdamW besides with two others, of which the best counts: what is
+the table. Other settings have those of ``bytes``, and AdamW besides with three others, of which the best counts: what is
 to be shown there is that the recipe needs no other rate.
 """
 
@@ -92,7 +92,7 @@ _BYTES = Setting(
     held_out=256,
     methods=(ADAMW, MUON, DEMO, DEMO_SIGNS, DISTRO, RECIPE, DILOCO, SPARSE_LOCO),
 )
-_SCALED = replace(_BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE), tried=(1e-3, 2e-3), looks=(25, 50, 75, 100))
+_SCALED = replace(_BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE), tried=(1e-3, 2e-3, 3e-3), looks=(25, 50, 75, 100))
 
 
 def _digits(task: str, *rates: float) -> Setting:
