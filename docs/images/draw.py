@@ -7,7 +7,10 @@ The same input gives the same bytes, so a test can tell whether a picture still 
 
 from __future__ import annotations
 
+import csv
+import math
 import re
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -17,6 +20,8 @@ DOCS = Path(__file__).parents[1]
 
 BLUE, GREEN, ORANGE, GREY = "#dbe9fb", "#dcf3e1", "#fdeccf", "#eef0f3"
 LINE, INK, SOFT = "#5b6b80", "#1d2733", "#56626f"
+CURVES = ("#1f5fb4", "#b4451f", "#2b8a3e", "#8a5a00", "#7a3fa8", "#0b7f86", "#8c2346", "#4d4d4d")
+BYTES_OF_A_SAMPLE = 128
 
 
 class Drawing:
@@ -225,7 +230,7 @@ def architecture() -> Drawing:
 
 def convergence() -> Drawing:
     """Loss after 300 steps and bytes a step, from the table of the page."""
-    page = (DOCS / "benchmarks" / "convergence.md").read_text(encoding="utf-8")
+    page = (DOCS / "benchmarks" / "convergence.md").read_text(encoding="utf-8").partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \| [\d.]+ \| ([\d,]+) \| ([\d.]+) ± ([\d.]+) \|", page, re.M)
     d = Drawing(960, 60 + 56 * len(rows) + 40, "Validation loss after 300 steps, by method")
     d.text(
@@ -236,7 +241,7 @@ def convergence() -> Drawing:
         bold=True,
         anchor="start",
     )
-    left, right, low, high = 300, 800, 2.2, 2.8
+    left, right, low, high = 300, 800, 2.0, 2.8
     scale = (right - left) / (high - low)
     for number, (name, sent, mean, deviation) in enumerate(rows):
         y = 56 + 56 * number
@@ -253,16 +258,77 @@ def convergence() -> Drawing:
         d.text(x + spread + 10, y + 26, f"{mean} ± {deviation}", anchor="start")
     y = 56 + 56 * len(rows)
     d.parts.append(f'<path d="M{left} 56 V{y} H{right}" stroke="{LINE}" fill="none"/>')
-    for tick in range(7):
-        x = left + tick * (right - left) / 6
+    for tick in range(9):
+        x = left + tick * (right - left) / 8
         d.parts.append(f'<path d="M{x:.1f} {y} v5" stroke="{LINE}"/>')
         d.text(x, y + 20, f"{low + tick * 0.1:.1f}", size=12, color=SOFT)
     return d
 
 
+def learning_curves() -> Drawing:
+    """Loss over the bytes of text that were seen, and over those that each worker has sent."""
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    with (DOCS / "benchmarks" / "convergence.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            seen, sent = float(row["samples"]) * BYTES_OF_A_SAMPLE, float(row["bytes_sent"])
+            curves.setdefault(row["method"], []).append((seen, sent, float(row["loss"])))
+    d = Drawing(960, 480, "Loss over what was seen and over what was sent, by method, one seed")
+    d.text(20, 30, "Validation loss, nats per byte, of one seed", size=15, bold=True, anchor="start")
+    bottom, top, low, high = 420.0, 50.0, 2.0, 4.0
+    y_of = _scale(low, high, bottom, top)
+    ends = [(name, points[-1][2]) for name, points in curves.items()]
+    for left, right, which, title in (
+        (50.0, 400.0, 0, "bytes of text that all workers saw"),
+        (440.0, 730.0, 1, "bytes that each worker sent"),
+    ):
+        values = [point[which] for points in curves.values() for point in points if point[which] > 0]
+        first = 0.0 if which == 0 else math.floor(math.log10(min(values)))
+        last = max(values) if which == 0 else math.ceil(math.log10(max(values)))
+        x_of = _scale(first, last, left, right)
+        ticks = [n * 1e5 for n in range(int(last / 1e5) + 1)] if which == 0 else list(range(int(first), int(last) + 1))
+        for tick in ticks:
+            d.parts.append(f'<path d="M{x_of(tick):.1f} {bottom} v5" stroke="{LINE}"/>')
+            shown = f"{tick / 1000:g} kB" if which == 0 else _size(10.0**tick)
+            d.text(round(x_of(tick), 1), bottom + 20, shown, size=11, color=SOFT)
+        for tick in (2.0, 2.5, 3.0, 3.5, 4.0):
+            d.parts.append(f'<path d="M{left} {y_of(tick):.1f} H{right}" stroke="{GREY}"/>')
+            d.text(left - 8, y_of(tick) + 4, f"{tick:.1f}", size=11, anchor="end", color=SOFT)
+        d.parts.append(f'<path d="M{left} {top} V{bottom} H{right}" stroke="{LINE}" fill="none"/>')
+        d.text((left + right) / 2, bottom + 44, title, size=12, color=SOFT)
+        for points, color in zip(curves.values(), CURVES, strict=False):
+            shown_points = [
+                (x_of(point[which] if which == 0 else math.log10(point[which])), y_of(point[2]))
+                for point in points
+                if point[2] <= high and point[which] > 0
+            ]
+            path = " L".join(f"{x:.1f} {y:.1f}" for x, y in shown_points)
+            d.parts.append(f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+            x, y = shown_points[-1]
+            d.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
+    y = 0.0
+    colors = dict(zip(curves, CURVES, strict=False))
+    for name, loss in sorted(ends, key=lambda end: -end[1]):
+        y = max(y + 34, y_of(loss) - 60)
+        d.text(750, y, f"{loss:.3f}  {name}", size=12, anchor="start", color=colors[name])
+    return d
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """From values to pixels."""
+    return lambda value: start + (value - low) * (end - start) / (high - low)
+
+
+def _size(count: float) -> str:
+    units: Sequence[tuple[float, str]] = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    for unit, name in units:
+        if count >= unit:
+            return f"{count / unit:g} {name}"
+    return f"{count:g} B"
+
+
 def drawings() -> dict[str, str]:
     """Name of each SVG file, and what belongs in it."""
-    makers = [how_it_works, pipeline, phases, architecture, convergence]
+    makers = [how_it_works, pipeline, phases, architecture, convergence, learning_curves]
     return {f"{maker.__name__}.svg": maker().svg() for maker in makers}
 
 
