@@ -14,9 +14,9 @@ from torch import nn
 
 from distro_optim import DisTrO
 from distro_optim.compress.engine import BlockEngine
+from distro_optim.compress.exact.precision import true_float32
 from distro_optim.compress.profile import Profile
 from distro_optim.optim.rules import PUBLISHED
-from distro_optim.optim.workers import true_float32
 from optimizer.models import set_gradients
 
 

@@ -47,6 +47,7 @@ from ..compress import (
 )
 from ..compress.engine import BlockEngine
 from ..compress.engine.parts import ARITHMETICS
+from ..compress.exact.precision import true_float32
 from ..compress.wire import SerializedDistroResult, decode_distro_result
 from ..coordinator.model import Distro, LLMArchitecture
 from ..coordinator.rules.checkpoints import is_run_of_psyche
@@ -58,7 +59,6 @@ from ..models.building import build_shapes, sorted_parameters
 from ..models.config import one_line, read_config
 from ..models.optimization import distro_settings
 from ..optim.weight_decay import shrink
-from ..optim.workers import true_float32
 from ..strategy.rounds.results import max_result_size
 
 __all__ = ["Beginning", "Comparison", "Recording", "Replayed", "compare", "read_update", "replay", "sender_of"]

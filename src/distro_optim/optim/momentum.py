@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from ..compress import Arithmetic, CompressedUpdate, OwnPart, TilePlan
 from ..compress.engine import Intake
+from ..compress.exact.precision import true_float32
 from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
 from .arguments import check_param, normal_settings, unique_params
@@ -28,7 +29,6 @@ from .run import ARITHMETIC, PROGRESS
 from .state import COEFFICIENTS, DELTA, DIRECTION, MOMENTUM_BUFFER, OWN_INDEX, OWN_VALUE, QUARANTINED, WEIGHT, momentum
 from .uncompiled import excluded_by_torch, uncompiled
 from .weight_decay import shrink_all
-from .workers import true_float32
 
 __all__ = ["DecoupledMomentum"]
 

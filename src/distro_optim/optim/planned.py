@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ..compress import Arithmetic, ParamSpec, TilePlan, from_coefficients, make_plan
 from ..compress.dct import TransformName
 from ..compress.engine import Engine, EngineName, make_engine
+from ..compress.exact.precision import true_float32
 from ..compress.tiling import Tiling
 from ..errors import ConfigurationError, DistroError
 from .arguments import check_rate, unique_params
@@ -23,7 +24,7 @@ from .sharded_engine import ShardedEngine
 from .sharding import Sharding, is_sharded
 from .state import COEFFICIENTS, DELTA, restore_state
 from .uncompiled import excluded_by_torch
-from .workers import true_float32, workers_of_a_step
+from .workers import workers_of_a_step
 
 __all__ = ["PlannedParameters", "Rates"]
 

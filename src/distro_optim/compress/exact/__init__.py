@@ -10,6 +10,7 @@ additions nor fused operations, threads or kernels can change it. ``docs/exact.m
 ``products``    integer coefficients to the signs of their tiles: in float64
 ``filtered``    the same in float32, where the signs are proven, and in float64 where they are not
 ``limbs``       the same without float64, for devices that have none
+``precision``   products of float32 that are just that, whatever a script has set
 ``rms``         the size of a step that is not made of signs: from the squares of integers
 ``merge``       :class:`~.merge.ExactMerge`: chooses among them
 ==============  ===================================================================================

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..profile import Profile
 from .definition import SIGN_SCALE, VALUE_BITS, basis, basis_rows, integer_basis
+from .precision import true_float32
 from .products import multiply
 
 __all__ = ["integer_tiles"]
@@ -23,6 +24,11 @@ _LARGEST = max(SIGN_SCALE, 1 << VALUE_BITS)
 
 def integer_tiles(index: Tensor, q: Tensor, shape: torch.Size, profile: Profile) -> Tensor:
     """``X`` of :mod:`~.definition`, ``(n, h, w) int64``; arguments as for :func:`~.products.exact_tiles`."""
+    with true_float32():
+        return _integer_tiles(index, q, shape, profile)
+
+
+def _integer_tiles(index: Tensor, q: Tensor, shape: torch.Size, profile: Profile) -> Tensor:
     n, h, w = shape
     device = index.device
     x = torch.zeros(n, h * w, dtype=torch.float32, device=device).scatter_add_(1, index, q.to(torch.float32))
