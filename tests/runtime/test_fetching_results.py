@@ -145,3 +145,30 @@ def test_momenta_that_come_slowly_hold_up_no_result() -> None:
 
     assert in_driver(peers, scenario) == ("fetched", False)
     assert peers.asked[driver.MAX_FETCHES :] == [OWNER, FIRST]
+
+
+@pytest.mark.parametrize(
+    ("size", "at_once"),
+    [(driver.SMALL_RESULT, driver.MAX_SMALL_FETCHES), (driver.SMALL_RESULT + 1, driver.MAX_FETCHES)],
+    ids=["small", "large"],
+)
+def test_more_small_results_are_fetched_at_once_than_large_ones(size: int, at_once: int) -> None:
+    peers = Peers(owner=None)
+
+    async def scenario(subject: RoundDriver, answers: Answers) -> object:
+        for number in range(1, 2 * driver.MAX_SMALL_FETCHES):
+            ticket = BlobTicket.raw(EndpointAddr(OWNER), bytes([number] * 32))
+            tag = f"downloaded-distro-result-abcd_{number}"
+            subject._carry_out(act.FetchBlob(ticket=ticket, providers=(), max_size=size, tag=tag))
+        await asyncio.sleep(0)
+        return len(peers.asked)
+
+    assert in_driver(peers, scenario) == at_once
+
+
+def test_all_peers_of_a_small_epoch_are_neighbours_and_in_a_large_one_a_few_are_enough() -> None:
+    # Gossip takes in whoever asks and sends another away: if all went on asking, nobody would keep a neighbour.
+    for others in range(driver.MAX_MEETINGS + 1):
+        assert [driver.lacks_neighbors(count, others) for count in range(others + 1)] == [True] * others + [False]
+    large = [driver.lacks_neighbors(count, driver.MAX_MEETINGS + 1) for count in range(driver.MAX_MEETINGS)]
+    assert large == [count < driver.ENOUGH_NEIGHBORS for count in range(driver.MAX_MEETINGS)]

@@ -34,7 +34,7 @@ from .journal import Journal
 from .keeping import RunKeeper
 from .mailbox import Mailbox
 
-__all__ = ["FindPeers", "RoundDriver"]
+__all__ = ["FindPeers", "RoundDriver", "lacks_neighbors"]
 
 FindPeers = Callable[[], Awaitable[Sequence[EndpointAddr]]]
 """Asks somebody where the other peers of the run are; raises DistroError or OSError."""
@@ -62,6 +62,10 @@ that does not have the result says so at once. Longer than most results take. Ch
 
 MAX_MEETINGS: Final = 8
 """Peers to connect to at once; gossip brings the others."""
+
+ENOUGH_NEIGHBORS: Final = 4
+"""With so many a peer asks for no more, unless all peers of the epoch have room for each other: gossip takes in whoever
+asks and sends another away for it, who would ask in turn. Half of what gossip has room for."""
 
 FIRST_MEETING_SECONDS: Final = 0.25
 MAX_MEETING_SECONDS: Final = 10.0
@@ -456,7 +460,7 @@ class RoundDriver:
             self._new_peers.clear()
             neighbors = {peer.id for peer in self.swarm.peers() if peer.is_neighbor}
             strangers = sorted(self._allowed - neighbors)
-            if strangers and len(neighbors) < MAX_MEETINGS and self.rounds.stage is not Stage.ENDED:
+            if lacks_neighbors(len(neighbors), len(self._allowed)) and self.rounds.stage is not Stage.ENDED:
                 await self._introduce(self._generator.sample(strangers, min(len(strangers), MAX_MEETINGS)))
 
     async def _introduce(self, strangers: Sequence[bytes]) -> None:
@@ -470,6 +474,11 @@ class RoundDriver:
             await self.swarm.join([known.get(peer, EndpointAddr(peer)) for peer in strangers])
         except DistroError as error:
             _log.info("no peer could be reached: %s", error)
+
+
+def lacks_neighbors(neighbors: int, others: int) -> bool:
+    """Whether a peer with so many neighbours asks for more, in an epoch of so many others."""
+    return neighbors < (others if others <= MAX_MEETINGS else ENOUGH_NEIGHBORS)
 
 
 def _is_opening(tag: str) -> bool:
