@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP, GossipConfig
+from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP, SWARM_GOSSIP, GossipConfig
 from gossip.simulator import Simulator
 
 pytestmark = pytest.mark.waiting
@@ -66,9 +66,10 @@ def measure(sim: Simulator, rng: random.Random, count: int) -> tuple[list[bytes]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", [PSYCHE_GOSSIP, SWARM_GOSSIP], ids=["psyche", "swarm"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed: int) -> None:
-    sim = Simulator(PSYCHE_GOSSIP, seed=seed, latency=FAR)
+def test_everybody_gets_every_message_once_over_a_tree_with_few_duplicates(seed: int, config: GossipConfig) -> None:
+    sim = Simulator(config, seed=seed, latency=FAR)
     rng = random.Random(seed)
     swarm_of(NODES, sim)
     publish_from_anybody(sim, rng, "warm", 120)
