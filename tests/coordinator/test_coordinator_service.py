@@ -18,7 +18,7 @@ from distro_optim.comm.serving.limits import Bucket, ServerLimits
 from distro_optim.comm.serving.watched_clock import WatchedClock
 from distro_optim.coordinator.messages import CLIENT_TO_SERVER, HealthCheckMessage, Join, WitnessMessage, WitnessStep
 from distro_optim.coordinator.rules.committee import CommitteeSelection
-from distro_optim.coordinator.server.service import RETURN_SECONDS, frame_of
+from distro_optim.coordinator.server.service import REDIRECTED_SECONDS, RETURN_SECONDS, frame_of
 from distro_optim.coordinator.types import (
     ClientState,
     Committee,
@@ -531,19 +531,32 @@ def test_a_server_that_slept_takes_nobody_out_and_its_run_has_lost_no_time() -> 
     assert third.identity not in {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
 
 
-def test_who_has_come_back_after_the_sleep_and_leaves_is_not_waited_for_and_whose_link_breaks_is() -> None:
-    swarm = Swarm()
-    peers = swarm.join(1, 2, 3)
+def test_who_has_come_back_after_the_sleep_and_leaves_is_waited_for_shortly_and_whose_link_breaks_longer() -> None:
+    swarm = Swarm(max_round_train_time=60)
+    peers = swarm.join(1, 2, 3, 4)
     swarm.until(RunState.ROUND_TRAIN)
     swarm.service.woke(swarm.now, 3600)
     for peer in peers:
         peer.leave()
-    _, leaves, breaks = (swarm.connect(number).join() for number in (1, 2, 3))
+    _, leaves, breaks, moves = (swarm.connect(number).join() for number in (1, 2, 3, 4))
+
+    def healthy() -> set[NodeIdentity]:
+        return {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
+
     leaves.leave()
+    moves.leave()
     swarm.service.disconnect(breaks.connection, "the connection broke")
-    healthy = {c.id for c in swarm.state.epoch_state.clients if c.state is ClientState.HEALTHY}
-    assert leaves.identity not in healthy
-    assert breaks.identity in healthy
+    assert {peer.identity for peer in (leaves, breaks, moves)} <= healthy()
+    swarm.second(acting=[])
+    swarm.connect(4).join()  # it had heard once more who hosts
+    for _ in range(int(REDIRECTED_SECONDS) + 1):
+        swarm.second(acting=[])
+    assert leaves.identity not in healthy()
+    assert {peer.identity for peer in (breaks, moves)} <= healthy()
+    for _ in range(int(RETURN_SECONDS)):
+        swarm.second(acting=[])
+    assert breaks.identity not in healthy()
+    assert moves.identity in healthy()
 
 
 def test_a_clock_tells_of_a_gap_once_and_not_of_ordinary_pauses() -> None:

@@ -38,6 +38,10 @@ RETURN_SECONDS: Final = 20.0
 """After this process has slept, its clients have so long to come back, which takes them a dial and a pause of
 :data:`~distro_optim.coordinator.client.RECONNECTING`."""
 
+REDIRECTED_SECONDS: Final = 3.0
+"""Meanwhile, for one that has closed its connection itself after it had come back: it may have heard once more who
+hosts, and dials anew; or it leaves. Chosen arbitrarily, above a dial."""
+
 SEED_SIZE: Final = 8
 
 
@@ -114,6 +118,8 @@ class CoordinatorService(ConnectionService):
         self._away: set[NodeIdentity] = set()
         # Connections from before this process slept: their clients may have given them up.
         self._shaken: set[Connection] = set()
+        # Those that had come back and have closed their connection: when they count as gone, from the next tick on.
+        self._closed: dict[NodeIdentity, float | None] = {}
 
     @property
     def num_connections(self) -> int:
@@ -218,6 +224,12 @@ class CoordinatorService(ConnectionService):
             reason = connection.overdue(now)
             if reason is not None:
                 self._close(connection, reason)
+        for client, gone_at in list(self._closed.items()):
+            if gone_at is None:
+                self._closed[client] = now + REDIRECTED_SECONDS
+            elif now >= gone_at:
+                del self._closed[client]
+                self._output.events += self.host.disconnect(client)
         if self._back_by is not None and now >= self._back_by:
             self._back_by, away, self._away = None, self._away, set()
             self._shaken.clear()
@@ -331,6 +343,7 @@ class CoordinatorService(ConnectionService):
         older = self._by_client.get(client)
         self._by_client[client] = connection
         self._away.discard(client)
+        self._closed.pop(client, None)
         if older is not None:
             self._close(older, "the same key has connected again")
         self.host.came_from(client, self._places[connection])
@@ -377,10 +390,12 @@ class CoordinatorService(ConnectionService):
         self._output.events.append(Disconnected(client=client, address=connection.address, reason=reason))
         if client is not None and self._by_client.get(client) is connection:
             del self._by_client[client]
-            if self._back_by is not None and (is_shaken or reason != CLOSED_BY_CLIENT):
-                self._away.add(client)
-            else:  # also one that has come back meanwhile, and leaves
+            if self._back_by is None:
                 self._output.events += self.host.disconnect(client)
+            elif is_shaken or reason != CLOSED_BY_CLIENT:
+                self._away.add(client)
+            else:
+                self._closed[client] = None
 
     def _client_of(self, connection: Connection) -> NodeIdentity:
         if connection.peer is None:
