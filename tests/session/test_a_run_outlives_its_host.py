@@ -75,6 +75,14 @@ def unhurried(peer: Peer, step: int) -> None:
     time.sleep(UNHURRIED_SECONDS)
 
 
+def end(peers: Sequence[Peer]) -> None:
+    """They leave in the midst of whatever they do: where too few remain no round begins in which they could."""
+    for peer in peers:
+        peer.session.close()
+    for peer in peers:
+        peer.join()
+
+
 def equal(peers: list[Peer]) -> bool:
     weights = [peer.result() for peer in peers]
     return all(torch.equal(a, b) for mine in weights[1:] for a, b in zip(weights[0], mine, strict=True))
@@ -219,10 +227,9 @@ def test_a_host_that_starts_again_too_late_joins_as_a_peer(tmp_path: Path) -> No
     assert again.error is None
     assert not again.session.is_host
     assert any("has gone on without this host" in text for text in again.news)
-    for peer in (again, *others):
-        peer.enough.set()
-    for peer in (again, *others):
-        peer.join()
+    again.enough.set()
+    again.join()
+    end(others)
     assert again.error is None
 
 
@@ -259,10 +266,9 @@ def test_an_old_ticket_that_names_peers_leads_a_joiner_to_the_new_host(
     while not newcomer.steps and newcomer.is_alive():
         newcomer.join(0.05)
     assert newcomer.error is None
-    for peer in (newcomer, *others):
-        peer.enough.set()
-    for peer in (newcomer, *others):
-        peer.join()
+    newcomer.enough.set()
+    newcomer.join()
+    end(others)
     assert newcomer.steps
 
 
@@ -297,8 +303,4 @@ def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
         assert time.monotonic() < deadline, newcomer.news
         time.sleep(0.05)
     assert newcomer.error is None
-    newcomer.session.close()
-    for peer in others:
-        peer.enough.set()
-    for peer in (newcomer, *others):
-        peer.join()
+    end([newcomer, *others])
