@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.iroh import endpoint as endpoint_module
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import PeerUnreachableError
 from distro_optim.testing.relay import RelayServer
 
@@ -123,31 +125,28 @@ def test_a_way_that_is_dead_is_given_up_for_a_relay_server_and_not_without_one()
 
 
 @pytest.mark.parametrize("keeps", ["it is a coordinator's", "something was heard", "it is younger", "it answers"])
-def test_a_way_is_not_given_up_if_there_is_a_reason_to_keep_it(keeps: str) -> None:
-    async def scenario() -> None:
-        async with RelayServer() as relay:
-            options: dict[str, Any] = {"relay": relay.url, "discovery": False, "bind_addr": "127.0.0.1:0"}
-            node, peer = Node(**options), Node(**options)
-            peer.accept(ALPN, say_hello)
-            for one in (node, peer):
-                await asyncio.wait_for(one.online(), SECONDS)
-            old, other = [await node.connect(peer.addr(), ALPN, timeout=SECONDS) for _ in range(2)]
-            for connection in (old, other):
-                falls_silent(connection)
-            now = asyncio.get_running_loop().time()
-            match keeps:
-                case "it is a coordinator's":
-                    other.is_patient = True
-                case "something was heard":
-                    other._is_silent, other._received = False, (1, now)
-                case "it is younger":
-                    other._is_silent, other.opened = False, now
-                case "it answers":
-                    old._is_silent = other._is_silent = False
-            assert not node._give_up_old_way(peer.endpoint_id)  # before the watch has its next look
-            assert not old.is_closed
-            assert not other.is_closed
-            for one in (node, peer):
-                await one.aclose()
+def test_a_way_is_not_given_up_if_there_is_a_reason_to_keep_it(
+    keeps: str, make_node: Callable[..., Node], loop_thread: LoopThread
+) -> None:
+    node, peer = make_node(), make_node()
+    peer.accept(ALPN, say_hello)
 
-    asyncio.run(scenario())
+    async def scenario() -> None:
+        old, other = [await node.connect(peer.addr(), ALPN, timeout=SECONDS) for _ in range(2)]
+        for connection in (old, other):
+            falls_silent(connection)
+        now = asyncio.get_running_loop().time()
+        match keeps:
+            case "it is a coordinator's":
+                other.is_patient = True
+            case "something was heard":
+                other._is_silent, other._received = False, (1, now)
+            case "it is younger":
+                other._is_silent, other.opened = False, now
+            case "it answers":
+                old._is_silent = other._is_silent = False
+        assert not node._give_up_old_way(peer.endpoint_id)  # before the watch has its next look
+        assert not old.is_closed
+        assert not other.is_closed
+
+    loop_thread.run(scenario(), 2 * SECONDS)
