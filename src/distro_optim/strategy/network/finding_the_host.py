@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from ...comm.addresses import EndpointAddr
@@ -12,7 +12,7 @@ from ...comm.iroh.whereabouts import Whereabouts, ask_whereabouts
 from ...coordinator.ticket import MAX_PEERS, RunTicket
 from ...errors import DistroError
 
-__all__ = ["GRACE_SECONDS", "ask_all", "find_host", "fresh_ticket"]
+__all__ = ["GRACE_SECONDS", "answers", "find_host", "fresh_ticket"]
 
 GRACE_SECONDS: Final = 1.0
 """After one peer has named a host that is not that of the ticket, for others that know of a later one. Who has asked
@@ -34,7 +34,7 @@ async def find_host(node: Node, ticket: RunTicket, *, waits_for_all: bool = Fals
     found: list[Whereabouts] = []
     try:
         async with asyncio.timeout(None) as limit:
-            async for _, answer in _answers(node, named, ticket.run_id):
+            async for _, answer in answers(node, named, ticket.run_id):
                 if answer.host is None:
                     continue
                 found.append(answer)
@@ -46,13 +46,8 @@ async def find_host(node: Node, ticket: RunTicket, *, waits_for_all: bool = Fals
     return max(found, key=lambda answer: answer.term, default=None)
 
 
-async def ask_all(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> list[tuple[bytes, Whereabouts]]:
-    """The answers of those that answer, each with the key of its peer."""
-    return [answer async for answer in _answers(node, peers, run_id)]
-
-
-async def _answers(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> AsyncIterator[tuple[bytes, Whereabouts]]:
-    """As :func:`ask_all`, each when it comes."""
+async def answers(node: Node, peers: Sequence[EndpointAddr], run_id: str) -> AsyncGenerator[tuple[bytes, Whereabouts]]:
+    """The answers of those that answer, each with the key of its peer, when it comes."""
 
     async def ask(peer: EndpointAddr) -> tuple[bytes, Whereabouts] | None:
         try:

@@ -15,7 +15,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Final
 
 from ...comm.addresses import EndpointAddr
@@ -34,7 +34,7 @@ from ..rounds.trust.succeeding import SUCCESSION_AFTER, Succession
 from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
 from ..rounds.trust.succession_outcomes import Follow, Inherit, Leave, Say, TakeOver, Tell
 from .coordinating import Books, HostingPeer, OpenCoordinator, open_books, open_coordinator
-from .finding_the_host import ask_all, fresh_ticket
+from .finding_the_host import answers, fresh_ticket
 from .newest import Newest, NewestDesk, claim_of, keep_key, kept_key, state_bytes
 
 __all__ = ["RunKeeper"]
@@ -42,8 +42,12 @@ __all__ = ["RunKeeper"]
 LOOK_SECONDS: Final = 0.5
 """Between two ticks."""
 
-ASK_SECONDS: Final = 5.0
-"""Between two times that the peers are asked who hosts, while no host is heard. Chosen arbitrarily."""
+ASK_SECONDS: Final = 2.0
+"""Between two times that the peers are asked who hosts, while no host is heard: a peer that waits for an epoch has to
+be known to a new host before the next one begins. Chosen arbitrarily."""
+
+ANSWER_SECONDS: Final = 4.0
+"""For which answers are waited for: some of those who are asked may be gone. Enough for a handshake over a bad line."""
 
 HOSTED: Final = "hosted"
 """In the folder of checkpoints of a peer that has taken a run over: its states, and the ledger."""
@@ -424,7 +428,9 @@ class RunKeeper:
                     self._ticket = str(fresh_ticket(self._run_id, *content))
 
     async def _ask(self, peers: Sequence[EndpointAddr]) -> None:
-        for peer, found in await ask_all(self._node, peers, self._run_id):
-            if found.host is not None:
-                self.core.told(peer, found.host.id, found.term, found.host)
-                self._flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS), aclosing(answers(self._node, peers, self._run_id)) as told:
+                async for peer, found in told:
+                    if found.host is not None:
+                        self.core.told(peer, found.host.id, found.term, found.host)
+                        self._flush()
