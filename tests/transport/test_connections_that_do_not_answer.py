@@ -11,7 +11,7 @@ import pytest
 
 from distro_optim.comm.iroh.connection import IDLE_LOOK_SECONDS, NUDGE_SECONDS, SILENT_REASON, Connection
 from distro_optim.comm.iroh.traffic import TrafficMonitor
-from distro_optim.comm.iroh.vigil import Vigil
+from distro_optim.comm.iroh.vigil import REPLACED_SECONDS, Vigil
 from distro_optim.comm.iroh.watching.beside import IDLE_SECONDS, MAX_BESIDE, EndpointsBeside
 from distro_optim.comm.iroh.watching.silence import SENDINGS, SILENCE_SECONDS, SLEEP_SECONDS, Silence
 
@@ -225,8 +225,10 @@ def test_a_coordinators_connection_is_left_to_the_coordinator(world: Watched) ->
     assert dead.closed_with == []
     # Until there is another one, which has taken its place.
     again, newer = world.connect()
-    newer.opened = connection.opened + 1.0
-    world.go_on(1, sending=(dead, alive), hearing=(alive, again))
+    newer.opened = world.now
+    world.go_on(int(REPLACED_SECONDS / LOOK) - 1, sending=(dead, alive), hearing=(alive, again))
+    assert dead.closed_with == [], "the coordinator may not know yet whose the new one is"
+    world.go_on(2, sending=(dead, alive), hearing=(alive, again))
     assert dead.closed_with == [SILENT_REASON]
     assert again.closed_with == []
 

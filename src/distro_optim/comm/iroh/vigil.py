@@ -35,6 +35,9 @@ WAYS_SECONDS: Final = 6.0
 """For which connections are looked at for having no path left after our own addresses have changed: the transport gives
 up paths from an address that is gone. Chosen arbitrarily, above the time that a machine takes to get another one."""
 
+REPLACED_SECONDS: Final = 2.0
+"""After which a newer connection has taken the place of an older one. Enough for a handshake and the proof of a key."""
+
 _CODE: Final = 0
 
 
@@ -85,18 +88,15 @@ class Vigil:
             since = connection.unanswered_since
             if since is None:
                 since = connection.heard_at
-            if last is not None and last > since and (not connection.is_patient or self._is_replaced(connection)):
+            if last is not None and last > since and (not connection.is_patient or self._is_replaced(connection, now)):
                 connection.close(_CODE, SILENT_REASON)
 
-    def _is_replaced(self, connection: Connection) -> bool:
-        """Whether the peer has another connection for the same purpose meanwhile."""
-        return any(
-            other.remote_id == connection.remote_id
-            and other.alpn == connection.alpn
-            and other.opened > connection.opened
-            for other in self._connections()
-            if not other.has_ended
-        )
+    def _is_replaced(self, connection: Connection, now: float) -> bool:
+        """Whether the peer has had another connection for the same purpose for a while. Before, whoever serves it may
+        not know yet whose it is, and would take the peer for gone."""
+        what, until = (connection.remote_id, connection.alpn), now - REPLACED_SECONDS
+        open_ones = [other for other in self._connections() if not other.has_ended]
+        return any((one.remote_id, one.alpn) == what and connection.opened < one.opened <= until for one in open_ones)
 
     def _as_dead(self, silent: Collection[Connection]) -> list[Connection]:
         """Connections on which nothing was said since others to the same peer have fallen silent.
