@@ -345,6 +345,10 @@ class Connection:
             with translate_errors():
                 self._raw.close(code, reason)
 
+    def close_as_silent(self) -> None:
+        """Ends it since it does not answer, as both sides can tell from :attr:`has_lost_its_way`."""
+        self.close(reason=SILENT_REASON)
+
     async def open_uni(self, *, timeout: float | None = None) -> SendStream:
         """A new one-way stream to the peer; waits while the peer allows no further one."""
         return SendStream(await _call(self._raw.open_uni(), timeout, "opening a stream"))

@@ -40,7 +40,7 @@ from ...errors import (
 from ..addresses import AddressBook, EndpointAddr, SocketAddr
 from ..loop import LoopThread
 from ..signing import PUBLIC_KEY_SIZE, SECRET_KEY_SIZE, SecretKey
-from .connection import SILENT_REASON, Connection, translate_errors
+from .connection import Connection, translate_errors
 from .ffi import accelerate, spare_backtraces
 from .home import Ports
 from .keys import generate_secret_key, load_secret_key
@@ -61,7 +61,6 @@ CLOSE_NOT_ALLOWED: Final = 1
 _NOT_ALLOWED: Final = b"not in allowlist"
 CLOSE_PROTOCOL_ERROR: Final = 2
 """Ours; no peer looks at the code."""
-_GIVEN_UP: Final = 0
 
 DIAL_SECONDS: Final = 5.0
 """Psyche's connection pool gives a dial this long (``shared/network/src/lib.rs``)."""
@@ -411,7 +410,7 @@ class Node:
             return False
         _log.debug("the way to %s is given up, for a relay server", peer.hex()[:10])
         for one in held:
-            one.close(_GIVEN_UP, SILENT_REASON)
+            one.close_as_silent()
         return True
 
     async def _dial_beside(self, address: EndpointAddr, alpn: bytes) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from typing import Final
 
 from ...errors import ConnectionLostError, NodeClosedError, PeerUnreachableError
 from ..backoff import BackoffPolicy, DialSchedule
-from .connection import SILENT_REASON, Connection
+from .connection import Connection
 from .endpoint import DIAL_SECONDS, Node
 
 __all__ = ["ConnectionPool"]
@@ -182,7 +182,7 @@ class ConnectionPool:
     def _let_go(self, key: _Key, entry: _Entry) -> None:
         """It does not answer: whoever asks again gets a new connection, and nobody waits on this one."""
         self._drop(key, entry)
-        entry.connection.close(_IDLE_CODE, SILENT_REASON)
+        entry.connection.close_as_silent()
 
     def _drop(self, key: _Key, entry: _Entry) -> None:
         self._keep(entry)

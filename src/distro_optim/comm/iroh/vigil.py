@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ...errors import ExchangeError
-from .connection import SILENT_REASON, Connection
+from .connection import Connection
 
 __all__ = ["LOOK_SECONDS", "Vigil"]
 
@@ -37,8 +37,6 @@ up paths from an address that is gone. Chosen arbitrarily, above the time that a
 
 REPLACED_SECONDS: Final = 2.0
 """After which a newer connection has taken the place of an older one. Enough for a handshake and the proof of a key."""
-
-_CODE: Final = 0
 
 
 class Vigil:
@@ -89,7 +87,7 @@ class Vigil:
             if since is None:
                 since = connection.heard_at
             if last is not None and last > since and (not connection.is_patient or self._is_replaced(connection, now)):
-                connection.close(_CODE, SILENT_REASON)
+                connection.close_as_silent()
 
     def _is_replaced(self, connection: Connection, now: float) -> bool:
         """Whether the peer has had another connection for the same purpose for a while. Before, whoever serves it may

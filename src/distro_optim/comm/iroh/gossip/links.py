@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ....errors import DistroError, ExchangeError, PeerTimeoutError, ProtocolError, StreamStoppedError
-from ..connection import SILENT_REASON, Connection, RecvStream, SendStream
+from ..connection import Connection, RecvStream, SendStream
 from ..endpoint import CLOSE_PROTOCOL_ERROR
 from .frames import FrameReader, encode_header
 from .messages import PeerId, TopicId
@@ -175,7 +175,7 @@ class PeerLink:
         connection.awaiting = 1
         self._channels.append(channel)
         if left is not None:
-            left.connection.close(_CLOSE_OK, SILENT_REASON)
+            left.connection.close_as_silent()
         connection.on_silence(lambda: self._on_silence(channel))
         self._connected.set()
         self._work.set()
@@ -218,7 +218,7 @@ class PeerLink:
         self._channels.append(others[-1])
         others[-1].connection.awaiting = 1
         # At once: a write may hang in it.
-        channel.connection.close(_CLOSE_OK, SILENT_REASON)
+        channel.connection.close_as_silent()
         self._work.set()
 
     def _leave_silent(self) -> _Channel | None:
