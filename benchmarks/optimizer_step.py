@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from shapes import MODELS, gpt2_small, make_params, one_tensor, random_updates
+from typing_extensions import override
 
 from distro_optim import DisTrO
+from distro_optim.comm.exchange import LocalExchange
 from distro_optim.compress import CompressedUpdate, extraction
 from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact import merge as exact_merge
@@ -49,10 +51,33 @@ def made_up(optimizer: DisTrO, count: int) -> list[CompressedUpdate]:
     return random_updates(optimizer.plan, count, lambda signs: torch.where(signs, -1e-3, 1e-3))
 
 
+class MadeUpExchange(LocalExchange):
+    """Collects what was published, and with it what others have made up, who are at hand."""
+
+    def __init__(self, others: list[CompressedUpdate]) -> None:
+        super().__init__()
+        self._others = others
+
+    @property
+    @override
+    def num_peers(self) -> int:
+        return 1 + len(self._others)
+
+    @override
+    def collect(self) -> list[CompressedUpdate]:
+        return [*super().collect(), *self._others]
+
+
 class Ours:
     """DisTrO with ``contributors`` updates held locally; without ``fast`` all of it is done by torch."""
 
     def __init__(self, params: Tensors, k: int, contributors: int, *, psyche: bool, fast: bool = True) -> None:
+        if psyche:
+            # Weights that look ahead between steps must be nobody else's: what others write to them would be found.
+            grads = [param.grad for param in params]
+            params = [torch.nn.Parameter(param.detach().clone()) for param in params]
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
         self.optimizer = DisTrO(
             params,
             lr=LR,
@@ -62,23 +87,17 @@ class Ours:
             tiling="divisor",
             **PUBLISHED,
         )
-        self._psyche = psyche
         self._setting = "" if fast else "0"
         self._choose_engine()
-        self._others = made_up(self.optimizer, contributors - 1) if contributors > 1 else []
+        others = made_up(self.optimizer, contributors - 1) if contributors > 1 else []
+        self.optimizer.exchange = MadeUpExchange(others)
 
     def _choose_engine(self) -> None:
         os.environ["DISTRO_OPTIM_FAST"] = self._setting
 
     def step(self) -> None:
         self._choose_engine()
-        # With the lookahead on between steps, the others' steps on the same parameters would be found and kept.
-        if not self._others and not self._psyche:
-            self.optimizer.step()
-            return
-        if self._psyche:
-            self.optimizer.lookahead()
-        self.optimizer.apply([self.optimizer.generate(), *self._others])
+        self.optimizer.step()
 
 
 class Published:

@@ -295,9 +295,10 @@ class DisTrO(ResumableOptimizer):
         self._run.require_between_steps("begin_step()")
         exchange = self._connect()
         # Alone, without delay and in full values: nobody can have a say in the update.
-        at_once = isinstance(exchange, LocalExchange) and not self._overlap and not self._quantize
+        alone = exchange.num_peers == 1
+        at_once = isinstance(exchange, LocalExchange) and alone and not self._overlap and not self._quantize
         at_once = at_once and all(group["update"] == "sign" for group in self.param_groups)
-        update = self._generate(None, alone=exchange.num_peers == 1, at_once=at_once)
+        update = self._generate(None, alone=alone, at_once=at_once)
         # The update of the step before may still be out; with it collected, at most one is on its way.
         self._run.collect()
         if not at_once:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compress.fast_step import SHAPES, digest, plan_of, updates_of, weights_afte
 from distro_optim import DisTrO
 from distro_optim.compress import CompressedUpdate, TilePlan
 from distro_optim.compress.engine import BlockEngine
+from distro_optim.compress.engine.looking import finite_in_parts
 from distro_optim.compress.exact import oracle
 from distro_optim.compress.exact.definition import integer_basis
 from distro_optim.compress.fast import engine, loading
@@ -230,6 +231,84 @@ def test_the_lookahead_shifts_by_the_same_bits(monkeypatch: pytest.MonkeyPatch, 
         assert torch.equal(weight.view(torch.int32), start.view(torch.int32))
     assert torch.equal(ends[0].view(torch.int32), ends[1].view(torch.int32))
     assert shape == (1,) or not torch.equal(ends[0], start)
+
+
+AHEAD_SHAPES = ((128, 192), (100, 43), (64, 64), (7,), (8, 128))
+"""Whole tiles, tiles that reach beyond their tensor, and tensors that no kernel is for."""
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["values", "signs"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1], ids=["", "with weight decay"])
+def test_new_weights_and_the_next_lookahead_take_one_pass(
+    monkeypatch: pytest.MonkeyPatch, quantize: bool, weight_decay: float
+) -> None:
+    """Beside passes of their own, with a frozen tensor, gradients that are missing or not finite, and an evaluation."""
+    merge_ahead, passes = BlockEngine.merge_ahead, 0
+
+    def counted(*args: Any, **kwargs: Any) -> bool:
+        nonlocal passes
+        done = merge_ahead(*args, **kwargs)
+        passes += done
+        return done
+
+    def trained() -> list[Tensor]:
+        r = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=r)) for shape in AHEAD_SHAPES]
+        params[0].data[::3] = -0.0
+        optimizer = DisTrO(params, lr=1e-2, weight_decay=weight_decay, quantize_1bit=quantize, **PUBLISHED)
+        seen = []
+        for step in range(7):
+            params[2].requires_grad_(step < 4)
+            for number, param in enumerate(params):
+                param.grad = None if number == step else torch.randn(param.shape, generator=r)
+            if step == 3:
+                params[0].grad[5, 5] = torch.nan  # type: ignore[index]
+            before = [param._version for param in params]
+            optimizer.step()
+            assert all(after > version for after, version in zip([p._version for p in params], before, strict=True))
+            if step == 5:
+                optimizer.eval()
+                optimizer.train()
+            seen += [param.detach().clone() for param in params]
+            seen += [optimizer.state[param]["weight"].clone() for param in params]
+        assert optimizer.quarantined == 1
+        return seen
+
+    monkeypatch.setattr(BlockEngine, "merge_ahead", counted)
+    ours = trained()
+    assert passes == 5  # not in the first step, nor where what is frozen changes
+    monkeypatch.setattr(BlockEngine, "merges_ahead", False)
+    for mine, wanted in zip(ours, trained(), strict=True):
+        assert torch.equal(mine.view(torch.int32), wanted.view(torch.int32))
+    assert passes == 5
+
+
+def one_by_one(work: Callable[[Any, int], None], parts: Sequence[Any]) -> None:
+    for part in parts:
+        work(part, 0)
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 1 << 19, (1 << 19) + 131])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e19, None], ids=str)
+def test_gradients_that_are_not_finite_are_found_wherever_they_are(size: int, bad: float | None) -> None:
+    """Nor are those whose squares are not, as for torch's norm."""
+    generator = torch.Generator().manual_seed(size)
+    for place in {0, size // 2, size - 1}:
+        grad = torch.randn(size, generator=generator)
+        if bad is not None:
+            grad[place] = bad
+        grads = [None, torch.zeros(0, 3), grad, torch.ones(3)]
+        found = finite_in_parts(grads, one_by_one)
+        assert found is not None
+        assert found[1:].tolist() == [1, bad is None, 1]
+
+
+def test_other_gradients_are_left_to_torch() -> None:
+    def share(work: Any, parts: Any) -> None:
+        raise AssertionError("these are none for the kernel")
+
+    for grads in ([None], [torch.ones(200, 200, dtype=torch.bfloat16)], [torch.ones(200).bfloat16(), torch.ones(200)]):
+        assert finite_in_parts(grads, share) is None
 
 
 # -- where they are used -----------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from distro_optim import DisTrO
 from distro_optim.compress import OwnPart, ParamSpec, make_plan
 from distro_optim.compress.engine import Intake
 from distro_optim.compress.engine.triton import launching, tables
-from distro_optim.compress.engine.triton.batches import Ahead
 from distro_optim.compress.engine.triton.engine import TritonEngine
+from distro_optim.compress.merging import Ahead
 from distro_optim.optim.rules import PUBLISHED
 
 SHAPE: Final = (64, 64)

@@ -17,6 +17,7 @@ from distro_optim import DisTrO
 from distro_optim.comm.exchange import LocalExchange
 from distro_optim.compress import CompressedUpdate, OwnPart, ParamSpec, TilePlan, make_plan
 from distro_optim.compress.engine import Intake
+from distro_optim.compress.merging import Ahead
 from distro_optim.optim import momentum
 from distro_optim.optim.rules import PUBLISHED
 from distro_optim.testing.launches import Launches
@@ -67,7 +68,6 @@ def _plan(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> TilePlan:
 def test_a_step_at_1_2_billion_is_at_most_20_launches_and_never_waits(
     kernels: Counter[str], contributors: int, dtype: torch.dtype
 ) -> None:
-    from distro_optim.compress.engine.triton.batches import Ahead
     from distro_optim.compress.engine.triton.engine import TritonEngine
 
     plan = _plan(LLAMA, dtype)

@@ -24,7 +24,7 @@ from .topk import contributor_mean, contributor_weights
 from .update import CompressedUpdate
 from .windows import descend
 
-__all__ = ["FloatMerge", "Merge", "Sizes", "presence_of", "values_of"]
+__all__ = ["Ahead", "FloatMerge", "Merge", "Sizes", "presence_of", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,22 @@ class Sizes:
     tiles: Mapping[int, int]
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """The lookahead of the next step, which a merge can do on the way.
+
+    Attributes:
+        shifted: per tensor of the model, what gets the shifted weights; None for one that does not look ahead.
+        lr: per parameter group.
+        momenta: per tensor, those by whose signs it is shifted, contiguous and in its shape; for kernels that have not
+            kept the signs themselves.
+    """
+
+    shifted: Sequence[Tensor | None]
+    lr: Sequence[float]
+    momenta: Sequence[Tensor] = ()
+
+
 class Merge(ABC):
     """The second half of a step for one batch of a plan.
 
@@ -57,7 +73,10 @@ class Merge(ABC):
     Attributes:
         measures: its steps have a fixed size.
         sizes: of the whole tensors, to be set before :meth:`check` where the batch has parts of them; otherwise None.
+        goes_ahead: it may do a lookahead on the way.
     """
+
+    goes_ahead = False
 
     def __init__(self, number: int, batch: Batch, transform: Transform, workers: int) -> None:
         self.number = number
@@ -127,6 +146,22 @@ class Merge(ABC):
             self.descend_measured(block, tiles, params, lr)
         else:
             descend(block, tiles.sign_(), params, lr, params, runs_first=self.batch.profile.runs_first)
+
+    def takes_ahead(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], ahead: Ahead) -> bool:
+        """Whether :meth:`merge_block_ahead` is for these, arguments as there. After :meth:`check`."""
+        return False
+
+    def merge_block_ahead(
+        self,
+        block: Block,
+        worker: int,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        lr: float,
+        ahead: Ahead,
+    ) -> None:
+        """:meth:`merge_block`, and ``shifted = param - ahead.lr * sign(momentum)`` in the same pass."""
+        raise NotImplementedError
 
     # -- steps of a fixed size -----------------------------------------------------------------------------------------
 

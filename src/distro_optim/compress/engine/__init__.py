@@ -5,6 +5,7 @@
 ``blocks``    :class:`BlockEngine`: by torch, block by block, on any device
 ``parts``     which classes do the two halves of a step for the blocks of a batch
 ``shifting``  the lookahead by torch
+``looking``   which gradients are finite, by several threads
 ``deferred``  an update of which the device knows sooner than the host what it speaks of
 ``transfer``  updates between main memory and devices
 ``triton``    a folder: the kernels for GPUs, and the engine that launches them

@@ -18,22 +18,22 @@ from typing_extensions import override
 from ..dct import Transform, make_transform
 from ..extraction import Extraction, WholeBatch
 from ..fast import can_shift, shift_part
-from ..merging import Merge, Sizes
+from ..merging import Ahead, Merge, Sizes
 from ..plan import Batch, Block, TilePlan, compute_dtype
 from ..profile import profile_of
 from ..update import CompressedUpdate
 from ..windows import Contiguous
 from .base import Engine, Intake
+from .looking import ShareOut, finite_in_parts
 from .parts import extraction_class, make_merge
-from .shifting import PART, Shift, shift_together, shifted
+from .shifting import PART, Shift, shift_together
+from .shifting import shifted as shift_by
 
-__all__ = ["BlockEngine", "ShareOut"]
+__all__ = ["BlockEngine"]
 
 Work = Callable[[Block, int], None]
 """All stages of a step for one block, in the scratch memory of one worker, a number from 0."""
 Job = tuple[Work, Block]
-ShareOut = Callable[[Callable[[Any, int], None], Sequence[Any]], None]
-"""Calls ``perform(job, worker)`` for every job; no two calls that run at the same time have the same worker."""
 
 
 def _one_by_one(perform: Callable[[Any, int], None], jobs: Sequence[Any]) -> None:
@@ -93,6 +93,7 @@ class BlockEngine(Engine):
                 key = (b.device, b.compute_dtype, worker)
                 needed[key] = max(needed.get(key, 0), size)
         self._lasts: dict[int, Tensor] = {}
+        self._momenta: Sequence[Tensor] = ()
         self._scratch = {key: torch.empty(3 * size, device=key[0], dtype=key[1]) for key, size in needed.items()}
 
     @property
@@ -138,6 +139,7 @@ class BlockEngine(Engine):
             signs.
         """
         own, step, quantize = intake.own, intake.step, intake.quantize
+        self._momenta = intake.momenta if own is not None else ()
         if step is not None and self.needs_whole_updates:
             raise ValueError("a step of a fixed size needs the whole update first: merge it")
         if step is not None and (quantize or own is not None):
@@ -190,6 +192,10 @@ class BlockEngine(Engine):
             weights.write_back()
         return spoken
 
+    @override
+    def finite(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        return None if self._share is None else finite_in_parts(grads, self._share)
+
     def _extract_block(self, extraction: Extraction, then: Work | None, block: Block, worker: int) -> None:
         extraction.extract(block, *self._buffers(extraction.batch, block, worker))
         if then is not None:
@@ -232,14 +238,7 @@ class BlockEngine(Engine):
         if not updates:
             return
         self._check(updates, sizes)
-        for by_threads in (True, False):
-            jobs: list[Job] = [
-                (partial(_prepare, preparation), merge.batch.blocks[0])
-                for merge in self._merges
-                if merge.batch.profile.by_threads is by_threads
-                for preparation in merge.preparations(updates)
-            ]
-            ((self._share if by_threads else None) or _one_by_one)(_perform, jobs)
+        self._prepare(updates, self._merges)
         weights = Contiguous(params)
         if sizes is None:
             self._measure(updates)
@@ -247,6 +246,54 @@ class BlockEngine(Engine):
             [(m.batch, partial(self._merge_block, m, updates, weights.tensors, lr)) for m in self._merges]
         )
         weights.write_back()
+
+    @property
+    @override
+    def merges_ahead(self) -> bool:
+        return self._share is not None and any(merge.goes_ahead for merge in self._merges)
+
+    @override
+    def merge_ahead(
+        self,
+        updates: Sequence[CompressedUpdate],
+        weights: Sequence[Tensor],
+        shifted: Sequence[Tensor | None],
+        *,
+        lr: Sequence[float],
+        ahead_lr: Sequence[float],
+    ) -> bool:
+        written = [*weights, *(tensor for tensor in shifted if tensor is not None)]
+        if not (updates and self.merges_ahead and self._momenta and all(tensor.is_contiguous() for tensor in written)):
+            return False
+        if any(merge.measures or not merge.batch.profile.by_threads for merge in self._merges):
+            return False
+        self._check(updates, None)
+        ahead = Ahead(shifted, ahead_lr, self._momenta)
+        together = [merge for merge in self._merges if merge.takes_ahead(updates, weights, ahead)]
+        apart = [merge for merge in self._merges if merge not in together]
+        self._prepare(updates, apart)
+        self._for_each_block(
+            [
+                *((m.batch, partial(self._merge_block, m, updates, weights, lr)) for m in apart),
+                *((m.batch, partial(self._merge_block_ahead, m, updates, weights, lr, ahead)) for m in together),
+            ]
+        )
+        for merge in apart:
+            for number in merge.batch.ranges:
+                param = shifted[number]
+                if param is not None:
+                    shift_by(param.copy_(weights[number]), self._momenta[number], ahead_lr[merge.batch.group], False)
+        return True
+
+    def _prepare(self, updates: Sequence[CompressedUpdate], merges: Sequence[Merge]) -> None:
+        for by_threads in (True, False):
+            jobs: list[Job] = [
+                (partial(_prepare, preparation), merge.batch.blocks[0])
+                for merge in merges
+                if merge.batch.profile.by_threads is by_threads
+                for preparation in merge.preparations(updates)
+            ]
+            ((self._share if by_threads else None) or _one_by_one)(_perform, jobs)
 
     def _check(self, updates: Sequence[CompressedUpdate], sizes: Sizes | None) -> None:
         for merge in self._merges:
@@ -288,6 +335,19 @@ class BlockEngine(Engine):
         rate = lr[batch.group] * batch.gain
         merge.merge_block(block, worker, self._buffers(batch, block, worker), updates, params, rate)
 
+    def _merge_block_ahead(
+        self,
+        merge: Merge,
+        updates: Sequence[CompressedUpdate],
+        weights: Sequence[Tensor],
+        lr: Sequence[float],
+        ahead: Ahead,
+        block: Block,
+        worker: int,
+    ) -> None:
+        batch = merge.batch
+        merge.merge_block_ahead(block, worker, updates, weights, lr[batch.group] * batch.gain, ahead)
+
     def _measure_block(self, merge: Merge, updates: Sequence[CompressedUpdate], block: Block, worker: int) -> None:
         merge.measure_block(block, worker, self._buffers(merge.batch, block, worker), updates)
 
@@ -328,7 +388,7 @@ class BlockEngine(Engine):
                 continue
             if profile_of(param.device).by_threads:
                 keep.copy_(param)
-                shifted(param, direction, rate, as_it_is)
+                shift_by(param, direction, rate, as_it_is)
             else:
                 together.append(Shift(param, direction, keep, rate, as_it_is))
         shift_together(together)

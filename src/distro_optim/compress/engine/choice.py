@@ -9,7 +9,8 @@ from ...errors import ConfigurationError
 from ..dct import TransformName
 from ..plan import TilePlan
 from .base import Engine
-from .blocks import BlockEngine, ShareOut
+from .blocks import BlockEngine
+from .looking import ShareOut
 
 __all__ = ["ENGINES", "EngineName", "check_engine", "make_engine"]
 

@@ -17,11 +17,20 @@ the same bits in the weights. ``DISTRO_OPTIM_FAST=0`` in the environment turns i
 ``momentum``   kernels: gradients to coefficients
 ``weights``    kernel: everybody's coefficients to weights
 ``shifting``   kernel: the lookahead
+``finiteness`` kernel: is a gradient finite?
 =============  =====================================================================================
 """
 
 from __future__ import annotations
 
-from .engine import FastExtraction, FastMerge, can_shift, has_kernels, shift_part
+from .engine import FastExtraction, FastMerge, can_look, can_shift, has_kernels, shift_part, squares_of_part
 
-__all__ = ["FastExtraction", "FastMerge", "can_shift", "has_kernels", "shift_part"]
+__all__ = [
+    "FastExtraction",
+    "FastMerge",
+    "can_look",
+    "can_shift",
+    "has_kernels",
+    "shift_part",
+    "squares_of_part",
+]

@@ -75,13 +75,23 @@ def _transformed(b: Builder, source: Value, column: Value) -> tuple[Lanes, list[
     return v, [v.transpose(y[start : start + LANES]) for start in range(0, SIDE, LANES)]
 
 
-def _columns(b: Builder, source: Value, target: Value) -> None:
+def _columns(b: Builder, source: Value, target: Value, following: Value, stride: Value) -> None:
     def group(column: Value) -> None:
         v, blocks = _transformed(b, source, column)
         for number, block in enumerate(blocks):
             _store_columns(b, v, block, target, column, constant(number * LANES))
+            _prefetch(b, v, following, stride, number, column)
 
     for_each(b, SIDE, group, step=LANES)
+
+
+def _prefetch(b: Builder, v: Lanes, tile: Value, stride: Value, block: int, column: Value) -> None:
+    """Asks for the vectors of a tile that have the place of this block and column.
+
+    Between stores, so that the memory works while the vectors do: all at once, they would be waited for.
+    """
+    for row in range(block * LANES, (block + 1) * LANES):
+        v.prefetch(tile, b.add(b.mul(constant(row), stride), column))
 
 
 def _store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, column: Value, frequency: Value) -> None:
@@ -89,13 +99,23 @@ def _store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, colu
         v.store(row, target, b.add(b.mul(b.add(column, constant(lane)), constant(SIDE)), frequency))
 
 
-def _rows(b: Builder, source: Value, target: Value, largest: Value, rate: Value, keep: Value | None = None) -> None:
+def _rows(
+    b: Builder,
+    source: Value,
+    target: Value,
+    largest: Value,
+    following: Value,
+    stride: Value,
+    rate: Value,
+    keep: Value | None = None,
+) -> None:
     def group(first: Value) -> None:
         v, blocks = _transformed(b, source, first)
         factors = v.mul(v.splat(rate), v.all(SCALE)), None if keep is None else v.splat(keep)
         most: list[Any] = [None] * LANES
         for number, block in enumerate(blocks):
             most = _store_rows(b, v, block, target, first, constant(number * LANES), factors, most)
+            _prefetch(b, v, following, stride, number, first)
         _store_largest(b, most, largest, first)
 
     for_each(b, SIDE, group, step=LANES)
@@ -213,24 +233,27 @@ def _dense_rows(
 
 
 @intrinsic
-def encode_columns(typing, source, target):  # type: ignore[no-untyped-def]
-    """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, contiguous."""
-    return routine("encode_columns", "FF", _columns, (source, target))
+def encode_columns(typing, source, target, following, stride):  # type: ignore[no-untyped-def]
+    """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, contiguous.
+
+    ``following`` is asked for meanwhile: a tile that is needed next, with rows ``stride`` apart.
+    """
+    return routine("encode_columns", "FFFi", _columns, (source, target, following, stride))
 
 
 @intrinsic
-def encode_rows(typing, source, target, largest, rate):  # type: ignore[no-untyped-def]
+def encode_rows(typing, source, target, largest, following, stride, rate):  # type: ignore[no-untyped-def]
     """The other half, on what :func:`encode_columns` gave: ``target = rate * coefficients``, ``(64, 64) float32``.
 
     ``largest``, ``(64, LANES) int32``, gets the bits of the largest magnitude of each row, in as many groups.
     """
-    return routine("encode_rows", "FFIf", _rows, (source, target, largest, rate))
+    return routine("encode_rows", "FFIFif", _rows, (source, target, largest, following, stride, rate))
 
 
 @intrinsic
-def encode_rows_onto(typing, source, target, largest, rate, keep):  # type: ignore[no-untyped-def]
+def encode_rows_onto(typing, source, target, largest, following, stride, rate, keep):  # type: ignore[no-untyped-def]
     """As :func:`encode_rows`, with ``target = keep * target + rate * coefficients``."""
-    return routine("encode_rows_onto", "FFIff", _rows, (source, target, largest, rate, keep))
+    return routine("encode_rows_onto", "FFIFiff", _rows, (source, target, largest, following, stride, rate, keep))
 
 
 @intrinsic

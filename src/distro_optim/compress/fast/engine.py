@@ -21,11 +21,20 @@ from ..dct import DCT, Transform, dct_basis
 from ..exact import ExactMerge
 from ..exact.definition import VALUE_BITS, integer_basis, mean_of_signs
 from ..extraction import Extraction
+from ..merging import Ahead
 from ..plan import Batch, Block
 from ..update import CompressedUpdate
 from .loading import kernel, setting
 
-__all__ = ["FastExtraction", "FastMerge", "can_shift", "has_kernels", "shift_part"]
+__all__ = [
+    "FastExtraction",
+    "FastMerge",
+    "can_look",
+    "can_shift",
+    "has_kernels",
+    "shift_part",
+    "squares_of_part",
+]
 
 _SIDE: Final = 64
 """Longest side of the tiles that kernels are made for: the default of ``compression_chunk``."""
@@ -175,6 +184,7 @@ class _Said:
 class FastMerge(ExactMerge):
     """:class:`~distro_optim.compress.exact.ExactMerge` by a kernel: the same bits."""
 
+    goes_ahead = True
     _said: tuple[Sequence[CompressedUpdate], _Said | None] | None = None
 
     @override
@@ -214,11 +224,39 @@ class FastMerge(ExactMerge):
         params: Sequence[Tensor],
         lr: float,
     ) -> None:
-        known = self._said
-        said = known[1] if known is not None and known[0] is updates else self._read(updates)
-        numbers = [piece.param for piece in block.pieces]
-        if said is None or not all(_usable(params[n]) for n in numbers):
+        said = self._said_by(updates)
+        if said is None or not all(_usable(params[piece.param]) for piece in block.pieces):
             return super().merge_block(block, worker, scratch, updates, params, lr)
+        return self._merge(block, said, len(updates), params, lr, None)
+
+    @override
+    def takes_ahead(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor], ahead: Ahead) -> bool:
+        tensors = (of[n] for n in self.batch.ranges for of in (params, ahead.shifted, ahead.momenta))
+        return self._said_by(updates) is not None and all(map(_usable, tensors))
+
+    @override
+    def merge_block_ahead(
+        self,
+        block: Block,
+        worker: int,
+        updates: Sequence[CompressedUpdate],
+        params: Sequence[Tensor],
+        lr: float,
+        ahead: Ahead,
+    ) -> None:
+        said = self._said_by(updates)
+        assert said is not None, "takes_ahead() is asked first"
+        self._merge(block, said, len(updates), params, lr, ahead)
+
+    def _said_by(self, updates: Sequence[CompressedUpdate]) -> _Said | None:
+        known = self._said
+        return known[1] if known is not None and known[0] is updates else self._read(updates)
+
+    def _merge(
+        self, block: Block, said: _Said, contributors: int, params: Sequence[Tensor], lr: float, ahead: Ahead | None
+    ) -> None:
+        numbers = [piece.param for piece in block.pieces]
+        momenta, shifted = ((), ()) if ahead is None else (ahead.momenta, ahead.shifted)
         kernel("merge")(
             self.batch.places,
             block.start,
@@ -232,31 +270,42 @@ class FastMerge(ExactMerge):
             said.values,
             said.quantized,
             said.present,
-            _means(len(updates)),
-            len(updates),
+            _means(contributors),
+            contributors,
             VALUE_BITS,
             _exact_basis(self.batch.h),
             _exact_basis(self.batch.w),
+            _addresses(((n, momenta[n]) for n in numbers if momenta), len(params)),
+            _addresses(((n, shifted[n]) for n in numbers if shifted), len(params)),
+            np.float32(0 if ahead is None else ahead.lr[self.batch.group]),
         )
-        for n in numbers:
+        for tensor in (of[n] for n in numbers for of in (params, shifted) if of):
             # As after any change in place: autograd refuses to go back through what the weights were before.
-            if not params[n].is_inference():
-                torch.autograd.graph.increment_version(params[n])
-        return None
+            if tensor is not None and not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
 
 
-# -- the lookahead -----------------------------------------------------------------------------------------------------
+# -- passes over whole tensors ---------------------------------------------------------------------------------------
+
+
+def can_look(grad: Tensor) -> bool:
+    """Whether :func:`squares_of_part` is for this tensor, wanted and there; loads it."""
+    return _wants_whole(grad) and _usable(grad) and kernel("squares") is not None
+
+
+def squares_of_part(grad: Tensor, start: int, stop: int) -> float:
+    """The sum of the squares of the elements ``[start, stop)``: finite, unless one of them, or it, is not."""
+    return float(kernel("squares")(grad.data_ptr() + 4 * start, stop - start))
+
+
+def _wants_whole(tensor: Tensor) -> bool:
+    said = setting()
+    return said != "0" and (tensor.numel() >= _FEWEST_TILES * _SIDE * _SIDE or said == "1")
 
 
 def can_shift(param: Tensor, delta: Tensor, kept: Tensor) -> bool:
     """Whether :func:`shift_part` is for these, wanted and there; loads it."""
-    said = setting()
-    return (
-        said != "0"
-        and (param.numel() >= _FEWEST_TILES * _SIDE * _SIDE or said == "1")
-        and all(map(_usable, (param, delta, kept)))
-        and kernel("shift") is not None
-    )
+    return _wants_whole(param) and all(map(_usable, (param, delta, kept))) and kernel("shift") is not None
 
 
 def shift_part(param: Tensor, delta: Tensor, kept: Tensor, start: int, stop: int, rate: float) -> None:

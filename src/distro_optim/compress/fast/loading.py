@@ -48,9 +48,9 @@ def kernel(name: str) -> Any:
 
 def _loaded(name: str) -> Any:
     try:
-        from . import momentum, shifting, weights
+        from . import finiteness, momentum, shifting, weights
 
-        for module in (momentum, shifting, weights):
+        for module in (finiteness, momentum, shifting, weights):
             if hasattr(module, name) and name in module.__all__:
                 with narrated(f"compiling a part of the step ({name}), once on this machine", _log.warning):
                     return _tried(module, name)
@@ -75,7 +75,9 @@ def _tried(module: ModuleType, name: str) -> Callable[..., Any]:
     out = np.zeros((0, 1), np.int32), floats, np.zeros((0, 1), np.bool_), np.zeros(0, np.bool_)
     if name == "merge":
         everybody = addresses, addresses, True, np.zeros((0, 0), np.bool_), np.zeros(1), 0, 0
-        function(*tiles, addresses, zero, 1, *everybody, basis, basis)
+        function(*tiles, addresses, zero, 1, *everybody, basis, basis, addresses, addresses, zero)
+    elif name == "squares":
+        function(0, 0)
     elif name == "shift":
         function(0, 0, 0, 0, zero)
     elif name == "extract_from_weights":

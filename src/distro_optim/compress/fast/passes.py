@@ -7,6 +7,7 @@ that reach beyond their tensor are copied to such an array first, with :func:`fe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -22,10 +23,16 @@ __all__ = [
     "clear_beyond",
     "copy",
     "descend",
+    "descend_ahead",
     "fetch_part",
+    "prefetch",
     "put_back_part",
     "subtract",
 ]
+
+
+_LINE: Final = 16
+"""Float32 numbers in a line of a cache."""
 
 
 def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value], None]) -> None:
@@ -75,16 +82,39 @@ def _subtract(b: Builder, delta: Value, stride: Value, tile: Value) -> None:
 
 
 def _descend(b: Builder, param: Value, stride: Value, tile: Value, rate: Value) -> None:
-    v = Lanes(b, FLOAT, LANES)
-    up, down, zero = v.splat(rate), v.splat(b.fneg(rate)), v.all(0.0)
-
     def body(v: Lanes, there: Value, here: Value) -> None:
-        x = v.load(tile, here)
-        below = b.select(b.fcmp_ordered("<", x, zero), down, zero)
-        step = b.select(b.fcmp_ordered(">", x, zero), up, below)
-        v.store(b.fsub(v.load(param, there), step), param, there)
+        v.store(b.fsub(v.load(param, there), _signed(b, v, v.load(tile, here), rate)), param, there)
 
     _each_vector(b, stride, body)
+
+
+def _signed(b: Builder, v: Lanes, x: Value, rate: Value) -> Value:
+    """``rate * sign(x)``."""
+    zero = v.all(0.0)
+    below = b.select(b.fcmp_ordered("<", x, zero), v.splat(b.fneg(rate)), zero)
+    return b.select(b.fcmp_ordered(">", x, zero), v.splat(rate), below)
+
+
+def _descend_ahead(
+    b: Builder, param: Value, stride: Value, tile: Value, rate: Value, delta: Value, shifted: Value, ahead: Value
+) -> None:
+    def body(v: Lanes, there: Value, here: Value) -> None:
+        weight = b.fsub(v.load(param, there), _signed(b, v, v.load(tile, here), rate))
+        v.store(weight, param, there)
+        v.store(b.fsub(weight, _signed(b, v, v.load(delta, there), ahead)), shifted, there)
+
+    _each_vector(b, stride, body)
+
+
+def _prefetch(b: Builder, source: Value, stride: Value) -> None:
+    v = Lanes(b, FLOAT, LANES)
+
+    def row(i: Value) -> None:
+        start = b.mul(i, stride)
+        for column in range(0, SIDE, _LINE):
+            v.prefetch(source, b.add(start, constant(column)))
+
+    for_each(b, SIDE, row)
 
 
 def _some_rows(
@@ -110,6 +140,12 @@ def _some_rows(
 def _zeros(b: Builder, tile: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
     for_each(b, SIDE * SIDE, lambda at: v.store(v.all(0.0), tile, at), step=LANES)
+
+
+@intrinsic
+def prefetch(typing, source, stride):  # type: ignore[no-untyped-def]
+    """Asks for a tile that is needed soon. Its address may be anything."""
+    return routine("prefetch_tile", "Fi", _prefetch, (source, stride))
 
 
 @intrinsic
@@ -140,6 +176,13 @@ def subtract(typing, delta, stride, tile):  # type: ignore[no-untyped-def]
 def descend(typing, param, stride, tile, rate):  # type: ignore[no-untyped-def]
     """``param -= rate * sign(tile)``: a difference of two float32, so that there is nothing to fuse."""
     return routine("descend_tile", "FiFf", _descend, (param, stride, tile, rate))
+
+
+@intrinsic
+def descend_ahead(typing, param, stride, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
+    """:func:`descend`, then ``shifted = param - ahead * sign(delta)``; both laid out as ``param``."""
+    given = (param, stride, tile, rate, delta, shifted, ahead)
+    return routine("descend_ahead_tile", "FiFfFFf", _descend_ahead, given)
 
 
 @intrinsic

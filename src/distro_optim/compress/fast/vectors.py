@@ -16,6 +16,7 @@ import numba.extending
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.typing import templates
 from numba.np import arrayobj
 
@@ -39,6 +40,7 @@ Builder = Any
 Value = Any
 
 signature: Final[Any] = templates.signature
+_declared: Final[Any] = cgutils.get_or_insert_function
 make_array: Final[Any] = arrayobj.make_array
 
 FLOAT: Final = ir.FloatType()
@@ -112,6 +114,13 @@ class Lanes:
         """Writes them to ``base[offset]`` and on."""
         store = self.b.store(vector, self._at(base, offset))
         store.align = self._align
+
+    def prefetch(self, base: Value, offset: Value) -> None:
+        """Asks for the line of the cache that ``base[offset]`` lies in, and does not wait."""
+        at = self.b.bitcast(self.b.gep(base, [offset]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [at.type, INT32, INT32, INT32])
+        function = _declared(self.b.module, kind, "llvm.prefetch.p0i8")
+        self.b.call(function, [at, ir.Constant(INT32, 0), ir.Constant(INT32, 2), ir.Constant(INT32, 1)])
 
     def _at(self, base: Value, offset: Value) -> Value:
         return self.b.bitcast(self.b.gep(base, [offset]), self.type.as_pointer())

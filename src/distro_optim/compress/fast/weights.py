@@ -1,5 +1,7 @@
 """The second half of a step, tile by tile: everybody's coefficients to new weights, by the definition "exact-1".
 
+Where weights are to look ahead at once, they do in the same pass over the memory.
+
 The means are integers, the basis is one, and a sum of their products stays far below 2^53, so that float64 holds it
 exactly and only its sign is used: the bits of the weights are those of every other engine of the definition.
 """
@@ -14,7 +16,7 @@ from .caching import compiled
 from .decoding import PITCH, decode
 from .encoding import SIDE
 from .memory import peek_byte, peek_int
-from .passes import descend, fetch_part, put_back_part
+from .passes import clear, descend, descend_ahead, fetch_part, prefetch, put_back_part
 
 __all__ = ["COUNTS", "merge"]
 
@@ -104,8 +106,13 @@ def merge(  # type: ignore[no-untyped-def]
     value_bits,
     down,
     along,
+    deltas,
+    shifted,
+    ahead,
 ):
     """``param -= step * sign(merged update)`` for tiles ``[first, last)`` of a batch.
+
+    Then ``shifted = param - ahead * sign(delta)``, where there is a ``shifted``.
 
     Args:
         places: see :mod:`~distro_optim.compress.fast.momentum`.
@@ -122,14 +129,19 @@ def merge(  # type: ignore[no-untyped-def]
         senders: the largest ``c`` in it.
         value_bits: of a rounded value.
         down, along: float64 of integers, as in :func:`~distro_optim.compress.fast.decoding.decode`.
+        deltas, shifted: ``(tensors,)`` int64, addresses of float32, laid out as ``params``; 0 for a tensor that is not
+            shifted.
+        ahead: float32.
     """
     sums = np.zeros(SIDE * SIDE, np.int32)
     position = np.empty(SIDE * SIDE, np.int32)
     mean = np.empty(SIDE * SIDE, np.float64)
-    space = np.empty(2 * 4096 + 2 * 64 * PITCH + 16, np.float32)
+    space = np.empty(4 * 4096 + 2 * 64 * PITCH + 16, np.float32)
     tile = (space.ctypes.data + 63) & -64
     part = tile + 16384
-    rows = part + 16384
+    delta_part = part + 16384
+    shifted_part = delta_part + 16384
+    rows = shifted_part + 16384
     frequency = np.empty(64, np.int64)
     slot = np.empty(64, np.int64)
     for a in range(64):
@@ -141,15 +153,34 @@ def merge(  # type: ignore[no-untyped-def]
             named = _means_of_signs(t, k, size, indices, values, present, param, table, senders, sums, position, mean)
         else:
             named = _means_of_values(t, k, size, indices, values, present, param, value_bits, sums, position, mean)
-        if named == 0:
-            continue
-        decode(position, mean, named, height, width, down, along, rows, frequency, slot, tile)
-        address = params[param] + 4 * places[t, 1]
-        if places[t, 3] == 64 and places[t, 4] == 64:
-            descend(address, places[t, 2], tile, step)
+        there = 4 * places[t, 1]
+        stride = places[t, 2]
+        weight = params[param] + there
+        ahead_of = shifted[param]
+        if t + 1 < last:
+            other = places[t + 1, 0]
+            prefetch(params[other] + 4 * places[t + 1, 1], places[t + 1, 2])
+            if shifted[other] != 0:
+                prefetch(deltas[other] + 4 * places[t + 1, 1], places[t + 1, 2])
+        if named != 0:
+            decode(position, mean, named, height, width, down, along, rows, frequency, slot, tile)
+        elif ahead_of != 0:
+            clear(tile)
         else:
-            fetch_part(address, places[t, 2], places[t, 3], places[t, 4], part)
-            descend(part, 64, tile, step)
-            put_back_part(part, address, places[t, 2], places[t, 3], places[t, 4])
+            continue
+        if places[t, 3] == 64 and places[t, 4] == 64:
+            if ahead_of != 0:
+                descend_ahead(weight, stride, tile, step, deltas[param] + there, ahead_of + there, ahead)
+            else:
+                descend(weight, stride, tile, step)
+        else:
+            fetch_part(weight, stride, places[t, 3], places[t, 4], part)
+            if ahead_of != 0:
+                fetch_part(deltas[param] + there, stride, places[t, 3], places[t, 4], delta_part)
+                descend_ahead(part, 64, tile, step, delta_part, shifted_part, ahead)
+                put_back_part(shifted_part, ahead_of + there, stride, places[t, 3], places[t, 4])
+            else:
+                descend(part, 64, tile, step)
+            put_back_part(part, weight, stride, places[t, 3], places[t, 4])
     # Its address was in use until here.
     return space[0]

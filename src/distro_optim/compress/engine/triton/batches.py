@@ -7,20 +7,20 @@ the second step on, with gradients and updates in the same memory, a step can be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ...extraction import OwnPart
+from ...merging import Ahead
 from ...plan import Batch
 from ...update import CompressedUpdate
 from . import launching
 from .launching import Extracting, Merging
 from .tables import Column, Tables, padded_side, places_of
 
-__all__ = ["Ahead", "KernelBatch", "on_device"]
+__all__ = ["KernelBatch", "on_device"]
 
 _KEPT: Final = 64
 """Small tensors on the device that are not copied again where they are needed again."""
@@ -30,19 +30,6 @@ def on_device(rows: Sequence[int] | Sequence[float], dtype: torch.dtype, device:
     """A tensor made in main memory, on its way to the device: the program does not wait for it."""
     host = torch.tensor(rows, dtype=dtype, device="cpu")
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """The lookahead of the next step, which a merge can do on the way.
-
-    Attributes:
-        shifted: per tensor of the model, what gets the shifted weights; None for one that does not look ahead.
-        lr: per parameter group.
-    """
-
-    shifted: Sequence[Tensor | None]
-    lr: Sequence[float]
 
 
 class KernelBatch:

@@ -11,15 +11,16 @@ from typing_extensions import override
 
 from ....errors import ConfigurationError
 from ...exact.definition import MAX_CONTRIBUTORS
-from ...merging import Sizes
+from ...merging import Ahead, Sizes
 from ...plan import Batch, TilePlan
 from ...update import CompressedUpdate
 from ...windows import Contiguous
 from ..base import Engine, Intake
-from ..blocks import BlockEngine, ShareOut
+from ..blocks import BlockEngine
 from ..deferred import DeferredUpdate
+from ..looking import ShareOut
 from . import launching
-from .batches import Ahead, KernelBatch
+from .batches import KernelBatch
 from .lists import SHIFTED, Lists
 from .tables import fits
 from .trial import extraction_differs, merge_differs
