@@ -288,7 +288,7 @@ def one_by_one(work: Callable[[Any, int], None], parts: Sequence[Any]) -> None:
         work(part, 0)
 
 
-@pytest.mark.parametrize("size", [1, 127, 128, 1 << 19, (1 << 19) + 131])
+@pytest.mark.parametrize("size", [4096, 4223, 1 << 19, (1 << 19) + 131])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e19, None], ids=str)
 def test_gradients_that_are_not_finite_are_found_wherever_they_are(size: int, bad: float | None) -> None:
     """Nor are those whose squares are not, as for torch's norm."""
@@ -297,17 +297,18 @@ def test_gradients_that_are_not_finite_are_found_wherever_they_are(size: int, ba
         grad = torch.randn(size, generator=generator)
         if bad is not None:
             grad[place] = bad
-        grads = [None, torch.zeros(0, 3), grad, torch.ones(3)]
+        grads = [None, torch.zeros(0, 3), grad, torch.ones(3), torch.tensor([1.0, torch.nan])]
         found = finite_in_parts(grads, one_by_one)
         assert found is not None
-        assert found[1:].tolist() == [1, bad is None, 1]
+        assert found[1:].tolist() == [1, bad is None, 1, 0]
 
 
 def test_other_gradients_are_left_to_torch() -> None:
     def share(work: Any, parts: Any) -> None:
         raise AssertionError("these are none for the kernel")
 
-    for grads in ([None], [torch.ones(200, 200, dtype=torch.bfloat16)], [torch.ones(200).bfloat16(), torch.ones(200)]):
+    half, single = torch.ones(200, 200, dtype=torch.bfloat16), torch.ones(200, 200)
+    for grads in ([None], [torch.ones(9)], [half], [half, single], [torch.ones(200), half.bfloat16()]):
         assert finite_in_parts(grads, share) is None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,11 +17,17 @@ ShareOut = Callable[[Callable[[Any, int], None], Sequence[Any]], None]
 """Calls ``perform(job, worker)`` for every job; no two calls that run at the same time have the same worker."""
 
 
+_SMALL: Final = 4096
+"""Elements: below, a look by torch at all such tensors together costs less than a turn of a thread for each."""
+
+
 def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor | None:
-    """As :meth:`~.base.Engine.finite`; None where no gradient is one that the kernel is for, or not all are float32."""
+    """As :meth:`~.base.Engine.finite`; None where a gradient is not float32 on a CPU, or all together are small."""
     given = {number: grad for number, grad in enumerate(grads) if grad is not None}
-    large = {number: grad for number, grad in given.items() if can_look(grad)}
-    if not large or any(grad.device.type != "cpu" or grad.dtype != torch.float32 for grad in given.values()):
+    if any(grad.device.type != "cpu" or grad.dtype != torch.float32 for grad in given.values()):
+        return None
+    large = {number: grad for number, grad in given.items() if grad.numel() >= _SMALL and grad.is_contiguous()}
+    if not large or not can_look(sum(grad.numel() for grad in large.values())):
         return None
     finite = torch.ones(len(grads), dtype=torch.int32)
     small = [number for number in given if number not in large]

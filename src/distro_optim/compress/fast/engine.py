@@ -288,24 +288,27 @@ class FastMerge(ExactMerge):
 # -- passes over whole tensors ---------------------------------------------------------------------------------------
 
 
-def can_look(grad: Tensor) -> bool:
-    """Whether :func:`squares_of_part` is for this tensor, wanted and there; loads it."""
-    return _wants_whole(grad) and _usable(grad) and kernel("squares") is not None
+def can_look(elements: int) -> bool:
+    """Whether :func:`squares_of_part` is for tensors with so many elements together, wanted and there; loads it."""
+    return _worth_a_kernel(elements) and kernel("squares") is not None
 
 
 def squares_of_part(grad: Tensor, start: int, stop: int) -> float:
-    """The sum of the squares of the elements ``[start, stop)``: finite, unless one of them, or it, is not."""
+    """The sum of the squares of the elements ``[start, stop)``: finite, unless one of them, or it, is not.
+
+    ``grad`` is float32, contiguous, and on a CPU.
+    """
     return float(kernel("squares")(grad.data_ptr() + 4 * start, stop - start))
 
 
-def _wants_whole(tensor: Tensor) -> bool:
+def _worth_a_kernel(elements: int) -> bool:
     said = setting()
-    return said != "0" and (tensor.numel() >= _FEWEST_TILES * _SIDE * _SIDE or said == "1")
+    return said != "0" and (elements >= _FEWEST_TILES * _SIDE * _SIDE or said == "1")
 
 
 def can_shift(param: Tensor, delta: Tensor, kept: Tensor) -> bool:
     """Whether :func:`shift_part` is for these, wanted and there; loads it."""
-    return _wants_whole(param) and all(map(_usable, (param, delta, kept))) and kernel("shift") is not None
+    return _worth_a_kernel(param.numel()) and all(map(_usable, (param, delta, kept))) and kernel("shift") is not None
 
 
 def shift_part(param: Tensor, delta: Tensor, kept: Tensor, start: int, stop: int, rate: float) -> None:
