@@ -24,12 +24,13 @@ from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.rules.probation import marked, newcomers_report, newcomers_share, on_probation
 from distro_optim.coordinator.server.host import Refused, RunHost
 from distro_optim.coordinator.server.probation import (
-    HOLD_SECONDS,
-    NEWCOMERS_SECONDS,
+    NEWCOMER_SECONDS,
+    NEWCOMERS_COUNT,
     NEWCOMERS_SHARE,
     OWN_SECONDS,
     RESULTS_TO_EARN,
     SHARE,
+    SHORT_HOLD_SECONDS,
     Purse,
 )
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState, WitnessProof
@@ -187,15 +188,16 @@ def test_nobody_waits_for_an_idle_newcomer_and_it_takes_one_sequence_in_eight() 
         assert lost == 16 // 8
 
 
-def test_each_warm_up_that_waited_in_vain_halves_the_wait_of_the_next() -> None:
+@pytest.mark.parametrize("idle", [clients(3), clients(3, 4)])
+def test_each_warm_up_that_waited_in_vain_halves_the_wait_of_the_next(idle: list[NodeIdentity]) -> None:
     run = Run(2)
     for _ in range(8):
         run.round()
     waits = []
-    run.join(*clients(3, 4))
+    run.join(*idle)
     run.pass_time(10)
     for _ in range(3):
-        run.next_epoch(idle=clients(3, 4))
+        run.next_epoch(idle=idle)
         before = run.now
         for place, identity in enumerate(run.listed):
             if identity in clients(1, 2):
@@ -204,7 +206,7 @@ def test_each_warm_up_that_waited_in_vain_halves_the_wait_of_the_next() -> None:
             run.pass_time(ROUND_SECONDS)
         waits.append(run.now - before)
         for _ in range(5):
-            run.round(idle=clients(3, 4))
+            run.round(idle=idle)
         run.host.state = replace(run.state, epoch_state=replace(run.state.epoch_state, start_timestamp=-9999))
     assert waits == pytest.approx([10, 5, 2.5], abs=ROUND_SECONDS)
 
@@ -356,9 +358,7 @@ def test_a_host_that_trains_alone_waits_for_no_newcomer_either() -> None:
     run.host.receive(HOST, WitnessMessage(WarmupStep(ready(0))), run.now, SEED)
     while run.state.run_state is RunState.WARMUP:
         run.pass_time(ROUND_SECONDS)
-    first, *others = [run.round(idle=[client(2)]) for _ in range(6)]
-    assert first <= HOLD_SECONDS + 2 * ROUND_SECONDS
-    assert others == [ROUND_SECONDS] * 5
+    assert [run.round(idle=[client(2)]) for _ in range(6)] == [ROUND_SECONDS] * 6
 
 
 def with_newcomers(*newcomers: NodeIdentity) -> Run:
@@ -387,6 +387,79 @@ def test_who_has_just_come_is_waited_for_while_it_is_a_little_behind() -> None:
         run.finish(newcomer)
         assert run.state.progress.step == step + 1
     assert run.round() == ROUND_SECONDS
+
+
+def behind(
+    run: Run, newcomers: Iterable[NodeIdentity], seconds: float, pace: float = ROUND_SECONDS, *, in_vain: bool = False
+) -> float:
+    """A round in which ``newcomers`` finish so long after the others, if they are waited for; returns its seconds.
+
+    Nobody has seen anything of their work if it was ``in_vain``.
+    """
+    began, step = run.now, run.state.progress.step
+    seen = [identity for identity in run.listed if not in_vain or identity not in run.newcomers]
+    run.now += pace
+    for identity in dict(elected(run.state)):
+        if run.state.progress.step == step:
+            run.say(identity, seen)
+    until = run.now + seconds
+    while run.state.progress.step == step and run.now < until:
+        run.pass_time(ROUND_SECONDS)
+    for newcomer in newcomers:
+        if run.state.progress.step == step and newcomer in run.newcomers:
+            run.finish(newcomer)
+    while run.state.progress.step == step:
+        assert run.now < began + 600
+        run.pass_time(ROUND_SECONDS)
+    return run.now - began
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.5, 4.5])
+def test_a_newcomer_that_is_behind_in_every_round_is_waited_for_five_seconds_in_all(seconds: float) -> None:
+    """As one does that has a flood to send beside its work."""
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    held = [behind(run, [newcomer], seconds) - ROUND_SECONDS for _ in range(20)]
+    assert 0 <= held[0] - min(seconds, SHORT_HOLD_SECONDS) <= ROUND_SECONDS
+    assert sum(held) <= NEWCOMER_SECONDS + ROUND_SECONDS
+    assert held[6:] == [0.0] * 14
+
+
+def test_several_newcomers_that_are_behind_by_turns_are_waited_for_half_as_long_again_in_all() -> None:
+    several = clients(*range(3, 9))
+    run = with_newcomers(*several)
+    held, began = [], run.now
+    for late in several * 3:
+        for newcomer in set(several) - {late}:
+            run.finish(newcomer)
+        held.append(behind(run, [late], SHORT_HOLD_SECONDS - ROUND_SECONDS) - ROUND_SECONDS)
+    at_once = NEWCOMERS_COUNT * NEWCOMER_SECONDS
+    assert NEWCOMER_SECONDS < sum(held) <= at_once + NEWCOMERS_SHARE * (run.now - began) + 2 * ROUND_SECONDS
+
+
+@pytest.mark.parametrize("pace", [2.0, 4.0, 8.0])
+def test_a_newcomer_that_takes_half_as_long_again_comes_off_probation(pace: float) -> None:
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    held = []
+    while run.newcomers:
+        held.append(behind(run, [newcomer], pace / 2, pace) - pace)
+    assert held == [pace / 2] * (RESULTS_TO_EARN + 1)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_a_newcomer_that_was_in_time_is_waited_for_as_long_as_those_rounds_took(rounds: int) -> None:
+    newcomer = client(3)
+    run = with_newcomers(newcomer)
+    in_vain = behind(run, [], 0, in_vain=True)
+    assert SHORT_HOLD_SECONDS < in_vain <= SHORT_HOLD_SECONDS + 2 * ROUND_SECONDS
+    assert behind(run, [newcomer], ROUND_SECONDS, in_vain=True) == ROUND_SECONDS
+    for _ in range(rounds):
+        run.finish(newcomer)
+        assert behind(run, [], 0, in_vain=True) == ROUND_SECONDS
+    waited = behind(run, [], 0, in_vain=True) - ROUND_SECONDS
+    assert rounds * ROUND_SECONDS <= waited <= (rounds + 1) * ROUND_SECONDS
+    assert behind(run, [], 0, in_vain=True) == ROUND_SECONDS
 
 
 def test_what_a_newcomer_says_of_another_round_counts_for_nothing() -> None:
@@ -431,7 +504,8 @@ def test_newcomers_that_idle_by_turns_cost_a_purse_and_a_twentieth_of_the_time()
             run.pass_time(ROUND_SECONDS)
         lengths += [run.round(idle=idle) for _ in range(20)]
     held = sum(lengths) - ROUND_SECONDS * len(lengths)
-    assert 0 < held <= NEWCOMERS_SECONDS + NEWCOMERS_SHARE * (run.now - began) + 8 * 2 * ROUND_SECONDS
+    at_once = NEWCOMERS_COUNT * NEWCOMER_SECONDS
+    assert 0 < held <= at_once + NEWCOMERS_SHARE * (run.now - began) + 8 * 2 * ROUND_SECONDS
 
 
 @pytest.mark.slow
@@ -507,6 +581,29 @@ def test_nobody_may_say_that_the_weights_of_a_run_of_our_own_kind_are_elsewhere(
         (event,) = run.host.receive(sender, CheckpointMessage(Hub(HubRepo("liars/weights"))), run.now, SEED)
         assert isinstance(event, Refused)
     assert run.state is before
+
+
+@pytest.mark.parametrize("others", [[], clients(4, 5)])
+def test_no_round_waits_for_who_was_not_ready_until_it_was_in_time(others: list[NodeIdentity]) -> None:
+    late = client(3)
+    run = Run(2)
+    for _ in range(8):
+        run.round()
+    run.join(late, *others)
+    run.pass_time(10)
+    run.next_epoch(idle=[late, *others])
+    for place, identity in enumerate(run.listed):
+        if identity in clients(1, 2):
+            run.host.receive(identity, WitnessMessage(WarmupStep(ready(place))), run.now, SEED)
+    while run.state.run_state is RunState.WARMUP:
+        run.pass_time(ROUND_SECONDS)
+    assert late in run.host.idle
+    assert behind(run, [late], ROUND_SECONDS, in_vain=True) == ROUND_SECONDS
+    for _ in range(2):
+        run.finish(late)
+        assert behind(run, [], 0, in_vain=True) == ROUND_SECONDS
+    assert run.host.idle == set(others)
+    assert behind(run, [late], ROUND_SECONDS, in_vain=True) == 2 * ROUND_SECONDS
 
 
 def test_newcomers_that_say_they_are_ready_leave_room_for_the_others_reports() -> None:

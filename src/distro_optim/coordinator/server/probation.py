@@ -12,9 +12,10 @@ Identities cost nothing, and everybody waits for everybody. So:
 What a client's work is worth: without one of n, the others take n / (n - 1) times as long for its part of the data.
 
 - when all others have reported, a round is held for a few seconds for those on probation that have not said yet that
-  they have finished: who has just come is a little behind, and could never catch up with rounds that are short. These
-  seconds come out of a third purse, which is for all of them and gains half as much; and for a client that let a round
-  wait in vain none is held until it has been in time again.
+  they have finished: who has just come is a little behind, and could never catch up with rounds that are short. Each of
+  them has the time of two rounds for that, and five seconds at least; all together have half as much again, and a
+  twentieth of the time that goes by comes back to that. A client that let a round or the warm-up wait in vain has none
+  left, and each round in which it is in time gives it back as much as the others needed for the round.
 
 The host's own participants are never on probation, and are waited for. Until somebody has finished rounds, as in the
 first epoch, nobody is on probation.
@@ -64,14 +65,27 @@ WARMUP_SHARE: Final = 0.25
 """Of the warm-up's time, to wait for clients on probation once all others are ready. Halved each time it was in vain,
 down to a sixty-fourth of it, and doubled when it was not."""
 
-NEWCOMERS_SECONDS: Final = 10.0
-"""What the purse for those on probation holds at first. Chosen arbitrarily."""
+NEWCOMER_SECONDS: Final = 5.0
+"""For which rounds are held for a client on probation in all. It has none left after a warm-up that it let wait in
+vain, so that a stranger has done what harm it can within ten seconds."""
+
+NEWCOMER_ROUNDS: Final = 2.0
+"""The same in times that the others need for a round, where those are longer: as it has to be seen in three rounds
+(:data:`RESULTS_TO_EARN`), it may be half as slow again as the others."""
+
+NEWCOMERS_COUNT: Final = 1.5
+"""All clients on probation together have so many times what one has, so that one does not take it all. Chosen
+arbitrarily."""
 
 NEWCOMERS_SHARE: Final = 0.05
-"""Of the time that goes by is added to it."""
+"""Of the time that goes by comes back to what all of them have."""
 
 HOLD_SECONDS: Final = 5.0
-"""For which a round is held at most. As long as peers wait for a result that nobody announced."""
+"""For which one round is held at most. As long as peers wait for a result that nobody announced."""
+
+SHORT_HOLD_SECONDS: Final = 3.0
+"""The same for rounds of which the others need less than that: room for a first step that takes longer than the
+following ones, and less than what a client has in all, as most that cost so much never come."""
 
 HOLD_SHARE: Final = 0.25
 """Of a round's time at most."""
@@ -87,19 +101,21 @@ class Purse:
         seconds: it holds at first.
         now: in seconds.
         share: of the time that goes by that it gains.
+        most: seconds that it holds at most.
     """
 
-    __slots__ = ("_at", "_seconds", "_share", "first")
+    __slots__ = ("_at", "_most", "_seconds", "_share", "first")
 
-    def __init__(self, seconds: float, now: float, share: float = SHARE) -> None:
+    def __init__(self, seconds: float, now: float, share: float = SHARE, most: float = MOST_SECONDS) -> None:
         self.first = seconds
         self._seconds = seconds
         self._share = share
+        self._most = most
         self._at = now
 
     def left(self, now: float) -> float:
         """Seconds in it; below 0 if more was taken than was there."""
-        self._seconds = min(MOST_SECONDS, self._seconds + max(0.0, now - self._at) * self._share)
+        self._seconds = min(self._most, self._seconds + max(0.0, now - self._at) * self._share)
         self._at = max(self._at, now)
         return self._seconds
 
@@ -138,14 +154,15 @@ class ProbationBook:
         self._began = 0.0
         self._reported: dict[NodeIdentity, float] = {}
         self._paced: float | None = None
-        # Since when it is held for those on probation, who of them has said that it has finished, and for whom no round
-        # is held any more.
+        # Since when it is held for those on probation, who of them has said that it has finished, and which part of the
+        # time that rounds are held for each is used up.
         self._held: float | None = None
         self._finished: dict[NodeIdentity, float] = {}
-        self._let_down: OrderedDict[NodeIdentity, None] = OrderedDict()
+        self._used: OrderedDict[NodeIdentity, float] = OrderedDict()
         self._for_newcomers: Purse | None = None
-        # The same for the warm-up.
+        # The same for the warm-up, and whether it ended without somebody for whom it was held.
         self._ready: float | None = None
+        self._is_given_up = False
         self._warmup_share = WARMUP_SHARE
         self._unready: frozenset[NodeIdentity] = frozenset()
 
@@ -182,8 +199,8 @@ class ProbationBook:
             if self._held is None and is_complete(state, late):
                 self._held = now
             return Probation(newcomers, late=late, holds=self._holds(state, now))
-        over = state.run_state is RunState.WARMUP and self._is_warmup_over(state, now)
-        return Probation(newcomers, is_over=over)
+        self._is_given_up = state.run_state is RunState.WARMUP and self._is_warmup_over(state, now)
+        return Probation(newcomers, is_over=self._is_given_up)
 
     def admit(
         self, pending: Iterable[NodeIdentity], places: Mapping[NodeIdentity, str], state: Coordinator, now: float
@@ -214,7 +231,7 @@ class ProbationBook:
         return (*regular, *taken), Probation(newcomers.intersection(taken))
 
     def idle(self, state: Coordinator) -> frozenset[NodeIdentity]:
-        """Clients on probation that were not ready when the epoch's training began."""
+        """Clients on probation that were not ready when the epoch's training began, and have not been in time since."""
         clients = state.epoch_state.clients
         if state.run_state not in ROUND_PHASES or not self._unready:
             return frozenset()
@@ -267,19 +284,31 @@ class ProbationBook:
         return 0 if record is None else record.results
 
     def _holds(self, state: Coordinator, now: float) -> bool:
-        if state.run_state is not RunState.ROUND_TRAIN or not self._awaited(state):
+        awaited = self._awaited(state) if state.run_state is RunState.ROUND_TRAIN else frozenset()
+        if not awaited:
             return False
-        longest = min(HOLD_SECONDS, HOLD_SHARE * state.config.max_round_train_time)
-        return self._seconds_held(now) < min(longest, self._newcomers_purse(now).left(now))
+        each, needed = self._seconds_of_newcomer(now), self._seconds_of_others(now)
+        own = each * (1.0 - min(self._used.get(client, 0.0) for client in awaited))
+        shared = NEWCOMERS_COUNT * each + self._newcomers_purse(now).left(now)
+        longest = min(HOLD_SECONDS, max(SHORT_HOLD_SECONDS, needed), HOLD_SHARE * state.config.max_round_train_time)
+        return self._seconds_held(now) < min(longest, own, shared)
 
     def _seconds_held(self, now: float) -> float:
         return 0.0 if self._held is None else now - self._held
+
+    def _seconds_of_newcomer(self, now: float) -> float:
+        """For how long rounds are held for a client on probation in all, given what the others need for this one."""
+        return max(NEWCOMER_SECONDS, NEWCOMER_ROUNDS * self._seconds_of_others(now))
+
+    def _seconds_of_others(self, now: float) -> float:
+        return (now if self._held is None else self._held) - self._began
 
     def _awaited(self, state: Coordinator) -> frozenset[NodeIdentity]:
         """Those on probation for whom the round would be held, and who have not finished."""
         clients = [state.epoch_state.clients[place] for place in on_probation(state)]
         listed = {client.id for client in clients if client.state is ClientState.HEALTHY}
-        return frozenset(listed - self._finished.keys() - self._let_down.keys() - self._unready)
+        used_up = {client for client, part in self._used.items() if part >= 1.0}
+        return frozenset(listed - self._finished.keys() - used_up)
 
     # -- what it sees --------------------------------------------------------------------------------------------------
 
@@ -381,16 +410,26 @@ class ProbationBook:
 
     def _charge_newcomers(self, last: Coordinator, now: float) -> None:
         """For how long the round was held, and who of those on probation let it wait in vain."""
-        held, awaited = self._seconds_held(now), self._awaited(last)
+        held, awaited, each = self._seconds_held(now), self._awaited(last), self._seconds_of_newcomer(now)
         if self._held is not None and (awaited or any(when > self._held for when in self._finished.values())):
             self._newcomers_purse(now).take(held, now)
         for client, when in self._finished.items():
             if self._held is None or when <= self._held:
-                self._let_down.pop(client, None)
+                self._use_up(client, -self._seconds_of_others(now) / each)
+                self._unready -= {client}
+            else:
+                self._use_up(client, (when - self._held) / each)
         if held > 0:
-            self._let_down.update(dict.fromkeys(awaited))
-        while len(self._let_down) > MAX_REMEMBERED:
-            self._let_down.popitem(last=False)
+            for client in awaited:
+                self._use_up(client, 1.0)
+
+    def _use_up(self, client: NodeIdentity, part: float) -> None:
+        """Of the time that rounds are held for a client, so much is used up, or given back if it is below 0."""
+        used = min(self._used.pop(client, 0.0) + part, 1.0)
+        if used > 0:
+            self._used[client] = used
+        if len(self._used) > MAX_REMEMBERED:
+            self._used.popitem(last=False)
 
     def _charge(self, client: NodeIdentity, seconds: float, now: float) -> None:
         record = self._record(client)
@@ -399,7 +438,7 @@ class ProbationBook:
         record.purse.take(seconds, now)
         if min(record.purse.left(now), self._purse(now).left(now) - seconds) <= FREE_SECONDS:
             record.waits = True
-            self._let_down[client] = None
+            self._use_up(client, 1.0)
 
     def _count_results(self, last: Coordinator, now: float) -> None:
         witnesses = last.current_round.witnesses
@@ -424,14 +463,16 @@ class ProbationBook:
         newcomers = on_probation(before)
         ready = {witness.proof.index for witness in before.current_round.witnesses}
         unready = newcomers - ready
-        # The report that ended the warm-up is not among them, and whose it was is not known here.
+        # A report that ends a warm-up is not among those that ``before`` has: then the one who is missing has sent it.
+        in_vain = self._is_given_up or len(unready) > 1
         clients = before.epoch_state.clients
-        self._unready = frozenset(clients[place].id for place in unready) if len(unready) > 1 else frozenset()
+        self._unready = frozenset(clients[place].id for place in unready) if in_vain else frozenset()
+        for client in self._unready:
+            self._use_up(client, 1.0)
         if newcomers and self._ready is not None:
-            in_vain = len(unready) > 1
             share = self._warmup_share * (0.5 if in_vain else 2.0)
             self._warmup_share = min(WARMUP_SHARE, max(WARMUP_SHARE / 64, share))
-        self._ready = None
+        self._ready, self._is_given_up = None, False
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -451,7 +492,7 @@ class ProbationBook:
 
     def _newcomers_purse(self, now: float) -> Purse:
         if self._for_newcomers is None:
-            self._for_newcomers = Purse(NEWCOMERS_SECONDS, now, NEWCOMERS_SHARE)
+            self._for_newcomers = Purse(0.0, now, NEWCOMERS_SHARE, most=0.0)
         return self._for_newcomers
 
     def _record(self, client: NodeIdentity) -> _Record:
