@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
+
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.types import Committee, CommitteeProof, MerkleRoot
 from distro_optim.strategy.rounds.actions import Announce, Outbox
 from distro_optim.strategy.rounds.announcer import (
     AMONG_PSYCHES,
     FIRST_REPEAT_SECONDS,
+    PROMPT,
     REBROADCAST_SECONDS,
+    REPEAT_SECONDS_PER_CLIENT,
     Announcer,
 )
 from distro_optim.strategy.rounds.broadcasts import Finished
+from distro_optim.strategy.rounds.waiting import UNHEARD_SECONDS
 
 PROOF = CommitteeProof(Committee.TRAINER, 0, 0)
 TRAINING_SECONDS = 3.0
 
 
-def announcer_that_said_something(*, among_psyches: bool = False) -> tuple[Announcer, Outbox]:
+def announcer_that_said_something(*, among_psyches: bool = False, clients: int = 2) -> tuple[Announcer, Outbox]:
     outbox = Outbox()
     announcer = Announcer(SecretKey(bytes(32)), bytes, outbox)
-    if among_psyches:
-        announcer.repeats.pace = AMONG_PSYCHES
+    announcer.repeats.pace = AMONG_PSYCHES if among_psyches else PROMPT.among(clients)
     announcer.say(1, PROOF, bytes(32), Finished(MerkleRoot(bytes(32)), warmup=False), 0.0)
     outbox.take()
     return announcer, outbox
@@ -68,3 +72,26 @@ def test_among_psyches_clients_training_changes_nothing() -> None:
     assert announcer.repeats.next_at == REBROADCAST_SECONDS
     announcer.repeats.release(REBROADCAST_SECONDS)
     assert repeated(announcer, outbox, REBROADCAST_SECONDS) == 1
+
+
+@pytest.mark.parametrize("clients", [1, 16, 100])
+def test_to_a_hundred_peers_what_was_said_is_repeated_as_soon_as_between_two(clients: int) -> None:
+    announcer, _ = announcer_that_said_something(clients=clients)
+    assert announcer.repeats.next_at == FIRST_REPEAT_SECONDS
+
+
+def test_among_more_the_first_repetition_comes_later_and_the_second_still_while_anybody_waits() -> None:
+    announcer, outbox = announcer_that_said_something(clients=256)
+    first = 256 * REPEAT_SECONDS_PER_CLIENT
+    assert announcer.repeats.next_at == pytest.approx(first)
+    announcer.repeats.hold()
+    announcer.repeats.release(TRAINING_SECONDS)
+    assert announcer.repeats.next_at == pytest.approx(TRAINING_SECONDS + first)
+    assert repeated(announcer, outbox, TRAINING_SECONDS + first) == 1
+    second = announcer.repeats.next_at
+    assert second is not None
+    assert second - TRAINING_SECONDS < UNHEARD_SECONDS
+    assert repeated(announcer, outbox, second) == 1
+    third = announcer.repeats.next_at
+    assert third is not None
+    assert third - second == pytest.approx(4 * FIRST_REPEAT_SECONDS)

@@ -35,6 +35,12 @@ __all__ = [
 FIRST_REPEAT_SECONDS: Final = 1.0
 """After a message; then twice as long each time. Longer than gossip takes around the world. Chosen arbitrarily."""
 
+REPEAT_SECONDS_PER_CLIENT: Final = 0.01
+"""The first repetition waits so long for each client, if that is longer than :data:`FIRST_REPEAT_SECONDS`. When all say
+again what they have said, each peer reads that for a millisecond or so of each of the others: a tenth of a core at
+most. The second one comes as soon after it as among few, since nobody waits for longer than ``UNHEARD_SECONDS``
+(:mod:`.waiting`), in which both must have a place."""
+
 REBROADCAST_SECONDS: Final = 10.0
 """Between two repetitions at most; Psyche's ``REBROADCAST_SHAREABLE``."""
 
@@ -51,14 +57,21 @@ class Pace:
     """How soon and how often something is repeated, in seconds; pauses double.
 
     Attributes:
-        first: until the first repetition.
+        first: until the first repetition, among few.
         longest: pause at most.
         in_warm_up: pause at most, in warm-up.
+        extra: by which the first repetition comes later.
     """
 
     first: float
     longest: float
     in_warm_up: float
+    extra: float = 0.0
+
+    def among(self, clients: int) -> Pace:
+        """The same among so many clients; see :data:`REPEAT_SECONDS_PER_CLIENT`."""
+        extra = REPEAT_SECONDS_PER_CLIENT * clients - self.first
+        return replace(self, extra=extra) if extra > 0 else self
 
 
 PROMPT: Final = Pace(FIRST_REPEAT_SECONDS, REBROADCAST_SECONDS, WARMUP_REPEAT_SECONDS)
@@ -100,7 +113,7 @@ class Repeats:
 
     def add(self, broadcast: Broadcast, now: float) -> None:
         """Something was said for the first time."""
-        self._keep([*self._said, _Said(broadcast, now, now + self.pace.first, self.pace.first)])
+        self._keep([*self._said, _Said(broadcast, now, now + self._until_first, self.pace.first)])
 
     def hold(self) -> None:
         """We train: from now on nothing is repeated sooner than after the longest pause."""
@@ -113,7 +126,7 @@ class Repeats:
         if self._held:
             self._held = False
             for said in self._said:
-                said.due = max(said.due, now + self.pace.first)
+                said.due = max(said.due, now + self._until_first)
             self._keep(self._said)
 
     def answer_ready(self, now: float) -> None:
@@ -161,6 +174,10 @@ class Repeats:
                 again.append(said.broadcast)
         self._keep(self._said)
         return again
+
+    @property
+    def _until_first(self) -> float:
+        return self.pace.first + self.pace.extra
 
     def _keep(self, said: list[_Said]) -> None:
         self._said = said

@@ -113,7 +113,8 @@ class Phases:
 
     def follow(self, at: Moment) -> None:
         """Does what the phase of the run asks for."""
-        self._announcer.repeats.pace = AMONG_PSYCHES if is_run_of_psyche(at.state) else PROMPT
+        clients = len(at.state.epoch_state.clients)
+        self._announcer.repeats.pace = AMONG_PSYCHES if is_run_of_psyche(at.state) else PROMPT.among(clients)
         try:
             if at.is_in(_S.ROUND_TRAIN, _S.ROUND_WITNESS):
                 if self.stage is Stage.RUNNING and self._plan is not None:
