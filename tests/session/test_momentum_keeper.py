@@ -52,7 +52,7 @@ class Kept:
         return [momentum.clone() for momentum in momenta]
 
     def finish(self) -> None:
-        self.keeper._jobs.wait(self.keeper._jobs._given)
+        self.keeper.wait()
 
 
 def test_each_step_is_committed_to_as_it_was_however_the_training_goes_on() -> None:

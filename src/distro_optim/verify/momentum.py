@@ -40,6 +40,10 @@ TILES_PER_LEAF: Final = 4
 _LEAF: Final = b"distro-optim momentum leaf 1"
 _VERSION: Final = 1
 
+_HEAD: Final = 16 << 10
+"""Bytes of a leaf, its name included, that are hashed first. BLAKE3 takes as many chunks of 1,024 bytes side by side as
+there are before them: after a name of 32 bytes alone it would begin with single ones."""
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -161,7 +165,12 @@ class Snapshot:
 
     @cached_property
     def _tree(self) -> MerkleTree:
-        return MerkleTree([leaf_digest(number, self.leaf(number)) for number in range(len(leaves_of(self.plan)))])
+        digests: list[bytes] = []
+        for batch, tiles in zip(self.plan.batches, self.tiles, strict=True):
+            data, size = _bytes_of(tiles), TILES_PER_LEAF * batch.tile_size * tiles.element_size()
+            for start in range(0, len(data), size):
+                digests.append(leaf_digest(len(digests), data[start : start + size]))
+        return MerkleTree(digests)
 
     @property
     def root(self) -> bytes:
@@ -176,8 +185,7 @@ class Snapshot:
     def leaf(self, number: int) -> memoryview:
         """The elements of a leaf as bytes, of the order of this machine (little endian on all that torch supports)."""
         batch, start, stop = leaves_of(self.plan).place(number)
-        elements: Any = self.tiles[batch][start:stop].numpy()
-        return memoryview(elements).cast("B")
+        return _bytes_of(self.tiles[batch][start:stop])
 
     @torch.no_grad()
     def signs(self) -> list[Tensor]:
@@ -215,10 +223,19 @@ def _fill(batch: Batch, out: Tensor, momenta: Sequence[Tensor]) -> None:
                 np.copyto(region.of_block(tiles).numpy(), region.of_tensor(momenta[piece.param]).numpy())
 
 
+def _bytes_of(tiles: Tensor) -> memoryview:
+    """The memory of tiles on the CPU, which is not copied."""
+    elements: Any = tiles.numpy()
+    return memoryview(elements).cast("B")
+
+
 def leaf_digest(number: int, data: Bytes) -> bytes:
     """32 bytes over a leaf and its place."""
-    digest = blake3(_LEAF + number.to_bytes(4, "little"))
-    digest.update(data)
+    data = memoryview(data)
+    name = _LEAF + number.to_bytes(4, "little")
+    head = _HEAD - len(name)
+    digest = blake3(b"".join((name, data[:head])))
+    digest.update(data[head:])
     return digest.digest()
 
 

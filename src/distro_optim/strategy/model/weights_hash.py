@@ -136,6 +136,10 @@ class SideJobs:
             while self._done < number:
                 self._changed.wait()
 
+    def wait_for_all(self) -> None:
+        """Returns when all jobs are done."""
+        self.wait(self._given)
+
     def stop(self) -> None:
         """Leaves out what has not begun, and waits for what has."""
         with self._changed:

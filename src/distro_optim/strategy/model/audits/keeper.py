@@ -86,6 +86,10 @@ class MomentumKeeper:
             return None
         return before, after
 
+    def wait(self) -> None:
+        """Returns when all that was asked for is done."""
+        self._jobs.wait_for_all()
+
     def forget(self) -> None:
         """The momentum was replaced: what it was before is of no use."""
         self._jobs.stop()
