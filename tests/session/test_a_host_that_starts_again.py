@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.strategy.environment import TICKET_NAME
 from distro_optim.strategy.model import between_epochs
 from distro_optim.strategy.model.between_epochs import FOLDER, BetweenEpochs
-from distro_optim.strategy.model.checkpoint import CheckpointStore
+from distro_optim.strategy.model.checkpoint import AUDIT_LIMITS, CheckpointStore
 from distro_optim.strategy.network.runtime import Runtime
+from distro_optim.verify.calibrate import TIGHTEST
 
 from .test_a_run_outlives_its_host import Killed, kill
 from .test_live_sessions import CONFIG, Peer, host
@@ -94,6 +96,35 @@ def test_a_host_that_is_killed_in_mid_epoch_goes_on_from_there(tmp_path: Path, m
     assert again.session.view().run_id == first.session.view().run_id
     assert again.steps == [9, 10, 11, 12]
     assert any(text.startswith(f"resuming from {left / FOLDER}") for text in again.news)
+
+
+def test_limits_of_audits_are_saved_in_mid_epoch_and_hold_when_the_host_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(between_epochs, "SECONDS", 0.0)
+    monkeypatch.setattr(between_epochs, "SHARE", 1e9)
+    limits = replace(TIGHTEST, manhattan=0.07, samples=30)
+    folders = [tmp_path / name for name in ("first", "again", "left")]
+
+    def copy_at(step: int, of: Path, to: Path) -> Callable[[Peer, int], None]:
+        def copy(peer: Peer, now: int) -> None:
+            if now == step:
+                shutil.copytree(of / FOLDER, to / FOLDER)
+
+        return copy
+
+    alone = replace(CONFIG, min_peers=1, total_steps=12, audit_fraction=1.0)
+    first, again, left = folders
+    host(1, alone, checkpoint_dir=first, during=copy_at(6, first, again)).result()
+    before = CheckpointStore(again / FOLDER).latest()
+    assert before is not None
+    assert before.audit_limits() is None, "of a young run nobody has learnt any"
+    (before.path / AUDIT_LIMITS).write_bytes(limits.encode())
+    host(2, alone, checkpoint_dir=again, resume=True, during=copy_at(9, again, left)).result()
+    saved = CheckpointStore(left / FOLDER).latest()
+    assert saved is not None
+    assert saved.step == 9
+    assert saved.audit_limits() == limits
 
 
 def test_saving_in_mid_epoch_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...coordinator.types import Coordinator
 from ...errors import ConfigurationError
+from ...verify.calibrate import Limits
 from .checkpoint import Checkpoint, CheckpointStore
 from .identity import ModelIdentity
 from .trainer import SwarmTrainer
@@ -43,6 +44,9 @@ class BetweenEpochs:
         model: the whole of it.
         clock: monotonic seconds.
         tell: told what goes wrong, in words.
+
+    Attributes:
+        audit_limits: gives those of the run that are to be saved, if it has any.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class BetweenEpochs:
         self._tell = tell
         self._due = clock() + SECONDS
         self._store: CheckpointStore | None = None
+        self.audit_limits: Callable[[], Limits | None] = lambda: None
 
     @property
     def is_due(self) -> bool:
@@ -79,7 +84,15 @@ class BetweenEpochs:
         try:
             if self._store is None:
                 self._store = CheckpointStore(self.directory, keep=1)
-            path = self._store.save(self._model, values, momentum, run_id=run_id, identity=identity, state=state)
+            path = self._store.save(
+                self._model,
+                values,
+                momentum,
+                run_id=run_id,
+                identity=identity,
+                state=state,
+                audit_limits=self.audit_limits(),
+            )
             _log.info("saved %s", path)
         except (OSError, ConfigurationError) as error:
             self._tell(

@@ -202,7 +202,9 @@ class Participant:
         audits = state is not None and audits_momentum(state.model.checkpoint)
         self.trainer.remembers = audits and local.audit_loss is not None
         self._commits = False
-        self._keeper.audit_limits = lambda: access.facts.view().audit_limits
+        for saves in (self._keeper, self._between):
+            if saves is not None:
+                saves.audit_limits = lambda: access.facts.view().audit_limits
         self.step = local.restored.step if local.restored is not None else FIRST_STEP
         self.round: Round | None = None
         self.ended = False
