@@ -208,7 +208,7 @@ def test_a_key_that_is_not_on_the_servers_list_is_refused() -> None:
         service = CoordinatorService(host, draw=os.urandom, unix_offset=0.0)
         async with CoordinatorServer(service, [listener], tick_seconds=0.01):
             client = RemoteCoordinator(listener.connect, KEY, "dummy", timeout=10.0)
-            with pytest.raises(JoinRefusedError, match="not on its list"):
+            with pytest.raises(JoinRefusedError, match="not on the list of this run"):
                 await client.join()
             await client.close()
 

@@ -54,6 +54,7 @@ INSTRUMENTED: Final = (
     "comm.iroh.sharing.torchscript",
     "comm.iroh.whereabouts",
     "comm.postcard",
+    "comm.question",
     "comm.tickets",
     "compress.wire",
     "compress.wire_bulk",
@@ -269,6 +270,18 @@ def meeting_question(data: bytes) -> None:
         question.receive(data)
     else:
         MeetingPlace(lambda peer: True).answer(key.public, data)
+
+
+def why_closed(data: bytes) -> None:
+    from distro_optim.comm.question import Question
+    from distro_optim.comm.signing import SecretKey
+    from distro_optim.coordinator.why_closed import MAX_REASON_BYTES, WHY_CLOSED, WhyClosed
+
+    question: Question[WhyClosed] = Question(SecretKey(bytes(32)), WHY_CLOSED, WhyClosed, 1024)
+    question.receive(bytes.fromhex("0000002100") + bytes(32))
+    question.receive(data)
+    if question.answer is not None:
+        assert len(question.answer.reason.encode()) <= MAX_REASON_BYTES
 
 
 def coordinator_state(data: bytes) -> None:
@@ -500,6 +513,7 @@ TARGETS: Final[dict[str, Target]] = {
     "solana-account": solana_account,
     "client-message": client_message,
     "meeting-question": meeting_question,
+    "why-closed": why_closed,
     "coordinator-state": coordinator_state,
     "run-ticket": run_ticket,
     "broadcast": broadcast,
@@ -563,6 +577,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.coordinator.solana import arguments, small_accounts
     from distro_optim.coordinator.ticket import RunTicket
     from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
+    from distro_optim.coordinator.why_closed import WhyClosed
     from distro_optim.data.sidecar import Sidecar
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.model.identity import ModelIdentity, TensorIdentity
@@ -651,6 +666,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\0" + postcard.encode(replace(address, id=SecretKey(bytes(32)).public)),
             b"\1" + encode_tcp_frame(b"\1" + postcard.encode(address)),
         ],
+        "why-closed": [encode_tcp_frame(WhyClosed("the operator banned it", False).encode())],
         "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],
         "broadcast": [b"\1" + postcard.encode(weights_report(0, 1, [bytes(32)] * 3, 7))],

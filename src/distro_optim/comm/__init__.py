@@ -19,6 +19,7 @@ Bytes and what they mean, without I/O:
 ``declarations``   what the annotations of a message class say about its bytes
 ``framing``        length-delimited frames, and the link with a challenge of Psyche's TCP servers
 ``changes``        a frame as what has changed since the one before
+``question``       our side of a question to a coordinator, in a connection of its own
 ``signing``        Ed25519 keys and the signed envelope in which peers speak
 ``announcements``  from the wire to the application: checked, deduplicated, queued
 ``seen``           which messages were here before

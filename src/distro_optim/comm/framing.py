@@ -312,6 +312,11 @@ class ClientLink(_Link):
         self._takes_changes = takes_changes
         self._before: bytes | None = None  # the latest payload, where changes were agreed on
 
+    @property
+    def gets_changes(self) -> bool:
+        """Whether changes were agreed on, which a server of Psyche's does not do."""
+        return self.state is LinkState.OPEN and self._takes_changes
+
     def data_to_send(self) -> bytes:
         """What the handshake wants sent; empty when there is nothing. Call it after each :meth:`receive`."""
         unsent, self._unsent = self._unsent, b""

@@ -39,6 +39,7 @@ from .messages import (
 from .remembering_codec import RememberingCodec
 from .types import CommitteeProof, Coordinator, NodeIdentity, RunState, Witness, WitnessMetadata
 from .unconfirmed_report import UnconfirmedReport
+from .why_closed import WhyClosed, ask_why
 
 __all__ = ["Connector", "CoordinatorClient", "RemoteCoordinator", "StateFeed", "tcp_connector"]
 
@@ -69,6 +70,9 @@ arbitrarily."""
 
 MAX_UNSENT: Final = 64
 """Messages kept while there is no link. A round needs three."""
+
+WHY_SECONDS: Final = 5.0
+"""To hear why the coordinator has closed our link, once it takes connections again. Chosen arbitrarily."""
 
 BESIDE_SECONDS: Final = 1.5
 """Without a byte, after which a new link is opened beside the silent one. A coordinator sends twice a second; one whose
@@ -234,6 +238,9 @@ class RemoteCoordinator(CoordinatorClient):
         on_bytes: called whenever something comes; returns at once.
         feed: where states go; a new one if None.
 
+    Attributes:
+        on_told: called with what the coordinator says of why it had taken us out, if we may come again, in words.
+
     Raises:
         ConfigurationError: a number of seconds is not above 0.
     """
@@ -284,6 +291,9 @@ class RemoteCoordinator(CoordinatorClient):
         self._joining: _Joining | None = None
         self._closed = False
         self._short_links = 0
+        # Whether the coordinator is one of ours, which can be asked why it has closed a link.
+        self._is_ours = False
+        self.on_told: Callable[[str], None] = lambda text: _log.warning("%s", text)
 
     @property
     @override
@@ -328,7 +338,10 @@ class RemoteCoordinator(CoordinatorClient):
         self._redirected.set()
 
     async def _open_first(self) -> Coordinator:
-        connection, state = await self._open_within_timeout()
+        try:
+            connection, state = await self._open_within_timeout()
+        except JoinRefusedError as error:
+            raise await self._explained(error) from error
         self._connection = connection
         self._task = asyncio.create_task(self._keep_up(connection), name=f"link to {self._name}")
         return state
@@ -346,7 +359,7 @@ class RemoteCoordinator(CoordinatorClient):
                     try:
                         await self._ask(connection)
                     except OSError as error:
-                        raise self._refused() from error
+                        raise await self._explained(self._refused()) from error
                 return await joining.seen
         except TimeoutError as error:
             raise CoordinatorLinkError(
@@ -413,6 +426,7 @@ class RemoteCoordinator(CoordinatorClient):
             self._connection = connection
             opened_at = self._heard_at = loop.time()
             newer: tuple[_Connection, Coordinator] | None = None
+            is_ended = False
             try:
                 if self._asked and not connection.asked:  # join() came while this link was being opened
                     await self._ask(connection)
@@ -422,12 +436,13 @@ class RemoteCoordinator(CoordinatorClient):
                 newer = await self._unless_redirected(self._read_until_left(connection))
             except (OSError, ProtocolError, TimeoutError) as error:
                 _log.info("link to %s lost, reconnecting: %s", self._name, error)
-                if isinstance(error, _StreamEnded) and loop.time() - opened_at < SHORT_LINK_SECONDS:
+                is_ended = isinstance(error, _StreamEnded)
+                if is_ended and loop.time() - opened_at < SHORT_LINK_SECONDS:
                     self._closed_soon()
                 else:
                     self._short_links = 0
                 if self._joining is not None and self._joining.sent:
-                    self._give_up(self._refused())
+                    self._give_up(await self._explained(self._refused()))
                     return
             finally:
                 self._connection = None
@@ -436,9 +451,35 @@ class RemoteCoordinator(CoordinatorClient):
             if reopened is None:
                 return
             connection, state = reopened
+            if is_ended and newer is None and (why := await self._why_closed()) is not None:
+                self.on_told(f"{self._name} had taken this peer out of the run: {why.reason}; it has joined again")
             if self._joining is not None and connection.asked:
                 self._joining.succeed(state)
             lost = self._report.missing_in(state)
+
+    async def _why_closed(self) -> WhyClosed | None:
+        """What the coordinator says of why it has closed our link; None if it says nothing."""
+        if not self._is_ours:
+            return None
+        try:
+            async with asyncio.timeout(WHY_SECONDS):
+                stream = await self._connect()
+                try:
+                    return await ask_why(stream, self._key)
+                finally:
+                    await stream.close()
+        except (OSError, ExchangeError, ProtocolError) as error:
+            _log.info("%s does not say why it has closed the link: %s", self._name, error)
+            return None
+
+    async def _explained(self, error: JoinRefusedError, why: WhyClosed | None = None) -> JoinRefusedError:
+        """The same error with what the coordinator says, if it says anything."""
+        if error.hosted is not None or (why := why or await self._why_closed()) is None:
+            return error
+        return JoinRefusedError(
+            f"{self._name} has turned this peer away, whose key is {self.identity.signer.hex()}: {why.reason}",
+            wanted=self.run_id,
+        )
 
     def _closed_soon(self) -> None:
         """The coordinator closed a link that had hardly been opened."""
@@ -543,6 +584,11 @@ class RemoteCoordinator(CoordinatorClient):
                     return opened
             except (CoordinatorLinkError, ProtocolError) as error:
                 other_run = isinstance(error, JoinRefusedError) and error.hosted is not None
+                if isinstance(error, JoinRefusedError) and not other_run:
+                    why = await self._why_closed()
+                    if why is not None and not why.may_return:
+                        self._give_up(await self._explained(error, why))
+                        return None
                 if other_run or loop.time() >= give_up_at:
                     self._give_up(error)
                     return None
@@ -610,6 +656,7 @@ class RemoteCoordinator(CoordinatorClient):
             while connection.link.state is not LinkState.OPEN:
                 for state in await connection.receive():
                     self._expect_run(state)
+            self._is_ours = connection.link.gets_changes
         except _StreamEnded as error:
             raise CoordinatorLinkError(
                 f"{self._name} closed the connection before any challenge; it is overloaded, or not a coordinator"

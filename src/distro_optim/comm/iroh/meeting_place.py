@@ -1,13 +1,7 @@
 """Where the members of a run are, as its coordinator knows: asked over iroh (:mod:`.rendezvous`), or over TCP. No I/O.
 
-Over TCP the question is asked in a connection of its own, where a client of the coordinator would prove its key: it
-signs the challenge together with the question, and with it, its right to ask::
-
-    server -> client    Challenge                     as in :mod:`~distro_optim.comm.framing`
-    client -> server    ChallengeResponse             signed: challenge, MARK, EndpointAddr of the one who asks
-    server -> client    count, EndpointAddr of each other member                in a frame, and the end
-
-A coordinator of Psyche's closes the connection: the challenge is not answered as it knows it.
+Over TCP the question is asked in a connection of its own (:mod:`~distro_optim.comm.question`): it is the EndpointAddr
+of the one who asks, and the answer a count and the EndpointAddr of each other member.
 
 With :data:`WHO_HOSTS` in place of the address the answer is the address of the peer that hosts, or none: of
 ``distro-optim serve``, which is no peer. Whoever was given ``host:port/run-id`` learns its key by that.
@@ -20,17 +14,10 @@ from typing import Annotated, Final
 
 from ...errors import PeerRefusedError, ProtocolError
 from ..addresses import EndpointAddr
-from ..framing import (
-    QUESTION_MARK,
-    Challenge,
-    ChallengeResponse,
-    FrameDecoder,
-    client_envelope,
-    encode_frame,
-    server_envelope,
-)
-from ..postcard import Bytes32, Limit, decode, encode
-from ..signing import SecretKey, SignedMessage
+from ..framing import encode_frame
+from ..postcard import Limit, decode, encode
+from ..question import Question
+from ..signing import SecretKey
 
 __all__ = ["MAX_ANSWER", "MAX_QUESTION", "WHO_HOSTS", "MeetingPlace", "Members", "TcpQuestion"]
 
@@ -46,10 +33,6 @@ MAX_PLACES: Final = 8
 MAX_QUESTION: Final = 16 * 1024
 MAX_ANSWER: Final = MAX_MEMBERS * 5 * 1024
 """Eight relay URLs of half a kilobyte are the most that a member takes."""
-
-_FROM_SERVER: Final = server_envelope(Bytes32)
-_FROM_CLIENT: Final = client_envelope(Bytes32)
-"""Of the handshake; what would come after it does not matter."""
 
 Members = Annotated[list[EndpointAddr], Limit(MAX_MEMBERS)]
 """The answer, as postcard has it."""
@@ -112,43 +95,16 @@ class MeetingPlace:
         return encode_frame(encode(self.visit(peer, address), Members))
 
 
-class TcpQuestion:
+class TcpQuestion(Question[list[EndpointAddr]]):
     """Our side of a question over TCP.
 
     Args:
         key: our secret key.
         question: where we are, for the addresses of the other members; or :data:`WHO_HOSTS`.
-
-    Attributes:
-        answer: what was asked for; None until it is known.
     """
 
     def __init__(self, key: SecretKey, question: EndpointAddr | bytes) -> None:
-        self.answer: list[EndpointAddr] | None = None
-        self._key = key
         if isinstance(question, EndpointAddr):  # a response is short
             few = EndpointAddr(question.id, question.relays[:1], question.direct[:MAX_PLACES])
-            self._question = encode(few)
-        else:
-            self._question = question
-        self._frames = FrameDecoder(MAX_ANSWER)
-        self._asked = False
-
-    def receive(self, data: bytes) -> bytes:
-        """Takes bytes of the coordinator; returns those to send.
-
-        Raises:
-            ProtocolError: they make no sense.
-        """
-        to_send = b""
-        for payload in self._frames.feed(data):
-            if self._asked:
-                self.answer = decode(Members, payload)
-                continue
-            challenge = _FROM_SERVER.decode(payload)
-            if not isinstance(challenge, Challenge):
-                raise ProtocolError("no challenge came")
-            sealed = SignedMessage.seal(self._key, challenge.nonce + QUESTION_MARK + self._question)
-            to_send += encode_frame(_FROM_CLIENT.encode(ChallengeResponse(sealed)))
-            self._asked = True
-        return to_send
+            question = encode(few)
+        super().__init__(key, question, Members, MAX_ANSWER)

@@ -29,6 +29,7 @@ from ...errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ..client import StateFeed
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
+from ..why_closed import WHY_CLOSED, Reasons
 from .host import Event, PhaseChanged, Refused, RunHost
 from .in_process import LocalParticipants
 
@@ -113,6 +114,7 @@ class CoordinatorService(ConnectionService):
         self._places: dict[Connection, str] = {}
         self._output = Output()
         self._framed: tuple[Coordinator, bytes] | None = None
+        self._reasons = Reasons()
         # After we have slept: until when clients may come back, and which have not yet.
         self._back_by: float | None = None
         self._away: set[NodeIdentity] = set()
@@ -209,7 +211,9 @@ class CoordinatorService(ConnectionService):
                 return
             events = self.host.receive(self._client_of(connection), message, self.unix_seconds(now), self._seed())
             self._note(events, now)
-            if isinstance(message, Join) and any(isinstance(event, Refused) for event in events):
+            refusals = [event.reason for event in events if isinstance(event, Refused)]
+            if isinstance(message, Join) and refusals:
+                self._reasons.note(self._client_of(connection).p2p_identity, refusals[0])
                 self._close(connection, "its join was refused")
 
     @override
@@ -281,6 +285,7 @@ class CoordinatorService(ConnectionService):
             return
         connection = self._by_client.get(client)
         self._note(self.host.kick(client), now)
+        self._reasons.note(public, reason)
         if connection is not None:
             self._close(connection, reason)
 
@@ -352,14 +357,21 @@ class CoordinatorService(ConnectionService):
         self._output.writable.add(connection)
 
     def _answer(self, connection: Connection, question: bytes, now: float) -> None:
-        """Somebody asks where the others are, over a connection that is for nothing else."""
+        """Somebody asks where the others are, or why it was turned away, over a connection that is for nothing else."""
         peer = self._client_of(connection).p2p_identity
-        try:
-            connection.send(self.meeting_place.answer(peer, question), now)
-        except PeerRefusedError as error:
-            raise ProtocolError(str(error)) from None
+        if question == WHY_CLOSED:
+            allowed, banned = self.host.is_allowed(peer), peer in self.host.banned
+            answer = self._reasons.answer(peer, is_allowed=allowed, is_banned=banned)
+            connection.send(encode_frame(answer.encode()), now)
+            told = "it was told why it was turned away"
+        else:
+            try:
+                connection.send(self.meeting_place.answer(peer, question), now)
+            except PeerRefusedError as error:
+                raise ProtocolError(str(error)) from None
+            told = "it was told where the others are"
         self._output.writable.add(connection)
-        self._close(connection, "it was told where the others are")
+        self._close(connection, told)
 
     def _note(self, events: Iterable[Event], now: float, *, broadcast: bool = True) -> None:
         events = list(events)

@@ -367,6 +367,7 @@ class HostedRun(RunSource):
             on_bytes=keeper.heard,
             feed=coordinator.feed,
         )
+        link.on_told = self.on_note
         keeper.coordinator = link
         coordinator.move(link)
         await serving.aclose()

@@ -229,6 +229,7 @@ class JoinedRun(RunSource):
                 give_up_after=self._patience,
                 on_bytes=keeper.heard,
             )
+            coordinator.on_told = lambda text: self.on_note(text)
             stack.push_async_callback(coordinator.close)
             await self._look(coordinator, keeper, node)
             is_ours = (state := coordinator.state) is not None and not is_run_of_psyche(state)
