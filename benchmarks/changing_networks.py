@@ -400,9 +400,9 @@ def peer(heard: Path, watch: bool) -> None:
     if not watch:
         Connection.look = lambda self, now, *, at_ways=True: False  # type: ignore[method-assign]
         RemoteCoordinator.beside = property(lambda self: None, lambda self, value: None)  # type: ignore[assignment]
-        from distro_optim.comm.iroh import endpoint
+        from distro_optim.comm.iroh.node import dialling
 
-        endpoint.BESIDE_SECONDS = 1e9  # type: ignore[misc]
+        dialling.BESIDE_SECONDS = 1e9  # type: ignore[misc]
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -188,8 +188,8 @@ def dial(external: str) -> int:
         send, recv = await connection.open_bi()
         await send.write(b"?")
         said = await recv.read_to_end(100, timeout=DIAL_SECONDS)
-        stats = connection.stats()
-        found = {"said": said.decode(), "path": stats.path, "at": stats.remote_addr, "untold": "reached"}
+        way = connection.stats().way
+        found = {"said": said.decode(), "path": way.path, "at": way.remote_addr, "untold": "reached"}
         try:
             await ours.connect(tickets[1], ALPN, timeout=VAIN_SECONDS)
         except PeerUnreachableError:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distro_optim.comm.iroh import endpoint
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.home import NodeHome
+from distro_optim.comm.iroh.node import opening
 from distro_optim.errors import ConfigurationError
 
 pytestmark = pytest.mark.waiting
@@ -39,7 +39,7 @@ def test_the_key_can_be_read_by_its_owner_alone(tmp_path: Path) -> None:
 def test_where_the_port_is_taken_another_one_is_used_and_it_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "USUAL_PORT_SECONDS", 0.0)
+    monkeypatch.setattr(opening, "USUAL_PORT_SECONDS", 0.0)
     with node_at(NodeHome(tmp_path)) as node:
         port = node.sockets()[0].port
         with caplog.at_level(logging.WARNING), node_at(NodeHome(tmp_path)) as other:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from distro_optim.comm.iroh.connection import IDLE_LOOK_SECONDS, NUDGE_SECONDS, SILENT_REASON, Connection
+from distro_optim.comm.iroh.node.vigil import REPLACED_SECONDS, Vigil
 from distro_optim.comm.iroh.traffic import TrafficMonitor
-from distro_optim.comm.iroh.vigil import REPLACED_SECONDS, Vigil
 from distro_optim.comm.iroh.watching.beside import IDLE_SECONDS, MAX_BESIDE, EndpointsBeside
 from distro_optim.comm.iroh.watching.silence import SENDINGS, SILENCE_SECONDS, SLEEP_SECONDS, Silence
 

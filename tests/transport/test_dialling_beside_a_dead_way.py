@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh import endpoint as endpoint_module
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.node import dialling
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import PeerUnreachableError
 
@@ -53,7 +53,7 @@ async def heard(connection: Connection) -> bytes:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "BESIDE_SECONDS", 0.01)
+    monkeypatch.setattr(dialling, "BESIDE_SECONDS", 0.01)
 
 
 def kill_the_way(node: Node) -> DeadWay:
@@ -76,7 +76,7 @@ def test_a_peer_whose_old_way_is_dead_is_reached_from_another_port_which_serves_
         assert way.dials == 1
         assert await heard(new) == b"hello"
         assert await heard(old) == b"hello"  # it was left as it was
-        assert len(node._beside) == 1
+        assert len(node._dialler.beside) == 1
         # The peer sees us at the other port, and finds us there.
         ports = {place.port for place in node.sockets()}
         places = {SocketAddr.parse(place) for taken in peer.connections() for place in taken.places()}
@@ -114,7 +114,7 @@ def test_a_peer_that_we_are_not_connected_to_is_dialled_from_the_first_endpoint_
         kill_the_way(node)
         with pytest.raises(PeerUnreachableError):
             await node.connect(peer.addr(), ALPN, timeout=0.2)
-        assert len(node._beside) == 0
+        assert len(node._dialler.beside) == 0
 
     loop_thread.run(scenario(), 2 * SECONDS)
 
@@ -140,18 +140,18 @@ def test_a_dial_from_two_endpoints_in_vain_leaves_nothing_behind(make_node: Make
     async def scenario() -> None:
         old = await node.connect(peer.addr(), ALPN)
         kill_the_way(node)
-        open_beside = node._beside._open_one
+        open_beside = node._dialler.beside._open_one
 
         async def dead_too() -> Any:
             return DeadWay(await open_beside())
 
-        node._beside._open_one = dead_too
+        node._dialler.beside._open_one = dead_too
         for _ in range(3):
             with pytest.raises(PeerUnreachableError, match="did not answer within"):
                 await node.connect(peer.addr(), ALPN, timeout=0.3)
         assert node.connections() == [old]
-        assert len(node._beside) == 1
-        dials = ("Node._dial_beside", "_dial_from")
+        assert len(node._dialler.beside) == 1
+        dials = ("Dialler._dial_beside", "_dial_from")
         assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ in dials]  # type: ignore[union-attr]
 
     loop_thread.run(scenario(), 2 * SECONDS)

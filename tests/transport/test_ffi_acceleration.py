@@ -102,9 +102,9 @@ def test_the_variable_leaves_the_package_alone(module: Any, monkeypatch: pytest.
 AN_ERROR = """
 import iroh
 from distro_optim.comm.addresses import EndpointAddr
-from distro_optim.comm.iroh import endpoint
+from distro_optim.comm.iroh.node import dialling
 try:
-    endpoint._raw_addr(EndpointAddr(bytes(32), (), ()))
+    dialling._raw_addr(EndpointAddr(bytes(32), (), ()))
     iroh.RelayMode.custom_from_urls(["no URL"])
 except iroh.IrohError as error:
     print("Stack backtrace" in error.debug_message())

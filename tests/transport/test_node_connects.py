@@ -15,9 +15,10 @@ import pytest
 
 import warm_python
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
-from distro_optim.comm.iroh import endpoint, ffi
+from distro_optim.comm.iroh import ffi
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node, NodeLimits
+from distro_optim.comm.iroh.node import dialling
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.tickets import EndpointTicket
 from distro_optim.errors import (
@@ -127,7 +128,7 @@ def test_each_relay_server_of_a_peer_has_its_turn() -> None:
     # The one that it was at before may be known for longer than the one that it is at now.
     relays = ("http://10.0.0.9:3340/", "https://1.2.3.999/", "https://relay.example/")
     known = EndpointAddr(SecretKey(b"\5" * 32).public, relays)
-    assert {endpoint._raw_addr(known).relay_url() for _ in range(100)} == {relays[0], relays[2]}
+    assert {dialling._raw_addr(known).relay_url() for _ in range(100)} == {relays[0], relays[2]}
 
 
 def test_external_addresses_are_told_to_others(make_node: MakeNode) -> None:
@@ -334,14 +335,14 @@ def test_statistics_tell_the_path_and_count_bytes(make_node: MakeNode) -> None:
         await send.finish()
         assert len(await recv.read_to_end(1 << 20, timeout=SECONDS)) == 100_000
         stats = connection.stats()
-        assert stats.path == "direct"
-        assert SocketAddr.parse(stats.remote_addr) in server.addr().direct
-        assert stats.rtt is not None
-        assert 0 <= stats.rtt < 5
+        assert stats.way.path == "direct"
+        assert SocketAddr.parse(stats.way.remote_addr) in server.addr().direct
+        assert stats.way.rtt is not None
+        assert 0 <= stats.way.rtt < 5
         assert stats.bytes_sent > 100_000
         assert stats.bytes_received > 100_000
         connection.close()
-        assert connection.stats().path == "none"
+        assert connection.stats().way.path == "none"
 
     server.submit(scenario()).result(SECONDS)
 

@@ -11,9 +11,9 @@ from aiohttp import ClientSession
 from typing_extensions import override
 
 from distro_optim.comm.addresses import EndpointAddr
-from distro_optim.comm.iroh import endpoint as endpoint_module
 from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.node import dialling
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import PeerUnreachableError
 from distro_optim.testing.relay import RelayServer
@@ -46,7 +46,7 @@ def kill_the_way(node: Node, old: Connection) -> DeadUntilClosed:
     async def nowhere() -> Any:
         return DeadWay(way.endpoint)
 
-    node._beside._open_one = nowhere
+    node._dialler.beside._open_one = nowhere
     return way
 
 
@@ -62,7 +62,7 @@ def falls_silent(connection: Connection) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "GIVE_UP_SECONDS", 0.01)
+    monkeypatch.setattr(dialling, "GIVE_UP_SECONDS", 0.01)
 
 
 def test_two_endpoints_that_know_nothing_of_each_other_but_the_relay_server_meet() -> None:
@@ -145,7 +145,7 @@ def test_a_way_is_not_given_up_if_there_is_a_reason_to_keep_it(
                 other._is_silent, other.opened = False, now
             case "it answers":
                 old._is_silent = other._is_silent = False
-        assert not node._give_up_old_way(peer.endpoint_id)  # before the watch has its next look
+        assert not node._dialler.give_up_old_way(peer.endpoint_id)  # before the watch has its next look
         assert not old.is_closed
         assert not other.is_closed
 

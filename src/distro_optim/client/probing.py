@@ -239,8 +239,8 @@ async def _peer(node: Node, key: bytes) -> PeerFacts:
     except DistroError as error:
         return PeerFacts(key=key, error=printable(str(error)))
     try:
-        stats = connection.stats()
-        return PeerFacts(key=key, rtt=stats.rtt, path=stats.path if stats.path != "none" else "at its address")
+        way = connection.stats().way
+        return PeerFacts(key=key, rtt=way.rtt, path=way.path if way.path != "none" else "at its address")
     finally:
         connection.close()
 

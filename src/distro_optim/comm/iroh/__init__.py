@@ -2,7 +2,8 @@
 
 ===================  ========================================================================
 ``endpoint``         a node: one endpoint on an event loop of its own
-``connection``       QUIC connections and streams with our errors, timeouts and limits
+``connection``       QUIC connections, and whether they answer
+``stream_ends``      the two halves of their streams, and the errors of ``iroh`` as ours
 ``one_question``     a question and its answer, over a connection for nothing else
 ``pool``             connections dialled when needed, shared, retried
 ``keys``             a node's identity
@@ -16,12 +17,12 @@
 ``reach``            how others reach an endpoint: relay servers, discovery, external addresses
 ``reach_options``    the same as options of our commands
 ``local_discovery``  the nodes of one machine find each other by files, as Psyche's do
-``vigil``            which connections do not answer
 ``streams``          byte streams through NATs and relays
 ``swarm``            announcements by gossip, data by verified blobs
 ``traffic``          bytes and rates of each peer
 ``ffi``              makes the ``iroh`` package's foreign-function layer fast, where that is safe
 ===================  ========================================================================
 
-``gossip``, ``blobs`` and ``sharing`` are the three protocols; ``watching`` has the rules of ``vigil``.
+``node`` has the parts of a node. ``gossip``, ``blobs`` and ``sharing`` are the three protocols; ``watching`` has the
+rules by which connections are taken for dead, and peers dialled anew.
 """

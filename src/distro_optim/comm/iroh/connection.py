@@ -1,7 +1,7 @@
-"""QUIC connections and streams with our errors, timeouts and limits: a thin layer over the ``iroh`` package.
+"""QUIC connections with our errors and timeouts, and whether they answer: a thin layer over the ``iroh`` package.
 
 All coroutines here run on the loop of the node the connection belongs to. Durations are in seconds; None waits for
-ever. Every read is bounded by a size that the caller states.
+ever. The streams of a connection are in :mod:`.stream_ends`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
 from typing_extensions import override
 
-from ...errors import (
-    ConnectionLostError,
-    ExchangeError,
-    LimitExceededError,
-    PeerTimeoutError,
-    StreamResetError,
-    StreamStoppedError,
-    TruncatedError,
-)
+from ...errors import ExchangeError
+from .stream_ends import READ_SIZE, RecvStream, SendStream, call, translate_errors
 from .watching.silence import Silence
 
 __all__ = [
@@ -36,10 +29,7 @@ __all__ = [
     "RecvStream",
     "SendStream",
     "Way",
-    "translate_errors",
 ]
-
-T = TypeVar("T")
 
 SILENT_REASON: Final = b"silent"
 """Word with which a connection is closed that does not answer, once there is another one."""
@@ -56,64 +46,25 @@ IDLE_LOOK_SECONDS: Final = 1.0
 """Between two looks at a connection over which nobody waits for anything: a peer has one or two to each of the others
 for results, and needs each of them for a moment in a round."""
 
-READ_SIZE: Final = 256 * 1024
-"""One read asks for this much. Measured: throughput is flat from 64 KiB to 1 MiB, and each call costs the same."""
-
-# `Reset(3)`, `Stopped(1)`: what the Rust errors look like as text.
-_RESET: Final = re.compile(r"\bReset\((\d+)\)")
-_STOPPED: Final = re.compile(r"\bStopped\((\d+)\)")
 # `closed by peer: 2` and `closed by peer: bye (code 9)`: how the package writes the peer's code.
 _CLOSE_CODE: Final = re.compile(r"(?:\(code |: )(\d+)\)?$")
-_PLACE: Final = re.compile(r"\s*\(/[^()]*:\d+:\d+\)")
-_LOST: Final = re.compile(r"ConnectionLost|connection lost|closed|timed out|TimedOut|aborted", re.IGNORECASE)
-"""Words of the text that mean that the whole connection is gone, not only a stream."""
-
-
-def _translate(error: Any) -> ExchangeError:
-    """One of our errors for an ``iroh.IrohError``, whose ``str`` is empty."""
-    text = str(error.message())
-    # The last line is the innermost cause; places in the sources of the library tell a user nothing.
-    line = _PLACE.sub("", text.strip().rpartition("\n")[2]).strip() or "unknown error"
-    if match := _RESET.search(text):
-        return StreamResetError(f"the peer gave up the stream with code {match[1]}", code=int(match[1]))
-    if match := _STOPPED.search(text):
-        return StreamStoppedError(f"the peer stopped the stream with code {match[1]}", code=int(match[1]))
-    if _LOST.search(text):
-        return ConnectionLostError(f"the connection is gone: {line}")
-    return ExchangeError(line)
-
-
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turns the errors of the ``iroh`` package into those of :mod:`distro_optim.errors`."""
-    from iroh import IrohError
-
-    try:
-        yield
-    except IrohError as error:
-        raise _translate(error) from error
-
-
-async def _call(awaitable: Awaitable[T], timeout: float | None, what: str) -> T:
-    from iroh import IrohError
-
-    try:
-        if timeout is None:
-            return await awaitable
-        async with asyncio.timeout(timeout):
-            return await awaitable
-    except TimeoutError:
-        raise PeerTimeoutError(f"{what} took longer than {timeout} s") from None
-    except IrohError as error:
-        raise _translate(error) from error
 
 
 class Way(NamedTuple):
-    """How a connection reaches the peer at present; the fields are those of :class:`ConnectionStats`."""
+    """How a connection reaches the peer at present.
+
+    Attributes:
+        path: "direct" over UDP, "relayed" through a relay server, "none" while no path is selected.
+        remote_addr: the far end of that path, as text; empty if none.
+        rtt: round-trip time in seconds, in steps of a millisecond; None if not known.
+    """
 
     path: Literal["direct", "relayed", "none"]
     remote_addr: str
     rtt: float | None
+
+
+_NO_WAY: Final = Way("none", "", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,137 +72,15 @@ class ConnectionStats:
     """A connection's present path and its counters since the handshake.
 
     Attributes:
-        path: "direct" over UDP, "relayed" through a relay server, "none" while no path is selected.
-        remote_addr: the far end of that path, as text; empty if none.
-        rtt: round-trip time in seconds, in steps of a millisecond; None if not known.
+        way: the path.
         bytes_sent, bytes_received: UDP payload, all paths together.
         lost_packets: our packets that had to be sent again.
     """
 
-    path: Literal["direct", "relayed", "none"]
-    remote_addr: str
-    rtt: float | None
+    way: Way
     bytes_sent: int
     bytes_received: int
     lost_packets: int
-
-
-class SendStream:
-    """The sending half of a stream."""
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-
-    async def write(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
-        """Hands all of ``data`` to the transport, waiting while the peer does not read.
-
-        Raises:
-            StreamStoppedError: the peer wants no more.
-            ConnectionLostError, PeerTimeoutError.
-        """
-        await _call(self._raw.write_all(data), timeout, "writing")
-
-    async def finish(self) -> None:
-        """Marks the end; what was written is still delivered."""
-        await _call(self._raw.finish(), None, "finishing")
-
-    async def reset(self, code: int) -> None:
-        """Gives the stream up; what was not delivered yet is lost. Does nothing if it has ended already."""
-        try:
-            await _call(self._raw.reset(code), None, "resetting")
-        except ExchangeError:
-            pass
-
-    async def stopped(self, *, timeout: float | None = None) -> int | None:
-        """Waits until the peer has read everything (None) or stopped reading (its code)."""
-        code: int | None = await _call(self._raw.stopped(), timeout, "waiting for the peer to read")
-        return code
-
-
-class RecvStream:
-    """The receiving half of a stream, with a small buffer, so that nothing is lost when a read is cancelled."""
-
-    __slots__ = ("_buffer", "_ended", "_raw")
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self._buffer = bytearray()
-        self._ended = False
-
-    async def read(self, limit: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
-        """Whatever has arrived, at least 1 and at most ``limit`` bytes; ``b""`` at the end.
-
-        Raises:
-            StreamResetError: the peer gave the stream up.
-            ConnectionLostError, PeerTimeoutError.
-        """
-        if self._buffer:
-            head = bytes(self._buffer[:limit])
-            del self._buffer[:limit]
-            return head
-        if self._ended:
-            return b""
-        data: bytes = await _call(self._raw.read(limit), timeout, "reading")
-        self._ended = not data
-        return data
-
-    async def read_exact(self, size: int, *, timeout: float | None = None) -> bytes:
-        """Exactly ``size`` bytes. The caller has checked that it wants to hold that many.
-
-        ``timeout`` covers all of it. Bytes that came before a failure stay in the buffer.
-
-        Raises:
-            TruncatedError: the stream ends early.
-            StreamResetError, ConnectionLostError, PeerTimeoutError.
-        """
-        if not self._buffer and size <= READ_SIZE:
-            # The common case, a whole item at once, without a copy through the buffer.
-            data = await self.read(size, timeout=timeout)
-            if len(data) == size:
-                return data
-            self._buffer += data
-        await self._fill(size, timeout)
-        if len(self._buffer) < size:
-            raise TruncatedError(f"{size} bytes are expected, the stream ends after {len(self._buffer)}")
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
-
-    async def read_to_end(self, limit: int, *, timeout: float | None = None) -> bytes:
-        """Everything up to the end of the stream, at most ``limit`` bytes.
-
-        Raises:
-            LimitExceededError: there is more.
-            StreamResetError, ConnectionLostError, PeerTimeoutError.
-        """
-        await self._fill(limit + 1, timeout)
-        if len(self._buffer) > limit:
-            raise LimitExceededError(f"the stream is longer than {limit} bytes")
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        return data
-
-    async def _fill(self, size: int, timeout: float | None) -> None:
-        """Reads until ``size`` bytes are in the buffer or the stream ends."""
-        try:
-            async with asyncio.timeout(timeout):
-                while len(self._buffer) < size and not self._ended:
-                    data = await _call(self._raw.read(min(READ_SIZE, size - len(self._buffer))), None, "reading")
-                    self._ended = not data
-                    self._buffer += data
-        except PeerTimeoutError:
-            raise
-        except TimeoutError:
-            raise PeerTimeoutError(f"reading {size} bytes took longer than {timeout} s") from None
-
-    async def stop(self, code: int) -> None:
-        """Tells the peer that no more is wanted. Does nothing if the stream has ended already."""
-        try:
-            await _call(self._raw.stop(code), None, "stopping")
-        except ExchangeError:
-            pass
 
 
 class Connection:
@@ -351,20 +180,20 @@ class Connection:
 
     async def open_uni(self, *, timeout: float | None = None) -> SendStream:
         """A new one-way stream to the peer; waits while the peer allows no further one."""
-        return SendStream(await _call(self._raw.open_uni(), timeout, "opening a stream"))
+        return SendStream(await call(self._raw.open_uni(), timeout, "opening a stream"))
 
     async def open_bi(self, *, timeout: float | None = None) -> tuple[SendStream, RecvStream]:
         """A new two-way stream; waits while the peer allows no further one."""
-        pair = await _call(self._raw.open_bi(), timeout, "opening a stream")
+        pair = await call(self._raw.open_bi(), timeout, "opening a stream")
         return SendStream(pair.send()), RecvStream(pair.recv())
 
     async def accept_uni(self, *, timeout: float | None = None) -> RecvStream:
         """The next one-way stream of the peer; raises ConnectionLostError when there will be none."""
-        return RecvStream(await _call(self._raw.accept_uni(), timeout, "waiting for a stream"))
+        return RecvStream(await call(self._raw.accept_uni(), timeout, "waiting for a stream"))
 
     async def accept_bi(self, *, timeout: float | None = None) -> tuple[SendStream, RecvStream]:
         """The next two-way stream of the peer; raises ConnectionLostError when there will be none."""
-        pair = await _call(self._raw.accept_bi(), timeout, "waiting for a stream")
+        pair = await call(self._raw.accept_bi(), timeout, "waiting for a stream")
         return SendStream(pair.send()), RecvStream(pair.recv())
 
     # -- whether it answers --------------------------------------------------------------------------------------------
@@ -482,17 +311,14 @@ class Connection:
         if not self.has_ended:
             selected = next((path for path in self._raw.paths() if path.is_selected), None)
         if selected is None:
-            return Way("none", "", None)
+            return _NO_WAY
         return Way("relayed" if selected.is_relay else "direct", selected.remote_addr, selected.rtt_ms / 1000)
 
     def stats(self) -> ConnectionStats:
         """The present path and the counters; those of a closed connection are of its last moment."""
-        way = Way("none", "", None) if self.is_closed else self.way()
         counters = self._raw.stats()
         return ConnectionStats(
-            path=way.path,
-            remote_addr=way.remote_addr,
-            rtt=way.rtt,
+            way=_NO_WAY if self.is_closed else self.way(),
             bytes_sent=counters.udp_tx_bytes,
             bytes_received=counters.udp_rx_bytes,
             lost_packets=counters.lost_packets,

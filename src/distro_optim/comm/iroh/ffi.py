@@ -30,7 +30,17 @@ from threading import Lock, get_ident
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["BACKTRACE_VARIABLE", "STOCK_VARIABLE", "Acceleration", "accelerate", "restore", "spare_backtraces"]
+from ...errors import MissingDependencyError
+
+__all__ = [
+    "BACKTRACE_VARIABLE",
+    "STOCK_VARIABLE",
+    "Acceleration",
+    "accelerate",
+    "load_iroh",
+    "restore",
+    "spare_backtraces",
+]
 
 STOCK_VARIABLE: Final = "DISTRO_OPTIM_STOCK_IROH"
 
@@ -92,6 +102,20 @@ def spare_backtraces() -> None:
     """Errors get none, if they are not asked for. To be called before the first call of the package."""
     if not _is_to_be_left_alone():
         os.environ.setdefault(BACKTRACE_VARIABLE, "0")
+
+
+def load_iroh() -> Any:
+    """The ``iroh`` package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    spare_backtraces()
+    try:
+        import iroh
+    except ImportError as error:
+        raise MissingDependencyError("the peer-to-peer network needs iroh: pip install 'iroh>=1.2,<2'") from error
+    return iroh
 
 
 def _is_to_be_left_alone() -> bool:

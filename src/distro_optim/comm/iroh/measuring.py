@@ -144,7 +144,7 @@ async def _measure(node: Node, host: EndpointAddr, size: int) -> tuple[LineMeasu
             while data := await recv.read(_CHUNK):
                 came += len(data)
             ended = time.monotonic()
-            stats = connection.stats()
+            way = connection.stats().way
     except PeerTimeoutError:
         raise
     except TimeoutError:
@@ -154,6 +154,6 @@ async def _measure(node: Node, host: EndpointAddr, size: int) -> tuple[LineMeasu
     if came != size:
         raise ProtocolError(f"{came} of {size} bytes came back")
     # The first byte of the answer takes a round trip that is not the line's speed.
-    rtt = stats.rtt or 0.0
+    rtt = way.rtt or 0.0
     up, down = max(turned - began - rtt, 1e-6), max(ended - turned, 1e-6)
-    return LineMeasure(stats.path, stats.rtt, size / up, size / down), ended - began
+    return LineMeasure(way.path, way.rtt, size / up, size / down), ended - began

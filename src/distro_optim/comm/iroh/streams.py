@@ -76,9 +76,9 @@ class _IrohStream(Stream):
         Behind a relay nobody's address shows, and thousands may share it: there each key is a place.
         """
         for _ in range(_LOOKS_FOR_PATH):
-            stats = self._connection.stats()
-            if stats.path != "none":
-                self._place = place_of(stats.remote_addr) if stats.path == "direct" else ""
+            way = self._connection.stats().way
+            if way.path != "none":
+                self._place = place_of(way.remote_addr) if way.path == "direct" else ""
                 return
             await asyncio.sleep(_PATH_SECONDS)
 

@@ -5,5 +5,5 @@
 ``beside``   endpoints beside a node's first one, and which one dials
 ===========  ==========================================================
 
-:mod:`~distro_optim.comm.iroh.vigil` carries it out.
+:mod:`~distro_optim.comm.iroh.node.vigil` carries it out.
 """

@@ -7,7 +7,7 @@ dialled from another endpoint, with the same key and another port; what is open 
 
 Such an endpoint has no relay server, where two with one key would get in each other's way, and is published nowhere;
 who is connected to it dials there, too. What the first endpoint has open is closed if only a relay server is left
-(``Node._give_up_old_way``).
+(``Dialler.give_up_old_way``).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ SENDINGS: Final = 2
 
 SLEEP_SECONDS: Final = 4.0
 """Between two looks: if more time went by, it is we who slept, and nobody else was silent. Longer than any pause
-between two looks of :mod:`~distro_optim.comm.iroh.vigil`."""
+between two looks of :mod:`~distro_optim.comm.iroh.node.vigil`."""
 
 
 class Silence:

@@ -1,4 +1,6 @@
-"""Looks at all connections of a node all the time, and says which do not answer; see :mod:`.watching.silence`.
+"""Looks at all connections of a node all the time, and says which do not answer.
+
+The rules are in :mod:`~distro_optim.comm.iroh.watching.silence`.
 
 What to do about it is the affair of those who use the connection: a link of gossip dials the peer anew, the pool of
 connections for blobs lets go of it, a coordinator's link has a watch of its own. Here only such connections are closed
@@ -13,8 +15,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import Final
 
-from ...errors import ExchangeError
-from .connection import Connection
+from ....errors import ExchangeError
+from ..connection import Connection
 
 __all__ = ["LOOK_SECONDS", "Vigil"]
 
