@@ -2,6 +2,7 @@
 
 ======================  ======================================================================
 ``participant``         one peer's part in a run, from joining to leaving
+``held_interrupts``     Ctrl-C waits until the weights are those of a step again
 ``trainer``             carries out what the run wants done: begin, finish, apply, decay
 ``still_weights``       the weights of a step where they lie still, for other threads to read
 ``weights_hash``        hashes them there, in another thread

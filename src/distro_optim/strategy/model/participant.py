@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,6 +26,7 @@ from .between_epochs import BetweenEpochs
 from .checkpoint import Checkpoint
 from .checkpoint_keeper import CheckpointKeeper
 from .handover import ModelHandover
+from .held_interrupts import interrupts_held
 from .loading import ModelLoader
 from .named_tensors import NamedTensors
 from .psyche_settings import adopt_settings, changes_of_schedule
@@ -227,7 +228,9 @@ class Participant:
             self._auditor.carry_out(action)  # changes nothing
             return
         self._together.settle(self._model)
-        with self._tearing():
+        # What waits for others can be interrupted: then there is nothing of ours to lose, or it is known to be wrong.
+        waits = isinstance(action, act.Initialize | act.RepairWeights)
+        with nullcontext() if waits else interrupts_held(), self._tearing():
             match action:
                 case act.Initialize():
                     self._reach(action.step)
@@ -333,10 +336,10 @@ class Participant:
         """See :meth:`.Round.finish` and :meth:`.Round.skip`."""
         if not round_.open or round_ is not self.round:
             return False
-        round_.open, self.round = False, None
         self._auditor.size = self._audit_size or round_.piece_size
         published = not self._actions.is_cancelled(round_.step)
-        with self._tearing():
+        with interrupts_held(), self._tearing():
+            round_.open, self.round = False, None
             if published:
                 has_hooks = not (skip or in_step)
                 update, own = self.trainer.finish_with_hooks() if has_hooks else self.trainer.finish(skip=skip)
