@@ -9,6 +9,7 @@ import pytest
 from solders.pubkey import Pubkey
 
 from distro_optim.coordinator.solana.client import SolanaCoordinator
+from distro_optim.coordinator.solana.feed import AccountFeed
 from distro_optim.coordinator.solana.fees import KEPT_IN_A_WALLET, NEEDED_TO_BEGIN
 from distro_optim.coordinator.types import RunState, Witness, WitnessProof
 from distro_optim.errors import PaymentError
@@ -148,6 +149,9 @@ def test_a_node_that_lags_behind_does_not_turn_back_the_time() -> None:
     async def check(arena: SolanaArena) -> None:
         (follower,) = await joined(arena, 1)
         client = arena.clients[0]
+        feed = client._feed
+        assert feed is not None
+        await until_true(lambda: feed.subscribed == 1)  # what came before would be read only, and reads lag
         arena.server.lag()
         arena.validator.advance(1)
         arena.process(arena.instructions.tick(Pubkey.from_bytes(client.identity.signer)))
@@ -155,6 +159,39 @@ def test_a_node_that_lags_behind_does_not_turn_back_the_time() -> None:
         await client._read()
         assert client.account is not None
         assert client.account.nonce == 3
+        assert follower.client.state == arena.state
+
+    in_arena(check)
+
+
+def test_what_happens_before_the_subscription_at_a_node_that_lags_is_seen_once_the_node_has_caught_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def check(arena: SolanaArena) -> None:
+        may_subscribe = asyncio.Event()
+        listen = AccountFeed._listen
+
+        async def late(feed: AccountFeed, url: str) -> AsyncIterator[None]:
+            await may_subscribe.wait()
+            async for part in listen(feed, url):
+                yield part
+
+        monkeypatch.setattr(AccountFeed, "_listen", late)
+        arena.poll_seconds = 0.02
+        (follower,) = await joined(arena, 1)
+        client = arena.clients[0]
+        feed = client._feed
+        assert feed is not None
+        arena.server.lag()
+        arena.validator.advance(1)
+        arena.process(arena.instructions.tick(Pubkey.from_bytes(client.identity.signer)))
+        may_subscribe.set()
+        await until_true(lambda: feed.subscribed == 1)
+        await client._read()
+        assert client.account is not None
+        assert client.account.nonce == 2
+        arena.server.catch_up()
+        await until_true(lambda: client.account is not None and client.account.nonce == 3)
         assert follower.client.state == arena.state
 
     in_arena(check)
