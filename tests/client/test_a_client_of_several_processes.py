@@ -37,6 +37,7 @@ def test_what_cannot_be_in_shards_is_said() -> None:
     assert not JoinOptions(run="psyche1x", data_parallelism=2).in_shards
 
 
+@with_fsdp2
 def test_heads_that_cannot_be_dealt_out_are_said() -> None:
     config = read_config(TINY_LLAMA, "HfLlama")
     with pytest.raises(ConfigurationError, match="does not divide the num_attention_heads of the model, 2"):

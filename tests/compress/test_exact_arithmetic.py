@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from default_device import default_device
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan, profile
 from distro_optim.compress.engine import BlockEngine, parts
 from distro_optim.compress.exact import definition, filtered, means, merge
@@ -108,6 +109,7 @@ def doubting_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     doubting_everything(monkeypatch)
     monkeypatch.setattr(filtered, "_MANY", 1 << 20)
     monkeypatch.setattr(filtered, "_SPARSE_LIMIT", 0)
+    monkeypatch.setattr(merge, "SPARSE_LIMIT", 0)  # as in a block with so many coefficients
 
 
 Engine = Callable[[pytest.MonkeyPatch], None]
@@ -241,15 +243,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-@contextmanager
-def _default_device(name: str) -> Iterator[None]:
-    torch.set_default_device(name)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "medium precision": lambda: _matmul_precision("medium"),
     "high precision": lambda: _matmul_precision("high"),
@@ -257,7 +250,7 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default float64": lambda: _default_dtype(torch.float64),
     "default bfloat16": lambda: _default_dtype(torch.bfloat16),
     "inference mode": torch.inference_mode,
-    "default device": lambda: _default_device("meta"),
+    "default device": lambda: default_device("meta"),
 }
 FEW = [SMALL[1], SMALL[4], SMALL[8], LARGE[5]]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from default_device import default_device
 from distro_optim import DisTrO
 from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact.precision import true_float32
@@ -41,20 +42,11 @@ def type_of_new_tensors(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-@contextmanager
-def device_of_new_tensors(device: str) -> Iterator[None]:
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
 SETTINGS: dict[str, Any] = {
     "products of half the precision": lambda: products("medium"),
     "new tensors in float64": lambda: type_of_new_tensors(torch.float64),
     "new tensors in float16": lambda: type_of_new_tensors(torch.float16),
-    "new tensors on another device": lambda: device_of_new_tensors("meta"),
+    "new tensors on another device": lambda: default_device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference": torch.inference_mode,
 }

@@ -10,17 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from default_device import default_device
 from distro_optim import DisTrO
 from distro_optim.optim.rules import PUBLISHED
 
 
 @pytest.fixture
 def _made_nowhere() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
+    with default_device("meta"):
         yield
-    finally:
-        torch.set_default_device(None)
 
 
 def trained(model: nn.Module, **settings: Any) -> tuple[torch.Tensor, ...]:

@@ -238,9 +238,9 @@ def test_a_checkpoint_of_torch_goes_on_bit_for_bit(tmp_path: Path) -> None:
     first, second = run("closure", 3), run("closure", 0)
     state = get_optimizer_state_dict(*first)
     assert "momentum_buffer" in cast("dict[str, Any]", state["state"])["conv.weight"]
-    dcp.save({"optimizer": state, "model": first[0].state_dict()}, checkpoint_id=tmp_path / "at", no_dist=True)
+    dcp.save({"optimizer": state, "model": first[0].state_dict()}, checkpoint_id=tmp_path / "at")
     loaded: dict[str, Any] = {"optimizer": get_optimizer_state_dict(*second), "model": second[0].state_dict()}
-    dcp.load(loaded, checkpoint_id=tmp_path / "at", no_dist=True)
+    dcp.load(loaded, checkpoint_id=tmp_path / "at")
     second[0].load_state_dict(loaded["model"])
     set_optimizer_state_dict(*second, optim_state_dict=loaded["optimizer"])
     for name in ("delta", "momentum_buffer", "direction"):
