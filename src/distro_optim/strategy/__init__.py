@@ -15,19 +15,20 @@ What a script meets:
 
 What the rooms below share:
 
-==================  =============================================================
-``port``            what the training thread sees of a run
-``connecting``      the way into a run, by arguments and environment
-``options``         the arguments that sessions, strategies and connections share
-``forwarding``      an access to a run that stands before another one
-``polling``         how often a wait looks whether to go on
-``session_checks``  what has to hold before a session begins
-``sample_order``    which samples the coordinator's data indices mean
-``news``            what a session says of itself
-``run_report``      how a peer is doing, as a file of JSON lines
-``one_line``        mistakes of a script's, told without a traceback
-``upload``          where copies of what is saved go, as a user says it
-==================  =============================================================
+=======================  =============================================================
+``port``                 what the training thread sees of a run
+``connecting``           the way into a run, by arguments and environment
+``options``              the arguments that sessions, strategies and connections share
+``forwarding``           an access to a run that stands before another one
+``polling``              how often a wait looks whether to go on
+``session_checks``       what has to hold before a session begins
+``session_checkpoints``  where a session's checkpoints come from and go to, and what lies beside them
+``sample_order``         which samples the coordinator's data indices mean
+``news``                 what a session says of itself
+``run_report``           how a peer is doing, as a file of JSON lines
+``one_line``             mistakes of a script's, told without a traceback
+``upload``               where copies of what is saved go, as a user says it
+=======================  =============================================================
 
 ``rounds`` decides and does no I/O, ``network`` is the thread that carries it out, ``model`` is what happens to the
 model in the training thread, ``ranks`` how several processes are one peer, ``frameworks`` what Lightning and Fabric

@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Final, Self, Unpack
 
 import torch
 from torch import nn
@@ -30,46 +28,40 @@ from ..console import narrated
 from ..coordinator.rules.checkpoints import is_run_of_psyche
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import last_trained_step
-from ..coordinator.server.acting import HostActs, named_acts
+from ..coordinator.server.acting import HostActs
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError, DistroError
 from ..logs import start_logging
 from ..optimizer import DisTrO
 from .config import RunConfig
 from .connecting import connect_to_run, settings_to_host
-from .environment import TICKET_NAME, RunEnvironment, write_ticket
+from .environment import RunEnvironment, write_ticket
 from .model.audits.momenta import check_shows_momentum, why_momenta_are_not_audited
-from .model.between_epochs import BetweenEpochs
-from .model.checkpoint import Checkpoint, CheckpointStore
-from .model.checkpoint_keeper import CheckpointFolder, CheckpointKeeper, NoCheckpoints, OthersCheckpoints
-from .model.checkpoint_place import CheckpointPlace
+from .model.checkpoint import Checkpoint
+from .model.checkpoint_keeper import CheckpointKeeper, NoCheckpoints
 from .model.named_tensors import NamedTensors
 from .model.participant import LocalModel, Participant, RunTerms
 from .model.psyche_settings import schedule_of, settings_of
 from .model.resuming import StartingPoint, other_dataset, saved_step, state_to_resume
 from .model.schedules import FIRST_STEP, FollowingSchedulers
 from .monitor.figures import Figures, Progress
-from .monitor.metrics import MetricsServer, metrics_of
 from .monitor.narration import Narration
-from .monitor.picture import picture_of
-from .monitor.shell import shell_line
 from .monitor.summary import summary
+from .monitor.windows import Windows
 from .network.upload_queue import UploadCounts
-from .network.uploads import Uploads
 from .news import News
 from .options import SESSION_DEFAULTS, LearningRates, SessionOptions, complete, shows
 from .port import RunAccess, RunFacts, RunView
 from .ranks.holders import Holders, ShardHolders
-from .ranks.local_ranks import LocalRanks
+from .ranks.local_ranks import LocalRanks, by_leader
 from .ranks.one_peer import FollowerPort, is_shared, leading
 from .round import Round
 from .sample_order import HOW_TO_TAKE_BY_DATA_INDEX, SampleOrder, check_dataset_size, shuffle_seed
+from .session_checkpoints import SessionCheckpoints
 from .session_checks import check_session, check_sharded, is_in_shards, ranks_of_mesh, refuse_wrapper
-from .upload import read_upload
 
 __all__ = ["LearningRates", "Round", "SwarmSession"]
 
-T = TypeVar("T")
 
 EVENT_SECONDS: Final = 1.0
 """How often the session looks for news while there is nothing to do. Chosen arbitrarily."""
@@ -159,13 +151,10 @@ class SwarmSession:
         self._participant: Participant | None = None
         self._closed = False
         self._narration = Narration(self._tell)
-        self._between: BetweenEpochs | None = None
         self._last_view: RunView | None = None
         self._progress: Progress | None = None
-        self._windows = ExitStack()  # what others look at the run through
-        self._uploads: Uploads | None = None
-        self._kept_ticket: str | None = None
-        self._place: CheckpointPlace | None = None
+        self._windows = Windows(self.figures, lambda: self.ticket, lambda: self.is_host, self._tell)
+        self._checkpoints = SessionCheckpoints(given, self._ranks, clock=self._narration.clock, tell=self._tell)
 
     # -- hooks for sessions inside of a framework ----------------------------------------------------------------------
 
@@ -189,22 +178,8 @@ class SwarmSession:
             return self.open_access() if given is None else given
         if given is not None and is_shared(given):
             return given
-        access = self._by_leader(self.open_access if given is None else lambda: given)
+        access = by_leader(ranks, self.open_access if given is None else lambda: given)
         return FollowerPort(ranks) if access is None else leading(access, ranks)
-
-    def _by_leader(self, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns, in the process that speaks for the peer; None in the others. What goes wrong for that
-        one goes wrong for all: otherwise they would wait for it."""
-        made: list[T] = []
-
-        def call() -> None:
-            made.append(make())
-
-        if self._ranks is None:
-            call()
-        else:
-            self._ranks.share(call if self._ranks.leads else None)
-        return made[0] if made else None
 
     def open_access(self) -> RunAccess:
         """The access to the run, not started. Override it to put something between the run and the session.
@@ -217,10 +192,14 @@ class SwarmSession:
         if config is not None and config.global_batch_size is not None:
             check_dataset_size(options["dataset_size"], config.global_batch_size)
         state = self.state_to_host(config) if config is not None else None
-        folder = self._place.directory if self._place is not None else None
-        saved = saved_step(self._restored)
         return connect_to_run(
-            self._run, options, self._environment, config=config, state=state, folder=folder, saved=saved
+            self._run,
+            options,
+            self._environment,
+            config=config,
+            state=state,
+            folder=self._checkpoints.directory,
+            saved=saved_step(self._restored),
         )
 
     def hosting_config(self) -> RunConfig:
@@ -235,21 +214,6 @@ class SwarmSession:
         if config.lr_schedule is None:
             config = replace(config, lr_schedule=schedule_of(self._optimizer))
         return config
-
-    def checkpoint_place(self, folder: Path) -> Path:
-        """Where to save, if the script says ``folder``: there, but for processes that would get in each other's way."""
-        if self._ranks is not None:
-            return folder  # every process of a peer resumes from the same one
-        self._place = CheckpointPlace.take(folder)
-        if self._place.directory != folder:
-            self._tell(
-                f"another process on this machine saves checkpoints in {folder}: this one has {self._place.directory}"
-            )
-        return self._place.directory
-
-    def _release_place(self) -> None:
-        if self._place is not None:
-            self._place.release()
 
     def state_to_host(self, config: RunConfig) -> Coordinator | None:
         """Where a run hosted with ``config`` begins; None at its beginning."""
@@ -278,12 +242,13 @@ class SwarmSession:
         try:
             self._begin()
         except BaseException:
-            self._release_place()
+            self._checkpoints.release()
             raise
 
     def _begin(self) -> None:
         self._optimizer.flush()
-        checkpoints = self._checkpoints()
+        self._checkpoints.open(self._model, self._tensors, self._optimizer)
+        checkpoints = self._checkpoints.kept
         resumes_from = checkpoints if self._options["resume"] or self.resumes_at_its_step else NoCheckpoints()
         if self._options["resume"]:
             with narrated("reading the checkpoint", self._tell):
@@ -302,9 +267,9 @@ class SwarmSession:
                 access.life.look()
             # Only now does every process of this peer know whose it is.
             self._progress = self._news.progress = Progress(access.facts.identity.p2p_identity)
-            if (uploads := self._uploads) is not None:
-                self._progress.uploads = lambda: asdict(uploads.counts)
-            self._by_leader(lambda: self._open_windows(access))
+            if self._checkpoints.uploads:
+                self._progress.uploads = lambda: asdict(self.uploads)
+            by_leader(self._ranks, lambda: self._open_windows(access))
             if (state := access.facts.state) is not None and not access.facts.is_host:
                 self._check_before_joining(state)
                 self._narration.found(access.facts.view())
@@ -314,8 +279,8 @@ class SwarmSession:
                 access.life.start()
             if not access.facts.is_host:
                 self._look_around(access)
-            participant = self._take_part(access, checkpoints, resumes_from)
-            self._by_leader(lambda: self._say_joined(access.facts))
+            participant = self._take_part(access, resumes_from)
+            by_leader(self._ranks, lambda: self._say_joined(access.facts))
         except BaseException:
             self._windows.close()
             access.life.close()
@@ -334,31 +299,8 @@ class SwarmSession:
         self._news.joined(facts, self._num_parameters)
 
     def _open_windows(self, access: RunAccess) -> None:
-        """Opens what others look at the run through.
-
-        Raises:
-            ConfigurationError: a port is taken.
-        """
-        if (place := self._options["web"]) is not None or (place := self._environment.web) is not None:
-            from .monitor.page import PageServer  # brings a web server, which few sessions need
-
-            acts = access.facts.acts
-            page = PageServer(place, self._picture, named_acts(acts) if acts is not None else None)
-            self._windows.enter_context(page)
-            self._tell(f"the run is shown at {page.url}")
-        if (port := self._options["metrics_port"]) is not None:
-            server = self._windows.enter_context(MetricsServer(port, lambda: metrics_of(self.figures())))
-            self._tell(f"metrics at http://127.0.0.1:{server.port}/metrics")
-
-    def _picture(self) -> dict[str, Any]:
-        """What the page shows."""
-        ticket = self.ticket
-        return picture_of(
-            self.figures(),
-            ticket=ticket,
-            is_host=self.is_host,
-            how_to_join=None if ticket is None else shell_line(ticket),
-        )
+        web = self._options["web"] if self._options["web"] is not None else self._environment.web
+        self._windows.open(web, self._options["metrics_port"], access.facts.acts)
 
     def _check_before_joining(self, state: Coordinator) -> None:
         """Finds what stands in our way.
@@ -385,42 +327,7 @@ class SwarmSession:
             return SampleOrder(size, None)
         return SampleOrder(size, shuffle_seed(access.facts.run_id) if seed is None else seed)
 
-    def _checkpoints(self) -> CheckpointKeeper:
-        folder = self._options["checkpoint_dir"]
-        if folder is None:
-            return NoCheckpoints()
-        upload = read_upload(self._options["upload"])
-        if upload is not None and self.speaks_for_the_peer:
-            self._uploads = Uploads(upload)
-        uploads = self._uploads
-        store = self._store(Path(folder), uploads)
-        if self.speaks_for_the_peer and self._options["port"] is None:
-            self._between = BetweenEpochs(store.directory, self._model, self._narration.clock, self._tell)
-        return CheckpointFolder(
-            store,
-            self._model,
-            self._tensors,
-            self._optimizer,
-            self._tell,
-            on_saved=uploads.submit if uploads is not None else None,
-            between=self._between,
-        )
-
-    def _store(self, folder: Path, uploads: Uploads | None) -> CheckpointStore:
-        def make() -> CheckpointStore:
-            return CheckpointStore(
-                self.checkpoint_place(folder),
-                keep=self._options["keep_checkpoints"],
-                keep_every=self._options["keep_every"],
-                held=uploads.holds if uploads is not None else None,
-            )
-
-        # One of several processes puts right what is wrong there, before the others look.
-        return self._by_leader(make) or CheckpointStore(folder, writes=False)
-
-    def _take_part(
-        self, access: RunAccess, checkpoints: CheckpointKeeper, resumes_from: CheckpointKeeper
-    ) -> Participant:
+    def _take_part(self, access: RunAccess, resumes_from: CheckpointKeeper) -> Participant:
         """What exists while we are in the run."""
         state = access.facts.state
         if state is not None:
@@ -439,12 +346,12 @@ class SwarmSession:
             model=self._model,
             optimizer=self._optimizer,
             tensors=self._tensors,
-            keeper=self._keeper(checkpoints),
+            keeper=self._checkpoints.keeper(self._tensors),
             resumes_from=resumes_from,
             restored=self._restored,
             begin_at=self._begin_at,
             order=order,
-            between=self._between,
+            between=self._checkpoints.between,
             audit_loss=self._options["audit_loss"],
             audit_size=self.audit_size,
         )
@@ -457,13 +364,6 @@ class SwarmSession:
             follow_schedule=self._follow_schedule,
             progress=self._narration.downloaded if self.speaks_for_the_peer else None,
         )
-
-    def _keeper(self, checkpoints: CheckpointKeeper) -> CheckpointKeeper:
-        """What saves the model."""
-        if self.speaks_for_the_peer:
-            return checkpoints
-        together = self._tensors.holders.several and self._options["checkpoint_dir"] is not None
-        return OthersCheckpoints() if together else NoCheckpoints()
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the run and releases everything. The model has its true weights then. May be called again.
@@ -484,7 +384,7 @@ class SwarmSession:
         try:
             self._end(timeout)
         finally:
-            self._release_place()
+            self._checkpoints.release()
 
     def _end(self, timeout: float) -> None:
         access, participant = self._access, self._participant
@@ -499,8 +399,7 @@ class SwarmSession:
         self._leave(access, timeout)
         participant.save_at_the_end(run_id, state, is_right=fault is None)
         self._last_view = facts.view()
-        if self._uploads is not None:
-            self._uploads.close(self._tell)
+        self._checkpoints.finish_uploads()
         text = "" if participant.ended else "left before the end"
         self._news.ended(facts, participant.step, self._last_digests(participant), text)
 
@@ -562,8 +461,8 @@ class SwarmSession:
 
     def _enter(self, access: RunAccess, round_: Round) -> None:
         """A round begins."""
-        self._tell_of_uploads()
-        self._keep_ticket()
+        self._checkpoints.tell_of_uploads()
+        self._checkpoints.keep_ticket(self.ticket, self._environment.ticket_file)
         view = access.facts.view()
         if self._progress is not None:
             self._progress.begins(
@@ -576,23 +475,8 @@ class SwarmSession:
         """Nothing is to be done: what is there to say?"""
         if not self.speaks_for_the_peer:
             return
-        self._tell_of_uploads()
+        self._checkpoints.tell_of_uploads()
         self._narration.look(access.facts.view(), access.facts.identity.p2p_identity)
-
-    def _keep_ticket(self) -> None:
-        """The ticket of the run lies beside the checkpoints, for ``distro-optim ticket``; it changes with the host."""
-        folder, file, ticket = self._options["checkpoint_dir"], self._environment.ticket_file, self.ticket
-        if ticket is None or ticket == self._kept_ticket or not self.speaks_for_the_peer:
-            return
-        paths = [*([] if folder is None else [Path(folder) / TICKET_NAME]), *([] if file is None else [file])]
-        with suppress(ConfigurationError):  # the disk is full: the next one is tried again
-            for path in paths:
-                write_ticket(path, ticket)
-            self._kept_ticket = ticket
-
-    def _tell_of_uploads(self) -> None:
-        for text in self._uploads.take_news() if self._uploads is not None else ():
-            self._tell(text)
 
     @property
     def round(self) -> Round | None:
@@ -691,7 +575,7 @@ class SwarmSession:
     @property
     def uploads(self) -> UploadCounts:
         """What became of the uploads of checkpoints. For any thread."""
-        return self._uploads.counts if self._uploads is not None else UploadCounts()
+        return self._checkpoints.counts
 
     def kick(self, peer: bytes | str) -> None:
         """Takes a peer out of the run that we host, by its key, or the first eight digits of it. It may come again.

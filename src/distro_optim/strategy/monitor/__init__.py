@@ -9,6 +9,7 @@
 ``metrics``        the same for Prometheus
 ``page``           the same in a browser, live; ``page.html`` is what it shows
 ``picture``        what that page shows, as JSON
+``windows``        opens page and metrics for a session
 ``history``        how the run has gone so far, in few points
 =================  ==================================================================
 """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import RunError
 
-__all__ = ["LocalRanks"]
+__all__ = ["LocalRanks", "by_leader"]
 
 PATIENCE: Final = timedelta(days=1)
 """How long a process waits for another one: while the leader gets the model from peers, the others wait. One that dies
@@ -131,3 +131,23 @@ def _portable(error: BaseException) -> BaseException:
     except Exception:
         return RunError(f"{type(error).__name__}: {error}")
     return error
+
+
+def by_leader(ranks: LocalRanks | None, make: Callable[[], T]) -> T | None:
+    """What ``make`` returns, in the process that speaks for the peer; None in the others. What goes wrong for that one
+    goes wrong for all: otherwise they would wait for it.
+
+    Args:
+        ranks: the processes that are the peer; None if it is this one alone.
+        make: called by the leader.
+    """
+    made: list[T] = []
+
+    def call() -> None:
+        made.append(make())
+
+    if ranks is None:
+        call()
+    else:
+        ranks.share(call if ranks.leads else None)
+    return made[0] if made else None
