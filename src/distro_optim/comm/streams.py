@@ -20,6 +20,7 @@ from ..errors import ConfigurationError
 
 __all__ = [
     "CLOSE_SECONDS",
+    "Backlog",
     "MemoryListener",
     "Stream",
     "StreamListener",
@@ -190,11 +191,49 @@ def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class Backlog:
+    """Streams that have come and wait to be accepted, up to :data:`ACCEPT_BACKLOG`."""
+
+    def __init__(self) -> None:
+        self._streams: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)  # None is the end
+        self._closed = False
+
+    def offer(self, stream: Stream) -> bool:
+        """Lets a stream wait; False if it cannot, as too many do, or nobody accepts any more."""
+        if self._closed or self._streams.qsize() >= ACCEPT_BACKLOG:
+            return False
+        self._streams.put_nowait(stream)
+        return True
+
+    async def take(self) -> Stream:
+        """The next stream, as soon as there is one.
+
+        Raises:
+            ConnectionAbortedError: there will be none.
+        """
+        stream = await self._streams.get()
+        if stream is None:
+            self._streams.put_nowait(None)
+            raise ConnectionAbortedError("the listener is closed")
+        return stream
+
+    async def close(self) -> None:
+        """Closes what waits, and takes no more. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        waiting = [self._streams.get_nowait() for _ in range(self._streams.qsize())]
+        self._streams.put_nowait(None)
+        for stream in waiting:
+            if stream is not None:
+                await stream.close()
+
+
 class TcpListener(StreamListener):
     """Accepts TCP connections. Made by :meth:`bind`."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG)
+        self._waiting = Backlog()
         self._server: asyncio.Server | None = None
         self._address = ""
         self._is_reachable = False
@@ -236,11 +275,7 @@ class TcpListener(StreamListener):
 
     @override
     async def accept(self) -> Stream:
-        stream = await self._waiting.get()
-        if stream is None:
-            self._waiting.put_nowait(None)
-            raise ConnectionAbortedError("the listener is closed")
-        return stream
+        return await self._waiting.take()
 
     @override
     async def close(self) -> None:
@@ -248,17 +283,12 @@ class TcpListener(StreamListener):
             return
         self._server.close()
         self._server = None
-        while not self._waiting.empty():
-            if (stream := self._waiting.get_nowait()) is not None:
-                await stream.close()
-        self._waiting.put_nowait(None)
+        await self._waiting.close()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         stream = _TcpStream(reader, writer)
-        if self._server is None or self._waiting.full():
+        if not self._waiting.offer(stream):
             stream.abort()
-        else:
-            self._waiting.put_nowait(stream)
 
 
 async def open_tcp(host: str, port: int, *, seconds: float | None = None) -> Stream:
@@ -357,8 +387,7 @@ class MemoryListener(StreamListener):
 
     def __init__(self, name: str = "memory") -> None:
         self._name = name
-        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)
-        self._closed = False
+        self._waiting = Backlog()
         self._count = 0
 
     @property
@@ -372,23 +401,16 @@ class MemoryListener(StreamListener):
         Raises:
             OSError: the listener is closed, or does not accept streams.
         """
-        if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
+        near, far = memory_pipe(near=f"{self._name}:{self._count + 1}", far=self._name)
+        if not self._waiting.offer(far):
             raise ConnectionRefusedError(f"nobody accepts at {self._name}")
         self._count += 1
-        near, far = memory_pipe(near=f"{self._name}:{self._count}", far=self._name)
-        self._waiting.put_nowait(far)
         return near
 
     @override
     async def accept(self) -> Stream:
-        stream = await self._waiting.get()
-        if stream is None:
-            self._waiting.put_nowait(None)
-            raise ConnectionAbortedError("the listener is closed")
-        return stream
+        return await self._waiting.take()
 
     @override
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._waiting.put_nowait(None)
+        await self._waiting.close()

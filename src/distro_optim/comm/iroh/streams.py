@@ -17,7 +17,7 @@ from typing_extensions import override
 from ...errors import ExchangeError, TruncatedError
 from ..addresses import EndpointAddr
 from ..serving.watched_clock import SLEEP_SECONDS
-from ..streams import ACCEPT_BACKLOG, READ_BYTES, Stream, StreamListener, place_of
+from ..streams import READ_BYTES, Backlog, Stream, StreamListener, place_of
 from ..tickets import EndpointTicket
 from .connection import Connection, RecvStream, SendStream
 from .endpoint import Node
@@ -181,7 +181,7 @@ class IrohListener(StreamListener):
         self._silence = silence
         self._alpn = alpn
         self._loop = asyncio.get_running_loop()
-        self._waiting: asyncio.Queue[Stream | None] = asyncio.Queue(ACCEPT_BACKLOG + 1)
+        self._waiting = Backlog()
         self._closed = False
         node.accept(alpn, self._take)
 
@@ -193,11 +193,7 @@ class IrohListener(StreamListener):
 
     @override
     async def accept(self) -> Stream:
-        stream = await self._waiting.get()
-        if stream is None:
-            self._waiting.put_nowait(None)
-            raise ConnectionAbortedError("the listener is closed")
-        return stream
+        return await self._waiting.take()
 
     @override
     async def close(self) -> None:
@@ -205,10 +201,7 @@ class IrohListener(StreamListener):
             return
         self._closed = True
         self._node.refuse(self._alpn)
-        while not self._waiting.empty():
-            if (stream := self._waiting.get_nowait()) is not None:
-                await stream.close()
-        self._waiting.put_nowait(None)
+        await self._waiting.close()
 
     async def _take(self, connection: Connection) -> None:
         """On the node's loop."""
@@ -245,10 +238,8 @@ class IrohListener(StreamListener):
                 return
 
     def _offer(self, stream: Stream) -> None:
-        if self._closed or self._waiting.qsize() >= ACCEPT_BACKLOG:
+        if not self._waiting.offer(stream):
             self._closing = asyncio.ensure_future(stream.close())
-        else:
-            self._waiting.put_nowait(stream)
 
 
 async def open_iroh(node: Node, peer: EndpointAddr, alpn: bytes = COORDINATOR_ALPN) -> Stream:
