@@ -46,7 +46,7 @@ from .frameworks.lightning_checks import check_optimizers
 from .frameworks.one_device import OneDevice
 from .frameworks.round_loader import RoundBatch, RoundLoader
 from .frameworks.samples import Samples, samples_of
-from .frameworks.shards import DATA, ShardSizes, check_in_shards, load_whole, several_devices_needed, whole_state
+from .frameworks.shards import ShardSizes, check_in_shards, load_whole, whole_state
 from .network.on_solana import check_run
 from .one_line import tell_mistakes_in_one_line
 from .options import STRATEGY_DEFAULTS, StrategyOptions, TrainingOptions, shows
@@ -149,6 +149,9 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         ConfigurationError: an argument is wrong.
     """
 
+    _runner = "Fabric"
+    _mesh_is_there = "from fabric.launch() on"
+
     @shows(TrainingOptions, STRATEGY_DEFAULTS, and_more=True)
     def __init__(
         self,
@@ -172,7 +175,6 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
                 name="parallelize_fn",
             )
         self._parallelize = parallelize_fn
-        self._device_mesh: DeviceMesh | None = None
         self.run = run
         self.config = options.get("config")
         self._backward_sync_control = _SyncAmongDevices()
@@ -361,26 +363,6 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         return self.peer_index or 0, self.num_peers
 
     @property
-    def place_among_devices(self) -> tuple[int, int]:
-        """Of :class:`~.round_loader.RoundSource`."""
-        if self._device_mesh is not None:
-            return self._device_mesh.get_local_rank(DATA), self._device_mesh[DATA].size()
-        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
-
-    @property
-    def device_mesh(self) -> DeviceMesh:
-        """Of the devices that hold the model together, ``data_parallel`` times ``tensor_parallel``.
-
-        Raises:
-            DistroError: there are none, or they have not started yet.
-        """
-        if self._device_mesh is None:
-            raise DistroError(
-                "there is a device mesh from fabric.launch() on, with data_parallel_size or tensor_parallel_size"
-            )
-        return self._device_mesh
-
-    @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         rank, size = self.place_among_devices
@@ -433,9 +415,7 @@ class FabricPsycheStrategy(OneDevice, DDPStrategy):
         else:
             super()._setup_distributed()
         if self._shard_sizes is not None:
-            if self._alone:
-                raise several_devices_needed("Fabric")
-            self._device_mesh = self._shard_sizes.mesh(self.num_processes, self.root_device.type)
+            self._device_mesh = self._mesh_of(self._shard_sizes)
 
     @override
     def setup_module(self, module: nn.Module) -> Any:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
 from ...errors import ConfigurationError, DistroError
 from .one_device import OneDevice
-from .shards import DATA, ShardSizes, check_in_shards, load_whole, several_devices_needed, whole_state
+from .shards import check_in_shards, load_whole, whole_state
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
@@ -31,8 +30,8 @@ class OneMachine(OneDevice, _DDPStrategy):
     """
 
     _namespace: ClassVar[str]
-    _shard_sizes: ShardSizes | None = None
-    _device_mesh: DeviceMesh | None = None
+    _runner = "Trainer"
+    _mesh_is_there = "during fit()"
 
     @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
@@ -56,29 +55,9 @@ class OneMachine(OneDevice, _DDPStrategy):
         else:
             super().setup_distributed()
         if self._shard_sizes is not None:
-            if self._alone:
-                raise several_devices_needed("Trainer")
-            self._device_mesh = self._shard_sizes.mesh(self.num_processes, self.root_device.type)
+            self._device_mesh = self._mesh_of(self._shard_sizes)
             if (module := self.lightning_module) is not None:
                 module._device_mesh = self._device_mesh
-
-    @property
-    def device_mesh(self) -> DeviceMesh:
-        """Of the devices that hold the model together, ``data_parallel`` times ``tensor_parallel``.
-
-        Raises:
-            DistroError: there are none, or they have not started yet.
-        """
-        if self._device_mesh is None:
-            raise DistroError("there is a device mesh during fit(), with data_parallel_size or tensor_parallel_size")
-        return self._device_mesh
-
-    @property
-    def place_among_devices(self) -> tuple[int, int]:
-        """Of :class:`~.round_loader.RoundSource`."""
-        if self._device_mesh is not None:
-            return self._device_mesh.get_local_rank(DATA), self._device_mesh[DATA].size()
-        return (0, 1) if self._alone else (self.global_rank, self.num_processes)
 
     @property
     @override
