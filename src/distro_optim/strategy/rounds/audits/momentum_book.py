@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from typing_extensions import override
@@ -54,6 +55,11 @@ _WORDS: Final = {
 }
 
 
+@dataclass
+class _MomentumAudit(Audit[MomentumReport]):
+    challenge: Challenge = field(kw_only=True)
+
+
 class MomentumBook(Docket[MomentumReport]):
     """See the module.
 
@@ -65,7 +71,6 @@ class MomentumBook(Docket[MomentumReport]):
     def __init__(self, counts: Callable[[bytes], bool], limits: Limits | None = None) -> None:
         super().__init__(counts)
         self._limits = limits
-        self._challenges: dict[tuple[int, bytes], Challenge] = {}
         self._noise: dict[bytes, deque[Noise]] = {}
         self._of_noise: tuple[Limits | None, bool] | None = None
         self._last: dict[bytes, deque[Outcome | bool]] = {}  # True passed, False lied
@@ -80,12 +85,13 @@ class MomentumBook(Docket[MomentumReport]):
 
     def expect(self, epoch: int, step: int, challenge: Challenge) -> None:
         """A result of ``step`` is audited."""
-        self._audits.setdefault((step, challenge.trainer), Audit(challenge.auditors, epoch))
-        self._challenges.setdefault((step, challenge.trainer), challenge)
+        audit = _MomentumAudit(challenge.auditors, epoch, challenge=challenge)
+        self._audits.setdefault((step, challenge.trainer), audit)
 
     def challenge(self, step: int, trainer: bytes) -> Challenge | None:
         """Of an audit that is under way."""
-        return self._challenges.get((step, trainer))
+        audit = self._audits.get((step, trainer))
+        return audit.challenge if isinstance(audit, _MomentumAudit) else None
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -120,7 +126,6 @@ class MomentumBook(Docket[MomentumReport]):
 
     @override
     def _decide(self, step: int, trainer: bytes, reports: dict[bytes, MomentumReport]) -> Settled | None:
-        del self._challenges[step, trainer]
         limits = self.limits  # before this audit
         for auditor, report in reports.items():
             if report.own is not None:
