@@ -4,6 +4,7 @@
 ``runtime``          a run in a thread of its own, beside the thread that trains
 ``driver``           rounds in an event loop: bytes and answers in, actions out
 ``mailbox``          between the two threads: one queue
+``way_in``           which of the ways into a run it is, as the arguments say
 ``link``             what a runtime needs to be in a run
 ``hosting``          ... where the run is hosted here
 ``coordinating``     ... its coordinator, open to others

@@ -17,7 +17,6 @@ import concurrent.futures
 import itertools
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -30,9 +29,6 @@ from typing import Any, Final, TypeVar, Unpack
 from blake3 import blake3
 from typing_extensions import override
 
-from ...comm.iroh.endpoint import Node
-from ...comm.iroh.home import NodeHome
-from ...comm.iroh.reach import parse_discovery, parse_relays
 from ...comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ...comm.loop import LoopThread
 from ...comm.model_exchange import Check, Patience, SharedModel, download_patiently
@@ -64,13 +60,11 @@ from ..rounds.rounds import Rounds
 from ..rounds.trust.saved_step import SavedStep
 from .coordinating import OpenCoordinator
 from .driver import RoundDriver
-from .hosting import HostedRun
-from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
 from .journal import Journal, with_state
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
 from .mailbox import Mailbox
-from .on_solana import SolanaRun, participation_in
+from .way_in import way_into
 
 __all__ = ["Runtime"]
 
@@ -85,9 +79,6 @@ that took a fifth of what a round costs when it was done twice a second."""
 
 MIN_DOWNLOAD_SECONDS: Final = 20.0
 """A model that is wanted is asked for this long, however short the warm-up: the next one may come soon."""
-
-_RUN_ID_BYTES: Final = 4
-"""Of randomness in the name of a run that got none."""
 
 CLOSE_SECONDS: Final = 5.0
 """How long leaving a run may take. Chosen arbitrarily."""
@@ -165,71 +156,12 @@ class Runtime(RunPort):
         Raises:
             ConfigurationError: an argument is wrong; says which, and what to write.
         """
-        given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
-        relays, external = parse_relays(given["relay"]), given["external_addr"]
-        bind_addr, give_up_seconds = given["bind_addr"], given["give_up_seconds"]
-        if not give_up_seconds > 0:
-            raise ConfigurationError(
-                f"give_up_seconds must be above 0, got {give_up_seconds}", name="give_up_seconds", value=give_up_seconds
-            )
-        if run is None and given["solana"] is not None:
-            raise ConfigurationError(
-                'solana is for a run on Solana, and a run is hosted here: name the one to join, run="solana:RUN-ID"',
-                name="solana",
-                value=given["solana"],
-            )
-        on_solana = participation_in(run, given["solana"]) if run is not None else None
-        secret_key = given["secret_key"]
-        if on_solana is not None and secret_key is None:
-            secret_key = on_solana.peer_key
-        where = home if home is not None or config is None else config.save_dir
-        lives_at = NodeHome(where) if run is None and where is not None else None
-        if lives_at is not None and secret_key is None:
-            secret_key = lives_at.key()
         loop = LoopThread("distro-optim-run")
-        # A node that is made checks its arguments and opens nothing.
-        key = Node(secret_key=secret_key, external_addr=external, bind_addr=bind_addr, loop=loop).secret_key
-        node = NodeOptions(
-            key=key,
-            relays=relays,
-            discovery=parse_discovery(given["discovery"], relays),
-            external_addr=external,
-            bind_addr=bind_addr,
-            peers=parse_peers(given["peers"]),
-            home=lives_at,
-            folder=folder,
+        given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
+        source = way_into(
+            run, given, loop=loop, config=config, state=state, home=home, folder=folder, saved=saved, resume=resume
         )
-        tcp, allow = given["tcp"], given["allow"]
-        if run is not None:
-            for name, value in (("config", config), ("state", state), ("home", home), ("tcp", tcp), ("allow", allow)):
-                if value is not None:
-                    raise ConfigurationError(
-                        f"{name} is for the host of a run, but run names one to join; leave one of the two out",
-                        name=name,
-                        value=value,
-                    )
-            source: RunSource
-            if on_solana is not None:
-                source = SolanaRun(on_solana, node, loop=loop)
-            else:
-                source = JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds, saved=saved)
-            return cls(source, loop=loop, owns_loop=True)
-        config = config if config is not None else RunConfig()
-        before = lives_at.run_id() if lives_at is not None and (resume or config.resume) else None
-        run_id = config.run_id or (state.run_id if state is not None else before)
-        run_id = run_id or f"run-{secrets.token_hex(_RUN_ID_BYTES)}"
-        hosted = HostedRun(
-            config,
-            run_id,
-            node,
-            loop=loop,
-            state=state,
-            tcp=tcp,
-            allow=allow,
-            patience=give_up_seconds,
-            saved=saved if saved is not None and saved.run_id == run_id else None,
-        )
-        return cls(hosted, loop=loop, owns_loop=True)
+        return cls(source, loop=loop, owns_loop=True)
 
     # -- who and what --------------------------------------------------------------------------------------------------
 
