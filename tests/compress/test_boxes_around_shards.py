@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distro_optim.compress import ParamSpec, make_plan, tile_grid
-from distro_optim.compress.plan import plan_of_part
+from distro_optim.compress.planning import plan_of_part
 from distro_optim.compress.shards import Span, box_around, box_owned
 
 EDGES = (0, 1, 15, 16, 17, 32, 40)

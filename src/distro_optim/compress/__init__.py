@@ -4,6 +4,7 @@
 ``tiling``       how one tensor is cut into tiles
 ``profile``      how torch works on a kind of device
 ``plan``         the tiles of a whole model, in batches that fit in the cache
+``planning``     how such a plan is made
 ``shards``       a part of a tensor, in tiles of the whole: which of them a shard owns, and which it touches
 ``dct``          orthonormal transforms of a block of tiles
 ``distinct``     are the indices of a tile distinct?
@@ -30,7 +31,8 @@ from __future__ import annotations
 
 from .coefficients import from_coefficients, to_coefficients
 from .extraction import OwnPart
-from .plan import UPDATES, Arithmetic, ParamSpec, TilePlan, UpdateRule, compute_dtype, make_plan
+from .plan import UPDATES, Arithmetic, ParamSpec, TilePlan, UpdateRule, compute_dtype
+from .planning import make_plan
 from .tiling import TileGrid, Tiling, tile_grid
 from .update import CompressedTensor, CompressedUpdate
 

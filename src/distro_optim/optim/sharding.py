@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..compress.plan import TilePlan, plan_of_part
+from ..compress.plan import TilePlan
+from ..compress.planning import plan_of_part
 from ..compress.shards import Box, Span, box_around, box_owned, common_part, part_of
 from ..errors import ConfigurationError
 from .orthogonal import is_matrix
