@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,26 @@ def test_the_readme_can_be_read_in_three_minutes() -> None:
 def test_the_readme_links_absolutely_as_it_is_read_elsewhere_too() -> None:
     targets = list(links((ROOT / "README.md").read_text(encoding="utf-8")))
     assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_the_project_has_one_address() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    home = urls["Homepage"]
+    for url in urls.values():
+        assert url.startswith(home)
+        path = re.sub(r"^/(blob|tree)/main/", "", url.removeprefix(home))
+        assert path in ("", "/issues") or (ROOT / path).exists(), url
+    templates = [*(ROOT / ".github").rglob("*.yml"), *(ROOT / ".github").rglob("*.md")]
+    files = [*PAGES, *PACKAGE.rglob("*.py"), *templates, DOCS / "conf.py", ROOT / "pyproject.toml"]
+    named: dict[str, set[str]] = {}
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for name in re.findall(r"https://(?:github|raw\.githubusercontent)\.com/([\w.-]+/distro_optim)\b", text):
+            named.setdefault(name, set()).add(file.name)
+    assert named.keys() == {home.removeprefix("https://github.com/")}
+    assert {"README.md", "SECURITY.md", "conf.py", "config.yml", "hub.py"} <= named[
+        home.removeprefix("https://github.com/")
+    ]
 
 
 def test_every_public_name_is_in_the_reference() -> None:
