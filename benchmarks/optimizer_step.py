@@ -21,8 +21,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -42,6 +44,7 @@ from distro_optim.optim.rules import PUBLISHED
 
 Tensors = list[torch.nn.Parameter]
 LR = 1e-3
+SETTINGS = ("demo", "psyche")
 
 
 def made_up(optimizer: DisTrO, count: int) -> list[CompressedUpdate]:
@@ -71,7 +74,16 @@ class MadeUpExchange(LocalExchange):
 class Ours:
     """DisTrO with ``contributors`` updates held locally; without ``fast`` all of it is done by torch."""
 
-    def __init__(self, params: Tensors, k: int, contributors: int, *, psyche: bool, fast: bool = True) -> None:
+    def __init__(
+        self,
+        params: Tensors,
+        k: int,
+        contributors: int,
+        *,
+        psyche: bool,
+        fast: bool = True,
+        arithmetic: Literal["exact", "float"] = "exact",
+    ) -> None:
         if psyche:
             # Weights that look ahead between steps must be nobody else's: what others write to them would be found.
             grads = [param.grad for param in params]
@@ -85,6 +97,7 @@ class Ours:
             quantize_1bit=psyche,
             overlap=psyche,
             tiling="divisor",
+            arithmetic=arithmetic,
             **PUBLISHED,
         )
         self._setting = "" if fast else "0"
@@ -180,6 +193,11 @@ def time_in_turns(runners: dict[str, Callable[[], None]], rounds: int) -> dict[s
             if turn:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def median_ratio(times: list[float], others: list[float]) -> float:
+    """Turn by turn."""
+    return statistics.median(time / other for time, other in zip(times, others, strict=True))
 
 
 @contextmanager
@@ -284,6 +302,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     table.add_column("times faster than DeMo: DeMo / Psyche settings", justify="right")
     table.add_column("than by torch", justify="right")
+    table.add_column("by torch: exact / float", justify="right")
     models = ["20M"] if args.quick else ["20M", "124M"]
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("optimizer steps", total=len(models) * 6)
@@ -293,30 +312,24 @@ def main() -> None:
             for k in (8, 32):
                 progress.console.print(f"{model} k={k}: {check_same_picks(shapes, k)}")
                 for contributors in (1, 4, 16):
-                    runners = {
-                        "published": Published(params, k, contributors).step,
-                        "demo": Ours(params, k, contributors, psyche=False).step,
-                        "psyche": Ours(params, k, contributors, psyche=True).step,
-                        "demo by torch": Ours(params, k, contributors, psyche=False, fast=False).step,
-                        "psyche by torch": Ours(params, k, contributors, psyche=True, fast=False).step,
-                        "adamw": AdamW(params).step,
-                    }
+                    runners = {"published": Published(params, k, contributors).step}
+                    for name in SETTINGS:
+                        ours_of = partial(Ours, params, k, contributors, psyche=name == "psyche")
+                        runners[name] = ours_of().step
+                        runners[f"{name} by torch"] = ours_of(fast=False).step
+                        runners[f"{name} by torch, float"] = ours_of(fast=False, arithmetic="float").step
+                    runners["adamw"] = AdamW(params).step
                     times = time_in_turns(runners, args.rounds)
                     del runners
                     ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
-                    ratio = {
-                        name: statistics.median(p / o for p, o in zip(times["published"], times[name], strict=True))
-                        for name in ("demo", "psyche")
+                    ratio = {name: median_ratio(times["published"], times[name]) for name in SETTINGS}
+                    gain = {name: median_ratio(times[f"{name} by torch"], times[name]) for name in SETTINGS}
+                    price = {
+                        name: median_ratio(times[f"{name} by torch"], times[f"{name} by torch, float"])
+                        for name in SETTINGS
                     }
-                    gain = {
-                        name: statistics.median(
-                            t / o for t, o in zip(times[f"{name} by torch"], times[name], strict=True)
-                        )
-                        for name in ("demo", "psyche")
-                    }
-                    results.append(
-                        {"model": model, "k": k, "contributors": contributors, "ms": ms, "ratio": ratio, "gain": gain}
-                    )
+                    figures = {"ms": ms, "ratio": ratio, "gain": gain, "price": price}
+                    results.append({"model": model, "k": k, "contributors": contributors, **figures})
                     table.add_row(
                         model,
                         str(k),
@@ -327,11 +340,14 @@ def main() -> None:
                         ),
                         f"{ratio['demo']:.1f} / {ratio['psyche']:.1f}",
                         f"{gain['demo']:.1f} / {gain['psyche']:.1f}",
+                        f"{price['demo']:.2f} / {price['psyche']:.2f}",
                     )
                     progress.console.print(
                         f"{model} k={k}, {contributors} contributors: "
                         + ", ".join(f"{name} {value:.0f} ms" for name, value in ms.items())
-                        + f"; {ratio['demo']:.1f} and {ratio['psyche']:.1f} times faster"
+                        + f"; {ratio['demo']:.1f} and {ratio['psyche']:.1f} times faster, {gain['demo']:.1f} and "
+                        + f"{gain['psyche']:.1f} times than by torch, where exact takes {price['demo']:.2f} and "
+                        + f"{price['psyche']:.2f} times as long as float"
                     )
                     progress.advance(task)
     console.print(table)
