@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,6 +119,29 @@ def test_matrices_of_one_shape_are_done_together_as_each_alone() -> None:
     for ours, plain in zip(matrices, expected, strict=True):
         torch.testing.assert_close(ours, plain)
     assert not matrices[0].any()
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (64, 640), (640, 64), (2, 300)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 1e-3)], ids=str)
+def test_long_matrices_have_the_direction_of_the_plain_iteration(
+    shape: tuple[int, int], smallest: float, dtype: torch.dtype, error: float
+) -> None:
+    """Though it is computed by their squares, in which small singular values are smaller still."""
+    generator = torch.Generator().manual_seed(1)
+    short, long = min(shape), max(shape)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, short, dtype=torch.float64, generator=generator))[0] for size in (short, long)
+    )
+    values = torch.logspace(0, math.log10(smallest), short, dtype=torch.float64)
+    matrix = (left * values) @ right.T
+    matrix = matrix if shape[0] <= shape[1] else matrix.T
+    ours = torch.stack([matrix, -matrix]).to(dtype)
+    orthogonalize([ours])
+    plain = long**0.5 * newton_schulz(matrix)
+    assert ours.is_contiguous()
+    assert float((ours[0].double() - plain).norm() / plain.norm()) < error
+    assert torch.equal(ours[0], -ours[1])
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "float"])

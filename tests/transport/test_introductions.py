@@ -259,7 +259,7 @@ def test_a_peer_of_before_introductions_is_refused_where_its_protocol_is_not_spo
     hosts_speak(monkeypatch, Speaks(8, 9, "9.0"))
     monkeypatch.setattr(joining, "introduce", says_nothing)
     with hosted() as host:
-        with pytest.raises(JoinRefusedError, match="they cannot train together: peer .* has to upgrade"):
+        with pytest.raises(JoinRefusedError, match=r"they cannot train together: peer .* has to upgrade"):
             joined(host.ticket)
         (note,) = notes(host)
         assert "distro_optim of an older version (protocol 1)" in note
