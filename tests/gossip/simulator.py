@@ -25,7 +25,7 @@ from distro_optim.comm.iroh.gossip.events import (
     Received,
     Send,
 )
-from distro_optim.comm.iroh.gossip.messages import Message, PeerId
+from distro_optim.comm.iroh.gossip.messages import Disconnect, Message, PeerId
 from distro_optim.comm.iroh.gossip.plumtree import PlumTree
 from distro_optim.comm.iroh.gossip.protocol import GossipProtocol, TopicAction
 from distro_optim.comm.iroh.gossip.topic import TopicState
@@ -42,6 +42,7 @@ class SimNode:
         self.born = born
         self.alive = True
         self.delivered: Counter[bytes] = Counter()
+        self.delivered_at: dict[bytes, float] = {}
         self.neighbors: set[PeerId] = set()
         self.next_tick: float | None = None
         self.tree: PlumTree
@@ -77,6 +78,9 @@ class Simulator:
         self.nodes: dict[PeerId, SimNode] = {}
         self.sent: Counter[str] = Counter()
         self.lost = 0
+        self.opened: dict[tuple[PeerId, PeerId], list[float]] = {}  # when one peer opened streams to another
+        self._parted: set[tuple[PeerId, PeerId]] = set()
+        self._streams: set[tuple[PeerId, PeerId]] = set()
         self._config = config
         self._rng = random.Random(seed)
         self._latency = latency
@@ -104,6 +108,27 @@ class Simulator:
         node = self.nodes[peer]
         node.delivered[content] += 1
         self._do(node, node.protocol.handle(TOPIC, Publish(content), self.now))
+
+    def at(self, when: float, action: Callable[..., None], *args: object) -> None:
+        """Has something done later."""
+        self._at(when, action, *args)
+
+    def send(self, sender: PeerId, to: PeerId, message: Message) -> None:
+        """Something that the node's protocol would not send by itself."""
+        self._transmit(self.nodes[sender], to, message)
+
+    def latency(self, sender: PeerId, to: PeerId) -> float:
+        """Seconds that a message takes, if there ever was one."""
+        return self._links[sender, to]
+
+    def set_latency(self, one: PeerId, other: PeerId, seconds: float) -> None:
+        """From now on a message takes so long between the two, both ways."""
+        self._links[one, other] = self._links[other, one] = seconds
+
+    def part(self, one: PeerId, other: PeerId) -> None:
+        """From now on the two cannot reach each other."""
+        self._parted |= {(one, other), (other, one)}
+        self._close(one, other)
 
     def leave(self, peer: PeerId) -> None:
         """The node says goodbye; what it sent still arrives."""
@@ -165,12 +190,14 @@ class Simulator:
                         self._transmit(node, peer, message)
                 case Deliver(content=content):
                     node.delivered[content] += 1
+                    node.delivered_at.setdefault(content, self.now)
                 case NeighborUp(peer=peer):
                     assert peer not in node.neighbors
                     node.neighbors.add(peer)
                 case NeighborDown(peer=peer):
                     node.neighbors.remove(peer)
                 case DropPeer(peer=peer):
+                    self._streams.discard((node.id, peer))
                     self._at(self.now + self._linger, self._close_unneeded, node.id, peer)
                 case Offence(reason=reason):
                     raise AssertionError(f"an honest node was accused: {reason}")
@@ -187,11 +214,17 @@ class Simulator:
     def _transmit(self, node: SimNode, to: PeerId, message: Message) -> None:
         self.sent[type(message).__name__] += 1
         link = (node.id, to)
+        if link not in self._streams:
+            # As `comm/iroh/gossip/links.py` does: one stream, until the peer is dropped or told goodbye.
+            self._streams.add(link)
+            self.opened.setdefault(link, []).append(self.now)
+        if isinstance(message, Disconnect):
+            self._streams.discard(link)
         latency = self._links.get(link)
         if latency is None:
             latency = self._links[link] = self._rng.uniform(*self._latency)
         target = self.nodes[to]
-        if not target.alive and to not in self._connected[node.id]:
+        if link in self._parted or (not target.alive and to not in self._connected[node.id]):
             self._at(self.now + self._death_noticed, self._lose, node, to)
             return
         self._connected[node.id].add(to)

@@ -12,7 +12,7 @@ from distro_optim.comm.iroh.endpoint import CLOSE_NOT_ALLOWED, CLOSE_PROTOCOL_ER
 from distro_optim.comm.iroh.gossip.frames import encode_frame, encode_header
 from distro_optim.comm.iroh.gossip.links import LinkLimits
 from distro_optim.comm.iroh.gossip.messages import Gossip, Graft, IHave, Join, Neighbor, encode_message, message_id
-from distro_optim.comm.iroh.gossip.net import GossipService, ServiceLimits
+from distro_optim.comm.iroh.gossip.net import _HIGH_WATER, GossipService, ServiceLimits
 from distro_optim.comm.loop import LoopThread
 from distro_optim.errors import DistroError, PeerUnreachableError
 from gossip.live import CALL_SECONDS, RawPeer, count_messages, until
@@ -133,6 +133,44 @@ def test_an_attacker_is_cut_off_and_the_others_go_on(
         await reader
 
     loop_thread.run(scenario(), 100)
+
+
+def test_nobody_waits_to_speak_for_a_neighbour_that_does_not_read(
+    make_node: Callable[[], Node], loop_thread: LoopThread
+) -> None:
+    speaker, friend, enemy = make_node(), make_node(), make_node()
+    # It is not cut off within this test.
+    limits = ServiceLimits(link=LinkLimits(stall_seconds=1000.0, outbox=64 << 20))
+    count = 4 * _HIGH_WATER // 4000
+
+    async def scenario() -> None:
+        services = [GossipService(speaker, limits=limits), GossipService(friend)]
+        topic = await services[0].join(TOPIC)
+        other = await services[1].join(TOPIC, [speaker.addr()])
+        received: Counter[bytes] = Counter()
+        reader = asyncio.create_task(count_messages(other, received))
+        await topic.joined(CALL_SECONDS)
+        attacker = RawPeer(enemy, TOPIC)
+        await attacker.connect(speaker)
+        await attacker.send(Join(), Neighbor(high=True))
+        await until(lambda: enemy.endpoint_id in topic.neighbors)
+
+        # What fits into the connection, and then more than may wait for one that matters.
+        link, sent = services[0]._links[enemy.endpoint_id], 0
+        while link.queued <= _HIGH_WATER:
+            await topic.broadcast(sent.to_bytes(4, "big") + bytes(3996))
+            sent += 1
+        for _ in range(count):
+            await topic.broadcast(sent.to_bytes(4, "big") + bytes(3996))
+            sent += 1
+        assert link.queued > _HIGH_WATER
+        assert services[0].stats.offenders == 0
+        await until(lambda: len(received) == sent)
+        for service in services:
+            await service.aclose()
+        await reader
+
+    loop_thread.run(scenario(), 60)
 
 
 async def swallow(attack: Awaitable[None]) -> None:

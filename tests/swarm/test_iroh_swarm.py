@@ -13,7 +13,7 @@ from distro_optim.comm.iroh.blobs.store import MemoryStore
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
 from distro_optim.comm.loop import LoopThread
-from distro_optim.comm.swarm import Swarm
+from distro_optim.comm.swarm import Channel, Swarm
 from distro_optim.comm.tickets import BlobFormat, BlobTicket
 from distro_optim.errors import ConfigurationError, NodeClosedError, StoreFullError
 from distro_optim.testing.swarm_checks import CHECKS, SwarmArena
@@ -79,6 +79,27 @@ def test_an_iroh_swarm_keeps_every_promise(
 
 def test_the_topic_of_a_run_is_that_of_psyche() -> None:
     assert TOPIC.hex() == "c86349253ffdd24058fa20d3bbde5c8db1c75f0380a8f86c83c8b0423d9837e2"
+
+
+def test_gossip_hears_how_many_others_are_allowed_before_and_after_a_topic_is_entered(loop_thread: LoopThread) -> None:
+    async def check(arena: IrohArena) -> None:
+        alice, bob = await arena.make(), await arena.make(allowed=[bytes(32), bytes(31) + b"\x01"])
+        assert isinstance(alice, IrohSwarm)
+        assert isinstance(bob, IrohSwarm)
+
+        def others(swarm: IrohSwarm) -> list[int | None]:
+            return [state.broadcast.others for state in swarm.gossip.protocol.topics.values()]
+
+        assert others(alice) == [None]
+        assert others(bob) == [2]
+        alice.set_allowed([bob.peer_id, alice.peer_id, bytes(32)])
+        assert others(alice) == [2]
+        await alice.announce(b"on the other channel, too", channel=Channel.OWN_KIND)
+        assert others(alice) == [2, 2]
+        alice.set_allowed(None)
+        assert others(alice) == [None, None]
+
+    in_arena(loop_thread, check)
 
 
 def test_swarms_of_other_runs_are_not_heard(loop_thread: LoopThread) -> None:

@@ -112,6 +112,7 @@ class IrohSwarm(Swarm):
         self._rng = rng if rng is not None else random.Random()
         self._fetches = count()
         self._closed = False
+        self._tell_size(node.allowed)
         node.on_close(self.aclose)
 
     @property
@@ -228,6 +229,7 @@ class IrohSwarm(Swarm):
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         allowed = None if peers is None else frozenset(peers)
         self.node.set_allowed(allowed)
+        self._tell_size(allowed)
         for stream in self._streams.values():
             stream.inbox.set_allowed(allowed)
 
@@ -248,6 +250,10 @@ class IrohSwarm(Swarm):
             stream.close()
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _tell_size(self, allowed: Collection[bytes] | None) -> None:
+        others = None if allowed is None else sum(peer != self.peer_id for peer in allowed)
+        self.gossip.protocol.set_others(others)
 
     def _check_open(self) -> None:
         if self._closed or self.node.is_closed:

@@ -46,6 +46,8 @@ class GossipConfig:
         message_cache_retention: how long payloads are kept for Grafts.
         message_id_retention: how long ids are kept against duplicates.
         cache_evict_interval: time between two sweeps of both.
+        pushed_by_author: other members of a swarm, up to which a node pushes what it says itself to all its neighbours,
+            lazy ones too, once it is told how many there are. Ours. See :data:`SWARM_GOSSIP`.
         max_message_size: an encoded message must be shorter than this.
         cache_capacity: bytes of payload kept for Grafts; the oldest go first. Ours: iroh-gossip has no bound.
         seen_capacity: ids kept against duplicates; the oldest go first. Ours. 2,000 messages a second for the two
@@ -70,6 +72,7 @@ class GossipConfig:
     graft_timeout_2: float = 0.040
     dispatch_timeout: float = 0.005
     optimization_threshold: int | None = None
+    pushed_by_author: int = 0
     message_cache_retention: float = 30.0
     message_id_retention: float = 90.0
     cache_evict_interval: float = 1.0
@@ -113,7 +116,14 @@ PSYCHE_GOSSIP: Final = GossipConfig(
 )
 """What Psyche's clients use (PsycheFoundation/psyche ``shared/network/src/lib.rs``)."""
 
-SWARM_GOSSIP: Final = replace(PSYCHE_GOSSIP, dispatch_timeout=0.1)
+SWARM_GOSSIP: Final = replace(
+    PSYCHE_GOSSIP, dispatch_timeout=0.1, pushed_by_author=PSYCHE_GOSSIP.active_view_capacity - 1
+)
 """The same, but for how long IHaves are collected. In a round every peer says a few things at about the same time, and
 each of them would be announced to some six neighbours by itself: more frames than all else that gossip does. A payload
-that was lost on its way comes later by so much, and no other."""
+that was lost on its way comes later by so much, and no other.
+
+And where everybody can be everybody's neighbour, with one place to spare, each author pushes what it says to all
+others. That takes as many frames as a tree does, one hop instead of several, and no stranger stands between two others:
+in a tree, one that is fast becomes the parent of all, and may then hold back what it likes for as long as it takes the
+others to announce, miss and fetch it."""

@@ -73,7 +73,8 @@ _GOODBYE_SECONDS: Final = 0.2
 """Time for the goodbyes when the service closes; the node allows its hooks 0.3."""
 
 _HIGH_WATER: Final = 1 << 20
-"""A broadcast waits while more than this is queued for a neighbour."""
+"""A broadcast waits while more than this is queued for most neighbours. Not for the slowest: that may be a stranger who
+reads as slowly as it may, and what one peer says to all others would wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,10 +302,17 @@ class GossipService:
 
     async def uncongested(self, topic: TopicId) -> None:
         """See :class:`~.subscription.TopicOwner`."""
-        for peer in self.neighbors_of(topic):
-            link = self._links.get(peer)
-            if link is not None and link.queued > _HIGH_WATER:
-                await link.drain()
+        while True:
+            links = [self._links[peer] for peer in self.neighbors_of(topic) if peer in self._links]
+            behind = [link for link in links if link.queued > _HIGH_WATER]
+            if 2 * len(behind) <= len(links):
+                return
+            drains = [asyncio.ensure_future(link.drain()) for link in behind]
+            try:
+                await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for drain in drains:
+                    drain.cancel()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

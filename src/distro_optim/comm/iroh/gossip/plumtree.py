@@ -14,13 +14,15 @@ Where this node is stricter than iroh-gossip, with the same messages:
 * an id that does not belong to its content is an offence;
 * what was broadcast before there was any neighbour goes to the first one that comes;
 * content that was broadcast or received before is not broadcast again: neighbours would only prune the tree;
-* a neighbour that has announced or pushed a payload meanwhile is not told of it.
+* a neighbour that has announced or pushed a payload meanwhile is not told of it;
+* in a swarm of few, an author pushes what it says to all its neighbours, if that is set
+  (:attr:`~.config.GossipConfig.pushed_by_author`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from .config import GossipConfig
@@ -71,6 +73,7 @@ class PlumTree:
         lazy: neighbours that are told ids. Eager and lazy ones together are the active view.
         duplicates: payloads that arrived though we had them.
         payloads: payloads that arrived, duplicates included.
+        others: how many others there are in the swarm; None if nobody has said so.
     """
 
     def __init__(self, me: PeerId, config: GossipConfig, rng: RandomSource) -> None:
@@ -79,6 +82,7 @@ class PlumTree:
         self.lazy: dict[PeerId, None] = {}
         self.duplicates = 0
         self.payloads = 0
+        self.others: int | None = None
         self._me = me
         self._config = config
         # Both in the order of expiry, because the retention is the same for all. Ordered dicts, not dicts: those take
@@ -200,8 +204,13 @@ class PlumTree:
         self._cache_bytes += len(message.content)
         while self._cache_bytes > config.cache_capacity:
             self._uncache(next(iter(self._cache)))
-        self._send(tuple(peer for peer in self.eager if peer != sender), message)
-        for peer in self.lazy:
+        if sender is None and self.others is not None and self.others <= config.pushed_by_author:
+            self._send((*self.eager, *self.lazy), message)
+            lazy: Iterable[PeerId] = ()
+        else:
+            self._send(tuple(peer for peer in self.eager if peer != sender), message)
+            lazy = self.lazy
+        for peer in lazy:
             if peer != sender:
                 # Of two neighbours one speaks first, and the other then has nothing to say.
                 queues = self._lazy_queue if self._me < peer else self._lazy_later

@@ -51,6 +51,7 @@ class GossipProtocol:
         self._config = config
         self._rng = rng
         self._data = b""
+        self._others: int | None = None
         self._topics: dict[TopicId, TopicState] = {}
         # Timers hold the state they were set by: a topic left and entered again must not get the old ones.
         self._timers: TimerQueue[tuple[TopicId, TopicState, Timer]] = TimerQueue()
@@ -67,6 +68,7 @@ class GossipProtocol:
             if not isinstance(event, JoinPeers):
                 return []
             state = self._topics[topic] = TopicState(self._me, self._config, self._rng, self._data)
+            state.broadcast.others = self._others
         if isinstance(event, Quit):
             del self._topics[topic]
         return list(self._run(topic, state, event, now))
@@ -92,6 +94,12 @@ class GossipProtocol:
             return []
         self._data = data
         return self._run_all(UpdatePeerData(data), now)
+
+    def set_others(self, count: int | None) -> None:
+        """So many others may be in the topics, as far as the application knows."""
+        self._others = count
+        for state in self._topics.values():
+            state.broadcast.others = count
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` should be called next, or None."""

@@ -46,7 +46,7 @@ class TopicOwner(Protocol):
         """The application leaves ``topic``; the owner ends its events."""
 
     async def uncongested(self, topic: TopicId) -> None:
-        """Returns once no neighbour's connection in ``topic`` is congested."""
+        """Returns once the connections of at most half of the neighbours in ``topic`` are congested."""
 
 
 class Topic:
@@ -72,7 +72,7 @@ class Topic:
         return self._owner.neighbors_of(self.id)
 
     async def broadcast(self, content: bytes) -> None:
-        """Sends ``content`` to everybody in the topic; waits while a neighbour's connection is congested.
+        """Sends ``content`` to everybody in the topic; waits while most neighbours' connections are congested.
 
         The same content within the id retention is one message: add a counter where repeats matter. It is not
         delivered to this node itself. Without a neighbour it is kept for the first one, for a while.
