@@ -104,6 +104,10 @@ class Simulator:
         node.tree = node.topic.broadcast
         return peer
 
+    def ask(self, peer: PeerId, others: Iterable[PeerId]) -> None:
+        """The node asks others to be its neighbours."""
+        self._do(self.nodes[peer], self.nodes[peer].protocol.handle(TOPIC, JoinPeers(tuple(others)), self.now))
+
     def publish(self, peer: PeerId, content: bytes) -> None:
         node = self.nodes[peer]
         node.delivered[content] += 1

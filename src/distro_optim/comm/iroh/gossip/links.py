@@ -57,6 +57,11 @@ class LinkLimits:
         header_seconds: time for a new stream to say its topic.
         streams: streams of the peer at a time; a peer needs one per topic.
         stream_rate: new streams a second, in the long run.
+        stream_burst: new streams at once, with a new connection too. An honest peer opens a new one when it talks to us
+            again after one of us was nobody's neighbour any more, which is at the start, when all look for neighbours:
+            28 at the most, of 16 that each ask eight others ten times a second for four seconds, and nine if each asks
+            once (``tests/gossip/test_streams_of_honest_peers.py``). Four times that, since peers on a busy machine
+            answer late and are taken for gone.
     """
 
     outbox: int = 8 << 20
@@ -65,6 +70,7 @@ class LinkLimits:
     header_seconds: float = 10.0
     streams: int = 64
     stream_rate: float = 10.0
+    stream_burst: float = 128.0
 
 
 class LinkOwner(Protocol):
@@ -168,7 +174,7 @@ class PeerLink:
     def add(self, connection: Connection) -> None:
         """Takes a new connection, and sends on it from now on."""
         connection.limit_streams(uni=self._limits.streams)
-        channel = _Channel(connection, {}, float(self._limits.streams), self._loop.time())
+        channel = _Channel(connection, {}, self._limits.stream_burst, self._loop.time())
         left = self._leave_silent()
         if self._channels:
             self._channels[-1].connection.awaiting = 0
@@ -348,10 +354,14 @@ class PeerLink:
                 return
             now = self._loop.time()
             channel.tokens += (now - channel.refilled) * self._limits.stream_rate
-            channel.tokens = min(channel.tokens, 2.0 * self._limits.streams) - 1
+            channel.tokens = min(channel.tokens, self._limits.stream_burst) - 1
             channel.refilled = now
-            if channel.tokens < 0 or channel.open_streams >= 2 * self._limits.streams:
-                self._offend("opens too many streams")
+            if channel.tokens < 0:
+                most, rate = self._limits.stream_burst, self._limits.stream_rate
+                self._offend(f"opens too many streams: more than {most:g}, and then {rate:g} a second")
+                return
+            if channel.open_streams >= 2 * self._limits.streams:
+                self._offend(f"has {channel.open_streams} streams open, and opens another")
                 return
             channel.open_streams += 1
             self._spawn(self._read(channel, stream))
