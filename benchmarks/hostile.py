@@ -14,6 +14,9 @@ fifty          fifty idle members from one address
 withhold       a member that announces its results and gives them to nobody
 last           a member that finishes each round a second before its time is over
 flood          a member that sends the largest messages on both channels as fast as it can
+floods         four such members
+sleeper        a member that does its work until it is off probation, and then floods
+trickle        a member that sends the largest messages on both channels just within its share, and does its work
 streams        a thousand streams on all protocols of the host, on which something is asked and never read
 =============  =======================================================================================
 
@@ -43,6 +46,7 @@ import torch
 
 from distro_optim.comm.iroh.blobs.request import ALPN as BLOBS_ALPN
 from distro_optim.comm.iroh.endpoint import Node
+from distro_optim.comm.iroh.gossip.gate import GateLimits
 from distro_optim.comm.iroh.gossip.net import GOSSIP_ALPN
 from distro_optim.comm.iroh.rendezvous import RENDEZVOUS_ALPN
 from distro_optim.comm.iroh.sharing.live import ALPN as WEIGHTS_ALPN
@@ -57,6 +61,7 @@ from distro_optim.compress import ParamSpec, make_plan
 from distro_optim.coordinator.client import RemoteCoordinator
 from distro_optim.coordinator.remembering_codec import RememberingCodec
 from distro_optim.coordinator.ticket import RunTicket, connector
+from distro_optim.coordinator.types import ON_PROBATION
 from distro_optim.errors import DistroError
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.network.runtime import Runtime
@@ -70,6 +75,7 @@ WAIT_SECONDS = 120.0
 ROUND_SECONDS = 20  # max_round_train_time
 WARMUP_SECONDS = 20
 MEMBERS_PER_NODE = 4
+FLOODS = 4
 STATE_BYTES = 300
 LOOPBACK: dict[str, Any] = {"relay": "none", "bind_addr": "127.0.0.1:0"}
 PLAN = make_plan([ParamSpec((256, 256), torch.float32, torch.device("cpu"), 0, 64, 8) for _ in range(4)], "padded")
@@ -169,9 +175,14 @@ def attack(kind: str, ticket: str) -> None:
     if kind == "withhold":
         withhold(port)
     peer.start()
+    if kind == "sleeper":
+        while port.state is None or not is_regular(port):
+            time.sleep(0.1)
     print("in", flush=True)
-    if kind == "flood":
+    if kind in ("flood", "floods", "sleeper"):
         flood(port)
+    if kind == "trickle":
+        flood(port, pause=MAX_ANNOUNCEMENT / (0.9 * GateLimits().bytes_per_second))
     peer.thread.join()
     raise SystemExit(f"the attacker ended: {peer.error}")
 
@@ -231,15 +242,22 @@ def withhold(port: Runtime) -> None:
     source.open = open_link  # type: ignore[method-assign]
 
 
-def flood(port: Runtime) -> None:
+def is_regular(port: Runtime) -> bool:
+    state = port.state
+    return state is not None and any(
+        client.id == port.identity and client.exited_height != ON_PROBATION for client in state.epoch_state.clients
+    )
+
+
+def flood(port: Runtime, pause: float = 0.0) -> None:
     link = port._link
     assert link is not None
 
     async def send(channel: Channel) -> None:
         while True:
-            for _ in range(50):
+            for _ in range(1 if pause else 50):
                 await link.swarm.announce(os.urandom(MAX_ANNOUNCEMENT), channel=channel)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
 
     for channel in Channel:
         port._loop.submit(send(channel))
@@ -338,7 +356,7 @@ def run_beside(kind: str, seconds: float, compute: float) -> Outcome:
         max_round_train_time=ROUND_SECONDS,
     )
     peers = [Peer(Runtime.connect(config=config, **LOOPBACK), lambda _: compute)]
-    attacker: subprocess.Popen[str] | None = None
+    attackers: list[subprocess.Popen[str]] = []
     try:
         peers[0].start()
         ticket = peers[0].port.ticket
@@ -348,13 +366,18 @@ def run_beside(kind: str, seconds: float, compute: float) -> Outcome:
             peers[-1].start()
         until(peers, lambda: peers[0].port.view().step > 10, "ten rounds")
         before = measure(peers, seconds)
-        attacker = subprocess.Popen(
-            [sys.executable, __file__, "--attack", kind, "--ticket", ticket], stdout=subprocess.PIPE, text=True
-        )
-        assert attacker.stdout is not None
-        attacker.stdout.readline()
+        count = FLOODS if kind == "floods" else 1
+        for _ in range(count):
+            attackers.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--attack", kind, "--ticket", ticket], stdout=subprocess.PIPE, text=True
+                )
+            )
+        for attacker in attackers:
+            assert attacker.stdout is not None
+            attacker.stdout.readline()
         if kind != "streams":
-            until(peers, lambda: listed(peers[0]) > HONEST, "the attacker is in the run")
+            until(peers, lambda: listed(peers[0]) > HONEST, "an attacker is in the run")
         time.sleep(SETTLE_SECONDS)
         during = measure(peers, seconds)
         members = {client.id for client in state_of(peers[0]).epoch_state.clients}
@@ -367,7 +390,7 @@ def run_beside(kind: str, seconds: float, compute: float) -> Outcome:
         ok = not dropped and during.rounds >= TARGET * before.rounds
         return Outcome(kind, before, during, dropped, ok)
     finally:
-        if attacker is not None:
+        for attacker in attackers:
             attacker.kill()
             attacker.wait()
         for peer in reversed(peers):
@@ -385,7 +408,7 @@ def listed(peer: Peer) -> int:
     return len(state_of(peer).epoch_state.clients)
 
 
-KINDS = ("idle", "fifty", "withhold", "last", "flood", "streams")
+KINDS = ("idle", "fifty", "withhold", "last", "flood", "floods", "sleeper", "trickle", "streams")
 
 
 def main() -> int:

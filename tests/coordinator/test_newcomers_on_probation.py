@@ -583,6 +583,21 @@ def test_nobody_may_say_that_the_weights_of_a_run_of_our_own_kind_are_elsewhere(
     assert run.state is before
 
 
+def test_no_round_waits_for_who_was_dropped_until_it_was_in_time() -> None:
+    dropped = client(3)
+    run = Run(3)
+    for _ in range(8):
+        run.round()
+    run.host._book.dropped(dropped, run.now)
+    run.round()
+    assert run.newcomers == {dropped}
+    assert behind(run, [], 0, in_vain=True) == ROUND_SECONDS
+    for _ in range(2):
+        run.finish(dropped)
+        assert behind(run, [], 0, in_vain=True) == ROUND_SECONDS
+    assert behind(run, [dropped], ROUND_SECONDS, in_vain=True) == 2 * ROUND_SECONDS
+
+
 @pytest.mark.parametrize("others", [[], clients(4, 5)])
 def test_no_round_waits_for_who_was_not_ready_until_it_was_in_time(others: list[NodeIdentity]) -> None:
     late = client(3)

@@ -14,8 +14,8 @@ What a client's work is worth: without one of n, the others take n / (n - 1) tim
 - when all others have reported, a round is held for a few seconds for those on probation that have not said yet that
   they have finished: who has just come is a little behind, and could never catch up with rounds that are short. Each of
   them has the time of two rounds for that, and five seconds at least; all together have half as much again, and a
-  twentieth of the time that goes by comes back to that. A client that let a round or the warm-up wait in vain has none
-  left, and each round in which it is in time gives it back as much as the others needed for the round.
+  twentieth of the time that goes by comes back to that. A client that let a round or the warm-up wait in vain, or was
+  dropped, has none left, and each round in which it is in time gives it back as much as the others needed for it.
 
 The host's own participants are never on probation, and are waited for. Until somebody has finished rounds, as in the
 first epoch, nobody is on probation.
@@ -178,6 +178,7 @@ class ProbationBook:
 
     def dropped(self, client: NodeIdentity, now: float) -> None:
         """A client was taken off the list, since it did nothing: others have waited for it in vain."""
+        self._use_up(client, 1.0)
         record = self._records.get(client)
         if record is None:
             return
