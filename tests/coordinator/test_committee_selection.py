@@ -110,3 +110,15 @@ def test_a_list_longer_than_the_round_had_clients_does_not_reach_past_it() -> No
     selection = CommitteeSelection(0, 0, 0, 2, 1)
     proof = replace(selection.get_witness(1), index=2)
     assert not selection.verify_witness(client(2), proof, tuple(Client(client(i)) for i in range(3)))
+
+
+def test_a_proof_holds_if_it_says_what_the_selection_says_of_its_index() -> None:
+    other = {Committee.TIE_BREAKER: Committee.TRAINER, Committee.VERIFIER: Committee.TIE_BREAKER}
+    for index in range(HUNDRED.total_nodes):
+        proof = HUNDRED.get_committee(index)
+        assert HUNDRED.holds(proof)
+        assert HUNDRED.committee_of(index) is proof.committee
+        assert not HUNDRED.holds(replace(proof, position=proof.position + 1))
+        assert not HUNDRED.holds(replace(proof, committee=other.get(proof.committee, Committee.VERIFIER)))
+    with pytest.raises(CoordinatorError):
+        HUNDRED.holds(replace(HUNDRED.get_committee(0), index=HUNDRED.total_nodes))

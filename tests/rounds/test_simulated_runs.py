@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from distro_optim.cli import main
+from distro_optim.coordinator.rules.consensus import results_bank
+from distro_optim.coordinator.types import Witness, WitnessBloom, WitnessProof
 from distro_optim.errors import ConfigurationError, DistroError
 from distro_optim.testing import SimulationOptions, simulate
+from distro_optim.testing.simulation.events import EventQueue
 from distro_optim.testing.simulation.outcome import Outcome
+from distro_optim.testing.simulation.sharing import SharedReader, SharedWork
+from distro_optim.verify.bloom import BloomFilter
 
 SMALL = SimulationOptions(peers=3, rounds=5)
 
@@ -94,3 +100,43 @@ def test_the_command_prints_a_line_for_each_number_of_peers(capsys: pytest.Captu
     assert [record["peers"] for record in records] == [1, 2]
     assert main(["simulate", "--peers", "300"]) == 2
     assert "room for 256" in capsys.readouterr().err
+
+
+def test_what_goes_to_many_comes_among_the_rest_in_the_order_of_its_times() -> None:
+    queue, happened = EventQueue(), []
+    queue.series([1.0, 2.0, 4.0], lambda whom: happened.append((queue.now, whom)), ["a", "b", "c"])
+    queue.at(2.0, lambda: happened.append((queue.now, "at the same time, but put in before")))
+    queue.after(3.0, lambda: happened.append((queue.now, "between")))
+    queue.at(5.0, queue.stop)
+    queue.at(6.0, lambda: happened.append((queue.now, "never")))
+    queue.run()
+    assert happened == [
+        (1.0, "a"),
+        (2.0, "at the same time, but put in before"),
+        (2.0, "b"),
+        (3.0, "between"),
+        (4.0, "c"),
+    ]
+    assert queue.count == 6
+
+
+def test_peers_that_ask_the_same_reports_in_any_order_pay_alike_and_get_what_the_reports_say() -> None:
+    items = [bytes([number]) * 32 for number in range(6)]
+    witnesses = []
+    for number in range(3):
+        bloom = BloomFilter.from_entropy(bytes(range(number, number + 64)))
+        bloom.add_many(items[number : number + 3])
+        witnesses.append(
+            Witness(WitnessProof(number, number, True), broadcast_bloom=WitnessBloom(bloom.keys, bloom.words))
+        )
+    reports = tuple(witnesses)
+    seconds = iter(range(1000))
+    work = SharedWork(lambda: float(next(seconds)))
+    reader = SharedReader(work)
+    owed = []
+    for asked in (items, items[::-1], [*items[3:], *items[:3]]):
+        found = reader.results_filters(reports).ask(asked)
+        assert np.array_equal(found, results_bank(reports).ask(asked))
+        owed.append(work.settle())
+    assert [charged for charged, _ in owed] == [2.0, 2.0, 2.0]
+    assert [spent for _, spent in owed] == [2.0, 0.0, 0.0]

@@ -70,7 +70,7 @@ def assign_data(state: Coordinator, selection: CommitteeSelection | None = None)
         selection = CommitteeSelection.for_round(state, round_)
     trainers = []
     for index, client in enumerate(state.epoch_state.clients):
-        committee = selection.get_committee(index).committee
+        committee = selection.committee_of(index)
         if committee is not Committee.TRAINER:
             raise CoordinatorError(
                 CoordinatorErrorCode.INVALID_COMMITTEE_SELECTION,
@@ -83,6 +83,8 @@ def assign_data(state: Coordinator, selection: CommitteeSelection | None = None)
     newcomers = {state.epoch_state.clients[place].id for place in on_probation(state)}
     lcg_shuffle(trainers, round_.random_seed)
     start, total = round_.data_index, round_batch_size(state, round_)
+    if not newcomers:
+        return dict(zip(_cut(start, total, len(trainers)), trainers, strict=False))
     regular = [client for client in trainers if client not in newcomers]
     newcomers_first = [client for client in trainers if client in newcomers]
     count, each = newcomers_share(total, len(newcomers_first), round_.random_seed)

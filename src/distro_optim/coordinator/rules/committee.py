@@ -183,6 +183,14 @@ class CommitteeSelection:
             return Committee.VERIFIER
         return Committee.TRAINER
 
+    def committee_of(self, index: int) -> Committee:
+        """The committee of client ``index``.
+
+        Raises:
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
+        """
+        return self.committee_at(self._position(index, COMMITTEE_SALT))
+
     @property
     def regular_nodes(self) -> int:
         """How many clients are not on probation."""
@@ -212,6 +220,15 @@ class CommitteeSelection:
         if self.newcomers:
             position = _with_newcomers_last(self.total_nodes, self._seed_of(WITNESS_SALT), self.newcomers)[index]
         return WitnessProof(position=position, index=index, witness=self.is_witness_at(position))
+
+    def holds(self, proof: CommitteeProof) -> bool:
+        """Whether the role is the one of its index, as :meth:`get_committee` says; every message asks.
+
+        Raises:
+            CoordinatorError: INVALID_COMMITTEE_SELECTION, no client has this index.
+        """
+        position = self._position(proof.index, COMMITTEE_SALT)
+        return proof.position == position and proof.committee is self.committee_at(position)
 
     def verify_committee(self, client: NodeIdentity, proof: CommitteeProof, clients: tuple[Client, ...]) -> bool:
         """Whether ``client`` is at the claimed index of ``clients`` and has the claimed role."""

@@ -137,24 +137,23 @@ def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundSta
         NotAdmitted: it may not.
     """
     proof = broadcast.proof
-    if proof.index >= len(round_.clients) or round_.clients[proof.index] != sender:
+    client = round_.clients[proof.index] if proof.index < len(round_.clients) else None
+    if client is not sender and client != sender:
         raise NotAdmitted(DropReason.WRONG_PROOF, f"it is not at index {proof.index} of the round")
     try:
-        true_proof = round_.selection.get_committee(proof.index)
+        if not round_.selection.holds(proof) or proof.committee is not Committee.TRAINER:
+            true_proof = round_.selection.get_committee(proof.index)
+            raise NotAdmitted(DropReason.WRONG_PROOF, f"it is {true_proof.committee.name} at {true_proof.position}")
     except CoordinatorError as error:
         raise NotAdmitted(DropReason.WRONG_PROOF, str(error)) from error
-    if proof != true_proof or proof.committee is not Committee.TRAINER:
-        raise NotAdmitted(DropReason.WRONG_PROOF, f"it is {true_proof.committee.name} at {true_proof.position}")
-    claim = None
-    match broadcast.data:
-        case TrainingResult(batch, ticket):
-            claim = Claim(sender, batch, broadcast.commitment, ticket)
-            _check_result(claim, round_)
-        case Finished(warmup=True):
-            raise NotAdmitted(DropReason.WRONG_STEP, "the warm-up is over")
-        case Finished():
-            if sender in round_.finished:
-                raise NotAdmitted(DropReason.DUPLICATE)
+    claim, data = None, broadcast.data
+    if isinstance(data, TrainingResult):
+        claim = Claim(sender, round_.as_assigned(data.batch_id, sender), broadcast.commitment, data.ticket)
+        _check_result(claim, round_)
+    elif data.warmup:
+        raise NotAdmitted(DropReason.WRONG_STEP, "the warm-up is over")
+    elif sender in round_.finished:
+        raise NotAdmitted(DropReason.DUPLICATE)
     check_commitment(broadcast, sender, reader)
     return claim
 

@@ -17,18 +17,13 @@ from functools import cached_property
 
 from ...compress import CompressedUpdate
 from ...coordinator.rules.checkpoints import is_with_peers
-from ...coordinator.rules.consensus import (
-    participant_item,
-    participants_bank,
-    results_bank,
-    select_seen,
-    witness_quorum,
-)
+from ...coordinator.rules.consensus import participant_item, select_seen, witness_quorum
 from ...coordinator.rules.schedule import cold_start_bounds, effective_learning_rate
 from ...coordinator.types import BatchId, Coordinator, NodeIdentity, Witness
 from ...errors import CoordinatorError
 from ...verify.filter_bank import FilterBank
 from .actions import CountedResult
+from .reading import Reader
 from .round_state import Claim, ClaimState, RoundState
 
 __all__ = ["Choice", "DueResults"]
@@ -67,6 +62,7 @@ class DueResults:
         witnesses: reports sent during round h-1; they say what was seen of round h-2.
         quorum: how many of them must agree.
         least_nonce: results of trainers that have trained fewer rounds than this are left out.
+        reader: of the reports.
     """
 
     step: int
@@ -76,9 +72,10 @@ class DueResults:
     witnesses: tuple[Witness, ...]
     quorum: int
     least_nonce: int
+    reader: Reader
 
     @classmethod
-    def of(cls, state: Coordinator, round_: RoundState) -> DueResults:
+    def of(cls, state: Coordinator, round_: RoundState, reader: Reader) -> DueResults:
         """What is due in the current round of ``state``, where ``round_`` is two rounds back."""
         previous = state.previous_round
         witnesses = previous.witnesses if previous is not None else ()
@@ -95,6 +92,7 @@ class DueResults:
             witnesses=witnesses,
             quorum=quorum,
             least_nonce=state.model.cold_start_warmup_steps if shared_by_peers else 0,
+            reader=reader,
         )
 
     def choose(self, me: NodeIdentity | None = None) -> Choice:
@@ -147,8 +145,8 @@ class DueResults:
 
     @cached_property
     def _results(self) -> FilterBank:
-        return results_bank(self.witnesses)
+        return self.reader.results_filters(self.witnesses)
 
     @cached_property
     def _participants(self) -> FilterBank:
-        return participants_bank(self.witnesses)
+        return self.reader.participants_filters(self.witnesses)

@@ -127,7 +127,9 @@ class RoundPipeline:
         """
         before = self._previous
         self._previous, self.current = self.current, RoundState.begin(state, self._me, self._draw)
-        self._due = None if before is None or self._watch.fault is not None else DueResults.of(state, before)
+        self._due = None
+        if before is not None and self._watch.fault is None:
+            self._due = DueResults.of(state, before, self._reader)
         self._prepared, self._waited_since = False, None
         self._audits.begin_round(state, before)
 
@@ -185,7 +187,9 @@ class RoundPipeline:
     def next_timer(self, at: Moment) -> float | None:
         """When :meth:`retry_downloads` or :meth:`advance` has something to do, in monotonic seconds; None if never."""
         due = self._downloads.next_retry(self.live_rounds) if self._downloads.has_failed else None
-        return sooner(due, sooner(self._looks_again_at(at), self._repair.waits_until))
+        if self.current.ready_at is not None:
+            due = sooner(due, self._looks_again_at(at))
+        return sooner(due, self._repair.waits_until)
 
     def end_training(self, step: int, now: float) -> BatchId | None:
         """The trainer has answered: the batch of the current round that it was at work on, if it was."""
@@ -203,7 +207,8 @@ class RoundPipeline:
         current, previous = self.current, self._previous
         if not self._prepared:
             self._prepare(at, too_late=False)
-        self._forget_what_all_have(at)
+        if self._is_psyches:
+            self._forget_what_all_have(at)
         if not current.training_over or not at.is_in(RunState.ROUND_TRAIN):
             return
         if current.ready_at is None:
@@ -237,6 +242,8 @@ class RoundPipeline:
         """Whether something of the round before may still come, of which our report is to tell."""
         if self._own_result.is_unpublished(previous):
             return True  # ours is being encoded
+        if not previous.missing:
+            return False
 
         def may_bring(client: NodeIdentity) -> bool:
             return client != self._me and at.is_present(client) and client in previous.regular
@@ -375,7 +382,7 @@ class RoundPipeline:
     def _forget_what_all_have(self, at: Moment) -> None:
         """A client of Psyche's that has finished has all results of the round before; one of ours may have given up."""
         previous = self._previous
-        if not self._is_psyches or previous is None:
+        if previous is None:
             return
         others = at.present(self.current.clients) - {self._me}
         if self.current.finished.issuperset(others) and not any(

@@ -9,7 +9,9 @@ from __future__ import annotations
 from ...comm import postcard
 from ...comm.signing import is_signed_by
 from ...compress import TilePlan
-from ...coordinator.types import BatchId
+from ...coordinator.rules.consensus import participants_bank, results_bank
+from ...coordinator.types import BatchId, Witness
+from ...verify.filter_bank import FilterBank
 from .broadcasts import Broadcast, WeightsReport
 from .results import ReceivedResult, read_result
 
@@ -38,3 +40,11 @@ class Reader:
     ) -> ReceivedResult:
         """What :func:`~.results.read_result` says of the same arguments; raises ProtocolError as it does."""
         return read_result(data, step=step, batch=batch, data_hash=data_hash, plan=plan, finite=finite)
+
+    def results_filters(self, witnesses: tuple[Witness, ...]) -> FilterBank:
+        """What the reports of a round say of results."""
+        return results_bank(witnesses)
+
+    def participants_filters(self, witnesses: tuple[Witness, ...]) -> FilterBank:
+        """What they say of clients."""
+        return participants_bank(witnesses)

@@ -188,7 +188,16 @@ class RoundState:
 
     def batch_of(self, client: NodeIdentity) -> BatchId | None:
         """The batch that ``client`` trains; None if it has none."""
-        return next((batch for batch, owner in self.assignments.items() if owner == client), None)
+        return self._batches.get(client)
+
+    @cached_property
+    def _batches(self) -> dict[NodeIdentity, BatchId]:
+        return {owner: batch for batch, owner in reversed(self.assignments.items())}
+
+    def as_assigned(self, batch: BatchId, client: NodeIdentity) -> BatchId:
+        """``batch``; if it is the client's, the very object of :attr:`assignments`, which dicts find sooner."""
+        own = self._batches.get(client)
+        return own if own is not None and own == batch else batch
 
     def has_room_for(self, claim: Claim) -> bool:
         """Whether an announcement would be kept."""

@@ -131,16 +131,21 @@ class WeightsTable:
 
     def add(self, sender: bytes, report: WeightsReport) -> bool:
         """Keeps a report; False if the sender has reported on that step already."""
-        of_step = self._reports.setdefault((report.epoch, report.step), {})
+        key = report.epoch, report.step
+        of_step = self._reports.get(key)
+        if of_step is None:
+            of_step = self._reports[key] = {}
+            self._values[key] = set()
         if sender in of_step:
             return False
         of_step[sender] = report
-        self._values.setdefault((report.epoch, report.step), set()).add((report.root, report.marks))
+        self._values[key].add((report.root, report.marks))
         return True
 
     def is_undisputed(self, ours: WeightsReport) -> bool:
         """Whether nobody has reported anything else on the step of ``ours``."""
-        return self._values.get((ours.epoch, ours.step), set()) <= {(ours.root, ours.marks)}
+        values = self._values.get((ours.epoch, ours.step), ())
+        return not values or (len(values) == 1 and (ours.root, ours.marks) in values)
 
     def forget_before(self, step: int) -> None:
         """Forgets reports on earlier steps."""

@@ -35,11 +35,16 @@ class Line:
     """A peer's line.
 
     Attributes:
+        distance: one-way seconds to the middle of the network.
         sending_until, receiving_until: when it is free again, by direction.
+        sent, received: bytes of what went over it alone; gossip is counted for all lines together.
     """
 
+    distance: float
     sending_until: float = 0.0
     receiving_until: float = 0.0
+    sent: int = 0
+    received: int = 0
 
 
 class SimulatedNetwork:
@@ -53,17 +58,16 @@ class SimulatedNetwork:
 
     Attributes:
         lines: as above.
-        sent, received: bytes, by the line's number, ``(lines,) int64``.
     """
 
     def __init__(
         self, *, latency: tuple[float, float], bandwidth: float, loss: float, rng: np.random.Generator
     ) -> None:
         self.lines: list[Line] = []
-        self.sent: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.received: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        # One-way seconds of each line to the middle of the network.
-        self._distances: NDArray[np.float64] = np.zeros(0)
+        # Bytes of gossip by the line's number.
+        self._gossip_sent: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._gossip_received: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._distances: NDArray[np.float64] = np.zeros(0)  # of the lines
         self._latency = latency
         self._bandwidth = bandwidth
         self._loss = loss
@@ -72,14 +76,25 @@ class SimulatedNetwork:
     def join(self) -> int:
         """One more line; its number."""
         low, high = self._latency
-        self.lines.append(Line())
-        self.sent, self.received = np.append(self.sent, 0), np.append(self.received, 0)
-        self._distances = np.append(self._distances, self._rng.uniform(low / 2, high / 2))
+        line = Line(self._rng.uniform(low / 2, high / 2))
+        self.lines.append(line)
+        self._gossip_sent, self._gossip_received = np.append(self._gossip_sent, 0), np.append(self._gossip_received, 0)
+        self._distances = np.append(self._distances, line.distance)
         return len(self.lines) - 1
+
+    @property
+    def sent(self) -> NDArray[np.int64]:
+        """Bytes, by the line's number, ``(lines,) int64``."""
+        return self._gossip_sent + np.array([line.sent for line in self.lines], dtype=np.int64)
+
+    @property
+    def received(self) -> NDArray[np.int64]:
+        """The same of what came."""
+        return self._gossip_received + np.array([line.received for line in self.lines], dtype=np.int64)
 
     def latency(self, one: int, other: int) -> float:
         """One-way seconds."""
-        return float(self._distances[one] + self._distances[other])
+        return self.lines[one].distance + self.lines[other].distance
 
     def is_lost(self) -> bool:
         """Whether something is lost, this time."""
@@ -113,8 +128,8 @@ class SimulatedNetwork:
         while first < lines:
             arrival[first:last] = arrival[parents[first - 1 : last - 1]] + seconds[first - 1 : last - 1]
             first, last = last, 1 + BRANCHES * last
-        self.sent += np.bincount(order[parents], minlength=lines) * (size + HAVE_BYTES)
-        self.received[order[1:]] += size + HAVE_BYTES
+        self._gossip_sent += np.bincount(order[parents], minlength=lines) * (size + HAVE_BYTES)
+        self._gossip_received[order[1:]] += size + HAVE_BYTES
         reached = np.arange(1, lines)
         if self._loss:
             # Behind a link that lost it the others hear of it from somebody else.
@@ -124,8 +139,10 @@ class SimulatedNetwork:
 
     def forget_counts(self) -> None:
         """Nothing was sent so far."""
-        self.sent[:] = self.received[:] = 0
+        self._gossip_sent[:] = self._gossip_received[:] = 0
+        for line in self.lines:
+            line.sent = line.received = 0
 
     def _count(self, sender: int, receiver: int, size: int) -> None:
-        self.sent[sender] += size
-        self.received[receiver] += size
+        self.lines[sender].sent += size
+        self.lines[receiver].received += size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from blake3 import blake3
@@ -131,6 +131,7 @@ class Peer:
         self._busy = False
         self._training: act.TrainBatch | None = None
         self._timer: float | None = None
+        self._due: float | None = None  # when the rounds want to be woken
         self._to_fetch: deque[act.FetchBlob] = deque()
         self._fetching = 0
         self._step = 0
@@ -152,12 +153,15 @@ class Peer:
         """The coordinator's state has arrived; to read it took that many CPU seconds."""
         self.cpu += cpu
         self._step = state.progress.step
-        self.feed(lambda: self.rounds.coordinator_state(state, self.world.queue.now))
+        self.feed(self.rounds.coordinator_state, state)
 
-    def hear(self, announcement: Announcement, *, weights: bool) -> None:
+    def hear(self, announcement: Announcement) -> None:
         """A message of a peer has arrived."""
-        take = self.rounds.receive_weights if weights else self.rounds.receive
-        self.feed(lambda: take(announcement, self.world.queue.now), stands_for=self._stands_for())
+        self.feed(self.rounds.receive, announcement, stands_for=self._stands_for())
+
+    def hear_weights(self, announcement: Announcement) -> None:
+        """A message of a peer of our own kind has arrived."""
+        self.feed(self.rounds.receive_weights, announcement, stands_for=self._stands_for())
 
     def _stands_for(self) -> int:
         """For how many messages or downloads the measurement of this one counts; 0 if it is not measured."""
@@ -165,32 +169,34 @@ class Peer:
             return 1
         return MEASURED if next(self._measured) else 0
 
-    def feed(self, give: Callable[[], list[act.Action]], *, stands_for: int = 1) -> None:
-        """One input and all that comes of it; what comes of an answer is done after all that was there before."""
-        world = self.world
+    def feed(self, give: Callable[..., list[act.Action]], *what: Any, stands_for: int = 1) -> None:
+        """One input, ``what`` and the time, and all that comes of it; what comes of an answer is done after all that
+        was there before."""
+        world, rounds, to_do = self.world, self.rounds, self._to_do
+        now = world.queue.now
         began = world.cpu() if stands_for else 0.0
-        self._to_do.extend(give())
-        due = self.rounds.next_timer()
+        to_do += give(*what, now)
+        self._due = rounds.next_timer()
         owed, spent = world.work.settle()
         self.cpu += owed
         if stands_for:
             self.cpu += stands_for * (world.cpu() - began - spent)
         if self._busy:
             return
-        if self._to_do:
+        if to_do:
             self._busy = True
-            while self._to_do:
-                self.carry_out(self._to_do.popleft())
+            while to_do:
+                self.carry_out(to_do.popleft())
             self._busy = False
-            due = self.rounds.next_timer()
+        due = self._due
         if due is not None and (self._timer is None or due < self._timer):
             self._timer = due
-            self.world.queue.at(due, lambda: self._wake(due))
+            world.queue.at(due, lambda: self._wake(due))
 
     def _wake(self, due: float) -> None:
         if self._timer == due:
             self._timer = None
-            self.feed(lambda: self.rounds.tick(self.world.queue.now))
+            self.feed(self.rounds.tick)
 
     # -- what is to be done --------------------------------------------------------------------------------------------
 
@@ -203,7 +209,7 @@ class Peer:
             case act.Initialize():
                 world.queue.after(LOAD_SECONDS, lambda: self._load(action))
             case act.PublishResult():
-                self.feed(lambda: self.rounds.publish(world.queue.now))
+                self.feed(self.rounds.publish)
             case act.StoreBlob(data=data):
                 self.blobs[blake3(data).digest()] = (self._step, data)
             case act.Announce(data):
@@ -231,7 +237,7 @@ class Peer:
                 self.seen["missed results"] += 1
             case act.RepairWeights(step=step):
                 # Nothing damages memory here, so a difference is one of results, which a repair cannot mend for long.
-                self.feed(lambda: self.rounds.repair_failed(step, world.queue.now))
+                self.feed(self.rounds.repair_failed, step)
             case _:
                 self._train(action)
 
@@ -247,7 +253,7 @@ class Peer:
                 trainer.cancel()
                 self._training = None
                 self.seen["stopped in training"] += 1
-                self.feed(lambda: self.rounds.cancelled(step, world.queue.now))
+                self.feed(self.rounds.cancelled, step)
             case act.ApplyResults():
                 trainer.apply(action)
                 owed, spent = world.work.settle()
@@ -259,7 +265,7 @@ class Peer:
                 digests = trainer.digests()
                 self.digests[step] = tuple(digests)
                 self.cpu += world.cpu() - began
-                self.feed(lambda: self.rounds.weights_hashed(step, digests, world.queue.now))
+                self.feed(self.rounds.weights_hashed, step, digests)
                 return
         self.cpu += world.cpu() - began
 
@@ -272,7 +278,7 @@ class Peer:
         update, own = self.model.trainer.finish()
         self.cpu += self.world.cpu() - began
         self.seen["batches trained"] += 1
-        self.feed(lambda: self.rounds.trained(action.step, update, own, self.world.queue.now))
+        self.feed(self.rounds.trained, action.step, update, own)
 
     def _load(self, action: act.Initialize) -> None:
         world, trainer = self.world, self.model.trainer
@@ -280,18 +286,16 @@ class Peer:
         source = next((peer for peer in sources if peer.is_running and peer is not self), None)
         names = trainer.names
         if not action.providers:
-            self.feed(lambda: self.rounds.initialized(trainer.plan, names, world.queue.now))
+            self.feed(self.rounds.initialized, trainer.plan, names)
         elif source is None:
-            self.feed(lambda: self.rounds.initialization_failed("nobody shares the model", world.queue.now))
+            self.feed(self.rounds.initialization_failed, "nobody shares the model")
         else:
             self.model.copy_from(source.model)
             self.seen["models loaded"] += 1
             # Who is there from the beginning has brought the model.
             size = world.model_bytes if action.epoch else 0
             seconds = world.network.transit(source.number, self.number, size, world.queue.now)
-            world.queue.after(
-                seconds, lambda: self.feed(lambda: self.rounds.initialized(trainer.plan, names, world.queue.now))
-            )
+            world.queue.after(seconds, lambda: self.feed(self.rounds.initialized, trainer.plan, names))
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +304,8 @@ class Peer:
         world = self.world
         announcement = Announcement(self.key.public, data)
         numbers, times = world.network.gossip(self.number, len(data), world.queue.now)
-        world.queue.series(times, lambda place: world.peers[numbers[place]].hear(announcement, weights=weights))
+        hear = type(self).hear_weights if weights else type(self).hear
+        world.queue.series(times, lambda number: hear(world.peers[number], announcement), numbers)
         self.seen["messages sent"] += 1
 
     def offers(self, blob: bytes) -> bytes | None:
@@ -332,7 +337,7 @@ class Peer:
         now = world.queue.now
         key = next(providers, None)
         if key is None:
-            self._end_fetch(lambda: self.rounds.fetch_failed(blob, world.queue.now))
+            self._end_fetch(self.rounds.fetch_failed, blob)
             return
         peer = world.by_key.get(key)
         if peer is None:
@@ -351,9 +356,9 @@ class Peer:
     def _fetched(self, blob: bytes, data: bytes) -> None:
         self.blobs[blob] = (self._step, data)
         self.seen["results fetched"] += 1
-        self._end_fetch(lambda: self.rounds.fetched(blob, data, self.world.queue.now))
+        self._end_fetch(self.rounds.fetched, blob, data)
 
-    def _end_fetch(self, answer: Callable[[], list[act.Action]]) -> None:
+    def _end_fetch(self, answer: Callable[..., list[act.Action]], *what: Any) -> None:
         self._fetching -= 1
-        self.feed(answer, stands_for=self._stands_for())
+        self.feed(answer, *what, stands_for=self._stands_for())
         self._fetch_next()

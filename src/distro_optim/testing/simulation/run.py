@@ -116,13 +116,7 @@ class SimulatedRun:
         for peer in self.peers:
             peer.join()
         self.queue.after(TICK_SECONDS, self._tick)
-        while self.host.state.run_state is not RunState.FINISHED:
-            if self.queue.now - self._moved > STILL_SECONDS or not self.queue.step():
-                state = self.host.state
-                raise DistroError(
-                    f"the run stands still at step {state.progress.step}, {state.run_state.name}, after "
-                    f"{self.queue.now:.0f} simulated seconds: fewer losses, or faster lines, may help"
-                )
+        self.queue.run()
 
     # -- for peers -----------------------------------------------------------------------------------------------------
 
@@ -174,6 +168,13 @@ class SimulatedRun:
     def _note_round(self) -> None:
         state = self.host.state
         step = state.progress.step
+        if state.run_state is RunState.FINISHED:
+            self.queue.stop()
+        elif self.queue.now - self._moved > STILL_SECONDS:
+            raise DistroError(
+                f"the run stands still at step {step}, {state.run_state.name}, after {self.queue.now:.0f} simulated "
+                "seconds: fewer losses, or faster lines, may help"
+            )
         if state.run_state is RunState.ROUND_TRAIN and step not in self.began:
             if not self.began:
                 self._begin_accounts()
