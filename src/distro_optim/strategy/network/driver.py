@@ -267,10 +267,16 @@ class RoundDriver:
     def _set_timer(self) -> None:
         due = self.rounds.next_timer()
         if self._timer is not None:
+            if self._timer.when() == due:
+                return  # as after most messages
             self._timer.cancel()
             self._timer = None
         if due is not None and not self._over.done():
-            self._timer = self._loop.call_at(due, self._feed, self.rounds.tick)
+            self._timer = self._loop.call_at(due, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._feed(self.rounds.tick)
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 

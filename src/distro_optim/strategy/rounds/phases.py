@@ -231,7 +231,7 @@ class Phases:
         """Does what has become possible."""
         if self.pipeline is not None:
             self.pipeline.advance(at)
-        if at.is_in(_S.WARMUP) and at.lists(self._me):
+        if at.state.run_state is _S.WARMUP and at.lists(self._me):
             self._witness_warm_up(at)
 
     def _witness_warm_up(self, at: Moment) -> None:

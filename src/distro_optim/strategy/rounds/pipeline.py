@@ -209,7 +209,7 @@ class RoundPipeline:
             self._prepare(at, too_late=False)
         if self._is_psyches:
             self._forget_what_all_have(at)
-        if not current.training_over or not at.is_in(RunState.ROUND_TRAIN):
+        if not current.training_over or at.state.run_state is not RunState.ROUND_TRAIN:
             return
         if current.ready_at is None:
             current.ready_at = at.now

@@ -6,6 +6,7 @@ not come from the seed, so a simulation can be repeated event by event; only the
 ============  =====================================================================================
 ``settings``  what is simulated: peers, lines, trouble
 ``events``    virtual time: what happens, in its order
+``inboxes``   what comes to one of many peers within a few milliseconds, read together
 ``network``   lines with latency and bandwidth, gossip over a tree, losses, and counted bytes
 ``sharing``   bytes that all peers read are read once, and each is charged for it
 ``model``     a model of a few hundred weights that really trains

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from ...strategy.network.driver import MAX_FETCHES, MAX_SMALL_FETCHES, SMALL_RES
 from ...strategy.rounds import actions as act
 from ...strategy.rounds.rounds import Rounds, Stage
 from .events import EventQueue
+from .inboxes import Inboxes, Message
 from .model import SmallModel
 from .network import SimulatedNetwork
 from .sharing import SharedReader, SharedWork
@@ -43,7 +44,7 @@ DRAWS: Final = 1021
 """Drawn in advance, and used again and again. A prime number, so that nothing that is said in turns falls into step."""
 
 MANY: Final = 32
-"""Peers from which on that is done."""
+"""Peers from which on that is done, and messages are read together that come together."""
 
 REQUEST_BYTES: Final = 64
 """Of a question for a blob, and of the answer that it is not there: 39 bytes and what QUIC puts around them."""
@@ -54,6 +55,7 @@ class World(Protocol):
 
     Attributes:
         queue: virtual time.
+        inboxes: messages on their way, where peers are many.
         network: the lines; a peer's has its number.
         work: done once for all.
         reader: of what peers send.
@@ -67,6 +69,7 @@ class World(Protocol):
     """
 
     queue: EventQueue
+    inboxes: Inboxes
     network: SimulatedNetwork
     work: SharedWork
     reader: SharedReader
@@ -163,6 +166,20 @@ class Peer:
         """A message of a peer of our own kind has arrived."""
         self.feed(self.rounds.receive_weights, announcement, stands_for=self._stands_for())
 
+    def read(self, messages: Sequence[Message]) -> None:
+        """Messages of peers that have arrived, the oldest first."""
+        rounds, to_do, now = self.rounds, self._to_do, self.world.queue.now
+        for _, announcement, weights in messages:
+            take = rounds.receive_weights if weights else rounds.receive
+            if next(self._measured):
+                self._settle()
+                self.feed(take, announcement, stands_for=MEASURED)
+            else:
+                to_do += take(announcement, now)
+        self._settle()
+        self._due = rounds.next_timer()
+        self._carry_on()
+
     def _stands_for(self) -> int:
         """For how many messages or downloads the measurement of this one counts; 0 if it is not measured."""
         if len(self.world.peers) <= MANY:
@@ -172,17 +189,25 @@ class Peer:
     def feed(self, give: Callable[..., list[act.Action]], *what: Any, stands_for: int = 1) -> None:
         """One input, ``what`` and the time, and all that comes of it; what comes of an answer is done after all that
         was there before."""
-        world, rounds, to_do = self.world, self.rounds, self._to_do
-        now = world.queue.now
+        world = self.world
         began = world.cpu() if stands_for else 0.0
-        to_do += give(*what, now)
-        self._due = rounds.next_timer()
-        owed, spent = world.work.settle()
-        self.cpu += owed
+        self._to_do += give(*what, world.queue.now)
+        self._due = self.rounds.next_timer()
+        spent = self._settle()
         if stands_for:
             self.cpu += stands_for * (world.cpu() - began - spent)
-        if self._busy:
-            return
+        if not self._busy:
+            self._carry_on()
+
+    def _settle(self) -> float:
+        """Charges us with what was done once for all; returns what of it was done now, in CPU seconds."""
+        owed, spent = self.world.work.settle()
+        self.cpu += owed
+        return spent
+
+    def _carry_on(self) -> None:
+        """Does all that there is to do, and what comes of it; then waits for the next timer."""
+        to_do = self._to_do
         if to_do:
             self._busy = True
             while to_do:
@@ -191,7 +216,7 @@ class Peer:
         due = self._due
         if due is not None and (self._timer is None or due < self._timer):
             self._timer = due
-            world.queue.at(due, lambda: self._wake(due))
+            self.world.queue.at(due, lambda: self._wake(due))
 
     def _wake(self, due: float) -> None:
         if self._timer == due:
@@ -304,8 +329,11 @@ class Peer:
         world = self.world
         announcement = Announcement(self.key.public, data)
         numbers, times = world.network.gossip(self.number, len(data), world.queue.now)
-        hear = type(self).hear_weights if weights else type(self).hear
-        world.queue.series(times, lambda number: hear(world.peers[number], announcement), numbers)
+        if len(world.peers) > MANY:
+            world.inboxes.put(numbers, times, announcement, weights=weights)
+        else:
+            hear = type(self).hear_weights if weights else type(self).hear
+            world.queue.series(times, lambda number: hear(world.peers[number], announcement), numbers)
         self.seen["messages sent"] += 1
 
     def offers(self, blob: bytes) -> bytes | None:

@@ -19,6 +19,7 @@ from ...coordinator.types import Coordinator, RunState
 from ...errors import DistroError
 from ...strategy.config import RunConfig
 from .events import EventQueue
+from .inboxes import Inboxes
 from .liars import LIARS
 from .model import LEARNING_RATE, charged_bytes
 from .network import SimulatedNetwork
@@ -67,6 +68,7 @@ class SimulatedRun:
     ) -> None:
         self.options = options
         self.queue = EventQueue()
+        self.inboxes = Inboxes(self.queue, lambda number, messages: self.peers[number].read(messages))
         self.rng = np.random.default_rng(options.seed)
         self.network = SimulatedNetwork(
             latency=options.latency, bandwidth=options.bandwidth, loss=options.loss, rng=self.rng
