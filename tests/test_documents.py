@@ -26,7 +26,7 @@ LINE = 120
 USERS_SCRIPTS = {"train.py", "my_script.py", "script.py", "lightning_bytes.py", "byte_data.py", "byte_model.py"}
 """Names that a page gives to a script of the reader's."""
 
-SENDERS = {"", "bystander", "joiner", "member", "regular", "host"}
+SENDERS = {"", "bystander", "joiner", "member", "regular", "observer", "host"}
 """The rows of docs/security.md that say who is who."""
 
 

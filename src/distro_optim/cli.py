@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(command=replay_command.run)
     replay_command.add_options(replay)
 
-    verify = commands.add_parser("verify", help="tell whether each peer of a recorded run trained what it was given")
+    verify = commands.add_parser(
+        "verify", help="tell whether each peer of a run trained what it was given, recorded or live"
+    )
     verify.set_defaults(command=verify_command.run)
     verify_command.add_options(verify)
 

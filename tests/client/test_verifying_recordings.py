@@ -198,9 +198,7 @@ def test_a_folder_without_its_configuration_is_told(
     assert "state.toml" in refusal(capsys, str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize(
-    "run", ["psyche1" + "abcdefgh" * 30, "127.0.0.1:20000/my-run", "some.host:20000", "solana:run"]
-)
+@pytest.mark.parametrize("run", ["some.host:20000", "solana:run"])
 def test_who_names_a_run_is_told_how_its_members_audit_and_record_it(
     run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +207,21 @@ def test_who_names_a_run_is_told_how_its_members_audit_and_record_it(
     assert "to its members only" in said
     assert f"distro-optim join {named} --audit 1" in said
     assert f"distro-optim join {named} --write-gradients-dir recorded, then distro-optim verify recorded" in said
+
+
+@pytest.mark.waiting
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("psyche1" + "abcdefgh" * 30, "is neither a ticket nor host:port/run-id"),
+        ("127.0.0.1:1/my-run", "cannot be reached"),
+    ],
+)
+def test_a_run_that_is_not_there_is_not_watched(
+    run: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(capsys, run, "--relay", "none", "--bind-addr", "127.0.0.1:0")
 
 
 def test_a_folder_whose_name_looks_like_a_run_is_a_folder(

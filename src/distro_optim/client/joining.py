@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import torch
 
@@ -18,6 +18,7 @@ from ..callbacks import SafeCallback
 from ..comm.iroh.keys import load_secret_key
 from ..comm.signing import SecretKey
 from ..console import Display, display_for, narrated, printable
+from ..coordinator.model import DummyData
 from ..coordinator.rules.outlook import check_newcomer
 from ..coordinator.rules.steps import counted_steps
 from ..coordinator.types import Coordinator, RunState
@@ -31,9 +32,10 @@ from ..strategy.monitor.page import PageServer
 from ..strategy.monitor.picture import picture_of
 from ..strategy.network.runtime import Runtime
 from ..strategy.network.upload_carriers import carrier_of
-from ..strategy.port import RunPort
+from ..strategy.port import RunPort, RunView
 from ..strategy.round import Round
 from ..strategy.session import SwarmSession
+from ..verify.recompute import Evidence
 from .devices import LocalTrainers, parse_devices
 from .display import FORMS
 from .dummy import train_dummy
@@ -46,7 +48,7 @@ from .several.processes import ctrl_c_noted
 from .several.team import ShardTrainers, Team, Train
 from .training import audit_loss, read_round, train_language_model
 
-__all__ = ["join"]
+__all__ = ["Onlooker", "join"]
 
 REDRAW_SECONDS: Final = 0.5
 """Between two updates of the display."""
@@ -54,12 +56,28 @@ REDRAW_SECONDS: Final = 0.5
 _log = logging.getLogger(__name__)
 
 
-def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
+class Onlooker(Protocol):
+    """One for whom a run is only looked at.
+
+    Attributes:
+        tell: told each finding, in a sentence and as facts; set by :func:`join`.
+        view: of the run, likewise.
+    """
+
+    tell: Callable[..., None]
+    view: Callable[[], RunView] | None
+
+    def audited(self, step: int, peer: bytes, found: Evidence) -> None:
+        """A result of a peer was audited, in the thread that audits."""
+
+
+def join(options: JoinOptions, display: Display[Figures] | None = None, *, watcher: Onlooker | None = None) -> None:
     """Takes part in a run until it ends. Ctrl-C (KeyboardInterrupt) leaves the run cleanly.
 
     Args:
         options: what was asked for.
         display: where the news goes, in place of what ``options.logs`` says; whatever fails there, training goes on.
+        watcher: told what audits find; then we are not in the run, and only look at it, which its host has to permit.
 
     Raises:
         ConfigurationError: an option cannot work, or the run has something that is not supported.
@@ -84,8 +102,11 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         bind_addr=options.bind_addr,
         peers=options.peers,
         give_up_seconds=options.give_up_seconds,
+        watch=watcher is not None,
     )
     access.audit_alone = options.audit
+    if watcher is not None:
+        access.on_audited, watcher.view = watcher.audited, access.view
     key = access.secret_key
     progress = Progress(key.public)
     with ExitStack() as stack:
@@ -94,6 +115,8 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         display = stack.enter_context(display if display is not None else display_for(options.logs, FORMS))
         news = _News(progress, display)
         stack.callback(access.close)
+        if watcher is not None:
+            watcher.tell = news.tell
         monitor = stack.enter_context(_Monitor(access, progress, display))
         if options.metrics_port is not None:
             server = stack.enter_context(
@@ -116,6 +139,10 @@ def join(options: JoinOptions, display: Display[Figures] | None = None) -> None:
         news.tell(f"the run {state.run_id!r} is at step {step} of {total_steps}")
         if state.run_state is RunState.FINISHED:
             news.tell("the run is finished already")
+            return
+        if watcher is not None:
+            _watch(access, state, options, devices[0], key, progress, news, stack)
+            news.tell("the run is finished")
             return
         check_newcomer(state)
         if is_without_tensors(state):
@@ -215,6 +242,54 @@ def _train(
             recorder.begin(state, prepared.model.config.to_json(), parameters, prepared.optimizer, step)
 
     train_language_model(session, trainers, read, progress, tell=news.tell, begins=begins)
+
+
+def _watch(
+    access: RunPort,
+    state: Coordinator,
+    options: JoinOptions,
+    device: torch.device,
+    key: SecretKey,
+    progress: Progress,
+    news: _News,
+    stack: ExitStack,
+) -> None:
+    """Follows the run with a model of our own, and audits what its members send."""
+    if is_without_tensors(state) or isinstance(state.model.data_location, DummyData):
+        raise ConfigurationError(
+            "the run names no data, as one whose model and data are in its script: watch it with that script, by "
+            "DISTRO_OPTIM_WATCH=1 beside DISTRO_OPTIM_RUN=TICKET",
+            name="run",
+        )
+    with narrated("loading transformers", news.tell):
+        load_libraries()
+    stack.enter_context(advised(state.model.data_location, options.data_mirrors, news.tell))
+    prepared = prepare(
+        access,
+        state,
+        key=key,
+        device=device,
+        folder=options.model,
+        data=options.data,
+        mirrors=options.data_mirrors,
+        progress=progress.downloaded,
+        tell=news.tell,
+    )
+    stack.callback(prepared.data.close)
+    session = SwarmSession(
+        prepared.model,
+        prepared.optimizer,
+        port=prepared.access,
+        learning_rates="run",
+        on_event=news.tell,
+        audit_loss=audit_loss(prepared.model, prepared.data, device),
+    )
+    session.audit_size = options.micro_batch_size
+    stack.callback(session.close)
+    session.start()
+    news.tell("watching the run")
+    for round_ in session.rounds():
+        raise RunError(f"the run gave {round_.batch} to one that only watches")
 
 
 def _picture(figures: Figures, run: str) -> dict[str, object]:

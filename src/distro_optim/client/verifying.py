@@ -1,4 +1,4 @@
-"""``distro-optim verify``: its options, and what it prints."""
+"""``distro-optim verify``: its options, and what it prints, of a recording and of a run that goes on."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..comm.iroh.reach_options import add_reach_options, reach_from
 from ..coordinator.ticket_text import MAX_TEXT, SOLANA, is_ticket
 from ..errors import ConfigurationError, ProtocolError
 from .replaying import Progress
 
 if TYPE_CHECKING:
+    from ..strategy.port import RunView
     from ..verify.calibrate import Limits
     from ..verify.recompute import Evidence
     from .verify import Checked
 
-__all__ = ["add_options", "run"]
+__all__ = ["Enough", "Watcher", "add_options", "run"]
 
 SIGMAS: Final = 3.0
 """So many standard errors beyond a limit that was not learnt a result has to be."""
+
+IDENTITY: Final = Path("observer.key")
+"""Where the key is kept by which hosts know us. Elsewhere than that of a client, which may not watch."""
 
 _HOST_AND_RUN: Final = re.compile(r"[^/\s]+:\d{1,5}(/.*)?")
 _MAX_SHOWN: Final = 80
@@ -34,11 +39,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Tells of every result of a recorded run whether it agrees with the gradient of the batch that its sender was "
         "given, which copies, other data and momentum without training do not. Gradients are computed here, so the "
-        "data of the run are needed. Recordings are what join --write-gradients-dir leaves. The status is 1 if a peer "
-        "fails. A run that goes on is audited by its members: join --audit."
+        "data of the run are needed. Recordings are what join --write-gradients-dir leaves. A run of our own kind is "
+        "watched while it goes on, if its host lets us, until it ends, or Ctrl-C. The status is 1 if a peer fails."
     )
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="state.toml, config.json, initial.safetensors and results"
+        "folder",
+        type=Path,
+        metavar="FOLDER|RUN",
+        help="state.toml, config.json, initial.safetensors and results; or a ticket, or host:port/run-id",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
@@ -56,6 +64,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--micro-batch-size", type=int, default=8, metavar="N", help="sequences to compute at a time (%(default)s)"
     )
+    live = parser.add_argument_group("of a run that goes on")
+    live.add_argument(
+        "--identity",
+        type=Path,
+        default=IDENTITY,
+        metavar="FILE",
+        help="our secret key, whose public one the host lets watch; made if missing (%(default)s)",
+    )
+    live.add_argument("--rounds", type=int, metavar="N", help="end after so many audited rounds (with the run)")
+    live.add_argument("--share", type=float, default=1.0, metavar="SHARE", help="of the results to audit (all)")
+    live.add_argument("--model", type=Path, metavar="DIR", help="folder with the run's model, if it is here")
+    live.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N (%(default)s)")
+    live.add_argument("--bind-addr", default="0.0.0.0:0", metavar="IP:PORT", help="where to listen (any free port)")
+    add_reach_options(live.add_argument)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,7 +86,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError, DataError, ModelWeightsError: the folder cannot be verified; says why.
     """
-    _refuse_live_run(str(options.folder))
+    text = str(options.folder)
+    if _names_a_run(text):
+        _refuse_what_cannot_be_watched(text)
+        return _watch(text, options)
 
     from ..verify.calibrate import Noise, judge, learn, of_peers
     from ..verify.recompute import Evidence
@@ -114,17 +139,126 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(verdicts.values()) else 0
 
 
-def _refuse_live_run(text: str) -> None:
-    """Raises :class:`~distro_optim.errors.ConfigurationError` if ``text`` names a run in the place of a recording."""
+class Enough(BaseException):
+    """As many rounds were audited as were asked for. It comes out of the thread that audits, past everything."""
+
+
+class Watcher:
+    """What was found in a run that goes on.
+
+    Args:
+        rounds: after which it is enough; None goes on to the end of the run.
+
+    Attributes:
+        tell: told each finding, in a sentence and as facts.
+        view: of the run.
+        peers: all that was found of each, by public key.
+    """
+
+    def __init__(self, rounds: int | None = None) -> None:
+        self.tell: Callable[..., None] = lambda text, **facts: print(text)
+        self.view: Callable[[], RunView] | None = None
+        self.peers: dict[bytes, Evidence] = {}
+        self._rounds = rounds
+        self._steps: set[int] = set()
+
+    def audited(self, step: int, peer: bytes, found: Evidence) -> None:
+        """A result of a peer was audited.
+
+        Raises:
+            Enough: it is of one round too many.
+        """
+        if self._rounds is not None and step not in self._steps and len(self._steps) >= self._rounds:
+            raise Enough
+        self._steps.add(step)
+        before = self.peers.get(peer)
+        self.peers[peer] = found if before is None else before + found
+        numbers = {"step": step, "peer": peer.hex(), **found.record()}
+        self.tell(f"step {step}: peer {peer.hex()[:8]}: {_numbers(found)}", audit=numbers)
+
+    @property
+    def failed(self) -> frozenset[bytes]:
+        """Peers whose audits together say that they do not train what they are given."""
+        audits = {} if self.view is None else self.view().audits
+        return frozenset(peer for peer, count in audits.items() if count.failed)
+
+    def summary(self) -> tuple[bool, list[str]]:
+        """Whether a peer fails, and what to say of each."""
+        from ..verify.calibrate import judge, of_peers
+
+        if not self.peers:
+            return False, ["no result was audited"]
+        limits, failed = of_peers(self.peers.values()), self.failed
+        lines, fails = [], False
+        for peer, evidence in self.peers.items():
+            reasons = judge(evidence, limits, sigmas=SIGMAS)
+            named = ["its audits together say that it does not train what it is given"] if peer in failed else []
+            against = [*named, *(reasons or [])]
+            fails |= bool(against)
+            said = "too little to tell" if reasons is None else "nothing speaks against it"
+            said = f"FAILS: {'; '.join(against)}" if against else said
+            lines.append(f"peer {peer.hex()[:8]}: {_numbers(evidence)}: {said}")
+        return fails, [f"{len(self._steps)} rounds were audited", *lines]
+
+
+def _watch(run: str, options: argparse.Namespace) -> int:
+    """Watches a run; 0 if nothing speaks against anybody, and 1 otherwise. Ctrl-C ends it."""
+    from .joining import join
+    from .options import JoinOptions
+
+    if options.rounds is not None and options.rounds < 1:
+        raise ConfigurationError(f"--rounds {options.rounds}: give 1 or more", name="rounds", value=options.rounds)
+    for name in ("limits", "learn"):
+        if getattr(options, name) is not None:
+            raise ConfigurationError(
+                f"--{name} is for a recording; a run that goes on is judged by what most of its peers have", name=name
+            )
+
+    def found(name: str) -> tuple[str, Any]:
+        return f"--{name.replace('_', '-')}", getattr(options, name)
+
+    watcher = Watcher(options.rounds)
+    request = JoinOptions(
+        run=run,
+        identity_secret_key_path=options.identity,
+        bind_addr=options.bind_addr,
+        device=options.device,
+        model=options.model,
+        data=options.data,
+        micro_batch_size=options.micro_batch_size,
+        no_checkpoints=True,
+        logs="json" if options.json else "console",
+        audit=options.share,
+        **reach_from(found),
+    )
+    try:
+        join(request, watcher=watcher)
+    except (Enough, KeyboardInterrupt):
+        pass
+    fails, lines = watcher.summary()
+    if options.json:
+        print(json.dumps({"summary": lines, "failed": [peer.hex() for peer in sorted(watcher.failed)]}))
+    else:
+        print("\n".join(lines))
+    return 1 if fails else 0
+
+
+def _names_a_run(text: str) -> bool:
+    """Whether ``text`` names a run in the place of a recording."""
     if len(text) > MAX_TEXT or os.path.exists(text):
-        return
-    if not (is_ticket(text) or text.lower().startswith(SOLANA) or _HOST_AND_RUN.fullmatch(text)):
+        return False
+    return is_ticket(text) or text.lower().startswith(SOLANA) or _HOST_AND_RUN.fullmatch(text) is not None
+
+
+def _refuse_what_cannot_be_watched(text: str) -> None:
+    """Raises :class:`~distro_optim.errors.ConfigurationError` if a run's name says already that nobody can."""
+    if not text.lower().startswith(SOLANA) and (is_ticket(text) or "/" in text):
         return
     run = text if len(text) <= _MAX_SHOWN else "TICKET"
     raise ConfigurationError(
-        "verify reads a recording, and this names a run. Peers of a run give its results to its members only, so that "
-        f"nobody can watch them from outside. Audit as a member: distro-optim join {run} --audit 1. Or record the run "
-        f"and verify that: distro-optim join {run} --write-gradients-dir recorded, then distro-optim verify recorded",
+        "verify watches runs of our own kind, by a ticket or host:port/run-id. Peers of other runs give its results to "
+        f"its members only. Audit as a member: distro-optim join {run} --audit 1. Or record the run and verify that: "
+        f"distro-optim join {run} --write-gradients-dir recorded, then distro-optim verify recorded",
         name="folder",
         value=text[:_MAX_SHOWN],
     )

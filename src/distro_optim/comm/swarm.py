@@ -143,6 +143,10 @@ class Swarm(ABC):
     def set_allowed(self, peers: Iterable[bytes] | None) -> None:
         """Replaces the peers that may connect, be dialled and be heard; None allows everybody."""
 
+    def set_watchers(self, watchers: Iterable[bytes]) -> None:  # noqa: B027 - not every network has any
+        """Replaces those that may fetch what peers publish, the model, and hear announcements, beside those that are
+        allowed. Nothing that they say is heard."""
+
     @property
     @abstractmethod
     def counts(self) -> InboxCounts:
@@ -190,10 +194,12 @@ class AnnouncementStream:
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def deliver(self, sealed: bytes | memoryview) -> None:
-        """Takes in what arrived for everybody."""
-        if not self._closed and self.inbox.receive(sealed) is not None:
-            self._arrived.set()
+    def deliver(self, sealed: bytes | memoryview) -> bool:
+        """Takes in what arrived for everybody; whether it is one that was not here before, of a peer that counts."""
+        if self._closed or self.inbox.receive(sealed) is None:
+            return False
+        self._arrived.set()
+        return True
 
     def close(self) -> None:
         """Lets the iterators end once they have read what is there."""

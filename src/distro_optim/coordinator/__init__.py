@@ -6,6 +6,7 @@
 ``messages``             what client and server say to each other
 ``client``               a participant's side, over any stream
 ``why_closed``           why a client was turned away, as it asks and a coordinator answers
+``watchers``             who may watch without being in the run, as a host says and its members ask
 ``remembering_codec``    what is sent again and again is decoded only once
 ``solana_options``       what a script says about a run on Solana
 ``solana_clusters``      where clusters of Solana are reached

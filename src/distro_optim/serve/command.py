@@ -36,6 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY|FILE",
         help="let only these public keys join: a key in hexadecimal, or a file with one a line; may be repeated",
     )
+    parser.add_argument(
+        "--observer",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let the owner of this public key look at a run of our own kind without being in it, by distro-optim "
+        "verify TICKET; may be repeated, up to 8 times",
+    )
     parser.add_argument("--iroh", action="store_true", help="be reached over iroh too, behind a NAT as well")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="secret key of the iroh endpoint")
     parser.add_argument(
@@ -87,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         upload=_upload(options),
         allow=options.allow,
+        observers=options.observer,
         iroh=options.iroh,
         key_file=options.key_file,
         p2p_port=options.bind_p2p_port,

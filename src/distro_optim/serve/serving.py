@@ -36,6 +36,7 @@ from ..coordinator.server.service import CoordinatorService, ServiceEvent
 from ..coordinator.server.store import StateStore, read_state_file
 from ..coordinator.ticket import RunTicket
 from ..coordinator.types import Coordinator, RunState
+from ..coordinator.watchers import watcher_keys
 from ..data.data_file import read_data_file
 from ..data.remote.server import DataServer
 from ..data.remote.service import DataService
@@ -67,6 +68,7 @@ class ServeOptions:
         upload: where each saved state is copied to; None copies nothing.
         allow: keys in hexadecimal, and files with one a line, which are read again when they change; empty lets
             everybody join.
+        observers: public keys of those that may look at a run of our own kind without being in it.
         iroh: whether to be reached over iroh, too, also behind a NAT.
         key_file: secret key of the iroh endpoint, by which the ledger is signed, too; made if there is none. By
             default ``coordinator.key`` in ``save_dir``, or a fresh key each time. The UDP ports are kept beside it.
@@ -89,6 +91,7 @@ class ServeOptions:
     resume: bool = False
     upload: Upload | None = None
     allow: Sequence[str] = ()
+    observers: Sequence[str] = ()
     iroh: bool = False
     key_file: Path | None = None
     p2p_port: int = 0
@@ -146,6 +149,7 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
     configured = read_state_file(options.state)
     check_run(configured)
     allowed = read_allow_list(options.allow)
+    watchers = watcher_keys(options.observers, name="--observer")
     home = _home(options)
     with contextlib.ExitStack() as stack:
         store = ledger = None
@@ -169,6 +173,12 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
         listener = await TcpListener.bind(options.host, options.port)
         offset = unix_offset()
         ours = not is_run_of_psyche(state)
+        if watchers and not ours:
+            raise ConfigurationError(
+                "--observer: the run is one of Psyche's, whose clients turn everybody away that is not in its epoch; "
+                "it is audited by a member: distro-optim join --audit 1",
+                name="observers",
+            )
         desk = VersionDesk(reporter.tell)
         host = RunHost(
             restartable(state, now=int(time.monotonic() + offset)),
@@ -180,7 +190,9 @@ async def serve(options: ServeOptions, reporter: Reporter) -> None:
             max_pending=options.limits.connections,
             account=None if ledger is None else Account(),
         )
-        service = CoordinatorService(host, draw=os.urandom, unix_offset=offset, limits=options.limits)
+        service = CoordinatorService(
+            host, draw=os.urandom, unix_offset=offset, limits=options.limits, watchers=watchers
+        )
         stop = asyncio.Event()
 
         def on_stop() -> None:

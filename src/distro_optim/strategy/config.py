@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Final, Literal
@@ -30,6 +31,7 @@ from ..coordinator.types import (
     CoordinatorProgress,
     RunState,
 )
+from ..coordinator.watchers import watcher_keys
 from ..errors import ConfigurationError
 from .one_line import tell_mistakes_in_one_line
 
@@ -86,6 +88,9 @@ class RunConfig:
         audit_momentum: in a run with audits, peers commit to their momentum in each round, too, and show parts of it
             when they are drawn, which finds what the results alone do not tell (half of a batch, no lookahead). That
             needs memory for three momenta. False compares results with gradients alone.
+        observers: public keys, at most 8, of those that may look at the run without being in it, by ``distro-optim
+            verify TICKET``: they get its model and results, audit them, and are not heard. Peers learn of them when
+            they join.
         succession: whether the run goes on when its host is gone: more than half of those who train elect another one.
         succession_after: seconds for which the host may be silent until then.
         save_dir: folder in which the run's state is kept; None keeps nothing.
@@ -118,6 +123,7 @@ class RunConfig:
     trust: Literal["host", "peers"] = "host"
     audit_fraction: float = 0.0
     audit_momentum: bool = True
+    observers: Sequence[bytes | str] = ()
     succession: bool = True
     succession_after: float = 15.0
     save_dir: str | PathLike[str] | None = None
@@ -183,6 +189,7 @@ class RunConfig:
                 name="audit_fraction",
                 value=fraction,
             )
+        watcher_keys(self.observers)
         if not 1 <= self.succession_after <= _MAX_SUCCESSION_AFTER:
             raise ConfigurationError(
                 f"succession_after is 1 to {_MAX_SUCCESSION_AFTER} seconds, got {self.succession_after!r}",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Final
 
 from ..coordinator.types import Coordinator
 from ..errors import ConfigurationError
+from ..verify.recompute import Evidence
 from .config import RunConfig
-from .environment import RunEnvironment
+from .environment import RUN, WATCH, RunEnvironment
 from .options import SessionOptions, fill_in
 from .port import RunAccess
 from .rounds.trust.saved_step import SavedStep
 
 __all__ = ["connect_to_run", "settings_to_host"]
+
+WATCHERS_KEY: Final = "observer.key"
+"""File with the key of one that watches, if its script names none."""
 
 
 def connect_to_run(
@@ -42,7 +47,9 @@ def connect_to_run(
     from .network.runtime import Runtime
 
     options = fill_in(options, environment.connection)
-    return Runtime.connect(
+    if environment.watch and options["secret_key"] is None:
+        options = {**options, "secret_key": WATCHERS_KEY}  # the host has to know it
+    runtime = Runtime.connect(
         run,
         config=config,
         state=state,
@@ -60,6 +67,22 @@ def connect_to_run(
         allow=options["allow"],
         solana=options["solana"],
         give_up_seconds=options["give_up_seconds"],
+        watch=environment.watch and run is not None,
+    )
+    if environment.watch:
+        if run is None:
+            raise ConfigurationError(f"{WATCH} looks at a run that others train: name it, by {RUN}", name=WATCH)
+        runtime.audit_alone = 1.0
+        runtime.on_audited = _tell_audit
+    return runtime
+
+
+def _tell_audit(step: int, peer: bytes, found: Evidence) -> None:
+    assigned = found.assigned
+    print(
+        f"step {step}: peer {peer.hex()[:8]}: {assigned.total} signs, {assigned.share:.3f} agree with its batch, "
+        f"{found.control.share:.3f} with another (+- {assigned.error:.3f})",
+        flush=True,
     )
 
 

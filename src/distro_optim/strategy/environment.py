@@ -30,6 +30,7 @@ __all__ = [
     "RUN",
     "TICKET_FILE",
     "TICKET_NAME",
+    "WATCH",
     "WEB",
     "RunEnvironment",
     "read_ticket",
@@ -66,6 +67,9 @@ PEER_NAME: Final = "DISTRO_OPTIM_PEER_NAME"
 WEB: Final = "DISTRO_OPTIM_WEB"
 """A port, or ``host:port``: where the run is shown on a page, as the option ``web`` says."""
 
+WATCH: Final = "DISTRO_OPTIM_WATCH"
+"""``1``: look at the run to join without being in it, if its host permits our key, and audit all results."""
+
 CONFIG: Final = "DISTRO_OPTIM_CONFIG"
 """A JSON object with settings of the run; they take the place of a hosting script's defaults."""
 
@@ -91,6 +95,7 @@ class RunEnvironment:
     report: Path | None = None
     peer_name: str | None = None
     web: str | None = None
+    watch: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     log: LogOptions | None = None
 
@@ -124,6 +129,7 @@ class RunEnvironment:
             report=path(REPORT),
             peer_name=text(PEER_NAME),
             web=text(WEB),
+            watch=_flag(WATCH, text(WATCH)),
             config=_settings(text(CONFIG)),
             log=LogOptions.from_environment(source),
         )
@@ -141,6 +147,7 @@ class RunEnvironment:
             REPORT: str(self.report or ""),
             PEER_NAME: self.peer_name or "",
             WEB: self.web or "",
+            WATCH: "1" if self.watch else "",
             CONFIG: json.dumps(dict(self.config)) if self.config else "",
             **dict.fromkeys((LOG, LOG_LEVEL, LOG_ROTATE, LOG_FORMAT), ""),
             **(self.log.variables() if self.log is not None else {}),
@@ -156,6 +163,12 @@ class RunEnvironment:
             "bind_addr": self.bind_addr,
         }
         return {name: value for name, value in said.items() if value is not None}
+
+
+def _flag(name: str, text: str | None) -> bool:
+    if text not in (None, "0", "1"):
+        raise ConfigurationError(f"{name} is 1 or 0, got {text!r}", name=name, value=text)
+    return text == "1"
 
 
 def _bind_address(text: str) -> str:

@@ -253,6 +253,11 @@ class RunFacts(ABC):
         """A cheap snapshot. For any thread."""
 
     @property
+    def watches(self) -> bool:
+        """Whether we are in no list of the run and only look at it: nothing of ours is given to anybody."""
+        return False
+
+    @property
     def acts(self) -> HostActs | None:
         """What can be done to the run from here, from :meth:`RunLife.look` on; None where it is hosted elsewhere."""
         return None

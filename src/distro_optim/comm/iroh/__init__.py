@@ -24,5 +24,6 @@
 ===================  ========================================================================
 
 ``node`` has the parts of a node. ``gossip``, ``blobs`` and ``sharing`` are the three protocols; ``watching`` has the
-rules by which connections are taken for dead, and peers dialled anew.
+rules by which connections are taken for dead, and peers dialled anew; ``observing`` is for those that look at a run
+without being in it.
 """

@@ -239,6 +239,17 @@ class Node:
     def set_allowed(self, ids: Iterable[bytes] | None) -> None:
         """Replaces the allow-list; connections of peers that are no longer on it are closed."""
         self._allowed.replace(ids)
+        self._turn_away()
+
+    def set_watchers(self, ids: Iterable[bytes], alpns: Iterable[bytes]) -> None:
+        """Lets the owners of these keys connect for these protocols alone, beside those of the allow-list.
+
+        Connections that this does not allow any more are closed.
+        """
+        self._allowed.let_watch(ids, alpns)
+        self._turn_away()
+
+    def _turn_away(self) -> None:
         for connection in self._held:
             self._allowed.turn_away(connection)
 

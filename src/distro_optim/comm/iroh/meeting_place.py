@@ -46,10 +46,12 @@ class MeetingPlace:
 
     Attributes:
         host: where the peer is that hosts the run; None if no peer does.
+        watchers: public keys that may watch the run: they are told where the members are, and nobody is told of them.
     """
 
     def __init__(self, is_member: Callable[[bytes], bool]) -> None:
         self.host: Callable[[], EndpointAddr] | None = None
+        self.watchers: frozenset[bytes] = frozenset()
         self._is_member = is_member
         self._places: dict[bytes, EndpointAddr] = {}
 
@@ -62,7 +64,7 @@ class MeetingPlace:
         """
         if address.id != peer:
             raise ProtocolError("it tells where another peer is")
-        if not self._is_member(peer):
+        if not self._is_member(peer) and peer not in self.watchers:
             raise PeerRefusedError("it is not in this run")
         self._places = {member: place for member, place in self._places.items() if self._is_member(member)}
         self._places.pop(peer, None)
@@ -71,6 +73,8 @@ class MeetingPlace:
         direct = sorted(dialable, key=lambda place: place.ip.is_private)
         known = EndpointAddr(peer, address.relays[:MAX_PLACES], tuple(direct[:MAX_PLACES]))
         others = list(self._places.values())[-(MAX_MEMBERS - 1) :]
+        if peer in self.watchers:
+            return others
         self._places[peer] = known
         while len(self._places) > MAX_MEMBERS:
             del self._places[next(iter(self._places))]

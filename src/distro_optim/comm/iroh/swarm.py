@@ -35,9 +35,11 @@ from .blobs.store import BlobStore, MemoryStore
 from .connection import Way
 from .endpoint import Node
 from .gossip.config import SWARM_GOSSIP, GossipConfig
+from .gossip.feed import FEED_ALPN, FeedDesk
 from .gossip.gate import AnnouncementGate
 from .gossip.net import GossipService, Topic
 from .pool import ConnectionPool
+from .sharing.messages import ALPN as MODEL_ALPN
 from .traffic import TrafficMonitor
 
 __all__ = ["IrohSwarm", "topic_of_run"]
@@ -112,6 +114,8 @@ class IrohSwarm(Swarm):
         self._rng = rng if rng is not None else random.Random()
         self._fetches = count()
         self._closed = False
+        self._desk: FeedDesk | None = None
+        self._watchers: frozenset[bytes] = frozenset()
         self._tell_size(node.allowed)
         node.on_close(self.aclose)
 
@@ -163,7 +167,10 @@ class IrohSwarm(Swarm):
         self._check_open()
         check_announcement(data)
         topic = await self._enter(channel)
-        await topic.broadcast(SignedMessage.seal(self.node.secret_key, data))
+        sealed = SignedMessage.seal(self.node.secret_key, data)
+        if self._desk is not None:
+            self._desk.tell(channel, sealed)
+        await topic.broadcast(sealed)
 
     @override
     async def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
@@ -234,10 +241,22 @@ class IrohSwarm(Swarm):
             stream.inbox.set_allowed(allowed)
 
     @override
+    def set_watchers(self, watchers: Iterable[bytes]) -> None:
+        keys = frozenset(watchers) - {self.peer_id}
+        if keys == self._watchers or self._closed or self.node.is_closed:
+            return
+        self._watchers = keys
+        if keys and self._desk is None:
+            self._desk = FeedDesk(self.node)
+        self.node.set_watchers(keys, (BLOBS_ALPN, MODEL_ALPN, FEED_ALPN))
+
+    @override
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
+        if self._desk is not None:
+            self._desk.close()
         await self.gossip.aclose()
         self.node.refuse(BLOBS_ALPN)
         await self.pool.aclose()
@@ -276,7 +295,9 @@ class IrohSwarm(Swarm):
 
     async def _listen(self, channel: Channel) -> None:
         async for message in await self._entering[channel]:
-            self._streams[channel].deliver(message.content)
+            is_new = self._streams[channel].deliver(message.content)
+            if is_new and self._desk is not None:
+                self._desk.tell(channel, message.content)
 
     async def _watch_traffic(self) -> None:
         while True:

@@ -29,6 +29,7 @@ from ...errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ..client import StateFeed
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
+from ..watchers import WHO_WATCHES, encode_watchers
 from ..why_closed import WHY_CLOSED, Reasons
 from .host import Event, PhaseChanged, Refused, RunHost
 from .in_process import LocalParticipants
@@ -85,6 +86,8 @@ class CoordinatorService(ConnectionService):
         unix_offset: Unix time minus monotonic time, in seconds.
         limits: how much one stranger may ask for.
         sends_changes: whether clients of ours get what has changed in the state, in place of all of it.
+        watchers: public keys of those that may watch: they get the states, whoever else may join, and are cut off if
+            they say anything.
 
     Attributes:
         local: participants in this process. They get the states when the connected clients get them.
@@ -99,11 +102,14 @@ class CoordinatorService(ConnectionService):
         unix_offset: float,
         limits: ServerLimits | None = None,
         sends_changes: bool = True,
+        watchers: Collection[bytes] = (),
     ) -> None:
         self.host = host
+        self.watchers = frozenset(watchers)
         self.limits = limits or ServerLimits()
         self.local = LocalParticipants(host)
         self.meeting_place = MeetingPlace(host.is_pending)
+        self.meeting_place.watchers = self.watchers
         self._draw = draw
         self._sends_changes = sends_changes
         self._unix_offset = unix_offset
@@ -205,6 +211,11 @@ class CoordinatorService(ConnectionService):
                 self._admit(connection, now)
         except ProtocolError as error:
             self._close(connection, str(error))
+            return
+        if messages and connection.peer in self.watchers:
+            reason = "the key may watch this run, and say nothing: to take part, use another key"
+            self._reasons.note(self._client_of(connection).p2p_identity, reason)
+            self._close(connection, reason)
             return
         for message in messages:
             if connection not in self._connections:
@@ -341,7 +352,8 @@ class CoordinatorService(ConnectionService):
         """A key is proved."""
         client = self._client_of(connection)
         del self._unproved[connection]
-        if not self.host.is_allowed(client.signer):
+        watches = client.signer in self.watchers and client.signer not in self.host.banned
+        if not watches and not self.host.is_allowed(client.signer):
             raise ProtocolError("the key is not on the list of this run")
         if client in self.local:
             raise ProtocolError("the key is that of a participant in the server's own process")
@@ -364,6 +376,11 @@ class CoordinatorService(ConnectionService):
             answer = self._reasons.answer(peer, is_allowed=allowed, is_banned=banned)
             connection.send(encode_frame(answer.encode()), now)
             told = "it was told why it was turned away"
+        elif question == WHO_WATCHES:
+            if not self.host.is_pending(peer) and peer not in self.watchers:
+                raise ProtocolError("it is not in this run")
+            connection.send(encode_frame(encode_watchers(self.watchers)), now)
+            told = "it was told who watches"
         else:
             try:
                 connection.send(self.meeting_place.answer(peer, question), now)

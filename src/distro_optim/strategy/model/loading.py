@@ -77,6 +77,9 @@ class ModelLoader:
             RunError: nobody in the run has its weights.
             ConfigurationError: our own checkpoint is damaged.
         """
+        if self._facts.watches:
+            self._follow(action)
+            return
         restored, self._restored = self._restored, None
         # A peer that joins with a framework's checkpoint keeps its momentum if the run has the weights that go with it.
         together = self._trainer.tensors.holders
@@ -116,6 +119,21 @@ class ModelLoader:
         self._handover.offer(identity, values)
         self.loaded = True
         self._answers.initialized(self._trainer.plan, self._trainer.names)
+
+    def _follow(self, action: act.Initialize) -> None:
+        """As one that watches: no epoch waits for it. So the run goes on at once, and what there is to apply waits in
+        line behind this until the weights are here."""
+        self._answers.initialized(self._trainer.plan, self._trainer.names)
+        try:
+            self._download(action, action.patience)
+        except (ExchangeError, ProtocolError) as error:
+            self._failures += 1
+            self._tell(f"the model could not be loaded from peers: {error}")
+            self._answers.initialization_failed(str(error))
+            return
+        self._failures = 0
+        self._trainer.forget_momentum()
+        self.loaded = True
 
     def _download(self, action: act.Initialize, patience: Patience) -> tuple[dict[str, Tensor], ModelIdentity]:
         others = self._trainer.tensors.holders.decide(lambda: action.providers or self._others(action.step))

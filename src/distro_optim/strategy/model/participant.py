@@ -280,7 +280,8 @@ class Participant:
         state = self._facts.state
         with narrated(f"step {step}: hashing and saving the weights", self._tell):
             values, identity = self._handover.snapshot(_epoch_of(state), step)
-            self._handover.offer(identity, values)
+            if not self._facts.watches:
+                self._handover.offer(identity, values)
             self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
 
     def _hash(self, step: int) -> None:

@@ -13,6 +13,7 @@
 ``newest``           ... and how far its peers are, if it starts again
 ``finding_the_host`` who that is by now, asked of its peers
 ``joining``          ... where it is somebody else's
+``observing``        ... or is only looked at
 ``on_solana``        ... or a blockchain coordinates it
 ``journal``          counters, the last events in words, a witness's numbers
 ``contributions``    what each identity has given to the run

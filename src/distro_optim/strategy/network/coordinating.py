@@ -184,6 +184,7 @@ async def open_coordinator(
     may_begin: Callable[[Collection[NodeIdentity]], bool] = lambda clients: True,
     peers_to_start: int = 1,
     books: Books | None = None,
+    watchers: frozenset[bytes] = frozenset(),
 ) -> OpenCoordinator:
     """Opens a coordinator, and all that its clients may ask beside it. For a run that begins, and one taken over.
 
@@ -198,6 +199,7 @@ async def open_coordinator(
         swarm: of the run, once there is one.
         may_end_round, may_begin, peers_to_start: see :class:`~distro_optim.coordinator.server.host.RunHost`.
         books: where the run is written down; None does not.
+        watchers: public keys of those that may look at the run without being in it.
     """
     node, own = peer.node, peer.key.public
     desk = VersionDesk(on_note)
@@ -221,7 +223,7 @@ async def open_coordinator(
         may_begin=may_begin,
         may_end_round=may_end_round,
     )
-    service = CoordinatorService(host, draw=os.urandom, unix_offset=unix_offset, limits=LIMITS)
+    service = CoordinatorService(host, draw=os.urandom, unix_offset=unix_offset, limits=LIMITS, watchers=watchers)
     store, ledger = (None, None) if books is None else (books.store, books.ledger)
     server = await stack.enter_async_context(CoordinatorServer(service, listeners, store=store, ledger=ledger))
     rendezvous = Rendezvous(node, service.meeting_place)

@@ -71,6 +71,9 @@ FIRST_MEETING_SECONDS: Final = 0.25
 MAX_MEETING_SECONDS: Final = 10.0
 """Between two attempts to find neighbours: peers that the coordinator has not told about us yet turn us away."""
 
+MAX_BEHIND: Final = 16
+"""Actions that wait for one that watches, above which it audits nothing: some four rounds. Chosen arbitrarily."""
+
 _STEP_TAG: Final = re.compile(rf"(?:distro-result|downloaded-distro-result-\w+|{OPENING_TAG})_(\d+)")
 
 _log = logging.getLogger(__name__)
@@ -133,6 +136,7 @@ class RoundDriver:
         self._new_peers = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._to_encode = asyncio.Event()
+        self._left_out: int | None = None  # the latest step of which something was not audited
 
     async def run(self) -> None:
         """Takes part in the run; returns when it is over.
@@ -318,6 +322,11 @@ class RoundDriver:
                 self._mailbox.put(action)
                 if not self._over.done():
                     self._over.set_result(None)
+            case act.AuditResults() if self.rounds.watches and self._mailbox.num_waiting > MAX_BEHIND:
+                # Weights have to keep up with the run; who audits more than it can compute leaves some out.
+                if action.of_step != self._left_out:
+                    self._left_out = action.of_step
+                    self._mailbox.put_event(Note(f"step {action.of_step}: not audited, since we are behind the run"))
             case act.ApplyResults():
                 self._journal.contributions.counted(action.counted)
                 self._mailbox.put(action)

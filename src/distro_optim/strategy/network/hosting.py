@@ -30,6 +30,7 @@ from ...coordinator.server.server import unix_offset
 from ...coordinator.server.store import StateStore
 from ...coordinator.ticket import RunTicket
 from ...coordinator.types import Coordinator, NodeIdentity, RunState
+from ...coordinator.watchers import watcher_keys
 from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
 from ..environment import TICKET_NAME
@@ -135,6 +136,11 @@ class HostedRun(RunSource):
         self._loop = loop
         self._tcp = None if tcp is None else split_address(tcp, name="tcp", any_port=True)
         self._allow = None if allow is None else allowed_keys([*allow, options.key.public])
+        self._watchers = watcher_keys(config.observers)
+        if self.key.public in self._watchers:
+            raise ConfigurationError(
+                "observers has the key of the host itself, and who watches a run takes no part in it", name="observers"
+            )
         self._state = state
         self._patience = patience
         self._saved = saved
@@ -205,6 +211,7 @@ class HostedRun(RunSource):
                 may_end_round=(lambda state: True) if keeper is None else keeper.core.may_go_on,
                 peers_to_start=config.peers_to_start or 1,
                 books=books,
+                watchers=self._watchers,
             )
             if others.state is not None:
                 opened.go_on(self.identity)
@@ -218,6 +225,7 @@ class HostedRun(RunSource):
                 here = lambda: keeper.here  # noqa: E731
             swarm = IrohSwarm(node, topic_of_run(self.run_id))
             stack.push_async_callback(swarm.aclose)
+            swarm.set_watchers(self._watchers)
             swarms.append(swarm)
             models = SharedModels(ModelSharing(node, swarm.publish), swarm, LiveSharing(node, swarm))
             ticket = str(RunTicket(self.run_id, ways, node.addr()))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from typing_extensions import override
 
@@ -26,10 +26,12 @@ from ...comm.iroh.streams import COORDINATOR_ALPN
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.loop import LoopThread
 from ...comm.signing import SecretKey
+from ...comm.swarm import Swarm
 from ...comm.tickets import EndpointTicket
 from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
+from ...coordinator.watchers import ask_who_watches
 from ...errors import ConfigurationError, CoordinatorLinkError, DistroError, JoinRefusedError, ProtocolError
 from ...protocol import OURS, why_apart
 from ..environment import TICKET_NAME
@@ -39,7 +41,9 @@ from .finding_the_host import find_host
 from .keeping import RunKeeper
 from .link import RunLink, RunSource
 
-__all__ = ["JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
+__all__ = ["SILENCE_SECONDS", "JoinedRun", "NodeOptions", "parse_peers", "parse_run"]
+
+T = TypeVar("T")
 
 SILENCE_SECONDS: Final = 10.0
 """A coordinator sends twice a second; after so many seconds without a byte we open a new link. As long as the host has
@@ -47,6 +51,9 @@ patience with us (``comm/iroh/streams.py``)."""
 
 HOST_SECONDS: Final = 60.0
 """For which a peer that was in the run before looks for a host, when it is started again. Chosen arbitrarily."""
+
+WATCHERS_SECONDS: Final = 5.0
+"""To hear from the host who may watch. Chosen arbitrarily."""
 
 HOST_LOOK_SECONDS: Final = 1.0
 """Between two attempts."""
@@ -247,7 +254,7 @@ class JoinedRun(RunSource):
             swarm=swarm,
             models=models,
             ticket=str(self._ticket),
-            enter=lambda: self._enter(coordinator, node),
+            enter=lambda: self._enter(coordinator, node, swarm if is_ours else None),
             find_peers=lambda: self._find_peers(node),
             here=lambda: keeper.here,
             farewell=lambda: _farewell(keeper),
@@ -325,15 +332,33 @@ class JoinedRun(RunSource):
         if reason is not None:
             raise JoinRefusedError(reason, wanted=self.run_id)
 
-    async def _enter(self, coordinator: RemoteCoordinator, node: Node) -> None:
+    async def _enter(self, coordinator: RemoteCoordinator, node: Node, swarm: Swarm | None) -> None:
         await self._advised(coordinator.join())
         with suppress(DistroError, OSError):  # it is asked again when we look for peers
             await self._ask_where(node)
+        if swarm is not None:
+            with suppress(DistroError, OSError, TimeoutError):  # of a host that knows no such question
+                await self._let_them_watch(swarm)
 
-    async def _advised(self, attempt: Awaitable[object]) -> None:
+    async def _let_them_watch(self, swarm: Swarm) -> None:
+        """Lets those in that the host lets watch. The list is that of the time when we joined."""
+        keeper = self._kept_by
+        if keeper is None:
+            return
+        async with asyncio.timeout(WATCHERS_SECONDS):
+            stream = await keeper.connect()
+            try:
+                watchers = await ask_who_watches(stream, self.key)
+            finally:
+                await stream.close()
+        if watchers:
+            keeper.watchers = watchers
+            swarm.set_watchers(watchers)
+
+    async def _advised(self, attempt: Awaitable[T]) -> T:
         """Looks at the run, or joins it; errors say what a user can do."""
         try:
-            await attempt
+            return await attempt
         except JoinRefusedError as error:
             advice = (
                 f"; pass run='...{error.hosted}' to join that one"

@@ -19,7 +19,7 @@ from ...errors import CoordinatorError
 from ...verify.merkle import merkle_root
 from ..port import LossReport, RunView
 from ..rounds.actions import Desynced, ResultMissing, RunEnded
-from ..rounds.rounds import Rounds
+from ..rounds.rounds import Rounds, Stage
 from .contributions import Contributions
 from .mailbox import Mailbox
 
@@ -197,7 +197,11 @@ class Journal:
             points=self._points(),
             last_events=tuple(self._notes),
         )
-        return view if self._state is None else with_state(view, self._state, self._me, self._missing())
+        if self._state is None:
+            return view
+        view = with_state(view, self._state, self._me, self._missing())
+        # One that watches is in no epoch, and waits for none once it has the model.
+        return replace(view, waits_for=None) if rounds.watches and rounds.stage is Stage.RUNNING else view
 
     def _losses(self) -> dict[bytes, LossReport]:
         losses = {

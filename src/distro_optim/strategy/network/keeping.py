@@ -77,6 +77,7 @@ class RunKeeper:
 
     Attributes:
         coordinator: our link, to be moved to other hosts; set it before :meth:`run`.
+        watchers: public keys of those that the host lets watch, as it told us; we would go on with them.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class RunKeeper:
             peer.key, run_id, number=os.urandom(NUMBER_SIZE), host=host, term=term, after=after, may_host=True
         )
         self.coordinator: RemoteCoordinator | None = None
+        self.watchers: frozenset[bytes] = frozenset()
         self._give_way: Callable[[], Awaitable[None]] | None = (
             None  # in favour of another, while we host from the start
         )
@@ -364,6 +366,7 @@ class RunKeeper:
                 swarm=lambda: self._swarm if isinstance(self._swarm, IrohSwarm) else None,
                 may_end_round=self.core.may_go_on,
                 books=self._books(stack, estate),
+                watchers=self.watchers,
             )
             opened.go_on(gone)
             opened.service.meeting_place.host = self._node.addr

@@ -55,6 +55,8 @@ class RunSource(ABC):
     key: SecretKey
     run_id: str
     is_host: bool
+    watches: bool = False
+    """We are in no list of the run, and only look at it."""
     on_note: Callable[[str], None] = staticmethod(lambda text: None)
     """Told what people should know, in a sentence, in the network's thread."""
 

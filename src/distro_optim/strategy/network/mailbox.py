@@ -56,6 +56,11 @@ class Mailbox:
 
     # -- from the network's thread -------------------------------------------------------------------------------------
 
+    @property
+    def num_waiting(self) -> int:
+        """Actions that nobody has taken yet."""
+        return len(self._actions)
+
     def put(self, action: TrainerAction) -> None:
         """One more thing to do."""
         with self._changed:

@@ -104,7 +104,10 @@ class Runtime(RunPort):
     Attributes:
         on_result: called with the tag and the bytes of each result, ours and others', in the network's thread; has to
             return at once. Set it before :meth:`start`.
-        audit_alone: share of the results that we audit by ourselves in a run of Psyche's. Set it before :meth:`start`.
+        audit_alone: share of the results that we audit by ourselves in a run of Psyche's, or in one that we only
+            watch. Set it before :meth:`start`.
+        on_audited: called with step, public key and what was found in each result that we have audited, in the
+            training thread.
     """
 
     def __init__(self, source: RunSource, *, loop: LoopThread, owns_loop: bool = False) -> None:
@@ -123,6 +126,7 @@ class Runtime(RunPort):
         self._in_farewell = False
         self.on_result: Callable[[str, bytes], None] | None = None
         self.audit_alone = 0.0
+        self.on_audited: Callable[[int, bytes, Evidence], None] | None = None
         self._audit_limits: Limits | None = None
 
     @classmethod
@@ -137,6 +141,7 @@ class Runtime(RunPort):
         folder: Path | None = None,
         saved: SavedStep | None = None,
         resume: bool = False,
+        watch: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> Runtime:
         """The access to a run. Nothing is opened before :meth:`start`.
@@ -150,6 +155,7 @@ class Runtime(RunPort):
                 to the next; None takes ``save_dir`` of ``config``, if that is set.
             folder: of the checkpoints of one that joins, where it writes down what a host does if it comes to host.
             saved: what our own checkpoint says of the run, if we resume from one.
+            watch: look at the run without being in it, which its host has to let us do; see :mod:`.observing`.
             resume: a run without a name in ``config`` and ``state`` has the one that was hosted from ``home`` last.
             **options: see :class:`~.options.ConnectionOptions`.
 
@@ -159,7 +165,7 @@ class Runtime(RunPort):
         loop = LoopThread("distro-optim-run")
         given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
         source = way_into(
-            run, given, loop=loop, config=config, state=state, home=home, folder=folder, saved=saved, resume=resume
+            run, given, loop=loop, config=config, state=state, home=home, folder=folder, saved=saved, resume=resume, watch=watch
         )
         return cls(source, loop=loop, owns_loop=True)
 
@@ -193,6 +199,11 @@ class Runtime(RunPort):
     @override
     def is_host(self) -> bool:
         return self._source.is_host
+
+    @property
+    @override
+    def watches(self) -> bool:
+        return self._source.watches
 
     @property
     @override
@@ -358,6 +369,7 @@ class Runtime(RunPort):
             host=source.host,
             audit_alone=self.audit_alone,
             audit_limits=self._audit_limits,
+            watches=source.watches,
         )
 
     def _show(self, view: RunView) -> None:
@@ -413,6 +425,8 @@ class Runtime(RunPort):
 
     @override
     def audited(self, step: int, trainer: bytes, found: Evidence, own: Evidence | None) -> None:
+        if self.on_audited is not None:
+            self.on_audited(step, trainer, found)
         self._tell(lambda driver: driver.audited(step, trainer, found, own))
 
     @override

@@ -1,4 +1,4 @@
-"""Which way into a run it is, as the arguments say: hosting it, joining another host, or a blockchain."""
+"""Which way into a run it is, as the arguments say: hosting it, joining or watching another host's, or a blockchain."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..rounds.trust.saved_step import SavedStep
 from .hosting import HostedRun
 from .joining import JoinedRun, NodeOptions, parse_peers, parse_run
 from .link import RunSource
+from .observing import ObservedRun
 from .on_solana import SolanaRun, participation_in
 
 __all__ = ["way_into"]
@@ -38,11 +39,12 @@ def way_into(
     folder: Path | None,
     saved: SavedStep | None,
     resume: bool,
+    watch: bool,
 ) -> RunSource:
     """The way into a run. Nothing is opened.
 
     Args:
-        run, config, state, home, folder, saved, resume: see :meth:`.runtime.Runtime.connect`.
+        run, config, state, home, folder, saved, resume, watch: see :meth:`.runtime.Runtime.connect`.
         given: complete.
         loop: where the network lives.
 
@@ -90,6 +92,10 @@ def way_into(
                     name=name,
                     value=value,
                 )
+        if watch:
+            if on_solana is not None:
+                raise ConfigurationError("a run on Solana is watched as a member: join --audit 1", name="run")
+            return ObservedRun(parse_run(run), node, loop=loop, patience=give_up_seconds)
         if on_solana is not None:
             return SolanaRun(on_solana, node, loop=loop)
         return JoinedRun(parse_run(run), node, loop=loop, patience=give_up_seconds, saved=saved)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from ...comm.model_exchange import Patience
 from ...comm.tickets import BlobTicket
@@ -531,20 +532,40 @@ Action = (
 )
 
 
+SPOKEN: Final = (
+    Announce,
+    AnnounceWeights,
+    OpenMomentum,
+    PublishResult,
+    Rejoin,
+    SendHealthChecks,
+    SendWarmupWitness,
+    SendWitness,
+    StoreBlob,
+    TrainBatch,
+)
+"""What others would hear or see of us. Of one that only watches none of it comes out."""
+
+
 class Outbox:
     """Actions in the order in which they come out.
+
+    Args:
+        silent: nothing of :data:`SPOKEN` comes out.
 
     Attributes:
         dropped: how many messages and results were not taken, by reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self.dropped: Counter[DropReason] = Counter()
         self._actions: list[Action] = []
+        self._silent = silent
 
     def put(self, action: Action) -> None:
         """Adds an action."""
-        self._actions.append(action)
+        if not (self._silent and isinstance(action, SPOKEN)):
+            self._actions.append(action)
 
     def drop(self, sender: bytes, reason: DropReason, detail: str = "") -> None:
         """Adds :class:`Dropped` and counts it."""

@@ -66,6 +66,7 @@ class Phases:
         audits: who is audited, and what came of it.
         reader: of what peers send.
         outbox: where what is to be done goes.
+        watches: we are in no list, and follow the run all the same.
 
     Attributes:
         stage: what we are to the run.
@@ -86,12 +87,14 @@ class Phases:
         audits: AuditWatch,
         reader: Reader,
         outbox: Outbox,
+        watches: bool = False,
     ) -> None:
         self.stage = Stage.OUTSIDE
-        self.warm_up = WarmUp(me, announcer, outbox, reader)
+        self.warm_up = WarmUp(me, announcer, outbox, reader, watches=watches)
         self.repair = Repair(watch, outbox)
         self.pipeline: RoundPipeline | None = None
         self._me = me
+        self._watches = watches
         self._draw = draw
         self._peers = peers
         self._announcer = announcer
@@ -135,7 +138,7 @@ class Phases:
             self._watch.standing.begin_epoch(client.p2p_identity for client in at.clients)
             self.repair.begin_epoch()
             self._audits.begin_epoch(at.state)
-        if not at.lists(self._me):
+        if not self._follows(at):
             if self.stage is Stage.RUNNING:
                 self._drop_out(at, "the epoch begins without us")
             return
@@ -151,7 +154,7 @@ class Phases:
         self._witness_warm_up(at)
 
     def _follow_rounds(self, at: Moment, plan: TilePlan) -> None:
-        if not at.lists(self._me):
+        if not self._follows(at):
             self._drop_out(at, "the run goes on without us")
             return
         pipeline = self.pipeline
@@ -231,8 +234,12 @@ class Phases:
         """Does what has become possible."""
         if self.pipeline is not None:
             self.pipeline.advance(at)
-        if at.state.run_state is _S.WARMUP and at.lists(self._me):
+        if at.state.run_state is _S.WARMUP and self._follows(at):
             self._witness_warm_up(at)
+
+    def _follows(self, at: Moment) -> bool:
+        """Whether the epoch is ours: we are in its list, or watch."""
+        return self._watches or at.lists(self._me)
 
     def _witness_warm_up(self, at: Moment) -> None:
         if self.stage is Stage.RUNNING:
@@ -276,6 +283,12 @@ class Phases:
         """The model that we asked for could not be loaded."""
         self.stage = Stage.OUTSIDE
         self.warm_up.load_failed()
+        if self._watches:
+            # It followed the rounds meanwhile, to apply them to what it would get; the next epoch has a model again.
+            self.pipeline = None
+            self._outbox.put(act.Desynced(step=at.step, reason=f"the model cannot be loaded: {reason}", tensors=()))
+            self._load_if_possible(at)
+            return
         if not self.warm_up.may_load and not self.warm_up.had_the_weights(at.state):
             self._end(at, f"the model cannot be loaded: {reason}")
         else:
@@ -286,7 +299,7 @@ class Phases:
         self.warm_up.load(at.state, self._watch.electorate(at.state), has_standing=self._watch.standing.is_ours_earned)
 
     def _load_if_possible(self, at: Moment) -> None:
-        if at.is_in(_S.WARMUP) and at.lists(self._me) and self.warm_up.may_load:
+        if at.is_in(_S.WARMUP) and self._follows(at) and self.warm_up.may_load:
             self._load(at)
 
     def judge(self, at: Moment, step: int, *, final: bool) -> None:

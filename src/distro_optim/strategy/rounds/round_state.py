@@ -18,7 +18,15 @@ from ...comm.tickets import BlobTicket
 from ...coordinator.rules.assignment import assign_data
 from ...coordinator.rules.committee import CommitteeSelection
 from ...coordinator.rules.schedule import effective_learning_rate
-from ...coordinator.types import BatchId, CommitteeProof, Coordinator, NodeIdentity, WitnessBloom, WitnessProof
+from ...coordinator.types import (
+    BatchId,
+    Committee,
+    CommitteeProof,
+    Coordinator,
+    NodeIdentity,
+    WitnessBloom,
+    WitnessProof,
+)
 from ...verify.bloom import BLOOM_KEYS, BloomFilter
 from ...verify.commitment import Commitment
 from .results import ReceivedResult
@@ -34,6 +42,10 @@ MAX_SPARE_CLAIMS: Final = 28
 Those with the lowest hashes are kept, so that the order in which they arrive does not matter. Chosen arbitrarily."""
 
 BLOOM_ENTROPY: Final = 8 * BLOOM_KEYS
+
+_NOBODY: Final = CommitteeProof(Committee.TIE_BREAKER, 0, 0)
+_NO_WITNESS: Final = WitnessProof(position=0, index=0, witness=False)
+"""The roles of one that is in no list and watches. They are never sent."""
 
 
 class ClaimState(enum.Enum):
@@ -125,7 +137,7 @@ class RoundState:
 
     @classmethod
     def begin(cls, state: Coordinator, me: NodeIdentity, draw: Callable[[int], bytes]) -> RoundState:
-        """The current round of ``state``, in whose list ``me`` is.
+        """The current round of ``state``, in whose list ``me`` is, unless we only watch.
 
         Raises:
             CoordinatorError: the state contradicts itself, or elects roles that have no work.
@@ -133,7 +145,7 @@ class RoundState:
         round_ = state.current_round
         clients = tuple(client.id for client in state.epoch_state.clients)
         selection = CommitteeSelection.for_round(state, round_)
-        index = clients.index(me)
+        index = clients.index(me) if me in clients else None
         trains = not state.epoch_state.last_step
         assignments = assign_data(state, selection) if trains else {}
         return cls(
@@ -142,8 +154,8 @@ class RoundState:
             lr=effective_learning_rate(state, state.progress.step),
             clients=clients,
             selection=selection,
-            committee_proof=selection.get_committee(index),
-            witness_proof=selection.get_witness(index),
+            committee_proof=_NOBODY if index is None else selection.get_committee(index),
+            witness_proof=_NO_WITNESS if index is None else selection.get_witness(index),
             assignments=assignments,
             trains=trains,
             missing=set(assignments),

@@ -56,6 +56,8 @@ class Rounds:
         audit_alone: share of the results that we audit by ourselves in a run of Psyche's, 0 to 1.
         audit_limits: of test 2, as they were learnt in this run before; None learns them anew.
         reader: of what peers send; None makes one.
+        watches: we are in no list of clients: follow the run, audit what peers send, and say nothing to anybody. The
+            answer to :class:`~.actions.Initialize` may come before the model then: what follows waits for it.
 
     Raises:
         ConfigurationError: identity, key and address are not of one peer.
@@ -72,17 +74,21 @@ class Rounds:
         audit_alone: float = 0.0,
         audit_limits: Limits | None = None,
         reader: Reader | None = None,
+        watches: bool = False,
     ) -> None:
         if identity.p2p_identity != key.public or address.id != key.public:
             raise ConfigurationError("identity, key and address must be of one peer", name="key")
         self._me = identity
         self._reader = reader if reader is not None else Reader()
-        self._outbox = Outbox()
+        self._watches = watches
+        self._outbox = Outbox(silent=watches)
         self._announcer = Announcer(key, draw, self._outbox)
         self._peers = Peers(identity, self._outbox)
         self._watch = WeightsWatch(key.public, self._outbox, host)
         self._own_result = OwnResult(identity, address, self._announcer, self._watch, self._outbox)
-        self._audits = AuditWatch(key, self._watch.standing, self._outbox, alone=audit_alone, limits=audit_limits)
+        self._audits = AuditWatch(
+            key, self._watch.standing, self._outbox, alone=audit_alone, limits=audit_limits, watches=watches
+        )
         self._phases = Phases(
             identity,
             draw,
@@ -93,6 +99,7 @@ class Rounds:
             audits=self._audits,
             reader=self._reader,
             outbox=self._outbox,
+            watches=watches,
         )
         # The latest input, once the coordinator has told its state.
         self._latest: Moment | None = None
@@ -101,6 +108,11 @@ class Rounds:
     def stage(self) -> Stage:
         """What we are to the run."""
         return self._phases.stage
+
+    @property
+    def watches(self) -> bool:
+        """Whether we are in no list, and only follow the run."""
+        return self._watches
 
     @property
     def fault(self) -> act.Desynced | None:
@@ -174,7 +186,8 @@ class Rounds:
     def initialization_failed(self, reason: str, now: float) -> list[Action]:
         """The model could not be loaded. During warm-up that is tried again a few times."""
         at = self._moment(now)
-        if self.stage is Stage.LOADING and at is not None:
+        is_loading = self.stage is Stage.LOADING or (self._watches and self.stage is Stage.RUNNING)
+        if is_loading and at is not None:
             self._phases.load_failed(at, reason)
         return self._outbox.take()
 
@@ -270,7 +283,7 @@ class Rounds:
             now: monotonic time in seconds.
         """
         at = self._moment(now)
-        if at is not None and self.stage is Stage.RUNNING:
+        if at is not None and self.stage is Stage.RUNNING and not (self._watches and self.fault is not None):
             self._audits.audited(at.state, step, trainer, found, own)
         return self._outbox.take()
 

@@ -40,12 +40,16 @@ class WarmUp:
         announcer: says that we are ready.
         outbox: where what is to be done goes.
         reader: of what peers send.
+        watches: we are in no list, and wait for nobody.
 
     Attributes:
         source: public keys of peers whose weights were found right where ours were wrong; they are asked first.
     """
 
-    def __init__(self, me: NodeIdentity, announcer: Announcer, outbox: Outbox, reader: Reader) -> None:
+    def __init__(
+        self, me: NodeIdentity, announcer: Announcer, outbox: Outbox, reader: Reader, *, watches: bool = False
+    ) -> None:
+        self._watches = watches
         self.source: tuple[bytes, ...] = ()
         self._me = me
         self._announcer = announcer
@@ -84,7 +88,8 @@ class WarmUp:
 
     def had_the_weights(self, state: Coordinator) -> bool:
         """Whether our weights were once the run's, in a run that its peers share: then they are not far from it."""
-        return self._was_loaded and is_shared_by_peers(state.model.checkpoint)
+        # One that only watches never gives its own.
+        return self._was_loaded and is_shared_by_peers(state.model.checkpoint) and not self._watches
 
     def load(self, state: Coordinator, electorate: Electorate, *, has_standing: bool) -> None:
         """Asks for the model. Until it is here we are not ready. For the rest see :func:`.whom_to_ask`."""
@@ -142,7 +147,7 @@ class WarmUp:
 
     def witness(self, at: Moment) -> None:
         """Tells the coordinator, once, if everybody is ready that is waited for."""
-        if self._witnessed or self._me not in self._ready:
+        if self._watches or self._witnessed or self._me not in self._ready:
             return
         if self._regular_of is None or self._regular_of[0] is not at.state:
             self._regular_of = (at.state, regular_clients(at.state))

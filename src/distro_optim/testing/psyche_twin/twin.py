@@ -70,6 +70,7 @@ class PsycheTwin:
         dropped: messages that Psyche's client calls invalid or ignores, by the reason that ours would give.
         address: where its blobs are.
         audits, audit_limits, audits_nothing: none: it audits nobody.
+        watches: never: it takes part.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class PsycheTwin:
         self.audits: dict[bytes, AuditCount] = {}
         self.audit_limits: Limits | None = None
         self.audits_nothing = False
+        self.watches = False
         self._me = identity
         self._draw = draw
         self._voice = Voice(key, draw)

@@ -20,11 +20,12 @@ Without I/O:
 
 With I/O:
 
-=================  ========================================================
+=================  ===================================================================
 ``links``          the connections to one peer
 ``net``            gossip on a node: the state machines, a clock, the links
 ``subscription``   what the application holds of a topic
-=================  ========================================================
+``feed``           what a member hears, told to those that watch and are in no gossip
+=================  ===================================================================
 
 The wire and the bounds on one page: ``docs/gossip.md``.
 """

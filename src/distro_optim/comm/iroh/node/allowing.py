@@ -27,8 +27,10 @@ class AllowList:
     """
 
     def __init__(self, ids: Iterable[bytes] | None) -> None:
-        self._ids = _checked(ids)
+        self._ids = None if ids is None else _checked(ids)
         self._exempt: set[bytes] = set()
+        self._watchers: frozenset[bytes] = frozenset()
+        self._watched: frozenset[bytes] = frozenset()
 
     @property
     def ids(self) -> frozenset[bytes] | None:
@@ -37,7 +39,11 @@ class AllowList:
 
     def replace(self, ids: Iterable[bytes] | None) -> None:
         """Others from now on. Connections that are open are the caller's affair: see :meth:`turn_away`."""
-        self._ids = _checked(ids)
+        self._ids = None if ids is None else _checked(ids)
+
+    def let_watch(self, ids: Iterable[bytes], alpns: Iterable[bytes]) -> None:
+        """The owners of these keys may connect for these protocols alone, whatever else is allowed."""
+        self._watchers, self._watched = _checked(ids), frozenset(alpns)
 
     def exempt(self, alpn: bytes) -> None:
         """Everybody may connect for ``alpn``, and be dialled."""
@@ -45,6 +51,8 @@ class AllowList:
 
     def allows(self, peer: bytes, alpn: bytes) -> bool:
         """Whether the peer may have a connection for the protocol."""
+        if peer in self._watchers:  # it may not take part, even while everybody else may
+            return alpn in self._watched or alpn in self._exempt
         return self._ids is None or peer in self._ids or alpn in self._exempt
 
     def turn_away(self, connection: Connection) -> bool:
@@ -55,9 +63,7 @@ class AllowList:
         return True
 
 
-def _checked(ids: Iterable[bytes] | None) -> frozenset[bytes] | None:
-    if ids is None:
-        return None
+def _checked(ids: Iterable[bytes]) -> frozenset[bytes]:
     checked = frozenset(ids)
     for peer in checked:
         if not isinstance(peer, bytes) or len(peer) != PUBLIC_KEY_SIZE:

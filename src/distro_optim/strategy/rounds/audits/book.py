@@ -45,11 +45,14 @@ class AuditBook(Docket[AuditReport]):
     Args:
         counts: whether the owner of a public key is a peer whose reports count.
         agreeing: auditors that have to agree; 1 for a peer that audits by itself.
+        of_others: what is usual follows from what was found in the audited results, for an auditor that has none of
+            its own.
     """
 
-    def __init__(self, counts: Callable[[bytes], bool], *, agreeing: int = AGREEING) -> None:
+    def __init__(self, counts: Callable[[bytes], bool], *, agreeing: int = AGREEING, of_others: bool = False) -> None:
         super().__init__(counts)
         self._agreeing = agreeing
+        self._of_others = of_others
         self._own: dict[bytes, deque[float]] = {}  # what auditors found of themselves
         self._balances: dict[bytes, Balance] = {}
 
@@ -88,6 +91,8 @@ class AuditBook(Docket[AuditReport]):
         usual = self.usual  # before this audit
         for auditor in agreed:
             own = reports[auditor].own
+            if self._of_others:
+                own, auditor = reports[auditor].found, trainer
             if own is not None and (found := own.siding) is not None:
                 self._own.setdefault(auditor, deque(maxlen=SAMPLES_OF_A_PEER)).append(found)
         sidings = sorted(s for auditor in agreed if (s := reports[auditor].found.siding) is not None)

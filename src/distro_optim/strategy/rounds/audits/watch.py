@@ -7,7 +7,9 @@ audited when it is about to be applied, in the round that draws it, at the weigh
 keep any. They are a step later than the trainer has seen them; the signs of gradients hardly change from one step to
 the next, and auditors compare with their own results, for which the same holds.
 
-In a run of Psyche's nobody is drawn. There a client may audit by itself (``alone``), and tells only its own people.
+In a run of Psyche's nobody is drawn. There a client may audit by itself (``alone``), and tells only its own people. So
+does one that only watches a run, of either kind: it has no results of its own, and learns what is usual from those of
+the others, which is right where most of them are honest.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class AuditWatch:
         outbox: where what is to be done goes.
         alone: the share of results that we audit by ourselves in a run of Psyche's.
         limits: of test 2, as a checkpoint has them.
+        watches: we are no client, and audit by ourselves in a run of any kind.
 
     Attributes:
         momenta: the same for test 2, in runs that audit momenta, too.
@@ -59,7 +62,9 @@ class AuditWatch:
         *,
         alone: float = 0.0,
         limits: Limits | None = None,
+        watches: bool = False,
     ) -> None:
+        self._watches = watches
         self._named: set[bytes] = set()  # in this epoch, by either test
         self.momenta = MomentumWatch(key, standing, outbox, limits, named=self._named)
         self._key = key
@@ -73,7 +78,9 @@ class AuditWatch:
 
     def _new_book(self, agreeing: int) -> AuditBook:
         # Nobody needs standing in its own eyes.
-        return AuditBook(lambda key: key == self._me or self._standing.has_earned(key), agreeing=agreeing)
+        return AuditBook(
+            lambda key: key == self._me or self._standing.has_earned(key), agreeing=agreeing, of_others=self._watches
+        )
 
     def seen(self) -> dict[bytes, AuditCount]:
         """Audits of each peer by either test, by public key."""
@@ -87,7 +94,7 @@ class AuditWatch:
 
     def begin_epoch(self, state: Coordinator) -> None:
         """An epoch forms."""
-        agreeing = 1 if is_run_of_psyche(state) else AGREEING
+        agreeing = 1 if self._is_alone(state) else AGREEING
         if agreeing != self._agreeing:
             self._book, self._agreeing = self._new_book(agreeing), agreeing
         self._said.clear()
@@ -99,7 +106,7 @@ class AuditWatch:
         """The round of ``state`` begins: it says who is audited for ``before``, the round two rounds back
         (:data:`~.docket.DRAWN_AFTER`); None if there was none in this epoch."""
         self.momenta.begin_round(state, before)
-        alone = is_run_of_psyche(state)
+        alone = self._is_alone(state)
         fraction = self._alone if alone else audit_fraction_of(state.model.checkpoint)
         if not fraction:
             return
@@ -132,6 +139,9 @@ class AuditWatch:
         own_batch = batches.get(self._me)
         if not audited:
             return
+        if self._watches:
+            self._ask_in_pairs(due, audited)
+            return
         own = updates.get(self._me)
         self._outbox.put(
             AuditResults(
@@ -159,6 +169,8 @@ class AuditWatch:
 
     def receive(self, announcement: Announcement, run_id: str) -> None:
         """A peer of the epoch reports. The signature of the announcement was checked before."""
+        if self._watches:
+            return  # ours count here, and no others
         sender = announcement.sender
         try:
             report = decode_report(announcement.data)
@@ -175,6 +187,23 @@ class AuditWatch:
             self._settle(self._book.add(sender, report))
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _is_alone(self, state: Coordinator) -> bool:
+        return self._watches or is_run_of_psyche(state)
+
+    def _ask_in_pairs(self, due: DueResults, audited: tuple[AuditResult, ...]) -> None:
+        """All are compared with one batch, but for the one that was given that, which is compared with another."""
+        batches = list(due.round.assignments)
+        first = _other_batch(audited, batches)
+        second = next((batch for batch in batches if batch != first), first)
+        for control, those in (
+            (first, tuple(each for each in audited if each.batch != first)),
+            (second, tuple(each for each in audited if each.batch == first != second)),
+        ):
+            if those:
+                self._outbox.put(
+                    AuditResults(step=due.step, of_step=due.round.step, audited=those, control=control, own=None)
+                )
 
     def _say_again(self) -> None:
         said, self._said = self._said, {}
