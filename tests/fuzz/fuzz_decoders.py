@@ -284,6 +284,19 @@ def why_closed(data: bytes) -> None:
         assert len(question.answer.reason.encode()) <= MAX_REASON_BYTES
 
 
+def who_watches(data: bytes) -> None:
+    from distro_optim.comm.question import Question
+    from distro_optim.comm.signing import SecretKey
+    from distro_optim.coordinator.watchers import MAX_WATCHERS, WHO_WATCHES, Keys
+
+    question: Question[list[bytes]] = Question(SecretKey(bytes(32)), WHO_WATCHES, Keys, 1024)
+    question.receive(bytes.fromhex("0000002100") + bytes(32))
+    question.receive(data)
+    if question.answer is not None:
+        assert len(question.answer) <= MAX_WATCHERS
+        assert all(len(key) == 32 for key in question.answer)
+
+
 def coordinator_state(data: bytes) -> None:
     from distro_optim.coordinator.messages import SERVER_TO_CLIENT
 
@@ -514,6 +527,7 @@ TARGETS: Final[dict[str, Target]] = {
     "client-message": client_message,
     "meeting-question": meeting_question,
     "why-closed": why_closed,
+    "who-watches": who_watches,
     "coordinator-state": coordinator_state,
     "run-ticket": run_ticket,
     "broadcast": broadcast,
@@ -577,6 +591,7 @@ def seeds() -> dict[str, list[bytes]]:
     from distro_optim.coordinator.solana import arguments, small_accounts
     from distro_optim.coordinator.ticket import RunTicket
     from distro_optim.coordinator.types import BatchId, NodeIdentity, Witness, WitnessProof
+    from distro_optim.coordinator.watchers import encode_watchers
     from distro_optim.coordinator.why_closed import WhyClosed
     from distro_optim.data.sidecar import Sidecar
     from distro_optim.strategy.config import RunConfig
@@ -666,6 +681,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\0" + postcard.encode(replace(address, id=SecretKey(bytes(32)).public)),
             b"\1" + encode_tcp_frame(b"\1" + postcard.encode(address)),
         ],
+        "who-watches": [encode_tcp_frame(encode_watchers([key, bytes(32)]))],
         "why-closed": [encode_tcp_frame(WhyClosed("the operator banned it", False).encode())],
         "coordinator-state": [SERVER_TO_CLIENT.encode(Else(CoordinatorMessage(state)))],
         "run-ticket": [str(RunTicket("run", ("a.example:20000",), address)).encode(), b"a.example:20000/run"],

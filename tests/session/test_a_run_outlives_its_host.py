@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from distro_optim.cli import main
+from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.server.acting import ServiceActs
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import RunError
@@ -304,3 +305,34 @@ def test_one_that_waits_for_the_next_epoch_waits_at_the_new_host() -> None:
         time.sleep(0.05)
     assert newcomer.error is None
     end([newcomer, *others])
+
+
+def test_the_next_host_lets_those_watch_whom_the_first_one_did() -> None:
+    key = SecretKey(bytes([5]) * 32)
+
+    def dies(peer: Peer, step: int) -> None:
+        if step >= 8:
+            until_all_vote([first, *others])
+            kill(peer)
+
+    others: list[Peer] = []
+    endless = replace(OUTLIVED, total_steps=1_000_000, min_peers=4, keep_peers=2, observers=[key.public])
+    first = host(1, endless, during=dies)
+    others += [Peer(seed, run=first.ticket, during=unhurried) for seed in (2, 3, 4)]
+    first.join()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    names_itself: list[str] = []
+    while not names_itself:
+        assert time.monotonic() < deadline, "nobody hosts the run"
+        for runtime in map(runtime_of, others):
+            ticket = runtime.ticket
+            place = None if ticket is None or runtime.acts is None else RunTicket.parse(ticket).endpoint
+            if ticket is not None and place is not None and place.id == runtime.secret_key.public:
+                names_itself.append(ticket)
+        time.sleep(0.05)
+    watching = Runtime.connect(names_itself[0], watch=True, secret_key=key, **LOOPBACK_ONLY)
+    watching.look()
+    assert watching.state is not None
+    assert watching.state.run_id == watching.run_id
+    watching.close()
+    end(others)
