@@ -306,13 +306,12 @@ class SimulatedPort(RunPort):
         return asyncio.run(fetch_differing(_Others(self), providers, wanted))
 
     @override
-    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
+    def weights_repaired(self, step: int, digests: Sequence[bytes] | None) -> None:
+        if digests is None:
+            self._tell(lambda: self._member.rounds.repair_failed(step, self.world.now))
+            return
         self.hashes[step] = tuple(digests)
         self._tell(lambda: self._member.rounds.weights_repaired(step, digests, self.world.now))
-
-    @override
-    def repair_failed(self, step: int) -> None:
-        self._tell(lambda: self._member.rounds.repair_failed(step, self.world.now))
 
     @override
     def take_events(self) -> list[RunEvent]:

@@ -10,8 +10,20 @@ from typing_extensions import override
 
 from ..comm.live_weights import FetchedTensors, LiveWeights, WantedTensors
 from ..comm.model_exchange import SharedModel
+from ..coordinator.server.acting import HostActs
+from ..verify.calibrate import Limits
 from .polling import POLL_SECONDS
-from .port import ModelSharing, RunAccess, RunActions, RunAnswers, RunEvent, RunFacts, RunLife, TrainerAction
+from .port import (
+    AuditAnswers,
+    ModelSharing,
+    RunAccess,
+    RunActions,
+    RunAnswers,
+    RunEvent,
+    RunFacts,
+    RunLife,
+    TrainerAction,
+)
 
 __all__ = [
     "AccessParts",
@@ -29,6 +41,7 @@ class AccessParts:
     facts: RunFacts
     actions: RunActions
     answers: RunAnswers
+    audit_answers: AuditAnswers
     sharing: ModelSharing
     life: RunLife
 
@@ -46,6 +59,7 @@ class AccessParts:
             facts=access.facts,
             actions=actions or access.actions,
             answers=access.answers,
+            audit_answers=access.audit_answers,
             sharing=sharing or access.sharing,
             life=life or access.life,
         )
@@ -103,9 +117,18 @@ class ForwardingLife(RunLife):
     def __init__(self, inner: RunLife) -> None:
         self.inner = inner
 
+    @property
+    @override
+    def acts(self) -> HostActs | None:
+        return self.inner.acts
+
     @override
     def look(self) -> None:
         self.inner.look()
+
+    @override
+    def judge_by(self, limits: Limits | None) -> None:
+        self.inner.judge_by(limits)
 
     @override
     def start(self) -> None:

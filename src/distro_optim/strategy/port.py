@@ -157,6 +157,7 @@ class RunView:
         waits_for: what we wait for until we are in an epoch, in words; None if we are in one.
         waiting_peers: clients that wait for the next epoch; None where that is not known, as it is only to the host.
         stage: name of the :class:`~.rounds.Stage`.
+        watches: whether we are in no list of the run and only look at it: nothing of ours is given to anybody.
         fault: why our weights are not those of the others; None if they are, as far as we know.
         connected: whether there is a link to the coordinator.
         gives_up_after: seconds without one after which the run counts as lost; None if it never does.
@@ -194,6 +195,7 @@ class RunView:
     waits_for: str | None = None
     waiting_peers: int | None = None
     stage: str = "OUTSIDE"
+    watches: bool = False
     fault: str | None = None
     connected: bool = False
     gives_up_after: float | None = None
@@ -251,16 +253,6 @@ class RunFacts(ABC):
     @abstractmethod
     def view(self) -> RunView:
         """A cheap snapshot. For any thread."""
-
-    @property
-    def watches(self) -> bool:
-        """Whether we are in no list of the run and only look at it: nothing of ours is given to anybody."""
-        return False
-
-    @property
-    def acts(self) -> HostActs | None:
-        """What can be done to the run from here, from :meth:`RunLife.look` on; None where it is hosted elsewhere."""
-        return None
 
 
 class RunActions(ABC):
@@ -331,7 +323,23 @@ class RunAnswers(ABC):
         For any thread: nobody waits for the hashes, and the training may have gone on meanwhile.
         """
 
-    def audited(  # noqa: B027 - who cannot audit does not
+    def weights_repaired(  # noqa: B027 - a run that never asks for a repair leaves it out
+        self, step: int, digests: Sequence[bytes] | None
+    ) -> None:
+        """Answers :class:`~.actions.RepairWeights`.
+
+        Args:
+            step: of the action.
+            digests: what :meth:`weights_hashed` would be told now; None if the tensors did not come. Then it may be
+                asked for again.
+        """
+
+
+class AuditAnswers(ABC):  # noqa: B024 - who cannot audit leaves out all of it
+    """What came of audits, and what is to be shown to those who audit us. Belongs to the training thread, but for what
+    is committed and opened."""
+
+    def audited(  # noqa: B027
         self, step: int, trainer: bytes, found: Evidence, own: Evidence | None
     ) -> None:
         """Answers :class:`~.actions.AuditResults`, for one of its results.
@@ -343,7 +351,7 @@ class RunAnswers(ABC):
             own: likewise in our own result, with the two batches changed round; None if there is none.
         """
 
-    def momentum_committed(  # noqa: B027 - who audits nobody's momentum leaves it out, and the next three
+    def momentum_committed(  # noqa: B027
         self, step: int, root: bytes, decays: Sequence[float]
     ) -> None:
         """Answers :class:`~.actions.TrainBatch`, too, where it asks for it. For any thread.
@@ -354,13 +362,13 @@ class RunAnswers(ABC):
             decays: of the momentum, one for each parameter group.
         """
 
-    def momentum_opened(self, step: int, data: bytes) -> None:  # noqa: B027 - see above
+    def momentum_opened(self, step: int, data: bytes) -> None:  # noqa: B027
         """Answers :class:`~.actions.OpenMomentum`: what is to be sent. For any thread."""
 
-    def own_momentum_audited(self, step: int, noise: Noise) -> None:  # noqa: B027 - see above
+    def own_momentum_audited(self, step: int, noise: Noise) -> None:  # noqa: B027
         """Answers :class:`~.actions.PrepareAudit`: what we found in our own momentum of a step."""
 
-    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:  # noqa: B027 - see above
+    def momentum_audited(self, step: int, trainer: bytes, verdict: Verdict) -> None:  # noqa: B027
         """Answers :class:`~.actions.AuditMomentum`.
 
         Args:
@@ -368,15 +376,6 @@ class RunAnswers(ABC):
             trainer: public key of who sent it.
             verdict: by test 2.
         """
-
-    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:  # noqa: B027 - see below
-        """Answers :class:`~.actions.RepairWeights`: what :meth:`weights_hashed` would be told now.
-
-        A run that never asks for a repair leaves out this method and the next.
-        """
-
-    def repair_failed(self, step: int) -> None:  # noqa: B027 - see above
-        """Answers :class:`~.actions.RepairWeights`, too: the tensors did not come. It may be asked for again."""
 
 
 class ModelSharing(ABC):
@@ -453,6 +452,11 @@ class RunLife(ABC):
     def judge_by(self, limits: Limits | None) -> None:  # noqa: B027 - an access to runs that audit no momenta
         """Before :meth:`start`: by these limits momenta are audited until the run has learnt its own. None: by none."""
 
+    @property
+    def acts(self) -> HostActs | None:
+        """What can be done to the run from here, from :meth:`look` on; None where it is hosted elsewhere."""
+        return None
+
     @abstractmethod
     def start(self) -> None:
         """Hosts the run or joins it, and returns when the coordinator has taken us.
@@ -475,7 +479,7 @@ class RunLife(ABC):
 
 
 class RunAccess(Protocol):
-    """One participant's access to a run: the five seams of this module."""
+    """One participant's access to a run: the six seams of this module."""
 
     @property
     def facts(self) -> RunFacts:
@@ -490,6 +494,10 @@ class RunAccess(Protocol):
         """What came of it."""
 
     @property
+    def audit_answers(self) -> AuditAnswers:
+        """What came of audits."""
+
+    @property
     def sharing(self) -> ModelSharing:
         """The model on its way from and to other peers."""
 
@@ -498,8 +506,8 @@ class RunAccess(Protocol):
         """From joining to leaving."""
 
 
-class RunPort(RunFacts, RunActions, RunAnswers, ModelSharing, RunLife, RunAccess):
-    """A :class:`RunAccess` that is one object and has all five seams itself."""
+class RunPort(RunFacts, RunActions, RunAnswers, AuditAnswers, ModelSharing, RunLife, RunAccess):
+    """A :class:`RunAccess` that is one object and has all six seams itself."""
 
     @property
     @override
@@ -514,6 +522,11 @@ class RunPort(RunFacts, RunActions, RunAnswers, ModelSharing, RunLife, RunAccess
     @property
     @override
     def answers(self) -> RunAnswers:
+        return self
+
+    @property
+    @override
+    def audit_answers(self) -> AuditAnswers:
         return self
 
     @property

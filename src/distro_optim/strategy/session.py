@@ -300,7 +300,7 @@ class SwarmSession:
 
     def _open_windows(self, access: RunAccess) -> None:
         web = self._options["web"] if self._options["web"] is not None else self._environment.web
-        self._windows.open(web, self._options["metrics_port"], access.facts.acts)
+        self._windows.open(web, self._options["metrics_port"], access.life.acts)
 
     def _check_before_joining(self, state: Coordinator) -> None:
         """Finds what stands in our way.
@@ -604,7 +604,7 @@ class SwarmSession:
         self._acts("allow").allow(peers)
 
     def _acts(self, act: str) -> HostActs:
-        acts = self._access.facts.acts if self._access is not None else None
+        acts = self._access.life.acts if self._access is not None else None
         if acts is None:
             raise ConfigurationError(
                 f"{act}() is for the host of a run, once it has started: only who hosts decides who is in it", name=act

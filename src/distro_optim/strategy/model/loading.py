@@ -77,7 +77,7 @@ class ModelLoader:
             RunError: nobody in the run has its weights.
             ConfigurationError: our own checkpoint is damaged.
         """
-        if self._facts.watches:
+        if self._facts.view().watches:
             self._follow(action)
             return
         restored, self._restored = self._restored, None

@@ -148,6 +148,7 @@ class Participant:
         self._facts = access.facts
         self._actions = access.actions
         self._answers = access.answers
+        self._life = access.life
         self._news = news
         self._tell = tell
         self._follow_schedule = follow_schedule
@@ -192,7 +193,7 @@ class Participant:
         self._auditor = ResultAuditor(
             local.model,
             self.trainer,
-            access.answers,
+            access.audit_answers,
             order=local.order,
             loss=local.audit_loss,
             is_cancelled=self.is_cancelled,
@@ -280,7 +281,7 @@ class Participant:
         state = self._facts.state
         with narrated(f"step {step}: hashing and saving the weights", self._tell):
             values, identity = self._handover.snapshot(_epoch_of(state), step)
-            if not self._facts.watches:
+            if not self._facts.view().watches:
                 self._handover.offer(identity, values)
             self._keeper.save(self.trainer, values, run_id=self._facts.run_id, identity=identity, state=state)
 
@@ -308,7 +309,7 @@ class Participant:
         between = self._between
         if between is None or not between.is_due or not self._loader.loaded or self._facts.view().fault is not None:
             return False
-        return self._facts.acts is not None  # otherwise somebody else hosts, and does it
+        return self._life.acts is not None  # otherwise somebody else hosts, and does it
 
     def _end(self, action: act.RunEnded) -> None:
         self.ended = True

@@ -107,7 +107,7 @@ class WeightsRepair:
             fetched = self._sharing.download_tensors(action.providers, wanted, seconds=action.seconds)
         except (ExchangeError, ProtocolError) as error:
             self._tell(f"step {action.step}: some of our weights are wrong and could not be fetched again: {error}")
-            self._answers.repair_failed(action.step)
+            self._answers.weights_repaired(action.step, None)
             return
         # Their digests are over type and shape as well, so they are those of our tensors.
         self._trainer.load(fetched.tensors)

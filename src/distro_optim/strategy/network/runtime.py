@@ -202,11 +202,6 @@ class Runtime(RunPort):
 
     @property
     @override
-    def watches(self) -> bool:
-        return self._source.watches
-
-    @property
-    @override
     def state(self) -> Coordinator | None:
         return self._link.coordinator.state if self._link is not None else None
 
@@ -447,12 +442,11 @@ class Runtime(RunPort):
         self._tell(lambda driver: driver.momentum_audited(step, trainer, verdict))
 
     @override
-    def weights_repaired(self, step: int, digests: Sequence[bytes]) -> None:
-        self._tell(lambda driver: driver.weights_repaired(step, digests))
-
-    @override
-    def repair_failed(self, step: int) -> None:
-        self._tell(lambda driver: driver.repair_failed(step))
+    def weights_repaired(self, step: int, digests: Sequence[bytes] | None) -> None:
+        if digests is None:
+            self._tell(lambda driver: driver.repair_failed(step))
+        else:
+            self._tell(lambda driver: driver.weights_repaired(step, digests))
 
     @override
     def download_model(
@@ -528,6 +522,7 @@ class Runtime(RunPort):
                 view = with_state(replace(view, connected=True), state, self.identity, self._missing())
         return replace(
             view,
+            watches=self._source.watches,
             rounds_trained=mailbox.rounds_trained,
             rounds_cancelled=mailbox.rounds_cancelled,
             seconds_waiting=mailbox.seconds_waiting,

@@ -285,8 +285,7 @@ class HashWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairWeights:
-    """Replace the tensors that differ from those of ``providers``; answer with ``weights_repaired`` or
-    ``repair_failed``.
+    """Replace the tensors that differ from those of ``providers``; answer with ``weights_repaired``.
 
     Attributes:
         step: at whose start they differ; its :class:`HashWeights` came before, and nothing has changed since.

@@ -21,7 +21,7 @@ from ....verify.audit import Challenge, Verdict, check, looking_ahead
 from ....verify.calibrate import LOOSEST
 from ....verify.momentum import MomentumCommitment
 from ....verify.opening import Opening, decode_opening, make_opening
-from ...port import RunAnswers
+from ...port import AuditAnswers
 from ...rounds.actions import AuditMomentum, OpenMomentum, PrepareAudit
 from ...rounds.audits.docket import DRAWN_AFTER
 from ...rounds.audits.momentum_watch import OPENING_ROUNDS, commits_momentum
@@ -100,7 +100,7 @@ class MomentumAuditor:
         gradients: by the script's loss function.
     """
 
-    def __init__(self, trainer: SwarmTrainer, answers: RunAnswers, gradients: Gradients) -> None:
+    def __init__(self, trainer: SwarmTrainer, answers: AuditAnswers, gradients: Gradients) -> None:
         self._trainer = trainer
         self._answers = answers
         self._gradients = gradients

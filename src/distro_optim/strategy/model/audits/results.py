@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ....coordinator.types import BatchId
 from ....verify.quiet import mean_of, quiet_gradients
 from ....verify.recompute import compare
-from ...port import RunAnswers
+from ...port import AuditAnswers
 from ...rounds.actions import AuditMomentum, AuditResults, OpenMomentum, PrepareAudit
 from ...sample_order import SampleOrder
 from ..trainer import SwarmTrainer
@@ -50,7 +50,7 @@ class ResultAuditor:
         self,
         model: nn.Module,
         trainer: SwarmTrainer,
-        answers: RunAnswers,
+        answers: AuditAnswers,
         *,
         order: SampleOrder | None,
         loss: AuditLoss | None,
