@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 
 import warm_python
 
+SLOW_SECONDS = 1.0
+"""Of a slow test whose mark does not say how long it takes: about the mean of them."""
+
 # Before torch is imported: its threads, and those of child processes, compete with the other tests for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -55,12 +58,19 @@ def pytest_xdist_setupnodes() -> None:
     gateway_io.Popen2IOMaster = Fork  # type: ignore[misc]
 
 
+def _seconds(items: list[pytest.Item]) -> float:
+    """How long slow tests take, about."""
+    marks = [item.get_closest_marker("slow") for item in items]
+    return sum(mark.args[0] if mark is not None and mark.args else SLOW_SECONDS for mark in marks)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests come first in what each process begins with: one that began last would be waited for by all others.
 
     pytest-xdist cuts the list in as many equal parts as there are processes. Those that are done take over from the
-    ends of the others, where the short tests are. The slow tests of a file stay together, and so do the others.
+    ends of the others, where the short tests are. The slow tests of a file stay together, and so do the others. What
+    takes longest comes first, and the slow tests of all processes take equally long, as far as marks say how long.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes == 1:
@@ -68,8 +78,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = [item for item in items if item.get_closest_marker("slow")]
     files = [list(of_a_file) for _, of_a_file in groupby(slow, key=lambda item: item.path)]
     parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
-    for of_a_file in sorted(files, key=len, reverse=True):
-        min(parts, key=len).extend(of_a_file)
+    for of_a_file in sorted(files, key=_seconds, reverse=True):
+        min(parts, key=_seconds).extend(of_a_file)
     others = iter([item for item in items if not item.get_closest_marker("slow")])
     left = len(items)
     for number, part in enumerate(parts):

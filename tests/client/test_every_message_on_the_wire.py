@@ -32,7 +32,7 @@ from distro_optim.models.causal_lm import CausalLM
 from distro_optim.strategy.monitor.figures import Figures
 from reference import wire_messages as wire
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(4)]
 
 SECONDS = 120.0
 RUN_STEPS = 18

@@ -16,7 +16,7 @@ from client.processes import DISTRO, TINY_LLAMA, Client, Process, Server, wait_f
 from distro_optim.models.causal_lm import CausalLM
 from distro_optim.strategy.model.checkpoint import CheckpointStore
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(15)]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from distro_optim.strategy.rounds.trust.succeeding import Succession
 
 from .test_live_sessions import CONFIG, Peer, host
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(12)]
 
 PATIENCE_SECONDS = 60.0
 AFTER = 4.0

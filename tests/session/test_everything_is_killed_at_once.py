@@ -11,7 +11,7 @@ from distro_optim.strategy.model.between_epochs import FOLDER
 
 from .processes import NUMBERS, Processes
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(30)]
 
 # Of waiting for other processes, on a machine that is busy: each loads PyTorch twice.
 pytestmark.append(pytest.mark.timeout(600))

@@ -19,7 +19,7 @@ from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
 from distro_optim.strategy.session import SwarmSession
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(40), pytest.mark.timeout(900)]
 
 SAMPLES = 400
 HONEST = 4

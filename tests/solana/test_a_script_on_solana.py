@@ -65,7 +65,7 @@ def strangers(validator: Validator, run: RunInstructions) -> list[NodeIdentity]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_a_script_trains_to_the_end_beside_clients_that_nobody_can_reach(pl: ModuleType, tmp_path: Path) -> None:
     validator = Validator()
     key, mine = OPERATOR.pubkey(), wallet(70)
@@ -111,7 +111,7 @@ module.save_pretrained(out)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_two_scripts_train_a_llama_and_have_equal_weights(tmp_path: Path) -> None:
     data, vocab_size = write_tokens(tmp_path, seq_len=32)
     model = CausalLM({**TINY_LLAMA, "vocab_size": vocab_size}, "HfLlama")

@@ -34,7 +34,7 @@ from distro_optim.testing.solana.transactions import Transaction
 from solana.cluster import Cluster
 from solana.solana_arena import OPERATOR, RUN, SOL, wallet
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(90)]
 
 POINTS = 1001
 TOKENS = 10 * POINTS

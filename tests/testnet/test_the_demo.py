@@ -14,7 +14,7 @@ import warm_python
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "lightning_bytes.py"
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(25)]
 
 
 def test_one_script_trains_as_several_peers_who_come_and_go(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.waiting, pytest.mark.slow]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(30)]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "changing_networks.py"
 SECONDS = 280.0
