@@ -22,6 +22,7 @@ class RememberingCodec(Codec):
 
     @classmethod
     def of(cls, codec: Codec) -> RememberingCodec:
+        """``codec``, which remembers the last payload."""
         return cls(codec.write, codec.read, codec.min_size)
 
     @override

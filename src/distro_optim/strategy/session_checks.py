@@ -20,6 +20,7 @@ __all__ = ["check_session", "check_sharded", "is_in_shards", "ranks_of_mesh", "r
 
 
 def is_in_shards(optimizer: DisTrO) -> bool:
+    """Whether a parameter of the optimizer is sharded (a DTensor)."""
     return any(is_sharded(param) for group in optimizer.param_groups for param in group["params"])
 
 

@@ -60,13 +60,16 @@ class Report(Protocol):
     """What an auditor says of a result."""
 
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """In which the result was made."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """In which it was made."""
 
     @property
-    def trainer(self) -> bytes: ...
+    def trainer(self) -> bytes:
+        """Public key of who sent it."""
 
 
 R = TypeVar("R", bound=Report)
