@@ -220,6 +220,21 @@ def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
     assert_refused(say(victim, speaker.key.public, finish), DropReason.DUPLICATE)
 
 
+def test_who_has_no_report_to_make_spends_nothing_on_who_has_finished_and_takes_results_all_the_same() -> None:
+    _, victim, speaker = fresh()
+    round_ = round_of(victim)
+    round_.witness_proof = replace(round_.witness_proof, witness=False)
+    heard = list(round_.broadcasts)
+    for signature in (bytes(64), speaker.key.sign(finished_hash(HASH))):
+        commitment = Commitment(finished_hash(HASH), signature)
+        finish = replace(truth(speaker), commitment=commitment, data=Finished(MerkleRoot(HASH), warmup=False))
+        assert say(victim, speaker.key.public, finish) == []
+    assert speaker.id not in round_.finished
+    assert round_.broadcasts == heard
+    (fetch,) = say(victim, speaker.key.public, truth(speaker))
+    assert isinstance(fetch, act.FetchBlob)
+
+
 @pytest.mark.slow
 def test_messages_about_the_next_round_are_held_up_to_a_bound_and_taken_when_it_begins() -> None:
     world, victim, speaker = fresh()

@@ -101,7 +101,8 @@ class RoundState:
         changes: how often an announcement came, or what became of one was found out.
         participants, results: what the report will praise, by batch: the client that took part, and the hash of what
             came.
-        finished: clients that have said so, ourselves included; see :meth:`note_finished`.
+        finished: clients that have said so, ourselves included, as far as our report waits for it; see
+            :meth:`note_finished`.
         broadcasts: hash of every message taken, in order of arrival.
         own: what the trainer wants back with the next round.
         training_over: our trainer has nothing (more) to do in this round.
