@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from default_device import default_device
 from distro_optim.compress import CompressedUpdate, ParamSpec, make_plan, profile
 from distro_optim.compress.engine import BlockEngine, parts
 from distro_optim.compress.exact import definition, filtered, means, merge
 from distro_optim.cosine import cosine, rounded_cosine
 from distro_optim.errors import ConfigurationError
+from torch_settings import default_device, default_dtype, matmul_precision
 
 from .exact_cases import CPU, LARGE, LR, SMALL, Case, by_the_oracle, digest, merged
 
@@ -223,32 +223,12 @@ def test_float64_is_really_refused() -> None:
 # -- settings around it ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "medium precision": lambda: _matmul_precision("medium"),
-    "high precision": lambda: _matmul_precision("high"),
+    "medium precision": lambda: matmul_precision("medium"),
+    "high precision": lambda: matmul_precision("high"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "default float64": lambda: _default_dtype(torch.float64),
-    "default bfloat16": lambda: _default_dtype(torch.bfloat16),
+    "default float64": lambda: default_dtype(torch.float64),
+    "default bfloat16": lambda: default_dtype(torch.bfloat16),
     "inference mode": torch.inference_mode,
     "default device": lambda: default_device("meta"),
 }

@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from default_device import default_device
 from distro_optim import DisTrO
 from distro_optim.compress.engine import BlockEngine
 from distro_optim.compress.exact.precision import true_float32
 from distro_optim.compress.profile import Profile
 from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import set_gradients
-
-
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        assert torch.get_float32_matmul_precision() == precision, "a step put another value in its place"
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def type_of_new_tensors(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
+from torch_settings import default_device, default_dtype, matmul_precision
 
 SETTINGS: dict[str, Any] = {
-    "products of half the precision": lambda: products("medium"),
-    "new tensors in float64": lambda: type_of_new_tensors(torch.float64),
-    "new tensors in float16": lambda: type_of_new_tensors(torch.float16),
+    "products of half the precision": lambda: matmul_precision("medium"),
+    "new tensors in float64": lambda: default_dtype(torch.float64),
+    "new tensors in float16": lambda: default_dtype(torch.float16),
     "new tensors on another device": lambda: default_device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference": torch.inference_mode,
@@ -95,7 +72,7 @@ def test_a_step_has_true_products_on_any_backend(monkeypatch: pytest.MonkeyPatch
         merge(*args, **kwargs)
 
     monkeypatch.setattr(BlockEngine, "merge", look)
-    with products("high"):
+    with matmul_precision("high"):
         trained(nullcontext())
         assert not precise()
     assert seen
@@ -118,7 +95,7 @@ def test_the_last_of_several_threads_puts_the_precision_back() -> None:
             inside.set()
             leave.wait(60)
 
-    with products("high"):
+    with matmul_precision("high"):
         thread = threading.Thread(target=other)
         with true_float32():
             thread.start()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from default_device import default_device
 from distro_optim import DisTrO
 from distro_optim.optim.rules import PUBLISHED
+from torch_settings import default_device
 
 
 @pytest.fixture
