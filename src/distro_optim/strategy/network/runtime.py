@@ -165,7 +165,16 @@ class Runtime(RunPort):
         loop = LoopThread("distro-optim-run")
         given = complete(options, CONNECTION_DEFAULTS, of="Runtime.connect")
         source = way_into(
-            run, given, loop=loop, config=config, state=state, home=home, folder=folder, saved=saved, resume=resume, watch=watch
+            run,
+            given,
+            loop=loop,
+            config=config,
+            state=state,
+            home=home,
+            folder=folder,
+            saved=saved,
+            resume=resume,
+            watch=watch,
         )
         return cls(source, loop=loop, owns_loop=True)
 
