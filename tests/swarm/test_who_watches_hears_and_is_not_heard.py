@@ -10,6 +10,7 @@ import pytest
 
 from distro_optim.comm.announcements import MAX_ANNOUNCEMENT, Announcement
 from distro_optim.comm.iroh.blobs.request import ALPN as BLOBS_ALPN
+from distro_optim.comm.iroh.connection import Connection
 from distro_optim.comm.iroh.endpoint import CLOSE_NOT_ALLOWED, Node
 from distro_optim.comm.iroh.gossip import feed
 from distro_optim.comm.iroh.gossip.feed import FEED_ALPN, MAX_UNTOLD, read_feed
@@ -168,6 +169,57 @@ def test_a_stranger_hears_and_gets_nothing(loop_thread: LoopThread, alpn: bytes)
             assert await is_turned_away(stranger, alice, alpn)
         finally:
             await stranger.aclose()
+
+    among_them(loop_thread, check)
+
+
+@asynccontextmanager
+async def feed_of(node: Node, member: IrohSwarm) -> AsyncIterator[Connection]:
+    connection = await node.connect(member.node.addr(), FEED_ALPN)
+    try:
+        send, _ = await connection.open_bi()
+        await send.write(b"\0")
+        yield connection
+    finally:
+        connection.close()
+
+
+def test_feeds_that_ended_or_were_replaced_leave_nothing_behind(loop_thread: LoopThread) -> None:
+    """While nobody says anything, too: otherwise one that comes again and again fills a member's memory."""
+
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        assert alice._desk is not None
+        for _ in range(5):
+            async with feed_of(watcher.node, alice) as older, feed_of(watcher.node, alice):
+                await older.closed()  # one is enough
+                while watcher.peer_id not in alice._desk.listeners:
+                    await asyncio.sleep(0.001)
+        while alice._desk.listeners:
+            await asyncio.sleep(0.001)
+
+    among_them(loop_thread, check)
+
+
+def test_whoever_may_take_part_gets_no_feed(loop_thread: LoopThread) -> None:
+    """Each feed holds bytes of a member, and of those that watch there are few. Everybody may take part here."""
+
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        alice.set_allowed(None)
+        async with feed_of(bob.node, alice) as connection:
+            await connection.closed()
+        assert alice._desk is not None
+        assert not alice._desk.listeners
+
+    among_them(loop_thread, check)
+
+
+def test_a_swarm_that_is_closed_ends_its_feeds(loop_thread: LoopThread) -> None:
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        async with feed_of(watcher.node, alice) as connection:
+            while alice._desk is None or not alice._desk.listeners:
+                await asyncio.sleep(0.001)
+            await alice.aclose()
+            await connection.closed()
 
     among_them(loop_thread, check)
 

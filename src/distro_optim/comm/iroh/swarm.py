@@ -248,6 +248,8 @@ class IrohSwarm(Swarm):
         self._watchers = keys
         if keys and self._desk is None:
             self._desk = FeedDesk(self.node)
+        if self._desk is not None:
+            self._desk.watchers = keys
         self.node.set_watchers(keys, (BLOBS_ALPN, MODEL_ALPN, FEED_ALPN))
 
     @override

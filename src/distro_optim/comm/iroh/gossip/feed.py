@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from ....errors import LimitExceededError, ProtocolError
+from ....errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ...announcements import MAX_ANNOUNCEMENT
 from ...swarm import Channel
 from ..connection import Connection
@@ -47,11 +47,15 @@ class FeedDesk:
 
     Args:
         node: who connects to it has to be let in by :meth:`.Node.set_watchers`.
+
+    Attributes:
+        watchers: public keys of those that are told; others that the node lets in are turned away.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._listeners: dict[bytes, _Listener] = {}
+        self.watchers: frozenset[bytes] = frozenset()
         node.accept(FEED_ALPN, self._serve)
 
     @property
@@ -69,21 +73,35 @@ class FeedDesk:
     def close(self) -> None:
         """Tells nobody any more."""
         self._node.refuse(FEED_ALPN)
+        for listener in self._listeners.values():
+            listener.end()
 
     async def _serve(self, connection: Connection) -> None:
+        peer = connection.remote_id
+        if peer not in self.watchers:
+            raise PeerRefusedError(f"{peer.hex()[:10]} is not among those that watch")
         connection.limit_streams(uni=0, bi=1)
         send, recv = await connection.accept_bi(timeout=SECONDS)
         if await recv.read_exact(1, timeout=SECONDS) != _VERSION:
             raise ProtocolError("it wants another version of the feed")
         listener = _Listener()
-        peer = connection.remote_id
-        self._listeners[peer] = listener  # in place of an older connection of the same key
+        if (older := self._listeners.get(peer)) is not None:
+            older.end()
+        self._listeners[peer] = listener
+        ending = asyncio.ensure_future(_end_with(connection, listener))
         try:
-            while self._listeners.get(peer) is listener:
-                await send.write(await listener.take(), timeout=SECONDS)
+            while frames := await listener.take():
+                await send.write(frames, timeout=SECONDS)
         finally:
+            ending.cancel()
             if self._listeners.get(peer) is listener:
                 del self._listeners[peer]
+
+
+async def _end_with(connection: Connection, listener: _Listener) -> None:
+    """While nobody says anything, nothing is written that would show that the connection is closed."""
+    await connection.closed()
+    listener.end()
 
 
 class _Listener:
@@ -92,6 +110,7 @@ class _Listener:
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
         self._size = 0
+        self._ended = False
         self._news = asyncio.Event()
 
     def put(self, frame: bytes) -> None:
@@ -102,9 +121,16 @@ class _Listener:
             self._size -= len(self._frames.popleft())
         self._news.set()
 
+    def end(self) -> None:
+        """There is nobody to tell any more."""
+        self._ended = True
+        self._news.set()
+
     async def take(self) -> bytes:
-        """All that waits, once there is something."""
+        """All that waits, once there is something; nothing once it has ended."""
         await self._news.wait()
+        if self._ended:
+            return b""
         self._news.clear()
         frames = b"".join(self._frames)
         self._frames.clear()
