@@ -24,6 +24,7 @@ from distro_optim.coordinator.messages import (
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.types import Witness, WitnessProof
 from distro_optim.coordinator.watchers import MAX_WATCHERS, ask_who_watches, watcher_keys
+from distro_optim.coordinator.why_closed import WhyClosed, ask_why
 from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.testing.coordinator import dummy_run, metadata
 
@@ -131,6 +132,41 @@ def test_it_may_look_where_only_some_may_join_but_not_if_it_is_banned() -> None:
         arena.service.ban(key(WATCHER).public, 0.0)
         with pytest.raises(JoinRefusedError, match="banned"):
             await client_of(arena, WATCHER).look()
+
+    watched(work, host=RunHost(dummy_run(), allowed=[key(1).public]))
+
+
+def test_it_stays_when_those_that_may_join_are_named_anew() -> None:
+    async def work(arena: ServedArena) -> None:
+        watcher, member = client_of(arena, WATCHER), client_of(arena, 1)
+        await watcher.look()
+        await member.look()
+        arena.service.let_in([key(2).public], asyncio.get_running_loop().time())
+        assert {client.signer for client in arena.service.clients} == {key(WATCHER).public}
+        await watcher.close()
+        await member.close()
+
+    watched(work)
+
+
+def test_it_is_not_told_that_it_may_not_come_where_only_some_may_join() -> None:
+    """When its link has ended for another reason, of which the coordinator knows nothing."""
+
+    async def work(arena: ServedArena) -> None:
+        async def why() -> WhyClosed | None:
+            stream = await arena.connect()
+            try:
+                return await ask_why(stream, key(WATCHER))
+            finally:
+                await stream.close()
+
+        assert await why() is None
+        now = asyncio.get_running_loop().time()
+        arena.service.kick(key(WATCHER).public, now, "for a while")
+        assert await why() == WhyClosed("for a while", may_return=True)
+        assert await why() is None
+        arena.service.ban(key(WATCHER).public, now, "for good")
+        assert await why() == WhyClosed("for good", may_return=False)
 
     watched(work, host=RunHost(dummy_run(), allowed=[key(1).public]))
 

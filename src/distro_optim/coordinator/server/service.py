@@ -321,7 +321,7 @@ class CoordinatorService(ConnectionService):
         """From now on only the owners of these keys may take part; the others are taken out. None: everybody may."""
         self.host.let_in(allowed)
         for client in {*self._by_client, *self.host.pending}:
-            if not self.host.is_allowed(client.signer):
+            if not self._may_come(client.signer):
                 self.kick(client.signer, now, "the key is not on the list of this run any more")
 
     # -- inputs from this process --------------------------------------------------------------------------------------
@@ -352,8 +352,7 @@ class CoordinatorService(ConnectionService):
         """A key is proved."""
         client = self._client_of(connection)
         del self._unproved[connection]
-        watches = client.signer in self.watchers and client.signer not in self.host.banned
-        if not watches and not self.host.is_allowed(client.signer):
+        if not self._may_come(client.signer):
             raise ProtocolError("the key is not on the list of this run")
         if client in self.local:
             raise ProtocolError("the key is that of a participant in the server's own process")
@@ -368,12 +367,16 @@ class CoordinatorService(ConnectionService):
         connection.send(self._state_frame(), now)
         self._output.writable.add(connection)
 
+    def _may_come(self, public: bytes) -> bool:
+        """Whether the owner of a key may be connected: to take part, or to watch."""
+        return self.host.is_allowed(public) or (public in self.watchers and public not in self.host.banned)
+
     def _answer(self, connection: Connection, question: bytes, now: float) -> None:
         """Somebody asks where the others are, or why it was turned away, over a connection that is for nothing else."""
         peer = self._client_of(connection).p2p_identity
         if question == WHY_CLOSED:
-            allowed, banned = self.host.is_allowed(peer), peer in self.host.banned
-            answer = self._reasons.answer(peer, is_allowed=allowed, is_banned=banned)
+            may_come, banned = self._may_come(peer), peer in self.host.banned
+            answer = self._reasons.answer(peer, is_allowed=may_come, is_banned=banned)
             connection.send(encode_frame(answer.encode()), now)
             told = "it was told why it was turned away"
         elif question == WHO_WATCHES:
