@@ -172,8 +172,9 @@ def _newton_schulz_of_long(x: Tensor) -> Tensor:
     bfloat16 would not do.
     """
     a, b, c = NEWTON_SCHULZ
-    gram = torch.bmm(x, x.transpose(1, 2))
+    gram = x.new_empty(len(x), x.shape[1], x.shape[1])
     polynomial, product, spare = torch.empty_like(gram), torch.empty_like(gram), torch.empty_like(gram)
+    torch.bmm(x, x.transpose(1, 2), out=gram)
     for step in range(STEPS):
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial).diagonal(dim1=1, dim2=2).add_(a)
         if step == 0:
@@ -183,4 +184,4 @@ def _newton_schulz_of_long(x: Tensor) -> Tensor:
         if step + 1 < STEPS:
             torch.bmm(polynomial, gram, out=spare)
             torch.bmm(spare, polynomial, out=gram)
-    return torch.bmm(product, x)
+    return torch.bmm(product, x, out=torch.empty_like(x))
