@@ -121,6 +121,19 @@ def test_matrices_of_one_shape_are_done_together_as_each_alone() -> None:
     assert not matrices[0].any()
 
 
+@pytest.mark.parametrize("shape", [(20, 30), (20, 300), (300, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_matrix_of_any_size_has_a_direction_that_is_finite(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """The momentum of a matrix that gets no gradient any more becomes smaller than any number, step by step."""
+    matrix = torch.randn(1, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    for power in range(0, -320, -2):
+        ours = matrix * 10.0**power
+        orthogonalize([ours])
+        assert ours.isfinite().all()
+        assert float(ours.square().mean().sqrt()) < 1.3
+    assert float(ours.abs().max()) < 1e-6
+
+
 @pytest.mark.parametrize("shape", [(24, 48), (48, 24), (64, 640), (640, 64), (2, 300)])
 @pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 1e-3)], ids=str)

@@ -38,6 +38,11 @@ STEPS: Final = 5
 _LONG: Final = 2
 """Times as long as wide: from here on the way by the squares has fewer operations."""
 
+_SMALLEST: Final = 0.4
+"""The norm of a matrix below which its direction shrinks with it, as a power of the smallest number: 7e-16 in float32.
+The squares of smaller ones are lost in the norm, and a matrix that is divided by too little has no finite direction.
+The momentum of a matrix that gets no gradient any more comes by there on its way to 0."""
+
 _ELEMENTS_CPU: Final = 1 << 22
 """Of matrices of one shape that are done together. Each takes three more of its kind: some 64 MB."""
 _ELEMENTS_ACCELERATOR: Final = 1 << 26
@@ -137,7 +142,7 @@ def _directions(matrices: Tensor) -> Tensor:
     """
     _, rows, columns = matrices.shape
     size = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    x = matrices / size.clamp_min(torch.finfo(matrices.dtype).tiny)
+    x = matrices / size.clamp_min(torch.finfo(matrices.dtype).tiny ** _SMALLEST)
     if matrices.device.type != "cpu" and matrices.dtype == torch.float32:
         x = x.to(torch.bfloat16)
     wide = x.transpose(1, 2) if rows > columns else x

@@ -149,7 +149,7 @@ def placed(index: Tensor, value: Tensor, tiles: Tensor) -> Tensor:
 
 def newton_schulz(matrix: Tensor) -> Tensor:
     """``(rows, columns)`` with all singular values brought near 1; of zeros, zeros."""
-    x: Tensor = matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+    x: Tensor = matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny ** 0.4)
     if x.shape[0] > x.shape[1]:
         return newton_schulz(matrix.T).T
     for _ in range(5):
