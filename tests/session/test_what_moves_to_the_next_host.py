@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey
 from distro_optim.coordinator.server.ledger_file import read_ledger
 from distro_optim.coordinator.ticket import RunTicket
 from distro_optim.errors import JoinRefusedError
+from distro_optim.strategy.network.hosting import HostedRun
+from distro_optim.strategy.network.joining import NodeOptions
 
 from .test_a_run_outlives_its_host import (
     OUTLIVED,
@@ -121,3 +124,22 @@ def test_a_host_of_two_that_is_closed_hands_the_run_to_the_other() -> None:
     assert other.steps[-1] == STEPS
     assert len(other.steps) >= STEPS - 2
     assert any("the host has left: this peer hosts the run now" in text for text in other.news)
+
+
+def test_the_first_host_lets_the_same_ones_watch_if_it_hosts_the_run_again() -> None:
+    watcher = SecretKey(bytes([5]) * 32).public
+
+    async def told() -> frozenset[bytes] | None:
+        link = await source.open()
+        try:
+            return None if link.keeper is None else link.keeper.watchers
+        finally:
+            await link.aclose()
+
+    loop = LoopThread("test-network")
+    try:
+        options = NodeOptions(key=KEYS[0], relays="none", bind_addr="127.0.0.1:0")
+        source = HostedRun(replace(OUTLIVED, observers=[watcher]), "watched", options, loop=loop)
+        assert loop.run(told(), PATIENCE_SECONDS) == frozenset([watcher])
+    finally:
+        loop.stop()

@@ -352,7 +352,7 @@ class HostedRun(RunSource):
                 "ends, so does the run"
             )
             return None
-        return RunKeeper(
+        keeper = RunKeeper(
             peer,
             self.run_id,
             host=self.key.public,
@@ -362,6 +362,8 @@ class HostedRun(RunSource):
             after=self._config.succession_after,
             tcp=tcp,
         )
+        keeper.watchers = self._watchers  # if it comes back to us, after others have hosted it
+        return keeper
 
     async def _give_way(self, keeper: RunKeeper, coordinator: MovingCoordinator, serving: AsyncExitStack) -> None:
         """Somebody else was elected while we were away: we are a peer like any other from now on."""
