@@ -200,6 +200,16 @@ def test_feeds_that_ended_or_were_replaced_leave_nothing_behind(loop_thread: Loo
     among_them(loop_thread, check)
 
 
+def test_one_that_stops_watching_asks_nobody_any_more(loop_thread: LoopThread) -> None:
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        await fed(watcher, [alice])
+        await watcher.join([bob.node.addr()])
+        await watcher.aclose()
+        assert all(feed.done() for feed in watcher._feeds.values())
+
+    among_them(loop_thread, check)
+
+
 def test_whoever_may_take_part_gets_no_feed(loop_thread: LoopThread) -> None:
     """Each feed holds bytes of a member, and of those that watch there are few. Everybody may take part here."""
 

@@ -74,10 +74,12 @@ class ObservingSwarm(IrohSwarm):
 
     @override
     async def aclose(self) -> None:
-        feeds = list(self._feeds.values())
-        for feed in feeds:
-            feed.cancel()
-        await asyncio.gather(*feeds, return_exceptions=True)
+        # First of all what would look for others in place of those that end.
+        keeping = () if self._keeping is None else (self._keeping,)
+        ending = [*keeping, *self._feeds.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         await super().aclose()
 
     # -- inside --------------------------------------------------------------------------------------------------------
