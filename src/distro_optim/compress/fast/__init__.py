@@ -14,6 +14,7 @@ the same bits in the weights. ``DISTRO_OPTIM_FAST=0`` in the environment turns i
 ``decoding``   a few coefficients back to a tile
 ``selection``  the largest coefficients of a tile
 ``passes``     a tile in the memory of its tensor
+``places``     where tiles lie there: what is needed next
 ``momentum``   kernels: gradients to coefficients
 ``weights``    kernel: everybody's coefficients to weights
 ``shifting``   kernel: the lookahead

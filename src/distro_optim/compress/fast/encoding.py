@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from .vectors import FLOAT, INT32, INT64, LANES, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+from .vectors import FLOAT, INT32, INT64, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
 
 __all__ = [
     "SIDE",
@@ -75,23 +75,25 @@ def _transformed(b: Builder, source: Value, column: Value) -> tuple[Lanes, list[
     return v, [v.transpose(y[start : start + LANES]) for start in range(0, SIDE, LANES)]
 
 
-def _columns(b: Builder, source: Value, target: Value, following: Value, stride: Value) -> None:
+def _columns(b: Builder, source: Value, target: Value, following: Value) -> None:
     def group(column: Value) -> None:
         v, blocks = _transformed(b, source, column)
         for number, block in enumerate(blocks):
             _store_columns(b, v, block, target, column, constant(number * LANES))
-            _prefetch(b, v, following, stride, number, column)
+            _prefetch(b, v, following, number, column)
 
     for_each(b, SIDE, group, step=LANES)
 
 
-def _prefetch(b: Builder, v: Lanes, tile: Value, stride: Value, block: int, column: Value) -> None:
-    """Asks for the vectors of a tile that have the place of this block and column.
+def _prefetch(b: Builder, v: Lanes, following: Value, block: int, column: Value) -> None:
+    """Asks for a part of the 16 KiB at ``following``, one after the other with the blocks and columns of a tile.
 
-    Between stores, so that the memory works while the vectors do: all at once, they would be waited for.
+    Between stores, so that the memory works while the vectors do; and in the order of the addresses, which the
+    memory's own foresight knows.
     """
-    for row in range(block * LANES, (block + 1) * LANES):
-        v.prefetch(tile, b.add(b.mul(constant(row), stride), column))
+    start = b.mul(column, constant(SIDE))
+    for number in range(LANES * LANES // LINE):
+        v.prefetch(following, b.add(start, constant(block * LANES * LANES + number * LINE)))
 
 
 def _store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, column: Value, frequency: Value) -> None:
@@ -105,7 +107,6 @@ def _rows(
     target: Value,
     largest: Value,
     following: Value,
-    stride: Value,
     rate: Value,
     keep: Value | None = None,
 ) -> None:
@@ -115,7 +116,7 @@ def _rows(
         most: list[Any] = [None] * LANES
         for number, block in enumerate(blocks):
             most = _store_rows(b, v, block, target, first, constant(number * LANES), factors, most)
-            _prefetch(b, v, following, stride, number, first)
+            _prefetch(b, v, following, number, first)
         _store_largest(b, most, largest, first)
 
     for_each(b, SIDE, group, step=LANES)
@@ -233,27 +234,27 @@ def _dense_rows(
 
 
 @intrinsic
-def encode_columns(typing, source, target, following, stride):  # type: ignore[no-untyped-def]
+def encode_columns(typing, source, target, following):  # type: ignore[no-untyped-def]
     """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, contiguous.
 
-    ``following`` is asked for meanwhile: a tile that is needed next, with rows ``stride`` apart.
+    The 16 KiB at the address ``following`` are asked for meanwhile, since they will be needed.
     """
-    return routine("encode_columns", "FFFi", _columns, (source, target, following, stride))
+    return routine("encode_columns", "FFF", _columns, (source, target, following))
 
 
 @intrinsic
-def encode_rows(typing, source, target, largest, following, stride, rate):  # type: ignore[no-untyped-def]
+def encode_rows(typing, source, target, largest, following, rate):  # type: ignore[no-untyped-def]
     """The other half, on what :func:`encode_columns` gave: ``target = rate * coefficients``, ``(64, 64) float32``.
 
     ``largest``, ``(64, LANES) int32``, gets the bits of the largest magnitude of each row, in as many groups.
     """
-    return routine("encode_rows", "FFIFif", _rows, (source, target, largest, following, stride, rate))
+    return routine("encode_rows", "FFIFf", _rows, (source, target, largest, following, rate))
 
 
 @intrinsic
-def encode_rows_onto(typing, source, target, largest, following, stride, rate, keep):  # type: ignore[no-untyped-def]
+def encode_rows_onto(typing, source, target, largest, following, rate, keep):  # type: ignore[no-untyped-def]
     """As :func:`encode_rows`, with ``target = keep * target + rate * coefficients``."""
-    return routine("encode_rows_onto", "FFIFiff", _rows, (source, target, largest, following, stride, rate, keep))
+    return routine("encode_rows_onto", "FFIFff", _rows, (source, target, largest, following, rate, keep))
 
 
 @intrinsic

@@ -24,6 +24,7 @@ from .passes import (
     put_back_part,
     subtract,
 )
+from .places import ahead_of
 from .selection import CANDIDATES, GROUPS, select
 from .vectors import LANES
 
@@ -84,12 +85,10 @@ def extract_from_coefficients(  # type: ignore[no-untyped-def]
         grad = grads[param] + 4 * places[t, 1]
         stride = places[t, 2]
         momentum = momenta[param] + 4 * height * width * places[t, 5]
-        after = min(t + 1, last - 1)
         if usual:
             copy(grad, stride, tile)
-            next_param = places[after, 0]
-            encode_columns(tile, turned, grads[next_param] + 4 * places[after, 1], places[after, 2])
-            encode_rows_onto(turned, momentum, largest, momenta[next_param] + 16384 * places[after, 5], 64, rate, keep)
+            encode_columns(tile, turned, grads[param] + ahead_of(places, t))
+            encode_rows_onto(turned, momentum, largest, momentum + 16384, rate, keep)
             kept = momentum
         else:
             fetch_part(grad, stride, height, width, tile)
@@ -196,13 +195,10 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 accumulate_without(delta, grad, pitch, keep, rate, tile, leaving)
             else:
                 accumulate(delta, grad, pitch, keep, rate, tile)
-            after = min(t + 1, last - 1)
             if usual:
-                following = 4 * places[after, 1]
-                encode_columns(tile, turned, grads[places[after, 0]] + following, places[after, 2])
-                encode_rows(
-                    turned, tile, largest, deltas[places[after, 0]] + following, places[after, 2], np.float32(1)
-                )
+                following = ahead_of(places, t)
+                encode_columns(tile, turned, grads[param] + following)
+                encode_rows(turned, tile, largest, deltas[param] + following, np.float32(1))
             else:
                 _encode(
                     tile, turned, tile, folded, height, width, encode_down, encode_along, largest,
@@ -233,12 +229,12 @@ def _encode(tile, turned, target, folded, height, width, down, along, largest, r
     """
     largest[:, :] = 0
     if height == 64:
-        encode_columns(tile, turned, tile, 64)
+        encode_columns(tile, turned, tile)
     else:
         clear(turned)
         encode_some_columns(tile, down, height, width, folded, turned)
     if width == 64:
-        encode_rows_onto(turned, target, largest, turned, 64, rate, keep)
+        encode_rows_onto(turned, target, largest, turned, rate, keep)
     else:
         encode_some_rows(turned, along, width, height, folded, target, largest, rate, keep)
 

@@ -7,14 +7,13 @@ that reach beyond their tensor are copied to such an array first, with :func:`fe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 
 from .caching import compiled
 from .encoding import SIDE
 from .memory import poke
-from .vectors import FLOAT, LANES, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+from .vectors import FLOAT, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
 
 __all__ = [
     "accumulate",
@@ -29,10 +28,6 @@ __all__ = [
     "put_back_part",
     "subtract",
 ]
-
-
-_LINE: Final = 16
-"""Float32 numbers in a line of a cache."""
 
 
 def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value], None]) -> None:
@@ -106,15 +101,9 @@ def _descend_ahead(
     _each_vector(b, stride, body)
 
 
-def _prefetch(b: Builder, source: Value, stride: Value) -> None:
+def _prefetch(b: Builder, source: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
-
-    def row(i: Value) -> None:
-        start = b.mul(i, stride)
-        for column in range(0, SIDE, _LINE):
-            v.prefetch(source, b.add(start, constant(column)))
-
-    for_each(b, SIDE, row)
+    for_each(b, SIDE * SIDE, lambda at: v.prefetch(source, at), step=LINE)
 
 
 def _some_rows(
@@ -143,9 +132,9 @@ def _zeros(b: Builder, tile: Value) -> None:
 
 
 @intrinsic
-def prefetch(typing, source, stride):  # type: ignore[no-untyped-def]
-    """Asks for a tile that is needed soon. Its address may be anything."""
-    return routine("prefetch_tile", "Fi", _prefetch, (source, stride))
+def prefetch(typing, source):  # type: ignore[no-untyped-def]
+    """Asks for 16 KiB that are needed soon. The address may be anything."""
+    return routine("prefetch_tile", "F", _prefetch, (source,))
 
 
 @intrinsic

@@ -26,6 +26,7 @@ __all__ = [
     "INT32",
     "INT64",
     "LANES",
+    "LINE",
     "Lanes",
     "constant",
     "for_each",
@@ -70,6 +71,10 @@ def _lanes_of_the_target() -> int:
 
 LANES: Final = _lanes_of_the_target()
 """Of a vector of float32: 16 where the machine has AVX-512, else 8. LLVM splits it where registers are shorter."""
+
+
+LINE: Final = 16
+"""Float32 numbers in a line of a cache."""
 
 
 def intrinsic(make: Callable[..., Any]) -> Any:

@@ -17,6 +17,7 @@ from .decoding import PITCH, decode
 from .encoding import SIDE
 from .memory import peek_byte, peek_int
 from .passes import clear, descend, descend_ahead, fetch_part, prefetch, put_back_part
+from .places import ahead_of
 
 __all__ = ["COUNTS", "merge"]
 
@@ -156,29 +157,27 @@ def merge(  # type: ignore[no-untyped-def]
         there = 4 * places[t, 1]
         stride = places[t, 2]
         weight = params[param] + there
-        ahead_of = shifted[param]
-        if t + 1 < last:
-            other = places[t + 1, 0]
-            prefetch(params[other] + 4 * places[t + 1, 1], places[t + 1, 2])
-            if shifted[other] != 0:
-                prefetch(deltas[other] + 4 * places[t + 1, 1], places[t + 1, 2])
+        shifting = shifted[param]
+        if shifting == 0:
+            # Three kinds of memory at a time keep it busy without.
+            prefetch(params[param] + ahead_of(places, t))
         if named != 0:
             decode(position, mean, named, height, width, down, along, rows, frequency, slot, tile)
-        elif ahead_of != 0:
+        elif shifting != 0:
             clear(tile)
         else:
             continue
         if places[t, 3] == 64 and places[t, 4] == 64:
-            if ahead_of != 0:
-                descend_ahead(weight, stride, tile, step, deltas[param] + there, ahead_of + there, ahead)
+            if shifting != 0:
+                descend_ahead(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
             else:
                 descend(weight, stride, tile, step)
         else:
             fetch_part(weight, stride, places[t, 3], places[t, 4], part)
-            if ahead_of != 0:
+            if shifting != 0:
                 fetch_part(deltas[param] + there, stride, places[t, 3], places[t, 4], delta_part)
                 descend_ahead(part, 64, tile, step, delta_part, shifted_part, ahead)
-                put_back_part(shifted_part, ahead_of + there, stride, places[t, 3], places[t, 4])
+                put_back_part(shifted_part, shifting + there, stride, places[t, 3], places[t, 4])
             else:
                 descend(part, 64, tile, step)
             put_back_part(part, weight, stride, places[t, 3], places[t, 4])
