@@ -94,6 +94,29 @@ def test_one_that_is_kicked_comes_again_and_is_told_why_it_was_out() -> None:
     in_arena(TcpArena, work)
 
 
+def test_one_that_is_closed_while_it_asks_why_leaves_no_link() -> None:
+    async def work(arena: ServedArena) -> None:
+        links, asks = 0, asyncio.Event()
+
+        async def connect() -> Stream:
+            nonlocal links
+            links += 1
+            if links == 3:  # the first, that in its place, and the question
+                asks.set()
+                await asyncio.Event().wait()
+            return await arena.connect()
+
+        client = RemoteCoordinator(connect, key(1), arena.state.run_id, backoff=AT_ONCE, name="home")
+        await client.join()
+        act(arena, lambda now: arena.service.kick(key(1).public, now))
+        await asks.wait()
+        await client.close()
+        while arena.service.num_connections:
+            await asyncio.sleep(0.001)
+
+    in_arena(MemoryArena, work)
+
+
 def test_one_whose_key_is_not_on_the_list_is_told_so_when_it_comes() -> None:
     async def work(arena: ServedArena) -> None:
         act(arena, lambda now: arena.service.let_in([key(2).public], now))

@@ -451,7 +451,12 @@ class RemoteCoordinator(CoordinatorClient):
             if reopened is None:
                 return
             connection, state = reopened
-            if is_ended and newer is None and (why := await self._why_closed()) is not None:
+            try:
+                why = await self._why_closed() if is_ended and newer is None else None
+            except BaseException:
+                await connection.close()  # nobody else knows of it yet
+                raise
+            if why is not None:
                 self.on_told(f"{self._name} had taken this peer out of the run: {why.reason}; it has joined again")
             if self._joining is not None and connection.asked:
                 self._joining.succeed(state)
