@@ -1,6 +1,6 @@
 """Time and memory of one optimizer step, beside the published DeMo (PyPI: pytorch_optimizer) and torch's AdamW.
 
-    python benchmarks/optimizer_step.py            # all cases, about 5 minutes on 2 cores
+    python benchmarks/optimizer_step.py            # all cases, about 15 minutes on 2 cores
     python benchmarks/optimizer_step.py --quick    # the 20M model only
     NUMBA_CPU_NAME=haswell python benchmarks/optimizer_step.py   # as on a machine with AVX2 and no AVX-512
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -292,7 +293,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", module="pytorch_optimizer")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     results: list[dict[str, object]] = []
 
     table = Table(title=f"One step, milliseconds (median of {args.rounds}), {args.threads} threads")
