@@ -135,6 +135,7 @@ class RoundDriver:
         self._allowed: frozenset[bytes] = frozenset()
         self._new_peers = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None
         self._to_encode = asyncio.Event()
         self._left_out: int | None = None  # the latest step of which something was not audited
 
@@ -271,12 +272,13 @@ class RoundDriver:
     def _set_timer(self) -> None:
         due = self.rounds.next_timer()
         if self._timer is not None:
-            if self._timer.when() == due:
+            # Not asked of the timer itself: of one that is due at once, uvloop knows no time.
+            if self._due == due:
                 return  # as after most messages
             self._timer.cancel()
             self._timer = None
         if due is not None and not self._over.done():
-            self._timer = self._loop.call_at(due, self._wake)
+            self._timer, self._due = self._loop.call_at(due, self._wake), due
 
     def _wake(self) -> None:
         self._timer = None
