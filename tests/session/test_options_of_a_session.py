@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from distro_optim.comm.signing import public_keys
 from distro_optim.coordinator.solana_options import SolanaOptions
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.config import RunConfig
@@ -23,7 +24,6 @@ from distro_optim.strategy.options import (
     ConnectionOptions,
     SessionOptions,
     TrainingOptions,
-    allowed_keys,
 )
 from distro_optim.strategy.session import SwarmSession
 
@@ -103,10 +103,10 @@ def test_a_run_that_is_no_text_is_refused_at_once(run: Any) -> None:
 
 def test_keys_that_a_host_allows_may_be_digits_and_what_is_none_is_named() -> None:
     key = bytes(range(32))
-    assert allowed_keys([key, key.hex(), "ff" * 32]) == {key, b"\xff" * 32}
+    assert public_keys([key, key.hex(), "ff" * 32], name="allow") == {key, b"\xff" * 32}
     for wrong in ("friend", "ab", b"short", 7):
         with pytest.raises(ConfigurationError, match="which is no public key"):
-            allowed_keys([key, wrong])  # type: ignore[list-item]
+            public_keys([key, wrong], name="allow")  # type: ignore[list-item]
 
 
 def test_options_for_solana_have_no_use_where_a_run_is_hosted() -> None:

@@ -9,6 +9,7 @@ of small order are refused, since with them one signature fits many messages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -20,7 +21,15 @@ from typing_extensions import override
 from ..errors import ConfigurationError, ProtocolError
 from .postcard import Bytes32, Bytes64, decode, encode
 
-__all__ = ["PUBLIC_KEY_SIZE", "SECRET_KEY_SIZE", "SIGNATURE_SIZE", "SecretKey", "SignedMessage", "is_signed_by"]
+__all__ = [
+    "PUBLIC_KEY_SIZE",
+    "SECRET_KEY_SIZE",
+    "SIGNATURE_SIZE",
+    "SecretKey",
+    "SignedMessage",
+    "is_signed_by",
+    "public_keys",
+]
 
 SECRET_KEY_SIZE: Final = 32
 PUBLIC_KEY_SIZE: Final = 32
@@ -41,6 +50,33 @@ _SMALL_ORDER: Final = frozenset(
 """The y coordinates of the eight points whose order divides 8, with the two that have a second, unreduced spelling. The
 sign of x, the topmost bit, is masked off before looking here. (Values as in libsodium's ed25519_ref10.c; the tests
 derive them from the curve.)"""
+
+
+def public_keys(given: Iterable[bytes | str], *, name: str, hint: str = "") -> frozenset[bytes]:
+    """Public keys, as users write them: 32 bytes, or 64 hexadecimal digits.
+
+    Args:
+        name: of the argument, for errors.
+        hint: that follows what a key is, in an error.
+
+    Raises:
+        ConfigurationError: one is no key.
+    """
+    keys = set()
+    for key in given:
+        try:
+            public = bytes.fromhex(key) if isinstance(key, str) else key
+        except ValueError:
+            public = b""
+        if not isinstance(public, bytes) or len(public) != PUBLIC_KEY_SIZE:
+            raise ConfigurationError(
+                f"{name} holds {key!r}, which is no public key: each has {PUBLIC_KEY_SIZE} bytes, or "
+                f"{2 * PUBLIC_KEY_SIZE} hexadecimal digits{hint}",
+                name=name,
+                value=key,
+            )
+        keys.add(public)
+    return frozenset(keys)
 
 
 class SecretKey:

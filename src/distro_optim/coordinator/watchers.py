@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 from ..comm.postcard import Bytes32, Limit, encode
 from ..comm.question import Question
-from ..comm.signing import PUBLIC_KEY_SIZE, SecretKey
+from ..comm.signing import PUBLIC_KEY_SIZE, SecretKey, public_keys
 from ..comm.streams import Stream
 from ..errors import ConfigurationError
 
@@ -37,25 +37,12 @@ def watcher_keys(given: Iterable[bytes | str], *, name: str = "observers") -> fr
     Raises:
         ConfigurationError: one is no key, or there are too many.
     """
-    keys = set()
-    for key in given:
-        try:
-            public = bytes.fromhex(key) if isinstance(key, str) else key
-        except ValueError:
-            public = b""
-        if not isinstance(public, bytes) or len(public) != PUBLIC_KEY_SIZE:
-            raise ConfigurationError(
-                f"{name} holds {key!r}, which is no public key: each has {PUBLIC_KEY_SIZE} bytes, or "
-                f"{2 * PUBLIC_KEY_SIZE} hexadecimal digits, as distro-optim verify TICKET prints it",
-                name=name,
-                value=key,
-            )
-        keys.add(public)
+    keys = public_keys(given, name=name, hint=", as distro-optim verify TICKET prints it")
     if len(keys) > MAX_WATCHERS:
         raise ConfigurationError(
             f"{name} has {len(keys)} keys, and at most {MAX_WATCHERS} may watch a run", name=name, value=len(keys)
         )
-    return frozenset(keys)
+    return keys
 
 
 def encode_watchers(keys: Iterable[bytes]) -> bytes:

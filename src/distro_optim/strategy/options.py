@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Final, Literal, TypedDict, TypeVar, cast, get_type_hints
 
 from torch import Tensor
 
 from ..comm.iroh.reach import parse_discovery, parse_external_addrs, parse_relays
-from ..comm.signing import PUBLIC_KEY_SIZE, SecretKey
+from ..comm.signing import SecretKey
 from ..coordinator.solana_options import SolanaOptions
 from ..errors import ConfigurationError
 from .config import RunConfig
@@ -31,7 +31,6 @@ __all__ = [
     "SessionOptions",
     "StrategyOptions",
     "TrainingOptions",
-    "allowed_keys",
     "check_kinds",
     "check_reach",
     "complete",
@@ -280,29 +279,6 @@ def check_kinds(options: Mapping[str, Any]) -> None:
     check("peers", lambda v: not isinstance(v, str), "a list of endpoint tickets")
     check("allow", lambda v: not isinstance(v, str | bytes), "a list of public keys")
     check("solana", lambda v: isinstance(v, SolanaOptions), "SolanaOptions(...)")
-
-
-def allowed_keys(given: Iterable[bytes | str]) -> frozenset[bytes]:
-    """Public keys, as users write them: 32 bytes, or 64 hexadecimal digits.
-
-    Raises:
-        ConfigurationError: one is no key.
-    """
-    keys = set()
-    for key in given:
-        try:
-            public = bytes.fromhex(key) if isinstance(key, str) else key
-        except ValueError:
-            public = b""
-        if not isinstance(public, bytes) or len(public) != PUBLIC_KEY_SIZE:
-            raise ConfigurationError(
-                f"allow holds {key!r}, which is no public key: each has {PUBLIC_KEY_SIZE} bytes, or "
-                f"{2 * PUBLIC_KEY_SIZE} hexadecimal digits",
-                name="allow",
-                value=key,
-            )
-        keys.add(public)
-    return frozenset(keys)
 
 
 def _is_whole(value: object) -> bool:

@@ -78,25 +78,18 @@ def _subtract(b: Builder, delta: Value, stride: Value, tile: Value) -> None:
 
 def _descend(b: Builder, param: Value, stride: Value, tile: Value, rate: Value) -> None:
     def body(v: Lanes, there: Value, here: Value) -> None:
-        v.store(b.fsub(v.load(param, there), _signed(b, v, v.load(tile, here), rate)), param, there)
+        v.store(b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate)), param, there)
 
     _each_vector(b, stride, body)
-
-
-def _signed(b: Builder, v: Lanes, x: Value, rate: Value) -> Value:
-    """``rate * sign(x)``."""
-    zero = v.all(0.0)
-    below = b.select(b.fcmp_ordered("<", x, zero), v.splat(b.fneg(rate)), zero)
-    return b.select(b.fcmp_ordered(">", x, zero), v.splat(rate), below)
 
 
 def _descend_ahead(
     b: Builder, param: Value, stride: Value, tile: Value, rate: Value, delta: Value, shifted: Value, ahead: Value
 ) -> None:
     def body(v: Lanes, there: Value, here: Value) -> None:
-        weight = b.fsub(v.load(param, there), _signed(b, v, v.load(tile, here), rate))
+        weight = b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate))
         v.store(weight, param, there)
-        v.store(b.fsub(weight, _signed(b, v, v.load(delta, there), ahead)), shifted, there)
+        v.store(b.fsub(weight, v.signed(v.load(delta, there), ahead)), shifted, there)
 
     _each_vector(b, stride, body)
 

@@ -11,13 +11,11 @@ __all__ = ["shift"]
 
 def _shift(b: Builder, param: Value, delta: Value, kept: Value, count: Value, rate: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
-    up, down, zero = v.splat(rate), v.splat(b.fneg(rate)), v.all(0.0)
 
     def vector(at: Value) -> None:
-        weight, x = v.load(param, at), v.load(delta, at)
+        weight = v.load(param, at)
         v.store(weight, kept, at)
-        below = b.select(b.fcmp_ordered("<", x, zero), down, zero)
-        v.store(b.fsub(weight, b.select(b.fcmp_ordered(">", x, zero), up, below)), param, at)
+        v.store(b.fsub(weight, v.signed(v.load(delta, at), rate)), param, at)
 
     for_each(b, count, vector, step=LANES)
 

@@ -144,6 +144,12 @@ class Lanes:
         """``x * y``."""
         return self.b.fmul(x, y, flags=("contract",))
 
+    def signed(self, x: Value, size: Value) -> Value:
+        """``size * sign(x)``: of float32, 0 where ``x`` is 0 or no number."""
+        zero = self.all(0.0)
+        below = self.b.select(self.b.fcmp_ordered("<", x, zero), self.splat(self.b.fneg(size)), zero)
+        return self.b.select(self.b.fcmp_ordered(">", x, zero), self.splat(size), below)
+
     def transpose(self, rows: Sequence[Value]) -> list[Value]:
         """A square of ``count`` vectors, its diagonal swapped: rounds of shuffles of two vectors each."""
         n = self.count

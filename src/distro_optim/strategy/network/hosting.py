@@ -22,6 +22,7 @@ from ...comm.iroh.streams import IrohListener
 from ...comm.iroh.swarm import IrohSwarm, topic_of_run
 from ...comm.iroh.whereabouts import Whereabouts
 from ...comm.loop import LoopThread
+from ...comm.signing import public_keys
 from ...comm.streams import StreamListener, TcpListener, split_address
 from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.validation import check_run
@@ -34,7 +35,7 @@ from ...coordinator.watchers import watcher_keys
 from ...errors import ConfigurationError, ProtocolError
 from ..config import RunConfig
 from ..environment import TICKET_NAME
-from ..options import GIVE_UP_SECONDS, allowed_keys
+from ..options import GIVE_UP_SECONDS
 from ..rounds.trust.estate import MAX_KEYS, Estate
 from ..rounds.trust.saved_step import SavedStep
 from .coordinating import HostingPeer, OpenCoordinator, farewell, open_books, open_coordinator
@@ -135,7 +136,7 @@ class HostedRun(RunSource):
         self._options = options
         self._loop = loop
         self._tcp = None if tcp is None else split_address(tcp, name="tcp", any_port=True)
-        self._allow = None if allow is None else allowed_keys([*allow, options.key.public])
+        self._allow = None if allow is None else public_keys([*allow, options.key.public], name="allow")
         self._watchers = watcher_keys(config.observers)
         if self.key.public in self._watchers:
             raise ConfigurationError(
