@@ -13,6 +13,7 @@ from distro_optim.comm.signing import SecretKey
 from distro_optim.errors import ConfigurationError, JoinRefusedError
 from distro_optim.optim.rules import PUBLISHED
 from distro_optim.strategy.config import RunConfig
+from distro_optim.strategy.network import driver
 from distro_optim.strategy.network.runtime import Runtime
 from distro_optim.strategy.session import SwarmSession
 from distro_optim.verify.recompute import Evidence
@@ -87,7 +88,9 @@ def run_of_three(*, watched: bool, rider: bool = True) -> tuple[list[Peer], Watc
     return peers, watcher
 
 
-def test_it_sees_every_round_names_the_free_rider_and_changes_nothing() -> None:
+def test_it_sees_every_round_names_the_free_rider_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine that is busy for a second would leave it behind the run, and one that is behind leaves audits out.
+    monkeypatch.setattr(driver, "MAX_BEHIND", 1 << 20)
     peers, watcher = run_of_three(watched=True)
     unwatched, _ = run_of_three(watched=False)
     assert watcher is not None
