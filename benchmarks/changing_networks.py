@@ -367,7 +367,7 @@ def peer(heard: Path, watch: bool) -> None:
     from distro_optim.comm.iroh.connection import Connection
     from distro_optim.comm.iroh.swarm import IrohSwarm
     from distro_optim.comm.swarm import Channel
-    from distro_optim.coordinator.client import RemoteCoordinator
+    from distro_optim.coordinator.client.remote import RemoteCoordinator
     from distro_optim.optim.rules import PUBLISHED
     from distro_optim.strategy.config import RunConfig
     from distro_optim.strategy.session import SwarmSession

@@ -29,7 +29,7 @@ from functools import partial
 from distro_optim.comm import postcard
 from distro_optim.comm.framing import ClientLink, Else, FrameDecoder, LinkState, SecretKey, encode_frame
 from distro_optim.comm.streams import Stream, TcpListener, open_tcp
-from distro_optim.coordinator.client import CoordinatorClient
+from distro_optim.coordinator.client.interface import CoordinatorClient
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,

@@ -58,7 +58,7 @@ from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.swarm import MAX_ANNOUNCEMENT, Channel
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.compress import ParamSpec, make_plan
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.remembering_codec import RememberingCodec
 from distro_optim.coordinator.ticket import RunTicket, connector
 from distro_optim.coordinator.types import ON_PROBATION

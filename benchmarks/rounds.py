@@ -39,7 +39,7 @@ from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream
 from distro_optim.compress import CompressedUpdate, ParamSpec, TilePlan, make_plan
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.server.server import CoordinatorServer, unix_offset
 from distro_optim.coordinator.server.service import CoordinatorService

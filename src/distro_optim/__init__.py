@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .comm.memory import MemoryExchange as MemoryExchange
     from .comm.process_group import ProcessGroupExchange as ProcessGroupExchange
     from .comm.signing import SecretKey as SecretKey
-    from .coordinator.client import RemoteCoordinator as RemoteCoordinator
+    from .coordinator.client.remote import RemoteCoordinator as RemoteCoordinator
     from .coordinator.server.embedded import EmbeddedCoordinator as EmbeddedCoordinator
     from .coordinator.server.server import CoordinatorServer as CoordinatorServer
     from .coordinator.solana_options import SolanaOptions as SolanaOptions
@@ -104,7 +104,7 @@ _HOMES = {
     "PsycheCausalLM": "distro_optim.models.lightning_module",
     "PsycheStrategy": "distro_optim.strategy.psyche",
     "PytorchLightningPsycheStrategy": "distro_optim.strategy.psyche_pytorch_lightning",
-    "RemoteCoordinator": "distro_optim.coordinator.client",
+    "RemoteCoordinator": "distro_optim.coordinator.client.remote",
     "Round": "distro_optim.strategy.round",
     "RunConfig": "distro_optim.strategy.config",
     "RunTicket": "distro_optim.coordinator.ticket",

@@ -13,7 +13,9 @@ from distro_optim.comm.iroh.streams import IrohListener, open_iroh
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, StreamListener, TcpListener
 from distro_optim.comm.tickets import EndpointTicket
-from distro_optim.coordinator.client import Connector, CoordinatorClient, RemoteCoordinator, tcp_connector
+from distro_optim.coordinator.client.connection import Connector, tcp_connector
+from distro_optim.coordinator.client.interface import CoordinatorClient
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.server.embedded import EmbeddedCoordinator
 from distro_optim.coordinator.server.host import RunHost
 from distro_optim.coordinator.server.server import CoordinatorServer

@@ -15,13 +15,9 @@ from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.framing import Else, ServerLink, encode_frame
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream, TcpListener, memory_pipe
-from distro_optim.coordinator.client import (
-    MAX_UNREAD_STATES,
-    MAX_UNSENT,
-    RemoteCoordinator,
-    StateFeed,
-    tcp_connector,
-)
+from distro_optim.coordinator.client.connection import tcp_connector
+from distro_optim.coordinator.client.remote import MAX_UNSENT, RemoteCoordinator
+from distro_optim.coordinator.client.state_feed import MAX_UNREAD_STATES, StateFeed
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from coordinator.coordinator_arenas import IrohArena, ServedArena, TcpArena
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.rules.assignment import assign_data, batch_ids_for_round
 from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.rules.consensus import is_healthy, select_commitment, witness_quorum

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.test_coordinator_link_failures import ScriptedServer, client_of, state_frame
 from distro_optim.comm.streams import Stream
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.types import RunState
 from distro_optim.testing.coordinator import dummy_run
 

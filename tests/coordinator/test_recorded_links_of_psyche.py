@@ -14,7 +14,7 @@ from distro_optim.comm.framing import CLIENT_FRAME_LIMIT, ChallengeResponse, Els
 from distro_optim.comm.postcard import Codec
 from distro_optim.comm.signing import SecretKey, SignedMessage
 from distro_optim.comm.streams import MemoryListener
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     SERVER_TO_CLIENT,

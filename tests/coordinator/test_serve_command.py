@@ -29,7 +29,7 @@ from distro_optim.comm.framing import ClientLink
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.introduction import introduce
 from distro_optim.console import JsonLines, LivePicture, PlainLines, make_console
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.formats.text import to_toml
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,

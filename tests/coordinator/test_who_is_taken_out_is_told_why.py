@@ -15,7 +15,8 @@ from distro_optim.comm.postcard import Bytes32, encode
 from distro_optim.comm.question import Question
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client import opening
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.why_closed import MAX_KEPT, MAX_REASON, WHY_CLOSED, Reasons, WhyClosed, ask_why
 from distro_optim.errors import JoinRefusedError, ProtocolError
 
@@ -113,6 +114,35 @@ def test_one_that_is_closed_while_it_asks_why_leaves_no_link() -> None:
         await client.close()
         while arena.service.num_connections:
             await asyncio.sleep(0.001)
+
+    in_arena(MemoryArena, work)
+
+
+def test_one_that_is_redirected_while_it_asks_why_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "WHY_SECONDS", 2 * SECONDS)
+
+    async def work(arena: ServedArena) -> None:
+        links, asks, follows = 0, asyncio.Event(), asyncio.Event()
+
+        async def connect() -> Stream:
+            nonlocal links
+            links += 1
+            if links == 3:  # the question, to a coordinator that is gone
+                asks.set()
+                await asyncio.Event().wait()
+            if links == 4:
+                follows.set()
+            return await arena.connect()
+
+        client = RemoteCoordinator(connect, key(1), arena.state.run_id, backoff=AT_ONCE, name="home")
+        await client.join()
+        act(arena, lambda now: arena.service.kick(key(1).public, now))
+        await asks.wait()
+        client.redirect("the new host")
+        await follows.wait()
+        while not client.connected:
+            await asyncio.sleep(0.001)
+        await client.close()
 
     in_arena(MemoryArena, work)
 

@@ -11,7 +11,7 @@ from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.backoff import BackoffPolicy
 from distro_optim.comm.framing import Else, encode_frame
 from distro_optim.comm.iroh.meeting_place import MeetingPlace
-from distro_optim.coordinator.client import RemoteCoordinator
+from distro_optim.coordinator.client.remote import RemoteCoordinator
 from distro_optim.coordinator.messages import (
     CLIENT_TO_SERVER,
     ClientToServerMessage,

@@ -23,7 +23,7 @@ from ..comm.iroh.keys import generate_secret_key
 from ..comm.iroh.measuring import measure_line
 from ..comm.iroh.reach import Discovery, parse_relays
 from ..console import printable
-from ..coordinator.client import RemoteCoordinator
+from ..coordinator.client.remote import RemoteCoordinator
 from ..coordinator.model import Distro
 from ..coordinator.ticket import RunTicket, connector
 from ..coordinator.types import Coordinator

@@ -4,7 +4,6 @@
 ``types``                the run state as dataclasses, from which every other form of it follows
 ``model``                the part of it that describes the model, its data and its schedules
 ``messages``             what client and server say to each other
-``client``               a participant's side, over any stream
 ``why_closed``           why a client was turned away, as it asks and a coordinator answers
 ``watchers``             who may watch without being in the run, as a host says and its members ask
 ``remembering_codec``    what is sent again and again is decoded only once
@@ -17,7 +16,7 @@
 ``ticket_text``          how it is written, and what people make of it when they copy it
 =======================  =======================================================================
 
-``rules`` are functions from state to state, ``formats`` what the state looks like elsewhere, ``server`` is a run and
-those who take part in it, ``solana`` a run of which a blockchain keeps the state. The command that serves a run is
-:mod:`distro_optim.serve`.
+``rules`` are functions from state to state, ``formats`` what the state looks like elsewhere, ``client`` is a
+participant's side over any stream, ``server`` a run and those who take part in it, ``solana`` a run of which a
+blockchain keeps the state. The command that serves a run is :mod:`distro_optim.serve`.
 """

@@ -19,7 +19,7 @@ Swarms (:class:`~distro_optim.comm.swarm.Swarm`):
 ``MemorySwarm``         one of them
 ======================  ==========================================================================================
 
-Coordinator clients (:class:`~distro_optim.coordinator.client.CoordinatorClient`):
+Coordinator clients (:class:`~distro_optim.coordinator.client.interface.CoordinatorClient`):
 
 ======================  ==========================================================================================
 ``COORDINATOR_CHECKS``  the contract of a client, each check to be awaited with a fresh arena

@@ -1,4 +1,4 @@
-"""The contract of :class:`~distro_optim.coordinator.client.CoordinatorClient`, as checks to run against any of them.
+"""The contract of a :class:`~distro_optim.coordinator.client.interface.CoordinatorClient`, as checks for any of them.
 
 Bring an :class:`Arena`, which holds a run and makes clients for it, and await each of :data:`CHECKS` with a fresh one::
 
@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from ..coordinator.client import CoordinatorClient
+from ..coordinator.client.interface import CoordinatorClient
 from ..coordinator.messages import CheckpointMessage
 from ..coordinator.model import (
     LLM,

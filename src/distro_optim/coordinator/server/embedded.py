@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from ...callbacks import SafeCallback
 from ...errors import ConfigurationError
-from ..client import CoordinatorClient, StateFeed
+from ..client.interface import CoordinatorClient
+from ..client.state_feed import StateFeed
 from ..messages import ClientToServerMessage
 from ..types import Coordinator, NodeIdentity
 from .host import Event, Refused, RunHost

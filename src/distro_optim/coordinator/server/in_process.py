@@ -16,7 +16,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing_extensions import override
 
 from ...errors import ConfigurationError, CoordinatorLinkError, JoinRefusedError
-from ..client import CoordinatorClient, StateFeed
+from ..client.interface import CoordinatorClient
+from ..client.state_feed import StateFeed
 from ..messages import ClientToServerMessage, Join
 from ..types import Coordinator, NodeIdentity, RunState
 from .host import Event, PhaseChanged, Refused, RunHost

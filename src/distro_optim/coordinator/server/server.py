@@ -23,7 +23,8 @@ from ...comm.serving.stream_server import TICK_SECONDS, StreamServer
 from ...comm.serving.watched_clock import WatchedClock
 from ...comm.streams import StreamListener
 from ...errors import CoordinatorLinkError
-from ..client import CoordinatorClient, StateFeed
+from ..client.interface import CoordinatorClient
+from ..client.state_feed import StateFeed
 from ..messages import ClientToServerMessage
 from ..rules.points import EpochAccount
 from ..types import Coordinator, NodeIdentity, RunState

@@ -26,7 +26,7 @@ from ...comm.serving.limits import ServerLimits
 from ...comm.serving.service import CLOSED_BY_CLIENT, ConnectionService, Output
 from ...comm.streams import place_of
 from ...errors import LimitExceededError, PeerRefusedError, ProtocolError
-from ..client import StateFeed
+from ..client.state_feed import StateFeed
 from ..messages import CLIENT_TO_SERVER, SERVER_TO_CLIENT, ClientToServerMessage, CoordinatorMessage, Join
 from ..types import Coordinator, NodeIdentity
 from ..watchers import WHO_WATCHES, encode_watchers
@@ -38,7 +38,7 @@ __all__ = ["Connected", "CoordinatorService", "Disconnected", "Output", "Service
 
 RETURN_SECONDS: Final = 20.0
 """After this process has slept, its clients have so long to come back, which takes them a dial and a pause of
-:data:`~distro_optim.coordinator.client.RECONNECTING`."""
+:data:`~distro_optim.coordinator.client.remote.RECONNECTING`."""
 
 REDIRECTED_SECONDS: Final = 3.0
 """Meanwhile, for one that has closed its connection itself after it had come back: it may have heard once more who

@@ -31,7 +31,8 @@ from ...errors import (
     PaymentError,
     ProtocolError,
 )
-from ..client import CoordinatorClient, StateFeed
+from ..client.interface import CoordinatorClient
+from ..client.state_feed import StateFeed
 from ..formats.account import CoordinatorAccount, read_account
 from ..messages import (
     CheckpointMessage,

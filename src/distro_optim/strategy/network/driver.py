@@ -17,7 +17,7 @@ from typing import Any, Final
 from ...comm.addresses import EndpointAddr
 from ...comm.swarm import Channel, Swarm
 from ...compress import CompressedUpdate, TilePlan
-from ...coordinator.client import CoordinatorClient
+from ...coordinator.client.interface import CoordinatorClient
 from ...coordinator.messages import Join
 from ...coordinator.types import Coordinator
 from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError

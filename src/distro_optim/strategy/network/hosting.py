@@ -24,7 +24,7 @@ from ...comm.iroh.whereabouts import Whereabouts
 from ...comm.loop import LoopThread
 from ...comm.signing import public_keys
 from ...comm.streams import StreamListener, TcpListener, split_address
-from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
+from ...coordinator.client.remote import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.validation import check_run
 from ...coordinator.server.host import restartable
 from ...coordinator.server.server import unix_offset

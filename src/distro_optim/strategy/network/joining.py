@@ -28,7 +28,7 @@ from ...comm.loop import LoopThread
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
 from ...comm.tickets import EndpointTicket
-from ...coordinator.client import BESIDE_SECONDS, RemoteCoordinator
+from ...coordinator.client.remote import BESIDE_SECONDS, RemoteCoordinator
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import RunTicket, connector
 from ...coordinator.watchers import ask_who_watches

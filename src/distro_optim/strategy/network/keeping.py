@@ -24,7 +24,7 @@ from ...comm.iroh.swarm import IrohSwarm
 from ...comm.iroh.whereabouts import MAX_PEERS, Whereabouts, WhereaboutsDesk
 from ...comm.streams import MemoryListener, Stream
 from ...comm.swarm import Channel, Swarm
-from ...coordinator.client import RemoteCoordinator
+from ...coordinator.client.remote import RemoteCoordinator
 from ...coordinator.types import Coordinator, NodeIdentity
 from ...errors import ConfigurationError, DistroError, ExchangeError, ProtocolError
 from ..rounds.rounds import Rounds, Stage

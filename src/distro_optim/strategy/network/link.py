@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...comm.model_exchange import ModelExchange
 from ...comm.signing import SecretKey
 from ...comm.swarm import Swarm
-from ...coordinator.client import CoordinatorClient
+from ...coordinator.client.interface import CoordinatorClient
 from ...coordinator.types import NodeIdentity
 from .coordinating import OpenCoordinator
 from .driver import FindPeers

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 
 from typing_extensions import override
 
-from ...coordinator.client import CoordinatorClient, RemoteCoordinator, StateFeed
+from ...coordinator.client.interface import CoordinatorClient
+from ...coordinator.client.remote import RemoteCoordinator
+from ...coordinator.client.state_feed import StateFeed
 from ...coordinator.messages import ClientToServerMessage
 from ...coordinator.server.in_process import InProcessClient, InProcessCoordinator
 from ...coordinator.types import Coordinator, NodeIdentity

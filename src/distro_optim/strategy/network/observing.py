@@ -14,7 +14,7 @@ from ...comm.iroh.sharing.live import LiveSharing
 from ...comm.iroh.sharing.transfer import ModelSharing
 from ...comm.iroh.swarm import topic_of_run
 from ...comm.streams import Stream
-from ...coordinator.client import RemoteCoordinator
+from ...coordinator.client.remote import RemoteCoordinator
 from ...coordinator.rules.checkpoints import is_run_of_psyche
 from ...coordinator.ticket import connector
 from ...coordinator.watchers import ask_who_watches
