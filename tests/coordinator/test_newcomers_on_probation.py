@@ -22,17 +22,15 @@ from distro_optim.coordinator.rules.assignment import assign_data
 from distro_optim.coordinator.rules.checkpoints import SHARED_BY_PEERS
 from distro_optim.coordinator.rules.committee import CommitteeSelection
 from distro_optim.coordinator.rules.probation import marked, newcomers_report, newcomers_share, on_probation
-from distro_optim.coordinator.server.host import Refused, RunHost
-from distro_optim.coordinator.server.probation import (
+from distro_optim.coordinator.server.holding import (
     NEWCOMER_SECONDS,
     NEWCOMERS_COUNT,
     NEWCOMERS_SHARE,
-    OWN_SECONDS,
-    RESULTS_TO_EARN,
-    SHARE,
     SHORT_HOLD_SECONDS,
-    Purse,
 )
+from distro_optim.coordinator.server.host import Refused, RunHost
+from distro_optim.coordinator.server.probation import OWN_SECONDS, RESULTS_TO_EARN
+from distro_optim.coordinator.server.purses import SHARE, Purse
 from distro_optim.coordinator.types import Client, Coordinator, NodeIdentity, RunState, WitnessProof
 from distro_optim.testing.coordinator import metadata
 from runs import client, clients, elected, ready, report, waiting_run

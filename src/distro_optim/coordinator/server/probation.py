@@ -12,10 +12,7 @@ Identities cost nothing, and everybody waits for everybody. So:
 What a client's work is worth: without one of n, the others take n / (n - 1) times as long for its part of the data.
 
 - when all others have reported, a round is held for a few seconds for those on probation that have not said yet that
-  they have finished: who has just come is a little behind, and could never catch up with rounds that are short. Each of
-  them has the time of two rounds for that, and five seconds at least; all together have half as much again, and a
-  twentieth of the time that goes by comes back to that. A client that let a round or the warm-up wait in vain, or was
-  dropped, has none left, and each round in which it is in time gives it back as much as the others needed for it.
+  they have finished (:mod:`.holding`), and so is the warm-up (:mod:`.warming_up`).
 
 The host's own participants are never on probation, and are waited for. Until somebody has finished rounds, as in the
 first epoch, nobody is on probation.
@@ -32,9 +29,12 @@ from ..rules.consensus import trainer_scores, witness_quorum
 from ..rules.probation import NOBODY, Probation, has_probation, newcomers_report, on_probation, regular_clients
 from ..rules.steps import is_complete
 from ..types import ROUND_PHASES, ClientState, Coordinator, NodeIdentity, RunState, Witness
+from .holding import MAX_REMEMBERED, HeldRounds
 from .joiner_patience import EPOCH_SHARE
+from .purses import Purse
+from .warming_up import WarmingUp
 
-__all__ = ["RESULTS_TO_EARN", "ProbationBook", "Purse"]
+__all__ = ["RESULTS_TO_EARN", "ProbationBook"]
 
 RESULTS_TO_EARN: Final = 2
 """Rounds in which a quorum saw work of a client, after which it is not on probation. As for votes on weights."""
@@ -46,12 +46,6 @@ OWN_SECONDS: Final = 5.0
 SHARED_SECONDS: Final = 10.0
 """What the purse for all holds at first. Chosen arbitrarily."""
 
-SHARE: Final = 0.1
-"""Of the time that goes by is added to each purse. Chosen so that nine tenths of the rounds remain."""
-
-MOST_SECONDS: Final = 60.0
-"""A purse holds no more. Chosen arbitrarily."""
-
 FREE_SHARE: Final = 0.25
 """Of the time that the others needed, a client may take longer for nothing, however many others there are."""
 
@@ -60,68 +54,6 @@ FREE_SECONDS: Final = 0.1
 
 FIRST_ROUNDS_SHARE: Final = 0.25
 """Of a round's time, to wait for others while nobody has finished a round: first steps take longer. Not charged."""
-
-WARMUP_SHARE: Final = 0.25
-"""Of the warm-up's time, to wait for clients on probation once all others are ready. Halved each time it was in vain,
-down to a sixty-fourth of it, and doubled when it was not."""
-
-NEWCOMER_SECONDS: Final = 5.0
-"""For which rounds are held for a client on probation in all. It has none left after a warm-up that it let wait in
-vain, so that a stranger has done what harm it can within ten seconds."""
-
-NEWCOMER_ROUNDS: Final = 2.0
-"""The same in times that the others need for a round, where those are longer: as it has to be seen in three rounds
-(:data:`RESULTS_TO_EARN`), it may be half as slow again as the others."""
-
-NEWCOMERS_COUNT: Final = 1.5
-"""All clients on probation together have so many times what one has, so that one does not take it all. Chosen
-arbitrarily."""
-
-NEWCOMERS_SHARE: Final = 0.05
-"""Of the time that goes by comes back to what all of them have."""
-
-HOLD_SECONDS: Final = 5.0
-"""For which one round is held at most. As long as peers wait for a result that nobody announced."""
-
-SHORT_HOLD_SECONDS: Final = 3.0
-"""The same for rounds of which the others need less than that: room for a first step that takes longer than the
-following ones, and less than what a client has in all, as most that cost so much never come."""
-
-HOLD_SHARE: Final = 0.25
-"""Of a round's time at most."""
-
-MAX_REMEMBERED: Final = 1024
-"""Clients; beyond it the one of whom nothing was heard for longest is forgotten."""
-
-
-class Purse:
-    """Seconds that may be waited; see the module.
-
-    Args:
-        seconds: it holds at first.
-        now: in seconds.
-        share: of the time that goes by that it gains.
-        most: seconds that it holds at most.
-    """
-
-    __slots__ = ("_at", "_most", "_seconds", "_share", "first")
-
-    def __init__(self, seconds: float, now: float, share: float = SHARE, most: float = MOST_SECONDS) -> None:
-        self.first = seconds
-        self._seconds = seconds
-        self._share = share
-        self._most = most
-        self._at = now
-
-    def left(self, now: float) -> float:
-        """Seconds in it; below 0 if more was taken than was there."""
-        self._seconds = min(self._most, self._seconds + max(0.0, now - self._at) * self._share)
-        self._at = max(self._at, now)
-        return self._seconds
-
-    def take(self, seconds: float, now: float) -> None:
-        """Takes seconds out, down to a debt of as much as it holds at most."""
-        self._seconds = max(-MOST_SECONDS, self.left(now) - seconds)
 
 
 class _Record:
@@ -154,16 +86,9 @@ class ProbationBook:
         self._began = 0.0
         self._reported: dict[NodeIdentity, float] = {}
         self._paced: float | None = None
-        # Since when it is held for those on probation, who of them has said that it has finished, and which part of the
-        # time that rounds are held for each is used up.
-        self._held: float | None = None
-        self._finished: dict[NodeIdentity, float] = {}
-        self._used: OrderedDict[NodeIdentity, float] = OrderedDict()
-        self._for_newcomers: Purse | None = None
-        # The same for the warm-up, and whether it ended without somebody for whom it was held.
-        self._ready: float | None = None
-        self._is_given_up = False
-        self._warmup_share = WARMUP_SHARE
+        self._holds = HeldRounds()
+        self._warmup = WarmingUp()
+        # Clients on probation for whom the warm-up waited in vain, and who have not been in time since.
         self._unready: frozenset[NodeIdentity] = frozenset()
 
     def trust(self, client: NodeIdentity) -> None:
@@ -178,7 +103,7 @@ class ProbationBook:
 
     def dropped(self, client: NodeIdentity, now: float) -> None:
         """A client was taken off the list, since it did nothing: others have waited for it in vain."""
-        self._use_up(client, 1.0)
+        self._holds.use_up_all(client)
         record = self._records.get(client)
         if record is None:
             return
@@ -197,11 +122,10 @@ class ProbationBook:
         newcomers = self._on_probation(listed, state, now)
         if state.run_state in ROUND_PHASES:
             late = self._late(state, now)
-            if self._held is None and is_complete(state, late):
-                self._held = now
-            return Probation(newcomers, late=late, holds=self._holds(state, now))
-        self._is_given_up = state.run_state is RunState.WARMUP and self._is_warmup_over(state, now)
-        return Probation(newcomers, is_over=self._is_given_up)
+            if not self._holds.is_held and is_complete(state, late):
+                self._holds.complete(now)
+            return Probation(newcomers, late=late, holds=self._holds.holds(state, now))
+        return Probation(newcomers, is_over=self._warmup.is_given_up(state, now))
 
     def admit(
         self, pending: Iterable[NodeIdentity], places: Mapping[NodeIdentity, str], state: Coordinator, now: float
@@ -284,33 +208,6 @@ class ProbationBook:
         record = self._records.get(client)
         return 0 if record is None else record.results
 
-    def _holds(self, state: Coordinator, now: float) -> bool:
-        awaited = self._awaited(state) if state.run_state is RunState.ROUND_TRAIN else frozenset()
-        if not awaited:
-            return False
-        each, needed = self._seconds_of_newcomer(now), self._seconds_of_others(now)
-        own = each * (1.0 - min(self._used.get(client, 0.0) for client in awaited))
-        shared = NEWCOMERS_COUNT * each + self._newcomers_purse(now).left(now)
-        longest = min(HOLD_SECONDS, max(SHORT_HOLD_SECONDS, needed), HOLD_SHARE * state.config.max_round_train_time)
-        return self._seconds_held(now) < min(longest, own, shared)
-
-    def _seconds_held(self, now: float) -> float:
-        return 0.0 if self._held is None else now - self._held
-
-    def _seconds_of_newcomer(self, now: float) -> float:
-        """For how long rounds are held for a client on probation in all, given what the others need for this one."""
-        return max(NEWCOMER_SECONDS, NEWCOMER_ROUNDS * self._seconds_of_others(now))
-
-    def _seconds_of_others(self, now: float) -> float:
-        return (now if self._held is None else self._held) - self._began
-
-    def _awaited(self, state: Coordinator) -> frozenset[NodeIdentity]:
-        """Those on probation for whom the round would be held, and who have not finished."""
-        clients = [state.epoch_state.clients[place] for place in on_probation(state)]
-        listed = {client.id for client in clients if client.state is ClientState.HEALTHY}
-        used_up = {client for client, part in self._used.items() if part >= 1.0}
-        return frozenset(listed - self._finished.keys() - used_up)
-
     # -- what it sees --------------------------------------------------------------------------------------------------
 
     def heard(self, client: NodeIdentity, index: int, report: Witness, state: Coordinator, now: float) -> bool:
@@ -320,7 +217,7 @@ class ProbationBook:
         selection = CommitteeSelection.for_round(state, state.current_round)
         if report != newcomers_report(selection.get_witness(index), selection.seed):
             return False
-        self._finished.setdefault(client, now)
+        self._holds.heard(client, now)
         return True
 
     def follow(self, before: Coordinator, after: Coordinator, now: float) -> None:
@@ -333,18 +230,15 @@ class ProbationBook:
             if self._round is not None:
                 self._end_round(before, now)
             self._round, self._began, self._paced, self._reported = which, now, None, {}
-            self._held, self._finished = None, {}
+            self._holds.begin(now)
         if in_round:
             if before.run_state is RunState.WARMUP:
-                self._end_warmup(before)
+                self._unready = self._warmup.end(before)
+                for client in self._unready:
+                    self._holds.use_up_all(client)
             self._note_reports(after, now)
-        elif after.run_state is RunState.WARMUP and self._ready is None:
-            newcomers = on_probation(after)
-            ready = {witness.proof.index for witness in after.current_round.witnesses}
-            if newcomers and ready.issuperset(set(range(len(after.epoch_state.clients))) - newcomers):
-                self._ready = now
-        elif after.run_state is not RunState.WARMUP:
-            self._ready = None
+        else:
+            self._warmup.follow(after, now)
 
     def _note_reports(self, state: Coordinator, now: float) -> None:
         clients = state.epoch_state.clients
@@ -396,7 +290,7 @@ class ProbationBook:
             return
         if self._paced is not None and self._has_anybody_worked(last):
             self._charge_late(last, now)
-        self._charge_newcomers(last, now)
+        self._unready -= self._holds.end(last, now)
         self._count_results(last, now)
 
     def _charge_late(self, last: Coordinator, now: float) -> None:
@@ -409,29 +303,6 @@ class ProbationBook:
         if longest:
             self._purse(now).take(longest, now)
 
-    def _charge_newcomers(self, last: Coordinator, now: float) -> None:
-        """For how long the round was held, and who of those on probation let it wait in vain."""
-        held, awaited, each = self._seconds_held(now), self._awaited(last), self._seconds_of_newcomer(now)
-        if self._held is not None and (awaited or any(when > self._held for when in self._finished.values())):
-            self._newcomers_purse(now).take(held, now)
-        for client, when in self._finished.items():
-            if self._held is None or when <= self._held:
-                self._use_up(client, -self._seconds_of_others(now) / each)
-                self._unready -= {client}
-            else:
-                self._use_up(client, (when - self._held) / each)
-        if held > 0:
-            for client in awaited:
-                self._use_up(client, 1.0)
-
-    def _use_up(self, client: NodeIdentity, part: float) -> None:
-        """Of the time that rounds are held for a client, so much is used up, or given back if it is below 0."""
-        used = min(self._used.pop(client, 0.0) + part, 1.0)
-        if used > 0:
-            self._used[client] = used
-        if len(self._used) > MAX_REMEMBERED:
-            self._used.popitem(last=False)
-
     def _charge(self, client: NodeIdentity, seconds: float, now: float) -> None:
         record = self._record(client)
         if record.purse is None:
@@ -439,7 +310,7 @@ class ProbationBook:
         record.purse.take(seconds, now)
         if min(record.purse.left(now), self._purse(now).left(now) - seconds) <= FREE_SECONDS:
             record.waits = True
-            self._use_up(client, 1.0)
+            self._holds.use_up_all(client)
 
     def _count_results(self, last: Coordinator, now: float) -> None:
         witnesses = last.current_round.witnesses
@@ -456,25 +327,6 @@ class ProbationBook:
                 self._record(client).results += 1
                 self._has_earned(client, now)  # if it has, it gets its purse
 
-    def _is_warmup_over(self, state: Coordinator, now: float) -> bool:
-        longest = self._warmup_share * state.config.warmup_time
-        return self._ready is not None and now - self._ready >= longest
-
-    def _end_warmup(self, before: Coordinator) -> None:
-        newcomers = on_probation(before)
-        ready = {witness.proof.index for witness in before.current_round.witnesses}
-        unready = newcomers - ready
-        # A report that ends a warm-up is not among those that ``before`` has: then the one who is missing has sent it.
-        in_vain = self._is_given_up or len(unready) > 1
-        clients = before.epoch_state.clients
-        self._unready = frozenset(clients[place].id for place in unready) if in_vain else frozenset()
-        for client in self._unready:
-            self._use_up(client, 1.0)
-        if newcomers and self._ready is not None:
-            share = self._warmup_share * (0.5 if in_vain else 2.0)
-            self._warmup_share = min(WARMUP_SHARE, max(WARMUP_SHARE / 64, share))
-        self._ready, self._is_given_up = None, False
-
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _elected(self, state: Coordinator) -> set[NodeIdentity]:
@@ -490,11 +342,6 @@ class ProbationBook:
         if self._shared is None:
             self._shared = Purse(SHARED_SECONDS, now)
         return self._shared
-
-    def _newcomers_purse(self, now: float) -> Purse:
-        if self._for_newcomers is None:
-            self._for_newcomers = Purse(0.0, now, NEWCOMERS_SHARE, most=0.0)
-        return self._for_newcomers
 
     def _record(self, client: NodeIdentity) -> _Record:
         record = self._records.setdefault(client, _Record())
