@@ -18,7 +18,7 @@ from learners.diloco import DiLoCoWorkers
 from learners.plain import PlainWorkers
 from learners.sparse_loco import SparseLoCoWorkers
 from learners.swarm import DistroWorkers
-from learners.tasks import BYTES, CONVOLUTIONS, TASKS, VISION_TRANSFORMER
+from learners.tasks import BYTES, CONVOLUTIONS, LLAMA, TASKS, VISION_TRANSFORMER
 
 __all__ = ["EXACT", "LADDER", "PLAIN", "PLAIN_USED", "SETTINGS", "USED", "Run", "Setting", "has_a_twin", "make_workers"]
 
@@ -60,7 +60,7 @@ class Setting:
     """What is trained, by how many, and for how long.
 
     Attributes:
-        batch_size: samples for each worker and step; windows of 128 bytes, or images.
+        batch_size: samples for each worker and step; windows of 128 bytes or 256 tokens, or images.
         looks: steps after which the loss is looked at.
         held_out: samples at such a look.
         tried: rates of AdamW besides its own, of which the best counts.
@@ -94,6 +94,18 @@ _BYTES = Setting(
     methods=(ADAMW, MUON, DEMO, DEMO_SIGNS, DISTRO, RECIPE, DILOCO, SPARSE_LOCO),
 )
 _SCALED = replace(_BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE), tried=(1e-3, 2e-3, 3e-3), looks=(25, 50, 75, 100))
+_LLAMA = Setting(
+    LLAMA.name,
+    LLAMA.name,
+    workers=4,
+    batch_size=4,
+    steps=300,
+    looks=(15, 30, 60, 100, 150, 200, 250, 300),
+    held_out=128,
+    methods=(RECIPE, replace(ADAMW, lr=1e-3), MUON, DISTRO),
+    seeds=1,
+    tried=(5e-4, 2e-3),
+)
 
 
 def _digits(task: str, *rates: float) -> Setting:
@@ -116,6 +128,7 @@ SETTINGS = {
         _BYTES,
         _digits(CONVOLUTIONS.name, 3e-3, 5e-3, 5e-3, 2e-3),
         _digits(VISION_TRANSFORMER.name, 1e-2, 5e-3, 3e-3, 2e-3),
+        _LLAMA,
         replace(_SCALED, name="bytes, 1 worker", workers=1),
         replace(_SCALED, name="bytes, 4 workers"),
         replace(_SCALED, name="bytes, 16 workers", workers=16),

@@ -1,4 +1,4 @@
-"""What is learned: the next byte of source code, and handwritten digits, by convolutions and by a transformer."""
+"""What is learned: the next byte or token of source code; handwritten digits, by convolutions and by a transformer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from learners.base import Batch, Task
+from learners.package_text import CONTEXT, VOCABULARY, PackageText
 
-__all__ = ["BYTES", "CONVOLUTIONS", "TASKS", "VISION_TRANSFORMER", "Data", "data_of", "right_answers"]
+__all__ = ["BYTES", "CONVOLUTIONS", "LLAMA", "TASKS", "VISION_TRANSFORMER", "Data", "data_of", "right_answers"]
 
 
 class Data(Protocol):
@@ -93,6 +94,24 @@ class ViT(nn.Module):
         return logits
 
 
+def llama() -> nn.Module:
+    """20,848,512 parameters, of which the embedding and the head are 1,572,864 each."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=10, num_attention_heads=6,
+        num_key_value_heads=6, max_position_embeddings=CONTEXT, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """In nats per token. Weights are float32; products are of bfloat16, for every method alike."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits: Tensor = model(input_ids=inputs).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(model(images), labels)
 
@@ -106,9 +125,12 @@ def right_answers(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 BYTES = Task("bytes", ByteTransformer, next_byte_loss)
 CONVOLUTIONS = Task("digits by convolutions", ConvNet, cross_entropy)
 VISION_TRANSFORMER = Task("digits by a transformer", ViT, cross_entropy)
-TASKS = {task.name: task for task in (BYTES, CONVOLUTIONS, VISION_TRANSFORMER)}
+LLAMA = Task("Llama 20M", llama, next_token_loss)
+TASKS = {task.name: task for task in (BYTES, CONVOLUTIONS, VISION_TRANSFORMER, LLAMA)}
 
 
 @functools.cache
 def data_of(task: str, seed: int) -> Data:
-    return SourceBytes(seed=seed) if task == BYTES.name else Digits(seed)
+    if task == BYTES.name:
+        return SourceBytes(seed=seed)
+    return PackageText(seed=seed) if task == LLAMA.name else Digits(seed)
