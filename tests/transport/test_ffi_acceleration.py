@@ -79,11 +79,13 @@ def test_items_wider_than_a_byte_are_refused(module: Any) -> None:
 
 def test_restoring_brings_the_originals_back(module: Any) -> None:
     def functions() -> tuple[object, ...]:
-        builder = module._UniffiRustBufferBuilder
-        return builder.write, builder._pack_into, module._uniffi_rust_call_async
+        builder, of_bytes = module._UniffiRustBufferBuilder, module._UniffiFfiConverterBytes
+        of_counters = module._UniffiFfiConverterTypeConnectionStats
+        calls = (module._uniffi_rust_call, module._uniffi_rust_call_with_error, module._uniffi_rust_call_async)
+        return builder.write, builder._pack_into, *calls, of_bytes.lift, of_bytes.lower, of_counters.lift
 
     originals = functions()
-    assert ffi.accelerate() == ffi.Acceleration(True, True)
+    assert ffi.accelerate() == ffi.Acceleration(True, True, True, True)
     assert not set(originals) & set(functions())
     ffi.restore()
     assert functions() == originals
@@ -95,6 +97,8 @@ def test_the_variable_leaves_the_package_alone(module: Any, monkeypatch: pytest.
     state = ffi.accelerate()
     assert not state.byte_copy
     assert not state.ready_calls
+    assert not state.light_calls
+    assert not state.direct_values
     assert ffi.STOCK_VARIABLE in state.reason
     assert module._UniffiRustBufferBuilder.write is original
 
@@ -152,6 +156,102 @@ def test_missing_names_are_no_error(module: Any, monkeypatch: pytest.MonkeyPatch
     state = ffi.accelerate()
     assert (state.byte_copy, state.ready_calls) == (False, False)
     monkeypatch.undo()
+
+
+@pytest.mark.slow
+@given(
+    st.lists(st.binary(max_size=300), max_size=5), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=6, max_size=6)
+)
+def test_values_cross_as_with_the_originals(pieces: list[bytes], counters: tuple[int, ...]) -> None:
+    module: Any = importlib.import_module("iroh.iroh_ffi")
+    of_bytes, of_counters = module._UniffiFfiConverterBytes, module._UniffiFfiConverterTypeConnectionStats
+
+    def crossing() -> list[object]:
+        seen: list[object] = []
+        for piece in pieces:
+            for value in (piece, bytearray(piece), memoryview(piece)[::2]):
+                rbuf = of_bytes.lower(value)
+                seen += [rbuf.data[: rbuf.len], of_bytes.lift(rbuf)]
+        builder = module._UniffiRustBufferBuilder()
+        for counter in counters:
+            builder.write_i64(counter)
+        return [*seen, of_counters.lift(builder.finalize())]
+
+    ffi.restore()
+    original = crossing()
+    assert ffi.accelerate().direct_values
+    assert crossing() == original
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00\x00", b"\x00\x00\x00\x09short", b"\xff\xff\xff\xff", bytes(5)])
+def test_bytes_that_are_not_as_long_as_they_say_are_refused(module: Any, content: bytes) -> None:
+    ffi.accelerate()
+    builder = module._UniffiRustBufferBuilder()
+    builder.write(content)
+    with pytest.raises(ValueError, match="does not hold what it says"):
+        module._UniffiFfiConverterBytes.lift(builder.finalize())
+
+
+def test_wide_items_are_refused_as_a_value_too(module: Any) -> None:
+    ffi.accelerate()
+    with pytest.raises(ValueError, match="larger than one byte"):
+        module._UniffiFfiConverterBytes.lower(memoryview(bytes(8)).cast("I"))
+
+
+def test_an_error_and_a_panic_of_a_call_come_through(module: Any) -> None:
+    ffi.accelerate()
+
+    def fails_with(code: int, text: bytes = b"") -> Callable[..., int]:
+        def call(number: int, status: Any) -> int:
+            status._obj.code = code
+            builder = module._UniffiRustBufferBuilder()
+            builder.write(text)
+            status._obj.error_buf = builder.finalize()
+            return number
+
+        return call
+
+    class Converter:
+        @staticmethod
+        def lift(rbuf: Any) -> Exception:
+            text = rbuf.data[: rbuf.len]
+            rbuf.free()
+            return OSError(text)
+
+    assert (
+        module._uniffi_rust_call(fails_with(0), 7) == module._uniffi_rust_call_with_error(None, fails_with(0), 7) == 7
+    )
+    with pytest.raises(OSError, match="no way"):
+        module._uniffi_rust_call_with_error(Converter, fails_with(1, b"no way"), 7)
+    for call in (module._uniffi_rust_call, lambda *given: module._uniffi_rust_call_with_error(Converter, *given)):
+        with pytest.raises(module.InternalError, match="panicked"):
+            call(fails_with(2, b"panicked"), 7)
+    with pytest.raises(module.InternalError, match="CALL_ERROR"):
+        module._uniffi_rust_call(fails_with(1), 7)
+
+
+def test_another_status_of_calls_is_left_alone(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(ctypes.Structure):
+        _fields_ = [("error_buf", ctypes.c_void_p), ("code", ctypes.c_int8)]
+
+    original = module._uniffi_rust_call
+    monkeypatch.setattr(module, "_UniffiRustCallStatus", Other)
+    state = ffi.accelerate()
+    assert not state.light_calls
+    assert not state.direct_values
+    assert "unknown status" in state.reason
+    assert module._uniffi_rust_call is original
+
+
+def test_counters_that_are_other_ones_are_read_by_the_original(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = module._UniffiFfiConverterTypeConnectionStats.lift
+    monkeypatch.setattr(module.ConnectionStats, "__eq__", lambda self, other: False)
+    monkeypatch.setattr(module.ConnectionStats, "__ne__", lambda self, other: True)
+    state = ffi.accelerate()
+    assert state.light_calls
+    assert not state.direct_values
+    assert "counters" in state.reason
+    assert module._UniffiFfiConverterTypeConnectionStats.lift == original
 
 
 def test_another_calling_convention_is_left_alone(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@
 ``ffi``              makes the ``iroh`` package's foreign-function layer fast, where that is safe
 ===================  ========================================================================
 
-``node`` has the parts of a node. ``gossip``, ``blobs`` and ``sharing`` are the three protocols; ``watching`` has the
-rules by which connections are taken for dead, and peers dialled anew; ``observing`` is for those that look at a run
-without being in it.
+``node`` has the parts of a node, ``crossing`` those of ``ffi``. ``gossip``, ``blobs`` and ``sharing`` are the three
+protocols; ``watching`` has the rules by which connections are taken for dead, and peers dialled anew; ``observing`` is
+for those that look at a run without being in it.
 """

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Iterator
+import types
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -61,11 +62,11 @@ def translate_errors() -> Iterator[None]:
         raise _translate(error) from error
 
 
-async def call(awaitable: Awaitable[T], timeout: float | None, what: str) -> T:
+async def call(work: Coroutine[Any, Any, T], timeout: float | None, what: str) -> T:
     """Awaits a call of the package: its errors become ours, and it may take so many seconds.
 
     Args:
-        awaitable: the call.
+        work: the call.
         timeout: in seconds; None waits for ever.
         what: the caller does, for the message.
 
@@ -77,13 +78,38 @@ async def call(awaitable: Awaitable[T], timeout: float | None, what: str) -> T:
 
     try:
         if timeout is None:
-            return await awaitable
+            return await work
+        # Most calls are answered at once, and a time limit costs as much as one of them.
+        try:
+            waits_for = work.send(None)
+        except StopIteration as answered:
+            answer: T = answered.value
+            return answer
         async with asyncio.timeout(timeout):
-            return await awaitable
+            return await _rest_of(work, waits_for)
     except TimeoutError:
         raise PeerTimeoutError(f"{what} took longer than {timeout} s") from None
     except IrohError as error:
         raise _translate(error) from error
+
+
+@types.coroutine
+def _rest_of(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """What comes of a coroutine that was begun by hand and waits for something."""
+    try:
+        while True:
+            try:
+                answer = yield waits_for
+            except GeneratorExit:
+                work.close()
+                raise
+            except BaseException as error:
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(answer)
+    except StopIteration as done:
+        result: T = done.value
+        return result
 
 
 class SendStream:
