@@ -9,6 +9,7 @@ import pytest
 
 from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP, SWARM_GOSSIP, GossipConfig
 from distro_optim.comm.iroh.gossip.messages import Graft, PeerId, Prune
+from distro_optim.comm.swarm import FULL_MESH
 from gossip.attackers import Attacker, Rule, announces_and_withholds, holds_back, passes_on_nothing
 from gossip.simulator import Simulator
 
@@ -39,6 +40,10 @@ class Swarm:
         self.attackers = [Attacker(self.sim, peer, passes_on_all) for peer in peers[honest:]]
         for node in self.sim.nodes.values():
             node.protocol.set_others(len(peers) - 1)
+        for peer in peers:  # as strategy/network/driver.py does for those whom it lacks
+            lacking = [other for other in peers if other not in (peer, *self.sim.nodes[peer].neighbors)]
+            self.sim.ask(peer, lacking)
+        self.sim.run(SETTLE_SECONDS)
         self.said: list[tuple[float, PeerId, bytes]] = []
         self._flood = self._contents("flood")
         self._words = self._contents("word")
@@ -78,7 +83,7 @@ class Swarm:
 
 @pytest.mark.parametrize("flood", [0, 8], ids=["quiet", "flooding"])
 @pytest.mark.parametrize("rule", [passes_on_all, passes_on_nothing, announces_and_withholds, holds_back(0.4)])
-@pytest.mark.parametrize(("honest", "attackers"), [(3, 1), (7, 1), (3, 4)])
+@pytest.mark.parametrize(("honest", "attackers"), [(3, 1), (7, 1), (3, 4), pytest.param(13, 4, marks=pytest.mark.slow)])
 def test_what_honest_peers_say_takes_the_direct_way(honest: int, attackers: int, rule: Rule, flood: int) -> None:
     swarm = Swarm(honest, attackers)
     swarm.talk(SETTLE_SECONDS)
@@ -141,5 +146,9 @@ def test_in_a_swarm_of_many_or_of_unknown_size_payloads_go_over_the_tree() -> No
 
 
 def test_only_our_own_swarms_push_directly() -> None:
-    assert 0 < SWARM_GOSSIP.pushed_by_author < SWARM_GOSSIP.active_view_capacity
+    assert SWARM_GOSSIP.pushed_by_author == FULL_MESH > 0
+    for others in range(FULL_MESH + 1):
+        assert SWARM_GOSSIP.neighbors(others) > others  # room for one more than all of them
+    for unknown_or_many in (None, FULL_MESH + 1, 255):
+        assert SWARM_GOSSIP.neighbors(unknown_or_many) == PSYCHE_GOSSIP.active_view_capacity
     assert GossipConfig().pushed_by_author == PSYCHE_GOSSIP.pushed_by_author == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from distro_optim.comm.iroh.gossip.events import (
     Received,
     Schedule,
     Send,
+    ShuffleTimer,
     TimerExpired,
     UpdatePeerData,
 )
@@ -319,3 +321,27 @@ def test_announcements_never_exceed_a_message() -> None:
     announced = [message for to, message in sent(actions, IHave) if to == lazy]
     assert [len(m.entries) for m in announced if isinstance(m, IHave)] == [116, 116]
     assert all(len(encode_message(message)) < config.max_message_size for message in announced)
+
+
+def test_in_a_swarm_of_few_there_is_room_for_all_of_them_and_one_more_and_for_no_stranger_beyond() -> None:
+    config = replace(SMALL, pushed_by_author=6)
+    topic = state(config)
+    topic.set_others(6)
+    friends = neighbors(topic, 7)
+    topic.handle(Received(peer(1), Join()), 0.0)
+    assert len(topic.neighbors) == 7
+    assert len({*topic.neighbors} & {*friends}) == 6
+
+
+def test_when_a_swarm_has_become_large_the_surplus_of_neighbours_goes_one_by_one() -> None:
+    config = replace(SMALL, pushed_by_author=6)
+    topic = state(config)
+    topic.set_others(6)
+    neighbors(topic, 6)
+    topic.set_others(7)
+    counts = []
+    for look in range(5):
+        topic.handle(TimerExpired(ShuffleTimer()), 60.0 * look)
+        counts.append(len(topic.neighbors))
+    assert counts == [5, 4, 3, 3, 3]
+    check_bounds(topic, config)

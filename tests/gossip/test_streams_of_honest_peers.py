@@ -27,17 +27,21 @@ def tokens_needed(opened: Sequence[float], rate: float) -> float:
     return -lowest
 
 
+@pytest.mark.parametrize("in_mesh", [False, True])
 @pytest.mark.parametrize(
     ("peers", "asking"),
     [(16, 1), (16, 40), pytest.param(64, 1, marks=pytest.mark.slow), pytest.param(64, 10, marks=pytest.mark.slow)],
 )
-def test_peers_that_start_together_open_far_fewer_streams_than_they_may(peers: int, asking: int) -> None:
-    """``asking``: how often each asks others to be its neighbours, every tenth of a second, as for every newcomer."""
+def test_peers_that_start_together_open_far_fewer_streams_than_they_may(peers: int, asking: int, in_mesh: bool) -> None:
+    """``in_mesh``: they know how many they are, few or not. ``asking``: how often each asks others to be its
+    neighbours, every tenth of a second, as for every newcomer."""
     most = 0.0
     for seed, _ in enumerate(Channel):
         sim = Simulator(SWARM_GOSSIP, seed=seed, latency=(0.0005, 0.02))
         rng = random.Random(seed)
         everybody = [sim.add() for _ in range(peers)]
+        for node in sim.nodes.values():
+            node.protocol.set_others(peers - 1 if in_mesh else None)
         for _ in range(asking):
             for peer in everybody:
                 sim.ask(peer, rng.sample(everybody, ASKED_AT_ONCE))

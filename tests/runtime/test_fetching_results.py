@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from distro_optim.comm.addresses import EndpointAddr
+from distro_optim.comm.swarm import FULL_MESH
 from distro_optim.comm.tickets import BlobTicket
 from distro_optim.errors import BlobUnavailableError
 from distro_optim.strategy.network import driver
@@ -168,7 +169,7 @@ def test_more_small_results_are_fetched_at_once_than_large_ones(size: int, at_on
 
 def test_all_peers_of_a_small_epoch_are_neighbours_and_in_a_large_one_a_few_are_enough() -> None:
     # Gossip takes in whoever asks and sends another away: if all went on asking, nobody would keep a neighbour.
-    for others in range(driver.MAX_MEETINGS + 1):
+    for others in range(FULL_MESH + 1):
         assert [driver.lacks_neighbors(count, others) for count in range(others + 1)] == [True] * others + [False]
-    large = [driver.lacks_neighbors(count, driver.MAX_MEETINGS + 1) for count in range(driver.MAX_MEETINGS)]
-    assert large == [count < driver.ENOUGH_NEIGHBORS for count in range(driver.MAX_MEETINGS)]
+    large = [driver.lacks_neighbors(count, FULL_MESH + 1) for count in range(FULL_MESH)]
+    assert large == [count < driver.ENOUGH_NEIGHBORS for count in range(FULL_MESH)]

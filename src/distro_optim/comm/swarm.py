@@ -15,7 +15,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from ..errors import ConfigurationError
 from .addresses import EndpointAddr
@@ -23,6 +23,7 @@ from .announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, In
 from .tickets import BlobTicket
 
 __all__ = [
+    "FULL_MESH",
     "MAX_ANNOUNCEMENT",
     "Announcement",
     "AnnouncementStream",
@@ -31,6 +32,11 @@ __all__ = [
     "Swarm",
     "provider_order",
 ]
+
+
+FULL_MESH: Final = 16
+"""Others in a swarm, up to which a peer should be connected to each of them. A peer has connections to all others in
+any case, for their results. With more, what each says to all would take more messages than a tree that bundles them."""
 
 
 class Channel(enum.Enum):

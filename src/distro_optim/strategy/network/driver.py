@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...comm.addresses import EndpointAddr
-from ...comm.swarm import Channel, Swarm
+from ...comm.swarm import FULL_MESH, Channel, Swarm
 from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.client.interface import CoordinatorClient
 from ...coordinator.messages import Join
@@ -64,8 +64,9 @@ MAX_MEETINGS: Final = 8
 """Peers to connect to at once; gossip brings the others."""
 
 ENOUGH_NEIGHBORS: Final = 4
-"""With so many a peer asks for no more, unless all peers of the epoch have room for each other: gossip takes in whoever
-asks and sends another away for it, who would ask in turn. Half of what gossip has room for."""
+"""With so many a peer asks for no more, unless all peers of the epoch have room for each other (:data:`FULL_MESH`):
+gossip takes in whoever asks and sends another away for it, who would ask in turn. Half of what gossip has room for in a
+run of many."""
 
 FIRST_MEETING_SECONDS: Final = 0.25
 MAX_MEETING_SECONDS: Final = 10.0
@@ -495,7 +496,7 @@ class RoundDriver:
 
 def lacks_neighbors(neighbors: int, others: int) -> bool:
     """Whether a peer with so many neighbours asks for more, in an epoch of so many others."""
-    return neighbors < (others if others <= MAX_MEETINGS else ENOUGH_NEIGHBORS)
+    return neighbors < (others if others <= FULL_MESH else ENOUGH_NEIGHBORS)
 
 
 def _is_opening(tag: str) -> bool:

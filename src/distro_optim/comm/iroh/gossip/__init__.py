@@ -12,6 +12,7 @@ Without I/O:
 ``random_choice``   random choice from a source that the caller owns
 ``hyparview``       who is whose neighbour
 ``plumtree``        how a message reaches everybody
+``lazy_queue``      what neighbours are still to be told that there is
 ``link_evidence``   when a link is worth changing
 ``gate``            a share of messages and bytes for each author, before anything is passed on
 ``topic``           one topic of one node: both halves put together

@@ -61,7 +61,9 @@ class RejoinTimer:
 
 @dataclass(frozen=True, slots=True)
 class DispatchTimer:
-    """Send the IHaves collected."""
+    """Send the IHaves collected; ``of_mesh``: those of payloads that everybody should have by now."""
+
+    of_mesh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

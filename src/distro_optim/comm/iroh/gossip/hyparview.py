@@ -89,7 +89,8 @@ class HyParView:
         data: our own peer data.
 
     Attributes:
-        active: our neighbours, in the order they came; at most ``active_view_capacity``.
+        active: our neighbours, in the order they came; at most as many as :meth:`.GossipConfig.neighbors` says, but
+            for those that are left over when a swarm has become larger, and go one by one.
         passive: peers to fall back on; at most ``passive_view_capacity``, none of them active.
         pending: peers that were sent a Neighbor and have not answered, with the deadline.
     """
@@ -98,6 +99,7 @@ class HyParView:
         self.active: dict[PeerId, None] = {}
         self.passive: dict[PeerId, None] = {}
         self.pending: dict[PeerId, float] = {}
+        self._capacity = config.neighbors(None)
         self._me = me
         self._config = config
         self._rng = rng
@@ -112,6 +114,10 @@ class HyParView:
         self._timers_started = False
         self._out: list[Action] = []
         self._now = 0.0
+
+    def set_others(self, count: int | None) -> None:
+        """So many others may be in the swarm, as far as the application knows."""
+        self._capacity = self._config.neighbors(count)
 
     def handle(
         self,
@@ -246,6 +252,8 @@ class HyParView:
             known += sample(self._rng, self.passive, config.shuffle_passive_view_count)
             nodes = self._fit([PeerInfo(self._me, self._my_data), *(self._info(p) for p in known)])
             self._send((peer,), Shuffle(self._me, nodes, config.shuffle_random_walk_length))
+        if len(self.active) > self._capacity:
+            self._remove_active(choose(self._rng, self.active), _Why.MADE_ROOM)
         self._out.append(Schedule(self._config.shuffle_interval, ShuffleTimer()))
 
     def _on_request_timer(self, peer: PeerId) -> None:
@@ -273,7 +281,7 @@ class HyParView:
 
     def _add_active(self, peer: PeerId, data: bytes | None, *, high: bool, reply: bool) -> bool:
         if peer not in self.active:
-            if len(self.active) >= self._config.active_view_capacity:
+            if len(self.active) >= self._capacity:
                 if not high:
                     return False
                 self._remove_active(choose(self._rng, self.active), _Why.MADE_ROOM)
@@ -338,7 +346,7 @@ class HyParView:
 
     def _refill(self, skip: PeerId | None = None) -> None:
         waiting = sum(1 for peer in self.pending if peer not in self.active)
-        if len(self.active) + waiting >= self._config.active_view_capacity:
+        if len(self.active) + waiting >= self._capacity:
             return
         peer = pick(self._rng, (p for p in self.passive if p != skip and p not in self.pending))
         if peer is not None:

@@ -15,14 +15,16 @@ Where this node is stricter than iroh-gossip, with the same messages:
 * what was broadcast before there was any neighbour goes to the first one that comes;
 * content that was broadcast or received before is not broadcast again: neighbours would only prune the tree;
 * a neighbour that has announced or pushed a payload meanwhile is not told of it;
-* in a swarm of few, an author pushes what it says to all its neighbours, if that is set
-  (:attr:`~.config.GossipConfig.pushed_by_author`).
+* in a swarm of few, if that is set (:attr:`~.config.GossipConfig.pushed_by_author`), everybody is everybody's
+  neighbour, and an author pushes what it says to all of them. What was said to all that way is announced by three
+  neighbours to each, and together with the next thing that they have to say themselves; an author that lacks a
+  neighbour says so by beginning to count rounds at 1, and what it says is announced as in a tree.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from .config import GossipConfig
@@ -39,6 +41,7 @@ from .events import (
     Schedule,
     Send,
 )
+from .lazy_queue import LazyQueue
 from .link_evidence import LinkEvidence
 from .messages import BroadcastMessage, Gossip, Graft, IHave, MessageId, PeerId, Prune, message_id
 from .random_choice import RandomSource
@@ -55,6 +58,10 @@ _IHAVE_ENTRY: Final = 35
 
 _IHAVE_OVERHEAD: Final = 33 + 3
 """A message's tag and topic as iroh-gossip accounts for them, and an IHave's tag and count."""
+
+_TOLD_IN_MESH: Final = 3
+"""Neighbours that each peer tells of a payload which its author has pushed to all, so that as many tell each. Who tells
+whom differs from payload to payload, so that nobody can choose to stand around another. Chosen arbitrarily."""
 
 _MAX_UNHEARD: Final = 64
 """Messages broadcast without a neighbour that are kept for the first one; the oldest go first. Chosen arbitrarily."""
@@ -94,12 +101,12 @@ class PlumTree:
         self._missing_by_peer: dict[PeerId, int] = {}
         self._graft_waits: set[MessageId] = set()
         self._evidence = LinkEvidence(config, rng)
-        # What lazy neighbours are to be told: at the next dispatch, and at the one after it.
-        self._lazy_queue: dict[PeerId, dict[MessageId, int]] = {}
-        self._lazy_later: dict[PeerId, dict[MessageId, int]] = {}
+        # What lazy neighbours are to be told, and what all were told by its author as far as we know.
+        largest = (config.max_message_size - _IHAVE_OVERHEAD) // _IHAVE_ENTRY
+        self._lazy_queue, self._mesh_queue = LazyQueue(largest), LazyQueue(largest)
+        # Our neighbours in the order of their ids, the next greater one first; None after a change.
+        self._ring: list[PeerId] | None = None
         self._unheard: dict[MessageId, None] = {}
-        self._ihave_chunk = (config.max_message_size - _IHAVE_OVERHEAD) // _IHAVE_ENTRY
-        self._dispatch_scheduled = False
         self._evict_scheduled = False
         self._out: list[Action] = []
 
@@ -113,16 +120,15 @@ class PlumTree:
             case NeighborUp(peer=peer):
                 self.lazy.pop(peer, None)
                 self.eager[peer] = None
+                self._ring = None
                 self._evidence.new_link(peer)
                 self._send_unheard(peer)
             case NeighborDown(peer=peer):
                 self._forget_peer(peer)
+            case DispatchTimer(of_mesh=False):
+                self._dispatch(self._lazy_queue, now)
             case DispatchTimer():
-                self._dispatch_scheduled = False
-                due, self._lazy_queue, self._lazy_later = self._lazy_queue, self._lazy_later, {}
-                for peer, queue in due.items():
-                    self._announce(peer, queue)
-                self._schedule_dispatch()
+                self._dispatch(self._mesh_queue, now)
             case GraftTimer(id=id_):
                 self._on_graft_timer(id_, now)
             case EvictTimer():
@@ -168,7 +174,9 @@ class PlumTree:
                 self._unheard[id_] = None
                 if len(self._unheard) > _MAX_UNHEARD:
                     del self._unheard[next(iter(self._unheard))]
-            self._spread(Gossip(id_, event.content, 0), 0, None, now)
+            # To those whom we lack as neighbours, others have to pass it on.
+            round_ = 0 if self._is_complete or not self._in_mesh else 1
+            self._spread(Gossip(id_, event.content, round_), round_, None, now)
 
     def _on_gossip(self, sender: PeerId, message: Gossip, now: float) -> None:
         self.payloads += 1
@@ -204,21 +212,17 @@ class PlumTree:
         self._cache_bytes += len(message.content)
         while self._cache_bytes > config.cache_capacity:
             self._uncache(next(iter(self._cache)))
-        if sender is None and self.others is not None and self.others <= config.pushed_by_author:
+        if sender is None and self._in_mesh:
             self._send((*self.eager, *self.lazy), message)
-            lazy: Iterable[PeerId] = ()
+            self._tell(self._mesh_queue)  # in one write with it
         else:
             self._send(tuple(peer for peer in self.eager if peer != sender), message)
-            lazy = self.lazy
-        for peer in lazy:
-            if peer != sender:
-                # Of two neighbours one speaks first, and the other then has nothing to say.
-                queues = self._lazy_queue if self._me < peer else self._lazy_later
-                queue = queues.setdefault(peer, {})
-                queue[id_] = round_
-                if len(queue) >= self._ihave_chunk:
-                    self._announce(peer, queues.pop(peer))
-        self._schedule_dispatch()
+            # One that pushes to us though the link is lazy pushes to everybody. (Clients of Psyche do not.)
+            if round_ == 1 and sender in self.lazy and self._is_complete:
+                self._announce_in_mesh(sender, id_, round_, now)
+            else:
+                self._announce(sender, id_, round_)
+        self._schedule_dispatch(now)
         if not self._evict_scheduled:
             self._evict_scheduled = True
             self._out.append(Schedule(config.cache_evict_interval, EvictTimer()))
@@ -248,21 +252,64 @@ class PlumTree:
 
     # -- announcements -------------------------------------------------------------------------------------------------
 
-    def _schedule_dispatch(self) -> None:
-        if (self._lazy_queue or self._lazy_later) and not self._dispatch_scheduled:
-            self._dispatch_scheduled = True
-            self._out.append(Schedule(self._config.dispatch_timeout, DispatchTimer()))
+    @property
+    def _in_mesh(self) -> bool:
+        """Whether everybody is to be everybody's neighbour."""
+        return self.others is not None and self.others <= self._config.pushed_by_author
 
-    def _announce(self, peer: PeerId, queue: dict[MessageId, int]) -> None:
-        if queue:
-            self._send((peer,), IHave(tuple(queue.items())))
+    @property
+    def _is_complete(self) -> bool:
+        """Whether everybody is ours."""
+        return self._in_mesh and self.others is not None and len(self.eager) + len(self.lazy) >= self.others
+
+    def _schedule_dispatch(self, now: float) -> None:
+        config = self._config
+        if self._lazy_queue and not self._lazy_queue.is_scheduled:
+            self._lazy_queue.is_scheduled = True
+            self._out.append(Schedule(config.dispatch_timeout, DispatchTimer()))
+        since = self._mesh_queue.since
+        if since is not None and not self._mesh_queue.is_scheduled:
+            self._mesh_queue.is_scheduled = True
+            self._out.append(Schedule(since + config.mesh_dispatch_timeout - now, DispatchTimer(of_mesh=True)))
+
+    def _dispatch(self, queue: LazyQueue, now: float) -> None:
+        queue.is_scheduled = False
+        # What it was set for may have been told meanwhile, and what is there be of a moment ago.
+        if queue.since is None or now >= queue.since + self._config.mesh_dispatch_timeout:
+            self._tell(queue)
+        self._schedule_dispatch(now)
+
+    def _tell(self, queue: LazyQueue) -> None:
+        for peer, announced in queue.take():
+            self._send((peer,), announced)
+
+    def _announce(self, sender: PeerId | None, id_: MessageId, round_: int) -> None:
+        """To all lazy neighbours, of which the greater ones are told first."""
+        for peer in self.lazy:
+            if peer != sender:
+                self._say(peer, self._lazy_queue.add(peer, id_, round_, later=peer < self._me))
+
+    def _announce_in_mesh(self, sender: PeerId | None, id_: MessageId, round_: int, now: float) -> None:
+        """To some neighbours: all members together choose as many that tell each."""
+        ring = self._ring
+        if ring is None:
+            ids = sorted((*self.eager, *self.lazy))
+            ring = self._ring = [*(peer for peer in ids if peer > self._me), *(peer for peer in ids if peer < self._me)]
+        for place in range(min(_TOLD_IN_MESH, len(ring))):
+            peer = ring[(id_[0] + place) % len(ring)]
+            if peer != sender and peer in self.lazy:
+                self._say(peer, self._mesh_queue.add(peer, id_, round_))
+                if self._mesh_queue.since is None:
+                    self._mesh_queue.since = now
+
+    def _say(self, peer: PeerId, announced: IHave | None) -> None:
+        if announced is not None:
+            self._send((peer,), announced)
 
     def _need_not_tell(self, peer: PeerId, id_: MessageId) -> None:
         """``peer`` has shown that it has a payload, of which it was to be told."""
-        for queues in (self._lazy_queue, self._lazy_later):
-            queue = queues.get(peer)
-            if queue is not None:
-                queue.pop(id_, None)
+        self._lazy_queue.need_not_tell(peer, id_)
+        self._mesh_queue.need_not_tell(peer, id_)
 
     def _on_ihave(self, sender: PeerId, id_: MessageId, round_: int) -> None:
         if id_ in self._received:
@@ -336,8 +383,9 @@ class PlumTree:
         self._evidence.forget(peer, was_eager=peer in self.eager)
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
-        self._lazy_queue.pop(peer, None)
-        self._lazy_later.pop(peer, None)
+        self._ring = None
+        self._lazy_queue.forget(peer)
+        self._mesh_queue.forget(peer)
         if self._missing_by_peer.pop(peer, 0):
             for id_ in [id_ for id_, announcers in self._missing.items() if peer in announcers]:
                 del self._missing[id_][peer]

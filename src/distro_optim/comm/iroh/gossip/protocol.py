@@ -68,7 +68,7 @@ class GossipProtocol:
             if not isinstance(event, JoinPeers):
                 return []
             state = self._topics[topic] = TopicState(self._me, self._config, self._rng, self._data)
-            state.broadcast.others = self._others
+            state.set_others(self._others)
         if isinstance(event, Quit):
             del self._topics[topic]
         return list(self._run(topic, state, event, now))
@@ -99,7 +99,7 @@ class GossipProtocol:
         """So many others may be in the topics, as far as the application knows."""
         self._others = count
         for state in self._topics.values():
-            state.broadcast.others = count
+            state.set_others(count)
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` should be called next, or None."""

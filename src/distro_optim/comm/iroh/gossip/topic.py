@@ -48,6 +48,11 @@ class TopicState:
         self.membership = HyParView(me, config, rng, data)
         self.broadcast = PlumTree(me, config, rng)
 
+    def set_others(self, count: int | None) -> None:
+        """So many others may be in the topic, as far as the application knows."""
+        self.membership.set_others(count)
+        self.broadcast.others = count
+
     @property
     def neighbors(self) -> tuple[PeerId, ...]:
         """Our direct neighbours, in the order they came."""
