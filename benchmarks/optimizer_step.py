@@ -7,8 +7,11 @@
 Whole step = gradients to coefficients, decoding of everybody's coefficients, new weights. Contributors beyond the
 first are made up and held locally: no network time is in any number. Compared optimizers take turns in one process,
 so that a machine that slows down slows all of them; the ratios are taken turn by turn. Ours is measured with the
-compiled kernels of ``distro-optim[fast]``, if they are there, and without. Every run first checks that both
+compiled kernels of ``distro-optim[fast]``, if they are there, and without. In the same turns, the memory floor: how
+long a pass takes that only touches what every such step must (:mod:`memory_floor`). Every run first checks that both
 implementations of DeMo choose the same coefficients and take the same step.
+
+``--fastest`` takes the fastest turn of each instead of medians: for a machine that other programs use as well.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 import torch
+from memory_floor import MemoryFloor, copy_of
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -201,6 +205,11 @@ def median_ratio(times: list[float], others: list[float]) -> float:
     return statistics.median(time / other for time, other in zip(times, others, strict=True))
 
 
+def fastest_ratio(times: list[float], others: list[float]) -> float:
+    """Of the fastest turn of each: what is left where other programs disturb most turns."""
+    return min(times) / min(others)
+
+
 @contextmanager
 def stage_clock() -> Iterator[dict[str, float]]:
     """Adds up seconds per stage of DisTrO's step while it is open."""
@@ -288,15 +297,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the 20M model only")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each case")
+    parser.add_argument("--fastest", action="store_true", help="the fastest turn of each instead of medians")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="instead of both, or of what --quick takes")
+    parser.add_argument("--topk", nargs="+", type=int, default=[8, 32])
+    parser.add_argument("--contributors", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--steps-only", action="store_true", help="no stages, memory, or twins")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=Path("out/optimizer_step.json"), help="where the figures go too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", module="pytorch_optimizer")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 220)
     results: list[dict[str, object]] = []
+    middle, relative = (min, fastest_ratio) if args.fastest else (statistics.median, median_ratio)
 
-    table = Table(title=f"One step, milliseconds (median of {args.rounds}), {args.threads} threads")
+    of_turns = f"{'fastest' if args.fastest else 'median'} of {args.rounds}"
+    table = Table(title=f"One step, milliseconds ({of_turns}), {args.threads} threads")
     table.title = f"{table.title}; compiled kernels: {'yes' if kernel('merge') is not None else 'no'}"
     ours = ("DeMo", "Psyche", "DeMo, by torch", "Psyche, by torch")
     for column in ("model", "k", "contributors", "published DeMo", *(f"ours, {name}" for name in ours), "AdamW"):
@@ -304,32 +320,37 @@ def main() -> None:
     table.add_column("times faster than DeMo: DeMo / Psyche settings", justify="right")
     table.add_column("than by torch", justify="right")
     table.add_column("by torch: exact / float", justify="right")
-    models = ["20M"] if args.quick else ["20M", "124M"]
+    for column in ("memory floor: DeMo / Psyche settings, copy", "ours over the floor", "published DeMo over it"):
+        table.add_column(column, justify="right")
+    models = args.models or (["20M"] if args.quick else ["20M", "124M"])
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("optimizer steps", total=len(models) * 6)
+        task = progress.add_task("optimizer steps", total=len(models) * len(args.topk) * len(args.contributors))
         for model in models:
             shapes = MODELS[model]()
             params = make_params(shapes)
-            for k in (8, 32):
+            for k in args.topk:
                 progress.console.print(f"{model} k={k}: {check_same_picks(shapes, k)}")
-                for contributors in (1, 4, 16):
+                for contributors in args.contributors:
                     runners = {"published": Published(params, k, contributors).step}
                     for name in SETTINGS:
                         ours_of = partial(Ours, params, k, contributors, psyche=name == "psyche")
                         runners[name] = ours_of().step
                         runners[f"{name} by torch"] = ours_of(fast=False).step
                         runners[f"{name} by torch, float"] = ours_of(fast=False, arithmetic="float").step
+                        runners[f"{name} floor"] = MemoryFloor(params, psyche=name == "psyche").step
+                    runners["copy"] = copy_of(params)
                     runners["adamw"] = AdamW(params).step
                     times = time_in_turns(runners, args.rounds)
                     del runners
-                    ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
-                    ratio = {name: median_ratio(times["published"], times[name]) for name in SETTINGS}
-                    gain = {name: median_ratio(times[f"{name} by torch"], times[name]) for name in SETTINGS}
-                    price = {
-                        name: median_ratio(times[f"{name} by torch"], times[f"{name} by torch, float"])
-                        for name in SETTINGS
-                    }
-                    figures = {"ms": ms, "ratio": ratio, "gain": gain, "price": price}
+                    ms = {name: 1e3 * middle(t) for name, t in times.items()}
+
+                    def each(name: str, other: str, times: dict[str, list[float]] = times) -> dict[str, float]:
+                        return {s: relative(times[name.format(s)], times[other.format(s)]) for s in SETTINGS}
+
+                    ratio, gain = each("published", "{}"), each("{} by torch", "{}")
+                    price = each("{} by torch", "{} by torch, float")
+                    above, most = each("{}", "{} floor"), each("published", "{} floor")
+                    figures = {"ms": ms, "ratio": ratio, "gain": gain, "price": price, "above": above, "most": most}
                     results.append({"model": model, "k": k, "contributors": contributors, **figures})
                     table.add_row(
                         model,
@@ -342,16 +363,25 @@ def main() -> None:
                         f"{ratio['demo']:.1f} / {ratio['psyche']:.1f}",
                         f"{gain['demo']:.1f} / {gain['psyche']:.1f}",
                         f"{price['demo']:.2f} / {price['psyche']:.2f}",
+                        f"{ms['demo floor']:.0f} / {ms['psyche floor']:.0f}, {ms['copy']:.0f}",
+                        f"{above['demo']:.2f} / {above['psyche']:.2f}",
+                        f"{most['demo']:.1f} / {most['psyche']:.1f}",
                     )
                     progress.console.print(
                         f"{model} k={k}, {contributors} contributors: "
                         + ", ".join(f"{name} {value:.0f} ms" for name, value in ms.items())
                         + f"; {ratio['demo']:.1f} and {ratio['psyche']:.1f} times faster, {gain['demo']:.1f} and "
                         + f"{gain['psyche']:.1f} times than by torch, where exact takes {price['demo']:.2f} and "
-                        + f"{price['psyche']:.2f} times as long as float"
+                        + f"{price['psyche']:.2f} times as long as float; {above['demo']:.2f} and "
+                        + f"{above['psyche']:.2f} times the memory floor, which is {most['demo']:.1f} and "
+                        + f"{most['psyche']:.1f} times faster than the published one"
                     )
                     progress.advance(task)
     console.print(table)
+    if args.steps_only:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"steps": results}, indent=1))
+        return
 
     model = models[-1]
     shapes = MODELS[model]()
