@@ -210,6 +210,33 @@ def test_a_training_alone_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(ends[0], start)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tensors_that_moved_between_two_steps_are_found_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """Addresses are read once a step, and not kept for the next one."""
+
+    def trained(said: str) -> list[Tensor]:
+        monkeypatch.setenv(loading.SETTING, said)
+        weights = [torch.nn.Parameter(torch.ones(shape)) for shape in ((128, 192), (64, 64))]
+        optimizer = DisTrO(weights, lr=0.1, overlap=overlap, compression_topk=3)
+        for seed in range(4):
+            optimizer.eval()
+            for weight in weights:
+                weight.data = weight.data.clone()
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+                for key, value in optimizer.state[weight].items():
+                    if isinstance(value, Tensor):
+                        optimizer.state[weight][key] = value.clone()
+            optimizer.train()
+            optimizer.step()
+        optimizer.eval()
+        return [weight.detach() for weight in weights]
+
+    for one, other in zip(trained(FAST), trained(TORCH), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (1 << 19,), ((1 << 19) + 9,), (33, 65)])
 def test_the_lookahead_shifts_by_the_same_bits(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
     r = torch.Generator().manual_seed(0)

@@ -80,8 +80,8 @@ class CompressedUpdate:
         for batch in plan.batches:
             device = batch.device if on_devices else "cpu"
             kind = torch.bool if quantized else batch.value_dtype
-            index.append(torch.zeros(batch.tiles, batch.k, dtype=torch.int32, device=device))
-            value.append(torch.zeros(batch.tiles, batch.k, dtype=kind, device=device))
+            index.append(_zeros(batch.tiles, batch.k, torch.int32, device))
+            value.append(_zeros(batch.tiles, batch.k, kind, device))
         return cls(plan, tuple(index), tuple(value), (False,) * len(plan))
 
     def tensors(self) -> list[CompressedTensor]:
@@ -151,6 +151,15 @@ class CompressedUpdate:
                     raise ProtocolError("a position is named twice in one tile")
                 if finite and value.dtype != torch.bool and not bool(value[start:stop].isfinite().all()):
                     raise ProtocolError("a value is not finite")
+
+
+def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    zeros = torch.empty(rows, columns, dtype=dtype, device=device)
+    if zeros.device.type != "cpu":
+        return zeros.zero_()
+    # PyTorch would do it on all cores, and its threads keep them for milliseconds afterwards, waiting for more.
+    zeros.view(torch.uint8).numpy().fill(0)
+    return zeros
 
 
 def _check_entry(plan: TilePlan, number: int, entry: CompressedTensor) -> bool:

@@ -95,6 +95,7 @@ class BlockEngine(Engine):
         self._lasts: dict[int, Tensor] = {}
         self._momenta: Sequence[Tensor] = ()
         self._scratch = {key: torch.empty(3 * size, device=key[0], dtype=key[1]) for key, size in needed.items()}
+        self._views: dict[tuple[Any, ...], list[Tensor]] = {}
 
     @property
     @override
@@ -102,11 +103,15 @@ class BlockEngine(Engine):
         return any(merge.measures for merge in self._merges)
 
     def _buffers(self, batch: Batch, block: Block, worker: int) -> list[Tensor]:
-        size = block.tiles * batch.tile_size
-        room = self._scratch[batch.device, batch.compute_dtype, worker][: 3 * size]
-        # Side by side, and the last two at its beginning, where they may serve as one of wider numbers.
-        second, third, first = room.view(3, block.tiles, batch.h, batch.w)
-        return [first, second, third]
+        # Made once: to make views anew for each block takes as long as some of its tiles do.
+        key = batch.device, batch.compute_dtype, worker, block.tiles, batch.h, batch.w
+        if key not in self._views:
+            size = block.tiles * batch.tile_size
+            room = self._scratch[batch.device, batch.compute_dtype, worker][: 3 * size]
+            # Side by side, and the last two at its beginning, where they may serve as one of wider numbers.
+            second, third, first = room.view(3, block.tiles, batch.h, batch.w)
+            self._views[key] = [first, second, third]
+        return self._views[key]
 
     def _for_each_block(self, works: Sequence[tuple[Batch, Work]]) -> None:
         """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -130,34 +130,50 @@ class FastExtraction(Extraction):
 
     @override
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
-        numbers = [piece.param for piece in block.pieces]
-        own = [self.own[n] if self.own is not None else None for n in numbers]
-        indices = [None if part is None else part.index for part in own]
-        values = [None if part is None else part.value for part in own]
-        floats = [*(self.grads[n] for n in numbers), *(self.momenta[n] for n in numbers), *values]
-        usable = all(map(_usable, floats)) and all(_usable(index, torch.int32) for index in indices)
-        if self.step is not None or not usable:
+        usable, name, tensors, others = self._arguments
+        if self.step is not None or not all(piece.param in usable for piece in block.pieces):
             return super().extract(block, tiles, coefficients, spare)
+        kernel(name)(self.batch.places, block.start, block.stop, self.batch.h, self.batch.w, *tensors, *others)
+        return None
 
-        count, quantize = len(self.grads), self.value_out.dtype == torch.bool
+    @cached_property
+    def _arguments(self) -> tuple[frozenset[int], str, list[npt.NDArray[np.int64]], tuple[Any, ...]]:
+        """Tensors that a kernel may walk through, its name, their addresses, and what else it takes.
+
+        Of the whole batch, once: for each block it would take as long as some of its tiles.
+        """
+        numbers, count = list(self.batch.ranges), len(self.grads)
+        own = {n: self.own[n] for n in numbers} if self.own is not None else {}
+        usable = frozenset(
+            n
+            for n in numbers
+            if _usable(self.grads[n])
+            and _usable(self.momenta[n])
+            and (n not in own or (_usable(own[n].value) and _usable(own[n].index, torch.int32)))
+        )
+        lists: list[dict[int, Tensor | None]] = [
+            {n: self.grads[n] for n in numbers},
+            {n: self.momenta[n] for n in numbers},
+        ]
+        h, w = self.batch.h, self.batch.w
+        bases = [_encoding_basis(h), _encoding_basis(w)]
+        name = "extract_from_coefficients"
+        if not self.in_coefficients:
+            name = "extract_from_weights"
+            lists += [{n: part.index for n, part in own.items()}, {n: part.value for n, part in own.items()}]
+            bases += [_decoding_basis(h), _decoding_basis(w)]
+        quantize = self.value_out.dtype == torch.bool
         values_out, signs_out = (
             (_NO_VALUES, self.value_out.numpy()) if quantize else (self.value_out.numpy(), _NO_SIGNS)
         )
         outputs = self.index_out.numpy(), values_out, signs_out, self.spoken_out.numpy()
-        h, w = self.batch.h, self.batch.w
-        where = self.batch.places, block.start, block.stop, h, w
-        encoding, decoding = (_encoding_basis(h), _encoding_basis(w)), (_decoding_basis(h), _decoding_basis(w))
-        grads = _addresses(((n, self.grads[n]) for n in numbers), count)
-        momenta = _addresses(((n, self.momenta[n]) for n in numbers), count)
-        rate, keep, k = np.float32(self.rate), np.float32(self.keep), self.batch.k
-        if self.in_coefficients:
-            kernel("extract_from_coefficients")(*where, grads, momenta, rate, keep, k, *encoding, *outputs)
-        else:
-            before = (_addresses(zip(numbers, tensors, strict=True), count) for tensors in (indices, values))
-            kernel("extract_from_weights")(
-                *where, grads, momenta, *before, rate, keep, k, *encoding, *decoding, *outputs
-            )
-        return None
+        numbers_too = np.float32(self.rate), np.float32(self.keep), self.batch.k
+        return (
+            usable,
+            name,
+            [_addresses(tensors.items(), count) for tensors in lists],
+            (*numbers_too, *bases, *outputs),
+        )
 
 
 # -- coefficients to weights -------------------------------------------------------------------------------------------
@@ -188,11 +204,17 @@ class FastMerge(ExactMerge):
     _said: tuple[Sequence[CompressedUpdate], _Said | None] | None = None
 
     @override
+    def __init__(self, number: int, batch: Batch, transform: Transform, workers: int) -> None:
+        super().__init__(number, batch, transform, workers)
+        self._walks: dict[int, tuple[Sequence[Tensor | None], npt.NDArray[np.int64]]] = {}
+
+    @override
     def check(self, updates: Sequence[CompressedUpdate]) -> None:
         super().check(updates)
         # Once a step, not once a block. The updates themselves are kept to recognise them, so that their memory cannot
         # be that of others meanwhile.
         self._said = updates, self._read(updates)
+        self._walks = {}
 
     def _read(self, updates: Sequence[CompressedUpdate]) -> _Said | None:
         """None where the kernel cannot: some send signs and others values, or values of another type."""
@@ -255,7 +277,6 @@ class FastMerge(ExactMerge):
     def _merge(
         self, block: Block, said: _Said, contributors: int, params: Sequence[Tensor], lr: float, ahead: Ahead | None
     ) -> None:
-        numbers = [piece.param for piece in block.pieces]
         momenta, shifted = ((), ()) if ahead is None else (ahead.momenta, ahead.shifted)
         kernel("merge")(
             self.batch.places,
@@ -263,7 +284,7 @@ class FastMerge(ExactMerge):
             block.stop,
             self.batch.h,
             self.batch.w,
-            _addresses(((n, params[n]) for n in numbers), len(params)),
+            self._walk(params, len(params)),
             np.float32(lr),
             self.batch.k,
             said.indices,
@@ -275,14 +296,23 @@ class FastMerge(ExactMerge):
             VALUE_BITS,
             _exact_basis(self.batch.h),
             _exact_basis(self.batch.w),
-            _addresses(((n, momenta[n]) for n in numbers if momenta), len(params)),
-            _addresses(((n, shifted[n]) for n in numbers if shifted), len(params)),
+            self._walk(momenta, len(params)),
+            self._walk(shifted, len(params)),
             np.float32(0 if ahead is None else ahead.lr[self.batch.group]),
         )
-        for tensor in (of[n] for n in numbers for of in (params, shifted) if of):
+        for tensor in (of[piece.param] for piece in block.pieces for of in (params, shifted) if of):
             # As after any change in place: autograd refuses to go back through what the weights were before.
             if tensor is not None and not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
+
+    def _walk(self, tensors: Sequence[Tensor | None], count: int) -> npt.NDArray[np.int64]:
+        """Where those of the batch begin, 0 for others; read once a step, for all blocks."""
+        known = self._walks.get(id(tensors))
+        if known is None or known[0] is not tensors:
+            known = tensors, _addresses(((n, tensors[n]) for n in self.batch.ranges if tensors), count)
+            # With the tensors: as long as they are here, nothing else has their place in memory.
+            self._walks[id(tensors)] = known
+        return known[1]
 
 
 # -- passes over whole tensors ---------------------------------------------------------------------------------------
