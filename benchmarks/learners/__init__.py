@@ -8,6 +8,8 @@
 ``plain``        its plain twin, ``distro_optim.optim.reference``
 ``diloco``       AdamW on each worker for many steps, then a step of Nesterov's momentum on the mean
 ``sparse_loco``  the same, of which the largest are sent with two bits, and the rest is remembered
+``varied``       the recipe in plain PyTorch, with what was tried beyond it
+``beyond``       what was tried: the methods of the setting "bytes, beyond"
 ``results``      finished runs, each in a file of its own
 ``settings``     which methods run with which rates in which setting
 ``report``       what finished runs say: a table, curves, a picture

@@ -10,15 +10,44 @@ import torch
 from torch import Tensor, nn
 
 from distro_optim.compress import UpdateRule
-from distro_optim.optim.rules import Direction
+from distro_optim.optim.rules import Ahead, Direction
 
-__all__ = ["BF16_BYTES", "CHUNK", "Batch", "Method", "Task", "Workers", "gradients"]
+__all__ = ["BF16_BYTES", "CHUNK", "Batch", "Method", "Task", "Variation", "Workers", "gradients"]
 
 # Inputs and targets, of as many samples.
 Batch = tuple[Tensor, Tensor]
 
 CHUNK = 64
 BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What is tried and not in ``DisTrO``; see :mod:`learners.varied`.
+
+    Attributes:
+        times: how far gradients are taken ahead, in times of what they are taken ahead by.
+        applied_ahead: share of the mean of applied updates by which gradients are taken ahead as well.
+        squarings: steps of Newton and Schulz.
+        equal_rows: directions have rows of equal size, in the mean over time, as in NorMuon.
+        shared: share of the mean of applied updates in what a direction is made of.
+        sends_all: everything is sent, with all its digits: what compression costs.
+        adds_up: signs at one position are added up, and their mean is not taken.
+        orthogonal_after: Newton and Schulz once more, after merging.
+        momentum_after: what stays of a momentum of merged updates.
+        embedding_gain: times the gain, for the first two tensors, which are embeddings.
+    """
+
+    times: float = 1.0
+    applied_ahead: float = 0.0
+    squarings: int = 5
+    equal_rows: bool = False
+    shared: float = 0.0
+    sends_all: bool = False
+    adds_up: bool = False
+    orthogonal_after: bool = False
+    momentum_after: float = 0.0
+    embedding_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +61,10 @@ class Method:
         local_steps: of each worker between two exchanges.
         bits: of each value that is sent, where that can be chosen.
         outer_lr, outer_momentum: of the step that everybody makes of the mean of what was sent.
+        chunk: longest side of a tile.
+        momentum: what stays of Muon's momentum in a step.
+        ahead: by what gradients are taken ahead; None for what goes with the direction.
+        variation: what is other than in the recipe, where ``DisTrO`` does not have it.
     """
 
     name: str
@@ -47,6 +80,10 @@ class Method:
     bits: int = 0
     outer_lr: float = 0.0
     outer_momentum: float = 0.0
+    chunk: int = CHUNK
+    momentum: float = 0.95
+    ahead: Ahead | None = None
+    variation: Variation | None = None
 
 
 @dataclass(frozen=True)

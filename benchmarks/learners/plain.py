@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distro_optim.optim.reference import ReferenceTensor, Sent
-from learners.base import CHUNK, Batch, Method, Task, Workers, gradients
+from learners.base import Batch, Method, Task, Workers, gradients
 
 __all__ = ["PlainWorkers"]
 
@@ -47,12 +47,14 @@ class PlainWorkers(Workers):
             torch.zeros_like(weight),
             method.decay,
             method.topk,
-            CHUNK,
+            method.chunk,
             "padded",
             method.quantize,
             method.overlap,
             direction=method.direction,
             update=method.update,
+            momentum=method.momentum,
+            ahead="delta" if method.ahead == "delta" else "direction",
             gain=(2.0 if method.update == "rms" else 1.0) if method.gain is None else method.gain,
         )
 

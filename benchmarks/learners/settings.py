@@ -14,11 +14,13 @@ import torch
 
 from learners.averaged import AdamWWorkers, MuonWorkers
 from learners.base import Method, Workers
+from learners.beyond import confirmed, tried
 from learners.diloco import DiLoCoWorkers
 from learners.plain import PlainWorkers
 from learners.sparse_loco import SparseLoCoWorkers
 from learners.swarm import DistroWorkers
 from learners.tasks import BYTES, CONVOLUTIONS, LLAMA, TASKS, VISION_TRANSFORMER
+from learners.varied import VariedWorkers
 
 __all__ = ["EXACT", "LADDER", "PLAIN", "PLAIN_USED", "SETTINGS", "USED", "Run", "Setting", "has_a_twin", "make_workers"]
 
@@ -133,6 +135,8 @@ SETTINGS = {
         replace(_SCALED, name="bytes, 4 workers"),
         replace(_SCALED, name="bytes, 16 workers", workers=16),
         replace(_SCALED, name="bytes, 8 times the batch", batch_size=16),
+        replace(_BYTES, name="bytes, beyond", methods=confirmed(RECIPE)),
+        replace(_BYTES.at(100), name="bytes, tried beyond", methods=(*confirmed(RECIPE), *tried(RECIPE)), seeds=1),
     )
 }
 
@@ -158,13 +162,15 @@ class Run:
 
 def has_a_twin(method: Method) -> bool:
     """Whether it is ``DisTrO``, by any rules."""
-    return method.name not in _WORKERS
+    return method.name not in _WORKERS and method.variation is None
 
 
 def make_workers(run: Run) -> Workers:
     """With the weights of torch's seed."""
     setting, method = run.setting, run.method
     task = TASKS[setting.task]
+    if method.variation is not None:
+        return VariedWorkers(task, method, setting.workers)
     if not has_a_twin(method):
         return _WORKERS[method.name](task, method, setting.workers)
     dtype = torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64

@@ -11,7 +11,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
 from distro_optim.compress import Arithmetic
-from learners.base import CHUNK, Batch, Method, Task, Workers, gradients
+from learners.base import Batch, Method, Task, Workers, gradients
 
 __all__ = ["DistroWorkers"]
 
@@ -40,12 +40,14 @@ class DistroWorkers(Workers):
                 lr=method.lr,
                 compression_decay=method.decay,
                 compression_topk=method.topk,
-                compression_chunk=CHUNK,
+                compression_chunk=method.chunk,
                 quantize_1bit=method.quantize,
                 overlap=method.overlap,
                 direction=method.direction,
                 update=method.update,
                 gain=method.gain,
+                momentum=method.momentum,
+                ahead=method.ahead,
                 exchange=exchange,
                 arithmetic=arithmetic,
             )

@@ -21,7 +21,7 @@ from .compress.plan import Arithmetic, UpdateRule
 from .compress.tiling import TILINGS, Tiling
 from .errors import ConfigurationError, DistroError
 from .optim.arguments import check_choice, check_exchange, check_flag, check_process_group, normal_settings
-from .optim.rules import Direction
+from .optim.rules import Ahead, Direction
 from .optim.run import Run
 from .optim.saving import ResumableOptimizer
 from .optim.state import DIRECTION, MOMENTUM_BUFFER, OWN_VALUE, QUARANTINED
@@ -53,9 +53,10 @@ class DisTrO(ResumableOptimizer):
         direction="orthogonal"   delta <- beta * delta + lr * o,  with o of Muon: the momentum of g, orthogonalised
         update="rms"             p     <- p - gain * lr * u / rms(u),  with u = decode(mean over senders), per tensor
 
-    Gradients are taken at ``p - lr * o`` then, at this peer's own direction that is on its way. Matrices have Muon's
-    direction, embeddings and heads too; convolutions are flattened as they are for their tiles; vectors and scalars
-    have the sign of their momentum.
+    Gradients are taken at ``p - lr * o`` then, at this peer's own direction that is on its way, or with
+    ``ahead="delta"`` at ``p - delta``, which has what could not be sent as well. Matrices have Muon's direction,
+    embeddings and heads too; convolutions are flattened as they are for their tiles; vectors and scalars have the sign
+    of their momentum.
 
     Alone it trains alone. Under ``torchrun`` it uses the default process group, and makes one where the script has
     not; do not wrap the model in DistributedDataParallel then. With ``exchange`` it uses that.
@@ -72,6 +73,8 @@ class DisTrO(ResumableOptimizer):
         momentum: with ``"orthogonal"``, the share of Muon's own momentum that a step keeps, in [0, 1).
         compression_decay: the share of the momentum that a step keeps, in (0, 1]; by default 0.999, and 0.7 with
             ``direction="orthogonal"``, whose directions have a momentum of their own.
+        ahead: with ``"orthogonal"`` and ``overlap``, by what gradients are taken ahead: ``"direction"``, the last
+            one, or ``"delta"``, all of this peer's directions that have not arrived. Each peer may have its own.
         compression_topk: coefficients sent per tile, at least 1.
         compression_chunk: longest side of a tile, in elements.
         weight_decay: decoupled, as in AdamW: ``p *= 1 - lr * weight_decay``.
@@ -106,8 +109,8 @@ class DisTrO(ResumableOptimizer):
     of an embedding that the data never names, still moves in a tensor that has one; values do not move it.
 
     Memory, beside weights and gradients: ``delta``, and with ``overlap`` a copy of the weights; with
-    ``direction="orthogonal"`` also Muon's momentum and, with ``overlap``, the direction. Each is as large as the
-    parameters in float32 (float64 for float64; the copy of the weights as they are).
+    ``direction="orthogonal"`` also Muon's momentum and, with ``overlap`` and without ``ahead="delta"``, the direction.
+    Each is as large as the parameters in float32 (float64 for float64; the copy of the weights as they are).
 
     The momentum of a parameter is in ``state[p]["delta"]``, or as ``state[p]["coefficients"]``: :meth:`delta` is a copy
     of it in the shape of the parameter.
@@ -131,6 +134,7 @@ class DisTrO(ResumableOptimizer):
         update: UpdateRule = "sign",
         gain: float | None = None,
         momentum: float = 0.95,
+        ahead: Ahead | None = None,
         compression_decay: float | None = None,
         compression_topk: int = 8,
         compression_chunk: int = 64,
@@ -160,13 +164,14 @@ class DisTrO(ResumableOptimizer):
                 value=process_group,
             )
         # What None stands for depends on the rules, which a parameter group may choose for itself.
-        by_rule = {"gain": gain, "compression_decay": compression_decay}
+        by_rule = {"gain": gain, "compression_decay": compression_decay, "ahead": ahead}
         settings = normal_settings(
             {
                 "direction": direction,
                 "update": update,
                 "gain": gain,
                 "momentum": momentum,
+                "ahead": ahead,
                 "lr": lr,
                 "compression_decay": compression_decay,
                 "compression_topk": compression_topk,

@@ -142,6 +142,7 @@ def other_rules_are_those_of_the_whole_model(rank: int, size: int) -> None:
     cases: list[tuple[DeviceMesh, Any, torch.dtype, dict[str, Any]]] = [
         (line, rows, torch.float32, {"update": "rms", "quantize_1bit": False}),
         (line, columns, torch.float32, orthogonal),
+        (line, columns, torch.float32, {**orthogonal, "ahead": "delta"}),
         (square, both, torch.bfloat16, {**orthogonal, "update": "rms", "overlap": False, "quantize_1bit": False}),
         (square, matrices, torch.float32, {**orthogonal, "update": "rms", "tiling": "divisor"}),
         (square, twice, torch.float32, {"update": "rms", "overlap": False}),

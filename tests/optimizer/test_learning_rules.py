@@ -29,6 +29,7 @@ RULES = [
     {"direction": direction, "update": update}
     for direction, update in itertools.product(["momentum", "orthogonal"], ["sign", "rms"])
 ]
+BY_DELTA = {**RECIPE, "ahead": "delta"}
 OVERLAP = pytest.mark.parametrize("overlap", [False, True], ids=["in time", "overlap"])
 
 
@@ -44,7 +45,7 @@ def run(style: str, steps: int, **settings: Any) -> tuple[EveryShape, DisTrO]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rules", RULES[1:], ids=lambda r: f"{r['direction']} {r['update']}")
+@pytest.mark.parametrize("rules", [*RULES[1:], BY_DELTA], ids=lambda r: " ".join(r.values()))
 @pytest.mark.parametrize(
     ("peers", "quantize", "overlap", "closure"),
     [(1, False, False, True), (3, False, True, False), (1, True, True, True)],
@@ -248,9 +249,10 @@ def test_psyches_arithmetic_knows_no_other_step() -> None:
 
 
 @OVERLAP
+@pytest.mark.parametrize("ahead", ["direction", "delta"])
 @pytest.mark.parametrize("style", STEPS)
-def test_a_saved_state_goes_on_bit_for_bit(overlap: bool, style: str) -> None:
-    first, second = run(style, 4, overlap=overlap), run(style, 0, overlap=overlap)
+def test_a_saved_state_goes_on_bit_for_bit(overlap: bool, ahead: str, style: str) -> None:
+    first, second = (run(style, steps, overlap=overlap, ahead=ahead) for steps in (4, 0))
     weights, state = copy.deepcopy([first[0].state_dict(), first[1].state_dict()])
     second[0].load_state_dict(weights)
     second[1].load_state_dict(state)
@@ -329,6 +331,70 @@ def test_weights_look_ahead_by_the_last_direction_at_its_learning_rate() -> None
     optimizer.step()
     optimizer.param_groups[0]["lr"] = 0.1
     assert torch.equal(param.detach(), -0.5 * optimizer.state[param]["direction"])
+
+
+def test_weights_look_ahead_by_all_that_has_not_arrived() -> None:
+    param = nn.Parameter(torch.zeros(16, 16))
+    optimizer = DisTrO([param], lr=0.5, compression_chunk=8, compression_topk=1, **BY_DELTA)
+    for _ in range(3):
+        param.grad = torch.randn(16, 16)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.eval()
+    true = param.detach().clone()
+    optimizer.train()
+    assert torch.equal(param.detach(), true - optimizer.delta(param))
+    assert float(optimizer.delta(param).square().mean().sqrt()) > 0.5
+    assert "direction" not in optimizer.state[param]
+    optimizer.remove_own()
+    optimizer.lookahead(0.0)
+    assert torch.equal(param.detach(), true - optimizer.delta(param))
+
+
+@pytest.mark.parametrize(
+    ("rules", "ahead"),
+    [({"direction": "momentum"}, "delta"), ({"direction": "momentum"}, "direction"), (RECIPE, "sign"), (RECIPE, 1)],
+)
+def test_by_what_weights_look_ahead_goes_with_the_direction(rules: dict[str, Any], ahead: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"ahead={ahead!r}: with direction='{rules['direction']}', give"):
+        DisTrO([nn.Parameter(torch.ones(4, 4))], ahead=ahead, **rules)
+
+
+def test_groups_look_ahead_as_their_directions_do() -> None:
+    a, b, c = (nn.Parameter(torch.ones(4, 4)) for _ in range(3))
+    groups = [{"params": [a]}, {"params": [b], "direction": "momentum", "ahead": None}, {"params": [c], "ahead": None}]
+    optimizer = DisTrO(groups, **BY_DELTA)
+    assert [group["ahead"] for group in optimizer.param_groups] == ["delta", "sign", "direction"]
+    assert ["direction" in optimizer.state[p] for p in (a, b, c)] == [False, False, True]
+
+
+def test_another_direction_brings_its_lookahead() -> None:
+    param = nn.Parameter(torch.ones(4, 4))
+    optimizer = DisTrO([param], **BY_DELTA)
+    optimizer.reconfigure(tiling="padded", quantize_1bit=True, direction="momentum", update="sign")
+    assert optimizer.param_groups[0]["ahead"] == "sign"
+    assert "momentum_buffer" not in optimizer.state[param]
+    optimizer.reconfigure(tiling="padded", quantize_1bit=True, direction="orthogonal")
+    assert optimizer.param_groups[0]["ahead"] == "direction"
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["said", "not said"])
+def test_peers_that_look_ahead_differently_are_peers(said: bool) -> None:
+    """What is sent has the same meaning, and a state that one has saved is good for the other."""
+    one, other = run("plain", 3, **BY_DELTA), run("plain", 0)
+    assert one[1].plan.layout == other[1].plan.layout
+    state = one[1].state_dict()
+    for group in state["param_groups"]:
+        if not said:  # as versions wrote it that knew one lookahead
+            del group["ahead"]
+    other[0].load_state_dict(one[0].state_dict())
+    other[1].load_state_dict(state)
+    assert other[1].param_groups[0]["ahead"] == ("delta" if said else "direction")
+    for step in range(3, 5):
+        for each in (one, other):
+            STEPS["plain"](*each, step)
+    same = all_same_bits(*(copies(model.parameters()) for model in (one[0], other[0])))
+    assert same == said
 
 
 def test_a_gradient_that_is_not_finite_touches_neither_momentum_nor_lookahead() -> None:

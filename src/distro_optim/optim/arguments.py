@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from ..comm.exchange import Exchange
 from ..compress import UPDATES
 from ..errors import ConfigurationError
-from .rules import DIRECTIONS, with_defaults
+from .rules import AHEAD, DIRECTIONS, with_defaults
 from .sharding import check_sharded, is_sharded
 
 __all__ = [
@@ -187,9 +187,11 @@ def normal_settings(settings: dict[str, Any]) -> dict[str, Any]:
     check_choice("direction", settings["direction"], DIRECTIONS)
     check_choice("update", settings["update"], UPDATES)
     settings = with_defaults(settings)
+    _check_ahead(settings["ahead"], settings["direction"])
     return {
         "direction": settings["direction"],
         "update": settings["update"],
+        "ahead": settings["ahead"],
         "gain": float(_number(settings, "gain", math.nextafter(0, 1), math.inf, "give a factor above 0, such as 2")),
         "momentum": float(_number(settings, "momentum", 0, _BELOW_ONE, "give what stays of it, such as 0.95")),
         "lr": _number(settings, "lr", 0, math.inf, "give a learning rate of 0 or more, such as 4e-4"),
@@ -211,6 +213,17 @@ def normal_settings(settings: dict[str, Any]) -> dict[str, Any]:
         ),
         "weight_decay": _number(settings, "weight_decay", 0, math.inf, "give 0 or more, such as 0.1"),
     }
+
+
+def _check_ahead(ahead: object, direction: str) -> None:
+    allowed = AHEAD[direction]
+    if ahead not in allowed:
+        raise ConfigurationError(
+            f"ahead={ahead!r}: with direction={direction!r}, give {' or '.join(map(repr, allowed))}, or None for the "
+            "first of these",
+            name="ahead",
+            value=ahead,
+        )
 
 
 def check_rate(value: Any) -> float:

@@ -6,7 +6,7 @@ composes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class DecoupledMomentum(PlannedParameters):
             ConfigurationError: a setting is out of its range. Nothing has changed then.
         """
         self.undo_lookahead()
-        groups = [normal_settings({**group, **settings}) for group in self.param_groups]
+        groups = [normal_settings({**_fitting(group, settings), **settings}) for group in self.param_groups]
         deltas, before = [self._delta(number, param) for number, param in enumerate(self._params())], self._sharding
         self._tiling, self._quantize, self._arithmetic = tiling, quantize_1bit, arithmetic or self._arithmetic
         for group, changed in zip(self.param_groups, groups, strict=True):
@@ -115,7 +115,8 @@ class DecoupledMomentum(PlannedParameters):
     def lookahead(self, lr: Rates = None) -> None:
         """Shifts the weights by ``-lr * sign(delta)`` for the forward and backward pass, unless they are shifted.
 
-        With ``direction="orthogonal"`` by ``-lr * direction``, of what this peer sent last.
+        With ``direction="orthogonal"`` by ``-lr * direction``, of what this peer sent last, or with ``ahead="delta"``
+        by ``-delta``, in which each direction has the learning rate of its own step.
 
         Args:
             lr: for all groups, or one for each; by default each group's own. Psyche uses that of the round before.
@@ -457,13 +458,23 @@ class DecoupledMomentum(PlannedParameters):
                 "the optimizer's state was cleared while the weights looked ahead, and the true weights with it: load "
                 "them from a checkpoint and make a new optimizer. To forget the momentum, call reset()"
             )
+        by_delta = [group["ahead"] == "delta" for group in self.param_groups for _ in group["params"]]
         directions = [self.state[p].get(DIRECTION, self.state[p][DELTA]) for p in params]
         saved = [self.state[p][WEIGHT] for p in params]
         rates = [group["lookahead_lr"] for group in self.param_groups for _ in group["params"]]
-        whole, sharding = [DIRECTION in self.state[p] for p in params], self._sharding
+        # Directions have the size of a sign; in delta they have their learning rates already.
+        rates = [1.0 if by else rate for by, rate in zip(by_delta, rates, strict=True)]
+        whole = [by or DIRECTION in self.state[p] for by, p in zip(by_delta, params, strict=True)]
+        sharding = self._sharding
         if sharding is None:
             return params, directions, saved, rates, whole
         return sharding.look_ahead(directions, saved, rates, whole, on=self._run.lookahead.on)
+
+
+def _fitting(group: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A group without what goes with its direction only, where ``settings`` bring another one."""
+    same = settings.get("direction", group["direction"]) == group["direction"]
+    return group if same else {**group, "ahead": None}
 
 
 def _check_plans(updates: Sequence[CompressedUpdate], plan: TilePlan) -> None:

@@ -66,11 +66,11 @@ class PlannedParameters(Optimizer):
     load_state_dict = excluded_by_torch(Optimizer.load_state_dict)
 
     def _restored(self, saved: dict[str, Any], number: int, param: Tensor) -> dict[str, Tensor]:
-        orthogonal = self._is_orthogonal()[number]
+        rules = [group for group in self.param_groups for _ in group["params"]][number]
         plan, sharding = self.plan, self._sharding
         if sharding is not None:
             plan, param = sharding.plan, sharding.held_of(number)
-        return restore_state(saved, param, plan, number, self._overlap, self._transform, orthogonal)
+        return restore_state(saved, param, plan, number, self._overlap, self._transform, rules)
 
     def _is_orthogonal(self) -> list[bool]:
         """Of every parameter, whether its group has Muon's direction."""

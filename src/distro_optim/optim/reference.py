@@ -23,7 +23,8 @@ al., 2024, https://kellerjordan.github.io/posts/muon), and gradients are taken a
     m < -mu * m + (1 - mu) * g
     o < -sqrt(max(rows, columns)) * newton_schulz(mu * m + (1 - mu) * g)
 
-``update="rms"`` steps by the decoded update itself, in a size that is fixed::
+or with ``ahead="delta"`` at ``p - delta``, where all of these directions are that have not arrived. ``update="rms"``
+steps by the decoded update itself, in a size that is fixed::
 
     p     <- p - gain * lr * u / rms(u)                u = idct(mean of q over those who sent it)
 """
@@ -41,11 +42,13 @@ from torch.nn.functional import pad
 from torch.optim import Optimizer
 from typing_extensions import override
 
-__all__ = ["Direction", "Exchange", "ReferenceDisTrO", "ReferenceTensor", "Sent", "Tiling", "Update"]
+__all__ = ["Ahead", "Direction", "Exchange", "ReferenceDisTrO", "ReferenceTensor", "Sent", "Tiling", "Update"]
 
 Tiling = Literal["padded", "divisor"]
 
 Direction = Literal["momentum", "orthogonal"]
+
+Ahead = Literal["direction", "delta"]
 
 Update = Literal["sign", "rms"]
 
@@ -189,8 +192,9 @@ class ReferenceTensor:
         direction, update: the rules; see the module.
         gain: of a step.
         momentum: what stays of ``buffer``.
+        ahead: by what an ``"orthogonal"`` one looks ahead; see the module.
         buffer: Muon's momentum, shaped as ``param``, of the type of ``delta``; None before the first gradient.
-        ahead: Muon's direction that is on its way, shaped alike; None if there is none.
+        last: Muon's direction that is on its way, shaped alike; None if there is none.
         select: chooses coefficients, as :func:`largest` does; a test may settle ties.
     """
 
@@ -208,16 +212,19 @@ class ReferenceTensor:
     update: Update = "sign"
     gain: float = 1.0
     momentum: float = 0.95
+    ahead: Ahead = "direction"
     buffer: Tensor | None = None
-    ahead: Tensor | None = None
+    last: Tensor | None = None
     select: Callable[[Tensor, int], Sent] = largest
 
     def looking_ahead(self, previous_lr: float) -> Tensor:
         """The weights at which the gradient is taken with ``overlap``, of the shape and type of ``param``."""
-        shift = self.delta.sign()
-        if self.direction == "orthogonal":
-            shift = torch.zeros_like(self.delta) if self.ahead is None else self.ahead
-        return (self.param.to(self.delta.dtype) - previous_lr * shift).to(self.param.dtype)
+        shift = previous_lr * self.delta.sign()
+        if self.direction == "orthogonal" and self.ahead == "delta":
+            shift = self.delta
+        elif self.direction == "orthogonal":
+            shift = torch.zeros_like(self.delta) if self.last is None else previous_lr * self.last
+        return (self.param.to(self.delta.dtype) - shift).to(self.param.dtype)
 
     def generate(self, grad: Tensor | None, lr: float, *, alone: bool = True) -> Sent | None:
         """Takes ``grad``, shaped as ``param``, into the momentum and returns what is sent, or None for nothing.
@@ -231,7 +238,7 @@ class ReferenceTensor:
         usable = grad is not None and bool(grad.isfinite().all())
         if usable or not alone:
             self.param.mul_(1 - lr * self.weight_decay)
-        self.ahead = None
+        self.last = None
         if grad is None or not usable:
             return None
         taken = grad.to(self.delta.dtype)
@@ -239,7 +246,7 @@ class ReferenceTensor:
             before = torch.zeros_like(taken) if self.buffer is None else self.buffer
             self.buffer = self.momentum * before + (1 - self.momentum) * taken
             taken = orthogonal(self.momentum * self.buffer + (1 - self.momentum) * taken, self.tiling)
-            self.ahead = taken
+            self.last = taken
         self.delta = self.decay * self.delta + lr * taken
         index, value = self.select(encode(to_tiles(self.delta, self.chunk, self.tiling)), self.topk)
         if not self.quantize:
@@ -311,6 +318,7 @@ class ReferenceDisTrO(Optimizer):
         update: Update = "sign",
         gain: float | None = None,
         momentum: float = 0.95,
+        ahead: Ahead = "direction",
         compression_decay: float | None = None,
         compression_topk: int = 8,
         compression_chunk: int = 64,
@@ -350,6 +358,7 @@ class ReferenceDisTrO(Optimizer):
                 update=group["update"],
                 gain=group["gain"],
                 momentum=group["momentum"],
+                ahead=ahead,
             )
             for param, group in self._params()
         ]

@@ -148,7 +148,7 @@ class ResumableOptimizer(DecoupledMomentum):
 
         def complete_and_keep(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             # A state that says nothing of rules is of a version that had none, or of another optimizer.
-            own = [{key: group[key] for key in (*RULES, "compression_decay")} for group in self.param_groups]
+            own = [{key: group[key] for key in (*RULES, "compression_decay", "ahead")} for group in self.param_groups]
             own += [{}] * (len(loaded["param_groups"]) - len(own))
             groups = [
                 {**self.defaults, **kept, **(PUBLISHED if "compression_decay" in group else {}), **group}

@@ -14,7 +14,8 @@ With ``direction="orthogonal"`` also, and saved:
 ===================  ============================================================================================
 ``momentum_buffer``  Muon's momentum of the gradients, shaped as the parameter; ``delta`` gathers the directions
                      that are made of it
-``direction``        the last of them, whose update is on its way; only with ``overlap=True``
+``direction``        the last of them, whose update is on its way; only with ``overlap=True``, and not with
+                     ``ahead="delta"``
 ===================  ============================================================================================
 
 With ``overlap=True`` also, and saved:
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -48,6 +49,7 @@ from torch import Tensor
 from ..compress import CompressedUpdate, TileGrid, TilePlan, compute_dtype, from_coefficients, to_coefficients
 from ..compress.dct import TransformName
 from ..errors import ConfigurationError, DistroError
+from .rules import PUBLISHED, is_orthogonal
 
 __all__ = [
     "COEFFICIENTS",
@@ -85,7 +87,7 @@ def momentum(state: dict[str, Tensor]) -> Tensor:
 
 
 def _templates(
-    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName, orthogonal: bool
+    param: Tensor, plan: TilePlan, number: int, overlap: bool, transform: TransformName, rules: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Tensors without memory that have the shapes and dtypes of the state."""
     grid = plan.grids[number]
@@ -100,9 +102,9 @@ def _templates(
     else:
         state = {DELTA: template(*grid.shape, dtype=dtype)}
     state[QUARANTINED] = template(dtype=torch.int64)
-    if orthogonal:
+    if is_orthogonal(rules):
         state[MOMENTUM_BUFFER] = template(*grid.shape, dtype=dtype)
-        if overlap:
+        if overlap and rules["ahead"] == "direction":
             state[DIRECTION] = template(*grid.shape, dtype=dtype)
     if overlap:
         state[OWN_INDEX] = template(*rows, dtype=torch.int32)
@@ -131,7 +133,7 @@ def restore_state(
     number: int,
     overlap: bool,
     transform: TransformName,
-    orthogonal: bool = False,
+    rules: Mapping[str, Any] = PUBLISHED,
 ) -> dict[str, Tensor]:
     """State from what was saved or moved, with dtypes and devices as they should be; what is missing starts afresh.
 
@@ -144,13 +146,13 @@ def restore_state(
         plan: of the model.
         number: the parameter's place in ``plan``.
         overlap, transform: of the optimizer.
-        orthogonal: its direction in the group of the parameter.
+        rules: of the group of the parameter.
 
     Raises:
         ConfigurationError: a tensor has another shape, or an index lies outside its tile.
     """
     state = {}
-    for key, template in _templates(param, plan, number, overlap, transform, orthogonal).items():
+    for key, template in _templates(param, plan, number, overlap, transform, rules).items():
         value = saved.get(key)
         if value is None and key in (DELTA, COEFFICIENTS):
             value = _in_the_other_form(saved, key, param, plan.grids[number])
