@@ -52,7 +52,7 @@ class VariedWorkers(Workers):
         self._rows = [[torch.zeros(len(w), 1) if w.ndim > 1 else w[:0] for w in self._theta] for _ in range(workers)]
         self._applied = [torch.zeros_like(weight) for weight in self._theta]
         self._after = [torch.zeros_like(weight) for weight in self._theta]
-        self._on_its_way: tuple[list[list[Tensor]], float] | None = None
+        self._on_its_way: list[list[Tensor]] | None = None
 
     @override
     @torch.no_grad()
@@ -81,10 +81,9 @@ class VariedWorkers(Workers):
                 for own in self._own[worker]:
                     own.zero_()
         if exchanges:
-            now = (sent, lr * period)
-            arrived, self._on_its_way = (self._on_its_way, now) if method.overlap else (now, None)
+            arrived, self._on_its_way = (self._on_its_way, sent) if method.overlap else (sent, None)
             if arrived is not None:
-                self._apply(*arrived)
+                self._apply(arrived, lr * period)
 
     def _direction(self, worker: int, number: int, gradient: Tensor) -> Tensor:
         share, change = 1 - self._method.momentum, self._change
@@ -124,7 +123,7 @@ class VariedWorkers(Workers):
             total = together.sum(0)
             if not change.adds_up:
                 total = total / (together != 0).sum(0).clamp_min(1)
-            update = _of_size_1(from_tiles(decode(total), weight, "padded"))
+            update = from_tiles(_of_size_1(decode(total)), weight, "padded")
             if change.momentum_after:
                 after = self._after[number].lerp_(update, 1 - change.momentum_after)
                 update = _of_size_1(after)
