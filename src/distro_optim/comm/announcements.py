@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import ConfigurationError, ProtocolError
-from . import postcard
 from .seen import SeenSet
 from .signing import PUBLIC_KEY_SIZE, SIGNATURE_SIZE, SignedMessage, is_signed_by
 
@@ -119,7 +118,7 @@ class AnnouncementInbox:
             self.counts.malformed += 1
             return None
         try:
-            message = postcard.decode(SignedMessage, sealed)
+            message = SignedMessage.read(sealed)
         except ProtocolError:
             self.counts.malformed += 1
             return None
@@ -136,7 +135,7 @@ class AnnouncementInbox:
         if not is_signed_by(sender, message.data, message.signature):
             self.counts.malformed += 1
             return None
-        self._seen.add(identity)
+        self._seen.add_new(identity)
         self.counts.accepted += 1
         announcement = Announcement(sender, message.data)
         self._push(announcement)

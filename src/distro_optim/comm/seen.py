@@ -51,10 +51,14 @@ class SeenSet:
         """Remembers ``entry``; whether it was new."""
         if entry in self:
             return False
+        self.add_new(entry)
+        return True
+
+    def add_new(self, entry: bytes) -> None:
+        """Remembers ``entry``, which the caller knows not to be there."""
         if len(self._young) >= self._capacity:
             self._old, self._young = self._young, BloomFilter(self._capacity, self._error_rate)
         self._young.add(self._key(entry), skip_check=True)
-        return True
 
     def _key(self, entry: bytes) -> str:
         return hashlib.blake2b(entry, key=self._salt[:64], digest_size=24).hexdigest()

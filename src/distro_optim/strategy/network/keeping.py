@@ -42,6 +42,9 @@ __all__ = ["RunKeeper"]
 LOOK_SECONDS: Final = 0.5
 """Between two ticks."""
 
+PLACES_SECONDS: Final = 2.0
+"""Between two looks at where the peers are, while they are the same: looking takes 0.1 ms for each of them."""
+
 ASK_SECONDS: Final = 2.0
 """Between two times that the peers are asked who hosts, while no host is heard: a peer that waits for an epoch has to
 be known to a new host before the next one begins. Chosen arbitrarily."""
@@ -122,6 +125,9 @@ class RunKeeper:
         # When the present phase of the run was first seen, and when the host was last heard.
         self._phase_at = self._heard_at = self._loop.time()
         self._asked_at = 0.0
+        # Of whom it was seen where they are, and when.
+        self._placed: tuple[object, object] = None, None
+        self._placed_at = 0.0
         self._ticket: str | None = None
         self._in_ticket: tuple[EndpointAddr, tuple[EndpointAddr, ...], tuple[str, ...]] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -404,8 +410,11 @@ class RunKeeper:
         """Remembers where peers are; and asks them who hosts, while we hear no host."""
         now = self._loop.time()
         state = self._state
-        if state is not None:
-            keys = [client.id.p2p_identity for client in state.epoch_state.clients]
+        clients = None if state is None else state.epoch_state.clients
+        about = clients, self._told
+        if clients is not None and (about != self._placed or now - self._placed_at >= PLACES_SECONDS):
+            self._placed, self._placed_at = about, now
+            keys = [client.id.p2p_identity for client in clients]
             others = {key: self._address_of(key) for key in keys}
             others |= {
                 key: peer for key, peer in self._told.items() if others.get(key, peer).is_empty or key not in keys

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from ....errors import ProtocolError
-from ... import postcard
 from ...serving.limits import Bucket
 from ...signing import SignedMessage, is_signed_by
 
@@ -81,7 +80,7 @@ class AnnouncementGate:
             now: monotonic time in seconds.
         """
         try:
-            message = postcard.decode(SignedMessage, content)
+            message = SignedMessage.read(content)
         except ProtocolError:
             return self._over(via, via, now)
         budget = self._budget(message.sender, now)
