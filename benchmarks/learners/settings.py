@@ -45,6 +45,7 @@ RECIPE = Method(
     direction="orthogonal",
     update="rms",
 )
+SMALL_TILES = replace(confirmed(RECIPE)[-1], name="recipe in tiles of 16, k=1")
 # As many bytes as DisTrO sends in as many steps, or 14 % more: 3 times all weights in 300 steps.
 DILOCO = Method("DiLoCo H=100 4-bit", lr=5e-4, local_steps=100, bits=4, outer_lr=0.7, outer_momentum=0.9)
 SPARSE_LOCO = Method("SparseLoCo H=15 k=150 2-bit", lr=1e-3, topk=150, decay=0.95, local_steps=15, outer_lr=1.0)
@@ -95,7 +96,9 @@ _BYTES = Setting(
     held_out=256,
     methods=(ADAMW, MUON, DEMO, DEMO_SIGNS, DISTRO, RECIPE, DILOCO, SPARSE_LOCO),
 )
-_SCALED = replace(_BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE), tried=(1e-3, 2e-3, 3e-3), looks=(25, 50, 75, 100))
+_SCALED = replace(
+    _BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE, SMALL_TILES), tried=(1e-3, 2e-3, 3e-3), looks=(25, 50, 75, 100)
+)
 _LLAMA = Setting(
     LLAMA.name,
     LLAMA.name,
@@ -111,7 +114,8 @@ _LLAMA = Setting(
 
 
 def _digits(task: str, *rates: float) -> Setting:
-    methods = (ADAMW, MUON, DISTRO, RECIPE)
+    """The last rate is that of the recipe, in small tiles as well."""
+    methods = (ADAMW, MUON, DISTRO, RECIPE, SMALL_TILES)
     return Setting(
         task,
         task,
@@ -120,7 +124,7 @@ def _digits(task: str, *rates: float) -> Setting:
         steps=150,
         looks=(10, 20, 30, 50, 75, 100, 125, 150),
         held_out=359,
-        methods=tuple(replace(method, lr=lr) for method, lr in zip(methods, rates, strict=True)),
+        methods=tuple(replace(method, lr=lr) for method, lr in zip(methods, (*rates, rates[-1]), strict=True)),
     )
 
 
