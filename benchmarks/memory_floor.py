@@ -3,7 +3,8 @@
 With DeMo's settings each gradient is read, and momentum and weights are read and written: 20 bytes a weight. With
 Psyche's, where the weights look ahead, shifted ones are written as well, which a processor reads before it overwrites
 them: 24 bytes, or 28. A real step cannot be one pass: whether a gradient is finite, and what everybody says, is known
-too late for that. So no step can be faster than this on the same machine with as many threads.
+too late for that. So no step can be faster than this on the same machine, with as many threads, and with tensors that
+are in the same caches.
 """
 
 from __future__ import annotations
