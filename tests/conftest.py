@@ -18,6 +18,10 @@ import warm_python
 SLOW_SECONDS = 1.0
 """Of a slow test whose mark does not say how long it takes: about the mean of them."""
 
+PROCESSES_PER_COMPUTING_ONE = 5
+"""One process in so many begins with the slow tests that compute. With a second one, those that wait would begin too
+late: they fill three quarters of the time of five processes, and need less than half of the time of two cores."""
+
 # Before torch is imported: its threads, and those of child processes, compete with the other tests for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -71,6 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     pytest-xdist cuts the list in as many equal parts as there are processes. Those that are done take over from the
     ends of the others, where the short tests are. The slow tests of a file stay together, and so do the others. What
     takes longest comes first, and the slow tests of all processes take equally long, as far as marks say how long.
+
+    Slow tests that compute are for a process of their own: those that wait leave the cores idle, if all processes
+    begin with them, and cannot share them once only those that compute are left.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes == 1:
@@ -78,8 +85,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = [item for item in items if item.get_closest_marker("slow")]
     files = [list(of_a_file) for _, of_a_file in groupby(slow, key=lambda item: item.path)]
     parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    computing = max(1, processes // PROCESSES_PER_COMPUTING_ONE)
     for of_a_file in sorted(files, key=_seconds, reverse=True):
-        min(parts, key=_seconds).extend(of_a_file)
+        waits = any(item.get_closest_marker("waiting") for item in of_a_file)
+        min(parts[computing:] if waits else parts[:computing], key=_seconds).extend(of_a_file)
     others = iter([item for item in items if not item.get_closest_marker("slow")])
     left = len(items)
     for number, part in enumerate(parts):
