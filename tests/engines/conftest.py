@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -10,6 +12,10 @@ import pytest
 
 from distro_optim.compress import profile
 from distro_optim.compress.profile import ACCELERATOR, CPU, Profile
+from engines.quick_interpreter import replace_the_language_once
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    replace_the_language_once()
 
 ACCELERATORS: Final = {
     "as a GPU": replace(ACCELERATOR, block_elements=40 * 64),
