@@ -19,8 +19,8 @@ SLOW_SECONDS = 1.0
 """Of a slow test whose mark does not say how long it takes: about the mean of them."""
 
 PROCESSES_PER_COMPUTING_ONE = 5
-"""One process in so many begins with the slow tests that compute. With a second one, those that wait would begin too
-late: they fill three quarters of the time of five processes, and need less than half of the time of two cores."""
+"""One process in so many begins with the slow tests that compute: in a simulation with partly guessed times, a second
+one in five made it slower."""
 
 # Before torch is imported: its threads, and those of child processes, compete with the other tests for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
