@@ -16,7 +16,9 @@ from distro_optim.comm.question import Question
 from distro_optim.comm.signing import SecretKey
 from distro_optim.comm.streams import MemoryListener, Stream
 from distro_optim.coordinator.client import opening
+from distro_optim.coordinator.client.connection import Connection
 from distro_optim.coordinator.client.remote import RemoteCoordinator
+from distro_optim.coordinator.types import Coordinator
 from distro_optim.coordinator.why_closed import MAX_KEPT, MAX_REASON, WHY_CLOSED, Reasons, WhyClosed, ask_why
 from distro_optim.errors import JoinRefusedError, ProtocolError
 
@@ -112,6 +114,29 @@ def test_one_that_is_closed_while_it_asks_why_leaves_no_link() -> None:
         act(arena, lambda now: arena.service.kick(key(1).public, now))
         await asks.wait()
         await client.close()
+        while arena.service.num_connections:
+            await asyncio.sleep(0.001)
+
+    in_arena(MemoryArena, work)
+
+
+def test_a_link_that_comes_while_its_client_closes_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(arena: ServedArena) -> None:
+        closing: list[asyncio.Task[None]] = []
+        client = client_of(arena)
+        await client.join()
+        before = client._opening.open
+
+        async def opened_as_it_closes() -> tuple[Connection, Coordinator]:
+            opened = await before()
+            closing.append(asyncio.ensure_future(client.close()))
+            return opened
+
+        monkeypatch.setattr(client._opening, "open", opened_as_it_closes)
+        client.redirect()
+        while not closing:
+            await asyncio.sleep(0.001)
+        await closing[0]
         while arena.service.num_connections:
             await asyncio.sleep(0.001)
 

@@ -39,11 +39,12 @@ class Connection:
 
     Attributes:
         asked: whether we have asked over it to be in the run.
+        is_closed: whether :meth:`close` was called.
     """
 
     def __init__(self, stream: Stream, key: SecretKey) -> None:
         self.link = ClientLink(key, RememberingCodec.of(SERVER_TO_CLIENT), CLIENT_TO_SERVER, takes_changes=True)
-        self.asked = False
+        self.asked = self.is_closed = False
         self._stream = stream
         self._writing = asyncio.Lock()
 
@@ -69,5 +70,6 @@ class Connection:
             await self._stream.write(frame)
 
     async def close(self) -> None:
+        self.is_closed = True
         self.link.close()
         await self._stream.close()

@@ -49,6 +49,8 @@ class Opening:
         self._feed = feed
         # Whether the coordinator is one of ours, which can be asked why it has closed a link.
         self._is_ours = False
+        # Those that are not closed. One may be lost on its way to who asked for it, who was cancelled meanwhile.
+        self._opened: list[Connection] = []
 
     async def open(self) -> tuple[Connection, Coordinator]:
         """A new link, joined to the run if we want to be in it, and the newest state that came over it.
@@ -63,6 +65,7 @@ class Opening:
         try:
             async with asyncio.timeout(self._timeout):
                 connection = Connection(await self._connect(), self._key)
+                self._opened = [*(one for one in self._opened if not one.is_closed), connection]
                 try:
                     progress = "it sent no challenge; is it a Psyche coordinator?"
                     await self._shake_hands(connection)
@@ -84,6 +87,13 @@ class Opening:
                     "Psyche's protocol; look for a newer distro_optim"
                 ) from error
             raise ProtocolError(f"{self.name} does not speak the protocol of a coordinator: {error}") from error
+
+    async def close(self) -> None:
+        """Closes the links that nobody has closed."""
+        opened, self._opened = self._opened, []
+        for connection in opened:
+            if not connection.is_closed:
+                await connection.close()
 
     async def why_closed(self) -> WhyClosed | None:
         """What the coordinator says of why it has closed our link; None if it says nothing."""

@@ -229,10 +229,9 @@ class RemoteCoordinator(CoordinatorClient):
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        # A task that is cancelled before its first step leaves the connection to us.
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        # A task that is cancelled before its first step, or while a new link is on its way to it, leaves that to us.
+        self._connection = None
+        await self._opening.close()
 
     # -- the background task -------------------------------------------------------------------------------------------
 
