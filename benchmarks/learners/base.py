@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distro_optim.compress import UpdateRule
 from distro_optim.optim.rules import Ahead, Direction
 
-__all__ = ["BF16_BYTES", "CHUNK", "Batch", "Method", "Task", "Variation", "Workers", "gradients"]
+__all__ = ["BF16_BYTES", "CHUNK", "Batch", "Method", "Task", "Variation", "Workers", "gradients", "with_weights"]
 
 # Inputs and targets, of as many samples.
 Batch = tuple[Tensor, Tensor]
@@ -116,11 +116,16 @@ class Workers(ABC):
         """Bytes of update data that each worker has sent, per step."""
 
 
+@torch.no_grad()
+def with_weights(model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+    """The model itself, with a copy of these."""
+    for param, weight in zip(model.parameters(), weights, strict=True):
+        param.copy_(weight)
+    return model
+
+
 def gradients(task: Task, model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> list[Tensor]:
     """Of the loss at ``weights``, in their dtype; the model itself computes in float32."""
-    params = list(model.parameters())
-    with torch.no_grad():
-        for param, weight in zip(params, weights, strict=True):
-            param.copy_(weight)
+    params = list(with_weights(model, weights).parameters())
     grads = torch.autograd.grad(task.loss(model, *batch), params)
     return [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]

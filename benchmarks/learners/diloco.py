@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from learners.base import BF16_BYTES, Batch, Method, Task, Workers
+from learners.base import BF16_BYTES, Batch, Method, Task, Workers, with_weights
 
 __all__ = ["DiLoCoWorkers", "LocalWorkers", "power_of_two"]
 
@@ -63,18 +63,13 @@ class LocalWorkers(Workers):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
     def _restart(self) -> None:
         for own in self._own:
-            for param, weight in zip(own.parameters(), self._theta, strict=True):
-                param.copy_(weight)
+            with_weights(own, self._theta)
 
     @override
-    @torch.no_grad()
     def model(self) -> nn.Module:
-        for param, weight in zip(self._model.parameters(), self._theta, strict=True):
-            param.copy_(weight)
-        return self._model
+        return with_weights(self._model, self._theta)
 
     @override
     def sent_per_step(self) -> float:

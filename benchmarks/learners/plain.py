@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distro_optim.optim.reference import ReferenceTensor, Sent
-from learners.base import Batch, Method, Task, Workers, gradients
+from learners.base import Batch, Method, Task, Workers, gradients, with_weights
 
 __all__ = ["PlainWorkers"]
 
@@ -63,11 +63,8 @@ class PlainWorkers(Workers):
         return plain.looking_ahead(self._previous_lr) if self._overlap else plain.param
 
     @override
-    @torch.no_grad()
     def model(self) -> nn.Module:
-        for param, weight in zip(self._model.parameters(), self._weights, strict=True):
-            param.copy_(weight)
-        return self._model
+        return with_weights(self._model, self._weights)
 
     @override
     def sent_per_step(self) -> float:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from distro_optim import DisTrO
 from distro_optim.comm.memory import MemoryExchange
 from distro_optim.compress import Arithmetic
-from learners.base import Batch, Method, Task, Workers, gradients
+from learners.base import Batch, Method, Task, Workers, gradients, with_weights
 
 __all__ = ["DistroWorkers"]
 
@@ -76,9 +76,7 @@ class DistroWorkers(Workers):
         first, *others = self.weights
         if not all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)):
             raise AssertionError("the workers' weights differ")
-        for param, weight in zip(self._model.parameters(), first, strict=True):
-            param.copy_(weight)
-        return self._model
+        return with_weights(self._model, first)
 
     @override
     def sent_per_step(self) -> float:

@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from distro_optim.optim.orthogonal import NEWTON_SCHULZ
 from distro_optim.optim.reference import decode, encode, from_tiles, largest, to_tiles
-from learners.base import Batch, Method, Task, Variation, Workers, gradients
+from learners.base import Batch, Method, Task, Variation, Workers, gradients, with_weights
 
 __all__ = ["VariedWorkers", "orthogonal"]
 
@@ -134,11 +134,8 @@ class VariedWorkers(Workers):
             weight.sub_(update, alpha=lr * gain * (change.embedding_gain if number < _EMBEDDINGS else 1.0))
 
     @override
-    @torch.no_grad()
     def model(self) -> nn.Module:
-        for param, weight in zip(self._model.parameters(), self._theta, strict=True):
-            param.copy_(weight)
-        return self._model
+        return with_weights(self._model, self._theta)
 
     @override
     def sent_per_step(self) -> float:
