@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,15 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RATES = [0.1, 0.05, 0.1, 0.02, 0.03, 0.01]
 H = 3
-
-
-@pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("learners.base")
 
 
 @pytest.fixture

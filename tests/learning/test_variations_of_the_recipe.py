@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,18 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RATES = [0.1, 0.05, 0.1, 0.02, 0.03, 0.01]
 RECIPE: dict[str, Any] = {
     "lr": 0.1, "topk": 1, "decay": 0.7, "quantize": True, "overlap": True, "direction": "orthogonal", "update": "rms",
     "chunk": 4,
 }  # fmt: skip
-
-
-@pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("learners.base")
 
 
 @pytest.fixture
