@@ -28,7 +28,10 @@ from distro_optim.strategy.rounds.trust.succession_messages import (
     Ballot,
     Elected,
     Here,
+    Proposal,
+    VoterList,
     open_letter,
+    repeat_letter,
     run_mark,
     seal_letter,
 )
@@ -266,6 +269,43 @@ def test_a_host_that_leaves_and_says_so_is_followed_within_seconds() -> None:
     assert world.hosts() == [1]
     assert len(world.counted) > before
     world.check()
+
+
+@pytest.mark.parametrize("has_heard_of_it", [False, True])
+def test_a_voter_that_had_not_heard_that_it_is_one_hears_it_from_the_others(has_heard_of_it: bool) -> None:
+    world = World(3)
+    for number in (1, 2):
+        world.peers[number].succession.running = number == 1
+    world.run(10)
+    assert len(world.peers[0].succession.voters) == 2
+    world.peers[2].succession.running = True
+    while len(world.peers[0].succession.voters) < 3:
+        world.tick()
+    while len(world.peers[1].succession.voters) < 3:
+        if not has_heard_of_it:
+            world.groups = [{2}]
+        world.peers[2].succession.running = False  # it cannot vote by what it hears now
+        world.tick()
+    world.peers[0].alive, world.groups = False, []
+    world.peers[2].succession.running = True
+    assert not world.peers[2].succession.voters
+    world.run(30)
+    assert len(world.hosts()) == 1
+    world.check()
+
+
+def test_what_is_repeated_is_believed_from_the_one_who_said_it_alone() -> None:
+    world = World(3)
+    world.run(10)
+    run = run_mark(RUN)
+    name = world.peers[2].succession._me
+    forged = Proposal(name, 9, VoterList(9, 0, (name,), (0, 0)), None, (), 1, 0)
+    world.peers[1].succession.receive(repeat_letter(1, seal_letter(KEYS[2], run, 1, forged)), world.now)
+    assert len(world.peers[1].succession.voters) == 3
+    twice = repeat_letter(1, repeat_letter(2, seal_letter(KEYS[0], run, 1, forged)))
+    for letter in (twice, twice[:13], twice[:9], repeat_letter(1, b"")):
+        with pytest.raises(ProtocolError):
+            world.peers[1].succession.receive(letter, world.now)
 
 
 def test_a_host_that_others_have_left_without_a_word_waits() -> None:

@@ -15,6 +15,7 @@ from distro_optim.strategy.rounds.trust.succession_messages import (
     Pledge,
     Proposal,
     VoterList,
+    repeat_letter,
     run_mark,
     seal_letter,
 )
@@ -74,7 +75,7 @@ def test_the_largest_estate_comes_whole_in_any_order_and_each_part_is_one_announ
     data = estate.parts()
     assert len(data) <= MAX_PARTS
     said = EstatePart(KEYS[0].public + bytes(8), (1 << 64) - 1, (1 << 32) - 1, 0, len(data), bytes(PART_SIZE))
-    assert len(seal_letter(KEYS[0], run, (1 << 32) - 1, said)) <= MAX_ANNOUNCEMENT
+    assert len(repeat_letter(0, seal_letter(KEYS[0], run, (1 << 32) - 1, said))) <= MAX_ANNOUNCEMENT
     order = list(range(len(data)))
     random.Random(1).shuffle(order)
     parts = EstateParts()
@@ -97,7 +98,7 @@ def test_the_longest_list_of_voters_with_its_promises_is_one_announcement() -> N
     promise = seal_letter(KEYS[0], run, (1 << 32) - 1, Pledge(big, big, name))
     voters = VoterList(big[0], big[1], (name,) * MAX_VOTERS, big)
     said = Proposal(name, big[0], voters, big, (promise,) * (MAX_VOTERS // 2 + 1), 0xFFFF, (1 << 32) - 1)
-    assert len(seal_letter(KEYS[0], run, (1 << 32) - 1, said)) <= MAX_ANNOUNCEMENT
+    assert len(repeat_letter(0, seal_letter(KEYS[0], run, (1 << 32) - 1, said))) <= MAX_ANNOUNCEMENT
 
 
 def test_a_host_of_two_that_leaves_hands_the_run_to_the_other() -> None:
@@ -111,6 +112,26 @@ def test_a_host_of_two_that_leaves_hands_the_run_to_the_other() -> None:
     world.run(3)
     assert world.hosts() == [1]
     assert len(world.counted) > before
+    assert any("the host has left: this peer hosts the run now" in text for text in world.peers[1].told)
+    world.check()
+
+
+def test_a_host_that_leaves_says_so_until_another_one_hosts() -> None:
+    world = World(2)
+    world.run(10)
+    leaves = world.peers[0].succession
+    leaves.resign()
+    world.carry_out(0, world.peers[0])
+    world.mail.clear()  # nothing of it arrives
+    for _ in range(6):
+        assert leaves.is_handing_over
+        leaves.hand_over()
+        world.tick()
+        if not leaves.is_handing_over:
+            break
+    world.peers[0].alive = False
+    assert world.hosts() == [1]
+    assert not leaves.is_handing_over
     assert any("the host has left: this peer hosts the run now" in text for text in world.peers[1].told)
     world.check()
 

@@ -31,7 +31,7 @@ from ..rounds.rounds import Rounds, Stage
 from ..rounds.trust.estate import Estate
 from ..rounds.trust.saved_step import SavedStep
 from ..rounds.trust.succeeding import SUCCESSION_AFTER, Succession
-from ..rounds.trust.succession_messages import MARK, NUMBER_SIZE
+from ..rounds.trust.succession_messages import NUMBER_SIZE, is_letter
 from ..rounds.trust.succession_outcomes import Follow, Inherit, Leave, Say, TakeOver, Tell
 from .coordinating import Books, HostingPeer, OpenCoordinator, open_books, open_coordinator
 from .finding_the_host import answers, fresh_ticket
@@ -41,6 +41,9 @@ __all__ = ["RunKeeper"]
 
 LOOK_SECONDS: Final = 0.5
 """Between two ticks."""
+
+HAND_OVER_SECONDS: Final = 0.2
+"""Between two times that a host that leaves says who is to host after it. Chosen below :data:`LOOK_SECONDS`."""
 
 PLACES_SECONDS: Final = 2.0
 """Between two looks at where the peers are, while they are the same: looking takes 0.1 ms for each of them."""
@@ -244,7 +247,7 @@ class RunKeeper:
 
     def hear(self, data: bytes) -> bool:
         """What was announced on the channel of our own kind; False if it is something else than ours."""
-        if not data.startswith(MARK):
+        if not is_letter(data):
             return False
         try:
             self.core.receive(data, self._loop.time())
@@ -274,11 +277,16 @@ class RunKeeper:
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def resign(self) -> None:
-        """We are about to leave, and say so."""
+        """We are about to leave, and say so; a host says so until another one hosts the run. Bound it in time."""
         self.core.resign()
-        self._flush()
-        if self._swarm is not None:
-            await self._say(self._swarm)
+        while True:
+            self._flush()
+            if self._swarm is not None:
+                await self._say(self._swarm)
+            if not self.core.is_handing_over:
+                return
+            await asyncio.sleep(HAND_OVER_SECONDS)
+            self.core.hand_over()
 
     async def aclose(self) -> None:
         """Answers no more, and stops hosting."""

@@ -83,9 +83,10 @@ MIN_DOWNLOAD_SECONDS: Final = 20.0
 CLOSE_SECONDS: Final = 5.0
 """How long leaving a run may take. Chosen arbitrarily."""
 
-RESIGN_SECONDS: Final = 1.5
-"""For a word to the others before we leave, which takes milliseconds on a machine that is not busy. Without it a run of
-two could not go on. Chosen arbitrarily, as a part of :data:`CLOSE_SECONDS`."""
+RESIGN_SECONDS: Final = 2.5
+"""For a word to the others before we leave, and for a host until another one hosts the run, which takes half a second
+on a machine that is not busy. Without it a run of two could not go on. Chosen as what closing leaves (half of
+:data:`CLOSE_SECONDS`)."""
 
 _LOOP_SHARE: Final = 0.4
 """Of the time to close; the rest is for farewells on the loop that still runs."""

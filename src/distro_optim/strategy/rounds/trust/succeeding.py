@@ -36,6 +36,7 @@ from .succession_messages import (
     Proposal,
     Stands,
     key_of,
+    letter_in,
     open_letter,
 )
 from .succession_outcomes import HOSTS_NOW, Follow, Leave, TakeOver, Tell
@@ -125,6 +126,7 @@ class Succession(VoterLists):
         self._wait_until = 0.0  # somebody stands for election
         self._rumours: dict[bytes, tuple[bytes, int]] = {}
         self._handed: tuple[Ballot, bytes] | None = None  # the vote of a host that leaves, for us
+        self._heir: Vote | None = None  # our own, as a host that leaves
 
     # -- what there is to know -----------------------------------------------------------------------------------------
 
@@ -209,12 +211,24 @@ class Succession(VoterLists):
         if roster is not None and self._peer.may_vote and not self._is_over:
             heirs = [name for name in self._order if name != self._me and name not in self._resigned]
             if self._hosts and heirs:
-                self._peer, vote = self._peer.vote(Candidacy(self._peer.term + 1, heirs[0], roster.which))
-                if vote is not None:
-                    self._say(_ballot(vote))
+                self._peer, self._heir = self._peer.vote(Candidacy(self._peer.term + 1, heirs[0], roster.which))
             self._peer = replace(self._peer, roster=None)
-            self._say(Pledge(roster.which, NEVER, self._me))
+            if self._heir is None:
+                self._say(Pledge(roster.which, NEVER, self._me))
+            else:
+                self.hand_over()
         self._is_over = True
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether we have left as a host, and the one that we voted for has not said yet that it hosts now."""
+        return self._heir is not None
+
+    def hand_over(self) -> None:
+        """Says again that we leave, and whom we voted for: what is said just before a program ends may never arrive."""
+        if self._heir is not None:
+            self._say(_ballot(self._heir))
+            self._say(Pledge(self._heir.roster, NEVER, self._me))
 
     def may_go_on(self, state: Coordinator) -> bool:
         """Whether the round of ``state`` may end, for a host: whether so many voters were in it that no others can
@@ -234,12 +248,15 @@ class Succession(VoterLists):
         return not self._blocked
 
     def receive(self, data: bytes, now: float) -> None:
-        """A letter of a peer.
+        """A letter of a peer, from itself or repeated by another.
 
         Raises:
             ProtocolError: it is malformed, or not signed by the one that it is about.
         """
+        data = letter_in(data)
         sender, said = open_letter(self._run, data)
+        if self._heir is not None and isinstance(said, Elected) and said.candidate == self._heir.candidate:
+            self._heir = None
         if sender == self._key.public or self._is_over:
             return
         match said:
@@ -247,7 +264,7 @@ class Succession(VoterLists):
                 if sender in self._members or said.name in self._order:
                     self._here[sender] = (said, now)
             case Proposal():
-                self._hear_proposal(said, now)
+                self._hear_proposal(said, data)
             case Pledge():
                 self._hear_pledge(said, data)
             case Stands():
@@ -345,9 +362,7 @@ class Succession(VoterLists):
     def _call_for_others(self, now: float) -> None:
         if self._is_due("here", now, min(HERE_SECONDS, self._after / 4)):
             self._say_here()
-            change = self._change
-            if change is not None and (given := change.promises.get(self._me)) is not None:
-                self._say(Pledge(given[0].old, given[0].new, given[0].voter))
+            self._repeat_the_host()
 
     def _say_here(self) -> None:
         self._say(Here(self._me, self._peer.position, self._is_silent))
@@ -506,7 +521,7 @@ class Succession(VoterLists):
         self._is_host_leaving = False
         self._wait_until = 0.0
         self._rumours.clear()
-        self._handed = None
+        self._handed, self._grounds = None, ()
         for what in ("proposal", "elected", "stands", "here", "tell", "estate"):
             self._due.pop(what, None)
 

@@ -5,6 +5,7 @@ itself, beside what the gossip signs: votes and promises are handed on as proofs
 in one run counts in another::
 
     MARK, SignedMessage(sender, Letter(run, count, said), signature)
+    AGAIN, count (4 bytes), the same      what somebody has said, repeated by another
 
 A voter is called by its key and a number that is drawn at each start of its program: one that has forgotten what it
 promised is somebody else.
@@ -25,6 +26,7 @@ from .estate import PART_SIZE
 from .succession import Promise, Roster, Vote
 
 __all__ = [
+    "AGAIN",
     "MARK",
     "MAX_LETTER",
     "MAX_VOTERS",
@@ -40,14 +42,23 @@ __all__ = [
     "Said",
     "Stands",
     "VoterList",
+    "is_letter",
     "key_of",
+    "letter_in",
     "open_letter",
+    "repeat_letter",
     "run_mark",
     "seal_letter",
 ]
 
 MARK: Final = b"\xff\xff\xff\xffsucc1"
 """Begins with what is no number of an epoch, so that a report on weights is never taken for it, nor it for one."""
+
+AGAIN: Final = b"\xff\xff\xff\xffagain"
+"""Begins a letter of another that is repeated, as that one may be gone. The count behind it makes it a new message to
+the gossip; nobody signs it, as the letter speaks for itself."""
+
+_COUNT_SIZE: Final = 4
 
 NUMBER_SIZE: Final = 8
 """Random bytes of a voter's name."""
@@ -230,6 +241,21 @@ def run_mark(run_id: str) -> bytes:
 def seal_letter(key: SecretKey, run: bytes, count: int, said: Said) -> bytes:
     """The bytes of a signed letter."""
     return MARK + SignedMessage.seal(key, MARK + postcard.encode(Letter(run, count, said)))
+
+
+def is_letter(data: bytes) -> bool:
+    """Whether ``data`` is a letter, or one that is repeated."""
+    return data.startswith((MARK, AGAIN))
+
+
+def letter_in(data: bytes) -> bytes:
+    """The letter itself, also if another peer repeats it."""
+    return data[len(AGAIN) + _COUNT_SIZE :] if data.startswith(AGAIN) else data
+
+
+def repeat_letter(count: int, sealed: bytes) -> bytes:
+    """The bytes by which another peer repeats a letter; :func:`letter_in` is the way back."""
+    return AGAIN + count.to_bytes(_COUNT_SIZE, "little") + sealed
 
 
 def open_letter(run: bytes, sealed: bytes) -> tuple[bytes, Said]:

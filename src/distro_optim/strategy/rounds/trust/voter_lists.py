@@ -26,6 +26,7 @@ from .succession_messages import (
     VoterList,
     key_of,
     open_letter,
+    repeat_letter,
     run_mark,
     seal_letter,
 )
@@ -43,10 +44,11 @@ _TENTHS: Final = 10
 
 @dataclass
 class _Change:
-    """The roster that is to follow the present one, and the letters with the promises that it has so far."""
+    """The roster that is to follow the present one, the host's letter with it, and those with the promises so far."""
 
     list: VoterList
     old: Roster
+    letter: bytes = b""
     promises: dict[bytes, tuple[Promise, bytes]] = field(default_factory=dict)
 
 
@@ -84,6 +86,7 @@ class VoterLists:
         self._silence = 0.0
         self._change: _Change | None = None
         self._proof: tuple[bytes, ...] = ()  # promises for the present roster
+        self._grounds: tuple[bytes, ...] = ()  # letters by which those who follow know that the present roster is good
         self._old: tuple[int, int] | None = None
         self._wants = False  # to be a voter
         self._resigned: dict[bytes, bytes] = {}  # voters of the present roster that have left, with their letters
@@ -174,10 +177,13 @@ class VoterLists:
             return
         if not self._take_on(change.list):
             return
+        promises = tuple(letter for _, letter in change.promises.values())[: MAX_VOTERS // 2 + 1]
         if self._hosts:
             self._old = change.old.which
-            self._proof = tuple(letter for _, letter in change.promises.values())[: MAX_VOTERS // 2 + 1]
+            self._proof = promises
             self._propose()  # at once: who has not heard of it cannot vote by it
+        else:
+            self._grounds = (*self._grounds[:1], change.letter, *promises)
 
     def _take_on(self, new: VoterList) -> bool:
         """``new`` is good; False if we cannot vote by it yet."""
@@ -205,7 +211,7 @@ class VoterLists:
 
     # -- those who follow ----------------------------------------------------------------------------------------------
 
-    def _hear_proposal(self, said: Proposal, now: float) -> None:
+    def _hear_proposal(self, said: Proposal, letter: bytes) -> None:
         if self._hosts or self.has_left or key_of(said.host) != self._host_key:
             return
         if said.host != self._host:
@@ -213,7 +219,7 @@ class VoterLists:
                 return
             # The first that we hear of it; or it was started again, and nobody else had been elected meanwhile.
             self._peer = Peer(self._me, term=said.term, voted=said.host)
-            self._host, self._term, self._order, self._known = said.host, said.term, (), {}
+            self._host, self._term, self._order, self._known, self._grounds = said.host, said.term, (), {}, ()
             self._is_host_leaving = False
         if said.term != self._term:
             return
@@ -221,9 +227,9 @@ class VoterLists:
         self._inherit(self._estate.announced((said.term, said.estate)))
         new = said.voters.roster
         if said.old is None or said.promises:
-            self._adopt(said, new)
+            self._adopt(said, new, letter)
         else:
-            self._promise(said, new)
+            self._promise(said, new, letter)
         self._wants = self._me not in new.voters and self._key.public in self._members
 
     def _hear_estate(self, said: EstatePart) -> None:
@@ -235,15 +241,18 @@ class VoterLists:
         if estate is not None:
             self._out.append(Inherit(estate))
 
-    def _promise(self, said: Proposal, new: Roster) -> None:
+    def _promise(self, said: Proposal, new: Roster, letter: bytes) -> None:
         """``new`` is to follow: promises it, if we vote by the one before; and counts the others' promises, since the
         host may be gone before it says that there are enough."""
         mine, known = self._peer.roster, None if said.old is None else self._known.get(said.old)
         old = mine if mine is not None and mine.which == said.old else known
         if old is None or new.term != self._term:
             return
+        begun = self._change.list.roster.which if self._change is not None else old.which
+        if new.which < begun or (mine is not None and new.which <= mine.which):
+            return  # what is repeated may be old
         if self._change is None or self._change.list != said.voters:
-            self._change = _Change(said.voters, old)
+            self._change = _Change(said.voters, old, letter)
         if mine != old:
             return
         self._peer, promise = self._peer.promise(said.term, new, old, said.host)
@@ -253,14 +262,15 @@ class VoterLists:
             self._say(pledge)
             self._end_change()
 
-    def _adopt(self, said: Proposal, new: Roster) -> None:
+    def _adopt(self, said: Proposal, new: Roster, letter: bytes) -> None:
         """``new`` is good: by the promises if we know whose they had to be, else by the word of the host."""
         roster = self._peer.roster
         newest = max(self._known, default=(0, 0))  # what is said again, by whomever, changes nothing
-        if new.which < newest or (roster is not None and new.which <= roster.which):
+        if new.which < newest or (roster is not None and new.which < roster.which):
             return
-        if roster is None or roster.which != said.old or is_followed(roster, new, self._promises(said)):
-            self._take_on(said.voters)
+        is_good = roster is None or roster.which != said.old or is_followed(roster, new, self._promises(said))
+        if roster == new or (is_good and self._take_on(said.voters)):
+            self._grounds = (letter,)
 
     def _promises(self, said: Proposal) -> Iterable[Promise]:
         for letter in said.promises:
@@ -276,6 +286,15 @@ class VoterLists:
 
     def _say(self, said: Said) -> None:
         self._out.append(Say(self._seal(said)))
+
+    def _repeat_the_host(self) -> None:
+        """Says once more what the host has said about who votes: it is silent, and others may not have heard it all.
+        A voter that does not know that it is one would be missed for ever."""
+        change = self._change
+        begun = () if change is None else (change.letter, *(letter for _, letter in change.promises.values()))
+        for letter in filter(None, dict.fromkeys((*self._grounds, *begun))):
+            self._count = (self._count + 1) & _U32
+            self._out.append(Say(repeat_letter(self._count, letter)))
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
         """Whether ``what`` is to be done now, and not again for ``every`` seconds."""
