@@ -21,8 +21,6 @@ from distro_optim.optim.reference import ReferenceDisTrO, ReferenceTensor, Sent,
 
 pytestmark = pytest.mark.slow
 
-pytestmark = pytest.mark.slow
-
 # Below this part of the largest coefficient a decoded update is a rounding error, whose sign means nothing.
 NOISE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-4}
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of one operation on a weight
