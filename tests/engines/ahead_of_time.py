@@ -1,6 +1,7 @@
 """Compiles the kernels for GPUs that are not here, and reads what they need from what the compiler made.
 
-``ptxas``, ``cuobjdump`` and AMD's LLVM come with Triton.
+``ptxas``, ``cuobjdump`` and AMD's LLVM come with Triton. What they said about the present kernels is written down in
+:data:`RECORD`, for the compiler takes most of a minute; any other kernel, setting or Triton is compiled.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found"
@@ -44,6 +45,9 @@ SHARED_OF_TWO_BLOCKS: Final = {
 """Bytes that a block may have if a multiprocessor is to hold two: half of what there is, and on NVIDIA's 1 KiB less,
 which the system takes for each."""
 
+RECORD: Final = Path(__file__).with_name("needs_of_kernels.json")
+"""What the programs need, by the hash of all that they are made from. ``record_needs.py`` writes it."""
+
 _POINTERS: Final = {
     "places": "*i64", "addresses": "*i64", "present": "*i32", "codes": "*u8", "numbers": "*fp32", "first": "i64",
     "index_out": "*i32", "left_out": "*fp32", "spoken": "*i32", "parts": "i32",
@@ -74,28 +78,40 @@ def batch_of(dtype: torch.dtype, k: int) -> Batch:
     return make_plan([spec], "padded", arithmetic="exact").batches[0]
 
 
-def needs_of_extraction(target: str, batch: Batch, how: launching.Extracting, cache: Path) -> Needs:
-    """What :func:`extract_kernel` needs there."""
+def needs_of_extraction(target: str, batch: Batch, how: launching.Extracting, cache: Path | None) -> Needs:
+    """What :func:`extract_kernel` needs there; see :func:`_needs` for ``cache``."""
     constants = launching.extract_constants(batch, how, emulate=False, aligned=True)
     value = _NAMES[torch.bool if how.signs else batch.value_dtype]
     return _needs(extract_kernel, constants, {"fh": "*bf16", "fw": "*bf16", "value_out": f"*{value}"}, target, cache)
 
 
-def needs_of_merge(target: str, batch: Batch, how: launching.Merging, cache: Path) -> Needs:
-    """What :func:`merge_kernel` needs there."""
+def needs_of_merge(target: str, batch: Batch, how: launching.Merging, cache: Path | None) -> Needs:
+    """What :func:`merge_kernel` needs there; see :func:`_needs` for ``cache``."""
     return _needs(merge_kernel, launching.merge_constants(batch, how, emulate=False, aligned=True), {}, target, cache)
 
 
-def _needs(kernel: Any, constants: dict[str, Any], types: dict[str, str], target: str, cache: Path) -> Needs:
+written_down: dict[str, dict[str, int]] = {}
+"""What was asked for in this process, by the hashes of :data:`RECORD`."""
+
+
+def _needs(kernel: Any, constants: dict[str, Any], types: dict[str, str], target: str, cache: Path | None) -> Needs:
+    """From the record; else from ``cache``, or compiled and kept there. Without a cache it is compiled in any case."""
     folder = Path(kernels.__file__).parent
     sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
     asked = json.dumps([triton.__version__, kernel.__name__, sorted(constants.items()), target], default=str)
-    known = cache / hashlib.sha256(sources + asked.encode()).hexdigest()
-    if not known.exists():
-        needs = _compiled(kernel, constants, {**_POINTERS, **types}, target)
-        cache.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(asdict(needs)), "utf-8")
-    return Needs(**json.loads(known.read_text("utf-8")))
+    key = hashlib.sha256(sources + asked.encode()).hexdigest()
+    found = None if cache is None else json.loads(RECORD.read_text("utf-8")).get(key)
+    if found is None:
+        known = None if cache is None else cache / key
+        if known is None or not known.exists():
+            found = asdict(_compiled(kernel, constants, {**_POINTERS, **types}, target))
+            if known is not None:
+                known.parent.mkdir(parents=True, exist_ok=True)
+                known.write_text(json.dumps(found), "utf-8")
+        else:
+            found = json.loads(known.read_text("utf-8"))
+    written_down[key] = found
+    return Needs(**found)
 
 
 def _compiled(kernel: Any, constants: dict[str, Any], types: dict[str, str], target: str) -> Needs:
