@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
+from _pytest import logging as pytest_logging
 from hypothesis import HealthCheck, settings
+from typing_extensions import override
 
 import warm_python
 
@@ -46,6 +49,26 @@ def pytest_collection_finish() -> None:
     """From here on only what the tests make is looked through, not the libraries."""
     gc.freeze()
     gc.enable()
+
+
+class _CatchingLogsOfRoot(pytest_logging.catching_logs[Any]):
+    """Catches what reaches the root logger, as pytest did before version 9, and nothing else. Since then it looks
+    through all loggers six times in each test for those that keep to themselves; here there are over a thousand."""
+
+    @override
+    def __enter__(self) -> Any:
+        root = logging.getLogger()
+        if self.level is not None:
+            self.handler.setLevel(self.level)
+            self.orig_level = root.level
+            root.setLevel(min(self.orig_level, self.level))
+        root.addHandler(self.handler)
+        self.attached_loggers = [root]
+        return self.handler
+
+
+if hasattr(pytest_logging.catching_logs, "attached_loggers"):
+    setattr(pytest_logging, "catching_logs", _CatchingLogsOfRoot)  # noqa: B010
 
 
 @pytest.hookimpl(optionalhook=True)
