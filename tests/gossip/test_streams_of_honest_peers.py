@@ -30,7 +30,7 @@ def tokens_needed(opened: Sequence[float], rate: float) -> float:
 @pytest.mark.parametrize("in_mesh", [False, True])
 @pytest.mark.parametrize(
     ("peers", "asking"),
-    [(16, 1), (16, 40), pytest.param(64, 1, marks=pytest.mark.slow), pytest.param(64, 10, marks=pytest.mark.slow)],
+    [(16, 1), *(pytest.param(*many, marks=pytest.mark.slow) for many in [(16, 40), (64, 1), (64, 10)])],
 )
 def test_peers_that_start_together_open_far_fewer_streams_than_they_may(peers: int, asking: int, in_mesh: bool) -> None:
     """``in_mesh``: they know how many they are, few or not. ``asking``: how often each asks others to be its

@@ -22,7 +22,7 @@ from distro_optim.strategy.session import SwarmSession
 from rounds.simulator import secret
 from runtime.memory import MemoryRun, MemorySource
 
-pytestmark = [pytest.mark.waiting, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.waiting, pytest.mark.slow(7), pytest.mark.timeout(120)]
 
 SAMPLES, BATCH, STEPS, CHEAT = 400, 16, 24, 4
 LR = 2e-2

@@ -65,6 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialling, "GIVE_UP_SECONDS", 0.01)
 
 
+@pytest.mark.slow(7)
 def test_two_endpoints_that_know_nothing_of_each_other_but_the_relay_server_meet() -> None:
     async def scenario() -> None:
         async with RelayServer() as relay:
@@ -100,6 +101,7 @@ def test_who_does_not_have_the_key_is_turned_away() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow(7)
 @pytest.mark.usefixtures("quick")
 def test_a_way_that_is_dead_is_given_up_for_a_relay_server_and_not_without_one() -> None:
     async def scenario() -> None:
