@@ -41,7 +41,10 @@ def _recipe(lr: float, **settings: Any) -> Callable[[Parameters], torch.optim.Op
 SMALL_TILES = {"compression_chunk": 16, "compression_topk": 1, "momentum": 0.9, "ahead": "delta"}
 
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
-    **{f"AdamW, lr {lr:g}": lambda params, lr=lr: torch.optim.AdamW(params, lr=lr) for lr in (1e-3, 3e-3, 5e-3, 1e-2, 2e-2)},
+    **{
+        f"AdamW, lr {lr:g}": lambda params, lr=lr: torch.optim.AdamW(params, lr=lr)
+        for lr in (1e-3, 3e-3, 5e-3, 1e-2, 2e-2)
+    },
     "recipe, lr 0.003": _recipe(3e-3),
     "recipe in tiles of 16, lr 0.003": _recipe(3e-3, **SMALL_TILES),
     "recipe in tiles of 16, lr 0.005": _recipe(5e-3, **SMALL_TILES),
