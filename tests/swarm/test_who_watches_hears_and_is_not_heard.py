@@ -15,6 +15,7 @@ from distro_optim.comm.iroh.endpoint import CLOSE_NOT_ALLOWED, Node
 from distro_optim.comm.iroh.gossip import feed
 from distro_optim.comm.iroh.gossip.feed import FEED_ALPN, MAX_UNTOLD, read_feed
 from distro_optim.comm.iroh.gossip.net import GOSSIP_ALPN
+from distro_optim.comm.iroh.observing import swarm as observing
 from distro_optim.comm.iroh.observing.swarm import ObservingSwarm
 from distro_optim.comm.iroh.sharing.live import ALPN as LIVE_ALPN
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_run
@@ -116,6 +117,23 @@ def test_it_hears_what_members_announce_on_both_channels_once(loop_thread: LoopT
 def test_one_member_is_enough_to_hear_all(loop_thread: LoopThread) -> None:
     async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
         await fed(watcher, [alice])
+        await bob.announce(b"from bob")
+        assert await heard(watcher, Channel.RUN, 1) == {Announcement(bob.peer_id, b"from bob")}
+
+    among_them(loop_thread, check)
+
+
+def test_a_member_that_keeps_everything_to_itself_is_left_for_another(
+    loop_thread: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observing, "FEEDS", 1)
+    monkeypatch.setattr(observing, "TURN_SECONDS", 0.2)
+
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        assert alice._desk is not None
+        monkeypatch.setattr(alice._desk, "tell", lambda *_: None)
+        await fed(watcher, [alice])
+        await fed(watcher, [bob])
         await bob.announce(b"from bob")
         assert await heard(watcher, Channel.RUN, 1) == {Announcement(bob.peer_id, b"from bob")}
 

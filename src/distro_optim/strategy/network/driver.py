@@ -20,7 +20,7 @@ from ...compress import CompressedUpdate, TilePlan
 from ...coordinator.client.interface import CoordinatorClient
 from ...coordinator.messages import Join
 from ...coordinator.types import Coordinator
-from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError
+from ...errors import BlobUnavailableError, CoordinatorLinkError, DistroError, ExchangeError, ProtocolError, RunError
 from ...verify.audit import Verdict
 from ...verify.calibrate import Noise
 from ...verify.recompute import Evidence
@@ -74,6 +74,10 @@ MAX_MEETING_SECONDS: Final = 10.0
 
 MAX_BEHIND: Final = 16
 """Actions that wait for one that watches, above which it audits nothing: some four rounds. Chosen arbitrarily."""
+
+MAX_UNAPPLIED: Final = 256
+"""Actions that wait for one that watches, above which it gives up: the run does not wait, and each holds the results of
+a round. Chosen arbitrarily."""
 
 _STEP_TAG: Final = re.compile(rf"(?:distro-result|downloaded-distro-result-\w+|{OPENING_TAG})_(\d+)")
 
@@ -144,6 +148,7 @@ class RoundDriver:
         """Takes part in the run; returns when it is over.
 
         Raises:
+            RunError: we only watch, and cannot keep up.
             CoordinatorLinkError: the link to the coordinator is gone for good.
             ExchangeError: our own node was closed.
         """
@@ -330,11 +335,19 @@ class RoundDriver:
                 if action.of_step != self._left_out:
                     self._left_out = action.of_step
                     self._mailbox.put_event(Note(f"step {action.of_step}: not audited, since we are behind the run"))
+            case act.ApplyResults() if self.rounds.watches and self._mailbox.num_waiting > MAX_UNAPPLIED:
+                self._fall_behind(action.step)
             case act.ApplyResults():
                 self._journal.contributions.counted(action.counted)
                 self._mailbox.put(action)
             case _:
                 self._mailbox.put(action)
+
+    def _fall_behind(self, step: int) -> None:
+        if not self._over.done():
+            text = f"this machine applies results more slowly than the run makes them: {self._mailbox.num_waiting} "
+            advice = f"actions wait at step {step}, and it cannot follow; watch the run with a faster machine"
+            self._over.set_exception(RunError(text + advice))
 
     def _audit_settled(self, action: act.AuditSettled) -> None:
         acted = self._on_audit(action.trainer, action.passed)

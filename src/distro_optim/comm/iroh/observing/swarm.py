@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
@@ -22,6 +23,10 @@ __all__ = ["ObservingSwarm"]
 FEEDS: Final = 2
 """Members that tell us what they hear, so that one that keeps something to itself does no harm. Chosen arbitrarily."""
 
+TURN_SECONDS: Final = 30.0
+"""After which another member tells us in place of the one that told us least that was new: members that keep everything
+to themselves would tell us nothing for ever. Chosen arbitrarily."""
+
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts to find one more: members turn us away until they have heard that we may watch."""
@@ -39,7 +44,11 @@ class ObservingSwarm(IrohSwarm):
     def __init__(self, node: Node, topic: bytes, **settings: Any) -> None:
         super().__init__(node, topic, **settings)
         self._feeds: dict[bytes, asyncio.Task[None]] = {}
+        self._left: set[asyncio.Task[None]] = set()
         self._open: set[bytes] = set()
+        self._told_first: Counter[bytes] = Counter()
+        """Announcements of this turn that a member told us first."""
+        self._turn_ends = asyncio.get_running_loop().time() + TURN_SECONDS
         self._known: dict[bytes, None] = {}
         self._met_some = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
@@ -76,7 +85,7 @@ class ObservingSwarm(IrohSwarm):
     async def aclose(self) -> None:
         # First of all what would look for others in place of those that end.
         keeping = () if self._keeping is None else (self._keeping,)
-        ending = [*keeping, *self._feeds.values()]
+        ending = [*keeping, *self._feeds.values(), *self._left]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -92,6 +101,8 @@ class ObservingSwarm(IrohSwarm):
             for peer in [peer for peer, feed in self._feeds.items() if feed.done()]:
                 del self._feeds[peer]
             self._known = {peer: None for peer in self._known if allowed is None or peer in allowed}
+            if asyncio.get_running_loop().time() >= self._turn_ends:
+                self._take_turns()
             missing = FEEDS - len(self._feeds)
             free = [peer for peer in self._known if peer not in self._feeds]
             for peer in self._rng.sample(free, min(len(free), max(0, missing))):
@@ -105,10 +116,25 @@ class ObservingSwarm(IrohSwarm):
             except TimeoutError:
                 pass
 
+    def _take_turns(self) -> None:
+        """Leaves the member that was of least use, if there is another one that could do better."""
+        self._turn_ends = asyncio.get_running_loop().time() + TURN_SECONDS
+        others = [peer for peer in self._known if peer not in self._feeds]
+        if others and len(self._feeds) >= FEEDS:
+            least = min(self._feeds, key=lambda peer: self._told_first[peer])
+            left = self._feeds.pop(least)
+            self._left.add(left)
+            left.add_done_callback(self._left.discard)
+            left.cancel()
+            peer = self._rng.choice(others)
+            self._feeds[peer] = asyncio.get_running_loop().create_task(self._read(peer))
+        self._told_first.clear()
+
     async def _read(self, peer: bytes) -> None:
         try:
             async for channel, sealed in read_feed(self.node, peer, lambda: self._open.add(peer)):
-                self._streams[channel].deliver(sealed)
+                if self._streams[channel].deliver(sealed):
+                    self._told_first[peer] += 1
         except DistroError as error:
             _log.debug("%s does not tell us what it hears: %s", peer.hex()[:10], error)
         finally:
