@@ -308,6 +308,19 @@ def test_what_is_repeated_is_believed_from_the_one_who_said_it_alone() -> None:
             world.peers[1].succession.receive(letter, world.now)
 
 
+def test_a_host_that_says_another_list_by_the_same_number_changes_nothing() -> None:
+    world = World(3)
+    world.run(10)
+    hears, host = world.peers[1].succession, world.peers[0].succession
+    roster, before = hears._peer.roster, hears.voters
+    assert roster is not None
+    other = VoterList(*roster.which, (host._me,), roster.base)
+    said = Proposal(host._me, host.term, other, None, (), 150, 0)
+    hears.receive(seal_letter(KEYS[0], run_mark(RUN), 1, said), world.now)
+    assert hears.voters == before
+    assert len(before) == 3
+
+
 def test_a_host_that_others_have_left_without_a_word_waits() -> None:
     world = World(5)
     world.run(10)

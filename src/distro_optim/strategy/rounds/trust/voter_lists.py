@@ -265,11 +265,14 @@ class VoterLists:
     def _adopt(self, said: Proposal, new: Roster, letter: bytes) -> None:
         """``new`` is good: by the promises if we know whose they had to be, else by the word of the host."""
         roster = self._peer.roster
+        if roster == new:
+            self._grounds = (letter,)  # enough by itself, whatever it was that we believed
+            return
         newest = max(self._known, default=(0, 0))  # what is said again, by whomever, changes nothing
-        if new.which < newest or (roster is not None and new.which < roster.which):
+        if new.which < newest or (roster is not None and new.which <= roster.which):
             return
         is_good = roster is None or roster.which != said.old or is_followed(roster, new, self._promises(said))
-        if roster == new or (is_good and self._take_on(said.voters)):
+        if is_good and self._take_on(said.voters):
             self._grounds = (letter,)
 
     def _promises(self, said: Proposal) -> Iterable[Promise]:
