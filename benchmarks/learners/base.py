@@ -36,6 +36,7 @@ class Variation:
         orthogonal_after: Newton and Schulz once more, after merging.
         momentum_after: what stays of a momentum of merged updates.
         embedding_gain: times the gain, for the first two tensors, which are embeddings.
+        adam_rows: matrices of so many rows go in Adam's direction: embedding and head, where that is the vocabulary.
     """
 
     times: float = 1.0
@@ -48,6 +49,7 @@ class Variation:
     orthogonal_after: bool = False
     momentum_after: float = 0.0
     embedding_gain: float = 1.0
+    adam_rows: int = 0
 
 
 @dataclass(frozen=True)

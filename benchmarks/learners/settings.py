@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from learners.averaged import AdamWWorkers, MuonWorkers
-from learners.base import Method, Workers
+from learners.base import Method, Variation, Workers
 from learners.beyond import confirmed, tried
 from learners.diloco import DiLoCoWorkers
+from learners.package_text import VOCABULARY
 from learners.plain import PlainWorkers
 from learners.sparse_loco import SparseLoCoWorkers
 from learners.swarm import DistroWorkers
@@ -45,6 +46,7 @@ RECIPE = Method(
     direction="orthogonal",
     update="rms",
 )
+ADAM_EMBEDDINGS = replace(RECIPE, name="recipe, embeddings by Adam", variation=Variation(adam_rows=VOCABULARY))
 SMALL_TILES = replace(confirmed(RECIPE)[-1], name="recipe in tiles of 16, k=1")
 # As many bytes as DisTrO sends in as many steps, or 14 % more: 3 times all weights in 300 steps.
 DILOCO = Method("DiLoCo H=100 4-bit", lr=5e-4, local_steps=100, bits=4, outer_lr=0.7, outer_momentum=0.9)
@@ -107,9 +109,18 @@ _LLAMA = Setting(
     steps=300,
     looks=(15, 30, 60, 100, 150, 200, 250, 300),
     held_out=128,
-    methods=(RECIPE, replace(ADAMW, lr=1e-3), MUON, DISTRO),
+    methods=(
+        RECIPE,
+        replace(ADAMW, lr=1e-3),
+        MUON,
+        DISTRO,
+        SMALL_TILES,
+        ADAM_EMBEDDINGS,
+        replace(MUON, lr=2e-2),
+        replace(MUON, lr=5e-3),
+    ),
     seeds=1,
-    tried=(5e-4, 2e-3),
+    tried=(5e-4, 2e-3, 4e-3),
 )
 
 

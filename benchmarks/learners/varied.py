@@ -33,6 +33,7 @@ _ROWS_MOMENTUM = 0.95
 _APPLIED_MOMENTUM = 0.8
 _GAIN = 2.0
 _EMBEDDINGS = 2
+_ADAM = (0.9, 0.95)
 _TINY = 1e-20
 
 
@@ -50,6 +51,7 @@ class VariedWorkers(Workers):
 
         self._momenta, self._unsent, self._own = zeros(), zeros(), zeros()
         self._rows = [[torch.zeros(len(w), 1) if w.ndim > 1 else w[:0] for w in self._theta] for _ in range(workers)]
+        self._squares = zeros() if self._change.adam_rows else []
         self._applied = [torch.zeros_like(weight) for weight in self._theta]
         self._after = [torch.zeros_like(weight) for weight in self._theta]
         self._on_its_way: list[list[Tensor]] | None = None
@@ -87,6 +89,8 @@ class VariedWorkers(Workers):
 
     def _direction(self, worker: int, number: int, gradient: Tensor) -> Tensor:
         share, change = 1 - self._method.momentum, self._change
+        if gradient.ndim == 2 and len(gradient) == change.adam_rows:
+            return self._adam_direction(worker, number, gradient)
         momentum = self._momenta[worker][number].lerp_(gradient, share)
         look = momentum.lerp(gradient, share)
         if look.ndim < 2:
@@ -100,6 +104,13 @@ class VariedWorkers(Workers):
             equal = direction / (rows / (1 - _ROWS_MOMENTUM**self._steps)).sqrt().clamp_min(_TINY)
             direction = equal * (direction.norm() / equal.norm())
         return direction
+
+    def _adam_direction(self, worker: int, number: int, gradient: Tensor) -> Tensor:
+        """Elements are of size 1, as those of an orthogonal one are."""
+        first, second = _ADAM
+        mean = self._momenta[worker][number].lerp_(gradient, 1 - first) / (1 - first**self._steps)
+        square = self._squares[worker][number].lerp_(gradient.square(), 1 - second) / (1 - second**self._steps)
+        return mean / square.sqrt().clamp_min(_TINY)
 
     def _message(self, unsent: Tensor, *, counts: bool) -> Tensor:
         """What is sent of a tensor, as coefficients in tiles; leaves ``unsent``."""

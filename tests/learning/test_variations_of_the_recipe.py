@@ -70,7 +70,7 @@ def test_without_a_change_it_is_the_plain_twin(base: ModuleType, varied: ModuleT
     [
         {"times": 2.0}, {"applied_ahead": 1.0}, {"squarings": 3}, {"equal_rows": True}, {"shared": 0.5},
         {"sends_all": True}, {"adds_up": True}, {"orthogonal_after": True}, {"momentum_after": 0.5},
-        {"embedding_gain": 1.5},
+        {"embedding_gain": 1.5}, {"adam_rows": 12},
     ],
     ids=str,
 )  # fmt: skip
@@ -93,6 +93,19 @@ def test_the_direction_has_elements_of_the_size_of_signs(varied: ModuleType) -> 
         direction = varied.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
         assert direction.shape == shape
         assert 0.6 < float(direction.square().mean().sqrt()) < 1.3
+
+
+def test_matrices_of_so_many_rows_go_as_adam_would(base: ModuleType, varied: ModuleType) -> None:
+    method = base.Method("one", variation=base.Variation(adam_rows=12), **RECIPE)
+    workers = varied.VariedWorkers(base.Task("products", net, squares), method, 1)
+    adam = torch.zeros(12, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([adam], lr=1.0, betas=(0.9, 0.95))
+    for step in range(5):
+        workers._steps += 1
+        gradient = torch.randn(12, 8, generator=torch.Generator().manual_seed(step))
+        before, adam.grad = adam.detach().clone(), gradient
+        optimizer.step()
+        torch.testing.assert_close(workers._direction(0, 0, gradient), before - adam.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_methods_of_the_page_have_names_of_their_own(base: ModuleType) -> None:
