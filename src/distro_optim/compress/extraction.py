@@ -90,6 +90,11 @@ class Extraction:
     spoken_out: Tensor
     whole: WholeBatch | None = None
 
+    @property
+    def takes_long_blocks(self) -> bool:
+        """Whether :meth:`extract` takes blocks longer than those of the batch, and no scratch memory."""
+        return False
+
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
         """All stages for one block, whose rows of the outputs it fills; the scratch memory is ``(n, h, w)``.
 

@@ -107,6 +107,13 @@ class Merge(ABC):
         """
         return ()
 
+    def takes_long_blocks(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor]) -> bool:
+        """Whether :meth:`merge_block` takes blocks longer than those of the batch, and no scratch memory.
+
+        After :meth:`check`. Where :meth:`takes_ahead`, :meth:`merge_block_ahead` does, in any case.
+        """
+        return False
+
     @abstractmethod
     def decode_block(
         self, block: Block, worker: int, scratch: Sequence[Tensor], updates: Sequence[CompressedUpdate]

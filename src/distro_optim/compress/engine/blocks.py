@@ -24,6 +24,7 @@ from ..profile import profile_of
 from ..update import CompressedUpdate
 from ..windows import Contiguous
 from .base import Engine, Intake
+from .long_blocks import long_blocks
 from .looking import ShareOut, finite_in_parts
 from .parts import extraction_class, make_merge
 from .shifting import PART, Shift, shift_together
@@ -34,6 +35,8 @@ __all__ = ["BlockEngine"]
 Work = Callable[[Block, int], None]
 """All stages of a step for one block, in the scratch memory of one worker, a number from 0."""
 Job = tuple[Work, Block]
+Works = Sequence[tuple[Batch, Work, bool]]
+"""For all blocks of a batch, and whether they may be long ones."""
 
 
 def _one_by_one(perform: Callable[[Any, int], None], jobs: Sequence[Any]) -> None:
@@ -76,7 +79,7 @@ class BlockEngine(Engine):
         batches: Collection[int] | None = None,
     ) -> None:
         super().__init__(plan)
-        self._share = share
+        self._share, self._workers = share, workers
         numbers = range(len(plan.batches)) if batches is None else sorted(batches)
         self._batches = {number: plan.batches[number] for number in numbers}
         self._transforms: dict[int, Transform] = {
@@ -106,19 +109,21 @@ class BlockEngine(Engine):
         # Made once: to make views anew for each block takes as long as some of its tiles do.
         key = batch.device, batch.compute_dtype, worker, block.tiles, batch.h, batch.w
         if key not in self._views:
-            size = block.tiles * batch.tile_size
-            room = self._scratch[batch.device, batch.compute_dtype, worker][: 3 * size]
+            room = self._scratch[batch.device, batch.compute_dtype, worker]
+            # A long block, which needs none, gets what there is.
+            tiles = min(block.tiles, len(room) // (3 * batch.tile_size))
             # Side by side, and the last two at its beginning, where they may serve as one of wider numbers.
-            second, third, first = room.view(3, block.tiles, batch.h, batch.w)
+            second, third, first = room[: 3 * tiles * batch.tile_size].view(3, tiles, batch.h, batch.w)
             self._views[key] = [first, second, third]
         return self._views[key]
 
-    def _for_each_block(self, works: Sequence[tuple[Batch, Work]]) -> None:
+    def _for_each_block(self, works: Works) -> None:
         """Calls each batch's ``work(block, worker)`` for all blocks of the batch, in any order."""
         shared: list[tuple[int, Job]] = []
-        for batch, work in works:
+        for batch, work, long in works:
             if batch.profile.by_threads:
-                shared += [(block.tiles * batch.tile_size, (work, block)) for block in batch.blocks]
+                blocks = long_blocks(batch.blocks, self._workers) if long else batch.blocks
+                shared += [(block.tiles * batch.tile_size, (work, block)) for block in blocks]
             else:
                 _one_by_one(_perform, [(work, block) for block in batch.blocks])
         # All batches together, so that no core waits at the end of each, and the smallest last, where one may wait.
@@ -154,7 +159,7 @@ class BlockEngine(Engine):
         weights, rates = (None, ()) if step is None else (Contiguous(step[0]), step[1])
         spoken: dict[int, Tensor] = {}
         extractions: list[Extraction] = []
-        works: list[tuple[Batch, Work]] = []
+        works: list[tuple[Batch, Work, bool]] = []
         grads = [g if g is None or g.is_contiguous() else g.contiguous() for g in intake.grads]
         present = tuple(grad is not None for grad in grads)
         alone = [CompressedUpdate(self.plan, update.index, update.value, present)]
@@ -185,11 +190,12 @@ class BlockEngine(Engine):
                 whole=None if batch.profile.by_threads or own is None else WholeBatch.of(batch, own),
             )
             extractions.append(extraction)
-            then = None
+            then, long = None, extraction.takes_long_blocks
             if weights is not None and not fused:
                 merge.check(alone)
                 then = partial(self._merge_block, merge, alone, weights.tensors, rates)
-            works.append((batch, partial(self._extract_block, extraction, then)))
+                long = long and merge.takes_long_blocks(alone, weights.tensors)
+            works.append((batch, partial(self._extract_block, extraction, then), long))
         self._for_each_block(works)
         for extraction in extractions:
             extraction.end()
@@ -248,7 +254,14 @@ class BlockEngine(Engine):
         if sizes is None:
             self._measure(updates)
         self._for_each_block(
-            [(m.batch, partial(self._merge_block, m, updates, weights.tensors, lr)) for m in self._merges]
+            [
+                (
+                    m.batch,
+                    partial(self._merge_block, m, updates, weights.tensors, lr),
+                    m.takes_long_blocks(updates, weights.tensors),
+                )
+                for m in self._merges
+            ]
         )
         weights.write_back()
 
@@ -279,8 +292,8 @@ class BlockEngine(Engine):
         self._prepare(updates, apart)
         self._for_each_block(
             [
-                *((m.batch, partial(self._merge_block, m, updates, weights, lr)) for m in apart),
-                *((m.batch, partial(self._merge_block_ahead, m, updates, weights, lr, ahead)) for m in together),
+                *((m.batch, partial(self._merge_block, m, updates, weights, lr), False) for m in apart),
+                *((m.batch, partial(self._merge_block_ahead, m, updates, weights, lr, ahead), True) for m in together),
             ]
         )
         for merge in apart:
@@ -307,7 +320,7 @@ class BlockEngine(Engine):
 
     def _measure(self, updates: Sequence[CompressedUpdate]) -> dict[int, float | int]:
         measuring = [merge for merge in self._merges if merge.measures]
-        self._for_each_block([(m.batch, partial(self._measure_block, m, updates)) for m in measuring])
+        self._for_each_block([(m.batch, partial(self._measure_block, m, updates), False) for m in measuring])
         found: dict[int, float | int] = {}
         for merge in measuring:
             found |= merge.end_measuring()

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..fast import can_look, squares_of_part
-from .shifting import PART
 
 __all__ = ["ShareOut", "finite_in_parts"]
 
 ShareOut = Callable[[Callable[[Any, int], None], Sequence[Any]], None]
 """Calls ``perform(job, worker)`` for every job; no two calls that run at the same time have the same worker."""
 
+
+_PART: Final = 1 << 20
+"""Elements that a thread looks at in a turn."""
 
 _SMALL: Final = 4096
 """Elements: below, a look by torch at all such tensors together costs less than a turn of a thread for each."""
@@ -35,9 +37,9 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
         finite[small] = torch.stack(torch._foreach_norm([given[n] for n in small], 2)).isfinite().to(torch.int32)
     sums: dict[int, list[float]] = {number: [] for number in large}
     parts = [
-        (grad, start, min(start + PART, grad.numel()), sums[number])
+        (grad, start, min(start + _PART, grad.numel()), sums[number])
         for number, grad in large.items()
-        for start in range(0, grad.numel(), PART)
+        for start in range(0, grad.numel(), _PART)
     ]
     share(_take_squares, parts)
     for number, taken in sums.items():

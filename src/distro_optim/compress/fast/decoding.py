@@ -16,7 +16,7 @@ from numba import types
 
 from .caching import compiled
 from .encoding import SIDE
-from .vectors import DOUBLE, FLOAT, INT64, LANES, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+from .vectors import DOUBLE, FLOAT, INT64, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
 
 __all__ = ["PITCH", "decode"]
 
@@ -49,15 +49,28 @@ def _add_row(scalar: Any) -> Any:
 
 def _sum_rows(scalar: Any) -> Any:
     def build(
-        b: Builder, rows: Value, frequency: Value, evens: Value, odds: Value, basis: Value, height: Value, out: Value
+        b: Builder,
+        rows: Value,
+        frequency: Value,
+        evens: Value,
+        odds: Value,
+        basis: Value,
+        height: Value,
+        out: Value,
+        following: Value,
     ) -> None:
         v = _lanes(b, scalar)
         half = b.lshr(b.add(height, constant(1)), constant(1))
         width = _VECTORS * v.count
+        lines = _ROWS * 2 * width // LINE  # of the tile, filled by one turn of the inner loop
 
         def columns(column: Value) -> None:
             def few_rows(i: Value) -> None:
                 even = _sums(b, v, rows, frequency, constant(0), evens, basis, column, i)
+                # Between sums, so that the memory works while the vectors do.
+                ahead = b.add(b.mul(column, constant(SIDE)), b.mul(i, constant(2 * width)))
+                for line in range(lines):
+                    Lanes(b, FLOAT, LANES).prefetch(following, b.add(ahead, constant(line * LINE)))
                 odd = _sums(b, v, rows, frequency, constant(_HALF), b.add(odds, constant(_HALF)), basis, column, i)
                 for r in range(_ROWS):
                     upper = b.add(i, constant(r))
@@ -144,16 +157,15 @@ def _add_row_to(typing, rows, slot, fresh, basis, at, factor):  # type: ignore[n
 
 
 @intrinsic
-def _sum_the_rows(typing, rows, frequency, evens, odds, basis, height, out):  # type: ignore[no-untyped-def]
+def _sum_the_rows(typing, rows, frequency, evens, odds, basis, height, out, following):  # type: ignore[no-untyped-def]
     """``out[i] = sum of basis[frequency[s], i] * rows[s]`` over the slots ``s`` that are filled."""
     p, n, scalar = _scalar_of(basis)
-    return routine(
-        f"sum_rows_{n}", f"{p}Lii{p}iF", _sum_rows(scalar), (rows, frequency, evens, odds, basis, height, out)
-    )
+    given = (rows, frequency, evens, odds, basis, height, out, following)
+    return routine(f"sum_rows_{n}", f"{p}Lii{p}iFF", _sum_rows(scalar), given)
 
 
 @compiled
-def decode(position, value, count, height, width, down, along, rows, frequency, slot, out):  # type: ignore[no-untyped-def]
+def decode(position, value, count, height, width, down, along, rows, frequency, slot, out, following):  # type: ignore[no-untyped-def]
     """Writes the tile of ``value[:count]`` at ``position[:count]`` to ``out``, ``(64, 64)`` float32.
 
     ``value`` and the bases are float32; or float64 that hold integers: then ``out`` has the sign of the exact sum, and
@@ -170,6 +182,7 @@ def decode(position, value, count, height, width, down, along, rows, frequency, 
         frequency: ``(64,)`` int64, overwritten.
         slot: ``(64,)`` int64 of -1, and so again in the end: where the row of a frequency lies.
         out: address.
+        following: address of 16 KiB that are asked for meanwhile, since they will be needed.
     """
     evens = 0
     odds = 0
@@ -198,4 +211,4 @@ def decode(position, value, count, height, width, down, along, rows, frequency, 
         slot[frequency[s]] = -1
     for s in range(32, 32 + odds):
         slot[frequency[s]] = -1
-    _sum_the_rows(rows, frequency, evens, odds, down, height, out)
+    _sum_the_rows(rows, frequency, evens, odds, down, height, out, following)

@@ -128,6 +128,11 @@ def _usable(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
 class FastExtraction(Extraction):
     """:class:`Extraction` by a kernel."""
 
+    @property
+    @override
+    def takes_long_blocks(self) -> bool:
+        return self.step is None and self._arguments[0].issuperset(self.batch.ranges)
+
     @override
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
         usable, name, tensors, others = self._arguments
@@ -235,6 +240,10 @@ class FastMerge(ExactMerge):
             kinds == {torch.bool},
             (indices, values),
         )
+
+    @override
+    def takes_long_blocks(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor]) -> bool:
+        return self._said_by(updates) is not None and all(_usable(params[n]) for n in self.batch.ranges)
 
     @override
     def merge_block(

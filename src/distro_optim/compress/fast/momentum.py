@@ -170,7 +170,20 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 value[i] = peek(own_value[param], own + i)
                 sent_before = sent_before or value[i] != 0
             if sent_before:
-                decode(chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving)
+                decode(
+                    chosen,
+                    value,
+                    k,
+                    height,
+                    width,
+                    decode_down,
+                    decode_along,
+                    turned,
+                    frequency,
+                    slot,
+                    leaving,
+                    leaving,
+                )
         if grads[param] == 0 and not sent_before:
             continue
         delta = deltas[param] + 4 * places[t, 1]
@@ -213,7 +226,20 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
             else:
                 for i in range(k):
                     chosen[i] = index[t, i]
-                decode(chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving)
+                decode(
+                    chosen,
+                    value,
+                    k,
+                    height,
+                    width,
+                    decode_down,
+                    decode_along,
+                    turned,
+                    frequency,
+                    slot,
+                    leaving,
+                    leaving,
+                )
                 subtract(delta, pitch, leaving)
         if not whole:
             put_back_part(delta_part, memory, stride, rows, columns)

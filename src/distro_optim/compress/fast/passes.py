@@ -7,13 +7,15 @@ that reach beyond their tensor are copied to such an array first, with :func:`fe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numba import types
 
 from .caching import compiled
 from .encoding import SIDE
 from .memory import poke
-from .vectors import FLOAT, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+from .vectors import FLOAT, LANES, Builder, Lanes, Value, constant, for_each, intrinsic, routine, signature
 
 __all__ = [
     "accumulate",
@@ -23,8 +25,9 @@ __all__ = [
     "copy",
     "descend",
     "descend_ahead",
+    "descend_ahead_streaming",
+    "fence",
     "fetch_part",
-    "prefetch",
     "put_back_part",
     "subtract",
 ]
@@ -83,20 +86,19 @@ def _descend(b: Builder, param: Value, stride: Value, tile: Value, rate: Value) 
     _each_vector(b, stride, body)
 
 
-def _descend_ahead(
-    b: Builder, param: Value, stride: Value, tile: Value, rate: Value, delta: Value, shifted: Value, ahead: Value
-) -> None:
-    def body(v: Lanes, there: Value, here: Value) -> None:
-        weight = b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate))
-        v.store(weight, param, there)
-        v.store(b.fsub(weight, v.signed(v.load(delta, there), ahead)), shifted, there)
+def _descend_ahead(streams: bool) -> Any:
+    def build(
+        b: Builder, param: Value, stride: Value, tile: Value, rate: Value, delta: Value, shifted: Value, ahead: Value
+    ) -> None:
+        def body(v: Lanes, there: Value, here: Value) -> None:
+            weight = b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate))
+            v.store(weight, param, there)
+            away = b.fsub(weight, v.signed(v.load(delta, there), ahead))
+            (v.stream if streams else v.store)(away, shifted, there)
 
-    _each_vector(b, stride, body)
+        _each_vector(b, stride, body)
 
-
-def _prefetch(b: Builder, source: Value) -> None:
-    v = Lanes(b, FLOAT, LANES)
-    for_each(b, SIDE * SIDE, lambda at: v.prefetch(source, at), step=LINE)
+    return build
 
 
 def _some_rows(
@@ -122,12 +124,6 @@ def _some_rows(
 def _zeros(b: Builder, tile: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
     for_each(b, SIDE * SIDE, lambda at: v.store(v.all(0.0), tile, at), step=LANES)
-
-
-@intrinsic
-def prefetch(typing, source):  # type: ignore[no-untyped-def]
-    """Asks for 16 KiB that are needed soon. The address may be anything."""
-    return routine("prefetch_tile", "F", _prefetch, (source,))
 
 
 @intrinsic
@@ -164,7 +160,28 @@ def descend(typing, param, stride, tile, rate):  # type: ignore[no-untyped-def]
 def descend_ahead(typing, param, stride, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
     """:func:`descend`, then ``shifted = param - ahead * sign(delta)``; both laid out as ``param``."""
     given = (param, stride, tile, rate, delta, shifted, ahead)
-    return routine("descend_ahead_tile", "FiFfFFf", _descend_ahead, given)
+    return routine("descend_ahead_tile", "FiFfFFf", _descend_ahead(False), given)
+
+
+@intrinsic
+def descend_ahead_streaming(typing, param, stride, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
+    """:func:`descend_ahead` where each row of ``shifted`` begins with a line of the cache, which it passes by.
+
+    Nothing reads what is written there until all of the step is done: by then a large model's is out of the caches.
+    """
+    given = (param, stride, tile, rate, delta, shifted, ahead)
+    return routine("descend_ahead_streaming_tile", "FiFfFFf", _descend_ahead(True), given)
+
+
+@intrinsic
+def fence(typing):  # type: ignore[no-untyped-def]
+    """What was streamed is there for all threads."""
+
+    def generate(context: Any, b: Builder, sig: Any, arguments: Any) -> Any:
+        b.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return signature(types.void), generate
 
 
 @intrinsic

@@ -120,6 +120,15 @@ class Lanes:
         store = self.b.store(vector, self._at(base, offset))
         store.align = self._align
 
+    def stream(self, vector: Value, base: Value, offset: Value) -> None:
+        """Writes whole lines past the caches: what they hold stays, and the lines are not read first.
+
+        The address must be that of a line. Other threads see it after :func:`~.passes.fence`.
+        """
+        store = self.b.store(vector, self._at(base, offset))
+        store.align = 4 * LINE if self.count == LINE else 2 * LINE
+        store.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(INT32, 1)]))
+
     def prefetch(self, base: Value, offset: Value) -> None:
         """Asks for the line of the cache that ``base[offset]`` lies in, and does not wait."""
         at = self.b.bitcast(self.b.gep(base, [offset]), ir.IntType(8).as_pointer())

@@ -13,11 +13,13 @@ from typing import Final
 import numpy as np
 
 from .caching import compiled
-from .decoding import PITCH, decode
+from .decoding import PITCH
 from .encoding import SIDE
+from .filtering import decode_signs
 from .memory import peek_byte, peek_int
-from .passes import clear, descend, descend_ahead, fetch_part, prefetch, put_back_part
+from .passes import clear, descend, descend_ahead, descend_ahead_streaming, fence, fetch_part, put_back_part
 from .places import ahead_of
+from .vectors import LINE
 
 __all__ = ["COUNTS", "merge"]
 
@@ -148,6 +150,8 @@ def merge(  # type: ignore[no-untyped-def]
     for a in range(64):
         slot[a] = -1
     size = height * width
+    fast_down = down.astype(np.float32)
+    fast_along = along.astype(np.float32)
     for t in range(first, last):
         param = places[t, 0]
         if quantized:
@@ -158,20 +162,23 @@ def merge(  # type: ignore[no-untyped-def]
         stride = places[t, 2]
         weight = params[param] + there
         shifting = shifted[param]
-        if shifting == 0:
-            # Three kinds of memory at a time keep it busy without.
-            prefetch(params[param] + ahead_of(places, t))
-        if named != 0:
-            decode(position, mean, named, height, width, down, along, rows, frequency, slot, tile)
+        following = params[param] + ahead_of(places, t)
+        if named != 0 and decode_signs(
+            position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, slot, tile,
+            following,
+        ):  # fmt: skip
+            pass
         elif shifting != 0:
             clear(tile)
         else:
             continue
         if places[t, 3] == 64 and places[t, 4] == 64:
-            if shifting != 0:
-                descend_ahead(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
-            else:
+            if shifting == 0:
                 descend(weight, stride, tile, step)
+            elif (shifting + there) % (4 * LINE) == 0 and stride % LINE == 0:
+                descend_ahead_streaming(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
+            else:
+                descend_ahead(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
         else:
             fetch_part(weight, stride, places[t, 3], places[t, 4], part)
             if shifting != 0:
@@ -181,5 +188,6 @@ def merge(  # type: ignore[no-untyped-def]
             else:
                 descend(part, 64, tile, step)
             put_back_part(part, weight, stride, places[t, 3], places[t, 4])
+    fence()
     # Its address was in use until here.
     return space[0]
