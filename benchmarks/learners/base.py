@@ -36,6 +36,10 @@ class Variation:
         orthogonal_after: Newton and Schulz once more, after merging.
         momentum_after: what stays of a momentum of merged updates.
         embedding_gain: times the gain, for the first two tensors, which are embeddings.
+        tile_scale: what is sent of a tile has one size in 16 bits, the mean of its coefficients, and not the size 1.
+        by_energy: the coefficients of a tensor go to where they are largest, in whichever tiles.
+        coded: positions take as many bits as their combinations need, and not whole bytes.
+        growing_over: in so many steps ``topk`` grows from half of it to three halves.
         adam_rows: matrices of so many rows go in Adam's direction: embedding and head, where that is the vocabulary.
     """
 
@@ -49,6 +53,10 @@ class Variation:
     orthogonal_after: bool = False
     momentum_after: float = 0.0
     embedding_gain: float = 1.0
+    tile_scale: bool = False
+    by_energy: bool = False
+    coded: bool = False
+    growing_over: int = 0
     adam_rows: int = 0
 
 

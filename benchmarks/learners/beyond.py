@@ -27,9 +27,15 @@ def tried(recipe: Method) -> tuple[Method, ...]:
     def other(name: str, method: Method = best, **changes: object) -> Method:
         return replace(method, name=name, variation=Variation(**changes))  # type: ignore[arg-type]
 
+    large = replace(recipe, name="tiles of 64, k=8, momentum 0.9, by delta", momentum=0.9, ahead="delta")
     return (
         replace(recipe, name="tiles of 32, k=2", chunk=32, topk=2),
-        replace(recipe, name="tiles of 64, k=8, momentum 0.9, by delta", momentum=0.9, ahead="delta"),
+        large,
+        other("tiles of 64, k=7 and a scale", replace(large, topk=7), tile_scale=True),
+        other("tiles of 64, k=12, positions coded", replace(large, topk=12), coded=True),
+        other("tiles of 64, k from 4 to 12", large, growing_over=100),
+        other("tiles of 64, k=12 by energy, positions coded", replace(large, topk=12), by_energy=True, coded=True),
+        other("by energy, positions coded", by_energy=True, coded=True),
         replace(best, name="four times the bytes: k=4", topk=4),
         other("all sent, gain 1", replace(small, gain=1.0), sends_all=True),
         other("all sent, gain 1, momentum 0.9", replace(faster, gain=1.0), sends_all=True),

@@ -17,6 +17,7 @@ What a :class:`~learners.base.Variation` changes is said there. With ``local_ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -114,18 +115,35 @@ class VariedWorkers(Workers):
 
     def _message(self, unsent: Tensor, *, counts: bool) -> Tensor:
         """What is sent of a tensor, as coefficients in tiles; leaves ``unsent``."""
-        method = self._method
+        method, change = self._method, self._change
         coefficients = encode(to_tiles(unsent, method.chunk, "padded"))
-        if self._change.sends_all:
+        if change.sends_all:
             unsent.zero_()
             self._sent += counts * 4 * coefficients.numel()
             return coefficients
-        index, value = largest(coefficients, method.topk)
-        flat = torch.zeros_like(coefficients).flatten(1)
-        unsent.sub_(from_tiles(decode(flat.scatter(1, index, value).view_as(coefficients)), unsent, "padded"))
-        width = 1 if flat.shape[1] <= 1 << 8 else 2
-        self._sent += counts * index.numel() * (width + 1 / 8)
-        return flat.scatter(1, index, value.sign()).view_as(coefficients)
+        flat, topk = coefficients.flatten(1), self._topk()
+        if change.by_energy:
+            flat = flat.view(1, -1)
+            topk *= len(coefficients)
+        index, value = largest(flat, min(topk, flat.shape[1]))
+        taken = torch.zeros_like(flat).scatter(1, index, value).view_as(coefficients)
+        unsent.sub_(from_tiles(decode(taken), unsent, "padded"))
+        self._sent += counts * self._bits_of(index, flat.shape[1]) / 8
+        size = value.abs().mean(1, keepdim=True).bfloat16() if change.tile_scale else 1
+        return torch.zeros_like(flat).scatter(1, index, value.sign() * size).view_as(coefficients)
+
+    def _topk(self) -> int:
+        over = self._change.growing_over
+        grown = 0.5 + min(1.0, self._steps / over) if over else 1.0
+        return round(self._method.topk * grown)
+
+    def _bits_of(self, index: Tensor, size: int) -> float:
+        """Of the positions ``(n, k)`` below ``size``, with signs, and with sizes where they are sent."""
+        n, k = index.shape
+        width = 8.0 * k * (1 if size <= 1 << 8 else 2 if size <= 1 << 16 else 4)
+        if self._change.coded:
+            width = (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1)) / math.log(2)
+        return n * (width + k + 16 * self._change.tile_scale)
 
     def _apply(self, sent: list[list[Tensor]], lr: float) -> None:
         change = self._change

@@ -70,7 +70,7 @@ def test_without_a_change_it_is_the_plain_twin(base: ModuleType, varied: ModuleT
     [
         {"times": 2.0}, {"applied_ahead": 1.0}, {"squarings": 3}, {"equal_rows": True}, {"shared": 0.5},
         {"sends_all": True}, {"adds_up": True}, {"orthogonal_after": True}, {"momentum_after": 0.5},
-        {"embedding_gain": 1.5}, {"adam_rows": 12},
+        {"embedding_gain": 1.5}, {"adam_rows": 12}, {"tile_scale": True}, {"by_energy": True}, {"growing_over": 4},
     ],
     ids=str,
 )  # fmt: skip
@@ -93,6 +93,34 @@ def test_the_direction_has_elements_of_the_size_of_signs(varied: ModuleType) -> 
         direction = varied.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
         assert direction.shape == shape
         assert 0.6 < float(direction.square().mean().sqrt()) < 1.3
+
+
+def sent_by(base: ModuleType, varied: ModuleType, topk: int, **changes: Any) -> float:
+    method = base.Method("one", variation=base.Variation(**changes), **{**RECIPE, "chunk": 8, "topk": topk})
+    workers = varied.VariedWorkers(base.Task("products", net, squares), method, 1)
+    workers.step([batch(0, 0)], 0.1)
+    return float(workers.sent_per_step())
+
+
+def test_bytes_are_counted_by_what_is_sent(base: ModuleType, varied: ModuleType) -> None:
+    # Of matrices of (12, 8) and (4, 12), and vectors of 12 and 4, in tiles of up to 8 x 8.
+    plain = sent_by(base, varied, 2)
+    tiles = plain * 8 / (2 * 9)
+    assert tiles == int(tiles) > 4
+    assert sent_by(base, varied, 2, tile_scale=True) == plain + 2 * tiles
+    assert sent_by(base, varied, 2, growing_over=1) == sent_by(base, varied, 3)
+    assert sent_by(base, varied, 2, coded=True) < plain
+    whole = sent_by(base, varied, 2, by_energy=True)
+    assert whole == plain  # as many coefficients, of tensors of at most 256 positions
+
+
+def test_coefficients_go_where_the_largest_are(base: ModuleType, varied: ModuleType) -> None:
+    method = base.Method("one", variation=base.Variation(by_energy=True), **{**RECIPE, "chunk": 4, "topk": 2})
+    workers = varied.VariedWorkers(base.Task("products", net, squares), method, 1)
+    unsent = torch.zeros(12, 8)
+    unsent[:4, :4] = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    message = workers._message(unsent, counts=True)
+    assert message.flatten(1).count_nonzero(1).tolist() == [12, 0, 0, 0, 0, 0]
 
 
 def test_matrices_of_so_many_rows_go_as_adam_would(base: ModuleType, varied: ModuleType) -> None:
