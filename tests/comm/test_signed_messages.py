@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comm.curve import ORDER, P, times, xs
 from distro_optim.comm import signing
 from distro_optim.comm.signing import SecretKey, SignedMessage, is_signed_by
 from distro_optim.errors import ConfigurationError, ProtocolError
 
 KEY = SecretKey(bytes(range(32)))
 OTHER = SecretKey(bytes(31) + b"\x01")
-
-# The curve: -x^2 + y^2 = 1 + d x^2 y^2 over the field of P elements (RFC 8032, section 5.1).
-P = 2**255 - 19
-D = -121665 * pow(121666, -1, P) % P
-ORDER = 2**252 + 27742317777372353535851937790883648493
 
 
 def test_public_keys_are_those_of_psyche() -> None:
@@ -71,9 +67,9 @@ def test_the_key_that_signs_everything_is_refused() -> None:
 
 @pytest.mark.slow
 def test_the_refused_points_are_those_whose_order_divides_eight() -> None:
-    points = {(x, y) for y in _small_order_ys() for x in _xs(y)}
+    points = {(x, y) for y in _small_order_ys() for x in xs(y)}
     assert len(points) == 8
-    assert all(_times_eight(point) == (0, 1) for point in points)
+    assert all(times(8, point) == (0, 1) for point in points)
     reduced = {y for _, y in points}
     spellings = {y.to_bytes(32, "little") for y in reduced | {y + P for y in reduced if y + P < 2**255}}
     assert spellings == signing._SMALL_ORDER
@@ -89,39 +85,8 @@ def _small_order_ys() -> set[int]:
     # Cleared of its prime-order part, a point falls on one of the eight; a few of them yield all.
     found: set[int] = set()
     for y in range(2, 60):
-        for x in _xs(y):
-            found.add(_times(ORDER, (x, y))[1])
+        for x in xs(y):
+            found.add(times(ORDER, (x, y))[1])
         if len(found) == 5:  # as many as eight points on such a curve have: 1, -1, 0, and two of order eight
             break
     return found
-
-
-def _xs(y: int) -> set[int]:
-    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
-    root = pow(square, (P + 3) // 8, P)
-    if root * root % P != square:
-        root = root * pow(2, (P - 1) // 4, P) % P
-    return {root, -root % P} if root * root % P == square else set()
-
-
-def _add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    (x1, y1), (x2, y2) = a, b
-    k = D * x1 * x2 * y1 * y2
-    return (
-        (x1 * y2 + x2 * y1) * pow(1 + k, -1, P) % P,
-        (y1 * y2 + x1 * x2) * pow(1 - k, -1, P) % P,
-    )
-
-
-def _times(n: int, point: tuple[int, int]) -> tuple[int, int]:
-    result = (0, 1)
-    while n:
-        if n & 1:
-            result = _add(result, point)
-        point = _add(point, point)
-        n >>= 1
-    return result
-
-
-def _times_eight(point: tuple[int, int]) -> tuple[int, int]:
-    return _times(8, point)

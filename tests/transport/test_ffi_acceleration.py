@@ -85,7 +85,7 @@ def test_restoring_brings_the_originals_back(module: Any) -> None:
         return builder.write, builder._pack_into, *calls, of_bytes.lift, of_bytes.lower, of_counters.lift
 
     originals = functions()
-    assert ffi.accelerate() == ffi.Acceleration(True, True, True, True)
+    assert ffi.accelerate() == ffi.Acceleration(True, True, True, True, True)
     assert not set(originals) & set(functions())
     ffi.restore()
     assert functions() == originals
@@ -99,6 +99,7 @@ def test_the_variable_leaves_the_package_alone(module: Any, monkeypatch: pytest.
     assert not state.ready_calls
     assert not state.light_calls
     assert not state.direct_values
+    assert not state.signatures
     assert ffi.STOCK_VARIABLE in state.reason
     assert module._UniffiRustBufferBuilder.write is original
 

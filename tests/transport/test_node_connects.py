@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +59,24 @@ async def say(node: Node, peer: bytes, words: bytes) -> bytes:
     await send.write(words)
     await send.finish()
     return await recv.read_to_end(1 << 20, timeout=SECONDS)
+
+
+def thread_states() -> int:
+    """Threads that this interpreter holds something for, whoever has started them."""
+    api = ctypes.pythonapi
+    for function in (api.PyInterpreterState_Get, api.PyInterpreterState_ThreadHead, api.PyThreadState_Next):
+        function.restype = ctypes.c_void_p
+    state, count = api.PyInterpreterState_ThreadHead(ctypes.c_void_p(api.PyInterpreterState_Get())), 0
+    while state:
+        state, count = api.PyThreadState_Next(ctypes.c_void_p(state)), count + 1
+    return count
+
+
+def test_the_thread_of_the_transport_is_not_set_up_anew_for_each_answer(make_node: MakeNode) -> None:
+    first, second = make_node(), make_node()
+    first.accept(ALPN, echo)
+    assert second.submit(say(second, first.endpoint_id, b"hello")).result(SECONDS) == b"hello"
+    assert thread_states() > threading.active_count()
 
 
 def test_what_is_written_comes_back(make_node: MakeNode) -> None:

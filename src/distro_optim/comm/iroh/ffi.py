@@ -11,6 +11,8 @@ A fourth one is not in its Python: where ``RUST_BACKTRACE`` is set, every error 
 peer has reset, carries a backtrace that nobody sees, and finding its names takes 70 ms of a core. Errors get none
 unless ``RUST_LIB_BACKTRACE`` asks for it; what Rust prints when it panics stays as it is.
 
+And what peers sign is checked by the package's Rust, which is faster than OpenSSL: see :mod:`.crossing.signatures`.
+
 The first three replace private names of a generated module, so each is guarded: the names, fields and constants it
 relies on must be there, and what is copied must be what the original writes and reads. What does not pass stays as it
 was, and everything still works, slower. Set ``DISTRO_OPTIM_STOCK_IROH=1`` to leave the package alone.
@@ -25,6 +27,7 @@ import inspect
 import itertools
 import os
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -32,7 +35,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from ...errors import MissingDependencyError
+from ..signing import use_verifier, verify_plainly
 from .crossing.calls import light_calls
+from .crossing.signatures import signature_check
 from .crossing.values import direct_values
 
 __all__ = [
@@ -81,6 +86,7 @@ class Acceleration:
         ready_calls: answers that are there at once do not wait for the event loop.
         light_calls: a call makes nothing that only a failure needs.
         direct_values: bytes and counters cross in one piece.
+        signatures: they are checked by the package.
         reason: why something was left as it was, for a log line; empty if nothing was.
     """
 
@@ -88,6 +94,7 @@ class Acceleration:
     ready_calls: bool
     light_calls: bool
     direct_values: bool
+    signatures: bool
     reason: str = ""
 
 
@@ -137,6 +144,7 @@ def restore() -> None:
         while _originals:
             place, name, original = _originals.pop()
             setattr(place, name, original)
+        use_verifier(verify_plainly)
         _state = None
 
 
@@ -146,7 +154,7 @@ def _module() -> Any:
 
 def _install() -> Acceleration:
     if _is_to_be_left_alone():
-        return Acceleration(False, False, False, False, f"{STOCK_VARIABLE} is set")
+        return Acceleration(False, False, False, False, False, f"{STOCK_VARIABLE} is set")
     module = _module()
     reasons: list[str] = []
 
@@ -165,6 +173,7 @@ def _install() -> Acceleration:
         ready_calls=attempt("ready calls", _install_ready_calls),
         light_calls=light,
         direct_values=attempt("direct values", _install_direct_values),
+        signatures=attempt("signatures", _install_signatures),
         reason="; ".join(reasons),
     )
 
@@ -200,6 +209,10 @@ def _install_direct_values(module: Any) -> None:
         lower=staticmethod(values.lower_bytes),
     )
     _replace(module._UniffiFfiConverterTypeConnectionStats, lift=staticmethod(values.lift_counters))
+
+
+def _install_signatures(module: Any) -> None:
+    use_verifier(signature_check(module))
 
 
 # -- bytes to Rust -----------------------------------------------------------------------------------------------------
@@ -260,14 +273,38 @@ class _Poll:
     def __init__(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         self.loop = loop
         self.thread = thread
-        self.future: asyncio.Future[int] = loop.create_future()
+        self.future: asyncio.Future[int] | None = None  # made when the poll has not answered, as most do
         self.code: int | None = None
         self.polling = True
 
 
-def _resolve(future: asyncio.Future[int], code: int) -> None:
-    if not future.done():
-        future.set_result(code)
+def _resolve(poll: _Poll, code: int) -> None:
+    # In a turn of the loop, so not before whoever polled waits.
+    if poll.future is not None and not poll.future.done():
+        poll.future.set_result(code)
+
+
+_THREADS_KNOWN: Final = 64
+"""Threads from which Rust calls back; one of them does so all the time. Bounds what short-lived ones can cost."""
+
+
+class _ForeignThreads:
+    """Has threads of Rust keep their Python state from one callback to the next.
+
+    Otherwise Python makes one for each callback and drops it afterwards, with its stack, which takes four system calls
+    and fresh pages of memory.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def keep(self, thread: int) -> None:
+        """To be called from a callback in ``thread``."""
+        if thread in self._known or len(self._known) >= _THREADS_KNOWN:
+            return
+        self._known.add(thread)
+        if all(ours.ident != thread for ours in threading.enumerate()):
+            ctypes.pythonapi.PyGILState_Ensure()  # once more than it is released
 
 
 def _ready_calls(module: ModuleType) -> Callable[..., Any]:
@@ -286,6 +323,7 @@ def _ready_calls(module: ModuleType) -> Callable[..., Any]:
 
     polls: dict[int, _Poll] = {}
     handles = itertools.count(1)
+    foreign = _ForeignThreads()
     answers = 0
 
     @callback_type
@@ -302,11 +340,12 @@ def _ready_calls(module: ModuleType) -> Callable[..., Any]:
             else:
                 _answer_later(poll, code)
             return
+        foreign.keep(get_ident())
         _answer_later(poll, code)
 
     def _answer_later(poll: _Poll, code: int) -> None:
         try:
-            poll.loop.call_soon_threadsafe(_resolve, poll.future, code)
+            poll.loop.call_soon_threadsafe(_resolve, poll, code)
         except RuntimeError:
             pass  # the loop is closed: nobody waits any more
 
@@ -326,6 +365,7 @@ def _ready_calls(module: ModuleType) -> Callable[..., Any]:
                 code = poll.code
                 if code is None:
                     answers = 0
+                    poll.future = loop.create_future()
                     code = await poll.future
                 else:
                     answers += 1

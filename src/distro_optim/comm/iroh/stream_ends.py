@@ -37,8 +37,12 @@ _LOST: Final = re.compile(r"ConnectionLost|connection lost|closed|timed out|Time
 """Words of the text that mean that the whole connection is gone, not only a stream."""
 
 
-def _translate(error: Any) -> ExchangeError:
-    """One of our errors for an ``iroh.IrohError``, whose ``str`` is empty."""
+def _translate(error: Exception) -> ExchangeError | None:
+    """One of our errors for an ``iroh.IrohError``, whose ``str`` is empty; None for any other."""
+    from iroh import IrohError  # here, and not where calls begin: hardly any of them fails
+
+    if not isinstance(error, IrohError):
+        return None
     text = str(error.message())
     # The last line is the innermost cause; places in the sources of the library tell a user nothing.
     line = _PLACE.sub("", text.strip().rpartition("\n")[2]).strip() or "unknown error"
@@ -54,12 +58,12 @@ def _translate(error: Any) -> ExchangeError:
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Turns the errors of the ``iroh`` package into those of :mod:`distro_optim.errors`."""
-    from iroh import IrohError
-
     try:
         yield
-    except IrohError as error:
-        raise _translate(error) from error
+    except Exception as error:
+        if (ours := _translate(error)) is None:
+            raise
+        raise ours from error
 
 
 async def call(work: Coroutine[Any, Any, T], timeout: float | None, what: str) -> T:
@@ -74,8 +78,6 @@ async def call(work: Coroutine[Any, Any, T], timeout: float | None, what: str) -
         PeerTimeoutError: it took longer.
         ExchangeError: as the package says.
     """
-    from iroh import IrohError
-
     try:
         if timeout is None:
             return await work
@@ -89,8 +91,10 @@ async def call(work: Coroutine[Any, Any, T], timeout: float | None, what: str) -
             return await _rest_of(work, waits_for)
     except TimeoutError:
         raise PeerTimeoutError(f"{what} took longer than {timeout} s") from None
-    except IrohError as error:
-        raise _translate(error) from error
+    except Exception as error:
+        if (ours := _translate(error)) is None:
+            raise
+        raise ours from error
 
 
 @types.coroutine
