@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
+from blobs.conftest import Peer
+from blobs.samples import sample
+from distro_optim.comm.iroh.blobs import net
 from distro_optim.comm.iroh.blobs.switch_interval import SWITCH_SECONDS, prompt_switching
 
 pytestmark = pytest.mark.waiting
@@ -45,3 +49,20 @@ def test_what_somebody_else_sets_meanwhile_stays() -> None:
     with prompt_switching():
         sys.setswitchinterval(0.02)
     assert sys.getswitchinterval() == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("size", "transfers"), [(5000, 0), (16_000, 0), (2**21, 2)])
+def test_only_a_long_transfer_asks_for_it_on_both_sides(
+    make_peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch, size: int, transfers: int
+) -> None:
+    asked = []
+
+    def counted() -> AbstractContextManager[None]:
+        asked.append(size)
+        return prompt_switching()
+
+    monkeypatch.setattr(net, "prompt_switching", counted)
+    provider, getter = make_peer(), make_peer()
+    root = provider.store.add(sample(size), tag="t")
+    assert bytes(getter.fetch(root, [provider.id])) == sample(size)
+    assert len(asked) == transfers
