@@ -119,6 +119,15 @@ def test_a_learnt_address_is_forgotten_in_time_and_a_told_one_is_not() -> None:
     assert book.lookup(PEER, 0.0).is_empty
 
 
+def test_a_word_that_is_said_again_lasts_from_then_on() -> None:
+    book = AddressBook()
+    known, nowhere = SocketAddr.parse("10.0.0.2:2"), SocketAddr.parse("10.0.0.2:0")
+    for time in (0.0, 200.0):
+        book.learn(EndpointAddr(PEER, (), (known, nowhere)), now=time, lifetime=300.0)
+    assert book.lookup(PEER, 499.0).direct == (known,)
+    assert book.lookup(PEER, 501.0).is_empty
+
+
 def test_newer_word_replaces_older_word() -> None:
     book = AddressBook()
     old, new = SocketAddr.parse("10.0.0.1:1"), SocketAddr.parse("10.0.0.2:2")

@@ -308,6 +308,29 @@ def test_who_owes_an_answer_is_looked_at_each_time_and_others_once_a_second(worl
 
 
 @watching
+def test_who_has_just_spoken_is_not_looked_at_more_than_once_a_second(world: Watched) -> None:
+    (raw, connection), (other, relayed) = world.connect(), world.connect(OTHER)
+    relayed.has_relay = True
+    other.by_way = [Path(is_selected=True)]
+    for one in (connection, relayed):
+        one.awaiting = 1
+    world.go_on(40, hearing=(raw, other))  # what a look at the beginning may have found is over
+    raw.looks = other.looks = 0
+    for _ in range(40):
+        for one in (connection, relayed):
+            one.has_spoken()
+        world.go_on(1, sending=(raw,), hearing=(raw,))
+        assert connection.heard_at == world.now
+    assert raw.looks == 40 * LOOK / IDLE_LOOK_SECONDS
+    assert other.looks == 40, "what comes by the relay says nothing about the way that is used"
+    # Once it says nothing any more, it is noticed as soon as ever.
+    raw.looks = 0
+    world.go_on(8, sending=(raw,))
+    assert connection.is_silent
+    assert raw.looks >= 7
+
+
+@watching
 def test_what_is_counted_now_and_then_and_what_is_asked_for_add_up_to_the_same(world: Watched) -> None:
     raw, connection = world.connect()
     monitor = TrafficMonitor()

@@ -199,7 +199,8 @@ class EndpointAddr:
 
 @dataclass(frozen=True)
 class _Rumour:
-    address: EndpointAddr
+    said: EndpointAddr
+    address: EndpointAddr  # what of it can be dialled
     expires: float
 
 
@@ -231,12 +232,15 @@ class AddressBook:
 
     def learn(self, address: EndpointAddr, now: float, lifetime: float = LEARNT_SECONDS) -> None:
         """Takes over what another peer said about ``address.id``, for ``lifetime`` seconds; it replaces older word."""
-        direct = tuple(a for a in address.direct if a.is_dialable)[:MAX_ADDRESSES]
-        dialable = EndpointAddr(address.id, address.relays[:MAX_ADDRESSES], direct)
-        self._learnt.pop(address.id, None)
+        known = self._learnt.pop(address.id, None)
+        if known is not None and known.said == address:  # as in each round
+            dialable = known.address
+        else:
+            direct = tuple(a for a in address.direct if a.is_dialable)[:MAX_ADDRESSES]
+            dialable = EndpointAddr(address.id, address.relays[:MAX_ADDRESSES], direct)
         if dialable.is_empty:
             return
-        self._learnt[address.id] = _Rumour(dialable, now + lifetime)
+        self._learnt[address.id] = _Rumour(address, dialable, now + lifetime)
         while len(self._learnt) > self._max_peers:
             self._learnt.popitem(last=False)
 

@@ -216,6 +216,8 @@ class Client:
     state: ClientState = ClientState.HEALTHY
     exited_height: U32 = 0
 
+    __postcard_cached__ = True
+
 
 class Committee(enum.Enum):
     """The role of a client in a round."""

@@ -112,6 +112,7 @@ class Connection:
         self._counted = (0, 0)
         self._looked_at = -math.inf
         self._nudged_at = self.opened
+        self._has_spoken = False
         self._silence = Silence(self.opened)
         self._is_silent = False
         self._silence_hooks: list[Callable[[], None]] = []
@@ -218,9 +219,20 @@ class Connection:
         """Bytes sent and received as of the last :meth:`look`: :meth:`traffic` for those who ask all the time."""
         return self._counted
 
+    def has_spoken(self) -> None:
+        """To be told by whoever reads what the peer says all the time: a look would find nothing else."""
+        self._has_spoken = True
+
     def is_due(self, now: float) -> bool:
-        """Whether a :meth:`look` is due: always while somebody waits for the peer, or it has not answered."""
-        return bool(self.awaiting) or self._silence.since is not None or now - self._looked_at >= IDLE_LOOK_SECONDS
+        """Whether a :meth:`look` is due: while somebody waits for the peer, whenever it has said nothing since it was
+        asked last; always if it has not answered."""
+        has_spoken, self._has_spoken = self._has_spoken, False
+        if self._silence.since is not None or now - self._looked_at >= IDLE_LOOK_SECONDS:
+            return True
+        if has_spoken and not self.has_relay:  # with a relay it matters by which way it came
+            self._received = self._received[0], now
+            return False
+        return bool(self.awaiting)
 
     @property
     def has_lost_its_way(self) -> bool:

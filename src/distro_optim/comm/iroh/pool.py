@@ -195,7 +195,7 @@ class ConnectionPool:
             entry.idle_timer = None
 
     def _release(self, peer: bytes, alpn: bytes, entry: _Entry) -> None:
-        if entry.leases or self._closed or entry.connection.is_closed:
+        if entry.leases or self._closed or entry.connection.has_ended:
             return
 
         def idle() -> None:

@@ -307,13 +307,18 @@ class IrohSwarm(Swarm):
             self._traffic.sample(self.node.connections(), asyncio.get_running_loop().time(), exact=False)
 
     def _paths(self, peers: Collection[bytes] | None = None) -> dict[bytes, Way]:
-        """The best path to each connected peer, or to each of ``peers``: direct before relayed, then the shortest."""
+        """The best path to each connected peer, or to each of ``peers``: direct before relayed, then the shortest.
+
+        Once a connection is direct, no other one of its peer is looked at: each look costs a call.
+        """
         best: dict[bytes, Way] = {}
         for connection in self.node.connections():
             if peers is not None and connection.remote_id not in peers:
-                continue  # numbers cost a call for each connection, and strangers may have many
-            way = connection.way()
+                continue  # strangers may have many
             known = best.get(connection.remote_id)
+            if known is not None and known.path == "direct":
+                continue
+            way = connection.way()
             if known is None or _distance(way) < _distance(known):
                 best[connection.remote_id] = way
         return best

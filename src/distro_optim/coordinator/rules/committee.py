@@ -62,13 +62,16 @@ def shuffled_index(index: int, count: int, seed: bytes) -> int:
 def shuffled_indices(count: int, seed: bytes) -> NDArray[np.int64]:
     """``(count,) int64``: :func:`shuffled_index` of every place."""
     places = np.arange(count, dtype=np.int64)
-    blocks = -(-count // _PLACES_PER_HASH)
-    for round_number in range(SHUFFLE_ROUNDS if count else 0):
-        prefix = seed + bytes([round_number])
+    if not count:
+        return places
+    blocks = range(-(-count // _PLACES_PER_HASH))
+    prefixes = [seed + bytes([round_number]) for round_number in range(SHUFFLE_ROUNDS)]
+    # Unpacked for all rounds at once: each step in numpy costs more than the few places of a list.
+    source = b"".join([_decisions(prefix, block) for prefix in prefixes for block in blocks])
+    bits = np.unpackbits(np.frombuffer(source, dtype=np.uint8), bitorder="little").view(np.bool_)
+    for prefix, decisions in zip(prefixes, bits.reshape(SHUFFLE_ROUNDS, -1), strict=True):
         flips = (_pivot(prefix, count) - places) % count
-        source = b"".join(_decisions(prefix, block) for block in range(blocks))
-        bits = np.unpackbits(np.frombuffer(source, dtype=np.uint8), bitorder="little")
-        places = np.where(bits[np.maximum(places, flips)], flips, places)
+        places = np.where(decisions[np.maximum(places, flips)], flips, places)
     return places
 
 

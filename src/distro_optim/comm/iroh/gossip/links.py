@@ -375,6 +375,7 @@ class PeerLink:
                 data = await stream.read(_READ_SIZE, timeout=timeout)
                 if not data:
                     return
+                channel.connection.has_spoken()
                 frames = reader.feed(data)
                 if reader.topic is not None and frames:
                     self.last_used = self._loop.time()
