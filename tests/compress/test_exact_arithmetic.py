@@ -170,9 +170,9 @@ def test_the_filter_proves_most_signs_and_is_not_always_right_by_itself(monkeypa
     seen = []
     complete = filtered._complete
 
-    def count(doubtful: Any, means: Any, q: Tensor, tiles: Tensor, spare: Tensor) -> None:
+    def count(doubtful: Any, runs: Any, means: Any, q: Tensor, tiles: Tensor, coefficients: Tensor) -> None:
         seen.append(int((tiles == 0).sum()))
-        complete(doubtful, means, q, tiles, spare)
+        complete(doubtful, runs, means, q, tiles, coefficients)
 
     monkeypatch.setattr(filtered, "_complete", count)
     merged(case)
