@@ -83,8 +83,8 @@ class Transform(ABC):
         self.profile = profile or profile_of(device)
 
     @abstractmethod
-    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
-        """Tiles to coefficients.
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor, scale: float = 1.0) -> Tensor:
+        """Tiles to coefficients, times ``scale``.
 
         Args:
             tiles: ``(..., h, w)``, together ``n`` tiles, of any strides; unless :attr:`takes_views`, a contiguous one.
@@ -125,8 +125,9 @@ class DCT(Transform):
         self.takes_views = h > 1 and self._by_numpy
 
     @override
-    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
-        return self._two_products(tiles, self._fh_rows, self._fw, out, scratch)
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor, scale: float = 1.0) -> Tensor:
+        right = self._fw if scale == 1 else self._fw * scale
+        return self._two_products(tiles, self._fh_rows, right, out, scratch)
 
     @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:
@@ -198,9 +199,9 @@ class Identity(Transform):
     """Coefficients are the elements themselves: plain chunked top-k with error feedback."""
 
     @override
-    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor) -> Tensor:
+    def encode(self, tiles: Sequence[Tensor], *, out: Tensor, scratch: Tensor, scale: float = 1.0) -> Tensor:
         [x] = tiles
-        return out.copy_(x)
+        return torch.mul(x, scale, out=out)
 
     @override
     def decode(self, coefficients: Tensor, *, out: Tensor, scratch: Tensor) -> Tensor:

@@ -96,11 +96,7 @@ class Extraction:
         return False
 
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
-        """All stages for one block, whose rows of the outputs it fills; the scratch memory is ``(n, h, w)``.
-
-        Inside, tiles hold momentum divided by the decay: then one pass reads both momentum and gradient, and the pass
-        that writes it back multiplies.
-        """
+        """All stages for one block, whose rows of the outputs it fills; the scratch memory is ``(n, h, w)``."""
         stages = self._in_coefficients if self.in_coefficients else self._in_weights
         index, sent = stages(block, tiles, coefficients, spare)
         rows = slice(block.start, block.stop)
@@ -151,7 +147,11 @@ class Extraction:
             torch._foreach_copy_(*values)
 
     def _in_weights(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns index and value of what is sent, both ``(n, k)``."""
+        """Returns index and value of what is sent, both ``(n, k)``.
+
+        Tiles hold momentum divided by the decay: then one pass reads both momentum and gradient, and the pass that
+        writes it back multiplies.
+        """
         sent_before = None if self.own is None else self._decode_own(block, self.own, coefficients, spare)
         runs_first = self.batch.profile.runs_first
         load(
@@ -183,20 +183,22 @@ class Extraction:
         present = [
             (p, self.momenta[p.param][p.start : p.stop]) for p in block.pieces if self.grads[p.param] is not None
         ]
-        self.transform.encode(self._gradient_tiles(block, tiles), out=coefficients, scratch=spare)
+        self.transform.encode(self._gradient_tiles(block, tiles), out=coefficients, scratch=spare, scale=self.rate)
+        # Where the block is a run of one tensor, its momentum is worked on where it lies.
+        held = present[0][1] if len(present) == len(block.pieces) == 1 else coefficients
         for p, momentum in present:
             part = coefficients[p.block_start : p.block_stop]
-            torch.add(momentum, part, alpha=self.rate / self.keep, out=part)
-        index, value = self._select(coefficients, spare)
-        sent = value * self.keep
-        rounded = self._rounded(sent)
-        left = torch.zeros_like(value) if rounded is sent else value - rounded / self.keep
-        coefficients.flatten(1).scatter_(1, index, left)
-        for p, momentum in present:
-            torch.mul(coefficients[p.block_start : p.block_stop], self.keep, out=momentum)
+            torch.add(part, momentum, alpha=self.keep, out=part if held is coefficients else held)
+        index, value = self._select(held, spare)
+        sent = self._rounded(value)
+        left = torch.zeros_like(value) if sent is value else value - sent
+        held.flatten(1).scatter_(1, index, left)
+        if held is coefficients:
+            for p, momentum in present:
+                momentum.copy_(coefficients[p.block_start : p.block_stop])
         if self.step is not None:
-            self._descend(block, self._decode(index, -rounded, coefficients, spare))
-        return index, rounded
+            self._descend(block, self._decode(index, -sent, coefficients, spare))
+        return index, sent
 
     def _select(self, coefficients: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
         """Index and value of the largest coefficients, both ``(n, k)``."""
