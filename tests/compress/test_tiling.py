@@ -194,6 +194,15 @@ def test_many_small_tensors_share_a_few_batches() -> None:
     assert len(plan.batches) == 2
 
 
+@pytest.mark.parametrize(("tiles", "capacity"), [(40, 32), (512, 32), (800, 50), (1024, 64), (5000, 64)])
+def test_a_batch_has_blocks_for_several_threads_unless_they_would_be_less_than_half_as_large(
+    tiles: int, capacity: int
+) -> None:
+    way = replace(profile.CPU, block_elements=64 * 64, fewest_blocks=16)
+    plan = make_plan([spec((8 * tiles, 8), 8)], "padded", profile=lambda _: way)
+    assert max(block.tiles for block in plan.batches[0].blocks) == min(tiles, capacity)
+
+
 def test_the_layout_is_equal_exactly_where_plans_are() -> None:
     base = make_plan([spec((8, 8)), spec((5,))], "divisor").layout
     assert make_plan([spec((8, 8)), spec((5,))], "divisor").layout == base

@@ -132,7 +132,7 @@ def _make_batch(
 ) -> Batch:
     spec, grid = specs[numbers[0]], grids[numbers[0]]
     tiles = sum(grids[number].tiles for number in numbers)
-    capacity = max(1, profile.block_elements // grid.tile_size, -(-tiles // (profile.most_blocks or tiles)))
+    capacity = _capacity(tiles, grid.tile_size, profile)
     blocks: list[Block] = []
     pieces: list[Piece] = []
     ranges: dict[int, tuple[int, int]] = {}
@@ -166,6 +166,14 @@ def _make_batch(
         profile=profile,
         tiles_of_all=total,
     )
+
+
+def _capacity(tiles: int, tile_size: int, profile: Profile) -> int:
+    """The most tiles of a block, in a batch of so many."""
+    usual = max(1, profile.block_elements // tile_size)
+    smaller = max(-(-tiles // profile.fewest_blocks), -(-usual // 2))
+    larger = -(-tiles // (profile.most_blocks or tiles))
+    return max(min(usual, smaller), larger)
 
 
 @dataclass(frozen=True)

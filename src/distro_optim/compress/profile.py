@@ -21,6 +21,7 @@ class Profile:
     Attributes:
         block_elements: in a block, which goes through all stages of a step before the next one.
         most_blocks: of a batch; one with more elements has larger blocks. None: any number.
+        fewest_blocks: of a batch; one with fewer elements has smaller blocks, but of half the size at the least.
         exact_elements: that are multiplied at a time in :mod:`~distro_optim.compress.exact.products`, unless it gets
             room for a whole block.
         by_threads: several blocks are in work at a time, each in one thread.
@@ -38,6 +39,7 @@ class Profile:
 
     block_elements: int
     most_blocks: int | None
+    fewest_blocks: int
     exact_elements: int
     by_threads: bool
     by_numpy: bool
@@ -50,8 +52,11 @@ class Profile:
 
 
 CPU: Final = Profile(
-    block_elements=128 * 4096,  # three such float32 buffers stay in the cache (64 to 256 tiles are equally fast)
+    # Three such float32 buffers are larger than some second-level caches. But each block takes a hundred calls of torch
+    # and numpy, for which threads wait on each other: half of it takes a tenth longer, and twice as much gains nothing.
+    block_elements=256 * 4096,
     most_blocks=None,
+    fewest_blocks=16,  # so that several threads end at about the same time
     exact_elements=32 * 4096,  # three float64 buffers stay in the cache
     by_threads=True,
     by_numpy=True,
@@ -67,6 +72,7 @@ CPU: Final = Profile(
 ACCELERATOR: Final = Profile(
     block_elements=4096 * 4096,  # enough work in one launch
     most_blocks=16,  # more launches of 10 microseconds than that cost more than memory: 4% of what training takes
+    fewest_blocks=1,
     exact_elements=1024 * 4096,  # three buffers take 100 MB
     by_threads=False,
     by_numpy=False,

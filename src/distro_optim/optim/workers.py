@@ -18,7 +18,7 @@ import torch
 __all__ = ["MAX_WORKERS", "Workers", "workers_of_a_step"]
 
 MAX_WORKERS: Final = 8
-"""Each has some 6 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured."""
+"""Each has up to 12 MiB of scratch memory, and that many cores should keep the memory busy. Chosen, not measured."""
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from ..plan import Block
 
 __all__ = ["long_blocks"]
 
-_JOINED: Final = 4
+_JOINED: Final = 2
 """Blocks in a long one: with twice as many, less is gained than lost where a core waits for the last one."""
 
 _LEFT: Final = 4
