@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from distro_optim import DisTrO, MemoryExchange
+from distro_optim.compress.engine.looking import finite_in_parts
+from distro_optim.compress.profile import CPU
 from distro_optim.optim.rules import PUBLISHED
 from optimizer.models import same_bits, set_gradients
 
@@ -46,6 +50,33 @@ def test_one_bad_element_quarantines_its_tensor_for_one_step_and_no_other(
         assert int(optimizer.state[spared]["quarantined"]) == 0
     assert optimizer.quarantined == 1
     assert same_bits(spared, twin)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 3e19, None], ids=str)
+def test_large_gradients_are_looked_at_in_parts_without_kernels(
+    bad: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor may squares be infinite."""
+    monkeypatch.setenv("DISTRO_OPTIM_FAST", "0")
+    size = CPU.block_elements + 131
+    whole = torch.full((size,), 1e-3)
+    parts: list[int] = []
+
+    def share(work: Callable[[Any, int], None], jobs: Sequence[Any]) -> None:
+        parts.append(len(jobs))
+        for job in jobs:
+            work(job, 0)
+
+    for place in (0, size // 2, size - 1):
+        if bad is not None:
+            whole[place] = bad
+        grads = [None, whole, torch.zeros(0, 3), torch.tensor([1.0, math.nan]), torch.ones(90, 90)]
+        found = finite_in_parts(grads, share)
+        assert found is not None
+        assert found[1:].tolist() == [bad is None, 1, 0, 1]
+        whole[place] = 1e-3
+    assert min(parts) == 3
+    assert finite_in_parts([whole[: size // 2]], share) is None  # small ones are torch's
 
 
 @OVERLAP

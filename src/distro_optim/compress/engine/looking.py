@@ -1,4 +1,8 @@
-"""Which gradients are finite, by a kernel and several threads: torch alone does it at a part of the memory's speed."""
+"""Which gradients are finite, by the threads of a step, with a kernel or without.
+
+Torch's own threads do it as fast. But they wait for more work for some milliseconds afterwards, on the cores that the
+step needs next.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..fast import can_look, squares_of_part
+from ..profile import CPU
 
 __all__ = ["ShareOut", "finite_in_parts"]
 
@@ -29,7 +34,9 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
     if any(grad.device.type != "cpu" or grad.dtype != torch.float32 for grad in given.values()):
         return None
     large = {number: grad for number, grad in given.items() if grad.numel() >= _SMALL and grad.is_contiguous()}
-    if not large or not can_look(sum(grad.numel() for grad in large.values())):
+    together = sum(grad.numel() for grad in large.values())
+    by_kernel = bool(large) and can_look(together)
+    if not (by_kernel or together >= CPU.block_elements):
         return None
     finite = torch.ones(len(grads), dtype=torch.int32)
     small = [number for number in given if number not in large]
@@ -41,7 +48,7 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
         for number, grad in large.items()
         for start in range(0, grad.numel(), _PART)
     ]
-    share(_take_squares, parts)
+    share(_take_squares if by_kernel else _take_squares_by_torch, parts)
     for number, taken in sums.items():
         finite[number] = sum(taken) <= torch.finfo(torch.float32).max  # which is not so of NaN
     return finite
@@ -50,3 +57,8 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
 def _take_squares(part: tuple[Tensor, int, int, list[float]], worker: int) -> None:
     grad, start, stop, sums = part
     sums.append(squares_of_part(grad, start, stop))
+
+
+def _take_squares_by_torch(part: tuple[Tensor, int, int, list[float]], worker: int) -> None:
+    grad, start, stop, sums = part
+    sums.append(float(torch.linalg.vector_norm(grad.view(-1)[start:stop])) ** 2)
