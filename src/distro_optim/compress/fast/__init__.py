@@ -12,6 +12,7 @@ the same bits in the weights. ``DISTRO_OPTIM_FAST=0`` in the environment turns i
 ``memory``     single numbers at an address
 ``encoding``   the transform of a tile, by split radix
 ``decoding``   a few coefficients back to a tile
+``filtering``  its signs by float32 where they are proven, by integers where they are not
 ``selection``  the largest coefficients of a tile
 ``passes``     a tile in the memory of its tensor
 ``places``     where tiles lie there: what is needed next
