@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ from torch import Tensor
 import warm_python
 from compress.fast_step import SHAPES, digest, plan_of, updates_of, weights_after
 from distro_optim import DisTrO
-from distro_optim.compress import CompressedUpdate, TilePlan
-from distro_optim.compress.engine import BlockEngine
+from distro_optim.compress import CompressedUpdate, TilePlan, make_plan
+from distro_optim.compress.engine import BlockEngine, blocks
+from distro_optim.compress.engine.long_blocks import long_blocks
 from distro_optim.compress.engine.looking import finite_in_parts
 from distro_optim.compress.exact import oracle
 from distro_optim.compress.exact.definition import integer_basis
 from distro_optim.compress.fast import engine, loading
+from distro_optim.compress.profile import CPU
+from distro_optim.optim import planned
 from distro_optim.optim.reference import dct_matrix, to_tiles
 from distro_optim.optim.rules import PUBLISHED
 
@@ -95,6 +101,140 @@ def test_weights_move_as_the_oracle_says(kind: str) -> None:
     [before] = weights_after(plan, [CompressedUpdate.empty(plan, quantized=True)])
     wanted = before - torch.tensor(np.sign(tile).astype(np.float32)) * torch.tensor(1e-3, dtype=torch.float32)
     assert torch.equal(after, wanted)
+
+
+def exact_tile(positions: Sequence[int], values: Sequence[float], h: int, w: int) -> Any:
+    """``(h, w)`` of Python's integers."""
+    down, along = integer_basis(h).astype(object), integer_basis(w).astype(object)
+    terms = zip(positions, values, strict=True)
+    return sum(int(q) * np.outer(down[:, at // w], along[:, at % w]) for at, q in terms)
+
+
+def doubtful_tiles(h: int, w: int) -> Iterator[tuple[str, list[int], list[float]]]:
+    """Coefficients by name, of which single precision alone would not tell all signs."""
+    r = np.random.default_rng(3)
+    many = r.permutation(h * w)[:300].tolist()
+    yield "random", many, r.integers(-4096, 4097, 300).tolist()
+    low = min(h, w) // 2
+    pairs = [(a, b) for a in range(low) for b in range(a + 1, low)][:60]
+    # Opposite at mirrored frequencies: where rows are columns, and where they are not, all of a diagonal is 0.
+    yield "a diagonal of zeros", [at for a, b in pairs for at in (a * w + b, b * w + a)], [2520, -2520] * len(pairs)
+    # Sums of frequencies that cancel out for every row or column that one of them mirrors.
+    evens = [a * w for a in range(0, h, 2)] + [a * w + 1 for a in range(0, h, 2)]
+    yield "small beside large", evens, [4096.0 if n % 2 else -1.0 for n in range(len(evens))]
+    yield "next to nothing", many, [1.0, -1.0] * 150
+    yield "nothing", many, [0.0] * 300
+
+
+@pytest.mark.parametrize(("h", "w"), [(64, 64), (43, 64), (64, 43), (48, 48)])
+@pytest.mark.parametrize("left", [0, 10**6], ids=["all of a tile again", "one by one"])
+def test_signs_that_single_precision_does_not_prove_are_summed_in_integers(
+    monkeypatch: pytest.MonkeyPatch, h: int, w: int, left: int
+) -> None:
+    from distro_optim.compress.fast import filtering
+    from distro_optim.compress.fast.decoding import PITCH, decode
+
+    # As Python: what is compiled takes constants as they were.
+    again = 0
+
+    def counted(*args: Any) -> None:
+        nonlocal again
+        again += args[5].dtype == np.float64
+        decode(*args)
+
+    monkeypatch.setattr(filtering, "decode", counted)
+    monkeypatch.setattr(filtering, "_doubtful", doubtful)
+    monkeypatch.setattr(filtering, "_lowest", lambda mask: (mask & -mask).bit_length() - 1)
+    monkeypatch.setattr(filtering, "poke", lambda at, offset, x: floats_at(at).__setitem__(offset, x))
+    monkeypatch.setattr(filtering, "_FEWEST", left)
+    monkeypatch.setattr(filtering, "_TERMS", 0)
+    bases = [engine._exact_basis(n) for n in (h, w)]
+    fast_bases = [basis.astype(np.float32) for basis in bases]
+    out, rows = np.full(64 * 64, np.nan, np.float32), np.empty(64 * PITCH)
+    frequency, slot = np.empty(64, np.int64), np.full(64, -1, np.int64)
+    summed = {}
+    for name, positions, values in doubtful_tiles(h, w):
+        at, q = np.array(positions, np.int32), np.array(values, np.float64)
+        again, args = 0, (at, q, len(at), h, w, *bases, *fast_bases)
+        address = out.ctypes.data
+        found = filtering.decode_signs.py_func(*args, rows.ctypes.data, frequency, slot, address, address)
+        assert found is (name != "nothing")
+        if found:
+            wanted = np.sign(exact_tile(positions, values, h, w)).astype(np.float32)
+            assert np.array_equal(np.sign(out.reshape(64, 64)[:h, :w]), wanted), name
+        summed[name] = again
+    assert any(summed.values()) is (left == 0)
+
+
+def floats_at(address: int) -> Any:
+    """A tile's memory, as an array."""
+    return np.ctypeslib.as_array((ctypes.c_float * (64 * 64)).from_address(address))
+
+
+def doubtful(tile: int, offset: int, bound: float) -> int:
+    """``filtering._doubtful`` in Python."""
+    from distro_optim.compress.fast.vectors import LANES
+
+    numbers = floats_at(tile)[offset : offset + LANES]
+    return sum(1 << lane for lane, x in enumerate(numbers) if not abs(x) > bound)
+
+
+def test_compiled_and_interpreted_filters_agree_which_elements_are_doubtful() -> None:
+    from numba import njit
+
+    from distro_optim.compress.fast import filtering
+    from distro_optim.compress.fast.vectors import LANES
+
+    compiled = njit(lambda tile, offset, bound: filtering._doubtful(tile, offset, bound))
+    tile = np.random.default_rng(1).standard_normal(64 * 64).astype(np.float32)
+    tile[:4] = [0.5, -0.5, 0.0, -0.0]
+    for offset in range(0, 64 * 64, LANES):
+        bound = np.float32(0.5)
+        assert compiled(tile.ctypes.data, offset, bound) == doubtful(tile.ctypes.data, offset, 0.5)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_long_blocks_hold_the_same_tiles(workers: int) -> None:
+    for count in (1, 7, 16, 24, 100):
+        batch = plan_of(((64 * count, 64),)).batches[0]
+        [block] = batch.blocks
+        long = long_blocks([replace(block, start=start, stop=start + 1) for start in range(count)], workers)
+        assert [tile for own in long for tile in range(own.start, own.stop)] == list(range(count))
+        assert sum(len(own.pieces) for own in long) == count
+        assert all(own.tiles <= 2 for own in long)
+        # Enough of them for all, the last of them short.
+        assert len(long) >= min(count, 4 * workers)
+        assert all(own.tiles == 1 for own in long[-(count // 4) :])
+        if count >= 16 * workers:
+            assert len(long) < 0.7 * count
+
+
+@pytest.mark.parametrize("settings", [{}, {"overlap": False}, {"overlap": False, "quantize_1bit": False}], ids=str)
+def test_a_step_in_long_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    taken: list[int] = []
+
+    def trained(block_elements: int) -> list[Tensor]:
+        profile = replace(CPU, block_elements=block_elements)
+        monkeypatch.setattr(planned, "make_plan", partial(make_plan, profile=lambda device: profile))
+        r = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=r)) for shape in ((1024, 192), (640, 130), (9, 64))]
+        optimizer = DisTrO(params, lr=1e-2, **settings, **PUBLISHED)
+        for _ in range(4):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=r)
+            optimizer.step()
+        return [param.detach().clone() for param in params]
+
+    def seen(blocks: Any, workers: int) -> Any:
+        long = long_blocks(blocks, workers)
+        taken.append(len(blocks) - len(long))
+        return long
+
+    wanted = trained(CPU.block_elements)
+    monkeypatch.setattr(blocks, "long_blocks", seen)
+    for mine, theirs in zip(trained(64 * 64), wanted, strict=True):
+        assert torch.equal(mine.view(torch.int32), theirs.view(torch.int32))
+    assert max(taken) > 0
 
 
 def test_signs_of_some_and_values_of_others_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +455,7 @@ def one_by_one(work: Callable[[Any, int], None], parts: Sequence[Any]) -> None:
         work(part, 0)
 
 
-@pytest.mark.parametrize("size", [4096, 4223, 1 << 19, (1 << 19) + 131])
+@pytest.mark.parametrize("size", [4096, 4223, 1 << 20, (1 << 20) + 131])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e19, None], ids=str)
 def test_gradients_that_are_not_finite_are_found_wherever_they_are(size: int, bad: float | None) -> None:
     """Nor are those whose squares are not, as for torch's norm."""
