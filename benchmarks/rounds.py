@@ -11,7 +11,8 @@ whole seconds that Psyche's coordinator needs, and what exchanging the gradients
 
 With ``--iroh`` each peer is a process with a real endpoint on loopback instead, as unshaped as that is, and what is
 printed is the CPU of a peer in a round: everything that a round costs but training and merging, with QUIC and all
-signatures. The processes are forks of one that has loaded everything.
+signatures. The processes are forks of one that has loaded everything. With ``--one-process`` all peers are in one, and
+what it spends is divided among them: so they wake each other less often, but a signature is checked once for all.
 
 At the end all peers must have applied the same results in the same order.
 """
@@ -299,18 +300,21 @@ def one_over_iroh(settings: Settings, plan: TilePlan, number: int, wire: Pipe, t
     port.close()
 
 
-def measure_iroh(settings: Settings, plan: TilePlan) -> tuple[float, float, float]:
-    """Median seconds of a round, CPU seconds of a peer in a round, and bytes of a peer in a round."""
+def measure_iroh(settings: Settings, plan: TilePlan, *, together: bool = False) -> tuple[float, float, float]:
+    """Median seconds of a round, CPU seconds of a peer in a round, and bytes of a peer in a round.
+
+    Args:
+        together: all peers are threads of this process.
+    """
     context = multiprocessing.get_context("fork")
     wires: list[Pipe] = []
-    processes = []
+    processes: list[Any] = []
     ticket: str | None = None
     try:
         for number in range(settings.peers):
             ours, theirs = context.Pipe()
-            processes.append(
-                context.Process(target=one_over_iroh, args=(settings, plan, number, theirs, ticket), daemon=True)
-            )
+            start = threading.Thread if together else context.Process
+            processes.append(start(target=one_over_iroh, args=(settings, plan, number, theirs, ticket), daemon=True))
             processes[-1].start()
             wires.append(ours)
             # One after the other, or two cores are so busy with handshakes that all of them take too long.
@@ -330,12 +334,13 @@ def measure_iroh(settings: Settings, plan: TilePlan) -> tuple[float, float, floa
         for process in processes:
             process.join(SECONDS)
     finally:
-        for process in processes:
+        for process in [] if together else processes:
             process.kill()
     compare([report.digests for report in reports], settings.rounds)
     # The first rounds have nothing to fetch.
     rounds = [b - a for report in reports for a, b in pairwise(report.began[2:])]
-    cpu = [(report.spent[-1] - report.spent[2]) / (len(report.spent) - 3) for report in reports]
+    sharing = settings.peers if together else 1
+    cpu = [(report.spent[-1] - report.spent[2]) / (len(report.spent) - 3) / sharing for report in reports]
     traffic = statistics.mean(report.traffic for report in reports) / settings.rounds
     return statistics.median(rounds), statistics.mean(cpu), traffic
 
@@ -371,18 +376,21 @@ def main() -> int:
     parser.add_argument("--rtt", type=float, default=0.08, help="seconds there and back")
     parser.add_argument("--parameters", type=int, default=120_000_000)
     parser.add_argument("--iroh", action="store_true", help="real endpoints on loopback; prints CPU seconds")
+    parser.add_argument("--one-process", action="store_true", help="with --iroh: all peers in one process")
     options = vars(parser.parse_args())
-    over_iroh = options.pop("iroh")
+    over_iroh, together = options.pop("iroh"), options.pop("one_process")
     settings = Settings(**options)
     torch.set_num_threads(1)
     plan = plan_of(settings.parameters)
     blob, _ = encode_result(random_update(plan, quantized=True, seed=0), step=1, trainer_nonce=0, batch=BatchId(0, 1))
     if over_iroh:
-        seconds, cpu, traffic = measure_iroh(settings, plan)
+        seconds, cpu, traffic = measure_iroh(settings, plan, together=together)
+        where = " in one process" if together else ""
         print(
-            f"{settings.peers} peers over iroh on loopback, {settings.compute:g} s of computing, {len(blob) / 1e3:.0f} "
-            f"KB a result: a round takes {seconds:.2f} s and each peer {1000 * cpu:.0f} ms of CPU; "
-            f"{traffic / 1e3:.0f} KB of a peer with peers in a round; weights equal on all peers"
+            f"{settings.peers} peers{where} over iroh on loopback, {settings.compute:g} s of computing, "
+            f"{len(blob) / 1e3:.0f} KB a result: a round takes {seconds:.2f} s and each peer "
+            f"{1000 * cpu:.0f} ms of CPU; {traffic / 1e3:.0f} KB of a peer with peers in a round; "
+            "weights equal on all peers"
         )
         return 0
     parameters = sum(torch.Size(spec.shape).numel() for spec in plan.specs)
