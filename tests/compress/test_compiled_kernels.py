@@ -144,7 +144,7 @@ def test_signs_that_single_precision_does_not_prove_are_summed_in_integers(
 
     monkeypatch.setattr(filtering, "decode", counted)
     monkeypatch.setattr(filtering, "_doubtful", doubtful)
-    monkeypatch.setattr(filtering, "_lowest", lambda mask: (mask & -mask).bit_length() - 1)
+    monkeypatch.setattr(filtering, "lowest", lambda mask: (mask & -mask).bit_length() - 1)
     monkeypatch.setattr(filtering, "poke", lambda at, offset, x: floats_at(at).__setitem__(offset, x))
     monkeypatch.setattr(filtering, "_FEWEST", left)
     monkeypatch.setattr(filtering, "_TERMS", 0)

@@ -18,6 +18,7 @@ from .caching import compiled
 from .decoding import decode
 from .encoding import SIDE
 from .memory import poke
+from .selection import lowest
 from .vectors import FLOAT, INT64, LANES, Lanes, intrinsic, signature
 
 __all__ = ["decode_signs"]
@@ -50,16 +51,6 @@ def _doubtful(typing, tile, offset, bound):  # type: ignore[no-untyped-def]
     return signature(types.int64, types.int64, types.int64, types.float32), generate
 
 
-@intrinsic
-def _lowest(typing, bits):  # type: ignore[no-untyped-def]
-    """The position of the lowest 1; ``bits`` is not 0."""
-
-    def generate(context: Any, b: Any, sig: Any, arguments: Any) -> Any:
-        return b.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return signature(types.int64, types.int64), generate
-
-
 @compiled
 def decode_signs(  # type: ignore[no-untyped-def]
     position, value, count, height, width, down, along, fast_down, fast_along, rows, frequency, slot, out, following
@@ -87,7 +78,7 @@ def decode_signs(  # type: ignore[no-untyped-def]
         for start in range(SIDE * row, SIDE * row + width, LANES):
             mask = _doubtful(out, start, bound)
             while mask != 0:
-                at = start + _lowest(mask)
+                at = start + lowest(mask)
                 mask &= mask - 1
                 j = at - SIDE * row
                 if j >= width:

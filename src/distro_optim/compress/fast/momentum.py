@@ -171,19 +171,9 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 sent_before = sent_before or value[i] != 0
             if sent_before:
                 decode(
-                    chosen,
-                    value,
-                    k,
-                    height,
-                    width,
-                    decode_down,
-                    decode_along,
-                    turned,
-                    frequency,
-                    slot,
+                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving,
                     leaving,
-                    leaving,
-                )
+                )  # fmt: skip
         if grads[param] == 0 and not sent_before:
             continue
         delta = deltas[param] + 4 * places[t, 1]
@@ -227,19 +217,9 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 for i in range(k):
                     chosen[i] = index[t, i]
                 decode(
-                    chosen,
-                    value,
-                    k,
-                    height,
-                    width,
-                    decode_down,
-                    decode_along,
-                    turned,
-                    frequency,
-                    slot,
+                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving,
                     leaving,
-                    leaving,
-                )
+                )  # fmt: skip
                 subtract(delta, pitch, leaving)
         if not whole:
             put_back_part(delta_part, memory, stride, rows, columns)

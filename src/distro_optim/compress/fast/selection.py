@@ -26,7 +26,7 @@ from .vectors import (
     signature,
 )
 
-__all__ = ["CANDIDATES", "GROUPS", "select"]
+__all__ = ["CANDIDATES", "GROUPS", "lowest", "select"]
 
 GROUPS: Final = 256
 """Most groups whose maxima bound the choice; as many coefficients at most can be chosen."""
@@ -102,7 +102,7 @@ def _reach(typing, coefficients, offset, bound):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _lowest(typing, bits):  # type: ignore[no-untyped-def]
+def lowest(typing, bits):  # type: ignore[no-untyped-def]
     """The position of the lowest 1; ``bits`` is not 0."""
 
     def generate(context: Any, b: Builder, sig: Any, arguments: Any) -> Any:
@@ -172,7 +172,7 @@ def select(coefficients, largest, k, height, width, groups, chosen, bits):  # ty
             for start in range(64 * row, 64 * row + 64, LANES):
                 mask = _reach(coefficients, start, bound)
                 while mask != 0:
-                    chosen[found] = start + _lowest(mask)
+                    chosen[found] = start + lowest(mask)
                     found += 1
                     mask &= mask - 1
     if found > k:

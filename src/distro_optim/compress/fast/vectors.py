@@ -126,7 +126,7 @@ class Lanes:
         The address must be that of a line. Other threads see it after :func:`~.passes.fence`.
         """
         store = self.b.store(vector, self._at(base, offset))
-        store.align = 4 * LINE if self.count == LINE else 2 * LINE
+        store.align = 4 * self.count
         store.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(INT32, 1)]))
 
     def prefetch(self, base: Value, offset: Value) -> None:

@@ -163,15 +163,14 @@ def merge(  # type: ignore[no-untyped-def]
         weight = params[param] + there
         shifting = shifted[param]
         following = params[param] + ahead_of(places, t)
-        if named != 0 and decode_signs(
+        says = named != 0 and decode_signs(
             position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, slot, tile,
             following,
-        ):  # fmt: skip
-            pass
-        elif shifting != 0:
+        )  # fmt: skip
+        if not says:
+            if shifting == 0:
+                continue
             clear(tile)
-        else:
-            continue
         if places[t, 3] == 64 and places[t, 4] == 64:
             if shifting == 0:
                 descend(weight, stride, tile, step)
