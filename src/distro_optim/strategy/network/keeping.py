@@ -427,7 +427,10 @@ class RunKeeper:
             others |= {
                 key: peer for key, peer in self._told.items() if others.get(key, peer).is_empty or key not in keys
             }
-            known = [peer for key, peer in others.items() if key != self._key.public and not peer.is_empty]
+            others.pop(self._key.public, None)
+            known = [peer for peer in others.values() if not peer.is_empty]
+            if len(known) < len(others):  # the ticket is to name them as soon as it is known where they are
+                self._placed = None, None
             if known:
                 self._others = tuple(known)
                 self._renew_ticket()
