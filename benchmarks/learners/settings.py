@@ -99,7 +99,15 @@ _BYTES = Setting(
     methods=(ADAMW, MUON, DEMO, DEMO_SIGNS, DISTRO, RECIPE, DILOCO, SPARSE_LOCO),
 )
 _SCALED = replace(
-    _BYTES.at(100), seeds=1, methods=(ADAMW, RECIPE, SMALL_TILES), tried=(1e-3, 2e-3, 3e-3), looks=(25, 50, 75, 100)
+    _BYTES.at(100),
+    methods=(ADAMW, RECIPE, SMALL_TILES, MUON, replace(MUON, lr=2e-2), replace(MUON, lr=5e-3), DISTRO),
+    tried=(1e-3, 2e-3, 3e-3),
+    looks=(25, 50, 75, 100),
+)
+_OUTER_RATES = tuple(
+    replace(method, name=f"{method.name}, outer {rate:g}", outer_lr=rate)
+    for method, rates in ((DILOCO, (0.4, 0.7, 1.0)), (SPARSE_LOCO, (0.5, 0.75, 1.0, 1.5)))
+    for rate in rates
 )
 _LLAMA = Setting(
     LLAMA.name,
@@ -150,6 +158,7 @@ SETTINGS = {
         replace(_SCALED, name="bytes, 4 workers"),
         replace(_SCALED, name="bytes, 16 workers", workers=16),
         replace(_SCALED, name="bytes, 8 times the batch", batch_size=16),
+        replace(_BYTES, name="bytes, outer rates", methods=_OUTER_RATES, seeds=1),
         replace(_BYTES, name="bytes, beyond", methods=confirmed(RECIPE)),
         replace(_BYTES.at(100), name="bytes, tried beyond", methods=(*confirmed(RECIPE), *tried(RECIPE)), seeds=1),
     )
@@ -177,7 +186,12 @@ class Run:
 
 def has_a_twin(method: Method) -> bool:
     """Whether it is ``DisTrO``, by any rules."""
-    return method.name not in _WORKERS and method.variation is None
+    return _family(method) not in _WORKERS and method.variation is None
+
+
+def _family(method: Method) -> str:
+    """Its name without what its variants differ in."""
+    return method.name.partition(",")[0]
 
 
 def make_workers(run: Run) -> Workers:
@@ -187,7 +201,7 @@ def make_workers(run: Run) -> Workers:
     if method.variation is not None:
         return VariedWorkers(task, method, setting.workers)
     if not has_a_twin(method):
-        return _WORKERS[method.name](task, method, setting.workers)
+        return _WORKERS[_family(method)](task, method, setting.workers)
     dtype = torch.float32 if run.kind in (USED, PLAIN_USED) else torch.float64
     if run.kind in (PLAIN, PLAIN_USED):
         return PlainWorkers(task, method, setting.workers, dtype)
