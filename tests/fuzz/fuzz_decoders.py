@@ -42,6 +42,7 @@ MAX_INPUT: Final = 16384
 # What the fuzzer watches the paths through.
 INSTRUMENTED: Final = (
     "comm.announcements",
+    "comm.carrying",
     "comm.changes",
     "comm.iroh.blobs.decoder",
     "comm.iroh.blobs.request",
@@ -402,6 +403,13 @@ def audit_report(data: bytes) -> None:
     assert decode_report(encode_report(report)) == report
 
 
+def carried_blob(data: bytes) -> None:
+    from distro_optim.comm.carrying import MARK, carries, pack, unpack
+
+    whole = data if carries(data) else MARK + data
+    assert pack(*unpack(whole)) == whole
+
+
 def momentum_message(data: bytes) -> None:
     from distro_optim.strategy.rounds.audits.momentum_messages import decode_momentum_message, is_momentum_message
 
@@ -536,6 +544,7 @@ TARGETS: Final[dict[str, Target]] = {
     "model-identity": model_identity,
     "audit-limits": audit_limits,
     "audit-report": audit_report,
+    "carried-blob": carried_blob,
     "momentum-message": momentum_message,
     "ledger-line": ledger_line,
     "momentum-commitment": momentum_commitment,
@@ -559,7 +568,7 @@ def seeds() -> dict[str, list[bytes]]:
     import torch
     from blake3 import blake3
 
-    from distro_optim.comm import postcard
+    from distro_optim.comm import carrying, postcard
     from distro_optim.comm.addresses import EndpointAddr, SocketAddr
     from distro_optim.comm.changes import change_of
     from distro_optim.comm.framing import Else
@@ -707,6 +716,7 @@ def seeds() -> dict[str, list[bytes]]:
         "model-identity": [identity.encode().encode()],
         "audit-limits": [LOOSEST.encode()],
         "audit-report": [encode_report(AuditReport(0, 9, key, counts, own)) for own in (counts, None)],
+        "carried-blob": [carrying.pack(b"said", b"blob"), b"\0\0", b"\0\1ab"],
         "momentum-message": [
             MomentumSaid(0, 9, bytes(64), 0, key, (0.9,)).encode(),
             OpeningSaid(0, 9, bytes(64), 0, BlobTicket.raw(EndpointAddr(key), key)).encode(),

@@ -18,7 +18,7 @@ from distro_optim.coordinator.types import BatchId, ClientState, Coordinator, Ru
 from distro_optim.errors import InvalidResultError
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
-from distro_optim.strategy.rounds.broadcasts import Broadcast, TrainingResult
+from distro_optim.strategy.rounds.broadcasts import Broadcast, Finished, TrainingResult
 from distro_optim.strategy.rounds.results import encode_result, max_result_size, read_any_result, read_result
 from distro_optim.strategy.rounds.rounds import Rounds, Stage
 from distro_optim.testing.psyche_twin import PsycheTwin, with_wild_values
@@ -157,6 +157,16 @@ def test_whoever_is_in_the_majority(ours: int, theirs: int, quantized: bool) -> 
     run.until_finished()
     run.assert_all_counted(every=ours + theirs)
     assert set(run.dropped) <= HARMLESS
+
+
+def test_in_a_run_of_theirs_they_hear_all_that_they_wait_for_and_no_result_goes_along() -> None:
+    run = Mixed.of(2, 1, quantized=True, total_steps=8)
+    run.until_finished()
+    for member in run.ours:
+        said = member.of(act.Announce)
+        assert all(action.carrying is None for action in said)
+        broadcasts = [postcard.decode(Broadcast, action.data) for action in said]
+        assert {b.step for b in broadcasts if isinstance(b.data, Finished)} >= set(range(1, 6))
 
 
 def test_a_result_that_nobody_heard_of_is_waited_for_until_it_is_repeated() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,14 @@ def fresh() -> tuple[World, Member, Member]:
     world, victim, speaker = in_round_three()
     in_round_three.cache_clear()
     return world, victim, speaker
+
+
+def where_some_report() -> tuple[World, Member, Member]:
+    """The same with two witnesses, of whom the victim is one."""
+    world, members = run_of(3, total_steps=100, witness_nodes=2)
+    world.until_phase(RunState.ROUND_TRAIN, height=3)
+    victim = next(member for member in members if round_of(member).witness_proof.witness)
+    return world, victim, next(member for member in members if member is not victim)
 
 
 def round_of(member: Member) -> RoundState:
@@ -145,10 +154,6 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
         DropReason.WRONG_STEP,
         lambda b, *_: replace(b, step=0, data=Finished(MerkleRoot(), warmup=True)),
     ),
-    "a_finish_that_commits_to_another_root": (
-        DropReason.WRONG_HASH,
-        lambda b, *_: replace(b, data=Finished(MerkleRoot(HASH), warmup=False)),
-    ),
 }
 
 
@@ -157,6 +162,12 @@ def test_it_is_refused(name: str) -> None:
     reason, lie = LIES[name]
     _, victim, speaker = in_round_three()
     assert_refused(say(victim, speaker.key.public, lie(truth(speaker), victim, speaker)), reason)
+
+
+def test_a_finish_that_commits_to_another_root_is_refused() -> None:
+    _, victim, speaker = where_some_report()
+    lie = replace(truth(speaker), data=Finished(MerkleRoot(HASH), warmup=False))
+    assert_refused(say(victim, speaker.key.public, lie), DropReason.WRONG_HASH)
 
 
 def test_a_stranger_is_not_heard() -> None:
@@ -208,7 +219,7 @@ def test_a_peer_that_announces_the_blob_of_another_as_its_own_does_not_silence_i
 
 
 def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
-    _, victim, speaker = fresh()
+    _, victim, speaker = where_some_report()
     root = MerkleRoot(HASH)
     data_hash = finished_hash(HASH)
     finish = replace(
@@ -220,10 +231,14 @@ def test_a_second_finish_of_a_round_is_a_duplicate() -> None:
     assert_refused(say(victim, speaker.key.public, finish), DropReason.DUPLICATE)
 
 
-def test_who_has_no_report_to_make_spends_nothing_on_who_has_finished_and_takes_results_all_the_same() -> None:
-    _, victim, speaker = fresh()
+@pytest.mark.parametrize("everybody", [False, True])
+def test_who_waits_for_nobody_spends_nothing_on_who_has_finished_and_takes_results_all_the_same(
+    everybody: bool,
+) -> None:
+    _, victim, speaker = fresh() if everybody else where_some_report()
     round_ = round_of(victim)
-    round_.witness_proof = replace(round_.witness_proof, witness=False)
+    if not everybody:
+        round_.witness_proof = replace(round_.witness_proof, witness=False)
     heard = list(round_.broadcasts)
     for signature in (bytes(64), speaker.key.sign(finished_hash(HASH))):
         commitment = Commitment(finished_hash(HASH), signature)
@@ -233,6 +248,32 @@ def test_who_has_no_report_to_make_spends_nothing_on_who_has_finished_and_takes_
     assert round_.broadcasts == heard
     (fetch,) = say(victim, speaker.key.public, truth(speaker))
     assert isinstance(fetch, act.FetchBlob)
+
+
+@pytest.mark.parametrize(("witnesses", "says"), [(0, False), (2, True)])
+def test_that_one_has_finished_is_said_where_somebody_waits_for_it(witnesses: int, says: bool) -> None:
+    world, members = run_of(3, total_steps=100, witness_nodes=witnesses)
+    world.until_phase(RunState.ROUND_TRAIN, height=5)
+    said = [postcard.decode(Broadcast, action.data) for member in members for action in member.of(act.Announce)]
+    finished = [broadcast for broadcast in said if isinstance(broadcast.data, Finished)]
+    assert any(broadcast.data == Finished(MerkleRoot(), warmup=True) for broadcast in finished)
+    assert any(broadcast.step for broadcast in finished) == says
+    assert sum(isinstance(broadcast.data, TrainingResult) for broadcast in said) >= 4 * len(members)
+
+
+def test_a_result_may_go_along_with_its_announcement_and_with_nothing_else() -> None:
+    world, members = run_of(3, total_steps=100)
+    world.until_phase(RunState.ROUND_TRAIN, height=5)
+    for member in members:
+        stored = {blake3(action.data).digest(): action.data for action in member.of(act.StoreBlob)}
+        carried = []
+        for action in member.of(act.Announce):
+            broadcast = postcard.decode(Broadcast, action.data)
+            if action.carrying is not None:  # as what is said again, which others may have
+                assert isinstance(broadcast.data, TrainingResult)
+                carried.append(broadcast.data.ticket.hash)
+                assert action.carrying == stored[broadcast.data.ticket.hash]
+        assert carried == list(stored)
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ def test_one_that_reads_nothing_costs_a_member_a_bounded_number_of_bytes(loop_th
     loop_thread.run(run(), SECONDS)
 
 
-@pytest.mark.parametrize("said", [b"\x02\0\0\0\1x", b"\0\xff\xff\xff\xff", b"\1\0\0\x20\1"])
+@pytest.mark.parametrize("said", [b"\x02\0\0\0\1x", b"\0\xff\xff\xff\xff", b"\0\0\0\x20\1", b"\1\0\0\x60\1"])
 def test_a_member_that_says_what_makes_no_sense_is_left(loop_thread: LoopThread, said: bytes) -> None:
     async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
         await fed(watcher, [alice])
@@ -289,6 +289,18 @@ def test_a_member_that_says_what_makes_no_sense_is_left(loop_thread: LoopThread,
         alice._desk._listeners[watcher.peer_id].put(said)
         while watcher.neighbors:
             await asyncio.sleep(0.001)
+
+    among_them(loop_thread, check)
+
+
+def test_a_result_that_comes_along_comes_to_who_watches(loop_thread: LoopThread) -> None:
+    async def check(alice: IrohSwarm, bob: IrohSwarm, watcher: ObservingSwarm) -> None:
+        await fed(watcher, [alice, bob])
+        blob = bytes(range(256)) * 20
+        ticket = await alice.publish(blob, "result")
+        await alice.announce(b"said", carrying=blob)
+        assert await heard(watcher, Channel.RUN, 1) == {Announcement(alice.peer_id, b"said")}
+        assert watcher.at_hand(ticket, max_size=len(blob), tag="kept") == blob
 
     among_them(loop_thread, check)
 

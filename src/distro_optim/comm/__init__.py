@@ -22,6 +22,7 @@ Bytes and what they mean, without I/O:
 ``question``       our side of a question to a coordinator, in a connection of its own
 ``signing``        Ed25519 keys and the signed envelope in which peers speak
 ``announcements``  from the wire to the application: checked, deduplicated, queued
+``carrying``       blobs of a few kilobytes that come along with their announcement
 ``seen``           which messages were here before
 ``addresses``      where a peer can be reached
 ``tickets``        one string that says where something is

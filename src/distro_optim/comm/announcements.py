@@ -14,16 +14,13 @@ from typing import Final
 
 from ..errors import ConfigurationError, ProtocolError
 from .seen import SeenSet
-from .signing import PUBLIC_KEY_SIZE, SIGNATURE_SIZE, SignedMessage, is_signed_by
+from .signing import SignedMessage, is_signed_by
 
 __all__ = ["MAX_ANNOUNCEMENT", "Announcement", "AnnouncementInbox", "InboxCounts", "InboxLimits"]
 
-# Psyche's gossip messages are shorter than 4096 bytes; 4055 of it are content that can be forwarded any number of
-# times (`src/proto/topic.rs` of iroh-gossip), and the signature's envelope takes the rest.
-_MAX_CONTENT: Final = 4055
-_LENGTH_BYTES: Final = 2
-MAX_ANNOUNCEMENT: Final = _MAX_CONTENT - PUBLIC_KEY_SIZE - _LENGTH_BYTES - SIGNATURE_SIZE
-"""Bytes of an announcement at most."""
+MAX_ANNOUNCEMENT: Final = 3957
+"""Bytes of an announcement at most. Psyche's gossip messages are shorter than 4096 bytes; 4055 of it are content that
+can be forwarded any number of times (``src/proto/topic.rs`` of iroh-gossip), and the signature's envelope takes 98."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,21 @@ class AnnouncementInbox:
         salt: random bytes for the set of seen messages.
         allowed: senders to listen to; None for everybody.
         limits: of the queue.
+        max_data: bytes that a sender may say at a time.
     """
 
     def __init__(
-        self, me: bytes, *, salt: bytes, allowed: Iterable[bytes] | None = None, limits: InboxLimits | None = None
+        self,
+        me: bytes,
+        *,
+        salt: bytes,
+        allowed: Iterable[bytes] | None = None,
+        limits: InboxLimits | None = None,
+        max_data: int = MAX_ANNOUNCEMENT,
     ) -> None:
         self.counts = InboxCounts()
         self._me = me
+        self._max_size = SignedMessage.size_with(max_data)
         self._limits = limits if limits is not None else InboxLimits()
         self._seen = SeenSet(salt)
         self._allowed: frozenset[bytes] | None = None
@@ -114,7 +119,14 @@ class AnnouncementInbox:
 
     def receive(self, sealed: bytes | memoryview) -> Announcement | None:
         """Takes in what gossip delivered; the announcement if it is queued, None if it is dropped. Never raises."""
-        if len(sealed) > _MAX_CONTENT:
+        announcement = self.open(sealed)
+        if announcement is not None:
+            self.push(announcement)
+        return announcement
+
+    def open(self, sealed: bytes | memoryview) -> Announcement | None:
+        """The announcement in it, if it counts and was not here before; it is not queued. Never raises."""
+        if len(sealed) > self._max_size:
             self.counts.malformed += 1
             return None
         try:
@@ -136,10 +148,31 @@ class AnnouncementInbox:
             self.counts.malformed += 1
             return None
         self._seen.add_new(identity)
+        return Announcement(sender, message.data)
+
+    def admit(self, announcement: Announcement) -> bool:
+        """Queues what its sender said elsewhere, as :meth:`open` there has shown; False if it was here before."""
+        identity = announcement.sender + announcement.data
+        if identity in self._seen:
+            self.counts.duplicate += 1
+            return False
+        self._seen.add_new(identity)
+        self.push(announcement)
+        return True
+
+    def push(self, announcement: Announcement) -> None:
+        """Queues what :meth:`open` gave."""
         self.counts.accepted += 1
-        announcement = Announcement(sender, message.data)
-        self._push(announcement)
-        return announcement
+        sender = announcement.sender
+        if len(self._of_sender.get(sender, ())) >= self._limits.queued_per_sender:
+            self._drop_oldest(sender)
+            self.counts.dropped += 1
+        elif len(self._queue) >= self._limits.queued:
+            self._drop_oldest(max(self._of_sender, key=lambda key: len(self._of_sender[key])))
+            self.counts.dropped += 1
+        self._number += 1
+        self._queue[self._number] = announcement
+        self._of_sender.setdefault(sender, deque()).append(self._number)
 
     def take(self) -> Announcement | None:
         """The oldest announcement, in order of arrival; None if none waits."""
@@ -155,18 +188,6 @@ class AnnouncementInbox:
     def waiting(self) -> Counter[bytes]:
         """How many announcements of each sender wait."""
         return Counter({sender: len(numbers) for sender, numbers in self._of_sender.items()})
-
-    def _push(self, announcement: Announcement) -> None:
-        sender = announcement.sender
-        if len(self._of_sender.get(sender, ())) >= self._limits.queued_per_sender:
-            self._drop_oldest(sender)
-            self.counts.dropped += 1
-        elif len(self._queue) >= self._limits.queued:
-            self._drop_oldest(max(self._of_sender, key=lambda key: len(self._of_sender[key])))
-            self.counts.dropped += 1
-        self._number += 1
-        self._queue[self._number] = announcement
-        self._of_sender.setdefault(sender, deque()).append(self._number)
 
     def _drop_oldest(self, sender: bytes) -> None:
         numbers = self._of_sender[sender]

@@ -180,6 +180,12 @@ class SignedMessage:
         """The bytes of a signed message with ``data``."""
         return encode(cls(key.public, data, key.sign(data)))
 
+    @staticmethod
+    def size_with(data_size: int) -> int:
+        """Bytes of a signed message with so many bytes of data."""
+        length_bytes = max(1, -(-data_size.bit_length() // 7))
+        return PUBLIC_KEY_SIZE + length_bytes + data_size + SIGNATURE_SIZE
+
     @classmethod
     def read(cls, sealed: bytes | bytearray | memoryview) -> SignedMessage:
         """Reads without verifying. The latest are kept, for the same reason as answers of :func:`is_signed_by`.

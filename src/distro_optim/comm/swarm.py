@@ -98,12 +98,18 @@ class Swarm(ABC):
         """Takes off the tags for which ``unwanted(tag)`` holds; their blobs may vanish. Returns how many."""
 
     @abstractmethod
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
         """Signs ``data`` and sends it to all peers that listen to ``channel``.
 
         Delivery is very likely, not certain: say important things again. The same bytes from the same peer are
         delivered once, so what is said again needs another content, such as a counter. The own announcements do not
         come back.
+
+        Args:
+            data: at most :data:`MAX_ANNOUNCEMENT` bytes.
+            channel: who is to hear it.
+            carrying: a published blob that ``data`` names, in a swarm where all are of our own kind and listen to both
+                channels. It may go along, so that who hears ``data`` has it already when it fetches it.
 
         Raises:
             ConfigurationError: longer than :data:`MAX_ANNOUNCEMENT` bytes.
@@ -136,6 +142,11 @@ class Swarm(ABC):
             StoreFullError: there is no room for it.
             NodeClosedError: the swarm is closed.
         """
+
+    def at_hand(self, ticket: BlobTicket, *, max_size: int, tag: str) -> bytes | None:
+        """What :meth:`fetch` would return, if it is here already since it came along with its announcement; None if it
+        has to be fetched."""
+        return None
 
     @abstractmethod
     def peers(self) -> Sequence[PeerInfo]:
@@ -203,6 +214,23 @@ class AnnouncementStream:
     def deliver(self, sealed: bytes | memoryview) -> bool:
         """Takes in what arrived for everybody; whether it is one that was not here before, of a peer that counts."""
         if self._closed or self.inbox.receive(sealed) is None:
+            return False
+        self._arrived.set()
+        return True
+
+    def open(self, sealed: bytes | memoryview) -> Announcement | None:
+        """What :meth:`deliver` would take in; it is not taken in yet."""
+        return None if self._closed else self.inbox.open(sealed)
+
+    def push(self, announcement: Announcement) -> bool:
+        """Takes in what :meth:`open` gave; True."""
+        self.inbox.push(announcement)
+        self._arrived.set()
+        return True
+
+    def admit(self, announcement: Announcement) -> bool:
+        """Takes in what was said on another channel; whether it was not here before."""
+        if not self.inbox.admit(announcement):
             return False
         self._arrived.set()
         return True

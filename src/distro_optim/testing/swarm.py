@@ -216,7 +216,7 @@ class MemorySwarm(Swarm):
         return len(tags)
 
     @override
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
         self._check_open()
         check_announcement(data)
         sealed = SignedMessage.seal(self._key, data)

@@ -167,7 +167,7 @@ class LyingSwarm(SwarmAround):
         return ticket
 
     @override
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
         await self.inner.announce(await self._twisted(data) if channel is Channel.RUN else data, channel=channel)
 
     async def _twisted(self, data: bytes) -> bytes:

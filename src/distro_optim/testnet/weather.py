@@ -108,12 +108,16 @@ class SwarmAround(Swarm):
         return self.inner.forget(unwanted)
 
     @override
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
-        await self.inner.announce(data, channel=channel)
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
+        await self.inner.announce(data, channel=channel, carrying=carrying)
 
     @override
     def announcements(self, channel: Channel = Channel.RUN) -> AsyncIterator[Announcement]:
         return self.inner.announcements(channel)
+
+    @override
+    def at_hand(self, ticket: BlobTicket, *, max_size: int, tag: str) -> bytes | None:
+        return self.inner.at_hand(ticket, max_size=max_size, tag=tag)
 
     @override
     async def fetch(

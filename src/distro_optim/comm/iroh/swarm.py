@@ -23,9 +23,11 @@ from typing import Final
 
 from typing_extensions import override
 
-from ...errors import ConfigurationError, NodeClosedError
+from ...errors import ConfigurationError, NodeClosedError, ProtocolError
 from ..addresses import EndpointAddr
-from ..announcements import Announcement, AnnouncementInbox, InboxCounts, InboxLimits
+from ..announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, InboxCounts, InboxLimits
+from ..carrying import MAX_CARRIED, MAX_CARRYING, CarriedBlobs, carries, pack, unpack
+from ..serving.limits import Bucket
 from ..signing import SignedMessage
 from ..swarm import AnnouncementStream, Channel, PeerInfo, Swarm, check_announcement, provider_order
 from ..tickets import BlobFormat, BlobTicket
@@ -34,7 +36,7 @@ from .blobs.request import ALPN as BLOBS_ALPN
 from .blobs.store import BlobStore, MemoryStore
 from .connection import Way
 from .endpoint import Node
-from .gossip.config import SWARM_GOSSIP, GossipConfig
+from .gossip.config import SWARM_GOSSIP, GossipConfig, max_message_size
 from .gossip.feed import FEED_ALPN, FeedDesk
 from .gossip.gate import AnnouncementGate
 from .gossip.net import GossipService, Topic
@@ -49,11 +51,15 @@ _log = logging.getLogger(__name__)
 # Between two looks at the counters of all connections; a fifteenth of the window of a rate.
 _SAMPLE_SECONDS: Final = 1.0
 _TOPIC_PREFIX: Final = b"psyche gossip"
-_CHANNEL_PREFIX: Final = b"distro-optim own kind 2"
+_CHANNEL_PREFIX: Final = b"distro-optim own kind 3"
 """The number changes with what peers of our own kind say there, so that those that say it otherwise never hear them."""
 _SALT_SIZE: Final = 16
 _HASHED_AT_ONCE: Final = 64 << 10
 """Bytes that are hashed in less time than it takes to have another thread do it."""
+_CARRIED_PER_SECOND: Final = 32.0 * 1024
+_CARRIED_BURST: Final = 512.0 * 1024
+"""Bytes of blobs that go along with announcements, half of what others pass on of one author
+(:class:`~.gossip.gate.GateLimits`); what is above that is fetched."""
 _MAX_MET: Final = 64
 """Whom we were told of and whom a channel is entered through; a membership view holds far fewer. Chosen arbitrarily."""
 
@@ -96,7 +102,8 @@ class IrohSwarm(Swarm):
         self.store = store if store is not None else MemoryStore()
         self.pool = ConnectionPool(node)
         self.blobs = BlobService(node, self.store, pool=self.pool)
-        self.gossip = GossipService(node, gossip)
+        own_kind = {topic_of_channel(topic, Channel.OWN_KIND): max_message_size(SignedMessage.size_with(MAX_CARRYING))}
+        self.gossip = GossipService(node, gossip, sizes=own_kind)
         self._topic_id = topic
         self._topics: dict[Channel, Topic] = {}
         self._entering: dict[Channel, asyncio.Task[Topic]] = {}
@@ -104,11 +111,18 @@ class IrohSwarm(Swarm):
         self._streams = {
             channel: AnnouncementStream(
                 AnnouncementInbox(
-                    node.endpoint_id, salt=os.urandom(_SALT_SIZE), allowed=node.allowed, limits=inbox_limits
+                    node.endpoint_id,
+                    salt=os.urandom(_SALT_SIZE),
+                    allowed=node.allowed,
+                    limits=inbox_limits,
+                    max_data=MAX_ANNOUNCEMENT if channel is Channel.RUN else MAX_CARRYING,
                 )
             )
             for channel in Channel
         }
+        self._carried = CarriedBlobs()
+        self._to_carry = Bucket(_CARRIED_PER_SECOND, _CARRIED_BURST, 0.0)
+        self._others: int | None = None
         self._traffic = TrafficMonitor()
         self._tasks: list[asyncio.Task[None]] = []
         self._rng = rng if rng is not None else random.Random()
@@ -163,9 +177,11 @@ class IrohSwarm(Swarm):
         return forgotten
 
     @override
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
         self._check_open()
         check_announcement(data)
+        if carrying is not None and self._may_carry(carrying):
+            channel, data = Channel.OWN_KIND, pack(data, carrying)
         topic = await self._enter(channel)
         sealed = SignedMessage.seal(self.node.secret_key, data)
         if self._desk is not None:
@@ -180,10 +196,23 @@ class IrohSwarm(Swarm):
             yield announcement
 
     @override
+    def at_hand(self, ticket: BlobTicket, *, max_size: int, tag: str) -> bytes | None:
+        if not self.store.is_prompt:
+            return None
+        blob = self._carried.take(ticket.hash, max_size)
+        if blob is not None:
+            self.store.add(blob, tag=tag)
+        return blob
+
+    @override
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
     ) -> bytes:
         self._check_open()
+        if (carried := self._carried.take(ticket.hash, max_size)) is not None:
+            if tag is not None:
+                await asyncio.to_thread(self.store.add, carried, tag=tag)
+            return carried
         if ticket.format is not BlobFormat.RAW:
             raise ConfigurationError("only tickets of raw blobs can be fetched", name="ticket", value=ticket.format)
         if not ticket.addr.is_empty:  # a ticket that only says who must not make us forget where
@@ -273,8 +302,14 @@ class IrohSwarm(Swarm):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _tell_size(self, allowed: Collection[bytes] | None) -> None:
-        others = None if allowed is None else sum(peer != self.peer_id for peer in allowed)
-        self.gossip.protocol.set_others(others)
+        self._others = None if allowed is None else sum(peer != self.peer_id for peer in allowed)
+        self.gossip.protocol.set_others(self._others)
+
+    def _may_carry(self, blob: bytes) -> bool:
+        """Whether it goes along with an announcement: it would go to each of the others once, and is no burden."""
+        is_mesh = self._others is not None and self._others <= self.gossip.config.pushed_by_author
+        now = asyncio.get_running_loop().time()
+        return is_mesh and len(blob) <= MAX_CARRIED and self._to_carry.take(len(blob), now)
 
     def _check_open(self) -> None:
         if self._closed or self.node.is_closed:
@@ -297,9 +332,28 @@ class IrohSwarm(Swarm):
 
     async def _listen(self, channel: Channel) -> None:
         async for message in await self._entering[channel]:
-            is_new = self._streams[channel].deliver(message.content)
+            is_new = self._deliver(channel, message.content)
             if is_new and self._desk is not None:
                 self._desk.tell(channel, message.content)
+
+    def _deliver(self, channel: Channel, sealed: bytes | memoryview) -> bool:
+        """Takes in what was said; whether it is new, of a peer that counts. What it carries waits to be fetched."""
+        if channel is Channel.RUN:
+            return self._streams[channel].deliver(sealed)
+        stream = self._streams[channel]
+        announcement = stream.open(sealed)
+        if announcement is None:
+            return False
+        try:
+            if not carries(announcement.data):
+                check_announcement(announcement.data)
+                return stream.push(announcement)
+            data, blob = unpack(announcement.data)
+        except (ConfigurationError, ProtocolError):
+            stream.inbox.counts.malformed += 1
+            return False
+        self._carried.keep(announcement.sender, blob)
+        return self._streams[Channel.RUN].admit(Announcement(announcement.sender, data))
 
     async def _watch_traffic(self) -> None:
         while True:

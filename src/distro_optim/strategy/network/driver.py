@@ -367,8 +367,8 @@ class RoundDriver:
                     case act.StoreBlob(data=data, tag=tag):
                         self._tell_of_result(tag, data)
                         await self.swarm.publish(data, tag)
-                    case act.Announce(data):
-                        await self.swarm.announce(data)
+                    case act.Announce(data=data, carrying=carrying):
+                        await self.swarm.announce(data, carrying=carrying)
                     case act.AnnounceWeights(data):
                         await self.swarm.announce(data, channel=Channel.OWN_KIND)
             except DistroError as error:
@@ -417,6 +417,14 @@ class RoundDriver:
             first, task = self._fetches[blob]
             self._fetches[blob] = max(first, step), task
             return
+        try:
+            here = self.swarm.at_hand(action.ticket, max_size=action.max_size, tag=action.tag)
+        except DistroError as error:
+            _log.info("a result that came along was not kept: %s", error)
+            here = None
+        if here is not None:
+            self._loop.call_soon(self._fetched, action, here)  # not before what else comes of the same input
+            return
         task = self._loop.create_task(self._fetch(action))
         self._fetches[blob] = (step, task)
 
@@ -435,11 +443,13 @@ class RoundDriver:
         # Before the answer: it may bring the same action again.
         self._fetches.pop(blob, None)
         if data is not None:
-            whole = data
-            self._tell_of_result(action.tag, whole)
-            self._feed(lambda now: self.rounds.fetched(blob, whole, now))
+            self._fetched(action, data)
         else:
             self._feed(lambda now: self.rounds.fetch_failed(blob, now, is_slow=is_slow))
+
+    def _fetched(self, action: act.FetchBlob, data: bytes) -> None:
+        self._tell_of_result(action.tag, data)
+        self._feed(lambda now: self.rounds.fetched(action.ticket.hash, data, now))
 
     def _tell_of_result(self, tag: str, data: bytes) -> None:
         if self._on_result is not None and not _is_opening(tag):

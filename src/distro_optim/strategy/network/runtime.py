@@ -73,7 +73,7 @@ T = TypeVar("T")
 VIEW_SECONDS: Final = 0.5
 """Between two looks at the run for :meth:`Runtime.view`."""
 
-PEERS_SECONDS: Final = 2.0
+PEERS_SECONDS: Final = 5.0
 """Between two looks at the peers for it, for which the transport is asked about each connection: with sixteen peers
 that took a fifth of what a round costs when it was done twice a second."""
 

@@ -342,9 +342,14 @@ class StoreBlob:
 
 @dataclass(frozen=True)
 class Announce:
-    """Sign these bytes (a :class:`~.broadcasts.Broadcast`) and send them to everybody."""
+    """Sign these bytes (a :class:`~.broadcasts.Broadcast`) and send them to everybody.
+
+    Attributes:
+        carrying: the stored blob that they are about, in a run of our own kind: it may go along.
+    """
 
     data: bytes
+    carrying: bytes | None = None
 
 
 @dataclass(frozen=True)

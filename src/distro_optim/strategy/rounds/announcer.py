@@ -205,12 +205,22 @@ class Announcer:
         self._draw = draw
         self._outbox = outbox
 
-    def say(self, step: int, proof: CommitteeProof, data_hash: bytes, data: BroadcastType, now: float) -> Commitment:
-        """Announces ``data``, committing to ``data_hash``, and returns the commitment."""
+    def say(
+        self,
+        step: int,
+        proof: CommitteeProof,
+        data_hash: bytes,
+        data: BroadcastType,
+        now: float,
+        *,
+        blob: bytes | None = None,
+    ) -> Commitment:
+        """Announces ``data``, committing to ``data_hash``, and returns the commitment. In a run of our own kind a small
+        ``blob`` may go along, to which ``data`` has the ticket."""
         commitment = Commitment(data_hash, self._key.sign(data_hash))
         broadcast = Broadcast(step, proof, commitment, self.nonce(), data)
         self.repeats.add(broadcast, now)
-        self._outbox.put(Announce(postcard.encode(broadcast)))
+        self._outbox.put(Announce(postcard.encode(broadcast), None if self.repeats.pace is AMONG_PSYCHES else blob))
         return commitment
 
     def repeat(self, now: float) -> bool:

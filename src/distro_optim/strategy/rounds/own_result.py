@@ -191,7 +191,7 @@ class OwnResult:
         ticket = BlobTicket.raw(self.address, blake3(blob).digest())
         self._outbox.put(StoreBlob(data=blob, tag=f"distro-result_{round_.step}"))
         result = TrainingResult(pending.batch, ticket)
-        commitment = self._announcer.say(round_.step, round_.committee_proof, data_hash, result, now)
+        commitment = self._announcer.say(round_.step, round_.committee_proof, data_hash, result, now, blob=blob)
         claim = Claim(self._me, pending.batch, commitment, ticket)
         round_.add(claim)
         round_.broadcasts.append(data_hash)

@@ -159,8 +159,8 @@ class RoundPipeline:
         round_ = self._live_round(broadcast.step)
         if round_ is None:
             return False
-        if isinstance(broadcast.data, Finished) and not self._is_psyches and not round_.witness_proof.witness:
-            return True  # only reports wait for these, which are a third of all messages: nothing of them is checked
+        if isinstance(broadcast.data, Finished) and not self._waits_for_finished(round_):
+            return True  # nothing of it is checked
         claim = check_broadcast(broadcast, sender, round_, self._reader)
         data_hash = broadcast.commitment.data_hash
         if claim is None:
@@ -218,7 +218,7 @@ class RoundPipeline:
         unheard_until = current.ready_at + self._unheard_seconds(at)
         if previous is not None and self._is_awaited(previous, unheard_until, at):
             return
-        if not current.sent_finished:
+        if not current.has_finished:
             self._finish(current, previous, at.now)
         if current.is_newcomer:
             # Nobody waits for our result: it goes out first, so that the others have it when they report.
@@ -235,7 +235,7 @@ class RoundPipeline:
     def _looks_again_at(self, at: Moment) -> float | None:
         """When what the round waits for will have been waited for long enough, in monotonic seconds; None if never."""
         current = self.current
-        if current.ready_at is None or current.sent_finished:
+        if current.ready_at is None or current.has_finished:
             return None
         due = current.ready_at + self._unheard_seconds(at)
         return due if at.now < due else None
@@ -260,9 +260,16 @@ class RoundPipeline:
             previous, lambda client: may_bring(client) and is_ours(client), unheard_until, at.now
         )
 
+    def _waits_for_finished(self, round_: RoundState) -> bool:
+        """Whether our report waits until the others have finished. Where everybody reports, nobody's does: the reports
+        say it. To Psyche's clients it is said all the same, since theirs wait."""
+        return self._is_psyches or (round_.witness_proof.witness and not round_.everybody_witnesses)
+
     def _finish(self, current: RoundState, previous: RoundState | None, now: float) -> None:
-        """Tells the peers that we have nothing more to do in this round."""
-        current.sent_finished = True
+        """We have nothing more to do in this round; the peers are told, if any of them waits for it."""
+        current.has_finished = True
+        if not self._is_psyches and current.everybody_witnesses:
+            return
         root = merkle_root(previous.broadcasts) if previous is not None else EMPTY_ROOT
         data_hash = finished_hash(root)
         current.note_finished(self._me)

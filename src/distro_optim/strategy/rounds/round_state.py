@@ -132,7 +132,7 @@ class RoundState:
     training_over: bool = False
     training: BatchId | None = None
     ready_at: float | None = None
-    sent_finished: bool = False
+    has_finished: bool = False
     sent_witness: bool = False
     _by_blob: dict[bytes, list[Claim]] = field(default_factory=dict, repr=False)
 

@@ -113,8 +113,19 @@ class GossipConfig:
     @property
     def max_content_size(self) -> int:
         """Bytes of content that fit in a message at every round, however far it has travelled."""
-        length_bytes = -(-self.max_message_size.bit_length() // 7)
-        return self.max_message_size - 1 - _GOSSIP_OVERHEAD - length_bytes
+        return max_content_size(self.max_message_size)
+
+
+def max_content_size(max_message_size: int) -> int:
+    """Bytes of content that fit at every round in a message that is shorter than this."""
+    length_bytes = -(-max_message_size.bit_length() // 7)
+    return max_message_size - 1 - _GOSSIP_OVERHEAD - length_bytes
+
+
+def max_message_size(content_size: int) -> int:
+    """The bound of messages with so much content."""
+    length_bytes = -(-content_size.bit_length() // 7)
+    return content_size + length_bytes + _GOSSIP_OVERHEAD + 1
 
 
 PSYCHE_GOSSIP: Final = GossipConfig(

@@ -21,6 +21,8 @@ from typing import Final
 
 from ....errors import LimitExceededError, PeerRefusedError, ProtocolError
 from ...announcements import MAX_ANNOUNCEMENT
+from ...carrying import MAX_CARRYING
+from ...signing import SignedMessage
 from ...swarm import Channel
 from ..connection import Connection
 from ..endpoint import Node
@@ -38,8 +40,10 @@ SECONDS: Final = 10.0
 _VERSION: Final = b"\0"
 _HEADER: Final = struct.Struct(">BI")
 _CHANNELS: Final = (Channel.RUN, Channel.OWN_KIND)
-_MAX_SEALED: Final = MAX_ANNOUNCEMENT + 256
-"""With the key, the length and the signature around it."""
+_MAX_SEALED: Final = {
+    Channel.RUN: SignedMessage.size_with(MAX_ANNOUNCEMENT),
+    Channel.OWN_KIND: SignedMessage.size_with(MAX_CARRYING),
+}
 
 
 class FeedDesk:
@@ -159,8 +163,9 @@ async def read_feed(node: Node, peer: bytes, on_open: Callable[[], None]) -> Asy
             number, size = _HEADER.unpack(await recv.read_exact(_HEADER.size))
             if number >= len(_CHANNELS):
                 raise ProtocolError(f"there is no channel {number}", field="channel")
-            if size > _MAX_SEALED:
-                raise LimitExceededError(f"a message of {size} bytes, at most {_MAX_SEALED} may come")
-            yield _CHANNELS[number], await recv.read_exact(size)
+            channel = _CHANNELS[number]
+            if size > _MAX_SEALED[channel]:
+                raise LimitExceededError(f"a message of {size} bytes, at most {_MAX_SEALED[channel]} may come")
+            yield channel, await recv.read_exact(size)
     finally:
         connection.close()

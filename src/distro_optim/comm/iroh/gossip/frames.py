@@ -10,6 +10,7 @@ A stream carries one topic in one direction (n0-computer/iroh-gossip ``src/net/u
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 from ....errors import LimitExceededError, ProtocolError
@@ -37,16 +38,18 @@ class FrameReader:
 
     Args:
         max_message_size: frames longer than this are refused when their length is read, before they are stored.
+        sizes: the same for single topics.
 
     Attributes:
         topic: the topic of the stream, once the header has been read.
     """
 
-    __slots__ = ("_buffer", "_limit", "topic")
+    __slots__ = ("_buffer", "_limit", "_sizes", "topic")
 
-    def __init__(self, max_message_size: int) -> None:
+    def __init__(self, max_message_size: int, sizes: Mapping[TopicId, int] | None = None) -> None:
         self.topic: TopicId | None = None
         self._limit = max_message_size
+        self._sizes = sizes if sizes is not None else {}
         self._buffer = b""
 
     def feed(self, data: bytes) -> list[memoryview]:
@@ -72,6 +75,7 @@ class FrameReader:
             pos = start + length
             if self.topic is None:
                 self.topic = bytes(view[start:pos])
+                self._limit = self._sizes.get(self.topic, self._limit)
             else:
                 frames.append(view[start:pos])
         self._buffer = buffer[pos:]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -110,20 +110,25 @@ class _Channel:
 class PeerLink:
     """Everything we send to and receive from one peer.
 
+    Args:
+        max_message_size, sizes: see :class:`~.frames.FrameReader`.
+
     Attributes:
         peer: its id.
         last_used: loop time of the last frame in either direction.
         queued: bytes waiting to be sent.
     """
 
-    def __init__(self, peer: PeerId, owner: LinkOwner, limits: LinkLimits, max_message_size: int) -> None:
+    def __init__(
+        self, peer: PeerId, owner: LinkOwner, limits: LinkLimits, max_message_size: int, sizes: Mapping[TopicId, int]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.peer = peer
         self.last_used = self._loop.time()
         self.queued = 0
         self._owner = owner
         self._limits = limits
-        self._max_message_size = max_message_size
+        self._max_message_size, self._sizes = max_message_size, sizes
         self._outbox: deque[tuple[TopicId, bytes | None]] = deque()
         self._channels: list[_Channel] = []
         self._recent: deque[tuple[float, TopicId, bytes]] = deque()
@@ -371,7 +376,7 @@ class PeerLink:
             self._spawn(self._read(channel, stream))
 
     async def _read(self, channel: _Channel, stream: RecvStream) -> None:
-        reader = FrameReader(self._max_message_size)
+        reader = FrameReader(self._max_message_size, self._sizes)
         deadline = self._loop.time() + self._limits.header_seconds
         size = _FIRST_READ
         try:

@@ -18,7 +18,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,7 +33,7 @@ from ...addresses import EndpointAddr
 from ...backoff import BackoffPolicy, DialSchedule
 from ..connection import Connection
 from ..endpoint import CLOSE_NOT_ALLOWED, Node
-from .config import GossipConfig
+from .config import GossipConfig, max_content_size
 from .events import (
     Deliver,
     DropPeer,
@@ -127,6 +127,7 @@ class GossipService:
         node: whose connections are used. Construct the service on its loop, or before it is bound.
         config: settings of the protocol, for all topics.
         limits: bounds against strangers.
+        sizes: topics whose messages have another ``max_message_size`` than the rest.
         rng: decides every random choice; a fresh one if None.
 
     Attributes:
@@ -140,11 +141,13 @@ class GossipService:
         config: GossipConfig | None = None,
         *,
         limits: ServiceLimits | None = None,
+        sizes: Mapping[TopicId, int] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.config = config if config is not None else GossipConfig()
         self.limits = limits if limits is not None else ServiceLimits()
         self.stats = GossipStats()
+        self._sizes = dict(sizes) if sizes is not None else {}
         self._node = node
         rng = rng if rng is not None else random.SystemRandom()
         self.protocol = GossipProtocol(node.endpoint_id, self.config, rng)
@@ -267,10 +270,9 @@ class GossipService:
 
     # -- what topics call ----------------------------------------------------------------------------------------------
 
-    @property
-    def max_content_size(self) -> int:
+    def max_content_of(self, topic: TopicId) -> int:
         """See :class:`~.subscription.TopicOwner`."""
-        return self.config.max_content_size
+        return max_content_size(self._size_of(topic))
 
     def neighbors_of(self, topic: TopicId) -> tuple[PeerId, ...]:
         """See :class:`~.subscription.TopicOwner`."""
@@ -327,7 +329,7 @@ class GossipService:
             match action:
                 case Send(peers=peers, message=message):
                     payload = encode_message(message)
-                    if len(payload) >= self.config.max_message_size:
+                    if len(payload) >= self._size_of(topic):
                         self.stats.too_large += 1
                         continue
                     frame = encode_frame(payload)
@@ -357,11 +359,17 @@ class GossipService:
             if self._closed or full or self._is_banned(peer):
                 asyncio.get_running_loop().call_soon(self._lost_later, peer)
                 return
-            link = self._links[peer] = PeerLink(peer, self, self.limits.link, self.config.max_message_size)
+            link = self._links[peer] = self._new_link(peer)
             self._dials[peer] = asyncio.get_running_loop().create_task(self._dial(link))
         link.send(topic, frame)
         if last:
             link.finish(topic)
+
+    def _new_link(self, peer: PeerId) -> PeerLink:
+        return PeerLink(peer, self, self.limits.link, self.config.max_message_size, self._sizes)
+
+    def _size_of(self, topic: TopicId) -> int:
+        return self._sizes.get(topic, self.config.max_message_size)
 
     def _learn(self, peer: PeerId, data: bytes) -> None:
         try:
@@ -413,7 +421,7 @@ class GossipService:
             if len(self._links) >= self.limits.links:
                 connection.close(CLOSE_NOT_ALLOWED, b"too many peers")
                 return
-            link = self._links[peer] = PeerLink(peer, self, self.limits.link, self.config.max_message_size)
+            link = self._links[peer] = self._new_link(peer)
         self._schedule.succeeded(peer)
         link.add(connection)
         await connection.closed()

@@ -29,9 +29,8 @@ TopicEvent: TypeAlias = Deliver | NeighborUp | NeighborDown | Lagged
 class TopicOwner(Protocol):
     """What a topic needs of the service it belongs to. Called on the event loop."""
 
-    @property
-    def max_content_size(self) -> int:
-        """Bytes of a message's content, at most."""
+    def max_content_of(self, topic: TopicId) -> int:
+        """Bytes of a message's content in ``topic``, at most."""
 
     def neighbors_of(self, topic: TopicId) -> tuple[PeerId, ...]:
         """Direct neighbours in ``topic`` at this moment; none if it was left."""
@@ -78,7 +77,7 @@ class Topic:
         delivered to this node itself. Without a neighbour it is kept for the first one, for a while.
 
         Raises:
-            ConfigurationError: it is longer than ``config.max_content_size``.
+            ConfigurationError: it is longer than messages of the topic may be (``config.max_content_size``).
             NodeClosedError: the topic was left.
         """
         await self._publish(Publish(content))
@@ -130,7 +129,7 @@ class Topic:
 
     async def _publish(self, event: Publish) -> None:
         self._check()
-        limit = self._owner.max_content_size
+        limit = self._owner.max_content_of(self.id)
         if len(event.content) > limit:
             raise ConfigurationError(
                 f"a gossip message has at most {limit} bytes, got {len(event.content)}; put large data in a blob "

@@ -59,7 +59,7 @@ class ObservingSwarm(IrohSwarm):
         return tuple(sorted(self._open))
 
     @override
-    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN) -> None:
+    async def announce(self, data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
         self._check_open()
         check_announcement(data)
 
@@ -133,7 +133,7 @@ class ObservingSwarm(IrohSwarm):
     async def _read(self, peer: bytes) -> None:
         try:
             async for channel, sealed in read_feed(self.node, peer, lambda: self._open.add(peer)):
-                if self._streams[channel].deliver(sealed):
+                if self._deliver(channel, sealed):
                     self._told_first[peer] += 1
         except DistroError as error:
             _log.debug("%s does not tell us what it hears: %s", peer.hex()[:10], error)
