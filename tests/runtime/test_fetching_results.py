@@ -11,7 +11,7 @@ import pytest
 from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.swarm import FULL_MESH
 from distro_optim.comm.tickets import BlobTicket
-from distro_optim.errors import BlobUnavailableError
+from distro_optim.errors import BlobUnavailableError, StoreFullError
 from distro_optim.strategy.network import driver
 from distro_optim.strategy.network.driver import RoundDriver
 from distro_optim.strategy.rounds import actions as act
@@ -36,6 +36,14 @@ class Peers:
     def __init__(self, **has: bool | None) -> None:
         self.has = {key: has.get(name) for key, name in ((OWNER, "owner"), (FIRST, "first"), (SECOND, "second"))}
         self.asked: list[bytes] = []
+        self.came_along: bytes | None = None
+        self.is_full = False
+
+    def at_hand(self, ticket: BlobTicket, *, max_size: int, tag: str) -> bytes | None:
+        if self.is_full:
+            raise StoreFullError("no room")
+        came, self.came_along = self.came_along, None
+        return came
 
     async def fetch(
         self, ticket: BlobTicket, providers: Iterable[bytes] = (), *, max_size: int, tag: str | None = None
@@ -98,6 +106,26 @@ async def fetched(subject: RoundDriver, answers: Answers) -> object:
 
 def test_the_owner_is_asked_first_and_alone() -> None:
     peers = Peers(owner=True, first=True)
+    assert in_driver(peers, fetched) == ("fetched", False)
+    assert peers.asked == [OWNER]
+
+
+def test_nobody_is_asked_for_what_came_along_and_it_is_not_told_before_what_was_to_be_done_first() -> None:
+    peers = Peers(owner=True)
+    peers.came_along = DATA
+
+    async def scenario(subject: RoundDriver, answers: Answers) -> object:
+        subject._carry_out(fetch_of(5))
+        assert answers.told.empty()
+        return await answers.told.get()
+
+    assert in_driver(peers, scenario) == ("fetched", False)
+    assert peers.asked == []
+
+
+def test_what_came_along_and_finds_no_room_is_fetched_as_ever() -> None:
+    peers = Peers(owner=True)
+    peers.came_along, peers.is_full = DATA, True
     assert in_driver(peers, fetched) == ("fetched", False)
     assert peers.asked == [OWNER]
 
