@@ -89,13 +89,12 @@ class PeerTap:
         self.blobs: dict[bytes, bytes] = {}
         self.requests: list[bytes] = []
         self.answers: list[bytes] = []
-        listen, publish, fetch = IrohSwarm._listen, IrohSwarm.publish, IrohSwarm.fetch
+        deliver, publish, fetch = IrohSwarm._deliver, IrohSwarm.publish, IrohSwarm.fetch
         for_request, for_answer = messages.decode_request, messages.decode_answer
 
-        async def listening(swarm: IrohSwarm, channel: Channel) -> None:
-            stream = swarm._streams[channel]
-            monkeypatch.setattr(stream, "deliver", self._keeping(self.gossip[channel], stream.deliver))
-            await listen(swarm, channel)
+        def delivered(swarm: IrohSwarm, channel: Channel, sealed: bytes) -> bool:
+            self.gossip[channel].append(bytes(sealed))
+            return deliver(swarm, channel, sealed)
 
         # Tensors that one of our own kind fetches in mid-epoch, when a result came too late, say: nothing of Psyche's.
         tensors: set[bytes] = set()
@@ -113,7 +112,7 @@ class PeerTap:
                 self.blobs[blake3(data).digest()] = data
             return data
 
-        monkeypatch.setattr(IrohSwarm, "_listen", listening)
+        monkeypatch.setattr(IrohSwarm, "_deliver", delivered)
         monkeypatch.setattr(IrohSwarm, "publish", published)
         monkeypatch.setattr(IrohSwarm, "fetch", fetched)
         monkeypatch.setattr(transfer, "decode_request", self._keeping(self.requests, for_request))
