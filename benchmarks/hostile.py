@@ -44,6 +44,7 @@ from typing import Any
 
 import torch
 
+from distro_optim.comm.carrying import MAX_CARRIED
 from distro_optim.comm.iroh.blobs.request import ALPN as BLOBS_ALPN
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.gate import GateLimits
@@ -52,6 +53,7 @@ from distro_optim.comm.iroh.rendezvous import RENDEZVOUS_ALPN
 from distro_optim.comm.iroh.sharing.live import ALPN as WEIGHTS_ALPN
 from distro_optim.comm.iroh.sharing.messages import ALPN as SHARING_ALPN
 from distro_optim.comm.iroh.streams import COORDINATOR_ALPN
+from distro_optim.comm.iroh.swarm import IrohSwarm
 from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.model_exchange import SharedModel
 from distro_optim.comm.signing import SecretKey
@@ -182,7 +184,7 @@ def attack(kind: str, ticket: str) -> None:
     if kind in ("flood", "floods", "sleeper"):
         flood(port)
     if kind == "trickle":
-        flood(port, pause=MAX_ANNOUNCEMENT / (0.9 * GateLimits().bytes_per_second))
+        flood(port, rate=0.9 * GateLimits().bytes_per_second)
     peer.thread.join()
     raise SystemExit(f"the attacker ended: {peer.error}")
 
@@ -222,13 +224,13 @@ async def be_idle(ticket: str, loop: LoopThread, count: int) -> None:
 
 
 def withhold(port: Runtime) -> None:
-    """What it announces is stored nowhere, under the true hash."""
+    """What it announces is stored nowhere, under the true hash, and does not come along."""
     source = port._source
     real_open = source.open
 
     async def open_link() -> Any:
         link = await real_open()
-        swarm, publish = link.swarm, link.swarm.publish
+        swarm, publish, announce = link.swarm, link.swarm.publish, link.swarm.announce
 
         async def hide(data: bytes, tag: str) -> BlobTicket:
             blob = await publish(data, tag)
@@ -236,7 +238,11 @@ def withhold(port: Runtime) -> None:
                 swarm.forget(lambda other: other == tag)
             return blob
 
+        async def say(data: bytes, *, channel: Channel = Channel.RUN, carrying: bytes | None = None) -> None:
+            await announce(data, channel=channel)
+
         swarm.publish = hide  # type: ignore[method-assign]
+        swarm.announce = say  # type: ignore[method-assign]
         return link
 
     source.open = open_link  # type: ignore[method-assign]
@@ -249,18 +255,23 @@ def is_regular(port: Runtime) -> bool:
     )
 
 
-def flood(port: Runtime, pause: float = 0.0) -> None:
+def flood(port: Runtime, rate: float | None = None) -> None:
+    """The longest messages on both channels, so many bytes a second on each, or as many as it can."""
     link = port._link
     assert link is not None
+    swarm = link.swarm
+    assert isinstance(swarm, IrohSwarm)
+    swarm._may_carry = lambda blob: True  # type: ignore[method-assign]
 
-    async def send(channel: Channel) -> None:
+    async def send(blob: bytes | None) -> None:
+        pause = (MAX_ANNOUNCEMENT + len(blob or b"")) / rate if rate else 0.0
         while True:
-            for _ in range(1 if pause else 50):
-                await link.swarm.announce(os.urandom(MAX_ANNOUNCEMENT), channel=channel)
+            for _ in range(1 if rate else 50):
+                await swarm.announce(os.urandom(MAX_ANNOUNCEMENT), carrying=blob)
             await asyncio.sleep(pause)
 
-    for channel in Channel:
-        port._loop.submit(send(channel))
+    for blob in (None, os.urandom(MAX_CARRIED)):
+        port._loop.submit(send(blob))
 
 
 async def open_streams(ticket: str, loop: LoopThread) -> None:
