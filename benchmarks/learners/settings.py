@@ -100,7 +100,7 @@ _BYTES = Setting(
 )
 _SCALED = replace(
     _BYTES.at(100),
-    methods=(ADAMW, RECIPE, SMALL_TILES, MUON, replace(MUON, lr=2e-2), replace(MUON, lr=5e-3), DISTRO),
+    methods=(ADAMW, RECIPE, SMALL_TILES, MUON, *(replace(MUON, lr=lr) for lr in (5e-3, 2e-2, 5e-2)), DISTRO),
     tried=(1e-3, 2e-3, 3e-3),
     looks=(25, 50, 75, 100),
 )
