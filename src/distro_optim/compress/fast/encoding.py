@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from llvmlite import ir
+
 from .vectors import FLOAT, INT32, INT64, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
 
 __all__ = [
@@ -49,38 +51,96 @@ class _Split:
 
     def dct4(self, x: list[Value]) -> list[Value]:
         """DCT-IV times ``sqrt(2 n)``."""
-        n, half, v = len(x), len(x) // 2, self.lanes
-        sums, differences = [], []
-        for j in range(half):
-            angle = math.pi * (2 * j + 1) / (4 * n)
-            cos, sin = v.all(math.cos(angle)), v.all(math.sin(angle))
-            a, b = x[j], x[n - 1 - j]
-            sums.append(v.add(v.mul(a, cos), v.mul(b, sin)))
-            rotated = v.sub(v.mul(a, sin), v.mul(b, cos)) if j % 2 else v.sub(v.mul(b, cos), v.mul(a, sin))
-            differences.append(rotated)
-        s, d = self.dct2(sums), self.dct2(differences)
-        root = math.sqrt(2)
-        y: list[Any] = [None] * n
-        y[0], y[n - 1] = v.mul(s[0], v.all(root)), v.mul(d[0], v.all(-root))
-        for k in range(1, half):
-            y[2 * k], y[2 * k - 1] = v.add(s[k], d[half - k]), v.sub(s[k], d[half - k])
-        return y
+        n = len(x)
+        pairs = [self.rotated(n, j, x[j], x[n - 1 - j]) for j in range(n // 2)]
+        s, d = (self.dct2(list(half)) for half in zip(*pairs, strict=True))
+        return [self.joined(n, m, s.__getitem__, d.__getitem__) for m in range(n)]
+
+    def rotated(self, n: int, j: int, a: Value, b: Value) -> tuple[Value, Value]:
+        """What a DCT-IV of length ``n`` makes of ``x[j]`` and ``x[n - 1 - j]``, for its two DCT-II."""
+        v, angle = self.lanes, math.pi * (2 * j + 1) / (4 * n)
+        cos, sin = v.all(math.cos(angle)), v.all(math.sin(angle))
+        total = v.add(v.mul(a, cos), v.mul(b, sin))
+        return total, v.sub(v.mul(a, sin), v.mul(b, cos)) if j % 2 else v.sub(v.mul(b, cos), v.mul(a, sin))
+
+    def joined(self, n: int, m: int, s: Callable[[int], Value], d: Callable[[int], Value]) -> Value:
+        """Number ``m`` of a DCT-IV of length ``n``, by what its two DCT-II have given: ``s(k)`` and ``d(k)``."""
+        v, half, root = self.lanes, n // 2, math.sqrt(2)
+        if m == 0:
+            return v.mul(s(0), v.all(root))
+        if m == n - 1:
+            return v.mul(d(0), v.all(-root))
+        k = (m + 1) // 2
+        return v.sub(s(k), d(half - k)) if m % 2 else v.add(s(k), d(half - k))
 
 
-def _transformed(b: Builder, source: Value, column: Value) -> tuple[Lanes, list[list[Value]]]:
-    """The transform of ``LANES`` columns of a tile, as rows: ``[block of LANES frequencies][column]``."""
+def _transformed(
+    b: Builder, source: Value, stride: Value, column: Value, buffer: Value, store: Callable[..., None]
+) -> None:
+    """The transform of ``LANES`` columns of a tile.
+
+    ``store(v, block, number)`` gets blocks of ``LANES`` rows of the transposed result, one after the other.
+
+    A column has twice as many numbers as there are registers. So it goes through ``buffer`` twice, on purpose: left to
+    a compiler, most numbers would go through memory more often. The order of loads decides which of two products LLVM
+    fuses with their sum, and so the last bit of a result.
+    """
     v = Lanes(b, FLOAT, LANES)
-    x = [v.load(source, b.add(constant(SIDE * row), column)) for row in range(SIDE)]
-    y = _Split(v).dct2(x)
-    return v, [v.transpose(y[start : start + LANES]) for start in range(0, SIDE, LANES)]
+    split, quarter, half = _Split(v), SIDE // 4, SIDE // 2
+
+    def kept(number: int) -> Value:
+        return v.load(buffer, constant(LANES * number))
+
+    def keep(x: Value, number: int) -> None:
+        v.store(x, buffer, constant(LANES * number))
+
+    for j in range(quarter):
+        rows = (half - 1 - j, half + j, j, SIDE - 1 - j)
+        upper, lower, first, last = (v.load(source, b.add(b.mul(stride, constant(row)), column)) for row in rows)
+        outer, inner = v.add(first, last), v.add(upper, lower)
+        keep(v.add(outer, inner), j)
+        keep(v.sub(outer, inner), quarter + j)
+        pair = split.rotated(half, j, v.sub(first, last), v.sub(upper, lower))
+        keep(pair[0], 2 * quarter + j)
+        keep(pair[1], 3 * quarter + j)
+    for part, transform in enumerate((split.dct2, split.dct4, split.dct2, split.dct2)):
+        v.settle(buffer)
+        given = [kept(part * quarter + j) for j in reversed(range(quarter))]
+        for j, x in enumerate(transform(given[::-1])):
+            keep(x, part * quarter + j)
+
+    def sums(k: int) -> Value:
+        return kept(2 * quarter + k)
+
+    def differences(k: int) -> Value:
+        return kept(3 * quarter + k)
+
+    def result(frequency: int) -> Value:
+        if frequency % 2:
+            return split.joined(half, frequency // 2, sums, differences)
+        return kept(frequency // 4 + frequency % 4 // 2 * quarter)
+
+    for number in range(SIDE // LANES):
+        v.settle(buffer)
+        store(v, v.transpose([result(number * LANES + lane) for lane in range(LANES)]), number)
 
 
-def _columns(b: Builder, source: Value, target: Value, following: Value) -> None:
+def _buffer(b: Builder) -> Value:
+    """Room for a group of columns, on the stack."""
+    room = b.alloca(ir.ArrayType(FLOAT, SIDE * LANES))
+    room.align = 4 * LINE
+    return b.bitcast(room, FLOAT.as_pointer())
+
+
+def _columns(b: Builder, source: Value, stride: Value, target: Value, following: Value) -> None:
+    buffer = _buffer(b)
+
     def group(column: Value) -> None:
-        v, blocks = _transformed(b, source, column)
-        for number, block in enumerate(blocks):
+        def store(v: Lanes, block: list[Value], number: int) -> None:
             _store_columns(b, v, block, target, column, constant(number * LANES))
             _prefetch(b, v, following, number, column)
+
+        _transformed(b, source, stride, column, buffer, store)
 
     for_each(b, SIDE, group, step=LANES)
 
@@ -110,13 +170,17 @@ def _rows(
     rate: Value,
     keep: Value | None = None,
 ) -> None:
+    buffer = _buffer(b)
+
     def group(first: Value) -> None:
-        v, blocks = _transformed(b, source, first)
-        factors = v.mul(v.splat(rate), v.all(SCALE)), None if keep is None else v.splat(keep)
         most: list[Any] = [None] * LANES
-        for number, block in enumerate(blocks):
-            most = _store_rows(b, v, block, target, first, constant(number * LANES), factors, most)
+
+        def store(v: Lanes, block: list[Value], number: int) -> None:
+            factors = v.mul(v.splat(rate), v.all(SCALE)), None if keep is None else v.splat(keep)
+            most[:] = _store_rows(b, v, block, target, first, constant(number * LANES), factors, most)
             _prefetch(b, v, following, number, first)
+
+        _transformed(b, source, constant(SIDE), first, buffer, store)
         _store_largest(b, most, largest, first)
 
     for_each(b, SIDE, group, step=LANES)
@@ -234,12 +298,13 @@ def _dense_rows(
 
 
 @intrinsic
-def encode_columns(typing, source, target, following):  # type: ignore[no-untyped-def]
-    """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, contiguous.
+def encode_columns(typing, source, stride, target, following):  # type: ignore[no-untyped-def]
+    """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, ``target`` contiguous.
 
-    The 16 KiB at the address ``following`` are asked for meanwhile, since they will be needed.
+    The rows of ``source`` are ``stride`` elements apart. The 16 KiB at the address ``following`` are asked for
+    meanwhile, since they will be needed.
     """
-    return routine("encode_columns", "FFF", _columns, (source, target, following))
+    return routine("encode_columns", "FiFF", _columns, (source, stride, target, following))
 
 
 @intrinsic

@@ -19,7 +19,6 @@ from .passes import (
     accumulate_without,
     clear,
     clear_beyond,
-    copy,
     fetch_part,
     put_back_part,
     subtract,
@@ -86,8 +85,7 @@ def extract_from_coefficients(  # type: ignore[no-untyped-def]
         stride = places[t, 2]
         momentum = momenta[param] + 4 * height * width * places[t, 5]
         if usual:
-            copy(grad, stride, tile)
-            encode_columns(tile, turned, grads[param] + ahead_of(places, t))
+            encode_columns(grad, stride, turned, grads[param] + ahead_of(places, t))
             encode_rows_onto(turned, momentum, largest, momentum + 16384, rate, keep)
             kept = momentum
         else:
@@ -200,7 +198,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 accumulate(delta, grad, pitch, keep, rate, tile)
             if usual:
                 following = ahead_of(places, t)
-                encode_columns(tile, turned, grads[param] + following)
+                encode_columns(tile, 64, turned, grads[param] + following)
                 encode_rows(turned, tile, largest, deltas[param] + following, np.float32(1))
             else:
                 _encode(
@@ -235,7 +233,7 @@ def _encode(tile, turned, target, folded, height, width, down, along, largest, r
     """
     largest[:, :] = 0
     if height == 64:
-        encode_columns(tile, turned, tile)
+        encode_columns(tile, 64, turned, tile)
     else:
         clear(turned)
         encode_some_columns(tile, down, height, width, folded, turned)

@@ -22,7 +22,6 @@ __all__ = [
     "accumulate_without",
     "clear",
     "clear_beyond",
-    "copy",
     "descend",
     "descend_ahead",
     "descend_ahead_streaming",
@@ -43,10 +42,6 @@ def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value]
             body(v, b.add(there, constant(start)), b.add(here, constant(start)))
 
     for_each(b, SIDE, row)
-
-
-def _copy(b: Builder, source: Value, stride: Value, out: Value) -> None:
-    _each_vector(b, stride, lambda v, there, here: v.store(v.load(source, there), out, here))
 
 
 def _accumulate(
@@ -124,12 +119,6 @@ def _some_rows(
 def _zeros(b: Builder, tile: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
     for_each(b, SIDE * SIDE, lambda at: v.store(v.all(0.0), tile, at), step=LANES)
-
-
-@intrinsic
-def copy(typing, source, stride, out):  # type: ignore[no-untyped-def]
-    """``out = source``."""
-    return routine("copy_tile", "FiF", _copy, (source, stride, out))
 
 
 @intrinsic

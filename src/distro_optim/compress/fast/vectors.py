@@ -136,6 +136,11 @@ class Lanes:
         function = _declared(self.b.module, kind, "llvm.prefetch.p0i8")
         self.b.call(function, [at, ir.Constant(INT32, 0), ir.Constant(INT32, 2), ir.Constant(INT32, 1)])
 
+    def settle(self, base: Value) -> None:
+        """What was stored at ``base`` is in memory from here on, and what is loaded there comes from memory."""
+        kind = ir.FunctionType(ir.VoidType(), [base.type])
+        self.b.asm(kind, "", "r,~{memory}", [base], True)
+
     def _at(self, base: Value, offset: Value) -> Value:
         return self.b.bitcast(self.b.gep(base, [offset]), self.type.as_pointer())
 
