@@ -132,7 +132,8 @@ def test_signs_that_single_precision_does_not_prove_are_summed_in_integers(
     monkeypatch: pytest.MonkeyPatch, h: int, w: int, left: int
 ) -> None:
     from distro_optim.compress.fast import filtering
-    from distro_optim.compress.fast.decoding import PITCH, decode
+    from distro_optim.compress.fast.decoding import FILLED, PITCH, decode
+    from distro_optim.compress.fast.vectors import LANES
 
     # As Python: what is compiled takes constants as they were.
     again = 0
@@ -151,13 +152,13 @@ def test_signs_that_single_precision_does_not_prove_are_summed_in_integers(
     bases = [engine._exact_basis(n) for n in (h, w)]
     fast_bases = [basis.astype(np.float32) for basis in bases]
     out, rows = np.full(64 * 64, np.nan, np.float32), np.empty(64 * PITCH)
-    frequency, slot = np.empty(64, np.int64), np.full(64, -1, np.int64)
+    frequency, filled, least = np.empty(64, np.int64), np.empty(FILLED, np.int64), np.empty(LANES, np.float32)
     summed = {}
     for name, positions, values in doubtful_tiles(h, w):
         at, q = np.array(positions, np.int32), np.array(values, np.float64)
         again, args = 0, (at, q, len(at), h, w, *bases, *fast_bases)
         address = out.ctypes.data
-        found = filtering.decode_signs.py_func(*args, rows.ctypes.data, frequency, slot, address, address)
+        found = filtering.decode_signs.py_func(*args, rows.ctypes.data, frequency, filled, address, address, least)
         assert found is (name != "nothing")
         if found:
             wanted = np.sign(exact_tile(positions, values, h, w)).astype(np.float32)

@@ -42,7 +42,7 @@ _SIDE: Final = 64
 _SHORTEST: Final = 16
 """Side: they work in arrays of 64 x 64, of which a small tile leaves most empty."""
 
-_PITCH: Final = 72
+_PITCH: Final = 80
 """From row to row of a basis; the kernels' :data:`~distro_optim.compress.fast.decoding.PITCH`."""
 
 _MOST_CHOSEN: Final = 128

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 
 from .caching import compiled
-from .decoding import decode
+from .decoding import FILLED, decode, decode_and_look
 from .encoding import SIDE
 from .memory import poke
 from .selection import lowest
@@ -26,8 +26,8 @@ __all__ = ["decode_signs"]
 _SLACK: Final = 1.01
 """For ``1 / (1 - r u)``, ``r`` being at most :data:`SIDE` times two, and for the roundings of the bound itself."""
 
-_WORTH_IT: Final = 24
-"""Coefficients below which float64 takes no longer: then a step waits for the memory of the weights."""
+_MORE_ROUNDINGS: Final = 2
+"""To spare."""
 
 _FEWEST: Final = 8
 _TERMS: Final = 2048
@@ -53,26 +53,44 @@ def _doubtful(typing, tile, offset, bound):  # type: ignore[no-untyped-def]
 
 @compiled
 def decode_signs(  # type: ignore[no-untyped-def]
-    position, value, count, height, width, down, along, fast_down, fast_along, rows, frequency, slot, out, following
+    position,
+    value,
+    count,
+    height,
+    width,
+    down,
+    along,
+    fast_down,
+    fast_along,
+    rows,
+    frequency,
+    filled,
+    out,
+    following,
+    least,
 ):
     """Numbers with the signs of the exact tile to ``out``, 0 where it is 0; False where all of it is, and then none.
 
     Args as in :func:`~distro_optim.compress.fast.decoding.decode`, and:
         value: float64 of integers up to ``2**12``.
         fast_down, fast_along: the bases as float32.
+        least: as in :func:`~distro_optim.compress.fast.decoding.decode_and_look`.
     """
-    if count < _WORTH_IT:
-        decode(position, value, count, height, width, down, along, rows, frequency, slot, out, following)
-        return True
     weight = np.int64(0)
     for t in range(count):
         weight += np.int64(abs(value[t]))
     if weight == 0:
         return False
-    # The longest row of coefficients and the number of rows are together one more than all of them at most.
-    roundings = min(count + 1, height + width) + 2
-    bound = np.float32(roundings * weight * _SLACK)
-    decode(position, value, count, height, width, fast_down, fast_along, rows, frequency, slot, out, following)
+    smallest = decode_and_look(
+        position, value, count, height, width, fast_down, fast_along, rows, frequency, filled, out, following, least
+    )
+    longest = filled[2]
+    for n in range(3, FILLED):
+        longest = max(longest, filled[n])
+    # On the way: additions in a row but the first, a product, additions of rows, and one of even and odd frequencies.
+    bound = np.float32((longest + max(filled[0], filled[1]) + _MORE_ROUNDINGS) * weight * _SLACK)
+    if smallest > bound:
+        return True
     left = _FEWEST + _TERMS // count
     for row in range(height):
         for start in range(SIDE * row, SIDE * row + width, LANES):
@@ -85,7 +103,7 @@ def decode_signs(  # type: ignore[no-untyped-def]
                     break
                 left -= 1
                 if left < 0:
-                    decode(position, value, count, height, width, down, along, rows, frequency, slot, out, out)
+                    decode(position, value, count, height, width, down, along, rows, frequency, filled, out, out)
                     return True
                 total = 0.0
                 for t in range(count):

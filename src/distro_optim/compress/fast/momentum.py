@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .caching import compiled
-from .decoding import PITCH, decode
+from .decoding import FILLED, PITCH, decode
 from .encoding import encode_columns, encode_rows, encode_rows_onto, encode_some_columns, encode_some_rows
 from .memory import peek, peek_int, poke, poke_int
 from .passes import (
@@ -148,9 +148,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
     bits = np.empty(CANDIDATES, np.int32)
     value = np.empty(GROUPS, np.float32)
     frequency = np.empty(64, np.int64)
-    slot = np.empty(64, np.int64)
-    for a in range(64):
-        slot[a] = -1
+    filled = np.empty(FILLED, np.int64)
     usual = height == 64 and width == 64
     for t in range(first, last):
         param = places[t, 0]
@@ -169,7 +167,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 sent_before = sent_before or value[i] != 0
             if sent_before:
                 decode(
-                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving,
+                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, filled, leaving,
                     leaving,
                 )  # fmt: skip
         if grads[param] == 0 and not sent_before:
@@ -215,7 +213,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 for i in range(k):
                     chosen[i] = index[t, i]
                 decode(
-                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, slot, leaving,
+                    chosen, value, k, height, width, decode_down, decode_along, turned, frequency, filled, leaving,
                     leaving,
                 )  # fmt: skip
                 subtract(delta, pitch, leaving)

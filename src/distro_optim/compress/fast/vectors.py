@@ -182,13 +182,27 @@ class Lanes:
             step //= 2
         return current
 
+    def magnitude(self, x: Value) -> Value:
+        """Of float32: without the sign."""
+        return self.b.bitcast(self.magnitude_bits(x), self.type)
+
+    def smaller(self, x: Value, y: Value) -> Value:
+        """The smaller of two numbers in each lane."""
+        return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
+
+    def below(self, count: Value) -> Value:
+        """Which lanes have a number below ``count``, an int64."""
+        numbers = ir.Constant(ir.VectorType(INT32, self.count), list(range(self.count)))
+        ints = Lanes(self.b, INT32, self.count)
+        return self.b.icmp_signed("<", numbers, ints.splat(self.b.trunc(count, INT32)))
+
     def magnitude_bits(self, x: Value) -> Value:
         """Of float32: the bits without the sign, as int32. They are ordered as magnitudes are, NaN above all."""
         ints = Lanes(self.b, INT32, self.count)
         return self.b.and_(self.b.bitcast(x, ints.type), ints.all(0x7FFFFFFF))
 
     def larger(self, x: Value, y: Value) -> Value:
-        """The larger of two int32 in each lane."""
+        """The larger of two integers in each lane."""
         return self.b.select(self.b.icmp_signed(">", x, y), x, y)
 
 

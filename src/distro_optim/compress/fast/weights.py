@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 
 from .caching import compiled
-from .decoding import PITCH
+from .decoding import FILLED, PITCH
 from .encoding import SIDE
 from .filtering import decode_signs
 from .memory import peek_byte, peek_int
 from .passes import clear, descend, descend_ahead, descend_ahead_streaming, fence, fetch_part, put_back_part
 from .places import ahead_of
-from .vectors import LINE
+from .vectors import LANES, LINE
 
 __all__ = ["COUNTS", "merge"]
 
@@ -30,64 +30,68 @@ COUNTS: Final = 22
 @compiled
 def _means_of_signs(t, k, size, indices, values, present, param, table, senders, sums, position, mean):  # type: ignore[no-untyped-def]
     """Positions that anybody names in tile ``t`` and their means; how many there are."""
-    named = 0
+    named = np.uint64(0)
     for r in range(len(indices)):
         if present[r, param]:
+            index = indices[r]
+            value = values[r]
             for i in range(t * k, t * k + k):
-                at = peek_int(indices[r], i)
-                at = at if 0 <= at < size else 0
-                if sums[at] == 0 and named < size:
-                    position[named] = at
-                    named += 1
-                sums[at] += (1 << COUNTS) + 1 - 2 * np.int32(peek_byte(values[r], i))
+                at = np.uint64(peek_int(index, i))
+                at = at if at < size else np.uint64(0)
+                both = sums[at]
+                position[named] = at
+                # Without a branch, which would often be guessed wrong.
+                named += np.uint64((both == 0) & (named < size))
+                sums[at] = both + (1 << COUNTS) + 1 - 2 * np.int32(peek_byte(value, i))
     for n in range(named):
-        both = sums[position[n]]
-        sums[position[n]] = 0
+        at = np.uint64(position[n])
+        both = sums[at]
+        sums[at] = 0
         count = (both + (1 << (COUNTS - 1))) >> COUNTS
         # table[count, total] for |total| <= count, row after row.
         entry = count * count + count + both - (count << COUNTS)
-        mean[n] = table[entry] if 0 < count <= senders else 0
-    return named
+        mean[n] = table[np.uint64(entry)] if 0 < count <= senders else 0
+    return np.int64(named)
 
 
 @compiled
 def _means_of_values(t, k, size, indices, values, present, param, value_bits, sums, position, mean):  # type: ignore[no-untyped-def]
     """The same of float32 values, scaled by a power of two that all of the tile have in common."""
-    highest = np.int32(0)
+    largest = np.int32(0)
     for r in range(len(indices)):
         if present[r, param]:
+            value = values[r]
             for i in range(t * k, t * k + k):
-                exponent = (peek_int(values[r], i) >> 23) & 255
-                if exponent > highest:
-                    highest = exponent
-    named = 0
+                largest = max(largest, peek_int(value, i) & np.int32(0x7FFFFFFF))
+    highest = np.int64(largest >> 23)
+    named = np.uint64(0)
     for r in range(len(indices)):
         if present[r, param]:
+            index = indices[r]
+            value = values[r]
             for i in range(t * k, t * k + k):
-                at = peek_int(indices[r], i)
-                at = at if 0 <= at < size else 0
-                bits = peek_int(values[r], i)
+                at = np.uint64(peek_int(index, i))
+                at = at if at < size else np.uint64(0)
+                bits = np.int64(peek_int(value, i))
                 exponent = (bits >> 23) & 255
-                rounded = np.int32(0)
-                if exponent:
-                    shift = np.int64(highest - exponent + 24 - value_bits)
-                    if shift > 31:
-                        shift = np.int64(31)
-                    rounded = np.int32((np.int64((bits & 0x7FFFFF) | 0x800000) + (1 << (shift - 1))) >> shift)
-                if sums[at] == 0 and named < size:
-                    position[named] = at
-                    named += 1
-                sums[at] += (1 << COUNTS) + (-rounded if bits < 0 else rounded)
+                shift = min(highest - exponent + 24 - value_bits, 31)
+                rounded = (((bits & 0x7FFFFF) | 0x800000) + (1 << (shift - 1))) >> shift
+                rounded *= exponent != 0
+                both = sums[at]
+                position[named] = at
+                named += np.uint64((both == 0) & (named < size))
+                sums[at] = both + (1 << COUNTS) + ((rounded ^ (bits >> 31)) - (bits >> 31))
     for n in range(named):
-        both = sums[position[n]]
-        sums[position[n]] = 0
+        at = np.uint64(position[n])
+        both = sums[at]
+        sums[at] = 0
         count = (both + (1 << (COUNTS - 1))) >> COUNTS
         total = both - (count << COUNTS)
         if count > 1:
-            size = (2 * abs(total) + count) // (2 * count)
-            total = -size if total < 0 else size
+            half = (2 * abs(total) + count) // (2 * count)
+            total = -half if total < 0 else half
         mean[n] = total
-    return named
+    return np.int64(named)
 
 
 @compiled
@@ -137,7 +141,7 @@ def merge(  # type: ignore[no-untyped-def]
         ahead: float32.
     """
     sums = np.zeros(SIDE * SIDE, np.int32)
-    position = np.empty(SIDE * SIDE, np.int32)
+    position = np.empty(SIDE * SIDE + 1, np.int32)
     mean = np.empty(SIDE * SIDE, np.float64)
     space = np.empty(4 * 4096 + 2 * 64 * PITCH + 16, np.float32)
     tile = (space.ctypes.data + 63) & -64
@@ -146,26 +150,29 @@ def merge(  # type: ignore[no-untyped-def]
     shifted_part = delta_part + 16384
     rows = shifted_part + 16384
     frequency = np.empty(64, np.int64)
-    slot = np.empty(64, np.int64)
-    for a in range(64):
-        slot[a] = -1
+    filled = np.empty(FILLED, np.int64)
+    least = np.empty(LANES, np.float32)
     size = height * width
     fast_down = down.astype(np.float32)
     fast_along = along.astype(np.float32)
     for t in range(first, last):
         param = places[t, 0]
         if quantized:
-            named = _means_of_signs(t, k, size, indices, values, present, param, table, senders, sums, position, mean)
+            named = _means_of_signs(
+                t, k, np.uint64(size), indices, values, present, param, table, senders, sums, position, mean
+            )
         else:
-            named = _means_of_values(t, k, size, indices, values, present, param, value_bits, sums, position, mean)
+            named = _means_of_values(
+                t, k, np.uint64(size), indices, values, present, param, value_bits, sums, position, mean
+            )
         there = 4 * places[t, 1]
         stride = places[t, 2]
         weight = params[param] + there
         shifting = shifted[param]
         following = params[param] + ahead_of(places, t)
         says = named != 0 and decode_signs(
-            position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, slot, tile,
-            following,
+            position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, filled, tile,
+            following, least,
         )  # fmt: skip
         if not says:
             if shifting == 0:
