@@ -11,6 +11,7 @@ the same bits in the weights. ``DISTRO_OPTIM_FAST=0`` in the environment turns i
 ``vectors``    LLVM's vectors for numba
 ``memory``     single numbers at an address
 ``encoding``   the transform of a tile, by split radix
+``products``   the same along other sides, by products
 ``decoding``   a few coefficients back to a tile
 ``filtering``  its signs by float32 where they are proven, by integers where they are not
 ``selection``  the largest coefficients of a tile

@@ -14,15 +14,18 @@ from typing import Any, Final
 
 from llvmlite import ir
 
-from .vectors import FLOAT, INT32, INT64, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
+from .vectors import FLOAT, INT32, LANES, LINE, Builder, Lanes, Value, constant, for_each, intrinsic, routine
 
 __all__ = [
+    "SCALE",
     "SIDE",
     "encode_columns",
     "encode_rows",
     "encode_rows_onto",
-    "encode_some_columns",
-    "encode_some_rows",
+    "store_columns",
+    "store_largest",
+    "store_rows",
+    "within",
 ]
 
 SIDE: Final = 64
@@ -132,17 +135,25 @@ def _buffer(b: Builder) -> Value:
     return b.bitcast(room, FLOAT.as_pointer())
 
 
-def _columns(b: Builder, source: Value, stride: Value, target: Value, following: Value) -> None:
+def _columns(b: Builder, source: Value, stride: Value, width: Value, target: Value, following: Value) -> None:
     buffer = _buffer(b)
 
     def group(column: Value) -> None:
+        column = within(b, column, width)
+
         def store(v: Lanes, block: list[Value], number: int) -> None:
-            _store_columns(b, v, block, target, column, constant(number * LANES))
+            store_columns(b, v, block, target, column, constant(number * LANES))
             _prefetch(b, v, following, number, column)
 
         _transformed(b, source, stride, column, buffer, store)
 
-    for_each(b, SIDE, group, step=LANES)
+    for_each(b, width, group, step=LANES)
+
+
+def within(b: Builder, start: Value, stop: Value) -> Value:
+    """Where ``LANES`` columns begin that end before ``stop``: some are done twice where they are not a multiple."""
+    last = b.sub(stop, constant(LANES))
+    return b.select(b.icmp_signed("<", last, start), last, start)
 
 
 def _prefetch(b: Builder, v: Lanes, following: Value, block: int, column: Value) -> None:
@@ -156,7 +167,8 @@ def _prefetch(b: Builder, v: Lanes, following: Value, block: int, column: Value)
         v.prefetch(following, b.add(start, constant(block * LANES * LANES + number * LINE)))
 
 
-def _store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, column: Value, frequency: Value) -> None:
+def store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, column: Value, frequency: Value) -> None:
+    """Puts the transform of some columns into the rows of ``target``, 64 elements each."""
     for lane, row in enumerate(block):
         v.store(row, target, b.add(b.mul(b.add(column, constant(lane)), constant(SIDE)), frequency))
 
@@ -164,7 +176,9 @@ def _store_columns(b: Builder, v: Lanes, block: list[Value], target: Value, colu
 def _rows(
     b: Builder,
     source: Value,
+    height: Value,
     target: Value,
+    spare: Value,
     largest: Value,
     following: Value,
     rate: Value,
@@ -174,167 +188,82 @@ def _rows(
 
     def group(first: Value) -> None:
         most: list[Any] = [None] * LANES
+        rows = []
+        for lane in range(LANES):
+            row = b.add(first, constant(lane))
+            inside = b.icmp_signed("<", row, height)
+            rows.append(b.select(inside, b.gep(target, [b.mul(row, constant(SIDE))]), spare))
 
         def store(v: Lanes, block: list[Value], number: int) -> None:
             factors = v.mul(v.splat(rate), v.all(SCALE)), None if keep is None else v.splat(keep)
-            most[:] = _store_rows(b, v, block, target, first, constant(number * LANES), factors, most)
+            frequency = constant(number * LANES)
+
+            def before(lane: int) -> Value:
+                return v.load(rows[lane], frequency)
+
+            most[:] = store_rows(v, block, rows, frequency, factors, before, most)
             _prefetch(b, v, following, number, first)
 
         _transformed(b, source, constant(SIDE), first, buffer, store)
-        _store_largest(b, most, largest, first)
+        store_largest(b, most, largest, first)
 
-    for_each(b, SIDE, group, step=LANES)
+    for_each(b, height, group, step=LANES)
 
 
-def _store_rows(
-    b: Builder,
+def store_rows(
     v: Lanes,
     block: list[Value],
-    target: Value,
-    first: Value,
+    rows: list[Value],
     frequency: Value,
     factors: tuple[Value, Value | None],
+    before: Callable[[int], Value],
     most: list[Any],
 ) -> list[Any]:
-    """Puts the transform of some rows into the coefficients; the largest of ``most`` and of their magnitudes."""
+    """Puts the transform of some rows into the coefficients; the largest of ``most`` and of their magnitudes.
+
+    ``before(lane)`` is what they were.
+    """
     largest = []
     for lane, row in enumerate(block):
-        at = b.add(b.mul(b.add(first, constant(lane)), constant(SIDE)), frequency)
         y = v.mul(row, factors[0])
         if factors[1] is not None:
-            y = v.add(v.mul(v.load(target, at), factors[1]), y)
-        v.store(y, target, at)
+            y = v.add(v.mul(before(lane), factors[1]), y)
+        v.store(y, rows[lane], frequency)
         bits = v.magnitude_bits(y)
         largest.append(bits if most[lane] is None else v.larger(bits, most[lane]))
     return largest
 
 
-def _store_largest(b: Builder, most: list[Value], largest: Value, first: Value) -> None:
+def store_largest(b: Builder, most: list[Value], largest: Value, first: Value) -> None:
+    """Puts what :func:`store_rows` gave of some rows into ``largest``."""
     ints = Lanes(b, INT32, LANES)
     for lane, bits in enumerate(most):
         ints.store(bits, largest, b.mul(b.add(first, constant(lane)), constant(LANES)))
 
 
-def _dense(
-    b: Builder, source: Value, basis: Value, size: Value, width: Value, folded: Value, store: Callable[..., None]
-) -> None:
-    """Columns of any length by a product with the basis, in which symmetry leaves half of the terms.
+@intrinsic
+def encode_columns(typing, source, stride, width, target, following):  # type: ignore[no-untyped-def]
+    """``target = (transform of the first columns of source)^T``; both ``(64, 64) float32``, ``target`` contiguous.
 
-    ``store(v, block, column, frequency)`` gets blocks of ``LANES`` rows, as from :func:`_transformed`.
+    The rows of ``source`` are ``stride`` elements apart; ``width`` is at least ``LANES``. The 16 KiB at the address
+    ``following`` are asked for meanwhile, since they will be needed.
     """
-    v = Lanes(b, FLOAT, LANES)
-    half = b.lshr(b.add(size, constant(1)), constant(1))
-
-    def group(column: Value) -> None:
-        def fold(j: Value) -> None:
-            mirrored = b.sub(b.sub(size, constant(1)), j)
-            x = v.load(source, b.add(b.mul(j, constant(SIDE)), column))
-            y = v.load(source, b.add(b.mul(mirrored, constant(SIDE)), column))
-            at = b.mul(j, constant(2 * LANES))
-            v.store(v.add(x, y), folded, at)
-            v.store(v.sub(x, y), folded, b.add(at, constant(LANES)))
-
-        for_each(b, half, fold)
-
-        def frequencies(frequency: Value) -> None:
-            before, loop = b.block, b.function.append_basic_block("terms")
-            b.branch(loop)
-            b.position_at_end(loop)
-            j = b.phi(INT64)
-            j.add_incoming(constant(0), before)
-            sums = [b.phi(v.type) for _ in range(LANES)]
-            at = b.mul(j, constant(2 * LANES))
-            even, odd = v.load(folded, at), v.load(folded, b.add(at, constant(LANES)))
-            row = b.add(b.mul(j, constant(SIDE)), frequency)
-            following = []
-            for f, phi in enumerate(sums):
-                factor = v.splat(b.load(b.gep(basis, [b.add(row, constant(f))])))
-                following.append(v.add(phi, v.mul(factor, odd if f % 2 else even)))
-            after = b.add(j, constant(1))
-            j.add_incoming(after, loop)
-            for phi, value in zip(sums, following, strict=True):
-                phi.add_incoming(v.all(0.0), before)
-                phi.add_incoming(value, loop)
-            end = b.function.append_basic_block("summed")
-            b.cbranch(b.icmp_signed("<", after, half), loop, end)
-            b.position_at_end(end)
-            store(v, v.transpose(following), column, frequency)
-
-        for_each(b, size, frequencies, step=LANES)
-
-    for_each(b, width, group, step=LANES)
-
-
-def _dense_columns(
-    b: Builder, source: Value, basis: Value, size: Value, width: Value, folded: Value, target: Value
-) -> None:
-    def store(v: Lanes, block: list[Value], column: Value, frequency: Value) -> None:
-        _store_columns(b, v, block, target, column, frequency)
-
-    _dense(b, source, basis, size, width, folded, store)
-
-
-def _dense_rows(
-    b: Builder,
-    source: Value,
-    basis: Value,
-    size: Value,
-    width: Value,
-    folded: Value,
-    target: Value,
-    largest: Value,
-    rate: Value,
-    keep: Value,
-) -> None:
-    v = Lanes(b, FLOAT, LANES)
-    factors = v.mul(v.splat(rate), v.all(SCALE)), v.splat(keep)
-    ints = Lanes(b, INT32, LANES)
-
-    def store(v: Lanes, block: list[Value], first: Value, frequency: Value) -> None:
-        before = [ints.load(largest, b.mul(b.add(first, constant(lane)), constant(LANES))) for lane in range(LANES)]
-        _store_largest(b, _store_rows(b, v, block, target, first, frequency, factors, before), largest, first)
-
-    _dense(b, source, basis, size, width, folded, store)
+    return routine("encode_columns", "FiiFF", _columns, (source, stride, width, target, following))
 
 
 @intrinsic
-def encode_columns(typing, source, stride, target, following):  # type: ignore[no-untyped-def]
-    """``target = (transform of the columns of source)^T``; both ``(64, 64) float32``, ``target`` contiguous.
-
-    The rows of ``source`` are ``stride`` elements apart. The 16 KiB at the address ``following`` are asked for
-    meanwhile, since they will be needed.
-    """
-    return routine("encode_columns", "FiFF", _columns, (source, stride, target, following))
-
-
-@intrinsic
-def encode_rows(typing, source, target, largest, following, rate):  # type: ignore[no-untyped-def]
-    """The other half, on what :func:`encode_columns` gave: ``target = rate * coefficients``, ``(64, 64) float32``.
+def encode_rows(typing, source, height, target, spare, largest, following, rate):  # type: ignore[no-untyped-def]
+    """The other half, on what :func:`encode_columns` gave: ``target = rate * coefficients``, ``(height, 64) float32``.
 
     ``largest``, ``(64, LANES) int32``, gets the bits of the largest magnitude of each row, in as many groups.
+    ``spare``, ``(64,) float32``, takes rows beyond ``height``, which must be 0.
     """
-    return routine("encode_rows", "FFIFf", _rows, (source, target, largest, following, rate))
+    given = (source, height, target, spare, largest, following, rate)
+    return routine("encode_rows", "FiFFIFf", _rows, given)
 
 
 @intrinsic
-def encode_rows_onto(typing, source, target, largest, following, rate, keep):  # type: ignore[no-untyped-def]
-    """As :func:`encode_rows`, with ``target = keep * target + rate * coefficients``."""
-    return routine("encode_rows_onto", "FFIFff", _rows, (source, target, largest, following, rate, keep))
-
-
-@intrinsic
-def encode_some_columns(typing, source, basis, size, width, folded, target):  # type: ignore[no-untyped-def]
-    """:func:`encode_columns` for the first ``width`` columns, of ``size`` rows, the rest of ``source`` being 0.
-
-    ``basis``, ``(32, 64)`` float32, row = position, column = frequency: eight times the orthonormal one, which is
-    what the fast transform computes; half of that in the middle of an odd ``size``. ``folded``: ``(64, LANES)``.
-    """
-    given = (source, basis, size, width, folded, target)
-    return routine("encode_some_columns", "FFiiFF", _dense_columns, given)
-
-
-@intrinsic
-def encode_some_rows(typing, source, basis, size, width, folded, target, largest, rate, keep):  # type: ignore[no-untyped-def]
-    """:func:`encode_rows_onto` for the first ``width`` rows, of ``size`` columns; ``largest`` holds 0 before."""
-    given = (source, basis, size, width, folded, target, largest, rate, keep)
-    return routine("encode_some_rows", "FFiiFFIff", _dense_rows, given)
+def encode_rows_onto(typing, source, height, target, spare, largest, following, rate, keep):  # type: ignore[no-untyped-def]
+    """As :func:`encode_rows`, with ``target = keep * target + rate * coefficients``; ``spare`` is 0, and stays it."""
+    given = (source, height, target, spare, largest, following, rate, keep)
+    return routine("encode_rows_onto", "FiFFIFff", _rows, given)

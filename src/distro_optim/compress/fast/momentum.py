@@ -12,18 +12,18 @@ import numpy as np
 
 from .caching import compiled
 from .decoding import FILLED, PITCH, decode
-from .encoding import encode_columns, encode_rows, encode_rows_onto, encode_some_columns, encode_some_rows
+from .encoding import encode_columns, encode_rows, encode_rows_onto
 from .memory import peek, peek_int, poke, poke_int
 from .passes import (
     accumulate,
     accumulate_without,
-    clear,
     clear_beyond,
     fetch_part,
     put_back_part,
     subtract,
 )
 from .places import ahead_of
+from .products import encode_some_columns, encode_some_rows, encode_some_rows_onto
 from .selection import CANDIDATES, GROUPS, select
 from .vectors import LANES
 
@@ -54,50 +54,52 @@ def extract_from_coefficients(  # type: ignore[no-untyped-def]
     Args:
         places: of the batch; all tiles are whole.
         first, last: rows of it, and of the outputs.
-        height, width: of a tile, from 2 to 64.
+        height, width: of a tile, from 16 to 64.
         grads: addresses.
         momenta: addresses of ``(tiles of the tensor, height, width)`` float32.
         rate: of learning, float32, as is ``keep``.
         k: coefficients of a tile.
         encode_down, encode_along: bases for sides other than 64, as in
-            :func:`~distro_optim.compress.fast.encoding.encode_some_columns`.
+            :func:`~distro_optim.compress.fast.products.encode_some_columns`.
         index: ``(tiles, k)`` int32, filled.
         values: ``(tiles, k)`` float32, filled; without rows where signs are sent.
         signs: ``(tiles, k)`` bool, filled; without rows where values are sent.
         spoken: ``(tiles,)`` bool, filled: whether any coefficient is not 0.
     """
-    space = np.empty(4 * 4096 + 16, np.float32)
-    tile = (space.ctypes.data + 63) & -64
-    turned = tile + 16384
+    space = np.zeros(3 * 4096 + 16, np.float32)
+    turned = (space.ctypes.data + 63) & -64
     part = turned + 16384
     folded = part + 16384
-    largest = np.empty((64, LANES), np.int32)
+    spare = np.zeros(64, np.float32)
+    largest = np.zeros((64, LANES), np.int32)
     groups = np.empty(GROUPS, np.int32)
     chosen = np.empty(CANDIDATES, np.int32)
     bits = np.empty(CANDIDATES, np.int32)
     value = np.empty(GROUPS, np.float32)
-    usual = height == 64 and width == 64
     for t in range(first, last):
         param = places[t, 0]
         if grads[param] == 0:
             continue
         grad = grads[param] + 4 * places[t, 1]
-        stride = places[t, 2]
         momentum = momenta[param] + 4 * height * width * places[t, 5]
-        if usual:
-            encode_columns(grad, stride, turned, grads[param] + ahead_of(places, t))
-            encode_rows_onto(turned, momentum, largest, momentum + 16384, rate, keep)
+        following = momentum + 4 * height * width
+        _encode_down(
+            grad, places[t, 2], height, width, encode_down, folded, turned,
+            grads[param] + ahead_of(places, t, height, width),
+        )  # fmt: skip
+        if width == 64:
             kept = momentum
+            encode_rows_onto(turned, height, kept, spare, largest, following, rate, keep)
         else:
-            fetch_part(grad, stride, height, width, tile)
-            fetch_part(momentum, width, height, width, part)
-            _encode(tile, turned, part, folded, height, width, encode_down, encode_along, largest, rate, keep)
             kept = part
+            encode_some_rows_onto(
+                turned, encode_along, width, height, folded, kept, largest, following, rate, keep, momentum
+            )
         select(kept, largest, k, height, width, groups, chosen, bits)
         _say(kept, t, k, width, chosen, value, index, values, signs, spoken)
         for i in range(k):
             poke(kept, np.int64(chosen[i]), np.float32(0))
-        if not usual:
+        if width != 64:
             put_back_part(part, momentum, width, height, width)
     # Its address was in use until here.
     return space[0]
@@ -142,14 +144,14 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
     grad_part = delta_part + 16384
     folded = grad_part + 16384
     turned = folded + 16384
-    largest = np.empty((64, LANES), np.int32)
+    spare = np.empty(64, np.float32)
+    largest = np.zeros((64, LANES), np.int32)
     groups = np.empty(GROUPS, np.int32)
     chosen = np.empty(CANDIDATES, np.int32)
     bits = np.empty(CANDIDATES, np.int32)
     value = np.empty(GROUPS, np.float32)
     frequency = np.empty(64, np.int64)
     filled = np.empty(FILLED, np.int64)
-    usual = height == 64 and width == 64
     for t in range(first, last):
         param = places[t, 0]
         stride = places[t, 2]
@@ -194,14 +196,14 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 accumulate_without(delta, grad, pitch, keep, rate, tile, leaving)
             else:
                 accumulate(delta, grad, pitch, keep, rate, tile)
-            if usual:
-                following = ahead_of(places, t)
-                encode_columns(tile, 64, turned, grads[param] + following)
-                encode_rows(turned, tile, largest, deltas[param] + following, np.float32(1))
+            following = ahead_of(places, t, height, width)
+            _encode_down(tile, 64, height, width, encode_down, folded, turned, grads[param] + following)
+            if width == 64:
+                encode_rows(turned, height, tile, spare, largest, deltas[param] + following, np.float32(1))
             else:
-                _encode(
-                    tile, turned, tile, folded, height, width, encode_down, encode_along, largest,
-                    np.float32(1), np.float32(0),
+                encode_some_rows(
+                    turned, encode_along, width, height, folded, tile, largest, deltas[param] + following,
+                    np.float32(1),
                 )  # fmt: skip
             select(tile, largest, k, height, width, groups, chosen, bits)
             _say(tile, t, k, width, chosen, value, index, values, signs, spoken)
@@ -224,21 +226,12 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _encode(tile, turned, target, folded, height, width, down, along, largest, rate, keep):  # type: ignore[no-untyped-def]
-    """``target = keep * target + rate * coefficients`` of a tile with a side other than 64; 0 beyond it.
-
-    With ``keep`` 0, ``target`` may be ``tile``: it is overwritten only when ``turned`` holds all of it.
-    """
-    largest[:, :] = 0
+def _encode_down(source, stride, height, width, basis, folded, turned, following):  # type: ignore[no-untyped-def]
+    """The transform of the columns of a tile to ``turned``, in rows; what is beyond these means nothing."""
     if height == 64:
-        encode_columns(tile, 64, turned, tile)
+        encode_columns(source, stride, width, turned, following)
     else:
-        clear(turned)
-        encode_some_columns(tile, down, height, width, folded, turned)
-    if width == 64:
-        encode_rows_onto(turned, target, largest, turned, rate, keep)
-    else:
-        encode_some_rows(turned, along, width, height, folded, target, largest, rate, keep)
+        encode_some_columns(source, stride, basis, height, width, folded, turned, following)
 
 
 @compiled

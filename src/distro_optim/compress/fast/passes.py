@@ -100,17 +100,21 @@ def _some_rows(
     b: Builder, source: Value, there: Value, target: Value, here: Value, rows: Value, columns: Value
 ) -> None:
     v = Lanes(b, FLOAT, LANES)
-    in_vectors = b.and_(columns, constant(-LANES))
+    last = b.sub(columns, constant(LANES))
+    in_vectors = b.select(b.icmp_signed("<", last, constant(0)), constant(0), columns)
 
     def row(i: Value) -> None:
         start, to = b.mul(i, there), b.mul(i, here)
-        for_each(b, in_vectors, lambda j: v.store(v.load(source, b.add(start, j)), target, b.add(to, j)), step=LANES)
+
+        def vector(j: Value) -> None:
+            # The last one ends with the row: some columns are copied twice.
+            column = b.select(b.icmp_signed("<", last, j), last, j)
+            v.store(v.load(source, b.add(start, column)), target, b.add(to, column))
 
         def one(j: Value) -> None:
-            column = b.add(in_vectors, j)
-            number = b.load(b.gep(source, [b.add(start, column)]))
-            b.store(number, b.gep(target, [b.add(to, column)]))
+            b.store(b.load(b.gep(source, [b.add(start, j)])), b.gep(target, [b.add(to, j)]))
 
+        for_each(b, in_vectors, vector, step=LANES)
         for_each(b, b.sub(columns, in_vectors), one)
 
     for_each(b, rows, row)

@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 
 from .caching import compiled
-from .encoding import SIDE
 
 __all__ = ["ahead_of"]
 
@@ -16,8 +15,8 @@ _FAR: Final = 2048
 
 
 @compiled
-def ahead_of(places, t):  # type: ignore[no-untyped-def]
-    """Bytes from the start of tile ``t``'s tensor to the 16 KiB that it should ask for.
+def ahead_of(places, t, height, width):  # type: ignore[no-untyped-def]
+    """Bytes from the start of tile ``t``'s tensor to what it should ask for, as much as there is in a tile.
 
     Tiles side by side share their rows, each a piece of every row: memory is quickest if it is read row by row. So
     together they ask for the rows of the tiles below them, each for its share, one after the other. Where rows are long
@@ -26,7 +25,8 @@ def ahead_of(places, t):  # type: ignore[no-untyped-def]
     Args:
         places: see :mod:`~distro_optim.compress.fast.momentum`.
         t: a row of it.
+        height, width: of a tile.
     """
     stride = places[t, 2]
-    beside = (stride + SIDE - 1) // SIDE if stride <= _FAR else np.int64(1)
-    return 4 * SIDE * SIDE * (places[t, 5] + beside)
+    beside = (stride + width - 1) // width if stride <= _FAR else np.int64(1)
+    return 4 * height * width * (places[t, 5] + beside)

@@ -115,6 +115,14 @@ class Lanes:
         vector.align = self._align
         return vector
 
+    def load_some(self, base: Value, offset: Value, where: Value) -> Value:
+        """As :meth:`load` of the lanes that ``where`` says; 0 in the others, whose memory is left alone."""
+        at = self._at(base, offset)
+        kind = ir.FunctionType(self.type, [at.type, INT32, where.type, self.type])
+        name = f"v{self.count}{'f' if self.scalar in (FLOAT, DOUBLE) else 'i'}{8 * self._align}"
+        function = _declared(self.b.module, kind, f"llvm.masked.load.{name}.p0{name}")
+        return self.b.call(function, [at, ir.Constant(INT32, self._align), where, self.all(0)])
+
     def store(self, vector: Value, base: Value, offset: Value) -> None:
         """Writes them to ``base[offset]`` and on."""
         store = self.b.store(vector, self._at(base, offset))

@@ -169,7 +169,7 @@ def merge(  # type: ignore[no-untyped-def]
         stride = places[t, 2]
         weight = params[param] + there
         shifting = shifted[param]
-        following = params[param] + ahead_of(places, t)
+        following = params[param] + ahead_of(places, t, height, width)
         says = named != 0 and decode_signs(
             position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, filled, tile,
             following, least,
