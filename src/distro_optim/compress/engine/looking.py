@@ -38,10 +38,12 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
     by_kernel = bool(large) and can_look(together)
     if not (by_kernel or together >= CPU.block_elements):
         return None
-    finite = torch.ones(len(grads), dtype=torch.int32)
+    finite = [True] * len(grads)
     small = [number for number in given if number not in large]
     if small:
-        finite[small] = torch.stack(torch._foreach_norm([given[n] for n in small], 2)).isfinite().to(torch.int32)
+        fine: list[bool] = torch.stack(torch._foreach_norm([given[n] for n in small], 2)).isfinite().tolist()
+        for number, is_fine in zip(small, fine, strict=True):
+            finite[number] = is_fine
     sums: dict[int, list[float]] = {number: [] for number in large}
     parts = [
         (grad, start, min(start + _PART, grad.numel()), sums[number])
@@ -51,7 +53,7 @@ def finite_in_parts(grads: Sequence[Tensor | None], share: ShareOut) -> Tensor |
     share(_take_squares if by_kernel else _take_squares_by_torch, parts)
     for number, taken in sums.items():
         finite[number] = sum(taken) <= torch.finfo(torch.float32).max  # which is not so of NaN
-    return finite
+    return torch.tensor(finite, dtype=torch.int32)
 
 
 def _take_squares(part: tuple[Tensor, int, int, list[float]], worker: int) -> None:

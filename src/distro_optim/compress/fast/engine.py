@@ -118,7 +118,7 @@ def _addresses(tensors: Iterable[tuple[int, Tensor | None]], count: int) -> npt.
 
 def _usable(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether a kernel may walk through its memory."""
-    return tensor is None or (tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous())
+    return tensor is None or (tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous())
 
 
 # -- gradients to coefficients -----------------------------------------------------------------------------------------

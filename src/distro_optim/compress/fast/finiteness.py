@@ -15,11 +15,18 @@ __all__ = ["squares"]
 _SUMS: Final = 8
 """Vectors that are summed apart: as many additions are on their way at a time."""
 
+_PARTS: Final = 2
+"""That are read side by side: a processor's own foresight ends with each page of memory."""
+
+_AHEAD: Final = 1024
+"""Elements: what lies so far ahead is asked for, a page of memory or more."""
+
 _STEP: Final = _SUMS * LANES
 
 
 def _squares(b: Builder, source: Value, count: Value, out: Value) -> None:
     v = Lanes(b, FLOAT, LANES)
+    length = b.udiv(count, constant(_PARTS))
     before, loop, end = b.block, b.function.append_basic_block("loop"), b.function.append_basic_block("end")
     b.branch(loop)
     b.position_at_end(loop)
@@ -28,13 +35,16 @@ def _squares(b: Builder, source: Value, count: Value, out: Value) -> None:
     sums: list[Any] = [b.phi(v.type) for _ in range(_SUMS)]
     following = []
     for number, phi in enumerate(sums):
-        x = v.load(source, b.add(at, constant(number * LANES)))
+        part, place = divmod(number, _SUMS // _PARTS)
+        offset = b.add(b.add(at, b.mul(length, constant(part))), constant(place * LANES))
+        x = v.load(source, offset)
+        v.prefetch(source, b.add(offset, constant(_AHEAD)))
         following.append(v.add(phi, v.mul(x, x)))
         phi.add_incoming(v.all(0.0), before)
         phi.add_incoming(following[-1], loop)
-    after = b.add(at, constant(_STEP))
+    after = b.add(at, constant(_STEP // _PARTS))
     at.add_incoming(after, loop)
-    b.cbranch(b.icmp_signed("<", after, count), loop, end)
+    b.cbranch(b.icmp_signed("<", after, length), loop, end)
     b.position_at_end(end)
     while len(following) > 1:
         following = [v.add(x, y) for x, y in zip(following[::2], following[1::2], strict=True)]
