@@ -131,15 +131,19 @@ class FastExtraction(Extraction):
     @property
     @override
     def takes_long_blocks(self) -> bool:
-        return self.step is None and self._arguments[0].issuperset(self.batch.ranges)
+        return self.step is None and self._all_usable
 
     @override
     def extract(self, block: Block, tiles: Tensor, coefficients: Tensor, spare: Tensor) -> None:
         usable, name, tensors, others = self._arguments
-        if self.step is not None or not all(piece.param in usable for piece in block.pieces):
+        if self.step is not None or not (self._all_usable or all(piece.param in usable for piece in block.pieces)):
             return super().extract(block, tiles, coefficients, spare)
         kernel(name)(self.batch.places, block.start, block.stop, self.batch.h, self.batch.w, *tensors, *others)
         return None
+
+    @cached_property
+    def _all_usable(self) -> bool:
+        return self._arguments[0].issuperset(self.batch.ranges)
 
     @cached_property
     def _arguments(self) -> tuple[frozenset[int], str, list[npt.NDArray[np.int64]], tuple[Any, ...]]:
@@ -212,6 +216,7 @@ class FastMerge(ExactMerge):
     def __init__(self, number: int, batch: Batch, transform: Transform, workers: int) -> None:
         super().__init__(number, batch, transform, workers)
         self._walks: dict[int, tuple[Sequence[Tensor | None], npt.NDArray[np.int64]]] = {}
+        self._walkable: Sequence[Tensor] | None = None
 
     @override
     def check(self, updates: Sequence[CompressedUpdate]) -> None:
@@ -219,7 +224,7 @@ class FastMerge(ExactMerge):
         # Once a step, not once a block. The updates themselves are kept to recognise them, so that their memory cannot
         # be that of others meanwhile.
         self._said = updates, self._read(updates)
-        self._walks = {}
+        self._walks, self._walkable = {}, None
 
     def _read(self, updates: Sequence[CompressedUpdate]) -> _Said | None:
         """None where the kernel cannot: some send signs and others values, or values of another type."""
@@ -243,7 +248,10 @@ class FastMerge(ExactMerge):
 
     @override
     def takes_long_blocks(self, updates: Sequence[CompressedUpdate], params: Sequence[Tensor]) -> bool:
-        return self._said_by(updates) is not None and all(_usable(params[n]) for n in self.batch.ranges)
+        if self._said_by(updates) is None or not all(_usable(params[n]) for n in self.batch.ranges):
+            return False
+        self._walkable = params  # which is kept, so that nothing else is taken for it
+        return True
 
     @override
     def merge_block(
@@ -256,7 +264,9 @@ class FastMerge(ExactMerge):
         lr: float,
     ) -> None:
         said = self._said_by(updates)
-        if said is None or not all(_usable(params[piece.param]) for piece in block.pieces):
+        if said is None or not (
+            self._walkable is params or all(_usable(params[piece.param]) for piece in block.pieces)
+        ):
             return super().merge_block(block, worker, scratch, updates, params, lr)
         return self._merge(block, said, len(updates), params, lr, None)
 
