@@ -17,6 +17,7 @@ from .memory import peek, peek_int, poke, poke_int
 from .passes import (
     accumulate,
     accumulate_without,
+    clear,
     clear_beyond,
     fetch_part,
     put_back_part,
@@ -157,7 +158,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
         stride = places[t, 2]
         rows = places[t, 3]
         columns = places[t, 4]
-        whole = rows == 64 and columns == 64
+        whole = columns == 64
         overlaps = own_index[param] != 0
         own = k * places[t, 5]
         sent_before = False
@@ -183,8 +184,9 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                 # Beyond the edges there is no momentum.
                 clear_beyond(leaving, rows, columns)
         pitch = stride if whole else 64
+        count = rows if whole else np.int64(64)
         if grads[param] == 0:
-            subtract(delta, pitch, leaving)
+            subtract(delta, pitch, count, leaving)
             for i in range(k):
                 poke(own_value[param], own + i, np.float32(0))
         else:
@@ -192,10 +194,12 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
             if not whole:
                 fetch_part(grad, stride, rows, columns, grad_part)
                 grad = grad_part
+            if count < height:
+                clear(tile)
             if sent_before:
-                accumulate_without(delta, grad, pitch, keep, rate, tile, leaving)
+                accumulate_without(delta, grad, pitch, count, keep, rate, tile, leaving)
             else:
-                accumulate(delta, grad, pitch, keep, rate, tile)
+                accumulate(delta, grad, pitch, count, keep, rate, tile)
             following = ahead_of(places, t, height, width)
             _encode_down(tile, 64, height, width, encode_down, folded, turned, grads[param] + following)
             if width == 64:
@@ -218,7 +222,7 @@ def extract_from_weights(  # type: ignore[no-untyped-def]
                     chosen, value, k, height, width, decode_down, decode_along, turned, frequency, filled, leaving,
                     leaving,
                 )  # fmt: skip
-                subtract(delta, pitch, leaving)
+                subtract(delta, pitch, count, leaving)
         if not whole:
             put_back_part(delta_part, memory, stride, rows, columns)
     # Its address was in use until here.

@@ -1,7 +1,7 @@
-"""Passes over one tile in a tensor's memory: 64 rows of 64 float32, ``stride`` elements apart.
+"""Passes over one tile in a tensor's memory: ``rows`` of 64 float32, ``stride`` elements apart.
 
 Each reads and writes whole rows, as memory likes it, and leaves the tile in a contiguous array for what follows. Tiles
-that reach beyond their tensor are copied to such an array first, with :func:`fetch_part`.
+with fewer columns are copied to such an array first, with :func:`fetch_part`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 
-def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value], None]) -> None:
-    """``body(lanes, offset in the tensor, offset in the tile)`` for every vector of a tile."""
+def _each_vector(b: Builder, stride: Value, rows: Value, body: Callable[[Lanes, Value, Value], None]) -> None:
+    """``body(lanes, offset in the tensor, offset in the tile)`` for every vector of the first rows of a tile."""
     v = Lanes(b, FLOAT, LANES)
 
     def row(i: Value) -> None:
@@ -41,7 +41,7 @@ def _each_vector(b: Builder, stride: Value, body: Callable[[Lanes, Value, Value]
         for start in range(0, SIDE, LANES):
             body(v, b.add(there, constant(start)), b.add(here, constant(start)))
 
-    for_each(b, SIDE, row)
+    for_each(b, rows, row)
 
 
 def _accumulate(
@@ -49,6 +49,7 @@ def _accumulate(
     delta: Value,
     grad: Value,
     stride: Value,
+    rows: Value,
     keep: Value,
     rate: Value,
     out: Value,
@@ -65,25 +66,34 @@ def _accumulate(
         v.store(x, delta, there)
         v.store(x, out, here)
 
-    _each_vector(b, stride, body)
+    _each_vector(b, stride, rows, body)
 
 
-def _subtract(b: Builder, delta: Value, stride: Value, tile: Value) -> None:
-    _each_vector(
-        b, stride, lambda v, there, here: v.store(v.sub(v.load(delta, there), v.load(tile, here)), delta, there)
-    )
+def _subtract(b: Builder, delta: Value, stride: Value, rows: Value, tile: Value) -> None:
+    def body(v: Lanes, there: Value, here: Value) -> None:
+        v.store(v.sub(v.load(delta, there), v.load(tile, here)), delta, there)
+
+    _each_vector(b, stride, rows, body)
 
 
-def _descend(b: Builder, param: Value, stride: Value, tile: Value, rate: Value) -> None:
+def _descend(b: Builder, param: Value, stride: Value, rows: Value, tile: Value, rate: Value) -> None:
     def body(v: Lanes, there: Value, here: Value) -> None:
         v.store(b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate)), param, there)
 
-    _each_vector(b, stride, body)
+    _each_vector(b, stride, rows, body)
 
 
 def _descend_ahead(streams: bool) -> Any:
     def build(
-        b: Builder, param: Value, stride: Value, tile: Value, rate: Value, delta: Value, shifted: Value, ahead: Value
+        b: Builder,
+        param: Value,
+        stride: Value,
+        rows: Value,
+        tile: Value,
+        rate: Value,
+        delta: Value,
+        shifted: Value,
+        ahead: Value,
     ) -> None:
         def body(v: Lanes, there: Value, here: Value) -> None:
             weight = b.fsub(v.load(param, there), v.signed(v.load(tile, here), rate))
@@ -91,7 +101,7 @@ def _descend_ahead(streams: bool) -> Any:
             away = b.fsub(weight, v.signed(v.load(delta, there), ahead))
             (v.stream if streams else v.store)(away, shifted, there)
 
-        _each_vector(b, stride, body)
+        _each_vector(b, stride, rows, body)
 
     return build
 
@@ -126,44 +136,44 @@ def _zeros(b: Builder, tile: Value) -> None:
 
 
 @intrinsic
-def accumulate(typing, delta, grad, stride, keep, rate, out):  # type: ignore[no-untyped-def]
+def accumulate(typing, delta, grad, stride, rows, keep, rate, out):  # type: ignore[no-untyped-def]
     """``delta = out = keep * delta + rate * grad``."""
-    return routine("accumulate", "FFiffF", _accumulate, (delta, grad, stride, keep, rate, out))
+    return routine("accumulate", "FFiiffF", _accumulate, (delta, grad, stride, rows, keep, rate, out))
 
 
 @intrinsic
-def accumulate_without(typing, delta, grad, stride, keep, rate, out, without):  # type: ignore[no-untyped-def]
+def accumulate_without(typing, delta, grad, stride, rows, keep, rate, out, without):  # type: ignore[no-untyped-def]
     """``delta = out = keep * (delta - without) + rate * grad``."""
-    return routine("accumulate_without", "FFiffFF", _accumulate, (delta, grad, stride, keep, rate, out, without))
+    return routine("accumulate_without", "FFiiffFF", _accumulate, (delta, grad, stride, rows, keep, rate, out, without))
 
 
 @intrinsic
-def subtract(typing, delta, stride, tile):  # type: ignore[no-untyped-def]
+def subtract(typing, delta, stride, rows, tile):  # type: ignore[no-untyped-def]
     """``delta -= tile``."""
-    return routine("subtract_tile", "FiF", _subtract, (delta, stride, tile))
+    return routine("subtract_tile", "FiiF", _subtract, (delta, stride, rows, tile))
 
 
 @intrinsic
-def descend(typing, param, stride, tile, rate):  # type: ignore[no-untyped-def]
+def descend(typing, param, stride, rows, tile, rate):  # type: ignore[no-untyped-def]
     """``param -= rate * sign(tile)``: a difference of two float32, so that there is nothing to fuse."""
-    return routine("descend_tile", "FiFf", _descend, (param, stride, tile, rate))
+    return routine("descend_tile", "FiiFf", _descend, (param, stride, rows, tile, rate))
 
 
 @intrinsic
-def descend_ahead(typing, param, stride, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
+def descend_ahead(typing, param, stride, rows, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
     """:func:`descend`, then ``shifted = param - ahead * sign(delta)``; both laid out as ``param``."""
-    given = (param, stride, tile, rate, delta, shifted, ahead)
-    return routine("descend_ahead_tile", "FiFfFFf", _descend_ahead(False), given)
+    given = (param, stride, rows, tile, rate, delta, shifted, ahead)
+    return routine("descend_ahead_tile", "FiiFfFFf", _descend_ahead(False), given)
 
 
 @intrinsic
-def descend_ahead_streaming(typing, param, stride, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
+def descend_ahead_streaming(typing, param, stride, rows, tile, rate, delta, shifted, ahead):  # type: ignore[no-untyped-def]
     """:func:`descend_ahead` where each row of ``shifted`` begins with a line of the cache, which it passes by.
 
     Nothing reads what is written there until all of the step is done: by then a large model's is out of the caches.
     """
-    given = (param, stride, tile, rate, delta, shifted, ahead)
-    return routine("descend_ahead_streaming_tile", "FiFfFFf", _descend_ahead(True), given)
+    given = (param, stride, rows, tile, rate, delta, shifted, ahead)
+    return routine("descend_ahead_streaming_tile", "FiiFfFFf", _descend_ahead(True), given)
 
 
 @intrinsic

@@ -148,7 +148,7 @@ def merge(  # type: ignore[no-untyped-def]
     part = tile + 16384
     delta_part = part + 16384
     shifted_part = delta_part + 16384
-    rows = shifted_part + 16384
+    row_sums = shifted_part + 16384
     frequency = np.empty(64, np.int64)
     filled = np.empty(FILLED, np.int64)
     least = np.empty(LANES, np.float32)
@@ -171,29 +171,33 @@ def merge(  # type: ignore[no-untyped-def]
         shifting = shifted[param]
         following = params[param] + ahead_of(places, t, height, width)
         says = named != 0 and decode_signs(
-            position, mean, named, height, width, down, along, fast_down, fast_along, rows, frequency, filled, tile,
-            following, least,
+            position, mean, named, height, width, down, along, fast_down, fast_along, row_sums, frequency, filled,
+            tile, following, least,
         )  # fmt: skip
         if not says:
             if shifting == 0:
                 continue
             clear(tile)
-        if places[t, 3] == 64 and places[t, 4] == 64:
+        rows = places[t, 3]
+        columns = places[t, 4]
+        if columns == 64:
             if shifting == 0:
-                descend(weight, stride, tile, step)
+                descend(weight, stride, rows, tile, step)
             elif (shifting + there) % (4 * LINE) == 0 and stride % LINE == 0:
-                descend_ahead_streaming(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
+                descend_ahead_streaming(
+                    weight, stride, rows, tile, step, deltas[param] + there, shifting + there, ahead
+                )
             else:
-                descend_ahead(weight, stride, tile, step, deltas[param] + there, shifting + there, ahead)
+                descend_ahead(weight, stride, rows, tile, step, deltas[param] + there, shifting + there, ahead)
         else:
-            fetch_part(weight, stride, places[t, 3], places[t, 4], part)
+            fetch_part(weight, stride, rows, columns, part)
             if shifting != 0:
-                fetch_part(deltas[param] + there, stride, places[t, 3], places[t, 4], delta_part)
-                descend_ahead(part, 64, tile, step, delta_part, shifted_part, ahead)
-                put_back_part(shifted_part, shifting + there, stride, places[t, 3], places[t, 4])
+                fetch_part(deltas[param] + there, stride, rows, columns, delta_part)
+                descend_ahead(part, 64, 64, tile, step, delta_part, shifted_part, ahead)
+                put_back_part(shifted_part, shifting + there, stride, rows, columns)
             else:
-                descend(part, 64, tile, step)
-            put_back_part(part, weight, stride, places[t, 3], places[t, 4])
+                descend(part, 64, 64, tile, step)
+            put_back_part(part, weight, stride, rows, columns)
     fence()
     # Its address was in use until here.
     return space[0]
