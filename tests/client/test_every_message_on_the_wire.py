@@ -92,9 +92,9 @@ class PeerTap:
         deliver, publish, fetch = IrohSwarm._deliver, IrohSwarm.publish, IrohSwarm.fetch
         for_request, for_answer = messages.decode_request, messages.decode_answer
 
-        def delivered(swarm: IrohSwarm, channel: Channel, sealed: bytes) -> bool:
+        def delivered(swarm: IrohSwarm, channel: Channel, sealed: bytes, via: bytes | None = None) -> bool:
             self.gossip[channel].append(bytes(sealed))
-            return deliver(swarm, channel, sealed)
+            return deliver(swarm, channel, sealed, via)
 
         # Tensors that one of our own kind fetches in mid-epoch, when a result came too late, say: nothing of Psyche's.
         tensors: set[bytes] = set()

@@ -52,6 +52,17 @@ def test_nobody_can_use_up_the_share_of_another() -> None:
     assert gate.judge(said(FRIEND, 1), FRIEND.public, 0.0) is Verdict.PASS
 
 
+def test_what_comes_from_its_author_is_taken_unsigned_and_goes_no_further() -> None:
+    gate = AnnouncementGate(me=FLOODER.public)
+    for signature, is_true in ((bytes(64), False), (FRIEND.sign(b"said"), True)):
+        sealed = postcard.encode(SignedMessage(FRIEND.public, b"said", signature))
+        assert gate.judge(sealed, FRIEND.public, 0.0) is Verdict.PASS
+        assert (gate.judge(sealed, FLOODER.public, 0.0) is Verdict.PASS) == is_true
+        assert gate.may_pass_on(sealed) == is_true
+    assert gate.may_pass_on(postcard.encode(SignedMessage(FLOODER.public, b"ours", bytes(64))))
+    assert not gate.may_pass_on(b"no message")
+
+
 def test_who_sends_what_is_badly_signed_again_and_again_is_cut_off() -> None:
     gate = AnnouncementGate()
     verdicts = [gate.judge(bytes([number % 256]) * 200, FLOODER.public, 0.0) for number in range(300)]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox, InboxLimits
 from distro_optim.comm.iroh.gossip.config import PSYCHE_GOSSIP
@@ -42,6 +43,13 @@ def test_the_longest_announcement_fits_in_a_gossip_message_of_psyche() -> None:
     assert len(longest) <= PSYCHE_GOSSIP.max_content_size
     assert inbox().receive(longest) is not None
     assert inbox().receive(SignedMessage.seal(ALICE, bytes(MAX_ANNOUNCEMENT + 1))) is None
+
+
+def test_who_says_it_over_its_own_connection_need_not_have_signed_it() -> None:
+    unsigned = postcard.encode(SignedMessage(ALICE.public, b"said", bytes(64)))
+    assert inbox().receive(unsigned, ALICE.public) is not None
+    for via in (None, BOB.public, ME.public):
+        assert inbox().receive(unsigned, via) is None
 
 
 def test_a_copy_is_counted_once_even_after_it_was_read() -> None:

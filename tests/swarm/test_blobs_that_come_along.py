@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr
 from distro_optim.comm.announcements import MAX_ANNOUNCEMENT, Announcement, AnnouncementInbox
 from distro_optim.comm.carrying import (
@@ -27,6 +28,9 @@ from distro_optim.comm.iroh.blobs.disk import DiskStore
 from distro_optim.comm.iroh.blobs.store import BlobStore
 from distro_optim.comm.iroh.endpoint import Node
 from distro_optim.comm.iroh.gossip.config import SWARM_GOSSIP
+from distro_optim.comm.iroh.gossip.events import Send
+from distro_optim.comm.iroh.gossip.frames import encode_frame
+from distro_optim.comm.iroh.gossip.messages import Gossip, encode_message, message_id
 from distro_optim.comm.iroh.swarm import IrohSwarm, topic_of_channel, topic_of_run
 from distro_optim.comm.loop import LoopThread
 from distro_optim.comm.signing import SecretKey, SignedMessage
@@ -263,6 +267,28 @@ def test_what_makes_no_sense_on_the_other_channel_is_not_heard_and_what_follows_
             assert (await anext(pair.beside)).data == b"plain"
             await pair.publishes(BLOB, says=b"carried")
             assert pair.bob._streams[Channel.OWN_KIND].inbox.counts.malformed == 1
+
+    loop_thread.run(check(), SECONDS)
+
+
+@waiting
+def test_what_its_author_did_not_sign_is_heard_from_it_and_passed_on_to_nobody(loop_thread: LoopThread) -> None:
+    async def check() -> None:
+        async with asyncio.timeout(SECONDS), Pair(loop_thread) as pair:
+            unsigned = postcard.encode(SignedMessage(pair.alice.peer_id, b"said", bytes(64)))
+            signed = SignedMessage.seal(pair.alice.node.secret_key, b"said")
+            topic = await pair.alice._enter(Channel.RUN)
+            # Ours goes out only signed; so a peer that does otherwise writes it to its connections itself.
+            (link,) = pair.alice.gossip._links.values()
+            link.send(topic.id, encode_frame(encode_message(Gossip(message_id(unsigned), unsigned, 0))))
+            assert await anext(pair.heard) == Announcement(pair.alice.peer_id, b"said")
+            refused, (link,) = pair.bob.gossip.stats.refused, pair.bob.gossip._links.values()
+            for content, goes in ((unsigned, False), (signed, True)):
+                queued = link.queued
+                message = Gossip(message_id(content), content, 1)
+                pair.bob.gossip._perform([(topic.id, Send((pair.alice.peer_id,), message))])
+                assert (link.queued > queued) == goes
+            assert pair.bob.gossip.stats.refused == refused + 1
 
     loop_thread.run(check(), SECONDS)
 

@@ -117,15 +117,20 @@ class AnnouncementInbox:
                 while sender in self._of_sender:
                     self._drop_oldest(sender)
 
-    def receive(self, sealed: bytes | memoryview) -> Announcement | None:
+    def receive(self, sealed: bytes | memoryview, via: bytes | None = None) -> Announcement | None:
         """Takes in what gossip delivered; the announcement if it is queued, None if it is dropped. Never raises."""
-        announcement = self.open(sealed)
+        announcement = self.open(sealed, via)
         if announcement is not None:
             self.push(announcement)
         return announcement
 
-    def open(self, sealed: bytes | memoryview) -> Announcement | None:
-        """The announcement in it, if it counts and was not here before; it is not queued. Never raises."""
+    def open(self, sealed: bytes | memoryview, via: bytes | None = None) -> Announcement | None:
+        """The announcement in it, if it counts and was not here before; it is not queued. Never raises.
+
+        Args:
+            sealed: as it came.
+            via: the peer whose connection it came by: one who says it there itself need not have signed it.
+        """
         if len(sealed) > self._max_size:
             self.counts.malformed += 1
             return None
@@ -144,7 +149,7 @@ class AnnouncementInbox:
             return None
         # Only now, since it costs as much as all of the above. A bad one is not remembered, or a forger could
         # have the true message taken for a duplicate.
-        if not is_signed_by(sender, message.data, message.signature):
+        if sender != via and not is_signed_by(sender, message.data, message.signature):
             self.counts.malformed += 1
             return None
         self._seen.add_new(identity)

@@ -211,16 +211,17 @@ class AnnouncementStream:
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def deliver(self, sealed: bytes | memoryview) -> bool:
-        """Takes in what arrived for everybody; whether it is one that was not here before, of a peer that counts."""
-        if self._closed or self.inbox.receive(sealed) is None:
+    def deliver(self, sealed: bytes | memoryview, via: bytes | None = None) -> bool:
+        """Takes in what arrived for everybody; whether it is one that was not here before, of a peer that counts.
+        ``via`` as for :meth:`.AnnouncementInbox.open`."""
+        if self._closed or self.inbox.receive(sealed, via) is None:
             return False
         self._arrived.set()
         return True
 
-    def open(self, sealed: bytes | memoryview) -> Announcement | None:
+    def open(self, sealed: bytes | memoryview, via: bytes | None = None) -> Announcement | None:
         """What :meth:`deliver` would take in; it is not taken in yet."""
-        return None if self._closed else self.inbox.open(sealed)
+        return None if self._closed else self.inbox.open(sealed, via)
 
     def push(self, announcement: Announcement) -> bool:
         """Takes in what :meth:`open` gave; True."""

@@ -324,7 +324,7 @@ class IrohSwarm(Swarm):
                 self._tasks.append(loop.create_task(self._watch_traffic()))
             topic = topic_of_channel(self._topic_id, channel)
             self._entering[channel] = loop.create_task(
-                self.gossip.join(topic, list(self._met.values()), gate=AnnouncementGate())
+                self.gossip.join(topic, list(self._met.values()), gate=AnnouncementGate(me=self.peer_id))
             )
             self._tasks.append(loop.create_task(self._listen(channel)))
         self._topics[channel] = await asyncio.shield(self._entering[channel])
@@ -332,16 +332,16 @@ class IrohSwarm(Swarm):
 
     async def _listen(self, channel: Channel) -> None:
         async for message in await self._entering[channel]:
-            is_new = self._deliver(channel, message.content)
+            is_new = self._deliver(channel, message.content, message.peer)
             if is_new and self._desk is not None:
                 self._desk.tell(channel, message.content)
 
-    def _deliver(self, channel: Channel, sealed: bytes | memoryview) -> bool:
+    def _deliver(self, channel: Channel, sealed: bytes | memoryview, via: bytes | None = None) -> bool:
         """Takes in what was said; whether it is new, of a peer that counts. What it carries waits to be fetched."""
         if channel is Channel.RUN:
-            return self._streams[channel].deliver(sealed)
+            return self._streams[channel].deliver(sealed, via)
         stream = self._streams[channel]
-        announcement = stream.open(sealed)
+        announcement = stream.open(sealed, via)
         if announcement is None:
             return False
         try:

@@ -328,6 +328,10 @@ class GossipService:
         for topic, action in actions:
             match action:
                 case Send(peers=peers, message=message):
+                    gate = self._gates.get(topic)
+                    if gate is not None and isinstance(message, Gossip) and not gate.may_pass_on(message.content):
+                        self.stats.refused += 1
+                        continue
                     payload = encode_message(message)
                     if len(payload) >= self._size_of(topic):
                         self.stats.too_large += 1
