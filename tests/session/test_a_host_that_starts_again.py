@@ -31,6 +31,12 @@ pytestmark = [pytest.mark.waiting, pytest.mark.slow]
 ENDLESS = replace(CONFIG, total_steps=1_000_000, joiner_wait_time=1)
 
 
+def until_told(peer: Peer, beginning: str) -> None:
+    """It looks at its link twice a second, and a host may be back sooner."""
+    while not any(text.startswith(beginning) for text in peer.news) and peer.is_alive():
+        peer.join(0.02)
+
+
 def until_trained(peer: Peer, steps: int) -> None:
     while len(peer.steps) < steps and peer.is_alive():
         peer.join(0.02)
@@ -58,10 +64,12 @@ def test_the_ticket_stays_the_same_and_the_run_goes_on_where_the_other_is(tmp_pa
     del first.session  # as the process that ends would: the socket is open for as long as something has it
     first.error.__traceback__ = None
     gc.collect()
+    until_told(friend, "the coordinator does not answer")
 
     again = host(3, config, checkpoint_dir=tmp_path, resume=True)
     assert again.ticket == ticket
     until_trained(again, 3)
+    until_told(friend, "the coordinator answers again")
     for peer in (friend, again):
         peer.enough.set()
         peer.join()
