@@ -15,10 +15,15 @@ from typing import Final
 
 from .errors import LimitExceededError, ProtocolError, TruncatedError
 
-__all__ = ["Reader", "Writer"]
+__all__ = ["Reader", "Writer", "varint_size"]
 
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
+
+
+def varint_size(value: int) -> int:
+    """Bytes that :meth:`Writer.push_varint` takes for ``value``."""
+    return max(1, -(-value.bit_length() // 7))
 
 
 class Writer:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distro_optim.buffer import Reader, Writer
+from distro_optim.buffer import Reader, Writer, varint_size
 from distro_optim.errors import LimitExceededError, ProtocolError, TruncatedError
 
 U64 = st.integers(0, 2**64 - 1)
@@ -39,6 +39,7 @@ def test_varint_bytes(value: int, encoded: str) -> None:
     w = Writer()
     w.push_varint(value)
     assert w.finish().hex() == encoded
+    assert varint_size(value) == len(bytes.fromhex(encoded))
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32, 64])

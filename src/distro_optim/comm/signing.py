@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from typing_extensions import override
 
+from ..buffer import varint_size
 from ..errors import ConfigurationError, ProtocolError
 from .postcard import Bytes32, Bytes64, decode, encode
 
@@ -183,8 +184,7 @@ class SignedMessage:
     @staticmethod
     def size_with(data_size: int) -> int:
         """Bytes of a signed message with so many bytes of data."""
-        length_bytes = max(1, -(-data_size.bit_length() // 7))
-        return PUBLIC_KEY_SIZE + length_bytes + data_size + SIGNATURE_SIZE
+        return PUBLIC_KEY_SIZE + varint_size(data_size) + data_size + SIGNATURE_SIZE
 
     @classmethod
     def read(cls, sealed: bytes | bytearray | memoryview) -> SignedMessage:

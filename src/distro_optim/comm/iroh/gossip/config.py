@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ....buffer import varint_size
 from ....errors import ConfigurationError
 from ...swarm import FULL_MESH
 
@@ -118,14 +119,12 @@ class GossipConfig:
 
 def max_content_size(max_message_size: int) -> int:
     """Bytes of content that fit at every round in a message that is shorter than this."""
-    length_bytes = -(-max_message_size.bit_length() // 7)
-    return max_message_size - 1 - _GOSSIP_OVERHEAD - length_bytes
+    return max_message_size - 1 - _GOSSIP_OVERHEAD - varint_size(max_message_size)
 
 
 def max_message_size(content_size: int) -> int:
     """The bound of messages with so much content."""
-    length_bytes = -(-content_size.bit_length() // 7)
-    return content_size + length_bytes + _GOSSIP_OVERHEAD + 1
+    return content_size + varint_size(content_size) + _GOSSIP_OVERHEAD + 1
 
 
 PSYCHE_GOSSIP: Final = GossipConfig(
