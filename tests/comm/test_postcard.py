@@ -38,7 +38,9 @@ from distro_optim.comm.postcard import (
     decode,
     encode,
 )
-from distro_optim.comm.postcard.codecs import HEAD, MAX_DECODED, DecodedValues
+from distro_optim.comm.postcard.codecs import varint
+from distro_optim.comm.postcard.decoded_values import HEAD, MAX_DECODED, MAX_DECODED_BYTES, DecodedValues
+from distro_optim.comm.postcard.varints import decode_few
 from distro_optim.errors import ConfigurationError, LimitExceededError, ProtocolError, TruncatedError
 
 
@@ -592,3 +594,38 @@ def test_decoded_values_are_bounded() -> None:
         assert len(known._known) <= MAX_DECODED
     assert known.pull(Reader(number.to_bytes(HEAD, "big") + b"more")) == number
     assert known.pull(Reader(b"")) is None
+
+
+def test_decoded_values_take_a_bounded_number_of_bytes() -> None:
+    known = DecodedValues(head=8)
+    for number in range(100):
+        data = number.to_bytes(8, "big") + bytes(MAX_DECODED_BYTES // 10)
+        known.remember(data, number)
+        assert sum(len(kept) for kept, _ in known._known.values()) <= MAX_DECODED_BYTES
+        assert known.pull(Reader(data)) == number
+    known.remember(b"short", 1)
+    assert known.pull(Reader(b"short")) is None
+
+
+def read_singly(data: bytes, count: int, bits: int) -> tuple[list[int], int] | None:
+    reader = Reader(data)
+    try:
+        return [reader.pull_varint(bits) for _ in range(count)], reader.pos
+    except ProtocolError:
+        return None
+
+
+@given(st.data(), st.sampled_from([16, 32, 64]))
+def test_a_few_varints_at_once_are_read_as_one_by_one(draw: st.DataObject, bits: int) -> None:
+    values = draw.draw(st.lists(st.integers(0, 2 ** (bits + 1)) | st.integers(0, 300), max_size=40))
+    whole = b"".join(varint(value) for value in values)
+    data = draw.draw(st.sampled_from([whole, whole[:-1], whole[: len(whole) // 2]]) | st.binary(max_size=60))
+    count = draw.draw(st.sampled_from([len(values), max(0, len(values) - 1)]) | st.integers(0, 70))
+    found = decode_few(memoryview(data), count, bits)
+    assert (found and (list(found[0]), found[1])) == read_singly(data, count, bits)
+
+
+@pytest.mark.parametrize("data", [b"\x80" * 9 + b"\x01", b"\x80" * 9 + b"\x02", b"\x80" * 10 + b"\x00", b"\xff" * 5000])
+def test_the_longest_varints_are_read_alike(data: bytes) -> None:
+    found = decode_few(memoryview(data), 1, 64)
+    assert (found and (list(found[0]), found[1])) == read_singly(data, 1, 64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final
 
@@ -143,7 +144,16 @@ TransportAddr = _Relay | _Ip
 @dataclass(frozen=True)
 class _EndpointAddr:
     id: Bytes32
-    addrs: Annotated[list[TransportAddr], Limit(2 * MAX_ADDRESSES)]
+    addrs: Annotated[tuple[TransportAddr, ...], Limit(2 * MAX_ADDRESSES)]
+
+    # Every result comes with a ticket, and its address is the same for as long as the peer does not move.
+    __postcard_cached__ = PUBLIC_KEY_SIZE
+
+    @cached_property
+    def meaning(self) -> EndpointAddr:
+        relays = tuple(place.url for place in self.addrs if isinstance(place, _Relay))
+        direct = tuple(place.addr for place in self.addrs if isinstance(place, _Ip))
+        return EndpointAddr(self.id, relays, direct)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ class EndpointAddr:
     relays: tuple[str, ...] = ()
     direct: tuple[SocketAddr, ...] = ()
 
-    __postcard__ = Via(_EndpointAddr, lambda address: address._to_wire(), lambda wire: EndpointAddr._from_wire(wire))
+    __postcard__ = Via(_EndpointAddr, lambda address: address._to_wire(), lambda wire: wire.meaning)
 
     def __post_init__(self) -> None:
         if len(self.id) != PUBLIC_KEY_SIZE:
@@ -175,13 +185,7 @@ class EndpointAddr:
 
     def _to_wire(self) -> _EndpointAddr:
         # Relays before IPs, as Rust sorts its set.
-        return _EndpointAddr(self.id, [*map(_Relay, self.relays), *map(_Ip, self.direct)])
-
-    @classmethod
-    def _from_wire(cls, wire: _EndpointAddr) -> EndpointAddr:
-        relays = tuple(place.url for place in wire.addrs if isinstance(place, _Relay))
-        direct = tuple(place.addr for place in wire.addrs if isinstance(place, _Ip))
-        return cls(wire.id, relays, direct)
+        return _EndpointAddr(self.id, (*map(_Relay, self.relays), *map(_Ip, self.direct)))
 
     @property
     def is_empty(self) -> bool:

@@ -421,6 +421,9 @@ class Round:
     clients_len: U16 = 0
     tie_breaker_tasks: U16 = 0
 
+    # Three of the four in a state are over, and do not change any more.
+    __postcard_cached__ = True
+
 
 @dataclass(frozen=True)
 class CoordinatorConfig:

@@ -13,7 +13,8 @@ from typing import Any, Final
 from ...buffer import Reader, Writer
 from ...errors import ConfigurationError, LimitExceededError, ProtocolError
 from ..declarations import IntShape, step_into
-from .varints import WORTHWHILE, decode_varints, encode_varints
+from .decoded_values import HEAD, DecodedValues
+from .varints import WORTHWHILE, decode_few, decode_varints, encode_varints
 
 MAX_NESTING: Final = 64
 """How often a recursive type may contain itself. Chosen well below Python's own recursion limit."""
@@ -287,9 +288,36 @@ def int_sequence_codec(shape: IntShape, make: Callable[[list[Any]], Any], limit:
                 values, taken = decoded
                 reader.pull_bytes(taken)
                 return make(values)
-        return make(_decode_items(reader, count, item.read, depth))
+        return make(decode_few_ints(reader, count, depth))
 
+    decode_few_ints = _few_ints(shape, item)
     return Codec(encode_ints, decode_ints, 1)
+
+
+def _few_ints(shape: IntShape, item: Codec) -> Callable[[Reader, int, int], list[Any]]:
+    """Reads so many varints, given their number and how deep they are nested."""
+
+    def decode(reader: Reader, count: int, depth: int) -> list[Any]:
+        decoded = decode_few(reader.peek(), count, shape.bits) if count < WORTHWHILE and not shape.signed else None
+        if decoded is None:
+            return _decode_items(reader, count, item.read, depth)
+        values, taken = decoded
+        reader.pull_bytes(taken)
+        return list(values)
+
+    return decode
+
+
+def int_array_codec(shape: IntShape, make: Callable[[list[Any]], Any], count: int) -> Codec:
+    """A fixed number of varints, without a count."""
+    item = int_codec(shape)
+    plain = array_codec(item, make, count)
+    decode_few_ints = _few_ints(shape, item)
+
+    def decode_ints(reader: Reader, depth: int) -> Any:
+        return make(decode_few_ints(reader, count, depth))
+
+    return Codec(plain.write, decode_ints, plain.min_size)
 
 
 def array_codec(item: Codec, make: Callable[[list[Any]], Any], count: int) -> Codec:
@@ -417,48 +445,11 @@ def enum_codec(variants: Sequence[tuple[type, Codec]], name: str) -> Codec:
     return Codec(encode_variant, decode_variant, 1 + min(variant.min_size for _, variant in variants))
 
 
-# -- values that were decoded before -----------------------------------------------------------------------------------
-
-HEAD: Final = 64
-"""Bytes by which a value is looked up. Values that begin alike, which is allowed, take each other's place."""
-
-MAX_DECODED: Final = 512
-"""Values. A state of the coordinator has at most 128 reports, of some 600 bytes each."""
-
-
-class DecodedValues:
-    """The latest values of one type; what they were decoded from is compared to the last byte.
-
-    A state of the coordinator repeats the reports of four rounds, thousands of random numbers, and comes several times
-    in a round: to read each report once is most of what a client saves.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, tuple[bytes, Any]] = {}
-
-    def pull(self, reader: Reader) -> Any | None:
-        """The next value, if its bytes are those of one that is remembered; otherwise None, and nothing is taken."""
-        left = reader.peek()
-        known = self._known.get(bytes(left[:HEAD]))
-        if known is None or left[: len(known[0])] != known[0]:
-            return None
-        reader.pull_bytes(len(known[0]))
-        return known[1]
-
-    def remember(self, data: bytes, value: Any) -> None:
-        """``value`` was decoded from ``data``; it must never change. One shorter than :data:`HEAD` is not kept."""
-        if len(data) < HEAD:
-            return
-        if len(self._known) >= MAX_DECODED:
-            self._known.clear()
-        self._known[data[:HEAD]] = (data, value)
-
-
 # -- structs -----------------------------------------------------------------------------------------------------------
 
 
-def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -> Codec:
-    """The fields of a dataclass in declaration order."""
+def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: int | bool) -> Codec:
+    """The fields of a dataclass in declaration order; ``cached`` as :mod:`.from_annotations` says."""
     names = [name for name, _ in fields]
     encoders = [(name, field.write) for name, field in fields]
     decoders = [field.read for _, field in fields]
@@ -497,7 +488,7 @@ def struct_codec(cls: type, fields: Sequence[tuple[str, Codec]], cached: bool) -
         except ValueError as error:
             raise ProtocolError(str(error), offset=start) from None
 
-    known = DecodedValues()
+    known = DecodedValues(HEAD if cached is True else cached)
 
     def decode_cached(reader: Reader, depth: int) -> Any:
         value = known.pull(reader)

@@ -42,7 +42,8 @@ Python flattens unions: an enum inside an enum must be a field of a variant. ``A
 Python although they differ on the wire; where both were needed, give each its own variant classes.
 
 A class with ``__postcard_cached__ = True`` keeps its bytes once encoded, and of its latest values those that come again
-byte by byte are decoded once. It must be frozen, and have no slots.
+byte by byte are decoded once; a number in place of True says by how many of their first bytes its values are told
+apart. It must be frozen, and have no slots.
 
 Decoders raise only :class:`~distro_optim.errors.ProtocolError`, with the path of the field and the offset.
 Declared lengths are compared with what is left before anything is allocated, and recursive types nest at most
@@ -90,6 +91,7 @@ from .codecs import (
     blob_codec,
     enum_codec,
     float_codec,
+    int_array_codec,
     int_codec,
     int_sequence_codec,
     map_codec,
@@ -262,6 +264,8 @@ def _compile(shape: Shape, around: dict[StructShape, list[Codec]]) -> Codec:
             return blob_codec(limit) if fixed is None else raw_codec(fixed)
         case SequenceShape(IntShape(bits) as item, make, limit, None) if bits > 8:
             return int_sequence_codec(item, make, limit)
+        case SequenceShape(IntShape(bits) as item, make, _, int(fixed)) if bits > 8:
+            return int_array_codec(item, make, fixed)
         case SequenceShape(item, make, limit, fixed):
             inner = _compile(item, around)
             return sequence_codec(inner, make, limit) if fixed is None else array_codec(inner, make, fixed)
