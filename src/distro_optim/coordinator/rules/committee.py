@@ -26,6 +26,7 @@ from .probation import on_probation
 __all__ = ["CommitteeSelection", "shuffled_index", "shuffled_indices"]
 
 SHUFFLE_ROUNDS: Final = 90
+_NUMBERS: Final = tuple(bytes([number]) for number in range(SHUFFLE_ROUNDS))
 COMMITTEE_SALT: Final = b"committee"
 WITNESS_SALT: Final = b"witness"
 
@@ -34,6 +35,9 @@ MAX_PERCENT: Final = 100
 _U64_MAX: Final = 2**64 - 1
 _PLACES_PER_HASH: Final = 256
 """One hash decides for 256 places of the list."""
+
+_MAX_COMPOSED: Final = 1024
+"""Up to so many places the rounds of a shuffle are worked out all at once: a table of them fits into the cache."""
 
 _MAX_TABLE: Final = 1 << 16
 """A round's client count is a u16, so every real list lies below and is shuffled whole; beyond, place by place."""
@@ -64,15 +68,39 @@ def shuffled_indices(count: int, seed: bytes) -> NDArray[np.int64]:
     places = np.arange(count, dtype=np.int64)
     if not count:
         return places
-    blocks = range(-(-count // _PLACES_PER_HASH))
-    prefixes = [seed + bytes([round_number]) for round_number in range(SHUFFLE_ROUNDS)]
-    # Unpacked for all rounds at once: each step in numpy costs more than the few places of a list.
-    source = b"".join([_decisions(prefix, block) for prefix in prefixes for block in blocks])
+    sha256, blocks = hashlib.sha256, -(-count // _PLACES_PER_HASH)
+    # One hash after the other, with nothing in between that could have been done before: they are most of the time.
+    pivots = [int.from_bytes(sha256(seed + number).digest()[:8], "little") % count for number in _NUMBERS]
+    source = b"".join([sha256(seed + suffix).digest() for suffix in _suffixes(blocks)])
     bits = np.unpackbits(np.frombuffer(source, dtype=np.uint8), bitorder="little").view(np.bool_)
-    for prefix, decisions in zip(prefixes, bits.reshape(SHUFFLE_ROUNDS, -1), strict=True):
-        flips = (_pivot(prefix, count) - places) % count
-        places = np.where(decisions[np.maximum(places, flips)], flips, places)
+    decisions = bits.reshape(SHUFFLE_ROUNDS, -1)
+    column = np.array(pivots, dtype=np.int64)[:, None]
+    if count <= _MAX_COMPOSED:
+        return _composed(_swapped(places, column, decisions, count))
+    for number in range(SHUFFLE_ROUNDS):
+        one = slice(number, number + 1)
+        places = _swapped(places, column[one], decisions[one], count)[0]
     return places
+
+
+def _swapped(
+    places: NDArray[np.int64], pivots: NDArray[np.int64], decisions: NDArray[np.bool_], count: int
+) -> NDArray[np.int64]:
+    """``(rounds, count)``: where each of these rounds by itself puts every one of ``places``."""
+    flips = (pivots - places) % count
+    return np.where(np.take_along_axis(decisions, np.maximum(places, flips), axis=1), flips, places)
+
+
+def _composed(rounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``(count,)``: where all rounds put every place, one after the other. Two by two: each step in numpy costs more
+    than the few places of a list."""
+    while len(rounds) > 1:
+        pairs = len(rounds) // 2
+        first_of_second = np.arange(1, 2 * pairs, 2)[:, None] * rounds.shape[1]
+        joined = rounds.take(rounds[: 2 * pairs : 2] + first_of_second)
+        rounds = np.concatenate([joined, rounds[2 * pairs :]])
+    composed: NDArray[np.int64] = rounds[0]
+    return composed
 
 
 def _pivot(prefix: bytes, count: int) -> int:
@@ -81,6 +109,12 @@ def _pivot(prefix: bytes, count: int) -> int:
 
 def _decisions(prefix: bytes, block: int) -> bytes:
     return hashlib.sha256(prefix + (block & 0xFFFF_FFFF).to_bytes(4, "little")).digest()
+
+
+@lru_cache(maxsize=4)  # a run has one number of clients, or a few
+def _suffixes(blocks: int) -> tuple[bytes, ...]:
+    """What follows the seed in the hashes that decide, in the order of rounds and blocks."""
+    return tuple(number + block.to_bytes(4, "little") for number in _NUMBERS for block in range(blocks))
 
 
 def _hashed(random_seed: int) -> bytes:
