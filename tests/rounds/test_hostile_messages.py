@@ -15,7 +15,7 @@ from distro_optim.comm import postcard
 from distro_optim.comm.addresses import EndpointAddr, SocketAddr
 from distro_optim.comm.announcements import Announcement
 from distro_optim.comm.tickets import BlobFormat, BlobTicket
-from distro_optim.coordinator.types import BatchId, Committee, MerkleRoot, RunState
+from distro_optim.coordinator.types import BatchId, Committee, Hub, HubRepo, MerkleRoot, RunState
 from distro_optim.errors import ConfigurationError
 from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds.actions import DropReason
@@ -142,19 +142,39 @@ LIES: dict[str, tuple[DropReason, Callable[[Broadcast, Member, Member], Broadcas
         DropReason.NOT_A_BLOB,
         with_data(lambda d, *_: replace(d, ticket=replace(d.ticket, format=BlobFormat.HASH_SEQ))),
     ),
-    "a_commitment_signed_by_another": (
-        DropReason.BAD_SIGNATURE,
-        lambda b, victim, _: replace(b, commitment=Commitment(HASH, victim.key.sign(HASH))),
-    ),
-    "a_signature_over_something_else": (
-        DropReason.BAD_SIGNATURE,
-        lambda b, _, speaker: replace(b, commitment=Commitment(HASH, speaker.key.sign(HASH[::-1]))),
-    ),
     "readiness_in_the_middle_of_training": (
         DropReason.WRONG_STEP,
         lambda b, *_: replace(b, step=0, data=Finished(MerkleRoot(), warmup=True)),
     ),
 }
+
+
+COMMITMENTS: dict[str, Callable[[Member, Member], Commitment]] = {
+    "signed_by_another": lambda victim, _: Commitment(HASH, victim.key.sign(HASH)),
+    "signed_over_something_else": lambda _, speaker: Commitment(HASH, speaker.key.sign(HASH[::-1])),
+}
+
+
+@pytest.mark.parametrize("name", COMMITMENTS)
+def test_among_psyches_clients_a_commitment_is_to_be_signed_as_theirs(name: str) -> None:
+    world = World(total_steps=100)
+    model = replace(world.host.state.model, checkpoint=Hub(HubRepo("somebody/model")))
+    world.host.state = replace(world.host.state, model=model)
+    members = [Member(world, number) for number in range(11, 14)]  # nobody of them hosts
+    world.until_phase(RunState.ROUND_TRAIN, height=3)
+    victim, speaker = members[:2]
+    lie = replace(truth(speaker), commitment=COMMITMENTS[name](victim, speaker))
+    assert_refused(say(victim, speaker.key.public, lie), DropReason.BAD_SIGNATURE)
+    (taken,) = say(victim, speaker.key.public, truth(speaker))
+    assert isinstance(taken, act.FetchBlob)
+
+
+@pytest.mark.parametrize("name", COMMITMENTS)
+def test_in_a_run_of_our_own_the_signature_of_the_message_is_enough(name: str) -> None:
+    _, victim, speaker = fresh()
+    odd = replace(truth(speaker), commitment=COMMITMENTS[name](victim, speaker))
+    (fetch,) = say(victim, speaker.key.public, odd)
+    assert isinstance(fetch, act.FetchBlob)
 
 
 @pytest.mark.parametrize("name", LIES)

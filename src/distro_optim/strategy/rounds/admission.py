@@ -114,8 +114,12 @@ class EarlyMessages:
         self._held.clear()
 
 
-def check_commitment(broadcast: Broadcast, sender: NodeIdentity, reader: Reader) -> None:
+def check_commitment(broadcast: Broadcast, sender: NodeIdentity, reader: Reader | None) -> None:
     """Checks that the commitment is the sender's, and that a "finished" commits to its own root.
+
+    Args:
+        reader: checks the commitment's own signature, as Psyche's clients do; None where the message's is enough. That
+            one is by the same key, over all of the message, and nobody is shown a commitment without it.
 
     Raises:
         NotAdmitted: it does not.
@@ -123,12 +127,17 @@ def check_commitment(broadcast: Broadcast, sender: NodeIdentity, reader: Reader)
     commitment, data = broadcast.commitment, broadcast.data
     if isinstance(data, Finished) and commitment.data_hash != finished_hash(data.broadcast_merkle.inner):
         raise NotAdmitted(DropReason.WRONG_HASH, "the commitment is not to the root")
-    if not reader.is_signed_by(sender.p2p_identity, commitment.data_hash, commitment.signature):
+    if reader is not None and not reader.is_signed_by(sender.p2p_identity, commitment.data_hash, commitment.signature):
         raise NotAdmitted(DropReason.BAD_SIGNATURE)
 
 
-def check_broadcast(broadcast: Broadcast, sender: NodeIdentity, round_: RoundState, reader: Reader) -> Claim | None:
+def check_broadcast(
+    broadcast: Broadcast, sender: NodeIdentity, round_: RoundState, reader: Reader | None
+) -> Claim | None:
     """Checks that ``sender`` may say this about ``round_``, to which the step belongs.
+
+    Args:
+        reader: see :func:`check_commitment`.
 
     Returns:
         what it claims, if it announces a result.

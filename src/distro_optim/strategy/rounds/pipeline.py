@@ -161,7 +161,7 @@ class RoundPipeline:
             return False
         if isinstance(broadcast.data, Finished) and not self._waits_for_finished(round_):
             return True  # nothing of it is checked
-        claim = check_broadcast(broadcast, sender, round_, self._reader)
+        claim = check_broadcast(broadcast, sender, round_, self._reader if self._is_psyches else None)
         data_hash = broadcast.commitment.data_hash
         if claim is None:
             round_.broadcasts.append(data_hash)
