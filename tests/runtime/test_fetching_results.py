@@ -86,7 +86,7 @@ def in_driver(peers: Peers, scenario: Callable[[RoundDriver, Answers], Awaitable
             swarm=peers,  # type: ignore[arg-type]
             coordinator=SimpleNamespace(),  # type: ignore[arg-type]
             mailbox=SimpleNamespace(),  # type: ignore[arg-type]
-            journal=SimpleNamespace(),  # type: ignore[arg-type]
+            journal=SimpleNamespace(tell=print),  # type: ignore[arg-type]
         )
         return await scenario(subject, answers)
 

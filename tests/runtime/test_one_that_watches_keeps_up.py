@@ -27,7 +27,7 @@ def waiting_after(rounds: int, *, watches: bool) -> tuple[int, BaseException | N
             swarm=SimpleNamespace(),  # type: ignore[arg-type]
             coordinator=SimpleNamespace(),  # type: ignore[arg-type]
             mailbox=mailbox,
-            journal=SimpleNamespace(contributions=SimpleNamespace(counted=lambda _: None)),  # type: ignore[arg-type]
+            journal=SimpleNamespace(tell=print, contributions=SimpleNamespace(counted=lambda _: None)),  # type: ignore[arg-type]
         )
         for step in range(1, rounds + 1):
             subject._carry_out(act.ApplyResults(step=step, lr=0.01, bounds=None, updates=()))

@@ -3,6 +3,7 @@
 ===================  ===========================================================
 ``runtime``          a run in a thread of its own, beside the thread that trains
 ``driver``           rounds in an event loop: bytes and answers in, actions out
+``to_peers``         what is said to them, and what leaves together
 ``mailbox``          between the two threads: one queue
 ``way_in``           which of the ways into a run it is, as the arguments say
 ``link``             what a runtime needs to be in a run

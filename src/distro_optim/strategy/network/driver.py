@@ -33,6 +33,7 @@ from ..rounds.rounds import Rounds, Stage
 from .journal import Journal
 from .keeping import RunKeeper
 from .mailbox import Mailbox
+from .to_peers import ToPeers
 
 __all__ = ["FindPeers", "RoundDriver", "lacks_neighbors"]
 
@@ -130,7 +131,7 @@ class RoundDriver:
         self._generator = generator or random.Random()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._to_peers: asyncio.Queue[act.StoreBlob | act.Announce | act.AnnounceWeights] = asyncio.Queue()
+        self._to_peers = ToPeers(swarm, on_result=self._tell_of_result, on_lost=journal.tell)
         self._to_coordinator: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._fetches: dict[bytes, tuple[int, asyncio.Task[None]]] = {}
         self._slots = asyncio.Semaphore(MAX_FETCHES)
@@ -155,7 +156,7 @@ class RoundDriver:
         work: list[Coroutine[Any, Any, None]] = [
             self._follow(),
             *(self._hear(channel) for channel in Channel),
-            self._tell_peers(),
+            self._to_peers.run(),
             self._tell_coordinator(),
             self._encode(),
             self._meet(),
@@ -301,7 +302,10 @@ class RoundDriver:
                 self.swarm.set_allowed(peers)
                 self._new_peers.set()
             case act.StoreBlob() | act.Announce() | act.AnnounceWeights():
-                self._to_peers.put_nowait(action)
+                self._to_peers.put(action)
+            case act.HashWeights():
+                self._to_peers.expect_report()
+                self._mailbox.put(action)
             case act.PublishResult():
                 self._to_encode.set()
             case act.FetchBlob():
@@ -357,25 +361,6 @@ class RoundDriver:
         text = f"peer {action.trainer.hex()[:8]} does not train what it is given{done}; in step {action.step} its "
         self._journal.tell(text + action.words)
         self._mailbox.put_event(Note(text + action.words))
-
-    async def _tell_peers(self) -> None:
-        """In order: what is announced must have been stored."""
-        while True:
-            action = await self._to_peers.get()
-            try:
-                match action:
-                    case act.StoreBlob(data=data, tag=tag):
-                        self._tell_of_result(tag, data)
-                        await self.swarm.publish(data, tag)
-                    case act.Announce(data=data, carrying=carrying):
-                        await self.swarm.announce(data, carrying=carrying)
-                    case act.AnnounceWeights(data):
-                        await self.swarm.announce(data, channel=Channel.OWN_KIND)
-            except DistroError as error:
-                # It is repeated later; and if the swarm is closed, the task that listens to it ends the run.
-                self._journal.tell(f"a message to the peers was lost: {error}")
-            finally:
-                self._to_peers.task_done()
 
     async def _tell_coordinator(self) -> None:
         while True:
