@@ -4,6 +4,7 @@
 ``from_annotations``  which codec a type has; the table of all annotations
 ``codecs``            one small codec per wire type
 ``varints``           many varints at once
+``decoded_values``    what was decoded before, found again by its bytes
 ====================  =========================================================
 """
 
