@@ -260,38 +260,35 @@ WORD_BITS: Final = 64
 
 @dataclass(frozen=True)
 class _BitHead:
-    width: U8
-    index: U8
+    """What bitvec writes before the words of an array: how its bits are ordered, where they begin, how many follow."""
+
+    order: Annotated[str, Limit(len(BIT_ORDER))] = BIT_ORDER
+    width: U8 = WORD_BITS
+    index: U8 = 0
+    bits: U64 = WORD_BITS * BLOOM_WORDS
+
+    # All filters have the same: it is looked up by the order's name, and compared to its end.
+    __postcard_cached__ = len(BIT_ORDER)
 
 
-@dataclass(frozen=True)
-class _BitArray:
-    """A ``BitArray<[u64; 16], Lsb0>`` in the serde form of the bitvec crate."""
-
-    order: Annotated[str, Limit(len(BIT_ORDER))]
-    head: _BitHead
-    bits: U64
-    data: Annotated[tuple[U64, ...], Fixed(BLOOM_WORDS)]
+_BIT_HEAD: Final = _BitHead()
 
 
 @dataclass(frozen=True)
 class _BloomOnWire:
+    """Keys, and a ``BitArray<[u64; 16], Lsb0>`` in the serde form of the bitvec crate."""
+
     keys: Annotated[tuple[U64, ...], Limit(BLOOM_KEYS)]
-    bits: _BitArray
-
-
-def _bloom_to_wire(bloom: WitnessBloom) -> _BloomOnWire:
-    bits = _BitArray(BIT_ORDER, _BitHead(WORD_BITS, 0), WORD_BITS * BLOOM_WORDS, bloom.words)
-    return _BloomOnWire(bloom.keys, bits)
+    head: _BitHead
+    words: Annotated[tuple[U64, ...], Fixed(BLOOM_WORDS)]
 
 
 def _bloom_from_wire(wire: _BloomOnWire) -> WitnessBloom:
-    bits = wire.bits
     if len(wire.keys) != BLOOM_KEYS:
         raise ValueError(f"a filter has {BLOOM_KEYS} keys, not {len(wire.keys)}")
-    if (bits.order, bits.head, bits.bits) != (BIT_ORDER, _BitHead(WORD_BITS, 0), WORD_BITS * BLOOM_WORDS):
-        raise ValueError(f"the bits of a filter are {WORD_BITS * BLOOM_WORDS} in {BIT_ORDER}, from bit 0 of 64")
-    return WitnessBloom(wire.keys, bits.data)
+    if wire.head != _BIT_HEAD:
+        raise ValueError(f"the bits of a filter are {_BIT_HEAD.bits} in {BIT_ORDER}, from bit 0 of {WORD_BITS}")
+    return WitnessBloom(wire.keys, wire.words)
 
 
 @dataclass(frozen=True)
@@ -301,7 +298,7 @@ class WitnessBloom:
     keys: Annotated[tuple[U64, ...], Fixed(BLOOM_KEYS)] = (0,) * BLOOM_KEYS
     words: Annotated[tuple[U64, ...], Fixed(BLOOM_WORDS)] = (0,) * BLOOM_WORDS
 
-    __postcard__ = Via(_BloomOnWire, _bloom_to_wire, _bloom_from_wire)
+    __postcard__ = Via(_BloomOnWire, lambda bloom: _BloomOnWire(bloom.keys, _BIT_HEAD, bloom.words), _bloom_from_wire)
 
 
 @dataclass(frozen=True)

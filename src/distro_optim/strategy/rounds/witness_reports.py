@@ -54,24 +54,29 @@ def health_checks(
     elected = finished.witness_proof.witness
     if not elected or finished.height < 1 or state.epoch_state.first_round or before is None:
         return ()
-    worked = set(before.assignments.values())
-    newcomers = on_probation(state)
-    had_work = []
-    for index, client in enumerate(state.epoch_state.clients):
-        if client.id == me or client.id not in worked or index in newcomers:
-            continue
-        try:
-            proof = finished.selection.get_committee(index)
-            check_worker(state, client.id, proof)
-        except CoordinatorError:
-            continue
-        had_work.append((client.id, proof))
     round_ = state.previous_round
-    if not had_work or round_ is None:
+    if round_ is None:
         return ()
     try:
         quorum = witness_quorum(state.config.witness_nodes, len(round_.witnesses))
     except CoordinatorError:
         return ()  # there are no reports, so nobody can be judged by them
-    scores = trainer_scores([client for client, _ in had_work], round_.witnesses)
-    return tuple(check for check, score in zip(had_work, scores, strict=True) if score < quorum)
+    worked = set(before.assignments.values())
+    newcomers = on_probation(state)
+    had_work = [
+        (index, client.id)
+        for index, client in enumerate(state.epoch_state.clients)
+        if client.id != me and client.id in worked and index not in newcomers
+    ]
+    scores = trainer_scores([client for _, client in had_work], round_.witnesses)
+    idle = []
+    for (index, client), score in zip(had_work, scores, strict=True):
+        if score >= quorum:
+            continue
+        try:
+            proof = finished.selection.get_committee(index)
+            check_worker(state, client, proof)
+        except CoordinatorError:
+            continue
+        idle.append((client, proof))
+    return tuple(idle)
