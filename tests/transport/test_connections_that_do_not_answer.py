@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from distro_optim.comm.iroh.connection import IDLE_LOOK_SECONDS, NUDGE_SECONDS, SILENT_REASON, Connection
-from distro_optim.comm.iroh.node.vigil import REPLACED_SECONDS, Vigil
+from distro_optim.comm.iroh.node.vigil import REPLACED_SECONDS, Vigil, pause_with
 from distro_optim.comm.iroh.traffic import TrafficMonitor
 from distro_optim.comm.iroh.watching.beside import IDLE_SECONDS, MAX_BESIDE, EndpointsBeside
 from distro_optim.comm.iroh.watching.silence import SENDINGS, SILENCE_SECONDS, SLEEP_SECONDS, Silence
@@ -419,3 +419,13 @@ def test_an_endpoint_is_closed_when_nobody_has_used_it_for_long() -> None:
         assert len(endpoints.beside) == 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("connections", "seconds"), [(0, 0.25), (8, 0.25), (12, 0.375), (16, 0.5), (100, 0.5), (250, 1.0), (10_000, 2.0)]
+)
+def test_the_more_connections_the_fewer_looks_and_never_fewer_than_silence_allows(
+    connections: int, seconds: float
+) -> None:
+    assert pause_with(connections) == pytest.approx(seconds)
+    assert pause_with(connections) < SLEEP_SECONDS
