@@ -42,14 +42,12 @@ class WeightsHasher:
         """Hashes the weights of ``step``, which lie still until :meth:`wait` has returned. The order is that of
         ``tensors``, fresh digests for each. Waits for those of the step before."""
         self.wait()
-        self._thread = threading.Thread(
-            target=self._hash, args=(step, tuple(tensors)), name=f"{_THREAD_NAME}-{step}", daemon=True
-        )
-        try:
-            self._thread.start()
-        except BaseException:  # Ctrl-C: perhaps it runs already, and ends by itself when the weights are taken up
-            self._thread = None
-            raise
+        name = f"{_THREAD_NAME}-{step}"
+        thread = threading.Thread(target=self._hash, args=(step, tuple(tensors)), name=name, daemon=True)
+        # Known only once it runs: another thread may close all this meanwhile, and waits for what is known. Ctrl-C in
+        # between leaves a thread that ends by itself, when it is stopped or the weights are taken up.
+        thread.start()
+        self._thread = thread
 
     def wait(self) -> tuple[bytes, ...]:
         """The digests of the last step, as soon as they are there; those before it, if hashing was stopped."""
