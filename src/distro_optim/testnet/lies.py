@@ -26,7 +26,7 @@ from ..strategy.rounds.results import commitment_hash
 from ..verify.commitment import Commitment
 from .weather import SwarmAround
 
-__all__ = ["LIES", "Lie", "LyingSwarm", "Truth"]
+__all__ = ["LIES", "Lie", "LyingSwarm", "Truth", "mis_signed"]
 
 _FLOAT32: Final = 6
 """libtorch's number for the type (``c10/core/ScalarType.h``)."""
@@ -113,7 +113,8 @@ def replayed(truth: Truth) -> tuple[Broadcast, bytes]:
 
 
 def mis_signed(truth: Truth) -> tuple[Broadcast, bytes]:
-    """The honest result, and a signature with one wrong bit."""
+    """The honest result, and a signature with one wrong bit: a lie where Psyche's clients are, and to peers of our own
+    kind the truth, since they believe the signature of the message around it."""
     commitment = truth.broadcast.commitment
     signature = commitment.signature[:-1] + bytes([commitment.signature[-1] ^ 1])
     return replace(truth.broadcast, commitment=Commitment(commitment.data_hash, signature)), truth.blob
