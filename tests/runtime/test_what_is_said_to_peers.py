@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distro_optim.comm.carrying import MAX_CARRIED
 from distro_optim.comm.swarm import Channel
 from distro_optim.errors import StoreFullError
 from distro_optim.strategy.network import to_peers
@@ -92,12 +93,13 @@ def test_without_a_report_that_is_due_nothing_waits(said: to_peers.Speech, monke
     saying(test)
 
 
-def test_what_does_not_carry_a_result_does_not_wait_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [act.Announce(b"finished"), act.Announce(b"large", carrying=b"b" * (MAX_CARRIED + 1))])
+def test_what_does_not_go_along_does_not_wait_for_a_report(said: act.Announce, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_peers, "GATHER_SECONDS", 1e6)
 
     async def test(swarm: Swarm, speech: ToPeers) -> None:
         speech.expect_report()
-        speech.put(act.Announce(b"finished"))
+        speech.put(said)
         await until(lambda: bool(swarm.said))
 
     saying(test)

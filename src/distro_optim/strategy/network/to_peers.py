@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from ...comm.carrying import MAX_CARRIED
 from ...comm.swarm import Channel, Swarm
 from ...errors import DistroError
 from ..rounds import actions as act
@@ -58,7 +59,7 @@ class ToPeers:
         """Until it is cancelled."""
         while True:
             speech = await self._queue.get()
-            if isinstance(speech, act.Announce) and speech.carrying is not None:
+            if isinstance(speech, act.Announce) and speech.carrying is not None and len(speech.carrying) <= MAX_CARRIED:
                 await self._gather()
             try:
                 await self._say(speech)
